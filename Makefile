@@ -1,0 +1,34 @@
+# make setup: everything that is needed, in .venv.  make demo: convert, train, explain.  make test, make lint: the checks.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+FFCV_NEEDS := pkg-config libopencv-dev libturbojpeg0-dev
+export NO_ALBUMENTATIONS_UPDATE := 1
+
+.PHONY: setup demo test lint format clean
+
+setup: $(VENV)/.done
+
+$(VENV)/.done: setup.cfg pyproject.toml scripts/setup.sh
+	PYTHON="$(PYTHON)" VENV="$(VENV)" FFCV_NEEDS="$(FFCV_NEEDS)" bash scripts/setup.sh
+	touch $@
+
+demo: setup
+	BIN="$(CURDIR)/$(BIN)" bash scripts/demo.sh
+
+test: setup
+	$(BIN)/python -m pytest
+
+# mypy sees the packages as they are installed: converters/ is fastcifar.converters
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	rm -rf build/typecheck && mkdir -p build/typecheck && cp -r fastcifar build/typecheck/ && cp -r converters build/typecheck/fastcifar/
+	cd build/typecheck && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/setup.cfg --cache-dir $(CURDIR)/.mypy_cache -p fastcifar
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf build dist demo *.egg-info .mypy_cache .pytest_cache .ruff_cache

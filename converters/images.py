@@ -1,0 +1,258 @@
+"""A folder, tar or zip of images: `train/<class>/*` and `test/<class>/*`, JPEG or PNG, all of one size.
+
+The files are taken in the order of their paths, so that a folder and an archive of it give the same beton.
+"""
+
+from __future__ import annotations
+
+import io
+import lzma
+import os
+import shutil
+import tarfile
+import tempfile
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+import numpy as np
+import PIL.Image
+from fastcifar.converters.sources import Image, Source
+
+from fastcifar.errors import DataError
+
+SPLITS = ("train", "test")
+EXTENSIONS = (".jpg", ".jpeg", ".png")
+MAX_FILE_BYTES = 64 * 2**20
+MAX_SIDE = 1_672  # a larger square does not fit into a beton's page
+MAX_FILES = 10_000_000
+UNREADABLE = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    lzma.LZMAError,
+    zlib.error,
+    EOFError,
+    OSError,
+    ValueError,
+    RuntimeError,
+)
+LAYOUT = "expected train/<class>/* and test/<class>/*, JPEG or PNG"
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """One image of a source: where it stands, and how to get its bytes."""
+
+    name: str
+    """`train/cat/0001.jpg`, as it is shown in messages."""
+    read: Callable[[], bytes]
+
+
+class ImageSplit:
+    """The images of one split, decoded as they are asked for. All must have the size of `first`."""
+
+    def __init__(self, where: Path, files: list[tuple[ImageFile, int]], first: tuple[str, tuple[int, int]]) -> None:
+        self._where, self._files, self._first = where, files, first
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __iter__(self) -> Iterator[tuple[Image, int]]:
+        first_name, first_size = self._first
+        for file, label in self._files:
+            image = decode(self._where, file)
+            if image.shape[:2] != first_size:
+                raise DataError(
+                    f"{self._where}: {file.name} is {image.shape[0]}x{image.shape[1]}, {first_name} is "
+                    f"{first_size[0]}x{first_size[1]} (height x width); expected one size for all: resize or remove it"
+                )
+            yield image, label
+
+
+def decode(where: Path, file: ImageFile) -> Image:
+    """The image as (H, W, 3) uint8 RGB. Raises DataError if it is no JPEG or PNG that RGB can hold."""
+
+    def refuse(why: str) -> DataError:
+        return DataError(f"{where}: {file.name}: {why}")
+
+    try:
+        content = file.read()
+    except UNREADABLE as error:
+        raise refuse(f"cannot be read ({error})") from error
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            picture = PIL.Image.open(io.BytesIO(content), formats=("JPEG", "PNG"))
+            if max(picture.size) > MAX_SIDE:
+                raise refuse(f"is {picture.height}x{picture.width}; expected at most {MAX_SIDE} pixels a side")
+            if picture.mode in ("I", "F") or picture.mode.startswith("I;"):
+                raise refuse(f"has mode {picture.mode!r}; expected 8 bits a channel")
+            has_alpha = "transparency" in picture.info or "A" in picture.getbands()
+            if has_alpha and picture.convert("RGBA").getchannel("A").getextrema() != (255, 255):
+                raise refuse("has transparent pixels; expected an opaque image")
+            return np.asarray(picture.convert("RGB"))
+    except DataError:
+        raise
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        EOFError,
+        zlib.error,
+        PIL.Image.DecompressionBombError,
+    ) as error:
+        raise refuse(f"not a whole JPEG or PNG image ({error})") from error
+
+
+def open_folder(path: Path) -> Source:
+    """A folder of images."""
+    names = []
+    for base, folders, files in os.walk(path, followlinks=True):
+        inside = Path(base).relative_to(path)
+        if len(inside.parts) > 3:  # deeper than any dataset; a link may lead round in a circle
+            folders.clear()
+        names += [(inside / name).as_posix() for name in files]
+    return _source(path, [ImageFile(name, _file_reader(path / name)) for name in names], ExitStack())
+
+
+def _file_reader(path: Path) -> Callable[[], bytes]:
+    def read() -> bytes:
+        if not path.is_file():
+            raise ValueError("not a file")
+        with path.open("rb") as file:
+            return _bounded(file)
+
+    return read
+
+
+def _bounded(file: IO[bytes]) -> bytes:
+    content = file.read(MAX_FILE_BYTES + 1)
+    if len(content) > MAX_FILE_BYTES:
+        raise ValueError(f"it has over {MAX_FILE_BYTES} bytes")
+    return content
+
+
+def open_archive(path: Path) -> Source:
+    """A tar (plain, gz, xz or bz2) or a zip of a folder of images."""
+    with ExitStack() as resources:
+        try:
+            if zipfile.is_zipfile(path):
+                files = _zip_files(path, resources)
+            else:
+                files = _tar_files(path, resources)
+        except DataError:
+            raise
+        except UNREADABLE as error:
+            raise DataError(f"{path}: not a whole tar or zip archive ({error}); {LAYOUT}") from error
+        return _source(path, files, resources.pop_all())
+
+
+def _zip_files(path: Path, resources: ExitStack) -> list[ImageFile]:
+    archive = resources.enter_context(zipfile.ZipFile(path))
+
+    def reader(member: zipfile.ZipInfo) -> Callable[[], bytes]:
+        def read() -> bytes:
+            with archive.open(member) as file:
+                return _bounded(file)
+
+        return read
+
+    return [ImageFile(member.filename, reader(member)) for member in archive.infolist() if not member.is_dir()]
+
+
+def _tar_files(path: Path, resources: ExitStack) -> list[ImageFile]:
+    # One pass over the stream: a compressed tar cannot be read at random. The files' bytes (never to a path that the
+    # archive names) go to an unnamed temporary file, at most half of what the disk has free.
+    spool = resources.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 (lives as long as the source)
+    room = shutil.disk_usage(tempfile.gettempdir()).free // 2
+    files = []
+
+    def reader(offset: int, size: int) -> Callable[[], bytes]:
+        return lambda: os.pread(spool.fileno(), size, offset)
+
+    offset = 0
+    with tarfile.open(path, "r|*") as archive:
+        for member in archive:
+            if member.isdir():
+                continue
+            if not member.isreg() or member.issparse():
+                raise DataError(f"{path}: {member.name} is a link, a device or a sparse file; expected plain files")
+            if not _is_wanted(member.name):
+                continue
+            if member.size > MAX_FILE_BYTES:
+                raise DataError(f"{path}: {member.name} has {member.size} bytes; expected at most {MAX_FILE_BYTES}")
+            room -= member.size
+            if room < 0:
+                raise DataError(f"{path}: unpacked it would fill over half of what {tempfile.gettempdir()} has free")
+            content = archive.extractfile(member)
+            assert content is not None  # it is a regular file
+            spool.write(content.read())
+            files.append(ImageFile(member.name, reader(offset, member.size)))
+            offset += member.size
+            if len(files) > MAX_FILES:
+                raise DataError(f"{path}: holds over {MAX_FILES} files")
+    spool.flush()
+    return files
+
+
+def _is_wanted(name: str) -> bool:
+    """False for what operating systems leave beside the user's files."""
+    parts = PurePosixPath(name).parts
+    hidden = any(part.startswith(".") and part not in (".", "..") for part in parts)
+    return not hidden and "__MACOSX" not in parts and parts[-1:] != ("Thumbs.db",)
+
+
+def _source(where: Path, files: list[ImageFile], resources: ExitStack) -> Source:
+    """Sort `files` into splits and classes, and check that together they are a dataset."""
+    found: dict[str, dict[str, dict[str, ImageFile]]] = {name: {} for name in SPLITS}
+    root: tuple[str, ...] | None = None
+    for file in files:
+        if not _is_wanted(file.name):
+            continue
+        parts = PurePosixPath(file.name).parts
+        if ".." in parts or PurePosixPath(file.name).is_absolute() or "\\" in file.name:
+            raise DataError(f"{where}: {file.name!r} points outside the archive; refused")
+        depth = next((i for i, part in enumerate(parts[:2]) if part in SPLITS), None)
+        if depth is None or len(parts) == depth + 1:
+            continue  # a README beside train/ and test/
+        if root is None:
+            root = parts[:depth]
+        shown = "/".join(parts[depth:])
+        if parts[:depth] != root:
+            raise DataError(f"{where}: {file.name} lies beside another dataset in {'/'.join(root) or '.'}; {LAYOUT}")
+        if len(parts) != depth + 3 or not shown.lower().endswith(EXTENSIONS):
+            raise DataError(f"{where}: {shown}: {LAYOUT}")
+        classes = found[parts[depth]].setdefault(parts[depth + 1], {})
+        if shown in classes:
+            raise DataError(f"{where}: {shown} stands there twice")
+        classes[shown] = ImageFile(shown, file.read)
+
+    for name in SPLITS:
+        if not found[name]:
+            raise DataError(f"{where}: no images in {name}/; {LAYOUT}")
+    class_names = tuple(sorted(found["train"]))
+    unknown = sorted(set(found["test"]) - set(class_names))
+    if unknown:
+        raise DataError(
+            f"{where}: test/{unknown[0]} is a class that train/ does not have; expected one of: {_listed(class_names)}"
+        )
+    first = min(found["train"][class_names[0]].values(), key=lambda file: file.name)
+    shape = decode(where, first).shape
+    splits = {}
+    for name in SPLITS:
+        ordered = [
+            (file, label)
+            for label, class_name in enumerate(class_names)
+            for _, file in sorted(found[name].get(class_name, {}).items())
+        ]
+        splits[name] = ImageSplit(where, ordered, (first.name, (shape[0], shape[1])))
+    return Source(description=f"images of {where.name}", class_names=class_names, splits=splits, resources=resources)
+
+
+def _listed(names: tuple[str, ...], most: int = 12) -> str:
+    return ", ".join(names[:most]) + (f", … ({len(names)})" if len(names) > most else "")

@@ -1,0 +1,75 @@
+"""Where images come from: the official CIFAR archives, a folder or an archive of images, or a generator.
+
+A source has class names and two splits; a split has a length and gives, each time it is iterated, the same
+(H, W, 3) uint8 images with their labels. What is inside an archive is not trusted: sizes are bounded before
+anything is decoded, names are checked, and nothing is unpacked to a path that the archive names.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from fastcifar.errors import DataError
+
+Image = npt.NDArray[np.uint8]
+
+
+class Split(Protocol):
+    """The training or the test images of a source."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[tuple[Image, int]]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Images to convert. Use it in a `with` block: an archive may hold files open."""
+
+    description: str
+    class_names: tuple[str, ...]
+    splits: Mapping[str, Split]
+    """'train' and 'test'."""
+    resources: ExitStack = field(default_factory=ExitStack, repr=False)
+
+    def __enter__(self) -> Source:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.resources.close()
+
+
+def open_source(
+    spec: str | os.PathLike[str], *, dataset: str = "cifar10", download_dir: str | os.PathLike[str] = "data"
+) -> Source:
+    """The source that `spec` names: 'download' (of `dataset`, 'cifar10' or 'cifar100', kept in `download_dir`),
+    'synthetic', or a path: an official archive or its unpacked folder, a folder of images, or a tar or zip of one.
+
+    Raises DataError (exit code 4) if there is nothing there, or nothing that can be converted.
+    """
+    from fastcifar.converters import images, official, synthetic
+
+    if spec == "download":
+        return official.download(dataset, Path(download_dir))
+    if spec == "synthetic":
+        return synthetic.source()
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        return official.open_folder(path) or images.open_folder(path)
+    if path.is_file():
+        return official.open_archive(path) or images.open_archive(path)
+    raise DataError(
+        f"{path}: no such file or folder; expected 'download', 'synthetic', a CIFAR archive or its unpacked folder, "
+        "or a folder or archive of images"
+    )

@@ -1,0 +1,39 @@
+"""fastcifar: train image classifiers at CIFAR scale, fast, and see what they look at.
+
+The names below are loaded when first used, so that `import fastcifar` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from fastcifar.beton import Beton as Beton
+    from fastcifar.beton import open_beton as open_beton
+    from fastcifar.config import AugmentConfig as AugmentConfig
+    from fastcifar.errors import FastcifarError as FastcifarError
+    from fastcifar.loaders import Batch as Batch
+    from fastcifar.loaders import make_loader as make_loader
+
+_HOMES = {
+    "AugmentConfig": "fastcifar.config",
+    "Batch": "fastcifar.loaders",
+    "Beton": "fastcifar.beton",
+    "FastcifarError": "fastcifar.errors",
+    "make_loader": "fastcifar.loaders",
+    "open_beton": "fastcifar.beton",
+}
+__all__ = ["AugmentConfig", "Batch", "Beton", "FastcifarError", "__version__", "make_loader", "open_beton"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fastcifar' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,59 @@
+"""The choices applied one image at a time by Albumentations' own operations. The only importer of Albumentations."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import numpy.typing as npt
+
+from fastcifar.augment.draws import Choices
+from fastcifar.config import AugmentConfig
+from fastcifar.errors import MissingExtraError
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else its import asks the network for a newer version
+try:
+    import albumentations
+    import cv2
+except ImportError as error:
+    raise MissingExtraError("the albumentations loader", "albumentations", str(error)) from error
+
+Image = npt.NDArray[np.uint8]
+
+
+class AlbumentationsAugment:
+    """Crop, flip and cutout, given from outside what each of them would draw."""
+
+    def __init__(self, augment: AugmentConfig, fill: npt.NDArray[np.uint8]) -> None:
+        cv2.setNumThreads(0)  # one image is no work to share, and threads do not survive the fork of a worker
+        self._padding = augment.crop_padding
+        self._cutout_size = augment.cutout_size
+        border = cv2.BORDER_REFLECT_101 if augment.crop_mode == "reflect" else cv2.BORDER_CONSTANT
+        self._pad = albumentations.Pad(self._padding, border_mode=border, fill=0, p=1.0)
+        self._crop = albumentations.RandomCrop(1, 1, p=1.0)  # the size comes with the coordinates
+        self._flip = albumentations.HorizontalFlip(p=1.0)
+        self._cutout = albumentations.CoarseDropout(fill=tuple(int(v) for v in fill), p=1.0)
+
+    def __call__(self, image: Image, choice: np.void) -> Image:
+        """One image, (H, W, 3) uint8, as the row `choice` of a table (`draws.CHOICES`) says; a new array or `image`."""
+        height, width, _ = image.shape
+        if self._padding:
+            pad = self._padding
+            image = self._pad.apply(image, pad_top=pad, pad_bottom=pad, pad_left=pad, pad_right=pad)
+            y, x = int(choice["crop_y"]), int(choice["crop_x"])
+            image = self._crop.apply(image, crop_coords=(x, y, x + width, y + height))
+        if choice["flip"]:
+            image = self._flip.apply(image)
+        if self._cutout_size:
+            y, x, size = int(choice["cutout_y"]), int(choice["cutout_x"]), self._cutout_size
+            hole = (max(x, 0), max(y, 0), min(x + size, width), min(y + size, height))
+            image = self._cutout.apply(image, holes=np.array([hole]), seed=0)
+        return image
+
+
+def augment_batch(images: Image, choices: Choices, operations: AlbumentationsAugment) -> Image:
+    """(N, H, W, 3) uint8 -> (N, H, W, 3) uint8, a new array; row i of `choices` is for image i."""
+    out = np.empty_like(images)
+    for i, (image, choice) in enumerate(zip(images, choices, strict=True)):
+        out[i] = operations(image, choice)
+    return out

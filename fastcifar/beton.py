@@ -1,0 +1,440 @@
+"""FFCV's beton file, and the manifest beside it: the contract between converters and loaders.
+
+A beton here has the fields `image` (raw uint8, H x W x 3, one size for all) and `label` (int). Its bytes are not
+trusted: every size, pointer and table is checked before anything is used, and the SHA-256 against the manifest.
+The layout is that of FFCV 1.0.2 (`ffcv/types.py`, `ffcv/writer.py`, https://github.com/libffcv/ffcv).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import mmap
+import os
+import stat
+import sys
+import tempfile
+import weakref
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+
+from fastcifar.errors import DataError
+
+if sys.byteorder != "little":  # pragma: no branch
+    raise ImportError("beton files are little-endian, this machine is not: fastcifar cannot run here")
+
+VERSION = 2
+PAGE_SIZE = 8 * 2**20  # FFCV's default
+MIN_PAGE_SIZE, MAX_PAGE_SIZE = 2**21, 2**31
+RAW, JPEG_MODE = 1, 0
+INT_FIELD, IMAGE_FIELD = 1, 2
+MAX_CLASSES = 65_536
+MAX_MANIFEST_BYTES = 16 * 2**20
+CHUNK = 8 * 2**20
+
+HEADER = np.dtype(
+    [
+        ("version", "<u2"),
+        ("num_fields", "<u2"),
+        ("page_size", "<u4"),
+        ("num_samples", "<u8"),
+        ("alloc_table_ptr", "<u8"),
+    ]
+)
+FIELD = np.dtype([("type_id", "<u1"), ("name", "<u1", 16), ("arguments", "<u1", 1024)])
+RECORD = np.dtype(
+    {
+        "names": ["mode", "width", "height", "data_ptr", "label"],
+        "formats": ["<u1", "<u2", "<u2", "<u8", "<i8"],
+        "offsets": [0, 1, 3, 5, 16],  # the image's 13 bytes are packed, the label is aligned
+        "itemsize": 24,
+    }
+)
+ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
+TABLES_START = HEADER.itemsize + 2 * FIELD.itemsize
+
+Bytes = npt.NDArray[np.uint8]
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What `train.beton.json` says of `train.beton`."""
+
+    num_samples: int
+    image_shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
+    mean: tuple[float, float, float]
+    """Per channel (red, green, blue), over all pixels, 0..255."""
+    std: tuple[float, float, float]
+    """Population standard deviation, likewise."""
+    sha256: str
+    source: str
+    versions: dict[str, str]
+
+    def to_json(self) -> str:
+        """The text of the manifest file."""
+        return json.dumps({"fastcifar_manifest": 1, **asdict(self)}, indent=1, ensure_ascii=False) + "\n"
+
+
+class OpenFile:
+    """A descriptor that is closed when nothing uses it any more."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        weakref.finalize(self, os.close, descriptor)
+        self._opened = self._fingerprint()
+
+    def _fingerprint(self) -> tuple[int, int]:
+        status = os.fstat(self.descriptor)
+        return status.st_size, status.st_mtime_ns
+
+    @property
+    def path(self) -> str:
+        """A path to this very file, for programs that open by name, even where the name is gone or taken."""
+        return f"/proc/self/fd/{self.descriptor}" if sys.platform == "linux" else f"/dev/fd/{self.descriptor}"
+
+    @property
+    def changed(self) -> bool:
+        """True if somebody wrote to the file since it was opened here."""
+        return self._fingerprint() != self._opened
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beton:
+    """A checked beton, open for reading.
+
+    Image i is `data[offsets[i] : offsets[i] + H*W*3]`: pages have slack between them, there is no (N, H, W, 3) array.
+    """
+
+    path: Path
+    file: OpenFile
+    """What `data` maps: the file, or a private copy of it that nobody else can write to (see `open_beton`)."""
+    data: Bytes
+    """The whole file, (size,) uint8, read-only."""
+    offsets: Ints
+    """(N,) int64: where each image begins."""
+    labels: Ints
+    """(N,) int64, 0 .. number of classes - 1."""
+    image_shape: tuple[int, int, int]
+    """(H, W, 3)."""
+    page_size: int
+    class_names: tuple[str, ...]
+    mean: Floats
+    """(3,) float64, 0..255."""
+    std: Floats
+    """(3,) float64, 0..255."""
+    sha256: str
+    verified: bool
+    """True if a manifest lies beside the file and its SHA-256 is that of the file."""
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    @property
+    def pages(self) -> Ints:
+        """(N,) int64: the page of the file that holds each image."""
+        return self.offsets // self.page_size
+
+    def check_unchanged(self) -> None:
+        """Raise DataError if the mapped file was written to since it was checked. A private copy never is."""
+        if self.file.changed:
+            raise DataError(f"{self.path}: was written to while it was used; start again with the new file")
+
+    def images(self, rows: npt.ArrayLike) -> Bytes:
+        """The images of `rows` (any integer array of shape (B,)), copied: (B, H, W, 3) uint8."""
+        size = int(np.prod(self.image_shape))
+        # every run of `size` bytes of the file as a row, without copying; indexing then copies whole images
+        windows = np.lib.stride_tricks.as_strided(self.data, (len(self.data) - size + 1, size), (1, 1), writeable=False)
+        return windows[self.offsets[np.asarray(rows, dtype=np.int64)]].reshape(-1, *self.image_shape)
+
+
+def manifest_path(path: str | os.PathLike[str]) -> Path:
+    """Where the manifest of the beton at `path` lies."""
+    return Path(f"{os.fspath(path)}.json")
+
+
+def open_beton(path: str | os.PathLike[str], *, in_memory: bool = False) -> Beton:
+    """Open and check a beton.
+
+    With `in_memory`, `data` is a private copy (sealed, where the system can), checked after it was made: nothing
+    that happens to the file later changes it. Otherwise the file itself is mapped, and `check_unchanged` tells.
+
+    Raises DataError (exit code 4) if the file is missing, damaged, not of this kind, or not the one that its
+    manifest describes.
+    """
+    path = Path(path)
+    file = _open_private(path) if in_memory else _open_regular(path)
+    data = _map(path, file)
+    page_size, records = _check_tables(path, data)
+    image_shape = (int(records["height"][0]), int(records["width"][0]), 3)
+    offsets = records["data_ptr"].astype(np.int64)
+    labels = records["label"].astype(np.int64)
+    digest = _sha256(data)
+    manifest = read_manifest(path)
+    if manifest is None:
+        num_classes = int(labels.max()) + 1
+        class_names = tuple(str(i) for i in range(num_classes))
+        mean, std = channel_statistics(channel_histogram(data, offsets, image_shape))
+    else:
+        _check_manifest(path, manifest, digest, len(offsets), image_shape, int(labels.max()))
+        class_names = manifest.class_names
+        mean, std = np.array(manifest.mean), np.array(manifest.std)
+    return Beton(
+        path=path,
+        file=file,
+        data=data,
+        offsets=offsets,
+        labels=labels,
+        image_shape=image_shape,
+        page_size=page_size,
+        class_names=class_names,
+        mean=mean,
+        std=std,
+        sha256=digest,
+        verified=manifest is not None,
+    )
+
+
+def read_manifest(path: str | os.PathLike[str]) -> Manifest | None:
+    """The manifest beside the beton at `path`, or None if there is none. Raises DataError if it is damaged."""
+    file = manifest_path(path)
+    if not file.exists():
+        return None
+    try:
+        if file.stat().st_size > MAX_MANIFEST_BYTES:
+            raise ValueError(f"it has over {MAX_MANIFEST_BYTES} bytes")
+        raw = json.loads(file.read_text(encoding="utf-8"))
+        return _parse_manifest(raw)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        reason = f"no key {error}" if isinstance(error, KeyError) else str(error)
+        raise DataError(f"{file}: not a manifest of fastcifar ({reason}); convert again") from error
+
+
+def _parse_manifest(raw: Any) -> Manifest:
+    if not isinstance(raw, dict) or raw.get("fastcifar_manifest") != 1:
+        raise ValueError("it does not begin with fastcifar_manifest: 1")
+    names, shape = raw["class_names"], raw["image_shape"]
+    if not isinstance(names, list) or not names or not all(isinstance(n, str) and n for n in names):
+        raise ValueError("class_names is no list of names")
+    if len(set(names)) != len(names):
+        raise ValueError("class_names has a name twice")
+    if not isinstance(shape, list) or len(shape) != 3 or not all(type(n) is int for n in shape):
+        raise ValueError("image_shape is no list of three whole numbers")
+    statistics = []
+    for key in ("mean", "std"):
+        values = raw[key]
+        if not isinstance(values, list) or len(values) != 3:
+            raise ValueError(f"{key} is no list of three numbers")
+        triple = (float(values[0]), float(values[1]), float(values[2]))
+        if not all(0.0 <= v <= 255.0 for v in triple):
+            raise ValueError(f"{key} is outside 0..255")
+        statistics.append(triple)
+    if not isinstance(raw["sha256"], str) or type(raw["num_samples"]) is not int:
+        raise ValueError("sha256 or num_samples is of the wrong kind")
+    return Manifest(
+        num_samples=raw["num_samples"],
+        image_shape=(shape[0], shape[1], shape[2]),
+        class_names=tuple(names),
+        mean=statistics[0],
+        std=statistics[1],
+        sha256=raw["sha256"],
+        source=str(raw.get("source", "")),
+        versions={str(k): str(v) for k, v in dict(raw.get("versions", {})).items()},
+    )
+
+
+def _check_manifest(
+    path: Path,
+    manifest: Manifest,
+    digest: str,
+    num_samples: int,
+    image_shape: tuple[int, ...],
+    max_label: int,
+) -> None:
+    told = f"its manifest {manifest_path(path).name}"
+    if manifest.sha256 != digest:
+        raise DataError(
+            f"{path}: damaged or exchanged: SHA-256 {digest[:16]}…, {told} says {manifest.sha256[:16]}…; convert again"
+        )
+    if manifest.num_samples != num_samples or manifest.image_shape != image_shape:
+        raise DataError(
+            f"{path}: holds {num_samples} images of shape {image_shape}, {told} says {manifest.num_samples} "
+            f"of {manifest.image_shape}; convert again"
+        )
+    if max_label >= len(manifest.class_names):
+        raise DataError(
+            f"{path}: has label {max_label}, {told} names {len(manifest.class_names)} classes; convert again"
+        )
+
+
+def _open_regular(path: Path) -> OpenFile:
+    try:
+        file = OpenFile(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))  # a named pipe does not block
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; make it with 'fastcifar convert'") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be opened ({error.strerror})") from error
+    if not stat.S_ISREG(os.fstat(file.descriptor).st_mode):
+        raise DataError(f"{path}: not a file; expected a beton, made with 'fastcifar convert'")
+    return file
+
+
+def _open_private(path: Path) -> OpenFile:
+    """A copy of the file that nobody else can reach: in memory where the system has memfd, else without a name."""
+    original = _open_regular(path)
+    try:
+        if hasattr(os, "memfd_create"):
+            copy = os.memfd_create(path.name[:200], os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        else:
+            with tempfile.TemporaryFile() as unnamed:
+                copy = os.dup(unnamed.fileno())
+        try:
+            while chunk := os.read(original.descriptor, CHUNK):
+                view = memoryview(chunk)
+                while view:
+                    view = view[os.write(copy, view) :]
+            if hasattr(os, "memfd_create"):
+                fcntl.fcntl(copy, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
+        except BaseException:
+            os.close(copy)
+            raise
+    except (OSError, MemoryError) as error:
+        raise DataError(f"{path}: cannot be copied into memory ({error}); use --loader ffcv for large files") from error
+    return OpenFile(copy)
+
+
+def _map(path: Path, file: OpenFile) -> Bytes:
+    size = os.fstat(file.descriptor).st_size
+    if size < TABLES_START:
+        _damaged(path, f"it has {size} bytes, too few for a header")
+    try:
+        return np.frombuffer(mmap.mmap(file.descriptor, size, access=mmap.ACCESS_READ), dtype=np.uint8)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be mapped ({error.strerror})") from error
+
+
+def _sha256(data: Bytes) -> str:
+    digest = hashlib.sha256()
+    for start in range(0, len(data), CHUNK):
+        digest.update(data[start : start + CHUNK].data)
+    return digest.hexdigest()
+
+
+def _damaged(path: Path, why: str) -> NoReturn:
+    raise DataError(f"{path}: damaged beton: {why}; convert again")
+
+
+def _check_tables(path: Path, data: Bytes) -> tuple[int, npt.NDArray[np.void]]:
+    """Check header, descriptors and both tables of the file `data`; return the page size and the records."""
+    size = len(data)
+    header = data[: HEADER.itemsize].view(HEADER)[0]
+    if header["version"] != VERSION:
+        raise DataError(f"{path}: not a beton of version {VERSION} (it begins with {int(header['version'])})")
+    _check_fields(path, int(header["num_fields"]), data[HEADER.itemsize : TABLES_START].view(FIELD))
+    page_size, num_samples = int(header["page_size"]), int(header["num_samples"])
+    table_start = int(header["alloc_table_ptr"])
+    if page_size & (page_size - 1) or not MIN_PAGE_SIZE <= page_size <= MAX_PAGE_SIZE:
+        _damaged(path, f"page size {page_size} is no power of two from {MIN_PAGE_SIZE} to {MAX_PAGE_SIZE}")
+    if num_samples == 0:
+        raise DataError(f"{path}: holds no images")
+    if num_samples > (size - TABLES_START) // (RECORD.itemsize + ALLOCATION.itemsize):
+        _damaged(path, f"it says {num_samples} images, more than fit into {size} bytes")
+    if table_start + num_samples * ALLOCATION.itemsize != size:
+        _damaged(path, f"the allocation table at {table_start} does not end with the file of {size} bytes")
+    records_end = TABLES_START + num_samples * RECORD.itemsize
+    records = data[TABLES_START:records_end].view(RECORD)
+    pages_start = -(-records_end // page_size) * page_size
+    _check_records(path, records, pages_start, table_start, page_size)
+    _check_allocations(path, data[table_start:].view(ALLOCATION), records)
+    return page_size, records
+
+
+def _check_fields(path: Path, num_fields: int, fields: npt.NDArray[np.void]) -> None:
+    names = [bytes(field["name"]).rstrip(b"\0") for field in fields]
+    types = [int(field["type_id"]) for field in fields]
+    if num_fields != 2 or names != [b"image", b"label"] or types != [IMAGE_FIELD, INT_FIELD]:
+        shown = ", ".join(
+            f"{n.decode('ascii', 'backslashreplace')!r} of type {t}" for n, t in zip(names, types, strict=True)
+        )
+        raise DataError(
+            f"{path}: has {num_fields} fields ({shown}, …); expected 'image' (RGBImageField) and 'label' (IntField)"
+        )
+
+
+def _check_records(path: Path, records: npt.NDArray[np.void], pages_start: int, pages_end: int, page_size: int) -> None:
+    modes = records["mode"]
+    if (modes == JPEG_MODE).all():
+        raise DataError(f"{path}: holds JPEG-encoded images; expected raw ones: convert again with 'fastcifar convert'")
+    if (modes != RAW).any():
+        _damaged(
+            path,
+            f"image {int(np.argmax(modes != RAW))} has mode {int(modes[modes != RAW][0])}, expected {RAW} (raw)",
+        )
+    height, width = int(records["height"][0]), int(records["width"][0])
+    other = (records["height"] != height) | (records["width"] != width)
+    if other.any():
+        row = int(np.argmax(other))
+        found = f"{int(records['height'][row])}x{int(records['width'][row])}"
+        raise DataError(f"{path}: image {row} is {found}, image 0 is {height}x{width}; expected one size for all")
+    size = height * width * 3
+    if not 0 < size <= page_size:
+        _damaged(path, f"images of {height}x{width} do not fit into its pages of {page_size} bytes")
+    pointers = records["data_ptr"]
+    outside = (pointers < pages_start) | (pointers > max(pages_end - size, 0))
+    if outside.any():
+        row = int(np.argmax(outside))
+        _damaged(
+            path,
+            f"image {row} lies at byte {int(pointers[row])}, outside the pages {pages_start}..{pages_end}",
+        )
+    starts = np.sort(pointers.astype(np.int64))
+    if (np.diff(starts) < size).any():
+        _damaged(path, "two images overlap")
+    if (starts // page_size != (starts + size - 1) // page_size).any():
+        _damaged(path, "an image crosses the end of its page")
+    labels = records["label"]
+    if (labels < 0).any() or (labels >= MAX_CLASSES).any():
+        row = int(np.argmax((labels < 0) | (labels >= MAX_CLASSES)))
+        _damaged(path, f"image {row} has label {int(labels[row])}, expected 0..{MAX_CLASSES - 1}")
+
+
+def _check_allocations(path: Path, allocations: npt.NDArray[np.void], records: npt.NDArray[np.void]) -> None:
+    # FFCV finds the length of an image here, by its pointer
+    size = int(records["height"][0]) * int(records["width"][0]) * 3
+    rows = allocations["sample_id"]
+    if (allocations["size"] != size).any():
+        _damaged(path, f"its allocation table holds a size that is not {size}")
+    if (rows >= len(records)).any() or (np.bincount(rows.astype(np.int64), minlength=len(records)) != 1).any():
+        _damaged(path, "its allocation table does not name each image once")
+    if (allocations["ptr"] != records["data_ptr"][rows.astype(np.int64)]).any():
+        _damaged(path, "its allocation table and its records disagree on where an image lies")
+
+
+def channel_histogram(data: Bytes, offsets: Ints, image_shape: tuple[int, int, int]) -> Ints:
+    """How often each value 0..255 occurs in each channel of the images: (3, 256) int64."""
+    counts = np.zeros((3, 256), dtype=np.int64)
+    size = int(np.prod(image_shape))
+    starts = np.sort(offsets)
+    # runs of images that lie side by side are counted in one go
+    runs = np.split(starts, np.flatnonzero(np.diff(starts) != size) + 1)
+    for run in runs:
+        pixels = data[run[0] : run[-1] + size].reshape(-1, 3)
+        for channel in range(3):
+            counts[channel] += np.bincount(pixels[:, channel], minlength=256)
+    return counts
+
+
+def channel_statistics(histogram: Ints) -> tuple[Floats, Floats]:
+    """Mean and population standard deviation, each (3,) float64, from a (3, 256) histogram; exact sums."""
+    values = np.arange(256, dtype=np.int64)
+    count = histogram.sum(axis=1)
+    mean = (histogram @ values) / count
+    deviations = (values[None, :] - mean[:, None]) ** 2
+    return mean, np.sqrt((histogram * deviations).sum(axis=1) / count)

@@ -1,0 +1,103 @@
+"""The command line: Click and nothing else. Commands parse, call and report; errors become exit codes here."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from types import FrameType
+from typing import Any
+
+import click
+
+from fastcifar import __version__
+from fastcifar.cli.convert import convert
+from fastcifar.cli.doctor import doctor
+from fastcifar.cli.explain import explain
+from fastcifar.cli.inspect import inspect
+from fastcifar.cli.output import log_to_stderr
+from fastcifar.cli.train import train
+from fastcifar.errors import FastcifarError, Stopped
+
+
+class Program(click.Group):
+    """A group whose every failure is one line on stderr and an exit code."""
+
+    def main(self, args: Any = None, prog_name: str | None = None, **extra: Any) -> Any:  # type: ignore[override]
+        given = list(sys.argv[1:] if args is None else args)
+        debug = "--debug" in given
+        given = [arg for arg in given if arg != "--debug"]
+        extra.pop("standalone_mode", None)
+        before = _terminate_politely()
+        try:
+            with log_to_stderr():
+                result = super().main(given, prog_name, standalone_mode=False, **extra)
+            code = result if isinstance(result, int) else 0
+        except Exception as error:
+            if debug:
+                raise
+            code = _tell(error)
+        finally:
+            if before is not None:
+                signal.signal(signal.SIGTERM, before)
+        sys.exit(code)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)  # in the order of use
+
+
+def _tell(error: Exception) -> int:
+    """One line on stderr; the exit code."""
+    if isinstance(error, click.Abort):
+        click.echo("Stopped.", err=True)
+        return 130
+    if isinstance(error, click.ClickException):
+        context = getattr(error, "ctx", None)
+        hint = f" (see '{context.command_path} --help')" if context else ""
+        message, code = f"{error.format_message()}{hint}", error.exit_code
+    elif isinstance(error, FastcifarError):
+        message, code = str(error), error.exit_code
+        if isinstance(error, Stopped):
+            click.echo(_one_line(message), err=True)
+            return code
+    else:
+        message = f"{type(error).__name__}: {error} (not foreseen: please report it, with what --debug adds)"
+        code = 1
+    click.echo(f"Error: {_one_line(message)}", err=True)
+    return code
+
+
+def _one_line(message: str) -> str:
+    """The message on one line, without characters that would steer a terminal."""
+    return " ".join("".join(c if c.isprintable() else " " for c in message).split())
+
+
+def _terminate_politely() -> Any:
+    """Let SIGTERM unwind the program, so that it clears up; returns the handler to put back, None if none is set."""
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        raise Stopped(signum, "nothing was replaced that was not complete")
+
+    if threading.current_thread() is not threading.main_thread():
+        return None
+    return signal.signal(signal.SIGTERM, stop)
+
+
+@click.group(cls=Program, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="fastcifar")
+@click.option("--debug", is_flag=True, help="Show a traceback when something fails.")
+@click.pass_context
+def main(context: click.Context, debug: bool) -> None:
+    """Train image classifiers at CIFAR scale, fast, and see what they look at.
+
+    \b
+    fastcifar convert
+    fastcifar train --epochs 50 --sched plateau
+    fastcifar explain --n 25
+    """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+for _command in (convert, inspect, train, explain, doctor):
+    main.add_command(_command)

@@ -1,0 +1,49 @@
+"""`fastcifar convert`: a source of images to train.beton and test.beton."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from fastcifar.cli import options
+
+
+@click.command()
+@click.option(
+    "--source",
+    default="download",
+    show_default=True,
+    envvar="FASTCIFAR_SOURCE",
+    show_envvar=True,
+    metavar="PATH|download|synthetic",
+    help="Official CIFAR archive or its unpacked folder; a folder of images (train/<class>/*, test/<class>/*) or a tar "
+    "or zip of one; 'download'; 'synthetic'.",
+)
+@click.option(
+    "--dataset",
+    type=click.Choice(["cifar10", "cifar100"]),
+    default="cifar10",
+    show_default=True,
+    help="What to download.",
+)
+@options.data_dir
+def convert(source: str, dataset: str, data_dir: str) -> None:
+    """Write images as FFCV betons: raw, read back and compared, with a manifest.
+
+    What was there before is replaced only when both new files are complete.
+    """
+    from fastcifar import converters
+    from fastcifar.cli.output import Bars
+
+    with converters.open_source(source, dataset=dataset, download_dir=data_dir) as opened, Bars() as bars:
+        for name, split in opened.splits.items():
+            bars.bar(name, 2 * len(split))  # each image is written, then compared
+        manifests = converters.convert(opened, data_dir, bars.advance_bar)
+    for name, manifest in manifests.items():
+        path = Path(data_dir) / f"{name}.beton"
+        height, width, _ = manifest.image_shape
+        click.echo(
+            f"{path}: {manifest.num_samples:,} images of {height}x{width}, {len(manifest.class_names)} classes, "
+            f"from {manifest.source}"
+        )

@@ -1,0 +1,71 @@
+"""`fastcifar doctor`: what is installed, what works here, what is missing and how to get it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from fastcifar.cli import options
+
+PACKAGES = ("torch", "torchvision", "numpy", "pillow", "matplotlib", "ffcv", "numba", "albumentations")
+
+
+@click.command()
+@options.as_json
+def doctor(as_json: bool) -> None:
+    """Show versions, device and loaders, and the line that installs what is missing."""
+    import json
+
+    from fastcifar.cli.output import table
+
+    facts = examine()
+    if as_json:
+        click.echo(json.dumps(facts))
+        return
+    rows = [(name, version or "not installed") for name, version in facts["versions"].items()]
+    rows += [
+        ("processor", f"{facts['processor']}, {facts['num_threads']} threads"),
+        ("device", facts["device"] + (", bf16 autocast" if facts["fast_bf16"] else ", float32")),
+        ("memory free", f"{facts['free_memory'] / 2**30:.1f} GiB"),
+    ]
+    rows += [
+        (f"loader {name}", "works" if state["works"] else state["why"]) for name, state in facts["loaders"].items()
+    ]
+    click.echo(table(rows))
+
+
+def examine() -> dict[str, Any]:
+    """What `doctor` tells, as one JSON object."""
+    import platform
+    from importlib import metadata
+
+    import torch
+
+    from fastcifar import __version__
+    from fastcifar.config import LOADERS
+    from fastcifar.loaders import free_memory, missing_part
+    from fastcifar.training.device import choose_device, has_fast_bf16
+    from fastcifar.training.run_folder import processor
+
+    versions: dict[str, str | None] = {"fastcifar": __version__, "python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    device = choose_device("auto")
+    loaders = {}
+    for name in LOADERS:
+        if name != "auto":
+            problem = missing_part(name)
+            loaders[name] = {"works": problem is None, "why": str(problem or "")}
+    return {
+        "versions": versions,
+        "processor": processor(),
+        "num_threads": torch.get_num_threads(),
+        "device": f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device),
+        "fast_bf16": has_fast_bf16(device),
+        "free_memory": free_memory(device),
+        "loaders": loaders,
+    }

@@ -1,0 +1,54 @@
+"""`fastcifar inspect`: what a beton holds, and whether it is whole."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from fastcifar.cli import options
+
+
+@click.command()
+@click.argument("beton", type=click.Path())
+@options.as_json
+def inspect(beton: str, as_json: bool) -> None:
+    """Show what BETON holds; its structure, and its SHA-256 against the manifest, are checked."""
+    import numpy as np
+
+    from fastcifar.beton import manifest_path, open_beton
+    from fastcifar.cli.output import table
+
+    opened = open_beton(beton)
+    counts = np.bincount(opened.labels, minlength=len(opened.class_names)).tolist()
+    if not opened.verified:
+        click.echo(
+            f"warning: no manifest {manifest_path(beton)}: the structure was checked, the pixels cannot be",
+            err=True,
+        )
+    if as_json:
+        facts = {
+            "num_samples": len(opened),
+            "image_shape": list(opened.image_shape),
+            "class_names": list(opened.class_names),
+            "class_counts": dict(zip(opened.class_names, counts, strict=True)),
+            "mean": opened.mean.tolist(),
+            "std": opened.std.tolist(),
+            "sha256": opened.sha256,
+            "verified": opened.verified,
+        }
+        click.echo(json.dumps(facts))
+        return
+    classes = "\n".join(f"  {name:<20} {count:>8,}" for name, count in zip(opened.class_names, counts, strict=True))
+    rows = [
+        ("images", f"{len(opened):,}"),
+        ("image shape", "{} x {} x {}".format(*opened.image_shape)),
+        ("mean (R, G, B)", ", ".join(f"{v:.2f}" for v in opened.mean)),
+        ("std (R, G, B)", ", ".join(f"{v:.2f}" for v in opened.std)),
+        ("SHA-256", opened.sha256),
+        (
+            "verified",
+            "yes, it is the file of its manifest" if opened.verified else "no, there is no manifest",
+        ),
+    ]
+    click.echo(f"{table(rows)}\nclasses\n{classes}")

@@ -1,0 +1,24 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import click
+
+data_dir = click.option(
+    "--data-dir",
+    default="data",
+    show_default=True,
+    envvar="FASTCIFAR_DATA_DIR",
+    show_envvar=True,
+    help="Folder of train.beton and test.beton.",
+)
+runs_dir = click.option(
+    "--runs-dir",
+    default="runs",
+    show_default=True,
+    envvar="FASTCIFAR_RUNS_DIR",
+    show_envvar=True,
+    help="Folder of the runs.",
+)
+device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
+as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

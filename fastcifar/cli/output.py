@@ -1,0 +1,110 @@
+"""What the commands show: log lines and progress on stderr; results, which the commands print, on stdout."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+
+class _StderrHandler(logging.Handler):
+    """Log lines as plain lines; above the bar, where there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        click.echo(text if record.levelno < logging.WARNING else f"warning: {text}", err=True)
+
+
+@contextmanager
+def log_to_stderr() -> Iterator[None]:
+    """In the block, what fastcifar logs is shown."""
+    logger, handler = logging.getLogger("fastcifar"), _StderrHandler()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+class Bars:
+    """Progress bars on a terminal, nothing elsewhere. Also the `Reporter` of a training run."""
+
+    def __init__(self) -> None:
+        self._progress: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+        self._current: TaskID | None = None
+
+    def __enter__(self) -> Bars:
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import (
+                BarColumn,
+                MofNCompleteColumn,
+                Progress,
+                TextColumn,
+                TimeElapsedColumn,
+                TimeRemainingColumn,
+            )
+
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=Console(stderr=True),
+                transient=True,
+            )
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def bar(self, name: str, total: int) -> None:
+        """One more bar, to be advanced by name."""
+        if self._progress is not None:
+            self._tasks[name] = self._progress.add_task(name, total=total, note="")
+
+    def advance_bar(self, name: str, count: int) -> None:
+        """`count` more are done of the bar `name`."""
+        if self._progress is not None:
+            self._progress.advance(self._tasks[name], count)
+
+    def begin(self, what: str, total: int) -> None:
+        """Replace the current bar."""
+        if self._progress is not None:
+            if self._current is not None:
+                self._progress.remove_task(self._current)
+            self._current = self._progress.add_task(what, total=total, note="")
+
+    def advance(self, count: int) -> None:
+        """`count` more are done of the current bar."""
+        if self._progress is not None and self._current is not None:
+            self._progress.advance(self._current, count)
+
+    def step(self, step: int, loss: float) -> None:
+        """Show the loss beside the current bar."""
+        if self._progress is not None and self._current is not None:
+            self._progress.update(self._current, note=f"loss {loss:.3f}")
+
+
+def table(rows: list[tuple[str, Any]]) -> str:
+    """Two columns of text."""
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)

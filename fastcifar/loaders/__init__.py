@@ -1,0 +1,156 @@
+"""Loaders: three ways to the same batches. `make_loader` chooses."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fastcifar.beton import Beton, open_beton
+from fastcifar.config import LOADERS, NO_AUGMENT, AugmentConfig, require_choice, require_int
+from fastcifar.errors import MissingExtraError, UsageError
+from fastcifar.loaders.base import Batch, Loader, LoaderConfig, Rows
+from fastcifar.loaders.resident import ResidentLoader
+
+__all__ = ["Batch", "Loader", "LoaderConfig", "choose_loader", "make_loader", "missing_part", "open_for"]
+
+log = logging.getLogger(__name__)
+SHARE_OF_MEMORY = 0.7
+
+
+def make_loader(
+    beton: Beton | str | os.PathLike[str],
+    augment: AugmentConfig | None = None,
+    *,
+    batch_size: int = 512,
+    train: bool = True,
+    loader: str = "auto",
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    rows: npt.ArrayLike | None = None,
+    shuffle: str = "full",
+    mean: npt.ArrayLike | None = None,
+    std: npt.ArrayLike | None = None,
+) -> Loader:
+    """A loader of `Batch(images, labels, indices)` from a beton (or the path of one).
+
+    train=True: shuffled, augmented (`AugmentConfig()` if not given), whole batches only. train=False: every image
+    once, in the order of the file, unchanged but for normalisation.
+
+    loader: 'resident', 'ffcv', 'albumentations' or 'auto'; for one seed all three deliver the same.
+    dtype: float32, bfloat16, float16; or uint8 for images that are augmented but not normalised.
+    rows: deliver these rows of the beton only. shuffle: 'full' or 'window' (see `fastcifar.loaders.order`).
+    mean, std: (3,) each, 0..255, by which to normalise; the beton's own if not given. For test images give those of
+    the training loader (`train_loader.mean`, `train_loader.std`).
+
+    Raises UsageError for settings that cannot be used, DataError for a damaged beton, MissingExtraError.
+    """
+    require_choice("loader", loader, LOADERS)
+    require_int("batch_size", batch_size, 1)
+    if not train and augment is not None:
+        raise UsageError("augment is given with train=False; expected no augmentation for evaluation")
+    device = torch.device(device)
+    if loader == "auto":
+        loader, why = choose_loader(_size_of(beton), device)
+        log.info("loader: %s (%s)", loader, why)
+    if not isinstance(beton, Beton):
+        beton = open_for(loader, beton)
+    config = LoaderConfig(
+        augment=(augment or AugmentConfig()) if train else NO_AUGMENT,
+        batch_size=batch_size,
+        seed=seed,
+        shuffle=shuffle if train else "none",
+        drop_last=train,
+        device=device,
+        dtype=dtype,
+    )
+    return _loader_class(loader)(
+        beton,
+        config,
+        _checked_rows(rows, len(beton)),
+        beton.mean if mean is None else mean,
+        beton.std if std is None else std,
+    )
+
+
+def open_for(loader: str, path: str | os.PathLike[str]) -> Beton:
+    """Open a beton as the loader needs it: a private copy wherever that fits into memory."""
+    return open_beton(path, in_memory=loader == "resident" or _size_of(path) < SHARE_OF_MEMORY * free_memory())
+
+
+def _size_of(beton: Beton | str | os.PathLike[str]) -> int:
+    if isinstance(beton, Beton):
+        return len(beton.data)
+    return os.path.getsize(beton) if os.path.isfile(beton) else 0  # a missing file is told when it is opened
+
+
+def choose_loader(size: int, device: torch.device) -> tuple[str, str]:
+    """The loader for a beton of `size` bytes on `device`, and why."""
+    if size < SHARE_OF_MEMORY * free_memory(device):
+        return "resident", f"{size / 2**20:.0f} MiB fit into the memory of {device}"
+    if importlib.util.find_spec("ffcv") is not None:
+        return "ffcv", f"{size / 2**20:.0f} MiB are too much for the memory of {device}"
+    return (
+        "albumentations",
+        f"{size / 2**20:.0f} MiB are too much for the memory of {device}, and FFCV is not installed",
+    )
+
+
+def free_memory(device: torch.device | None = None) -> int:
+    """Bytes that can still be used: of the GPU's memory, or of this machine's (and its control group's)."""
+    if device is not None and device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    if sys.platform != "linux":
+        return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) // 2
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+    except (OSError, ValueError):
+        return free
+    return free if limit == "max" else min(free, int(limit) - used)
+
+
+def _loader_class(name: str) -> type[Loader]:
+    if name == "ffcv":
+        from fastcifar.loaders.ffcv_stream import FfcvLoader
+
+        return FfcvLoader
+    if name == "albumentations":
+        from fastcifar.loaders.albumentations_loader import AlbumentationsLoader
+
+        return AlbumentationsLoader
+    return ResidentLoader
+
+
+def missing_part(name: str) -> MissingExtraError | None:
+    """Why the loader `name` cannot be used here, or None if it can."""
+    try:
+        _loader_class(name)
+    except MissingExtraError as error:
+        return error
+    return None
+
+
+def _checked_rows(rows: npt.ArrayLike | None, num_images: int) -> Rows:
+    if rows is None:
+        return np.arange(num_images)
+    array = np.asarray(rows)
+    if array.ndim != 1 or array.dtype.kind not in "iu" or not len(array):
+        raise UsageError(
+            f"rows is {array.dtype} of shape {array.shape}; expected a list of whole numbers, at least one"
+        )
+    array = array.astype(np.int64)
+    if array.min() < 0 or array.max() >= num_images:
+        raise UsageError(f"rows is {array.min()}..{array.max()}; expected 0..{num_images - 1}")
+    if len(np.unique(array)) != len(array):
+        raise UsageError("rows names an image twice; expected each at most once")
+    return array

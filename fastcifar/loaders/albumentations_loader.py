@@ -1,0 +1,101 @@
+"""Batches made by worker processes with Albumentations, from the beton: without FFCV and without a compiler."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from fastcifar.augment.albumentations_ops import AlbumentationsAugment, augment_batch
+from fastcifar.augment.draws import Choices
+from fastcifar.beton import Beton
+from fastcifar.loaders.base import Batch, Loader, LoaderConfig, Rows
+
+MAX_WORKERS = 8
+TIMEOUT_S = 120
+
+
+class AlbumentationsLoader(Loader):
+    """A torch `DataLoader` whose workers draw the same table as everybody else."""
+
+    name = "albumentations"
+
+    def __init__(
+        self,
+        beton: Beton,
+        config: LoaderConfig,
+        rows: Rows,
+        mean: npt.ArrayLike,
+        std: npt.ArrayLike,
+        num_workers: int | None = None,
+    ) -> None:
+        super().__init__(beton, config, rows, mean, std)
+        if num_workers is None:
+            num_workers = min(
+                len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1, MAX_WORKERS
+            )
+        self._requests = _Requests()
+        self._workers: DataLoader[Any] = DataLoader(
+            _Batches(self),
+            sampler=self._requests,
+            batch_size=None,  # a request is a whole batch
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            multiprocessing_context="fork" if num_workers and sys.platform == "linux" else None,
+            timeout=TIMEOUT_S if num_workers else 0,  # a killed worker is an error, not a hang
+        )
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        batches = self.batches(epoch)[start:]
+        self._requests.requests = [(epoch, rows) for rows in batches]
+        for rows, images in zip(batches, self._workers, strict=True):
+            # (N, H, W, 3) -> (N, 3, H, W), channels_last memory
+            delivered = images.to(self.config.device, self.config.dtype).permute(0, 3, 1, 2)
+            labels = torch.from_numpy(self.beton.labels[rows]).to(self.config.device)
+            yield Batch(delivered, labels, torch.from_numpy(rows.copy()).to(self.config.device))
+
+    def close(self) -> None:
+        self._workers._iterator = None  # ends the worker processes
+
+
+class _Requests(Sampler[Any]):
+    """What the workers are asked for next: (epoch, rows) of each batch."""
+
+    def __init__(self) -> None:
+        self.requests: list[tuple[int, Rows]] = []
+
+    def __len__(self) -> int:
+        return len(self.requests)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(list(self.requests))
+
+
+class _Batches(Dataset[Any]):
+    """In a worker: the augmented images of one request."""
+
+    def __init__(self, loader: AlbumentationsLoader) -> None:
+        self._beton, self._choices_of = loader.beton, loader.choices
+        self._mean, self._inv_std = loader.mean32, loader.inv_std32
+        self._raw = loader.config.dtype == torch.uint8
+        self._operations = AlbumentationsAugment(loader.config.augment, loader.fill)
+        self._epoch: int | None = None
+        self._table: Choices | None = None
+
+    def __getitem__(self, request: tuple[int, Rows]) -> torch.Tensor:
+        epoch, rows = request
+        if self._table is None or self._epoch != epoch:  # a pure function of the epoch: every worker draws the same
+            self._epoch, self._table = epoch, self._choices_of(epoch)
+        images = augment_batch(self._beton.images(rows), self._table[rows], self._operations)
+        if self._raw:
+            return torch.from_numpy(images)
+        floats = images.astype(np.float32)
+        floats -= self._mean
+        floats *= self._inv_std
+        return torch.from_numpy(floats)

@@ -1,0 +1,110 @@
+"""What every loader is: an order and a table of choices per epoch, delivered as batches."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fastcifar.augment.draws import Choices, check_choices, draws
+from fastcifar.augment.torch_ops import fill_values, normalisation
+from fastcifar.beton import Beton
+from fastcifar.config import SHUFFLES, AugmentConfig, require_choice, require_int
+from fastcifar.errors import UsageError
+from fastcifar.loaders.order import order
+
+Rows = npt.NDArray[np.int64]
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.uint8)
+
+
+class Batch(NamedTuple):
+    """Images with their labels. The tensors are the caller's to keep and to write to."""
+
+    images: torch.Tensor
+    """(N, 3, H, W) in channels_last memory: normalised, or plain 0..255 if the loader's dtype is uint8."""
+    labels: torch.Tensor
+    """(N,) int64."""
+    indices: torch.Tensor
+    """(N,) int64: the rows of the dataset that the images come from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderConfig:
+    """What to deliver: the same settings for every loader, so that each delivers the same."""
+
+    augment: AugmentConfig
+    batch_size: int
+    seed: int = 0
+    shuffle: str = "full"
+    drop_last: bool = True
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    dtype: torch.dtype = torch.float32
+
+    def __post_init__(self) -> None:
+        require_int("batch_size", self.batch_size, 1)
+        require_choice("shuffle", self.shuffle, SHUFFLES)
+        if self.dtype not in DTYPES:
+            raise UsageError(f"dtype is {self.dtype}; expected one of: {', '.join(map(str, DTYPES))}")
+
+
+class Loader(ABC):
+    """Batches of a beton. `epoch(n)` gives those of epoch n; plain iteration gives epoch 0, then 1, and so on."""
+
+    name: str
+    """The `--loader` that chooses it."""
+
+    def __init__(self, beton: Beton, config: LoaderConfig, rows: Rows, mean: npt.ArrayLike, std: npt.ArrayLike) -> None:
+        config.augment.check_fits(beton.image_shape)
+        if config.drop_last and len(rows) < config.batch_size:
+            raise UsageError(
+                f"batch_size is {config.batch_size} and only whole batches are delivered; "
+                f"expected at most {len(rows)}, the number of images"
+            )
+        self.beton, self.config = beton, config
+        self.mean, self.std = np.asarray(mean, dtype=np.float64), np.asarray(std, dtype=np.float64)
+        self.mean32, self.inv_std32 = normalisation(self.mean, self.std)
+        self.fill = fill_values(config.augment, self.mean)
+        self._chosen = np.zeros(len(beton), dtype=bool)
+        self._chosen[rows] = True
+        self._num_rows = len(rows)
+        self._next_epoch = 0
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        whole, rest = divmod(self._num_rows, self.config.batch_size)
+        return whole if self.config.drop_last else whole + bool(rest)
+
+    @property
+    def num_images(self) -> int:
+        """Images in an epoch."""
+        return len(self) * self.config.batch_size if self.config.drop_last else self._num_rows
+
+    def __iter__(self) -> Iterator[Batch]:
+        number, self._next_epoch = self._next_epoch, self._next_epoch + 1
+        return self.epoch(number)
+
+    def batches(self, epoch: int) -> list[Rows]:
+        """The rows of each batch of an epoch, each (batch_size,) int64."""
+        config = self.config
+        everything = order(config.seed, epoch, len(self.beton), shuffle=config.shuffle, pages=self.beton.pages)
+        rows = everything[self._chosen[everything]]
+        return [rows[start : start + config.batch_size] for start in range(0, self.num_images, config.batch_size)]
+
+    def choices(self, epoch: int) -> Choices:
+        """The table of choices of an epoch, a row for each image of the beton, checked."""
+        shape = self.beton.image_shape
+        table = draws(self.config.augment, self.config.seed, epoch, len(self.beton), shape)
+        check_choices(table, self.config.augment, len(self.beton), shape)
+        return table
+
+    @abstractmethod
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch, from the batch `start` on."""
+
+    def close(self) -> None:  # noqa: B027 (most loaders have nothing to give back)
+        """Give back threads, processes and memory. The loader is not used afterwards."""

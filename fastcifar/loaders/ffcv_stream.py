@@ -1,0 +1,130 @@
+"""FFCV's `Loader` as a stream of uint8 batches, augmented here. The only importer of FFCV.
+
+FFCV decodes; what it would do at random (its operations follow no seed) is done by our choices instead. Nothing
+reaches it that `fastcifar.beton` has not checked: its own reader trusts the file.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fastcifar.augment import torch_ops
+from fastcifar.beton import Beton
+from fastcifar.errors import FastcifarError, MissingExtraError
+from fastcifar.loaders.base import Batch, Loader, LoaderConfig, Rows
+
+NUM_THREADS = torch.get_num_threads()
+try:
+    import ffcv.loader
+    from ffcv.fields.basics import IntDecoder
+    from ffcv.fields.rgb_image import SimpleRGBImageDecoder
+    from ffcv.loader.epoch_iterator import EpochIterator
+except ImportError as error:
+    raise MissingExtraError("the ffcv loader", "ffcv", str(error)) from error
+finally:
+    torch.set_num_threads(NUM_THREADS)  # importing FFCV sets it to 1
+
+log = logging.getLogger(__name__)
+POLL_S = 0.1
+
+
+class FfcvLoader(Loader):
+    """Images stay in the file; FFCV's thread decodes ahead in our order."""
+
+    name = "ffcv"
+
+    def __init__(self, beton: Beton, config: LoaderConfig, rows: Rows, mean: npt.ArrayLike, std: npt.ArrayLike) -> None:
+        super().__init__(beton, config, rows, mean, std)
+        num_threads = torch.get_num_threads()
+        try:
+            # One worker: its operations are then compiled without Numba's thread pools, which abort the process
+            # beside a second loader and die after a fork.
+            self._stream = ffcv.loader.Loader(
+                beton.file.path,
+                config.batch_size,
+                num_workers=1,
+                os_cache=True,
+                drop_last=False,
+                pipelines={"image": [SimpleRGBImageDecoder()], "label": [IntDecoder()]},
+            )
+        finally:
+            torch.set_num_threads(num_threads)  # FFCV sets it to its number of workers
+        self._mean, self._inv_std = torch.from_numpy(self.mean32), torch.from_numpy(self.inv_std32)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        config = self.config
+        table = torch_ops.to_device(self.choices(epoch), config.device)
+        fill = torch.from_numpy(self.fill).to(config.device)
+        mean, inv_std = self._mean.to(config.device), self._inv_std.to(config.device)
+        batches = self.batches(epoch)[start:]
+        self.beton.check_unchanged()
+        if not batches:
+            return
+        stream = _Epoch(self._stream, np.concatenate(batches))
+        try:
+            for rows_here in batches:
+                images, labels = stream.get()
+                rows = torch.from_numpy(rows_here.copy()).to(config.device)
+                chosen = {name: column[rows] for name, column in table.items()}
+                images = torch_ops.apply_choices(images.to(config.device), chosen, config.augment, fill)  # a copy
+                if config.dtype == torch.uint8:
+                    delivered = images.permute(0, 3, 1, 2)  # (N, H, W, 3) -> (N, 3, H, W), channels_last memory
+                else:
+                    delivered = torch_ops.normalise(images, mean, inv_std, config.dtype)
+                yield Batch(delivered, labels.to(config.device, copy=True), rows)
+        finally:
+            stream.stop()
+            self.beton.check_unchanged()
+
+
+class _Epoch(EpochIterator):  # type: ignore[misc] # FFCV has no types
+    """FFCV's thread, with an end that is told: its own dies in silence at an error, and outlives an early exit."""
+
+    def __init__(self, loader: Any, rows: Rows) -> None:
+        super().__init__(loader, rows)  # takes the order as it is; through `Loader.__iter__` it would be cut
+
+    def run(self) -> None:
+        try:
+            for number, rows in enumerate(self.iter_ixes):
+                slot = number % (self.loader.batches_ahead + 2)
+                if not self._put(self.run_pipeline(number, rows, slot, None)):
+                    return
+        except BaseException as error:  # noqa: BLE001 (handed to the caller, whose thread raises it)
+            self._put(error)
+
+    def _put(self, item: Any) -> bool:
+        while not self.terminate_event.is_set():
+            try:
+                self.output_queue.put(item, timeout=POLL_S)
+                return True
+            except queue.Full:
+                pass
+        return False
+
+    def get(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The next batch: (N, H, W, 3) uint8 and (N,) int64, views of FFCV's ring: copy them before the next call."""
+        while True:
+            try:
+                item = self.output_queue.get(timeout=POLL_S)
+                break
+            except queue.Empty:
+                if not self.is_alive() and self.output_queue.empty():
+                    raise FastcifarError("FFCV's loader thread ended without a word; try --loader resident") from None
+        if isinstance(item, BaseException):
+            raise FastcifarError(f"FFCV failed while reading ({type(item).__name__}: {item})") from item
+        images, labels = item
+        return torch.from_numpy(images), torch.from_numpy(labels).reshape(-1)
+
+    def stop(self) -> None:
+        """End the thread, wherever it is."""
+        self.terminate_event.set()
+        self.join()
+        self.close()
+        self.closed = True

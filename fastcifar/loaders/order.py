@@ -1,0 +1,40 @@
+"""The order of the images in an epoch: a pure function of (seed, epoch), the same for every loader and process."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from fastcifar.augment.draws import raw_bits
+
+WINDOW_PAGES = 16
+
+
+def order(
+    seed: int,
+    epoch: int,
+    num_images: int,
+    *,
+    shuffle: str = "full",
+    pages: npt.NDArray[np.int64] | None = None,
+) -> npt.NDArray[np.int64]:
+    """The rows 0 .. num_images - 1 in the order of one epoch, (num_images,) int64.
+
+    shuffle 'full': any order. 'window': the file's pages in any order, then rows in any order within each window of
+    16 pages, for betons larger than memory; `pages`, (num_images,) int64, names the page of each row.
+    'none': as they lie in the file.
+    """
+    if shuffle == "none":
+        return np.arange(num_images)
+    keys = raw_bits(seed, epoch, "order", num_images)
+    if shuffle == "full":
+        return np.argsort(keys, kind="stable")
+    assert shuffle == "window"
+    assert pages is not None
+    assert len(pages) == num_images
+    distinct, page_of_row = np.unique(pages, return_inverse=True)
+    shuffled = np.argsort(raw_bits(seed, epoch, "page_order", len(distinct)), kind="stable")
+    place = np.empty(len(distinct), dtype=np.int64)
+    place[shuffled] = np.arange(len(distinct))
+    window = place[page_of_row] // WINDOW_PAGES
+    return np.lexsort((keys, window))

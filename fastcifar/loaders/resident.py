@@ -1,0 +1,49 @@
+"""The whole dataset in memory (the device's own, where there is one), augmented batch by batch."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fastcifar.augment import torch_ops
+from fastcifar.beton import Beton
+from fastcifar.loaders.base import Batch, Loader, LoaderConfig, Rows
+
+
+class ResidentLoader(Loader):
+    """The default wherever the dataset fits."""
+
+    name = "resident"
+
+    def __init__(self, beton: Beton, config: LoaderConfig, rows: Rows, mean: npt.ArrayLike, std: npt.ArrayLike) -> None:
+        super().__init__(beton, config, rows, mean, std)
+        device = config.device
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # and nobody writes to it
+            data = torch.from_numpy(beton.data).to(device)
+        size = int(np.prod(beton.image_shape))
+        # every run of `size` bytes as a row, without copying: indexing it by offset gathers whole images
+        self._windows = data.as_strided((len(data) - size + 1, size), (1, 1))
+        self._offsets = torch.from_numpy(beton.offsets).to(device)
+        self._labels = torch.from_numpy(beton.labels).to(device)
+        self._mean = torch.from_numpy(self.mean32).to(device)
+        self._inv_std = torch.from_numpy(self.inv_std32).to(device)
+        self._fill = torch.from_numpy(self.fill).to(device)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        config = self.config
+        table = torch_ops.to_device(self.choices(epoch), config.device)
+        for rows_here in self.batches(epoch)[start:]:
+            rows = torch.from_numpy(rows_here.copy()).to(config.device)
+            images = self._windows[self._offsets[rows]].view(-1, *self.beton.image_shape)  # (N, H, W, 3) uint8
+            chosen = {name: column[rows] for name, column in table.items()}
+            images = torch_ops.apply_choices(images, chosen, config.augment, self._fill)
+            if config.dtype == torch.uint8:
+                delivered = images.permute(0, 3, 1, 2)  # (N, H, W, 3) -> (N, 3, H, W), channels_last memory
+            else:
+                delivered = torch_ops.normalise(images, self._mean, self._inv_std, config.dtype)
+            yield Batch(delivered, self._labels[rows], rows)

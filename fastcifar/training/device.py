@@ -1,0 +1,68 @@
+"""Where and how the arithmetic is done: device, autocast, memory layout, determinism, the C allocator."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import torch
+
+from fastcifar.errors import UsageError
+
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # glibc's <malloc.h>
+
+
+def choose_device(name: str) -> torch.device:
+    """The torch device of that name; 'auto' is CUDA, else MPS, else CPU. Raises UsageError if it cannot be used."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"device is {name!r} ({reason}); expected one that is here: auto, cpu, cuda, mps") from error
+    return device
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """True if the device multiplies bfloat16 matrices faster than float32 ones."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu" and sys.platform == "linux":
+        flags = Path("/proc/cpuinfo").read_text()
+        return "amx_bf16" in flags or "avx512_bf16" in flags
+    return False
+
+
+def uses_bf16(device: torch.device, amp: str) -> bool:
+    """Whether autocast to bfloat16 is on for the setting `amp`."""
+    return amp == "bf16" or (amp == "auto" and has_fast_bf16(device))
+
+
+def autocast(device: torch.device, bf16: bool) -> AbstractContextManager[object]:
+    """Autocast to bfloat16, or nothing."""
+    return torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
+
+
+def keep_freed_memory() -> bool:
+    """Tell glibc to keep freed memory for the next step instead of giving it back page by page; True if it agreed.
+
+    Page faults of large temporary tensors were measured as a third of a training step on a CPU.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # not glibc
+        return False
+    return all([mallopt(M_MMAP_MAX, 0), mallopt(M_TRIM_THRESHOLD, -1), mallopt(M_TOP_PAD, 256 * 2**20)])
+
+
+def make_deterministic(device: torch.device) -> None:
+    """Allow only algorithms that give the same result each time, on one machine with one number of threads."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = False

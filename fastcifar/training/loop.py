@@ -1,0 +1,448 @@
+"""The training loop: steps, validation, saving, stopping, and one look at the test set at the end."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from fastcifar.beton import Beton
+from fastcifar.config import TrainConfig
+from fastcifar.errors import CheckpointError, DataError, DivergedError, Stopped, UsageError
+from fastcifar.files import write_atomically
+from fastcifar.loaders import Loader, choose_loader, make_loader, open_for
+from fastcifar.models import count_parameters, make_model
+from fastcifar.training import checkpoint
+from fastcifar.training.checkpoint import DataInfo, Predictions
+from fastcifar.training.device import (
+    autocast,
+    choose_device,
+    keep_freed_memory,
+    make_deterministic,
+    uses_bf16,
+)
+from fastcifar.training.evaluate import Answers, evaluate
+from fastcifar.training.run_folder import RunFolder, create_run, log_file
+from fastcifar.training.schedule import Schedule, make_optimizer
+from fastcifar.training.signals import StopRequest
+from fastcifar.training.split import hold_out
+
+log = logging.getLogger(__name__)
+SAVE_EVERY_S = 300.0
+ESTIMATE_AFTER = 20
+LONG_S = 3600.0
+EVAL_BATCH = 1_000
+CHECK_LOSS_EVERY = 20  # on a GPU, where looking at a number waits for the device
+
+
+class Reporter(Protocol):
+    """What shows progress while a run goes on."""
+
+    def begin(self, what: str, total: int) -> None:
+        """`total` images of `what` ('epoch 3/50', 'test') follow."""
+
+    def advance(self, count: int) -> None:
+        """`count` images more are done."""
+
+    def step(self, step: int, loss: float) -> None:
+        """Step `step` (from 1) had this training loss; on a GPU not every step is told."""
+
+
+class SilentReporter:
+    """Shows nothing."""
+
+    def begin(self, what: str, total: int) -> None: ...
+
+    def advance(self, count: int) -> None: ...
+
+    def step(self, step: int, loss: float) -> None: ...
+
+
+@dataclass
+class Progress:
+    """How far a run is. Part of the checkpoint."""
+
+    epoch: int = 0
+    """Epochs finished."""
+    batch: int = 0
+    """Batches done of the epoch under way."""
+    step: int = 0
+    """Steps done in all."""
+    loss_sum: float = 0.0
+    """Sum of the losses of the images of the epoch under way."""
+    correct: int = 0
+    seen: int = 0
+    seconds: float = 0.0
+    """Time spent in the epoch under way before the run was stopped."""
+    best: dict[str, Any] | None = None
+    """Epoch, val_loss and val_accuracy of the best epoch."""
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+def train(
+    config: TrainConfig,
+    *,
+    runs_dir: str | os.PathLike[str] = "runs",
+    name: str | None = None,
+    resume: RunFolder | None = None,
+    reporter: Reporter | None = None,
+) -> tuple[RunFolder, dict[str, Any]]:
+    """Train as `config` says; return the run folder and what its metrics.json holds.
+
+    Makes a new folder `name` in `runs_dir` (named after the network if not given), or goes on in that of `resume`.
+    Raises DataError (4), DivergedError (5), CheckpointError (6), UsageError (2), and Stopped (130, 143) after a
+    signal, when everything is saved.
+    """
+    with closing(Trainer(config, reporter or SilentReporter())) as trainer:
+        run = resume or create_run(runs_dir, name or config.model)
+        with log_file(run.log):
+            trainer.use(run)
+            if resume is not None:
+                trainer.restore()
+            run.write_config(config)
+            return run, trainer.run_to_the_end()
+
+
+class Trainer:
+    """One run: its data, network, optimiser and progress."""
+
+    run: RunFolder
+
+    def __init__(self, config: TrainConfig, reporter: Reporter) -> None:
+        self.config, self.reporter = config, reporter
+        self.request = StopRequest()
+        self.device = choose_device(config.device)
+        if config.deterministic:
+            make_deterministic(self.device)
+        if self.device.type == "cpu" and not keep_freed_memory():
+            log.info("the C library is not glibc: freed memory is given back at each step")
+        self.bf16 = uses_bf16(self.device, config.amp)
+        self.loaders = Loaders(config, self.device)
+        self.data = self.loaders.info
+        torch.manual_seed(config.seed)
+        model = make_model(config.model, len(self.data.class_names))
+        self.model: nn.Module = model.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.optimizer = make_optimizer(self.model, config)
+        self.num_steps = len(self.loaders.train) * config.epochs
+        if config.max_steps is not None:
+            self.num_steps = min(self.num_steps, config.max_steps)
+        self.schedule = Schedule(self.optimizer, config, self.num_steps)
+        self.progress = Progress()
+        self._saved_at = time.monotonic()
+
+    def use(self, run: RunFolder) -> None:
+        """Write into this folder."""
+        self.run = run
+
+    def close(self) -> None:
+        """Give back the loaders' threads and processes."""
+        self.loaders.close()
+
+    # ---- checkpoints -------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Everything that is needed to go on from here."""
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "progress": asdict(self.progress),
+            "rng": torch.get_rng_state(),
+            "config": asdict(self.config),
+            "data": {"train": self.data.sha256, "classes": list(self.data.class_names)},
+            "num_steps": self.num_steps,
+            "num_threads": torch.get_num_threads(),
+            "torch": str(torch.__version__),
+        }
+        checkpoint.save_last(self.run, state)
+        self._saved_at = time.monotonic()
+
+    def restore(self) -> None:
+        """Go on from weights/last.pt."""
+        state = checkpoint.load_last(self.run)
+        if state["data"]["train"] != self.data.sha256:
+            raise DataError(
+                f"{self.run.path}: was trained on a train.beton with SHA-256 {state['data']['train'][:16]}…; that in "
+                f"{self.config.data_dir} has {self.data.sha256[:16]}…: convert the same source again or start a new run"
+            )
+        old = state["config"]
+        if self.config.sched == "cosine" and state["num_steps"] != self.num_steps:
+            raise UsageError(
+                f"the cosine schedule of {self.run.path} was made for {state['num_steps']} steps and cannot stretch to "
+                f"{self.num_steps}; expected the same --epochs ({old['epochs']}) and --max-steps ({old['max_steps']})"
+            )
+        for what, then, now in (
+            ("torch", state["torch"], str(torch.__version__)),
+            ("number of threads", state["num_threads"], torch.get_num_threads()),
+        ):
+            if then != now:
+                log.warning(
+                    "resumed with %s %s, begun with %s: the results may differ in the last bits",
+                    what,
+                    now,
+                    then,
+                )
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.schedule.load_state_dict(state["schedule"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise CheckpointError(f"{self.run.last}: belongs to another network than {self.config.model}") from error
+        torch.set_rng_state(state["rng"])
+        self.progress = Progress(**state["progress"])
+        log.info("resumed %s after step %d (epoch %d)", self.run.path, self.progress.step, self.progress.epoch + 1)
+
+    # ---- the loop ----------------------------------------------------------------------------------------------
+
+    def run_to_the_end(self) -> dict[str, Any]:
+        """Train what is left, evaluate, and write everything that the run folder holds."""
+        log.info("loader: %s", self.loaders.chosen)
+        log.info(
+            "%s, %s parameters, on %s%s; %d images to train on, %d to validate",
+            self.config.model,
+            f"{count_parameters(self.model):,}",
+            self.device,
+            " with bf16 autocast" if self.bf16 else "",
+            self.loaders.num_train,
+            self.loaders.num_val,
+        )
+        with self.request:
+            while self.progress.step < self.num_steps:
+                self._epoch()
+            return self._finish()
+
+    def _epoch(self) -> None:
+        progress, loader = self.progress, self.loaders.train
+        self.reporter.begin(f"epoch {progress.epoch + 1}/{self.config.epochs}", loader.num_images)
+        self.reporter.advance(progress.batch * self.config.batch_size)
+        self.model.train()
+        began = time.monotonic() - progress.seconds
+        sums = torch.tensor([progress.loss_sum, progress.correct], dtype=torch.float64)
+        sums = sums.to(self.device) if self.device.type != "mps" else sums.float().to(self.device)
+
+        def keep_sums() -> None:
+            progress.loss_sum, progress.correct = float(sums[0]), round(float(sums[1]))
+            progress.seconds = time.monotonic() - began
+
+        for batch in loader.epoch(progress.epoch, progress.batch):
+            with autocast(self.device, self.bf16):
+                logits = self.model(batch.images)
+            logits = logits.float()
+            loss = F.cross_entropy(logits, batch.labels)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.optimizer.step()
+            progress.step += 1
+            progress.batch += 1
+            progress.seen += len(batch.labels)
+            sums += torch.stack((loss.detach() * len(batch.labels), (logits.argmax(1) == batch.labels).sum())).to(sums)
+            if self.device.type == "cpu" or progress.step % CHECK_LOSS_EVERY == 0:
+                self._check(float(loss.detach()))
+            self.schedule.after_step()
+            self.reporter.advance(len(batch.labels))
+            if progress.step == ESTIMATE_AFTER and progress.epoch == 0:
+                self._estimate(time.monotonic() - began)
+            if progress.step >= self.num_steps:
+                break
+            if self.request.signum is not None or time.monotonic() - self._saved_at > SAVE_EVERY_S:
+                keep_sums()
+                self.save()
+                self._answer()
+        keep_sums()
+        self._check(progress.loss_sum / progress.seen)
+        self._end_epoch()
+
+    def _check(self, loss: float) -> None:
+        self.reporter.step(self.progress.step, loss)
+        if not math.isfinite(loss):
+            raise DivergedError(
+                f"the loss is {loss} at step {self.progress.step}, learning rate {self._lr():g}; try a smaller --lr "
+                f"(what was saved before it is in {self.run.path})"
+            )
+
+    def _lr(self) -> float:
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def _answer(self) -> None:
+        """End the run if a signal asked for it; all is saved."""
+        if self.request.signum is not None:
+            raise Stopped(
+                self.request.signum,
+                f"saved at step {self.progress.step}; go on with: fastcifar train --resume {self.run.path.name}",
+            )
+
+    def _estimate(self, seconds: float) -> None:
+        rest = seconds / ESTIMATE_AFTER * (self.num_steps - ESTIMATE_AFTER)
+        log.info("about %s to go", duration(rest))
+        if rest > LONG_S and self.config.model != "small":
+            log.info("a faster recipe: fastcifar train --model small --epochs 8 --sched cosine")
+
+    def _end_epoch(self) -> None:
+        progress = self.progress
+        seconds = progress.seconds
+        row: dict[str, Any] = {
+            "epoch": progress.epoch + 1,
+            "lr": self._lr(),
+            "train_loss": progress.loss_sum / progress.seen,
+            "train_accuracy": progress.correct / progress.seen,
+            "val_loss": None,
+            "val_accuracy": None,
+            "seconds": round(seconds, 3),
+            "images_per_s": round(progress.seen / seconds, 1),
+        }
+        text = f"epoch {row['epoch']}/{self.config.epochs}"
+        text += f"  train loss {row['train_loss']:.4f} accuracy {row['train_accuracy']:.2%}"
+        if self.loaders.val is not None:
+            answers = self._evaluate(self.model, self.loaders.val, "validation")
+            row["val_loss"], row["val_accuracy"] = answers.loss, answers.accuracy
+            text += f"  validation loss {answers.loss:.4f} accuracy {answers.accuracy:.2%}"
+        log.info("%s  lr %.4g  %.0f images/s", text, row["lr"], row["images_per_s"])
+        self.schedule.after_epoch(row["train_loss"] if row["val_loss"] is None else row["val_loss"])
+        if row["val_accuracy"] is None or progress.best is None or row["val_accuracy"] > progress.best["val_accuracy"]:
+            progress.best = {key: row[key] for key in ("epoch", "val_loss", "val_accuracy")}
+            checkpoint.save_weights(self.run.best, self.model, self.config.model, self.data, epoch=row["epoch"])
+        progress.history.append(row)
+        progress.epoch += 1
+        progress.batch, progress.seen, progress.loss_sum, progress.correct, progress.seconds = (
+            0,
+            0,
+            0.0,
+            0,
+            0.0,
+        )
+        self.save()
+        self.run.write_results(progress.history)
+
+    def _evaluate(self, model: nn.Module, loader: Loader, what: str) -> Answers:
+        def advance(count: int) -> None:
+            self.reporter.advance(count)
+            if self.request.signum is not None:
+                self.save()
+                self._answer()
+
+        self.reporter.begin(what, loader.num_images)
+        return evaluate(model, loader, bf16=self.bf16, advance=advance)
+
+    def _finish(self) -> dict[str, Any]:
+        from fastcifar import plotting
+
+        progress = self.progress
+        self.run.write_results(progress.history)
+        write_atomically(self.run.curves, lambda partial: plotting.save(plotting.curves(progress.history), partial))
+        best, _, _ = checkpoint.load_weights(self.run.best)
+        best.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        answers = self._evaluate(best, self.loaders.test, "test")
+        predictions = Predictions(
+            index=answers.indices,
+            label=answers.labels,
+            logits=answers.logits,
+            weights_sha256=checkpoint.file_sha256(self.run.best),
+            data_sha256=self.loaders.test.beton.sha256,
+        )
+        checkpoint.save_predictions(self.run.predictions, predictions)
+        metrics = {
+            "test_accuracy": answers.accuracy,
+            "test_loss": answers.loss,
+            "num_test_images": len(answers.labels),
+            "weights": "of the best validation accuracy" if self.loaders.val is not None else "of the last epoch",
+            "best": progress.best,
+            "epochs": progress.epoch,
+            "steps": progress.step,
+            "plateau_watches": "validation loss" if self.loaders.val is not None else "training loss",
+            "val_size": self.loaders.num_val,
+            "train_seconds": round(sum(row["seconds"] for row in progress.history), 3),
+            "model": self.config.model,
+            "num_parameters": count_parameters(self.model),
+            "loader": self.loaders.train.name,
+            "device": str(self.device),
+            "amp": "bf16" if self.bf16 else "off",
+            "data_sha256": self.data.sha256,
+            "test_data_sha256": self.loaders.test.beton.sha256,
+            "seed": self.config.seed,
+        }
+        self.run.write_metrics(metrics)
+        log.info(
+            "test accuracy %.2f%%, loss %.4f, on %d images",
+            answers.accuracy * 100,
+            answers.loss,
+            len(answers.labels),
+        )
+        return metrics
+
+
+class Loaders:
+    """The loaders of a run, all normalising by the training images' mean and std."""
+
+    def __init__(self, config: TrainConfig, device: torch.device) -> None:
+        folder = Path(config.data_dir)
+        paths = [folder / "train.beton", folder / "test.beton"]
+        name = config.loader
+        if name == "auto":
+            name, why = choose_loader(sum(os.path.getsize(p) for p in paths if p.is_file()), device)
+            self.chosen = f"{name} ({why})"
+        else:
+            self.chosen = name
+        train, test = (open_for(name, path) for path in paths)
+        for beton in (train, test):
+            if not beton.verified:
+                log.warning("%s has no manifest: its structure was checked, its pixels cannot be", beton.path)
+        self._check_pair(train, test)
+        num_classes = len(train.class_names)
+        rows, val_rows = hold_out(train.labels, num_classes, config.val_size, config.seed)
+
+        def make(beton: Beton, **settings: Any) -> Loader:
+            return make_loader(beton, loader=name, device=device, mean=train.mean, std=train.std, **settings)
+
+        self.train = make(
+            train,
+            augment=config.augment,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            shuffle=config.shuffle,
+            rows=rows,
+        )
+        self.val = make(train, train=False, batch_size=EVAL_BATCH, rows=val_rows) if len(val_rows) else None
+        self.test = make(test, train=False, batch_size=EVAL_BATCH)
+        self.num_train, self.num_val = len(rows), len(val_rows)
+        self.info = DataInfo(
+            class_names=train.class_names,
+            image_shape=train.image_shape,
+            mean=tuple(train.mean.tolist()),
+            std=tuple(train.std.tolist()),
+            sha256=train.sha256,
+        )
+
+    @staticmethod
+    def _check_pair(train: Beton, test: Beton) -> None:
+        if train.image_shape != test.image_shape:
+            raise DataError(
+                f"{test.path}: its images are {test.image_shape}, those of {train.path} {train.image_shape}"
+            )
+        if train.verified and test.verified and train.class_names != test.class_names:
+            raise DataError(f"{test.path}: its classes are not those of {train.path}; convert both again")
+        if int(test.labels.max()) >= len(train.class_names):
+            raise DataError(
+                f"{test.path}: has label {int(test.labels.max())}, {train.path} has {len(train.class_names)} classes"
+            )
+
+    def close(self) -> None:
+        for loader in (self.train, self.val, self.test):
+            if loader is not None:
+                loader.close()
+
+
+def duration(seconds: float) -> str:
+    """'2 h 05 min', '3 min 20 s' or '12 s'."""
+    whole = round(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{whole} s"

@@ -1,0 +1,190 @@
+"""The folder of a run: what stands where, how a new one is made, how an old one is found."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+import fastcifar
+from fastcifar.config import AugmentConfig, TrainConfig
+from fastcifar.errors import CheckpointError, DataError, UsageError
+from fastcifar.files import write_text, writing_to
+
+COLUMNS = (
+    "epoch",
+    "lr",
+    "train_loss",
+    "train_accuracy",
+    "val_loss",
+    "val_accuracy",
+    "seconds",
+    "images_per_s",
+)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths within one run."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log.txt"
+
+    @property
+    def results(self) -> Path:
+        return self.path / "results.csv"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.json"
+
+    @property
+    def curves(self) -> Path:
+        return self.path / "curves.png"
+
+    @property
+    def predictions(self) -> Path:
+        return self.path / "predictions.npz"
+
+    @property
+    def last(self) -> Path:
+        return self.path / "weights" / "last.pt"
+
+    @property
+    def previous(self) -> Path:
+        return self.path / "weights" / "previous.pt"
+
+    @property
+    def best(self) -> Path:
+        return self.path / "weights" / "best.safetensors"
+
+    @property
+    def explain(self) -> Path:
+        return self.path / "explain"
+
+    def write_config(self, config: TrainConfig) -> None:
+        """Store the settings, and what they ran on (env.json)."""
+        write_text(self.config, yaml.safe_dump(asdict(config), sort_keys=False))
+        write_text(self.path / "env.json", json.dumps(environment(), indent=1) + "\n")
+
+    def read_config(self) -> TrainConfig:
+        """The settings of the run. Raises DataError if they are damaged."""
+        try:
+            raw = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+            return TrainConfig(**{**raw, "augment": AugmentConfig(**raw["augment"])})
+        except (OSError, yaml.YAMLError, TypeError, KeyError, ValueError, AttributeError) as error:
+            raise DataError(f"{self.config}: not the settings of a run ({_one_line(error)})") from error
+
+    def write_results(self, history: list[dict[str, Any]]) -> None:
+        """results.csv: a row for each finished epoch."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({key: "" if row[key] is None else row[key] for key in COLUMNS} for row in history)
+        write_text(self.results, text.getvalue())
+
+    def write_metrics(self, metrics: dict[str, Any]) -> None:
+        """metrics.json: how the run ended."""
+        write_text(self.metrics, json.dumps(metrics, indent=1) + "\n")
+
+
+def create_run(runs_dir: str | os.PathLike[str], name: str) -> RunFolder:
+    """Make a new folder `name` in `runs_dir`, or `name-2`, `name-3`, … where it is taken; never an existing one."""
+    if not name or name in (".", "..") or Path(name).name != name:
+        raise UsageError(f"name is {name!r}; expected the name of a folder, without '/'")
+    root = Path(runs_dir)
+    with writing_to(root):
+        root.mkdir(parents=True, exist_ok=True)
+        number = 1
+        while True:
+            path = root / (name if number == 1 else f"{name}-{number}")
+            try:
+                path.mkdir()  # of two runs at once, one goes on to the next number
+                break
+            except FileExistsError:
+                number += 1
+        (path / "weights").mkdir()
+    return RunFolder(path)
+
+
+def find_run(run: str | None, runs_dir: str | os.PathLike[str]) -> RunFolder:
+    """The run of that name or path; the one that was saved last if `run` is None.
+
+    Raises CheckpointError (exit code 6) if it has no checkpoint, DataError (exit code 4) if there is no such folder.
+    """
+    root = Path(runs_dir)
+    if run is None:
+        saved = [(last.stat().st_mtime_ns, last.parent.parent) for last in root.glob("*/weights/*.pt")]
+        if not saved:
+            raise CheckpointError(f"{root}: no run with a checkpoint; make one with 'fastcifar train'")
+        return RunFolder(max(saved)[1])
+    path = root / run if (root / run).is_dir() else Path(run)
+    if not path.is_dir():
+        known = ", ".join(sorted(p.name for p in root.glob("*") if p.is_dir())[:12]) or "none yet"
+        raise DataError(f"{run}: no such run in {root}; expected a folder or one of: {known}")
+    if not (path / "weights" / "last.pt").is_file() and not (path / "weights" / "previous.pt").is_file():
+        raise CheckpointError(f"{path}: has no checkpoint yet; train it further or choose another run")
+    return RunFolder(path)
+
+
+@contextmanager
+def log_file(path: Path) -> Iterator[None]:
+    """In the block, what fastcifar logs is also appended to `path`, with the time."""
+    with writing_to(path):
+        handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger = logging.getLogger("fastcifar")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+
+
+def environment() -> dict[str, Any]:
+    """What a run ran on."""
+    return {
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "fastcifar": fastcifar.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "processor": processor(),
+        "num_threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+    }
+
+
+def processor() -> str:
+    """The processor's name, as the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

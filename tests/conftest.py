@@ -1,0 +1,80 @@
+"""Data that many tests share, made once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+from fastcifar.converters import convert
+from fastcifar.converters.synthetic import source as synthetic_source
+
+REAL_SOURCE = os.environ.pop("FASTCIFAR_SOURCE", "")  # the tests that want it take the fixture `real_source`
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "real_data" in item.keywords and not REAL_SOURCE:
+            item.add_marker(pytest.mark.skip(reason="FASTCIFAR_SOURCE does not name real images"))
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def real_source() -> str:
+    return REAL_SOURCE
+
+
+@pytest.fixture(scope="session")
+def real_dir(tmp_path_factory: pytest.TempPathFactory, real_source: str) -> Path:
+    """The real images, converted."""
+    from fastcifar.converters import open_source
+
+    folder = tmp_path_factory.mktemp("real")
+    with open_source(real_source) as source:
+        convert(source, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """600 synthetic training images and 200 test images, converted. Not to be written to."""
+    folder = tmp_path_factory.mktemp("data")
+    with synthetic_source(600, 200) as source:
+        convert(source, folder)
+    return folder
+
+
+@pytest.fixture
+def own_data_dir(tmp_path: Path) -> Path:
+    """30 and 20 synthetic images, converted, for a test to damage."""
+    with synthetic_source(30, 20) as source:
+        convert(source, tmp_path / "data")
+    return tmp_path / "data"
+
+
+ImageFolder = Callable[..., Path]
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> ImageFolder:
+    """Makes a folder of images: two classes, PNG, random pixels."""
+
+    def make(name: str = "images", classes: tuple[str, ...] = ("cat", "dog"), each: int = 3, side: int = 8) -> Path:
+        root = tmp_path / name
+        random = np.random.default_rng(0)
+        for split in ("train", "test"):
+            for class_name in classes:
+                folder = root / split / class_name
+                folder.mkdir(parents=True)
+                for number in range(each):
+                    pixels = random.integers(0, 256, (side, side, 3), dtype=np.uint8)
+                    PIL.Image.fromarray(pixels).save(folder / f"{number:02d}.png")
+        return root
+
+    return make
