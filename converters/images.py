@@ -117,7 +117,8 @@ def open_folder(path: Path) -> Source:
         if len(inside.parts) > 3:  # deeper than any dataset; a link may lead round in a circle
             folders.clear()
         names += [(inside / name).as_posix() for name in files]
-    return _source(path, [ImageFile(name, _file_reader(path / name)) for name in names], ExitStack())
+    class_names, splits = _arrange(path, [ImageFile(name, _file_reader(path / name)) for name in names])
+    return Source(description=f"images of {path.resolve().name}", class_names=class_names, splits=splits)
 
 
 def _file_reader(path: Path) -> Callable[[], bytes]:
@@ -149,7 +150,13 @@ def open_archive(path: Path) -> Source:
             raise
         except UNREADABLE as error:
             raise DataError(f"{path}: not a whole tar or zip archive ({error}); {LAYOUT}") from error
-        return _source(path, files, resources.pop_all())
+        class_names, splits = _arrange(path, files)
+        return Source(
+            description=f"images of {path.name}",
+            class_names=class_names,
+            splits=splits,
+            resources=resources.pop_all(),
+        )
 
 
 def _zip_files(path: Path, resources: ExitStack) -> list[ImageFile]:
@@ -207,16 +214,16 @@ def _is_wanted(name: str) -> bool:
     return not hidden and "__MACOSX" not in parts and parts[-1:] != ("Thumbs.db",)
 
 
-def _source(where: Path, files: list[ImageFile], resources: ExitStack) -> Source:
+def _arrange(where: Path, files: list[ImageFile]) -> tuple[tuple[str, ...], dict[str, ImageSplit]]:
     """Sort `files` into splits and classes, and check that together they are a dataset."""
     found: dict[str, dict[str, dict[str, ImageFile]]] = {name: {} for name in SPLITS}
     root: tuple[str, ...] | None = None
     for file in files:
-        if not _is_wanted(file.name):
-            continue
         parts = PurePosixPath(file.name).parts
         if ".." in parts or PurePosixPath(file.name).is_absolute() or "\\" in file.name:
             raise DataError(f"{where}: {file.name!r} points outside the archive; refused")
+        if not _is_wanted(file.name):
+            continue
         depth = next((i for i, part in enumerate(parts[:2]) if part in SPLITS), None)
         if depth is None or len(parts) == depth + 1:
             continue  # a README beside train/ and test/
@@ -251,7 +258,7 @@ def _source(where: Path, files: list[ImageFile], resources: ExitStack) -> Source
             for _, file in sorted(found[name].get(class_name, {}).items())
         ]
         splits[name] = ImageSplit(where, ordered, (first.name, (shape[0], shape[1])))
-    return Source(description=f"images of {where.name}", class_names=class_names, splits=splits, resources=resources)
+    return class_names, splits
 
 
 def _listed(names: tuple[str, ...], most: int = 12) -> str:

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from fastcifar.augment.albumentations_ops import AlbumentationsAugment, augment_batch
 from fastcifar.augment.draws import Choices
 from fastcifar.beton import Beton
+from fastcifar.errors import FastcifarError
 from fastcifar.loaders.base import Batch, Loader, LoaderConfig, Rows
 
 MAX_WORKERS = 8
@@ -54,11 +55,19 @@ class AlbumentationsLoader(Loader):
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         batches = self.batches(epoch)[start:]
         self._requests.requests = [(epoch, rows) for rows in batches]
-        for rows, images in zip(batches, self._workers, strict=True):
+        for rows, images in zip(batches, self._answers(), strict=True):
             # (N, H, W, 3) -> (N, 3, H, W), channels_last memory
             delivered = images.to(self.config.device, self.config.dtype).permute(0, 3, 1, 2)
             labels = torch.from_numpy(self.beton.labels[rows]).to(self.config.device)
             yield Batch(delivered, labels, torch.from_numpy(rows.copy()).to(self.config.device))
+
+    def _answers(self) -> Iterator[torch.Tensor]:
+        try:
+            yield from self._workers
+        except RuntimeError as error:  # what a DataLoader raises for a worker that was killed or does not answer
+            self._workers._iterator = None
+            reason = " ".join(str(error).split())
+            raise FastcifarError(f"a worker of the albumentations loader ended ({reason})") from error
 
     def close(self) -> None:
         self._workers._iterator = None  # ends the worker processes

@@ -1,0 +1,306 @@
+"""Three loaders, one stream of batches."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fastcifar import AugmentConfig, make_loader, open_beton
+from fastcifar.augment.torch_ops import fill_values
+from fastcifar.beton import manifest_path
+from fastcifar.converters import Source, convert
+from fastcifar.converters.synthetic import SyntheticSplit
+from fastcifar.errors import DataError, FastcifarError, UsageError
+from fastcifar.loaders import Batch, Loader, choose_loader, missing_part
+from tests.reference import augment_image, normalise_image
+
+LOADERS = [
+    pytest.param(name, marks=pytest.mark.skipif(missing_part(name) is not None, reason=f"{name} is not installed"))
+    for name in ("resident", "ffcv", "albumentations")
+]
+
+
+def epoch_of(loader: Loader, epoch: int = 0, start: int = 0) -> list[Batch]:
+    try:
+        return list(loader.epoch(epoch, start))
+    finally:
+        loader.close()
+
+
+@pytest.mark.parametrize(
+    "augment",
+    [
+        AugmentConfig(),
+        AugmentConfig(crop_mode="reflect", crop_padding=9, cutout_size=13, cutout_fill="zero"),
+        AugmentConfig(crop_padding=0, flip=False, cutout_size=32),
+        AugmentConfig(crop_padding=3, flip=True, cutout_size=0),
+    ],
+)
+@pytest.mark.parametrize("name", LOADERS)
+def test_every_loader_gives_the_pixels_of_the_twin(data_dir: Path, name: str, augment: AugmentConfig) -> None:
+    settings: dict[str, Any] = {"batch_size": 50, "seed": 3, "loader": name}
+    loader = make_loader(data_dir / "train.beton", augment, dtype=torch.uint8, **settings)
+    raw = epoch_of(loader, 1)
+    normalised = epoch_of(make_loader(data_dir / "train.beton", augment, **settings), 1)
+    table, beton = loader.choices(1), loader.beton
+    fill = fill_values(augment, beton.mean)
+    assert len(raw) == len(normalised) == 12
+    for batch, other in zip(raw[:2], normalised[:2], strict=True):
+        assert torch.equal(batch.indices, other.indices)
+        assert batch.labels.tolist() == beton.labels[batch.indices].tolist() == other.labels.tolist()
+        for image, floats, row in zip(batch.images, other.images, batch.indices.tolist(), strict=True):
+            expected = augment_image(beton.images([row])[0], table[row], augment, fill)
+            np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), expected)
+            np.testing.assert_array_equal(floats.numpy(), normalise_image(expected, beton.mean, beton.std))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.uint8])
+@pytest.mark.parametrize("name", LOADERS)
+def test_every_loader_gives_what_resident_gives(data_dir: Path, name: str, dtype: torch.dtype) -> None:
+    expected = epoch_of(make_loader(data_dir / "train.beton", batch_size=64, seed=5, dtype=dtype, loader="resident"), 2)
+    got = epoch_of(make_loader(data_dir / "train.beton", batch_size=64, seed=5, dtype=dtype, loader=name), 2)
+    assert len(got) == len(expected) == 9
+    for a, b in zip(got, expected, strict=True):
+        assert a.images.dtype == dtype
+        assert a.images.shape == (64, 3, 32, 32)
+        assert a.images.is_contiguous(memory_format=torch.channels_last)
+        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.real_data
+def test_512_real_images_are_the_same_on_every_loader(real_dir: Path) -> None:
+    for dtype in (torch.uint8, torch.float32):
+        batches = []
+        for name in ("resident", "ffcv", "albumentations"):
+            if missing_part(name) is None:
+                loader = make_loader(real_dir / "train.beton", batch_size=512, loader=name, dtype=dtype)
+                batches.append(next(loader.epoch(0)))
+                loader.close()
+        assert len(batches) >= 2, "only one loader is installed"
+        for batch in batches[1:]:
+            assert all(torch.equal(x, y) for x, y in zip(batch, batches[0], strict=True))
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_evaluation_delivers_every_image_once_in_order(data_dir: Path, name: str) -> None:
+    loader = make_loader(data_dir / "test.beton", batch_size=64, train=False, loader=name)
+    batches = epoch_of(loader)
+    assert [len(batch.labels) for batch in batches] == [64, 64, 64, 8]
+    assert len(loader) == 4
+    assert torch.cat([batch.indices for batch in batches]).tolist() == list(range(200))
+    got = torch.cat([batch.images for batch in batches])
+    expected = [normalise_image(image, loader.mean, loader.std) for image, _ in SyntheticSplit(200, 0, 1)]
+    np.testing.assert_array_equal(got.numpy(), np.stack(expected))
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_training_drops_the_last_partial_batch(data_dir: Path, name: str) -> None:
+    loader = make_loader(data_dir / "train.beton", batch_size=250, loader=name)
+    batches = epoch_of(loader)
+    assert [len(batch.labels) for batch in batches] == [250, 250]
+    assert (len(loader), loader.num_images) == (2, 500)
+    assert len(set(torch.cat([batch.indices for batch in batches]).tolist())) == 500
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_an_epoch_can_begin_in_the_middle(data_dir: Path, name: str) -> None:
+    def make() -> Loader:
+        return make_loader(data_dir / "train.beton", batch_size=100, loader=name)
+
+    whole, rest = epoch_of(make(), 1), epoch_of(make(), 1, start=4)
+    assert len(rest) == 2
+    for a, b in zip(whole[4:], rest, strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    assert epoch_of(make(), 1, start=6) == []
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_batches_are_the_callers_to_keep_and_to_write_to(data_dir: Path, name: str) -> None:
+    loader = make_loader(data_dir / "train.beton", batch_size=30, loader=name, dtype=torch.uint8)
+    kept, copies = [], []
+    for batch in loader.epoch(0):
+        kept.append(batch)
+        copies.append([tensor.clone() for tensor in batch])
+    for batch, copy in zip(kept, copies, strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(batch, copy, strict=True))
+        for tensor in batch:
+            tensor.zero_()
+    again = epoch_of(loader)
+    assert all(torch.equal(batch.images, copy[0]) for batch, copy in zip(again, copies, strict=True))
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_only_the_rows_that_were_asked_for(data_dir: Path, name: str) -> None:
+    rows = np.arange(7, 600, 3)
+    loader = make_loader(data_dir / "train.beton", batch_size=10, rows=rows, loader=name)
+    seen = torch.cat([batch.indices for batch in epoch_of(loader)]).tolist()
+    assert len(seen) == 190
+    assert set(seen) <= set(rows.tolist())
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_plain_iteration_goes_from_epoch_to_epoch(data_dir: Path, name: str) -> None:
+    loader = make_loader(data_dir / "train.beton", batch_size=300, loader=name)
+    first, second = ([batch.indices for batch in loader] for _ in range(2))
+    expected = [batch.indices for batch in loader.epoch(1)]
+    loader.close()
+    assert not torch.equal(first[0], second[0])
+    assert torch.equal(second[0], expected[0])
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_window_shuffle_is_the_same_on_every_loader(tmp_path: Path, name: str) -> None:
+    source = Source(
+        description="",
+        class_names=tuple("abcdefghij"),
+        splits={"train": SyntheticSplit(6_000, 0, 0), "test": SyntheticSplit(9, 0, 1)},
+    )
+    convert(source, tmp_path)
+    settings: dict[str, Any] = {"batch_size": 100, "shuffle": "window", "dtype": torch.uint8}
+    a, b = (next(make_loader(tmp_path / "train.beton", loader=n, **settings).epoch(0)) for n in ("resident", name))
+    assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def use_briefly(data_dir: Path, name: str) -> None:
+    loader = make_loader(data_dir / "train.beton", batch_size=20, loader=name)
+    for _ in range(3):
+        for _batch in loader.epoch(0):
+            break
+    loader.close()
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_leaving_early_leaves_no_thread_descriptor_or_process(data_dir: Path, name: str) -> None:
+    use_briefly(data_dir, name)  # what is made once for all stays
+    gc.collect()
+    threads, descriptors = threading.active_count(), len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        use_briefly(data_dir, name)
+    gc.collect()
+    assert threading.active_count() == threads
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert not children()
+
+
+def children() -> list[str]:
+    return Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+
+
+def test_an_error_in_ffcvs_thread_reaches_the_caller(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if missing_part("ffcv") is not None:
+        pytest.skip("FFCV is not installed")
+    from fastcifar.loaders import ffcv_stream
+
+    def fail(*args: object) -> None:
+        raise RuntimeError("the decoder broke")
+
+    monkeypatch.setattr(ffcv_stream._Epoch, "run_pipeline", fail)
+    loader = make_loader(data_dir / "train.beton", batch_size=20, loader="ffcv")
+    with pytest.raises(FastcifarError, match="FFCV failed while reading .RuntimeError: the decoder broke"):
+        next(loader.epoch(0))
+
+
+def test_ffcv_leaves_torchs_threads_alone(data_dir: Path) -> None:
+    if missing_part("ffcv") is not None:
+        pytest.skip("FFCV is not installed")
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        loader = make_loader(data_dir / "train.beton", batch_size=20, loader="ffcv")
+        list(loader.epoch(0))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_killed_worker_is_an_error_and_no_hang(data_dir: Path) -> None:
+    if missing_part("albumentations") is not None:
+        pytest.skip("Albumentations is not installed")
+    loader = make_loader(data_dir / "train.beton", batch_size=20, loader="albumentations")
+    batches = loader.epoch(0)
+    next(batches)
+    for child in children():
+        os.kill(int(child), 9)
+    with pytest.raises(FastcifarError, match="a worker of the albumentations loader ended"):
+        list(batches)
+    loader.close()
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_what_was_checked_is_what_is_read(own_data_dir: Path, name: str) -> None:
+    path = own_data_dir / "train.beton"
+    loader = make_loader(path, batch_size=10, loader=name, dtype=torch.uint8)
+    before = [batch.images for batch in loader.epoch(0)]
+    path.write_bytes(bytes(path.stat().st_size))
+    path.unlink()
+    after = [batch.images for batch in loader.epoch(0)]
+    loader.close()
+    assert all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
+
+
+def test_auto_takes_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+
+    cpu = torch.device("cpu")
+    assert choose_loader(2**20, cpu)[0] == "resident"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    assert choose_loader(2**60, cpu)[0] == "ffcv"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert choose_loader(2**60, cpu)[0] == "albumentations"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": 0}, "batch_size is 0; expected 1 or more"),
+        ({"batch_size": 601}, "batch_size is 601 and only whole batches are delivered; expected at most 600"),
+        ({"loader": "dali"}, "loader is 'dali'; expected one of: auto, resident, ffcv, albumentations"),
+        ({"shuffle": "half"}, "shuffle is 'half'; expected one of: full, window, none"),
+        ({"dtype": torch.int64}, r"dtype is torch\.int64; expected one of"),
+        ({"rows": [600]}, r"rows is 600\.\.600; expected 0\.\.599"),
+        ({"rows": [1, 1]}, "rows names an image twice"),
+        ({"rows": []}, "rows is float64 of shape"),
+        ({"augment": AugmentConfig(cutout_size=40)}, "cutout_size is 40; the images are 32x32"),
+        ({"train": False, "augment": AugmentConfig()}, "augment is given with train=False"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_refused(data_dir: Path, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        make_loader(data_dir / "train.beton", **settings)
+
+
+def test_a_damaged_beton_never_reaches_a_loader(own_data_dir: Path) -> None:
+    path = own_data_dir / "train.beton"
+    path.write_bytes(path.read_bytes()[:-1])
+    for name in ("resident", "ffcv", "albumentations", "auto"):
+        with pytest.raises(DataError, match="damaged"):
+            make_loader(path, loader=name, batch_size=4)
+    manifest_path(path).unlink()
+    with pytest.raises(DataError, match="damaged"):
+        make_loader(path, loader="ffcv", batch_size=4)
+
+
+def test_test_images_are_normalised_by_the_training_images(data_dir: Path) -> None:
+    train = make_loader(data_dir / "train.beton", batch_size=10)
+    test = make_loader(data_dir / "test.beton", train=False, batch_size=10, mean=train.mean, std=train.std)
+    image = open_beton(data_dir / "test.beton").images([0])[0]
+    got = next(test.epoch(0)).images[0].numpy()
+    np.testing.assert_array_equal(got, normalise_image(image, train.mean, train.std))
+    assert not np.array_equal(got, normalise_image(image, test.beton.mean, test.beton.std))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", LOADERS)
+def test_the_gpu_gets_the_same_batches(data_dir: Path, name: str) -> None:
+    cpu = epoch_of(make_loader(data_dir / "train.beton", batch_size=64, loader="resident"))
+    gpu = epoch_of(make_loader(data_dir / "train.beton", batch_size=64, loader=name, device="cuda"))
+    for a, b in zip(cpu, gpu, strict=True):
+        assert b.images.device.type == "cuda"
+        assert all(torch.equal(x, y.cpu()) for x, y in zip(a, b, strict=True))

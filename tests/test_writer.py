@@ -1,0 +1,206 @@
+"""The writer: FFCV's bytes, and nothing lost when something fails."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fastcifar import beton
+from fastcifar.beton import manifest_path, open_beton
+from fastcifar.converters import Source, convert, writer
+from fastcifar.converters.synthetic import SyntheticSplit
+from fastcifar.converters.synthetic import source as synthetic_source
+from fastcifar.errors import DataError, FastcifarError
+
+
+class ListSplit:
+    """Images that a test made."""
+
+    def __init__(self, images: list[np.ndarray], labels: list[int], told: int | None = None) -> None:
+        self.images, self.labels, self.told = images, labels, told
+
+    def __len__(self) -> int:
+        return len(self.images) if self.told is None else self.told
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, int]]:
+        return zip(self.images, self.labels, strict=True)
+
+
+def source_of(train: Any, test: Any = None) -> Source:
+    splits = {"train": train, "test": SyntheticSplit(20, 0, 1) if test is None else test}
+    return Source(description="test", class_names=tuple("abcdefghij"), splits=splits)
+
+
+def random_split(num: int, side: int = 8) -> ListSplit:
+    random = np.random.default_rng(num)
+    return ListSplit(list(random.integers(0, 256, (num, side, side, 3), dtype=np.uint8)), [i % 10 for i in range(num)])
+
+
+def write_with_ffcv(path: Path, split: Any, num_workers: int) -> None:
+    ffcv_writer = pytest.importorskip("ffcv.writer", reason="FFCV is not installed")
+    from ffcv.fields import IntField, RGBImageField
+
+    fields = {"image": RGBImageField(), "label": IntField()}
+    dataset = [(image, int(label)) for image, label in split]
+    ffcv_writer.DatasetWriter(str(path), fields, num_workers=num_workers).from_indexed_dataset(dataset)
+
+
+@pytest.mark.parametrize("num", [1, 2_730, 2_731, 6_000])
+def test_writes_byte_for_byte_what_ffcv_writes(tmp_path: Path, num: int) -> None:
+    split = SyntheticSplit(num, 1, 0)
+    convert(source_of(split), tmp_path)
+    write_with_ffcv(tmp_path / "ffcv.beton", split, num_workers=1)
+    assert (tmp_path / "train.beton").read_bytes() == (tmp_path / "ffcv.beton").read_bytes()
+
+
+def test_opens_what_ffcv_wrote_with_several_workers(tmp_path: Path) -> None:
+    split = SyntheticSplit(6_000, 1, 0)
+    write_with_ffcv(tmp_path / "ffcv.beton", split, num_workers=2)
+    opened = open_beton(tmp_path / "ffcv.beton", in_memory=True)
+    assert not opened.verified
+    expected = list(split)
+    assert opened.labels.tolist() == [label for _, label in expected]
+    np.testing.assert_array_equal(opened.images(np.arange(6_000)), np.stack([image for image, _ in expected]))
+
+
+def test_ffcv_reads_what_we_wrote(data_dir: Path) -> None:
+    reader = pytest.importorskip("ffcv.reader", reason="FFCV is not installed").Reader(str(data_dir / "train.beton"))
+    assert int(reader.num_samples) == 600
+    assert reader.field_names == ["image", "label"]
+
+
+@pytest.mark.parametrize("shape", [(5, 9, 3), (1, 1, 3), (1672, 1672, 3)])
+def test_images_of_any_one_size(tmp_path: Path, shape: tuple[int, int, int]) -> None:
+    images = list(np.random.default_rng(0).integers(0, 256, (3, *shape), dtype=np.uint8))
+    convert(source_of(ListSplit(images, [2, 0, 1])), tmp_path)
+    opened = open_beton(tmp_path / "train.beton")
+    assert opened.image_shape == shape
+    np.testing.assert_array_equal(opened.images([2, 0]), np.stack([images[2], images[0]]))
+
+
+def test_the_manifest_describes_the_file(own_data_dir: Path) -> None:
+    manifest = beton.read_manifest(own_data_dir / "train.beton")
+    assert manifest is not None
+    assert manifest.num_samples == 30
+    assert manifest.image_shape == (32, 32, 3)
+    assert manifest.class_names[:2] == ("disc", "ring")
+    assert manifest.sha256 == hashlib.sha256((own_data_dir / "train.beton").read_bytes()).hexdigest()
+    assert manifest.source == "synthetic, seed 0"
+    assert set(manifest.versions) == {"fastcifar", "numpy", "pillow", "python"}
+
+
+def test_the_same_source_gives_the_same_files(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        with synthetic_source(50, 20) as source:
+            convert(source, tmp_path / name)
+    for file in sorted((tmp_path / "a").iterdir()):
+        assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
+    assert len(list((tmp_path / "a").iterdir())) == 4
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+class Raises(ListSplit):
+    def __iter__(self) -> Iterator[tuple[np.ndarray, int]]:
+        yield from list(super().__iter__())[:5]
+        raise RuntimeError("the cable was pulled")
+
+
+class Changes(ListSplit):
+    """Gives another pixel each time it is read."""
+
+    reads = 0
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, int]]:
+        self.reads += 1
+        for image, label in super().__iter__():
+            yield image ^ np.uint8(self.reads % 2), label
+
+
+GOOD = random_split(20)
+ODD = ListSplit([*GOOD.images[:7], np.zeros((8, 9, 3), np.uint8)], list(range(8)))
+FAILURES = {
+    "raises": (Raises(GOOD.images, GOOD.labels), RuntimeError, "the cable was pulled"),
+    "changes": (Changes(GOOD.images, GOOD.labels), DataError, "image 0 as written differs from the source read again"),
+    "another size": (ODD, DataError, r"image 7 is uint8 \(8, 9, 3\); expected uint8 \(8, 8, 3\), as the first"),
+    "floats": (ListSplit([GOOD.images[0] / 2], [0]), DataError, "image 0 is float64"),
+    "fewer": (ListSplit(GOOD.images, GOOD.labels, 21), DataError, "told 21 images and gave 20"),
+    "more": (ListSplit(GOOD.images, GOOD.labels, 19), DataError, "more images than the 19"),
+    "none": (ListSplit([], []), DataError, "told 0 images and gave 0"),
+    "too large": (ListSplit([np.zeros((2_000, 2_000, 3), np.uint8)], [0]), DataError, "image 0 is 2000x2000"),
+}
+
+
+@pytest.mark.parametrize("place", ["train", "test"])
+@pytest.mark.parametrize("name", list(FAILURES))
+def test_a_failure_leaves_the_good_files(own_data_dir: Path, name: str, place: str) -> None:
+    split, error, message = FAILURES[name]
+    before = contents(own_data_dir)
+    source = source_of(split) if place == "train" else source_of(GOOD, split)
+    with pytest.raises(error, match=message):
+        convert(source, own_data_dir)
+    assert contents(own_data_dir) == before
+
+
+def test_a_full_disk_leaves_the_good_files(own_data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = contents(own_data_dir)
+    real = os.fsync
+
+    def full(descriptor: int) -> None:
+        if ".test.beton.partial" in os.readlink(f"/proc/self/fd/{descriptor}"):
+            raise OSError(28, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(writer.os, "fsync", full)
+    with pytest.raises(FastcifarError, match="cannot write .No space left on device.; nothing was replaced"):
+        convert(source_of(GOOD), own_data_dir)
+    assert contents(own_data_dir) == before
+
+
+@pytest.mark.parametrize("step", range(3))
+def test_at_no_moment_does_a_manifest_lie_beside_another_beton(
+    own_data_dir: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    """A kill between two renames, played by an exception that nothing clears up after."""
+    calls = 0
+    real = os.replace
+
+    def killed(source: Any, target: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > step:
+            raise KeyboardInterrupt
+        real(source, target)
+
+    monkeypatch.setattr(writer.os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        convert(source_of(GOOD), own_data_dir)
+    for name in ("train", "test"):
+        open_beton(own_data_dir / f"{name}.beton")
+
+
+def test_two_conversions_at_once_do_not_mix(own_data_dir: Path) -> None:
+    before = contents(own_data_dir)
+    with writer._locked(own_data_dir), pytest.raises(FastcifarError, match="another conversion is writing here"):
+        convert(source_of(GOOD), own_data_dir)
+    assert contents(own_data_dir) == before
+    convert(source_of(GOOD), own_data_dir)
+
+
+def test_progress_counts_each_image_twice(tmp_path: Path) -> None:
+    counts = {"train": 0, "test": 0}
+
+    def advance(name: str, count: int) -> None:
+        counts[name] += count
+
+    with synthetic_source(5_000, 10) as source:
+        convert(source, tmp_path, advance)
+    assert counts == {"train": 10_000, "test": 20}
