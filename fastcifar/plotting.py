@@ -96,7 +96,7 @@ def cam_grid(
     rows = -(-num // columns)
     width, height, top, bottom = columns * 2.9, rows * 1.78, 0.62, 0.62
     figure = Figure(figsize=(max(width, 4.4), height + top + bottom))
-    figure.suptitle(heading, y=1 - 0.3 / (height + top + bottom), va="center", fontsize=12)
+    figure.suptitle(heading, y=1 - 0.3 / (height + top + bottom), va="center", fontsize=12, parse_math=False)
     total = height + top + bottom
     grid = figure.add_gridspec(
         rows,

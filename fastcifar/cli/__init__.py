@@ -83,7 +83,9 @@ def _terminate_politely() -> Any:
     return signal.signal(signal.SIGTERM, stop)
 
 
-@click.group(cls=Program, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    "fastcifar", cls=Program, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]}
+)
 @click.version_option(__version__, prog_name="fastcifar")
 @click.option("--debug", is_flag=True, help="Show a traceback when something fails.")
 @click.pass_context

@@ -158,7 +158,7 @@ def save_predictions(path: Path, predictions: Predictions) -> None:
 def load_predictions(path: Path, weights_sha256: str, data_sha256: str) -> Predictions | None:
     """The predictions of exactly these weights on exactly this data, or None: they must be made anew."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             found = {key: file[key] for key in ("index", "label", "logits")}
             owners = str(file["weights_sha256"]), str(file["data_sha256"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):

@@ -216,7 +216,8 @@ class Trainer:
             self.loaders.num_val,
         )
         with self.request:
-            while self.progress.step < self.num_steps:
+            # an epoch whose steps are done may still have to be validated, after a stop
+            while self.progress.step < self.num_steps or self.progress.batch:
                 self._epoch()
             return self._finish()
 
@@ -246,7 +247,9 @@ class Trainer:
             progress.seen += len(batch.labels)
             sums += torch.stack((loss.detach() * len(batch.labels), (logits.argmax(1) == batch.labels).sum())).to(sums)
             if self.device.type == "cpu" or progress.step % CHECK_LOSS_EVERY == 0:
-                self._check(float(loss.detach()))
+                told = float(loss.detach())
+                self._require_finite(told)
+                self.reporter.step(progress.step, told)
             self.schedule.after_step()
             self.reporter.advance(len(batch.labels))
             if progress.step == ESTIMATE_AFTER and progress.epoch == 0:
@@ -258,11 +261,10 @@ class Trainer:
                 self.save()
                 self._answer()
         keep_sums()
-        self._check(progress.loss_sum / progress.seen)
+        self._require_finite(progress.loss_sum / progress.seen)
         self._end_epoch()
 
-    def _check(self, loss: float) -> None:
-        self.reporter.step(self.progress.step, loss)
+    def _require_finite(self, loss: float) -> None:
         if not math.isfinite(loss):
             raise DivergedError(
                 f"the loss is {loss} at step {self.progress.step}, learning rate {self._lr():g}; try a smaller --lr "

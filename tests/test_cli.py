@@ -1,0 +1,313 @@
+"""What a user types, what it prints, and what it returns."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+from click.testing import CliRunner, Result
+
+import fastcifar
+from fastcifar.beton import manifest_path
+from fastcifar.cli import main
+from fastcifar.errors import MissingExtraError
+from tests.conftest import ImageFolder
+
+
+@pytest.fixture(autouse=True)
+def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for name in ("FASTCIFAR_SOURCE", "FASTCIFAR_DATA_DIR", "FASTCIFAR_RUNS_DIR"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def run(*args: object) -> Result:
+    result = CliRunner().invoke(main, [str(arg) for arg in args])
+    assert "Traceback" not in result.output
+    return result
+
+
+def refused(code: int, *args: object) -> str:
+    """The one line that a mistake prints."""
+    result = run(*args)
+    assert result.exit_code == code, result.output
+    assert result.stdout == ""
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("Error: ")
+    return lines[0].removeprefix("Error: ")
+
+
+def commands() -> list[str]:
+    return list(main.commands)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_and_option_has_help(command: str) -> None:
+    result = run(command, "--help")
+    assert result.exit_code == 0
+    assert main.commands[command].help  # type: ignore[attr-defined]
+    for option in main.commands[command].params:  # type: ignore[attr-defined]
+        if option.param_type_name == "option":
+            assert option.help, f"{command} {option.opts}"
+
+
+def test_the_program_alone_shows_its_help() -> None:
+    result = run()
+    assert result.exit_code == 0
+    assert "fastcifar train --epochs 50 --sched plateau" in result.stdout
+    for command in commands():
+        assert f"  {command} " in result.stdout
+
+
+def test_version_comes_from_one_place() -> None:
+    assert run("--version").stdout == f"fastcifar, version {fastcifar.__version__}\n"
+    answer = subprocess.run(
+        [sys.executable, "-m", "fastcifar", "--version"], capture_output=True, text=True, check=True
+    )
+    assert answer.stdout == f"fastcifar, version {fastcifar.__version__}\n"
+
+
+HEAVY = ("torch", "numpy", "ffcv", "albumentations", "matplotlib", "triton", "jinja2", "rich", "torchvision", "PIL")
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; from click.testing import CliRunner; from fastcifar.cli import main\n"
+        "for command in ([], *([name] for name in main.commands)):\n"
+        "    assert CliRunner().invoke(main, [*command, '--help']).exit_code == 0\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "[]"
+
+
+def test_the_core_loads_no_optional_part() -> None:
+    code = (
+        "import sys; import fastcifar.training, fastcifar.explain, fastcifar.converters; from fastcifar import make_loader\n"
+        "print([name for name in ('ffcv', 'albumentations', 'matplotlib', 'cv2', 'numba') if name in sys.modules])"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "[]"
+
+
+def test_the_three_lines_work_as_written(monkeypatch: pytest.MonkeyPatch, image_folder: ImageFolder) -> None:
+    monkeypatch.setenv("FASTCIFAR_SOURCE", str(image_folder(classes=("cat", "dog", "ship"), each=4, side=8)))
+    result = run("convert")
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[0] == "data/train.beton: 12 images of 8x8, 3 classes, from images of images"
+    # as written, but for a batch that twelve images can fill and an end within reach
+    result = run("train", "--epochs", 50, "--sched", "plateau", "--batch-size", 4, "--max-steps", 2)
+    assert result.exit_code == 0, result.output
+    assert "run folder     runs/resnet18" in result.stdout
+    result = run("explain", "--n", 25)
+    assert result.exit_code == 0, result.output
+    assert "of 12 test images misclassified by runs/resnet18" in result.stdout
+
+
+def test_inspect_as_json(data_dir: Path) -> None:
+    facts = json.loads(run("inspect", data_dir / "train.beton", "--json").stdout)
+    assert facts.keys() == {
+        "num_samples", "image_shape", "class_names", "class_counts", "mean", "std", "sha256", "verified",
+    }  # fmt: skip
+    assert facts["num_samples"] == 600
+    assert facts["image_shape"] == [32, 32, 3]
+    assert facts["class_counts"] == {name: 60 for name in facts["class_names"]}
+    assert facts["verified"] is True
+
+
+def test_inspect_for_people(own_data_dir: Path) -> None:
+    result = run("inspect", own_data_dir / "train.beton")
+    assert "verified        yes, it is the file of its manifest" in result.stdout
+    assert "  triangle                    3" in result.stdout
+    manifest_path(own_data_dir / "train.beton").unlink()
+    result = run("inspect", own_data_dir / "train.beton")
+    assert result.exit_code == 0
+    assert "verified        no, there is no manifest" in result.stdout
+    assert "the structure was checked, the pixels cannot be" in result.stderr
+
+
+def train_args(data_dir: Path, *more: object) -> list[object]:
+    return ["train", "--data-dir", data_dir, "--model", "small", "--batch-size", 100, "--max-steps", 2, *more]
+
+
+def test_train_and_explain_as_json(data_dir: Path) -> None:
+    trained = json.loads(run(*train_args(data_dir, "--json", "--name", "a")).stdout)
+    assert trained["run"] == "runs/a"
+    assert trained["steps"] == 2
+    explained = json.loads(run("explain", "a", "--json", "--n", 3).stdout)
+    assert explained["num_shown"] == 3
+    assert explained["files"] == ["runs/a/explain/grid.png", "runs/a/explain/index.csv"]
+
+
+def test_a_second_run_gets_a_folder_of_its_own(data_dir: Path) -> None:
+    outputs = [run(*train_args(data_dir)).stdout for _ in range(2)]
+    assert "runs/small\n" in outputs[0]
+    assert "runs/small-2\n" in outputs[1]
+
+
+def test_flags_beat_variables_which_beat_defaults(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTCIFAR_DATA_DIR", str(data_dir))
+    monkeypatch.setenv("FASTCIFAR_RUNS_DIR", "elsewhere")
+    args = ["train", "--model", "small", "--batch-size", 100, "--max-steps", 1]
+    assert "elsewhere/small" in run(*args).stdout
+    assert "flagged/small" in run(*args, "--runs-dir", "flagged").stdout
+
+
+def test_resume_takes_the_runs_own_settings(data_dir: Path) -> None:
+    run(*train_args(data_dir, "--seed", 5, "--no-flip"))
+    result = run("train", "--resume", "--max-steps", 4, "--json")
+    assert json.loads(result.stdout)["steps"] == 4
+    assert json.loads(result.stdout)["seed"] == 5
+    assert json.loads(run("train", "--resume", "small", "--max-steps", 5, "--json").stdout)["steps"] == 5
+    assert "--seed, --flip cannot be changed when a run is resumed; only --epochs, --max-steps" in refused(
+        2, "train", "--resume", "--seed", 6, "--flip"
+    )
+
+
+def test_doctor() -> None:
+    result = run("doctor")
+    assert result.exit_code == 0
+    assert "loader resident" in result.stdout
+    facts = json.loads(run("doctor", "--json").stdout)
+    assert facts["loaders"]["resident"]["works"] is True
+    assert facts["versions"]["fastcifar"] == fastcifar.__version__
+
+
+def test_what_is_missing_is_said_with_the_line_that_installs_it(
+    monkeypatch: pytest.MonkeyPatch, data_dir: Path
+) -> None:
+    for module in ("ffcv", "albumentations"):
+        monkeypatch.setitem(sys.modules, module, None)
+    for module in ("loaders.ffcv_stream", "loaders.albumentations_loader", "augment.albumentations_ops"):
+        monkeypatch.delitem(sys.modules, f"fastcifar.{module}", raising=False)
+    line = refused(3, *train_args(data_dir, "--loader", "ffcv"))
+    assert line.startswith("the ffcv loader needs ffcv, which is not installed")
+    assert line.endswith(
+        "install it with: apt-get install pkg-config libopencv-dev libturbojpeg0-dev && pip install 'fastcifar[ffcv]'"
+    )
+    line = refused(3, *train_args(data_dir, "--loader", "albumentations"))
+    assert line.endswith("install it with: pip install 'fastcifar[albumentations]'")
+    facts = json.loads(run("doctor", "--json").stdout)
+    assert [state["works"] for state in facts["loaders"].values()] == [True, False, False]
+    assert run(*train_args(data_dir)).exit_code == 0
+    assert MissingExtraError.exit_code == 3
+
+
+def test_wrong_paths(tmp_path: Path) -> None:
+    assert refused(4, "convert", "--source", "nowhere").startswith(
+        "nowhere: no such file or folder; expected 'download'"
+    )
+    (tmp_path / "empty").mkdir()
+    assert refused(4, "convert", "--source", tmp_path / "empty").endswith(
+        "empty: no images in train/; expected train/<class>/* and test/<class>/*, JPEG or PNG"
+    )
+    assert refused(4, "inspect", "nothing.beton") == "nothing.beton: no such file; make it with 'fastcifar convert'"
+    assert refused(4, "train") == "data/train.beton: no such file; make it with 'fastcifar convert'"
+    assert refused(6, "explain") == "runs: no run with a checkpoint; make one with 'fastcifar train'"
+    assert refused(4, "explain", "nobody") == "nobody: no such run in runs; expected a folder or one of: none yet"
+
+
+def test_a_damaged_beton(own_data_dir: Path) -> None:
+    path = own_data_dir / "train.beton"
+    path.write_bytes(path.read_bytes()[:-5])
+    line = refused(4, "inspect", path)
+    assert line.startswith(f"{path}: damaged beton: the allocation table at")
+    assert refused(4, "train", "--data-dir", own_data_dir) == line
+
+
+def test_wrong_images(image_folder: ImageFolder) -> None:
+    folder = image_folder(side=32)
+    PIL.Image.fromarray(np.zeros((64, 48, 3), np.uint8)).save(folder / "train/cat/odd.png")
+    assert "train/cat/odd.png is 64x48, train/cat/00.png is 32x32" in refused(4, "convert", "--source", folder)
+    (folder / "train/cat/odd.png").unlink()
+    shutil.copytree(folder / "test/cat", folder / "test/yak")
+    assert "test/yak is a class that train/ does not have" in refused(4, "convert", "--source", folder)
+    assert not list(Path("data").glob("*"))
+
+
+@pytest.mark.parametrize(
+    ("args", "line"),
+    [
+        (["--epochs", "0"], "epochs is 0; expected 1 or more"),
+        (["--lr", "-1"], "lr is -1.0; expected a number above 0"),
+        (["--lr", "nan"], "lr is nan; expected a number above 0"),
+        (
+            ["--model", "vgg"],
+            "Invalid value for '--model': 'vgg' is not one of 'resnet18', 'small'. (see 'fastcifar train --help')",
+        ),
+        (["--epoch", "3"], "No such option"),
+        (
+            ["--epochs", "many"],
+            "Invalid value for '--epochs': 'many' is not a valid integer. (see 'fastcifar train --help')",
+        ),
+        (["--cutout-size", "-3"], "cutout_size is -3; expected 0..16383"),
+    ],
+)
+def test_wrong_settings(args: list[str], line: str) -> None:
+    assert refused(2, "train", *args).startswith(line)
+
+
+def test_an_unknown_command() -> None:
+    assert refused(2, "trian").startswith("No such command 'trian'")
+
+
+def test_hostile_names_cannot_steer_the_terminal() -> None:
+    assert refused(4, "inspect", "a\x1b[2J\nb.beton").startswith("a [2J b.beton: no such file")
+
+
+def test_what_nobody_foresaw_is_still_one_line(monkeypatch: pytest.MonkeyPatch, data_dir: Path) -> None:
+    def broken(*args: object, **settings: object) -> None:
+        raise ZeroDivisionError("by zero")
+
+    monkeypatch.setattr("fastcifar.beton.open_beton", broken)
+    assert refused(1, "inspect", "x").startswith("ZeroDivisionError: by zero (not foreseen: please report it")
+    result = CliRunner().invoke(main, ["inspect", "x", "--debug"])
+    assert isinstance(result.exception, ZeroDivisionError)
+
+
+def start(*args: object, **environment: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "fastcifar", *(str(arg) for arg in args)]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env={**os.environ, **environment}, **pipes)
+
+
+def test_ctrl_c_saves_and_resume_goes_on(data_dir: Path) -> None:
+    process = start("train", "--data-dir", data_dir, "--model", "small", "--batch-size", 20, "--epochs", 500)
+    results = Path("runs/small/results.csv")
+    deadline = time.monotonic() + 120
+    while not results.exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.05)  # waits for another process to reach a state; no result depends on it
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert errors.splitlines()[-1].startswith("stopped by SIGINT: saved at step ")
+    assert errors.splitlines()[-1].endswith("go on with: fastcifar train --resume small")
+    steps = int(errors.split("saved at step ")[1].split(";")[0])
+    result = run("train", "--resume", "small", "--max-steps", steps + 1, "--json")
+    assert json.loads(result.stdout)["steps"] == steps + 1
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_conversion_leaves_nothing_half_done(signum: signal.Signals) -> None:
+    process = start("convert", "--source", "synthetic")
+    partial = Path("data/.train.beton.partial")
+    deadline = time.monotonic() + 60
+    while not partial.exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signum)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signum, errors
+    assert "Traceback" not in errors
+    assert list(Path("data").iterdir()) == []

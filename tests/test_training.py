@@ -1,0 +1,421 @@
+"""Training: what the run folder holds, exact resuming, stopping, and what is refused."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+import os
+import signal
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fastcifar.beton import manifest_path
+from fastcifar.config import AugmentConfig, TrainConfig
+from fastcifar.errors import CheckpointError, DataError, DivergedError, Stopped, UsageError
+from fastcifar.training import RunFolder, find_run, train
+from fastcifar.training import checkpoint as checkpoints
+from fastcifar.training.loop import SilentReporter, duration
+from fastcifar.training.run_folder import create_run
+from fastcifar.training.schedule import Schedule, make_optimizer
+from fastcifar.training.split import hold_out
+
+
+@pytest.fixture(autouse=True)
+def _ordinary_algorithms() -> Any:
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def results_of(run: RunFolder) -> list[dict[str, str]]:
+    return list(csv.DictReader(run.results.read_text().splitlines()))
+
+
+def tiny(data_dir: Path, **settings: Any) -> TrainConfig:
+    return TrainConfig(**{"data_dir": str(data_dir), "model": "small", "epochs": 2, "batch_size": 100, **settings})
+
+
+def test_the_run_folder_holds_what_the_design_says(data_dir: Path, tmp_path: Path) -> None:
+    run, metrics = train(tiny(data_dir, epochs=3), runs_dir=tmp_path)
+    assert run.path == tmp_path / "small"
+    found = sorted(p.relative_to(run.path).as_posix() for p in run.path.rglob("*") if p.is_file())
+    assert found == [
+        "config.yaml",
+        "curves.png",
+        "env.json",
+        "log.txt",
+        "metrics.json",
+        "predictions.npz",
+        "results.csv",
+        "weights/best.safetensors",
+        "weights/last.pt",
+        "weights/previous.pt",
+    ]
+    assert json.loads(run.metrics.read_text()) == metrics
+    assert metrics["loader"] == "resident"
+    assert metrics["val_size"] == 60
+    assert metrics["num_test_images"] == 200
+    assert metrics["data_sha256"] == json.loads(manifest_path(data_dir / "train.beton").read_text())["sha256"]
+    assert metrics["num_parameters"] <= 2_000_000
+    assert metrics["test_loss"] >= 0
+    rows = results_of(run)
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    assert run.read_config() == tiny(data_dir, epochs=3)
+    env = json.loads((run.path / "env.json").read_text())
+    assert env["torch"] == str(torch.__version__)
+    log = run.log.read_text()
+    assert "epoch 3/3" in log
+    assert "540 images to train on, 60 to validate" in log
+
+
+def test_predictions_are_those_of_the_best_weights(data_dir: Path, tmp_path: Path) -> None:
+    run, metrics = train(tiny(data_dir), runs_dir=tmp_path)
+    with np.load(run.predictions, allow_pickle=False) as found:
+        assert found["index"].tolist() == list(range(200))
+        assert (found["logits"].argmax(1) == found["label"]).mean() == pytest.approx(metrics["test_accuracy"])
+        owner = str(found["weights_sha256"])
+    assert owner == checkpoints.file_sha256(run.best)
+
+
+class Interrupts(SilentReporter):
+    """Sends a signal to this process at one step."""
+
+    def __init__(self, at_step: int, signum: int) -> None:
+        self.at_step, self.signum = at_step, signum
+
+    def step(self, step: int, loss: float) -> None:
+        if step == self.at_step:
+            os.kill(os.getpid(), self.signum)
+
+
+def weights_of(run: RunFolder) -> dict[str, torch.Tensor]:
+    return torch.load(run.last, weights_only=True)["model"]
+
+
+@pytest.mark.parametrize(
+    ("sched", "at_step"), [("plateau", 3), ("plateau", 5), ("cosine", 7), ("cosine", 10), ("none", 1)]
+)
+def test_resume_gives_the_same_weights(data_dir: Path, tmp_path: Path, at_step: int, sched: str) -> None:
+    config = tiny(data_dir, deterministic=True, sched=sched)
+    whole, _ = train(config, runs_dir=tmp_path, name="whole")
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(Stopped) as caught:
+        train(config, runs_dir=tmp_path, name="cut", reporter=Interrupts(at_step, signal.SIGINT))
+    assert caught.value.exit_code == 130
+    assert "go on with: fastcifar train --resume cut" in str(caught.value)
+    assert signal.getsignal(signal.SIGINT) is handler
+    cut = RunFolder(tmp_path / "cut")
+    train(config, runs_dir=tmp_path, resume=cut)
+    expected, got = weights_of(whole), weights_of(cut)
+    assert all(torch.equal(expected[key], got[key]) for key in expected)
+
+    def without_times(run: RunFolder) -> list[dict[str, str]]:
+        rows = results_of(run)
+        return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_s")} for row in rows]
+
+    assert without_times(cut) == without_times(whole)
+    assert len(without_times(cut)) == 2
+
+
+def test_sigterm_saves_and_ends_with_143(data_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(Stopped) as caught:
+        train(tiny(data_dir), runs_dir=tmp_path, reporter=Interrupts(2, signal.SIGTERM))
+    assert caught.value.exit_code == 143
+    assert checkpoints.load_last(RunFolder(tmp_path / "small"))["progress"]["step"] == 2
+
+
+class InterruptsEvaluation(SilentReporter):
+    def __init__(self, what: str) -> None:
+        self.what, self.current = what, ""
+
+    def begin(self, what: str, total: int) -> None:
+        self.current = what
+
+    def advance(self, count: int) -> None:
+        if self.current == self.what:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("what", ["validation", "test"])
+def test_stopped_while_evaluating_it_resumes_to_the_same_result(data_dir: Path, tmp_path: Path, what: str) -> None:
+    config = tiny(data_dir, deterministic=True)
+    _, expected = train(config, runs_dir=tmp_path, name="whole")
+    with pytest.raises(Stopped):
+        train(config, runs_dir=tmp_path, name="cut", reporter=InterruptsEvaluation(what))
+    _, got = train(config, runs_dir=tmp_path, resume=RunFolder(tmp_path / "cut"))
+    for key in ("test_loss", "test_accuracy", "epochs", "steps", "best"):
+        assert got[key] == expected[key]
+
+
+def test_every_loader_trains_to_the_same_weights(data_dir: Path, tmp_path: Path) -> None:
+    from fastcifar.loaders import missing_part
+
+    names = [name for name in ("resident", "ffcv", "albumentations") if missing_part(name) is None]
+    runs = [train(tiny(data_dir, deterministic=True, loader=n, epochs=1), runs_dir=tmp_path, name=n)[0] for n in names]
+    expected = weights_of(runs[0])
+    for run in runs[1:]:
+        got = weights_of(run)
+        assert all(torch.equal(expected[key], got[key]) for key in expected)
+
+
+def test_more_epochs_may_be_asked_for(data_dir: Path, tmp_path: Path) -> None:
+    run, _ = train(tiny(data_dir, epochs=1), runs_dir=tmp_path)
+    _, metrics = train(tiny(data_dir, epochs=3), runs_dir=tmp_path, resume=run)
+    assert metrics["epochs"] == 3
+    assert [row["epoch"] for row in results_of(run)] == ["1", "2", "3"]
+
+
+def test_a_cosine_schedule_says_that_it_cannot_stretch(data_dir: Path, tmp_path: Path) -> None:
+    run, _ = train(tiny(data_dir, epochs=1, sched="cosine"), runs_dir=tmp_path)
+    with pytest.raises(UsageError, match="was made for 5 steps and cannot stretch to 10"):
+        train(tiny(data_dir, epochs=2, sched="cosine"), runs_dir=tmp_path, resume=run)
+
+
+def test_max_steps_ends_with_an_evaluation(data_dir: Path, tmp_path: Path) -> None:
+    _, metrics = train(tiny(data_dir, max_steps=3), runs_dir=tmp_path)
+    assert metrics["steps"] == 3
+    assert 0 <= metrics["test_accuracy"] <= 1
+
+
+def test_val_size_0_trains_on_all_and_says_so(data_dir: Path, tmp_path: Path) -> None:
+    run, metrics = train(tiny(data_dir, val_size=0), runs_dir=tmp_path)
+    assert metrics["val_size"] == 0
+    assert metrics["plateau_watches"] == "training loss"
+    assert metrics["weights"] == "of the last epoch"
+    assert metrics["best"]["epoch"] == 2
+    assert {row["val_loss"] for row in results_of(run)} == {""}
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered")
+def test_a_loss_that_is_not_finite_stops_the_run(data_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        DivergedError, match=r"the loss is (nan|inf) at step \d+, learning rate 1e\+30; try a smaller --lr"
+    ):
+        train(tiny(data_dir, lr=1e30, sched="none", epochs=20), runs_dir=tmp_path)
+
+
+def test_the_seed_decides_the_run(data_dir: Path, tmp_path: Path) -> None:
+    losses = [
+        train(tiny(data_dir, seed=s, epochs=1, deterministic=True), runs_dir=tmp_path)[1]["test_loss"]
+        for s in (1, 1, 2)
+    ]
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_it_learns(data_dir: Path, tmp_path: Path) -> None:
+    augment = AugmentConfig(cutout_size=0)
+    _, metrics = train(tiny(data_dir, epochs=12, batch_size=45, sched="cosine", augment=augment), runs_dir=tmp_path)
+    assert metrics["test_accuracy"] > 0.5
+
+
+# ---- the run folder ----------------------------------------------------------------------------------------------
+
+
+def test_runs_of_one_name_never_share_a_folder(tmp_path: Path) -> None:
+    made: list[RunFolder] = []
+    threads = [threading.Thread(target=lambda: made.append(create_run(tmp_path, "a"))) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {run.path.name for run in made} == {"a", *(f"a-{i}" for i in range(2, 21))}
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/tmp/x"])
+def test_a_name_that_is_no_folders_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match="expected the name of a folder"):
+        create_run(tmp_path, name)
+
+
+def test_missing_data_makes_no_run_folder(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"train\.beton: no such file; make it with 'fastcifar convert'"):
+        train(tiny(tmp_path), runs_dir=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_latest_run_is_the_one_saved_last(data_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no run with a checkpoint; make one with 'fastcifar train'"):
+        find_run(None, tmp_path)
+    first, _ = train(tiny(data_dir, max_steps=1), runs_dir=tmp_path, name="b")
+    second, _ = train(tiny(data_dir, max_steps=1), runs_dir=tmp_path, name="a")
+    assert find_run(None, tmp_path) == second
+    os.utime(first.last)
+    assert find_run(None, tmp_path) == first
+    assert find_run("a", tmp_path) == find_run(str(second.path), "elsewhere") == second
+    with pytest.raises(DataError, match="c: no such run in .*; expected a folder or one of: a, b"):
+        find_run("c", tmp_path)
+    create_run(tmp_path, "new")
+    with pytest.raises(CheckpointError, match="has no checkpoint yet"):
+        find_run("new", tmp_path)
+
+
+# ---- checkpoints -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def finished(data_dir: Path, tmp_path: Path) -> RunFolder:
+    return train(tiny(data_dir, epochs=2, max_steps=6), runs_dir=tmp_path / "runs")[0]
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_previous_one(
+    finished: RunFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = finished.last.read_bytes()
+    random = np.random.default_rng(0)
+    for position in random.integers(0, len(good), 15):
+        damaged = bytearray(good)
+        damaged[position] ^= 4
+        finished.last.write_bytes(damaged)
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            state = checkpoints.load_last(finished)
+        if state["progress"]["step"] == 6:  # a bit that nothing reads, such as a date
+            expected = torch.load(io.BytesIO(good), weights_only=True)["model"]
+            assert all(torch.equal(expected[k], v) for k, v in state["model"].items())
+        else:
+            assert state["progress"]["step"] == 5
+            assert "going on from" in caplog.text
+    for length in (0, 10, len(good) // 2, len(good) - 1):
+        finished.last.write_bytes(good[:length])
+        assert checkpoints.load_last(finished)["progress"]["step"] == 5
+    finished.previous.write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"last\.pt: damaged .*; .*previous\.pt: damaged"):
+        checkpoints.load_last(finished)
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(finished: RunFolder, tmp_path: Path) -> None:
+    class Payload:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.system, (f"touch {tmp_path / 'executed'}",)
+
+    torch.save({"format": 1, "model": Payload()}, finished.last)
+    torch.save({"format": 1, "model": Payload()}, finished.previous)
+    with pytest.raises(CheckpointError):
+        checkpoints.load_last(finished)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_weights_that_are_not_the_networks_are_refused(finished: RunFolder) -> None:
+    content = finished.best.read_bytes()
+    for damaged in (b"", content[:100], content[: len(content) // 2], content.replace(b'\\"small\\"', b'\\"tiny1\\"')):
+        finished.best.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match="not the weights of a known network") as caught:
+            checkpoints.load_weights(finished.best)
+        assert caught.value.exit_code == 6
+
+
+def test_a_checkpoint_of_another_network_or_data_is_refused(
+    finished: RunFolder, data_dir: Path, own_data_dir: Path
+) -> None:
+    with pytest.raises(CheckpointError, match="belongs to another network than resnet18"):
+        train(tiny(data_dir, model="resnet18", max_steps=6), resume=finished)
+    with pytest.raises(DataError, match="was trained on a train.beton with SHA-256"):
+        train(tiny(own_data_dir, batch_size=5, max_steps=6), resume=finished)
+
+
+# ---- settings and splits -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epochs": 0}, "epochs is 0; expected 1 or more"),
+        ({"lr": -1.0}, "lr is -1.0; expected a number above 0"),
+        ({"lr": float("nan")}, "lr is nan; expected a number above 0"),
+        ({"lr": 0}, "lr is 0; expected a number above 0"),
+        ({"momentum": 1.0}, "momentum is 1.0; expected a number of at least 0 and below 1"),
+        ({"weight_decay": -1e-4}, "weight_decay is -0.0001; expected a number of at least 0"),
+        ({"sched": "step"}, "sched is 'step'; expected one of: plateau, cosine, none"),
+        ({"model": "vgg"}, "model is 'vgg'; expected one of: resnet18, small"),
+        ({"amp": "fp8"}, "amp is 'fp8'; expected one of: auto, bf16, off"),
+        ({"seed": -1}, "seed is -1; expected 0..9223372036854775807"),
+        ({"max_steps": 0}, "max_steps is 0; expected 1 or more"),
+    ],
+)
+def test_impossible_settings_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        TrainConfig(**settings)
+    assert str(caught.value) == message
+
+
+def test_a_batch_larger_than_the_data_is_refused(data_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="batch_size is 541 .* expected at most 540"):
+        train(tiny(data_dir, batch_size=541), runs_dir=tmp_path)
+
+
+def test_an_unknown_device_is_refused(data_dir: Path, tmp_path: Path) -> None:
+    for device in ("cuda:99", "toaster"):
+        with pytest.raises(UsageError, match=f"device is '{device}'"):
+            train(tiny(data_dir, device=device), runs_dir=tmp_path)
+
+
+def test_the_same_number_of_each_class_is_held_out() -> None:
+    labels = np.random.default_rng(0).integers(0, 10, 1_000)
+    rows, held = hold_out(labels, 10, 200, seed=3)
+    assert np.bincount(labels[held]).tolist() == [20] * 10
+    assert sorted([*rows, *held]) == list(range(1_000))
+    again = hold_out(labels, 10, 200, seed=3)
+    other = hold_out(labels, 10, 200, seed=4)
+    assert (again[1] == held).all()
+    assert (other[1] != held).any()
+
+
+def test_cifar_holds_out_five_thousand() -> None:
+    _, held = hold_out(np.arange(50_000) % 10, 10, None, seed=0)
+    assert len(held) == 5_000
+
+
+@pytest.mark.parametrize(
+    ("val_size", "message"),
+    [
+        (15, "val_size is 15; expected a multiple of 10"),
+        (100, "val_size is 100, 10 of each class.*expected at most 90"),
+    ],
+)
+def test_a_validation_set_that_cannot_be_is_refused(val_size: int, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        hold_out(np.arange(100) % 10, 10, val_size, seed=0)
+
+
+def test_tiny_data_holds_out_nothing_by_default() -> None:
+    rows, held = hold_out(np.arange(30) % 10, 10, None, seed=0)
+    assert (len(rows), len(held)) == (30, 0)
+
+
+def test_the_schedule_lowers_the_rate(data_dir: Path, tmp_path: Path) -> None:
+    run, _ = train(tiny(data_dir, sched="cosine", epochs=2), runs_dir=tmp_path)
+    rates = [float(row["lr"]) for row in results_of(run)]
+    assert rates == pytest.approx([0.05, 0.0], abs=1e-9)
+
+
+def test_the_plateau_schedule_waits_for_three_epochs() -> None:
+    model = torch.nn.Linear(1, 1)
+    optimizer = make_optimizer(model, TrainConfig(lr=1.0))
+    schedule = Schedule(optimizer, TrainConfig(lr=1.0), num_steps=100)
+    rates = []
+    for loss in (2.0, 1.0, 1.0, 1.1, 1.2, 1.3, 0.5):
+        schedule.after_step()
+        schedule.after_epoch(loss)
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates == [1.0, 1.0, 1.0, 1.0, 1.0, 0.2, 0.2]
+
+
+def test_durations_read_well() -> None:
+    assert [duration(s) for s in (4.4, 61, 7_500)] == ["4 s", "1 min 01 s", "2 h 05 min"]
+
+
+def test_a_config_survives_the_folder(tmp_path: Path) -> None:
+    config = replace(TrainConfig(), seed=2**62, max_steps=7, augment=AugmentConfig(flip=False, crop_mode="reflect"))
+    run = create_run(tmp_path, "a")
+    run.write_config(config)
+    assert run.read_config() == config
+    run.config.write_text("epochs: 3\nunknown: 1\n")
+    with pytest.raises(DataError, match="not the settings of a run"):
+        run.read_config()
