@@ -22,8 +22,8 @@ from typing import IO
 
 import numpy as np
 import PIL.Image
-from fastcifar.converters.sources import Image, Source
 
+from fastcifar.converters.sources import Image, Source
 from fastcifar.errors import DataError
 
 SPLITS = ("train", "test")

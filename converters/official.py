@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from fastcifar.converters.sources import Image, Source
-
 from fastcifar.errors import DataError, UsageError
 
 DATASETS = ("cifar10", "cifar100")

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from fastcifar.converters.sources import Source, Split
 from PIL import __version__ as pillow_version
 
 from fastcifar import __version__, beton
+from fastcifar.converters.sources import Source, Split
 from fastcifar.errors import DataError, FastcifarError
 
 SPLITS = ("train", "test")

@@ -10,6 +10,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+
 from fastcifar.converters import convert
 from fastcifar.converters.synthetic import source as synthetic_source
 

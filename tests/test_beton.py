@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fastcifar.converters.synthetic import SyntheticSplit
 
 from fastcifar import beton
 from fastcifar.beton import ALLOCATION, HEADER, RECORD, TABLES_START, manifest_path, open_beton
+from fastcifar.converters.synthetic import SyntheticSplit
 from fastcifar.errors import DataError
 
 Damage = Callable[[Any, Any, Any], None]

@@ -95,7 +95,7 @@ def test_help_loads_nothing_heavy() -> None:
 
 def test_the_core_loads_no_optional_part() -> None:
     code = (
-        "import sys; import fastcifar.training, fastcifar.explain, fastcifar.converters; from fastcifar import make_loader\n"
+        "import sys; import fastcifar.training, fastcifar.explain, fastcifar.converters, fastcifar.loaders\n"
         "print([name for name in ('ffcv', 'albumentations', 'matplotlib', 'cv2', 'numba') if name in sys.modules])"
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -123,7 +123,7 @@ def test_inspect_as_json(data_dir: Path) -> None:
     }  # fmt: skip
     assert facts["num_samples"] == 600
     assert facts["image_shape"] == [32, 32, 3]
-    assert facts["class_counts"] == {name: 60 for name in facts["class_names"]}
+    assert facts["class_counts"] == dict.fromkeys(facts["class_names"], 60)
     assert facts["verified"] is True
 
 

@@ -111,7 +111,7 @@ def test_the_default_stage_is_the_deepest_with_maps_of_5x5() -> None:
     assert default_stage(resnet, (32, 32, 3)) == ("layer3", (8, 8))
     assert default_stage(resnet, (40, 40, 3)) == ("layer4", (5, 5))
     assert default_stage(resnet, (3, 4, 3))[0] == "layer1"
-    stage, (height, width) = default_stage(make_model("small", 10), (32, 32, 3))
+    _stage, (height, width) = default_stage(make_model("small", 10), (32, 32, 3))
     assert min(height, width) >= 5
 
 
@@ -198,7 +198,6 @@ def test_names_with_dollar_signs_are_text() -> None:
 
 def test_data_of_another_kind_is_refused(run: RunFolder, tmp_path: Path) -> None:
     from fastcifar.converters import Source, convert
-
     from tests.test_writer import random_split
 
     convert(

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fastcifar.converters import Source, convert
-from fastcifar.converters.synthetic import SyntheticSplit
 
 from fastcifar import AugmentConfig, make_loader, open_beton
 from fastcifar.augment.torch_ops import fill_values
 from fastcifar.beton import manifest_path
+from fastcifar.converters import Source, convert
+from fastcifar.converters.synthetic import SyntheticSplit
 from fastcifar.errors import DataError, FastcifarError, UsageError
 from fastcifar.loaders import Batch, Loader, choose_loader, missing_part
 from tests.reference import augment_image, normalise_image

@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
+from torchvision import datasets
+
 from fastcifar.converters import open_source
 from fastcifar.converters.images import MAX_FILE_BYTES
 from fastcifar.converters.synthetic import CLASS_NAMES, SyntheticSplit
-from torchvision import datasets
-
 from fastcifar.errors import DataError, UsageError
 from tests.conftest import ImageFolder
 

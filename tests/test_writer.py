@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fastcifar.converters import Source, convert, writer
-from fastcifar.converters.synthetic import SyntheticSplit
-from fastcifar.converters.synthetic import source as synthetic_source
 
 from fastcifar import beton
 from fastcifar.beton import open_beton
+from fastcifar.converters import Source, convert, writer
+from fastcifar.converters.synthetic import SyntheticSplit
+from fastcifar.converters.synthetic import source as synthetic_source
 from fastcifar.errors import DataError, FastcifarError
 
 

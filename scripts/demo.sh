@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Convert, train, explain, in the folder demo/, with the time of each part. $BIN is the folder of the program.
+set -euo pipefail
+mkdir -p demo
+cd demo
+SECONDS=0
+part() { echo "demo: $1 ($((SECONDS - began)) s)"; began=$SECONDS; }
+began=0
+
+if [ -n "${FASTCIFAR_SOURCE:-}" ]; then
+    # a relative path is meant from where make was called
+    [ ! -e "../$FASTCIFAR_SOURCE" ] || FASTCIFAR_SOURCE="../$FASTCIFAR_SOURCE"
+    "$BIN/fastcifar" convert --source "$FASTCIFAR_SOURCE"
+elif ! "$BIN/fastcifar" convert --source download 2>convert.log; then
+    tail -n 1 convert.log
+    echo "demo: CIFAR-10 cannot be had here, so the demo goes on with synthetic images"
+    "$BIN/fastcifar" convert --source synthetic
+fi
+part "converted"
+
+"$BIN/fastcifar" train --model small --epochs 7 --batch-size 256 --lr 0.3 --weight-decay 1.5e-3 --sched cosine \
+    --cutout-size 0 --name demo
+part "trained and tested"
+"$BIN/fastcifar" explain --n 25
+part "explained"
+run=$(ls -td runs/demo* | head -n 1)
+echo "demo: $SECONDS s in all; open demo/$run/explain/grid.png and demo/$run/curves.png; figures in demo/$run/metrics.json"
