@@ -22,6 +22,7 @@ from fastcifar.beton import manifest_path
 from fastcifar.cli import main
 from fastcifar.errors import MissingExtraError
 from tests.conftest import ImageFolder
+from tests.test_loaders import LOADERS
 
 
 @pytest.fixture(autouse=True)
@@ -279,18 +280,26 @@ def test_what_nobody_foresaw_is_still_one_line(monkeypatch: pytest.MonkeyPatch, 
 
 def start(*args: object, **environment: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "fastcifar", *(str(arg) for arg in args)]
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    pipes: dict[str, Any] = {
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "text": True,
+        "start_new_session": True,
+    }
     return subprocess.Popen(command, env={**os.environ, **environment}, **pipes)
 
 
-def test_ctrl_c_saves_and_resume_goes_on(data_dir: Path) -> None:
-    process = start("train", "--data-dir", data_dir, "--model", "small", "--batch-size", 20, "--epochs", 500)
+@pytest.mark.parametrize("loader", LOADERS)
+def test_ctrl_c_saves_and_resume_goes_on(data_dir: Path, loader: str) -> None:
+    flags = ["--model", "small", "--batch-size", 20, "--epochs", 500, "--loader", loader]
+    process = start("train", "--data-dir", data_dir, *flags)
     results = Path("runs/small/results.csv")
     deadline = time.monotonic() + 120
     while not results.exists() and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.05)  # waits for another process to reach a state; no result depends on it
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
     _, errors = process.communicate(timeout=120)
+    assert "Traceback" not in errors
     assert process.returncode == 130, errors
     assert errors.splitlines()[-1].startswith("stopped by SIGINT: saved at step ")
     assert errors.splitlines()[-1].endswith("go on with: fastcifar train --resume small")

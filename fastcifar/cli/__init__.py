@@ -30,7 +30,7 @@ class Program(click.Group):
         extra.pop("standalone_mode", None)
         before = _terminate_politely()
         try:
-            with log_to_stderr():
+            with log_to_stderr(debug):
                 result = super().main(given, prog_name, standalone_mode=False, **extra)
             code = result if isinstance(result, int) else 0
         except Exception as error:

@@ -24,15 +24,21 @@ class _StderrHandler(logging.Handler):
 
 
 @contextmanager
-def log_to_stderr() -> Iterator[None]:
+def log_to_stderr(debug: bool = False) -> Iterator[None]:
     """In the block, what fastcifar logs is shown."""
     logger, handler = logging.getLogger("fastcifar"), _StderrHandler()
     level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
+    # warnings of other people's packages are for developers: --debug shows them
+    others, quiet = logging.getLogger("py.warnings"), logging.NullHandler()
+    others.addHandler(quiet)
+    logging.captureWarnings(not debug)
     try:
         yield
     finally:
+        logging.captureWarnings(False)
+        others.removeHandler(quiet)
         logger.removeHandler(handler)
         logger.setLevel(level)
 

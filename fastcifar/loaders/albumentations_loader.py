@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -49,6 +50,7 @@ class AlbumentationsLoader(Loader):
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             multiprocessing_context="fork" if num_workers and sys.platform == "linux" else None,
+            worker_init_fn=_leave_signals_to_the_parent,
             timeout=TIMEOUT_S if num_workers else 0,  # a killed worker is an error, not a hang
         )
 
@@ -71,6 +73,12 @@ class AlbumentationsLoader(Loader):
 
     def close(self) -> None:
         self._workers._iterator = None  # ends the worker processes
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    # Ctrl-C reaches every process of the terminal; the parent saves first and then ends its workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 class _Requests(Sampler[Any]):

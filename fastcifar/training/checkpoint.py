@@ -10,7 +10,6 @@ import io
 import json
 import logging
 import os
-import pickle
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from fastcifar.training.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 FORMAT = 1
+KEYS = {"model", "optimizer", "schedule", "progress", "rng", "config", "data", "num_steps", "num_threads", "torch"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,19 +81,12 @@ def _load(path: Path) -> dict[str, Any]:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint") from None
-    except (
-        OSError,
-        zipfile.BadZipFile,
-        pickle.UnpicklingError,
-        RuntimeError,
-        ValueError,
-        EOFError,
-        KeyError,
-        NotImplementedError,
-    ) as error:
+    except CheckpointError:
+        raise
+    except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path}: damaged or not a checkpoint ({reason})") from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
+    if not isinstance(state, dict) or state.get("format") != FORMAT or not state.keys() >= KEYS:
         raise CheckpointError(f"{path}: not a checkpoint of this version of fastcifar")
     return state
 
