@@ -94,7 +94,7 @@ def cam_grid(
     num = len(images)
     columns = min(num, math.ceil(num**0.5), MAX_COLUMNS)
     rows = -(-num // columns)
-    width, height, top, bottom = columns * 2.9, rows * 1.78, 0.62, 0.62
+    width, height, top, bottom = columns * 2.9, rows * 1.6, 0.62, 0.62
     figure = Figure(figsize=(max(width, 4.4), height + top + bottom))
     figure.suptitle(heading, y=1 - 0.3 / (height + top + bottom), va="center", fontsize=12, parse_math=False)
     total = height + top + bottom
@@ -105,7 +105,7 @@ def cam_grid(
         right=0.98,
         top=1 - (top + 0.2) / total,
         bottom=bottom / total,
-        hspace=0.3,
+        hspace=0.22,
         wspace=0.08,
     )
     for i, (image, heat, (true, guess)) in enumerate(zip(images, heats, titles, strict=True)):

@@ -18,7 +18,7 @@ elif ! "$BIN/fastcifar" convert --source download 2>convert.log; then
 fi
 part "converted"
 
-"$BIN/fastcifar" train --model small --epochs 7 --batch-size 256 --lr 0.3 --weight-decay 1.5e-3 --sched cosine \
+"$BIN/fastcifar" train --model small --epochs 7 --batch-size 256 --lr 0.3 --weight-decay 7e-4 --sched cosine \
     --cutout-size 0 --name demo
 part "trained and tested"
 "$BIN/fastcifar" explain --n 25
