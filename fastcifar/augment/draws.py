@@ -9,6 +9,7 @@ so bits are mapped to ranges here, by multiply-and-shift (Lemire, "Fast random i
 from __future__ import annotations
 
 import zlib
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -90,3 +91,8 @@ def check_choices(choices: Choices, augment: AugmentConfig, num_images: int, ima
             column = choices[name]
             if num_images and (column.min() < low or column.max() > high):
                 raise UsageError(f"{name} is {column.min()}..{column.max()}; expected {low}..{high}")
+
+
+def columns_of(choices: Choices) -> dict[str, npt.NDArray[Any]]:
+    """The columns of a table, each contiguous."""
+    return {name: np.ascontiguousarray(choices[name]) for name in choices.dtype.names or ()}

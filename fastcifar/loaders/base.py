@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,7 @@ from fastcifar.config import SHUFFLES, AugmentConfig, require_choice, require_in
 from fastcifar.errors import UsageError
 from fastcifar.loaders.order import order
 
+log = logging.getLogger(__name__)
 Rows = npt.NDArray[np.int64]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.uint8)
 
@@ -50,6 +52,16 @@ class LoaderConfig:
         require_choice("shuffle", self.shuffle, SHUFFLES)
         if self.dtype not in DTYPES:
             raise UsageError(f"dtype is {self.dtype}; expected one of: {', '.join(map(str, DTYPES))}")
+
+
+class CpuKernel(Protocol):
+    """`fastcifar.augment.numba_kernel.NumbaAugment`, which is loaded only when it is used."""
+
+    def __call__(
+        self, data: npt.NDArray[np.uint8], offsets: Rows, rows: Rows, columns: dict[str, npt.NDArray[Any]]
+    ) -> torch.Tensor: ...
+
+    def close(self) -> None: ...
 
 
 class Loader(ABC):
@@ -101,6 +113,18 @@ class Loader(ABC):
         table = draws(self.config.augment, self.config.seed, epoch, len(self.beton), shape)
         check_choices(table, self.config.augment, len(self.beton), shape)
         return table
+
+    def cpu_kernel(self) -> CpuKernel | None:
+        """The one-pass kernel for this loader's settings; None where torch does the same (a GPU, or no Numba)."""
+        if self.config.device.type != "cpu":
+            return None
+        try:
+            from fastcifar.augment.numba_kernel import NumbaAugment
+        except ImportError as error:
+            log.info("the CPU kernel cannot be used (%s): torch operations make the pixels, slower", error)
+            return None
+        shape, config = self.beton.image_shape, self.config
+        return NumbaAugment(shape, config.augment, self.fill, self.mean32, self.inv_std32, config.dtype)
 
     @abstractmethod
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:

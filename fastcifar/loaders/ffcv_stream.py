@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 
 from fastcifar.augment import torch_ops
+from fastcifar.augment.draws import Choices, columns_of
 from fastcifar.beton import Beton
 from fastcifar.errors import FastcifarError, MissingExtraError
 from fastcifar.loaders.base import Batch, Loader, LoaderConfig, Rows
@@ -56,13 +57,13 @@ class FfcvLoader(Loader):
             )
         finally:
             torch.set_num_threads(num_threads)  # FFCV sets it to its number of workers
-        self._mean, self._inv_std = torch.from_numpy(self.mean32), torch.from_numpy(self.inv_std32)
+        self._kernel = self.cpu_kernel()
+        self._mean, self._inv_std, self._fill = (
+            torch.from_numpy(values).to(config.device) for values in (self.mean32, self.inv_std32, self.fill)
+        )
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        config = self.config
-        table = torch_ops.to_device(self.choices(epoch), config.device)
-        fill = torch.from_numpy(self.fill).to(config.device)
-        mean, inv_std = self._mean.to(config.device), self._inv_std.to(config.device)
+        table = self.choices(epoch)
         batches = self.batches(epoch)[start:]
         self.beton.check_unchanged()
         if not batches:
@@ -71,17 +72,31 @@ class FfcvLoader(Loader):
         try:
             for rows_here in batches:
                 images, labels = stream.get()
-                rows = torch.from_numpy(rows_here.copy()).to(config.device)
-                chosen = {name: column[rows] for name, column in table.items()}
-                images = torch_ops.apply_choices(images.to(config.device), chosen, config.augment, fill)  # a copy
-                if config.dtype == torch.uint8:
-                    delivered = images.permute(0, 3, 1, 2)  # (N, H, W, 3) -> (N, 3, H, W), channels_last memory
-                else:
-                    delivered = torch_ops.normalise(images, mean, inv_std, config.dtype)
-                yield Batch(delivered, labels.to(config.device, copy=True), rows)
+                device = self.config.device
+                rows = torch.from_numpy(rows_here.copy()).to(device)
+                delivered = self._augmented(images, table[rows_here])
+                yield Batch(delivered, torch.from_numpy(labels).to(device, copy=True), rows)
         finally:
             stream.stop()
             self.beton.check_unchanged()
+
+    def _augmented(self, images: npt.NDArray[np.uint8], choices: Choices) -> torch.Tensor:
+        """(B, H, W, 3) uint8 -> (B, 3, H, W), new, in channels_last memory; row i of `choices` is for image i."""
+        config = self.config
+        if self._kernel is not None:
+            which = np.arange(len(images))
+            return self._kernel(images.reshape(-1), which * images[0].size, which, columns_of(choices))
+        chosen = torch_ops.to_device(choices, config.device)
+        augmented = torch_ops.apply_choices(
+            torch.from_numpy(images).to(config.device), chosen, config.augment, self._fill
+        )
+        if config.dtype == torch.uint8:
+            return augmented.permute(0, 3, 1, 2)  # (N, H, W, 3) -> (N, 3, H, W), channels_last memory
+        return torch_ops.normalise(augmented, self._mean, self._inv_std, config.dtype)
+
+    def close(self) -> None:
+        if self._kernel is not None:
+            self._kernel.close()
 
 
 class _Epoch(EpochIterator):  # type: ignore[misc] # FFCV has no types
@@ -108,7 +123,7 @@ class _Epoch(EpochIterator):  # type: ignore[misc] # FFCV has no types
                 pass
         return False
 
-    def get(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def get(self) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
         """The next batch: (N, H, W, 3) uint8 and (N,) int64, views of FFCV's ring: copy them before the next call."""
         while True:
             try:
@@ -120,7 +135,7 @@ class _Epoch(EpochIterator):  # type: ignore[misc] # FFCV has no types
         if isinstance(item, BaseException):
             raise FastcifarError(f"FFCV failed while reading ({type(item).__name__}: {item})") from item
         images, labels = item
-        return torch.from_numpy(images), torch.from_numpy(labels).reshape(-1)
+        return images, labels.reshape(-1)
 
     def stop(self) -> None:
         """End the thread, wherever it is."""

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 
 from fastcifar.augment import torch_ops
+from fastcifar.augment.draws import columns_of
 from fastcifar.beton import Beton
 from fastcifar.loaders.base import Batch, Loader, LoaderConfig, Rows
 
@@ -22,6 +23,14 @@ class ResidentLoader(Loader):
     def __init__(self, beton: Beton, config: LoaderConfig, rows: Rows, mean: npt.ArrayLike, std: npt.ArrayLike) -> None:
         super().__init__(beton, config, rows, mean, std)
         device = config.device
+        self._labels = torch.from_numpy(beton.labels).to(device)
+        self._kernel = self.cpu_kernel()
+        if self._kernel is None:
+            self._put_on(device)
+
+    def _put_on(self, device: torch.device) -> None:
+        """Everything that the torch operations need, in the device's memory."""
+        beton = self.beton
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # and nobody writes to it
             data = torch.from_numpy(beton.data).to(device)
@@ -29,12 +38,25 @@ class ResidentLoader(Loader):
         # every run of `size` bytes as a row, without copying: indexing it by offset gathers whole images
         self._windows = data.as_strided((len(data) - size + 1, size), (1, 1))
         self._offsets = torch.from_numpy(beton.offsets).to(device)
-        self._labels = torch.from_numpy(beton.labels).to(device)
         self._mean = torch.from_numpy(self.mean32).to(device)
         self._inv_std = torch.from_numpy(self.inv_std32).to(device)
         self._fill = torch.from_numpy(self.fill).to(device)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        if self._kernel is None:
+            yield from self._epoch_by_torch(epoch, start)
+            return
+        columns = columns_of(self.choices(epoch))
+        for rows in self.batches(epoch)[start:]:
+            images = self._kernel(self.beton.data, self.beton.offsets, rows, columns)
+            indices = torch.from_numpy(rows.copy())
+            yield Batch(images, self._labels[indices], indices)
+
+    def close(self) -> None:
+        if self._kernel is not None:
+            self._kernel.close()
+
+    def _epoch_by_torch(self, epoch: int, start: int) -> Iterator[Batch]:
         config = self.config
         table = torch_ops.to_device(self.choices(epoch), config.device)
         for rows_here in self.batches(epoch)[start:]:

@@ -1,0 +1,142 @@
+"""The one-pass CPU kernel against the per-image twin and against torch."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fastcifar.augment import torch_ops
+from fastcifar.augment.draws import CHOICES, columns_of, draws
+from fastcifar.augment.numba_kernel import NumbaAugment
+from fastcifar.config import NO_AUGMENT, AugmentConfig
+from tests.reference import augment_image, normalise_image
+from tests.test_torch_ops import CASES, MEAN, STD, random_images
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.uint8]
+
+
+def scattered(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The images in one flat array, in no order, with gaps of noise; and where each begins."""
+    num, size = len(images), images[0].size if len(images) else 0
+    random = np.random.default_rng(0)
+    data = random.integers(0, 256, num * (size + 5) + 64, dtype=np.uint8)
+    offsets = random.permutation(num) * (size + 5) + 3
+    for image, offset in zip(images, offsets, strict=True):
+        data[offset : offset + size] = image.reshape(-1)
+    return data, offsets.astype(np.int64)
+
+
+def make(augment: AugmentConfig, shape: tuple[int, int, int], dtype: torch.dtype, num_threads: int = 2) -> NumbaAugment:
+    fill = torch_ops.fill_values(augment, MEAN)
+    return NumbaAugment(shape, augment, fill, *torch_ops.normalisation(MEAN, STD), dtype, num_threads)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("augment", "shape", "num"), [*CASES, (NO_AUGMENT, (3, 4, 3), 3)])
+def test_same_pixels_as_the_twin(
+    augment: AugmentConfig, shape: tuple[int, int, int], num: int, dtype: torch.dtype
+) -> None:
+    images = random_images(num, shape)
+    data, offsets = scattered(images)
+    before = data.copy()
+    table = draws(augment, 7, 1, num, shape)
+    rows = np.random.default_rng(1).permutation(num)
+    kernel = make(augment, shape, dtype, num_threads=3)
+    got = kernel(data, offsets, rows, columns_of(table))
+    kernel.close()
+    assert got.shape == (num, 3, *shape[:2])
+    assert got.dtype == dtype
+    assert got.is_contiguous(memory_format=torch.channels_last)
+    fill = torch_ops.fill_values(augment, MEAN)
+    for image, row in zip(got, rows, strict=True):
+        expected = augment_image(images[row], table[row], augment, fill)
+        if dtype == torch.uint8:
+            np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), expected)
+        else:  # bit for bit
+            assert torch.equal(image, torch.from_numpy(normalise_image(expected, MEAN, STD)).to(dtype))
+    np.testing.assert_array_equal(data, before)
+
+
+@pytest.mark.parametrize("mode", ["zero", "reflect"])
+@pytest.mark.parametrize("shape", [(1, 1, 3), (2, 5, 3), (6, 3, 3)])
+def test_every_choice_there_is(shape: tuple[int, int, int], mode: str) -> None:
+    """All crops, flips and holes of tiny images, not only those that are drawn."""
+    height, width, _ = shape
+    pad = 7 if mode == "zero" else min(height, width) - 1
+    augment = AugmentConfig(crop_padding=pad, crop_mode=mode, cutout_size=min(height, width))
+    half, span = augment.cutout_size // 2, range(2 * pad + 1)
+    holes_y, holes_x = range(-half, height - half, 2), (-half, width - half - 1)
+    table = np.array(list(itertools.product(span, span, (0, 1), holes_y, holes_x)), dtype=CHOICES)
+    images = random_images(len(table), shape)
+    data, offsets = scattered(images)
+    kernel = make(augment, shape, torch.uint8)
+    got = kernel(data, offsets, np.arange(len(table)), columns_of(table)).permute(0, 2, 3, 1).numpy()
+    kernel.close()
+    fill = torch_ops.fill_values(augment, MEAN)
+    for image, source, choice in zip(got, images, table, strict=True):
+        np.testing.assert_array_equal(image, augment_image(source, choice, augment, fill))
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 5, 64])
+def test_the_number_of_threads_changes_nothing(num_threads: int) -> None:
+    images = random_images(37, (8, 8, 3))
+    data, offsets = scattered(images)
+    augment = AugmentConfig(cutout_size=3)
+    columns = columns_of(draws(augment, 0, 0, 37, (8, 8, 3)))
+    results = []
+    for threads in (1, num_threads):
+        kernel = make(augment, (8, 8, 3), torch.float32, threads)
+        results.append(kernel(data, offsets, np.arange(37), columns))
+        kernel.close()
+    assert torch.equal(*results)
+
+
+def test_two_at_once_do_not_disturb_each_other() -> None:
+    images = random_images(200, (16, 16, 3))
+    data, offsets = scattered(images)
+    augment = AugmentConfig()
+    columns, rows = columns_of(draws(augment, 0, 0, 200, (16, 16, 3))), np.arange(200)
+    kernels = [make(augment, (16, 16, 3), torch.float32) for _ in range(4)]
+    expected = kernels[0](data, offsets, rows, columns)
+    failures = []
+
+    def work(kernel: NumbaAugment) -> None:
+        for _ in range(30):
+            if not torch.equal(kernel(data, offsets, rows, columns), expected):
+                failures.append(1)
+
+    threads = [threading.Thread(target=work, args=(kernel,)) for kernel in kernels]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for kernel in kernels:
+        kernel.close()
+    assert not failures
+
+
+@pytest.mark.slow
+def test_the_second_start_compiles_nothing(tmp_path: Path) -> None:
+    code = """if True:
+        import numpy as np, torch
+        from fastcifar.augment import numba_kernel
+        from fastcifar.augment.draws import columns_of, draws
+        from fastcifar.config import AugmentConfig
+        augment, ones = AugmentConfig(cutout_size=2), np.ones(3, np.float32)
+        kernel = numba_kernel.NumbaAugment((4, 4, 3), augment, np.zeros(3, np.uint8), ones, ones, torch.float32, 1)
+        columns = columns_of(draws(augment, 0, 0, 2, (4, 4, 3)))
+        kernel(np.zeros(96, np.uint8), np.array([0, 48]), np.arange(2), columns)
+        stats = kernel._kernel.stats
+        print(sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))
+    """
+    environment = {"NUMBA_CACHE_DIR": str(tmp_path), "PATH": "/usr/bin"}
+    for expected in ("0 1", "1 0"):
+        answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+        assert answer.stdout.strip() == expected, answer.stderr
