@@ -5,6 +5,8 @@ The files are taken in the order of their paths, so that a folder and an archive
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import io
 import lzma
 import os
@@ -18,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, cast
 
 import numpy as np
 import PIL.Image
@@ -111,8 +113,12 @@ def decode(where: Path, file: ImageFile) -> Image:
 
 def open_folder(path: Path) -> Source:
     """A folder of images."""
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"{error.filename}: cannot be read ({error.strerror})") from error
+
     names = []
-    for base, folders, files in os.walk(path, followlinks=True):
+    for base, folders, files in os.walk(path, followlinks=True, onerror=refuse):
         inside = Path(base).relative_to(path)
         if len(inside.parts) > 3:  # deeper than any dataset; a link may lead round in a circle
             folders.clear()
@@ -183,7 +189,7 @@ def _tar_files(path: Path, resources: ExitStack) -> list[ImageFile]:
         return lambda: os.pread(spool.fileno(), size, offset)
 
     offset = 0
-    with tarfile.open(path, "r|*") as archive:
+    with _decompressed(path) as stream, tarfile.open(fileobj=stream, mode="r|", tarinfo=_StrictTarInfo) as archive:
         for member in archive:
             if member.isdir():
                 continue
@@ -203,8 +209,43 @@ def _tar_files(path: Path, resources: ExitStack) -> list[ImageFile]:
             offset += member.size
             if len(files) > MAX_FILES:
                 raise DataError(f"{path}: holds over {MAX_FILES} files")
+        _read_to_the_end(stream)
     spool.flush()
     return files
+
+
+class _StrictTarInfo(tarfile.TarInfo):
+    """A header that is damaged or missing is an error: tarfile takes it for the end of the archive."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> _StrictTarInfo:
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined] # the empty block that ends an archive
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"damaged or cut: {error}") from error
+
+
+def _decompressed(path: Path) -> IO[bytes]:
+    """The bytes of a tar. Not by tarfile's own streams, which do not look at gzip's checksum."""
+    with path.open("rb") as file:
+        magic = file.read(6)
+    if magic.startswith(b"\x1f\x8b"):
+        return cast("IO[bytes]", gzip.open(path))
+    if magic.startswith(b"BZh"):
+        return bz2.open(path)
+    if magic == b"\xfd7zXZ\0":
+        return lzma.open(path)
+    return path.open("rb")
+
+
+def _read_to_the_end(stream: IO[bytes]) -> None:
+    """So that the checksums at the end of a compressed file are looked at."""
+    for _ in range(1_024):
+        if not stream.read(2**20):
+            return
+    raise tarfile.ReadError("over 1 GiB follow the end of the archive")
 
 
 def _is_wanted(name: str) -> bool:
@@ -243,6 +284,9 @@ def _arrange(where: Path, files: list[ImageFile]) -> tuple[tuple[str, ...], dict
         if not found[name]:
             raise DataError(f"{where}: no images in {name}/; {LAYOUT}")
     class_names = tuple(sorted(found["train"]))
+    odd = [name for name in (*class_names, *found["test"]) if not name.isprintable()]
+    if odd:
+        raise DataError(f"{where}: the class folder {odd[0]!a} has characters that cannot be shown; rename it")
     unknown = sorted(set(found["test"]) - set(class_names))
     if unknown:
         raise DataError(

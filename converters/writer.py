@@ -35,20 +35,28 @@ def convert(
     there. Raises DataError for a source that cannot be converted, FastcifarError if the folder cannot be written.
     """
     folder = Path(data_dir)
+    replaced: list[str] = []
     report = progress or (lambda name, count: None)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder), ExitStack() as cleanup:
+            for name in SPLITS:
+                target = folder / f"{name}.beton"
+                for file in (target, beton.manifest_path(target)):
+                    if file.is_dir():
+                        raise FastcifarError(f"{file}: is a folder, where a file is to be written; move it away")
             staged = {name: folder / f".{name}.beton.partial" for name in SPLITS}
             for file in staged.values():
                 cleanup.callback(file.unlink, missing_ok=True)
             manifests = {name: _stage(source, name, staged[name], report) for name in SPLITS}
             for name in SPLITS:
                 _put_in_place(staged[name], folder / f"{name}.beton", manifests[name])
+                replaced.append(f"{name}.beton")
             return manifests
     except OSError as error:
         where = error.filename or folder
-        raise FastcifarError(f"{where}: cannot write ({error.strerror or error}); nothing was replaced") from error
+        left = f"only {replaced[0]} was replaced: convert again" if replaced else "nothing was replaced"
+        raise FastcifarError(f"{where}: cannot write ({error.strerror or error}); {left}") from error
 
 
 @contextmanager

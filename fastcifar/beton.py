@@ -7,14 +7,17 @@ The layout is that of FFCV 1.0.2 (`ffcv/types.py`, `ffcv/writer.py`, https://git
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
+import logging
 import mmap
 import os
 import stat
 import sys
 import tempfile
+import time
 import weakref
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,6 +31,7 @@ from fastcifar.errors import DataError
 if sys.byteorder != "little":  # pragma: no branch
     raise ImportError("beton files are little-endian, this machine is not: fastcifar cannot run here")
 
+log = logging.getLogger(__name__)
 VERSION = 2
 PAGE_SIZE = 8 * 2**20  # FFCV's default
 MIN_PAGE_SIZE, MAX_PAGE_SIZE = 2**21, 2**31
@@ -221,7 +225,7 @@ def _parse_manifest(raw: Any) -> Manifest:
     if not isinstance(raw, dict) or raw.get("fastcifar_manifest") != 1:
         raise ValueError("it does not begin with fastcifar_manifest: 1")
     names, shape = raw["class_names"], raw["image_shape"]
-    if not isinstance(names, list) or not names or not all(isinstance(n, str) and n for n in names):
+    if not isinstance(names, list) or not names or not all(isinstance(n, str) and n and n.isprintable() for n in names):
         raise ValueError("class_names is no list of names")
     if len(set(names)) != len(names):
         raise ValueError("class_names has a name twice")
@@ -301,13 +305,28 @@ def _open_private(path: Path) -> OpenFile:
                 while view:
                     view = view[os.write(copy, view) :]
             if hasattr(os, "memfd_create"):
-                fcntl.fcntl(copy, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
+                _seal(copy)
         except BaseException:
             os.close(copy)
             raise
     except (OSError, MemoryError) as error:
         raise DataError(f"{path}: cannot be copied into memory ({error}); use --loader ffcv for large files") from error
     return OpenFile(copy)
+
+
+def _seal(memfd: int) -> None:
+    """Nobody writes to the memory any more. The kernel refuses while it moves a page of it itself: ask again."""
+    for wait_s in (0.01, 0.1, 0.5, 1.0, None):
+        try:
+            fcntl.fcntl(memfd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
+            return
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            if wait_s is None:
+                log.info("the private copy could not be sealed; only this process can reach it")
+                return
+            time.sleep(wait_s)
 
 
 def _map(path: Path, file: OpenFile) -> Bytes:

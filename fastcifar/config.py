@@ -125,7 +125,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         require_choice("model", self.model, MODELS)
         require_int("epochs", self.epochs, 1)
-        require_int("batch_size", self.batch_size, 1)
+        require_int("batch_size", self.batch_size, 2)  # batch normalisation has no variance of one image
         require_float("lr", self.lr, 0.0, above=True)
         require_float("momentum", self.momentum, 0.0, high=1.0)
         require_float("weight_decay", self.weight_decay, 0.0)

@@ -3,6 +3,7 @@
 set -euo pipefail
 mkdir -p demo
 cd demo
+unset FASTCIFAR_DATA_DIR FASTCIFAR_RUNS_DIR
 SECONDS=0
 part() { echo "demo: $1 ($((SECONDS - began)) s)"; began=$SECONDS; }
 began=0
@@ -11,14 +12,19 @@ if [ -n "${FASTCIFAR_SOURCE:-}" ]; then
     # a relative path is meant from where make was called
     [ ! -e "../$FASTCIFAR_SOURCE" ] || FASTCIFAR_SOURCE="../$FASTCIFAR_SOURCE"
     "$BIN/fastcifar" convert --source "$FASTCIFAR_SOURCE"
-elif ! "$BIN/fastcifar" convert --source download 2>convert.log; then
-    tail -n 1 convert.log
-    echo "demo: CIFAR-10 cannot be had here, so the demo goes on with synthetic images"
-    "$BIN/fastcifar" convert --source synthetic
+else
+    code=0
+    "$BIN/fastcifar" convert --source download || code=$?
+    if [ "$code" -eq 4 ]; then
+        echo "demo: CIFAR-10 cannot be had here, so the demo goes on with synthetic images"
+        "$BIN/fastcifar" convert --source synthetic
+    elif [ "$code" -ne 0 ]; then
+        exit "$code"
+    fi
 fi
 part "converted"
 
-"$BIN/fastcifar" train --model small --epochs 7 --batch-size 256 --lr 0.3 --weight-decay 7e-4 --sched cosine \
+"$BIN/fastcifar" train --model small --epochs 8 --batch-size 256 --lr 0.3 --weight-decay 7e-4 --sched cosine \
     --cutout-size 0 --name demo
 part "trained and tested"
 "$BIN/fastcifar" explain --n 25

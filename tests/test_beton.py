@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -60,6 +61,22 @@ def test_a_private_copy_does_not_follow_the_file(own_data_dir: Path) -> None:
     opened.check_unchanged()
     with pytest.raises(OSError, match="not permitted"), open(opened.file.path, "r+b") as copy:
         copy.write(b"x")
+
+
+def test_a_seal_that_is_refused_for_a_moment_is_asked_for_again(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = beton.fcntl.fcntl, []
+
+    def busy(*args: int) -> int:
+        calls.append(args)
+        if len(calls) == 1:
+            raise OSError(errno.EBUSY, "Device or resource busy")
+        return real(*args)
+
+    monkeypatch.setattr(beton.fcntl, "fcntl", busy)
+    assert len(open_beton(data_dir / "test.beton", in_memory=True)) == 200
+    assert len(calls) == 2
 
 
 def test_a_mapped_file_tells_that_it_was_written_to(own_data_dir: Path) -> None:

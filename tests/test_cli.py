@@ -117,6 +117,35 @@ def test_the_three_lines_work_as_written(monkeypatch: pytest.MonkeyPatch, image_
     assert "of 12 test images misclassified by runs/resnet18" in result.stdout
 
 
+def test_convert_as_json(image_folder: ImageFolder) -> None:
+    facts = json.loads(run("convert", "--source", image_folder(), "--json").stdout)
+    assert facts["train"]["num_samples"] == 6
+    assert facts["test"]["class_names"] == ["cat", "dog"]
+
+
+def test_a_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch, image_folder: ImageFolder, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    run("convert", "--source", image_folder(), "--data-dir=~/data")
+    assert (tmp_path / "home/data/train.beton").is_file()
+
+
+def test_a_run_finds_its_data_from_another_folder(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    Path("data").symlink_to(data_dir)
+    run("train", "--model", "small", "--batch-size", 100, "--max-steps", 1)
+    monkeypatch.chdir(tmp_path)
+    assert run("explain", "--runs-dir", "here/runs", "--n", 1).exit_code == 0
+
+
+@pytest.mark.skipif(shutil.which("script") is None, reason="no `script` to play a terminal")
+def test_log_lines_stand_above_the_bar_on_a_terminal(data_dir: Path) -> None:
+    command = f"{sys.executable} -m fastcifar train --data-dir {data_dir} --model small --batch-size 100 --max-steps 3"
+    answer = subprocess.run(["script", "-qec", command, "/dev/null"], capture_output=True, text=True, check=True)
+    (line,) = [line for line in answer.stdout.splitlines() if "epoch 1/50  train loss" in line]
+    assert "━" not in line.split("epoch 1/50  train loss")[0].split("\x1b")[-1]
+
+
 def test_inspect_as_json(data_dir: Path) -> None:
     facts = json.loads(run("inspect", data_dir / "train.beton", "--json").stdout)
     assert facts.keys() == {

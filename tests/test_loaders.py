@@ -137,6 +137,29 @@ def test_batches_are_the_callers_to_keep_and_to_write_to(data_dir: Path, name: s
 
 
 @pytest.mark.parametrize("name", LOADERS)
+def test_two_epochs_open_at_once_do_not_mix(data_dir: Path, name: str) -> None:
+    loader = make_loader(data_dir / "train.beton", batch_size=100, loader=name, dtype=torch.uint8)
+    expected = [list(loader.epoch(epoch)) for epoch in (0, 1)]
+    for pair, *wanted in zip(zip(loader.epoch(0), loader.epoch(1), strict=True), *expected, strict=True):
+        for got, want in zip(pair, wanted, strict=True):
+            assert all(torch.equal(x, y) for x, y in zip(got, want, strict=True))
+    loader.close()
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_kept_batches_hold_no_descriptors(data_dir: Path, name: str) -> None:
+    loader = make_loader(data_dir / "train.beton", batch_size=4, loader=name)
+    kept = []
+    for number, batch in enumerate(loader.epoch(0)):
+        kept.append(batch)
+        if number == 20:
+            early = len(os.listdir("/proc/self/fd"))
+    assert len(kept) == 150
+    assert len(os.listdir("/proc/self/fd")) <= early + 5
+    loader.close()
+
+
+@pytest.mark.parametrize("name", LOADERS)
 def test_only_the_rows_that_were_asked_for(data_dir: Path, name: str) -> None:
     rows = np.arange(7, 600, 3)
     loader = make_loader(data_dir / "train.beton", batch_size=10, rows=rows, loader=name)

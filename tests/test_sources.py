@@ -198,6 +198,56 @@ def test_a_cut_archive_is_refused(image_folder: ImageFolder, kind: str) -> None:
         pixels(archive)
 
 
+@pytest.mark.parametrize("cut", [1, 20, 40, 300, 700, 1_500, 9_000])
+@pytest.mark.parametrize("kind", ["tar", "tar.gz", "tar.xz", "tar.bz2"])
+def test_a_tar_that_lost_its_end_is_refused(image_folder: ImageFolder, kind: str, cut: int) -> None:
+    archive = pack(image_folder(), kind)
+    content = archive.read_bytes()
+    if kind == "tar":
+        end = content.rstrip(b"\0")  # a tar ends with empty blocks; without the first of them it is cut
+        content = end + bytes(-len(end) % 512)
+        cut -= 1
+    archive.write_bytes(content[: len(content) - min(cut, len(content) - 30)])
+    with pytest.raises(DataError, match="not a whole tar or zip archive"):
+        pixels(archive)
+
+
+def test_a_damaged_header_in_a_tar_is_not_its_end(image_folder: ImageFolder) -> None:
+    archive = pack(image_folder(), "tar")
+    content = bytearray(archive.read_bytes())
+    with tarfile.open(archive) as opened:
+        header = opened.getmembers()[4].offset
+    content[header + 10] ^= 1
+    archive.write_bytes(content)
+    with pytest.raises(DataError, match="not a whole tar or zip archive .damaged or cut: bad checksum"):
+        pixels(archive)
+
+
+def test_a_folder_that_cannot_be_read_is_not_passed_over(
+    image_folder: ImageFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = image_folder()
+    real = os.scandir
+
+    def refusing(path: str) -> object:
+        if str(path).endswith("test/dog"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(DataError, match=r"test/dog: cannot be read \(Permission denied\)"):
+        open_source(folder)
+
+
+@pytest.mark.parametrize("name", ["\x1b[31mred", "new\nline", "\udcff\udcfe"])
+def test_a_class_name_that_cannot_be_shown_is_refused(image_folder: ImageFolder, name: str) -> None:
+    folder = image_folder()
+    os.rename(folder / "train/cat", folder / "train" / name)
+    shutil.rmtree(folder / "test/cat")
+    with pytest.raises(DataError, match="has characters that cannot be shown; rename it"):
+        pixels(folder)
+
+
 def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(DataError, match=r"notes\.txt: not a whole tar or zip archive"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import io
 import json
 import logging
@@ -19,10 +20,10 @@ import torch
 
 from fastcifar.beton import manifest_path
 from fastcifar.config import AugmentConfig, TrainConfig
-from fastcifar.errors import CheckpointError, DataError, DivergedError, Stopped, UsageError
+from fastcifar.errors import CheckpointError, DataError, DivergedError, FastcifarError, Stopped, UsageError
 from fastcifar.training import RunFolder, find_run, train
 from fastcifar.training import checkpoint as checkpoints
-from fastcifar.training.loop import SilentReporter, duration
+from fastcifar.training.loop import SilentReporter, Trainer, duration
 from fastcifar.training.run_folder import create_run
 from fastcifar.training.schedule import Schedule, make_optimizer
 from fastcifar.training.split import hold_out
@@ -201,6 +202,44 @@ def test_a_loss_that_is_not_finite_stops_the_run(data_dir: Path, tmp_path: Path)
         train(tiny(data_dir, lr=1e30, sched="none", epochs=20), runs_dir=tmp_path)
 
 
+@pytest.mark.parametrize("what", ["validation", "test"])
+def test_a_result_that_is_not_finite_stops_the_run_too(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    real = Trainer._evaluate
+
+    def broken(self: Trainer, model: Any, loader: Any, name: str) -> Any:
+        answers = real(self, model, loader, name)
+        return replace(answers, loss=float("nan")) if name == what else answers
+
+    monkeypatch.setattr(Trainer, "_evaluate", broken)
+    with pytest.raises(DivergedError, match=f"the {what} loss is nan"):
+        train(tiny(data_dir, max_steps=1), runs_dir=tmp_path)
+    assert not (tmp_path / "small" / "metrics.json").exists()
+
+
+def test_stopped_after_its_last_step_it_makes_no_other(data_dir: Path, tmp_path: Path) -> None:
+    config = tiny(data_dir, deterministic=True, sched="cosine", max_steps=3)
+    whole, _ = train(config, runs_dir=tmp_path, name="whole")
+    with pytest.raises(Stopped):
+        train(config, runs_dir=tmp_path, name="cut", reporter=InterruptsEvaluation("validation"))
+    cut, metrics = train(config, runs_dir=tmp_path, resume=RunFolder(tmp_path / "cut"))
+    assert metrics["steps"] == 3
+    expected, got = weights_of(whole), weights_of(cut)
+    assert all(torch.equal(expected[key], got[key]) for key in expected)
+
+
+def test_two_processes_never_train_one_run(data_dir: Path, tmp_path: Path) -> None:
+    run, _ = train(tiny(data_dir, max_steps=1), runs_dir=tmp_path)
+    descriptor = os.open(run.path, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        with pytest.raises(FastcifarError, match="another process is training this run"):
+            train(tiny(data_dir, max_steps=2), resume=run)
+    finally:
+        os.close(descriptor)
+
+
 def test_the_seed_decides_the_run(data_dir: Path, tmp_path: Path) -> None:
     losses = [
         train(tiny(data_dir, seed=s, epochs=1, deterministic=True), runs_dir=tmp_path)[1]["test_loss"]
@@ -228,7 +267,7 @@ def test_runs_of_one_name_never_share_a_folder(tmp_path: Path) -> None:
     assert {run.path.name for run in made} == {"a", *(f"a-{i}" for i in range(2, 21))}
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/tmp/x"])
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/tmp/x", "a\nb"])
 def test_a_name_that_is_no_folders_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError, match="expected the name of a folder"):
         create_run(tmp_path, name)
@@ -254,6 +293,12 @@ def test_the_latest_run_is_the_one_saved_last(data_dir: Path, tmp_path: Path) ->
     create_run(tmp_path, "new")
     with pytest.raises(CheckpointError, match="has no checkpoint yet"):
         find_run("new", tmp_path)
+    with pytest.raises(Stopped):
+        train(tiny(data_dir), runs_dir=tmp_path, name="early", reporter=Interrupts(1, signal.SIGINT))
+    assert find_run(None, tmp_path).path.name == "early"
+    assert find_run(None, tmp_path, trained=True) == first
+    with pytest.raises(CheckpointError, match="stopped before its first epoch ended; go on with: .* --resume early"):
+        find_run("early", tmp_path, trained=True)
 
 
 # ---- checkpoints -------------------------------------------------------------------------------------------------
@@ -330,6 +375,7 @@ def test_a_checkpoint_of_another_network_or_data_is_refused(
         ({"lr": -1.0}, "lr is -1.0; expected a number above 0"),
         ({"lr": float("nan")}, "lr is nan; expected a number above 0"),
         ({"lr": 0}, "lr is 0; expected a number above 0"),
+        ({"batch_size": 1}, "batch_size is 1; expected 2 or more"),
         ({"momentum": 1.0}, "momentum is 1.0; expected a number of at least 0 and below 1"),
         ({"weight_decay": -1e-4}, "weight_decay is -0.0001; expected a number of at least 0"),
         ({"sched": "step"}, "sched is 'step'; expected one of: plateau, cosine, none"),
@@ -351,7 +397,7 @@ def test_a_batch_larger_than_the_data_is_refused(data_dir: Path, tmp_path: Path)
 
 
 def test_an_unknown_device_is_refused(data_dir: Path, tmp_path: Path) -> None:
-    for device in ("cuda:99", "toaster"):
+    for device in ("cuda:99", "toaster", "meta"):
         with pytest.raises(UsageError, match=f"device is '{device}'"):
             train(tiny(data_dir, device=device), runs_dir=tmp_path)
 
@@ -412,7 +458,12 @@ def test_durations_read_well() -> None:
 
 
 def test_a_config_survives_the_folder(tmp_path: Path) -> None:
-    config = replace(TrainConfig(), seed=2**62, max_steps=7, augment=AugmentConfig(flip=False, crop_mode="reflect"))
+    config = replace(
+        TrainConfig(data_dir=str(tmp_path)),
+        seed=2**62,
+        max_steps=7,
+        augment=AugmentConfig(flip=False, crop_mode="reflect"),
+    )
     run = create_run(tmp_path, "a")
     run.write_config(config)
     assert run.read_config() == config

@@ -187,6 +187,16 @@ def test_at_no_moment_does_a_manifest_lie_beside_another_beton(
         open_beton(own_data_dir / f"{name}.beton")
 
 
+@pytest.mark.parametrize("name", ["train.beton", "test.beton", "test.beton.json"])
+def test_a_folder_in_the_way_is_told_before_anything_is_replaced(own_data_dir: Path, name: str) -> None:
+    (own_data_dir / name).unlink()
+    (own_data_dir / name).mkdir()
+    before = {file.name: file.read_bytes() for file in own_data_dir.iterdir() if file.is_file()}
+    with pytest.raises(FastcifarError, match=f"{name}: is a folder, where a file is to be written"):
+        convert(source_of(GOOD), own_data_dir)
+    assert {file.name: file.read_bytes() for file in own_data_dir.iterdir() if file.is_file()} == before
+
+
 def test_two_conversions_at_once_do_not_mix(own_data_dir: Path) -> None:
     before = contents(own_data_dir)
     with writer._locked(own_data_dir), pytest.raises(FastcifarError, match="another conversion is writing here"):

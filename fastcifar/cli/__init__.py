@@ -60,6 +60,8 @@ def _tell(error: Exception) -> int:
         if isinstance(error, Stopped):
             click.echo(_one_line(message), err=True)
             return code
+    elif isinstance(error, OSError):
+        message, code = f"{error.filename or 'output'}: {error.strerror or error}", 1
     else:
         message = f"{type(error).__name__}: {error} (not foreseen: please report it, with what --debug adds)"
         code = 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -28,7 +30,8 @@ from fastcifar.cli import options
     help="What to download.",
 )
 @options.data_dir
-def convert(source: str, dataset: str, data_dir: str) -> None:
+@options.as_json
+def convert(source: str, dataset: str, data_dir: str, as_json: bool) -> None:
     """Write images as FFCV betons: raw, read back and compared, with a manifest.
 
     What was there before is replaced only when both new files are complete.
@@ -36,10 +39,16 @@ def convert(source: str, dataset: str, data_dir: str) -> None:
     from fastcifar import converters
     from fastcifar.cli.output import Bars
 
-    with converters.open_source(source, dataset=dataset, download_dir=data_dir) as opened, Bars() as bars:
-        for name, split in opened.splits.items():
-            bars.bar(name, 2 * len(split))  # each image is written, then compared
-        manifests = converters.convert(opened, data_dir, bars.advance_bar)
+    with Bars() as bars:
+        bars.begin("opening", None)
+        with converters.open_source(source, dataset=dataset, download_dir=data_dir) as opened:
+            bars.end()
+            for name, split in opened.splits.items():
+                bars.bar(name, 2 * len(split))  # each image is written, then compared
+            manifests = converters.convert(opened, data_dir, bars.advance_bar)
+    if as_json:
+        click.echo(json.dumps({name: asdict(manifest) for name, manifest in manifests.items()}))
+        return
     for name, manifest in manifests.items():
         path = Path(data_dir) / f"{name}.beton"
         height, width, _ = manifest.image_shape

@@ -30,7 +30,7 @@ def explain(run: str | None, n: int, data_dir: str | None, runs_dir: str, device
     from fastcifar.explain import explain_run
     from fastcifar.training import find_run
 
-    folder = find_run(run, runs_dir)
+    folder = find_run(run, runs_dir, trained=True)
     with Bars() as bars:
         made = explain_run(folder, n=n, data_dir=data_dir, device=device, begin=bars.begin, advance=bars.advance)
     if as_json:

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import click
+
+
+def _expand(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    return None if value is None else os.path.expanduser(value)
+
 
 data_dir = click.option(
     "--data-dir",
@@ -10,6 +17,7 @@ data_dir = click.option(
     show_default=True,
     envvar="FASTCIFAR_DATA_DIR",
     show_envvar=True,
+    callback=_expand,
     help="Folder of train.beton and test.beton.",
 )
 runs_dir = click.option(
@@ -18,6 +26,7 @@ runs_dir = click.option(
     show_default=True,
     envvar="FASTCIFAR_RUNS_DIR",
     show_envvar=True,
+    callback=_expand,
     help="Folder of the runs.",
 )
 device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")

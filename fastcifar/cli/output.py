@@ -12,15 +12,21 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import Progress, TaskID
 
 
 class _StderrHandler(logging.Handler):
     """Log lines as plain lines; above the bar, where there is one."""
 
+    console: Console | None = None
+
     def emit(self, record: logging.LogRecord) -> None:
-        text = record.getMessage()
-        click.echo(text if record.levelno < logging.WARNING else f"warning: {text}", err=True)
+        text = record.getMessage() if record.levelno < logging.WARNING else f"warning: {record.getMessage()}"
+        if self.console is None:
+            click.echo(text, err=True)
+        else:
+            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager
@@ -74,13 +80,21 @@ class Bars:
                 transient=True,
             )
             self._progress.start()
+            self._tell_handlers(self._progress.console)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._progress is not None:
+            self._tell_handlers(None)
             self._progress.stop()
+
+    @staticmethod
+    def _tell_handlers(console: Console | None) -> None:
+        for handler in logging.getLogger("fastcifar").handlers:
+            if isinstance(handler, _StderrHandler):
+                handler.console = console
 
     def bar(self, name: str, total: int) -> None:
         """One more bar, to be advanced by name."""
@@ -92,12 +106,17 @@ class Bars:
         if self._progress is not None:
             self._progress.advance(self._tasks[name], count)
 
-    def begin(self, what: str, total: int) -> None:
-        """Replace the current bar."""
+    def begin(self, what: str, total: int | None) -> None:
+        """Replace the current bar; without a total it only shows that something goes on."""
         if self._progress is not None:
-            if self._current is not None:
-                self._progress.remove_task(self._current)
+            self.end()
             self._current = self._progress.add_task(what, total=total, note="")
+
+    def end(self) -> None:
+        """Take the current bar away."""
+        if self._progress is not None and self._current is not None:
+            self._progress.remove_task(self._current)
+            self._current = None
 
     def advance(self, count: int) -> None:
         """`count` more are done of the current bar."""

@@ -42,10 +42,15 @@ class AlbumentationsLoader(Loader):
             num_workers = min(
                 len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1, MAX_WORKERS
             )
-        self._requests = _Requests()
-        self._workers: DataLoader[Any] = DataLoader(
+        self._num_workers = num_workers
+        self._workers = self._start()
+        self._in_use = False
+
+    def _start(self) -> DataLoader[Any]:
+        num_workers = self._num_workers
+        return DataLoader(
             _Batches(self),
-            sampler=self._requests,
+            sampler=_Requests(),
             batch_size=None,  # a request is a whole batch
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
@@ -55,19 +60,36 @@ class AlbumentationsLoader(Loader):
         )
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        batches = self.batches(epoch)[start:]
-        self._requests.requests = [(epoch, rows) for rows in batches]
-        for rows, images in zip(batches, self._answers(), strict=True):
-            # (N, H, W, 3) -> (N, 3, H, W), channels_last memory
-            delivered = images.to(self.config.device, self.config.dtype).permute(0, 3, 1, 2)
-            labels = torch.from_numpy(self.beton.labels[rows]).to(self.config.device)
-            yield Batch(delivered, labels, torch.from_numpy(rows.copy()).to(self.config.device))
-
-    def _answers(self) -> Iterator[torch.Tensor]:
+        if self._in_use:  # an epoch is open already: this one gets workers of its own
+            workers = self._start()
+            try:
+                yield from self._epoch(workers, epoch, start)
+            finally:
+                workers._iterator = None  # ends them
+            return
+        self._in_use = True
         try:
-            yield from self._workers
+            yield from self._epoch(self._workers, epoch, start)
+        finally:
+            self._in_use = False
+
+    def _epoch(self, workers: DataLoader[Any], epoch: int, start: int) -> Iterator[Batch]:
+        device, batches = self.config.device, self.batches(epoch)[start:]
+        workers.sampler.requests = [(epoch, rows) for rows in batches]  # type: ignore[attr-defined]
+        for rows, images in zip(batches, self._answers(workers), strict=True):
+            # a copy: what comes from a worker lies in shared memory, which holds a descriptor open
+            delivered = images.to(device, self.config.dtype, copy=True).permute(
+                0, 3, 1, 2
+            )  # (N, H, W, 3) -> (N, 3, H, W)
+            labels = torch.from_numpy(self.beton.labels[rows]).to(device)
+            yield Batch(delivered, labels, torch.from_numpy(rows.copy()).to(device))
+
+    @staticmethod
+    def _answers(workers: DataLoader[Any]) -> Iterator[torch.Tensor]:
+        try:
+            yield from workers
         except RuntimeError as error:  # what a DataLoader raises for a worker that was killed or does not answer
-            self._workers._iterator = None
+            workers._iterator = None
             reason = " ".join(str(error).split())
             raise FastcifarError(f"a worker of the albumentations loader ended ({reason})") from error
 

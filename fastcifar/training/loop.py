@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import math
 import os
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +19,7 @@ from torch.nn import functional as F
 
 from fastcifar.beton import Beton
 from fastcifar.config import TrainConfig
-from fastcifar.errors import CheckpointError, DataError, DivergedError, Stopped, UsageError
+from fastcifar.errors import CheckpointError, DataError, DivergedError, FastcifarError, Stopped, UsageError
 from fastcifar.files import write_atomically
 from fastcifar.loaders import Loader, choose_loader, make_loader, open_for
 from fastcifar.models import count_parameters, make_model
@@ -41,7 +43,7 @@ SAVE_EVERY_S = 300.0
 ESTIMATE_AFTER = 20
 LONG_S = 3600.0
 FAST_RECIPE = (
-    "fastcifar train --model small --epochs 7 --batch-size 256 --lr 0.3 --weight-decay 7e-4 "
+    "fastcifar train --model small --epochs 8 --batch-size 256 --lr 0.3 --weight-decay 7e-4 "
     "--sched cosine --cutout-size 0"
 )
 EVAL_BATCH = 1_000
@@ -107,13 +109,28 @@ def train(
     signal, when everything is saved.
     """
     with closing(Trainer(config, reporter or SilentReporter())) as trainer:
-        run = resume or create_run(runs_dir, name or config.model)
-        with log_file(run.log):
+        run = resume or create_run(runs_dir, config.model if name is None else name)
+        with _only_one(run), log_file(run.log):
             trainer.use(run)
             if resume is not None:
                 trainer.restore()
             run.write_config(config)
             return run, trainer.run_to_the_end()
+
+
+@contextmanager
+def _only_one(run: RunFolder) -> Iterator[None]:
+    """No two processes write into one run folder."""
+    descriptor = os.open(run.path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise FastcifarError(f"{run.path}: another process is training this run; wait for it to end") from None
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 class Trainer:
@@ -238,7 +255,8 @@ class Trainer:
             progress.loss_sum, progress.correct = float(sums[0]), round(float(sums[1]))
             progress.seconds = time.monotonic() - began
 
-        for batch in loader.epoch(progress.epoch, progress.batch):
+        done = progress.step >= self.num_steps  # stopped after its last step: only the validation is left
+        for batch in () if done else loader.epoch(progress.epoch, progress.batch):
             with autocast(self.device, self.bf16):
                 logits = self.model(batch.images)
             logits = logits.float()
@@ -268,11 +286,10 @@ class Trainer:
         self._require_finite(progress.loss_sum / progress.seen)
         self._end_epoch()
 
-    def _require_finite(self, loss: float) -> None:
+    def _require_finite(self, loss: float, what: str = "loss") -> None:
         if not math.isfinite(loss):
             raise DivergedError(
-                f"the loss is {loss} at step {self.progress.step}, learning rate {self._lr():g}; try a smaller --lr "
-                f"(what was saved before it is in {self.run.path})"
+                f"the {what} is {loss} at step {self.progress.step}, learning rate {self._lr():g}; try a smaller --lr"
             )
 
     def _lr(self) -> float:
@@ -292,6 +309,11 @@ class Trainer:
         if rest > LONG_S and self.config.model != "small":
             log.info("a faster recipe: %s", FAST_RECIPE)
 
+    def _tell_rest(self, seconds: float) -> None:
+        rest = self.num_steps - self.progress.step
+        if rest > 0:
+            log.info("about %s to go", duration(seconds / self.progress.batch * rest))
+
     def _end_epoch(self) -> None:
         progress = self.progress
         seconds = progress.seconds
@@ -309,9 +331,11 @@ class Trainer:
         text += f"  train loss {row['train_loss']:.4f} accuracy {row['train_accuracy']:.2%}"
         if self.loaders.val is not None:
             answers = self._evaluate(self.model, self.loaders.val, "validation")
+            self._require_finite(answers.loss, "validation loss")
             row["val_loss"], row["val_accuracy"] = answers.loss, answers.accuracy
             text += f"  validation loss {answers.loss:.4f} accuracy {answers.accuracy:.2%}"
         log.info("%s  lr %.4g  %.0f images/s", text, row["lr"], row["images_per_s"])
+        self._tell_rest(seconds)
         self.schedule.after_epoch(row["train_loss"] if row["val_loss"] is None else row["val_loss"])
         if row["val_accuracy"] is None or progress.best is None or row["val_accuracy"] > progress.best["val_accuracy"]:
             progress.best = {key: row[key] for key in ("epoch", "val_loss", "val_accuracy")}
@@ -347,6 +371,7 @@ class Trainer:
         best, _, _ = checkpoint.load_weights(self.run.best)
         best.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         answers = self._evaluate(best, self.loaders.test, "test")
+        self._require_finite(answers.loss, "test loss")
         predictions = Predictions(
             index=answers.indices,
             label=answers.labels,

@@ -84,7 +84,8 @@ class RunFolder:
 
     def write_config(self, config: TrainConfig) -> None:
         """Store the settings, and what they ran on (env.json)."""
-        write_text(self.config, yaml.safe_dump(asdict(config), sort_keys=False))
+        stored = {**asdict(config), "data_dir": str(Path(config.data_dir).absolute())}  # to be found from other folders
+        write_text(self.config, yaml.safe_dump(stored, sort_keys=False))
         write_text(self.path / "env.json", json.dumps(environment(), indent=1) + "\n")
 
     def read_config(self) -> TrainConfig:
@@ -105,12 +106,12 @@ class RunFolder:
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
         """metrics.json: how the run ended."""
-        write_text(self.metrics, json.dumps(metrics, indent=1) + "\n")
+        write_text(self.metrics, json.dumps(metrics, indent=1, allow_nan=False) + "\n")
 
 
 def create_run(runs_dir: str | os.PathLike[str], name: str) -> RunFolder:
     """Make a new folder `name` in `runs_dir`, or `name-2`, `name-3`, … where it is taken; never an existing one."""
-    if not name or name in (".", "..") or Path(name).name != name:
+    if not name or name in (".", "..") or Path(name).name != name or not name.isprintable():
         raise UsageError(f"name is {name!r}; expected the name of a folder, without '/'")
     root = Path(runs_dir)
     with writing_to(root):
@@ -127,14 +128,17 @@ def create_run(runs_dir: str | os.PathLike[str], name: str) -> RunFolder:
     return RunFolder(path)
 
 
-def find_run(run: str | None, runs_dir: str | os.PathLike[str]) -> RunFolder:
-    """The run of that name or path; the one that was saved last if `run` is None.
+def find_run(run: str | None, runs_dir: str | os.PathLike[str], *, trained: bool = False) -> RunFolder:
+    """The run of that name or path; the one that was saved last if `run` is None. With `trained`, a run of which at
+    least one epoch has ended.
 
     Raises CheckpointError (exit code 6) if it has no checkpoint, DataError (exit code 4) if there is no such folder.
     """
     root = Path(runs_dir)
     if run is None:
-        saved = [(last.stat().st_mtime_ns, last.parent.parent) for last in root.glob("*/weights/*.pt")]
+        saved = [(file.stat().st_mtime_ns, file.parent.parent) for file in root.glob("*/weights/*.pt")]
+        if trained:
+            saved = [(when, path) for when, path in saved if RunFolder(path).best.is_file()]
         if not saved:
             raise CheckpointError(f"{root}: no run with a checkpoint; make one with 'fastcifar train'")
         return RunFolder(max(saved)[1])
@@ -144,7 +148,12 @@ def find_run(run: str | None, runs_dir: str | os.PathLike[str]) -> RunFolder:
         raise DataError(f"{run}: no such run in {root}; expected a folder or one of: {known}")
     if not (path / "weights" / "last.pt").is_file() and not (path / "weights" / "previous.pt").is_file():
         raise CheckpointError(f"{path}: has no checkpoint yet; train it further or choose another run")
-    return RunFolder(path)
+    found = RunFolder(path)
+    if trained and not found.best.is_file():
+        raise CheckpointError(
+            f"{path}: was stopped before its first epoch ended; go on with: fastcifar train --resume {run}"
+        )
+    return found
 
 
 @contextmanager
