@@ -22,6 +22,15 @@ def test_the_python_example_runs(data_dir: Path, tmp_path: Path, monkeypatch: py
     assert names["epoch"] == 1  # it went through its epochs
 
 
+def test_every_picture_and_file_that_it_names_is_there() -> None:
+    root = Path(__file__).parents[1]
+    pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README)
+    assert pictures
+    for name in [*pictures, "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE"]:
+        assert (root / name).is_file(), name
+    assert not re.findall(r"@@|[A-Z]+_(?:TIME|ACC|EPOCHS)\b", README)
+
+
 def test_every_command_is_told_and_every_told_command_exists() -> None:
     told = set(re.findall(r"^(?:\.venv/bin/)?fastcifar (\w+)", README, flags=re.MULTILINE))
     told |= set(re.findall(r"`fastcifar (\w+)", README))
