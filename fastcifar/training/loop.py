@@ -10,21 +10,20 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fastcifar.beton import Beton
 from fastcifar.config import TrainConfig
 from fastcifar.errors import CheckpointError, DataError, DivergedError, FastcifarError, Stopped, UsageError
 from fastcifar.files import write_atomically
-from fastcifar.loaders import Loader, choose_loader, make_loader, open_for
+from fastcifar.loaders import Loader
 from fastcifar.models import count_parameters, make_model
 from fastcifar.training import checkpoint
-from fastcifar.training.checkpoint import DataInfo, Predictions
+from fastcifar.training.checkpoint import Predictions
+from fastcifar.training.data import Loaders
 from fastcifar.training.device import (
     autocast,
     choose_device,
@@ -36,7 +35,6 @@ from fastcifar.training.evaluate import Answers, evaluate
 from fastcifar.training.run_folder import RunFolder, create_run, log_file
 from fastcifar.training.schedule import Schedule, make_optimizer
 from fastcifar.training.signals import StopRequest
-from fastcifar.training.split import hold_out
 
 log = logging.getLogger(__name__)
 SAVE_EVERY_S = 300.0
@@ -46,7 +44,6 @@ FAST_RECIPE = (
     "fastcifar train --model small --epochs 7 --batch-size 256 --lr 0.3 --weight-decay 7e-4 "
     "--sched cosine --crop-padding 2 --cutout-size 0"
 )
-EVAL_BATCH = 1_000
 CHECK_LOSS_EVERY = 20  # on a GPU, where looking at a number waits for the device
 
 
@@ -408,67 +405,6 @@ class Trainer:
             len(answers.labels),
         )
         return metrics
-
-
-class Loaders:
-    """The loaders of a run, all normalising by the training images' mean and std."""
-
-    def __init__(self, config: TrainConfig, device: torch.device) -> None:
-        folder = Path(config.data_dir)
-        paths = [folder / "train.beton", folder / "test.beton"]
-        name = config.loader
-        if name == "auto":
-            name, why = choose_loader(sum(os.path.getsize(p) for p in paths if p.is_file()), device)
-            self.chosen = f"{name} ({why})"
-        else:
-            self.chosen = name
-        train, test = (open_for(name, path) for path in paths)
-        for beton in (train, test):
-            if not beton.verified:
-                log.warning("%s has no manifest: its structure was checked, its pixels cannot be", beton.path)
-        self._check_pair(train, test)
-        num_classes = len(train.class_names)
-        rows, val_rows = hold_out(train.labels, num_classes, config.val_size, config.seed)
-
-        def make(beton: Beton, **settings: Any) -> Loader:
-            return make_loader(beton, loader=name, device=device, mean=train.mean, std=train.std, **settings)
-
-        self.train = make(
-            train,
-            augment=config.augment,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            shuffle=config.shuffle,
-            rows=rows,
-        )
-        self.val = make(train, train=False, batch_size=EVAL_BATCH, rows=val_rows) if len(val_rows) else None
-        self.test = make(test, train=False, batch_size=EVAL_BATCH)
-        self.num_train, self.num_val = len(rows), len(val_rows)
-        self.info = DataInfo(
-            class_names=train.class_names,
-            image_shape=train.image_shape,
-            mean=tuple(train.mean.tolist()),
-            std=tuple(train.std.tolist()),
-            sha256=train.sha256,
-        )
-
-    @staticmethod
-    def _check_pair(train: Beton, test: Beton) -> None:
-        if train.image_shape != test.image_shape:
-            raise DataError(
-                f"{test.path}: its images are {test.image_shape}, those of {train.path} {train.image_shape}"
-            )
-        if train.verified and test.verified and train.class_names != test.class_names:
-            raise DataError(f"{test.path}: its classes are not those of {train.path}; convert both again")
-        if int(test.labels.max()) >= len(train.class_names):
-            raise DataError(
-                f"{test.path}: has label {int(test.labels.max())}, {train.path} has {len(train.class_names)} classes"
-            )
-
-    def close(self) -> None:
-        for loader in (self.train, self.val, self.test):
-            if loader is not None:
-                loader.close()
 
 
 def duration(seconds: float) -> str:

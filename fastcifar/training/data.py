@@ -1,0 +1,81 @@
+"""The images of a run: what is trained on, validated on and tested on, each behind a loader."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastcifar.beton import Beton
+from fastcifar.config import TrainConfig
+from fastcifar.errors import DataError
+from fastcifar.loaders import Loader, choose_loader, make_loader, open_for
+from fastcifar.training.checkpoint import DataInfo
+from fastcifar.training.split import hold_out
+
+log = logging.getLogger(__name__)
+EVAL_BATCH = 1_000
+
+
+class Loaders:
+    """The loaders of a run, all normalising by the training images' mean and std."""
+
+    def __init__(self, config: TrainConfig, device: torch.device) -> None:
+        folder = Path(config.data_dir)
+        paths = [folder / "train.beton", folder / "test.beton"]
+        name = config.loader
+        if name == "auto":
+            name, why = choose_loader(sum(os.path.getsize(p) for p in paths if p.is_file()), device)
+            self.chosen = f"{name} ({why})"
+        else:
+            self.chosen = name
+        train, test = (open_for(name, path) for path in paths)
+        for beton in (train, test):
+            if not beton.verified:
+                log.warning("%s has no manifest: its structure was checked, its pixels cannot be", beton.path)
+        self._check_pair(train, test)
+        num_classes = len(train.class_names)
+        rows, val_rows = hold_out(train.labels, num_classes, config.val_size, config.seed)
+
+        def make(beton: Beton, **settings: Any) -> Loader:
+            return make_loader(beton, loader=name, device=device, mean=train.mean, std=train.std, **settings)
+
+        self.train = make(
+            train,
+            augment=config.augment,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            shuffle=config.shuffle,
+            rows=rows,
+        )
+        self.val = make(train, train=False, batch_size=EVAL_BATCH, rows=val_rows) if len(val_rows) else None
+        self.test = make(test, train=False, batch_size=EVAL_BATCH)
+        self.num_train, self.num_val = len(rows), len(val_rows)
+        self.info = DataInfo(
+            class_names=train.class_names,
+            image_shape=train.image_shape,
+            mean=tuple(train.mean.tolist()),
+            std=tuple(train.std.tolist()),
+            sha256=train.sha256,
+        )
+
+    @staticmethod
+    def _check_pair(train: Beton, test: Beton) -> None:
+        if train.image_shape != test.image_shape:
+            raise DataError(
+                f"{test.path}: its images are {test.image_shape}, those of {train.path} {train.image_shape}"
+            )
+        if train.verified and test.verified and train.class_names != test.class_names:
+            raise DataError(f"{test.path}: its classes are not those of {train.path}; convert both again")
+        if int(test.labels.max()) >= len(train.class_names):
+            raise DataError(
+                f"{test.path}: has label {int(test.labels.max())}, {train.path} has {len(train.class_names)} classes"
+            )
+
+    def close(self) -> None:
+        for loader in (self.train, self.val, self.test):
+            if loader is not None:
+                loader.close()
