@@ -76,6 +76,21 @@ def test_every_loader_gives_what_resident_gives(data_dir: Path, name: str, dtype
         assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8])
+@pytest.mark.parametrize("name", LOADERS)
+def test_without_the_compiled_kernel_the_pixels_are_the_same(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, name: str, dtype: torch.dtype
+) -> None:
+    """The way of every device that is no CPU, taken on the CPU."""
+    settings: dict[str, Any] = {"batch_size": 100, "dtype": dtype}
+    expected = next(make_loader(data_dir / "train.beton", loader="resident", **settings).epoch(1))
+    monkeypatch.setattr(Loader, "cpu_kernel", lambda self: None)
+    loader = make_loader(data_dir / "train.beton", loader=name, **settings)
+    got = next(loader.epoch(1))
+    loader.close()
+    assert all(torch.equal(x, y) for x, y in zip(got, expected, strict=True))
+
+
 @pytest.mark.real_data
 def test_512_real_images_are_the_same_on_every_loader(real_dir: Path) -> None:
     for dtype in (torch.uint8, torch.float32):

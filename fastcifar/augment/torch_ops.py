@@ -72,6 +72,23 @@ def normalise(
     return images.to(torch.float32).sub_(mean).mul_(inv_std).to(dtype).permute(0, 3, 1, 2)
 
 
+def augment_batch(
+    images: torch.Tensor,
+    choices: dict[str, torch.Tensor],
+    augment: AugmentConfig,
+    fill: torch.Tensor,
+    mean: torch.Tensor,
+    inv_std: torch.Tensor,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """`apply_choices`, then `normalise`, or only the change of layout if `dtype` is uint8:
+    (N, H, W, 3) uint8 -> a new tensor (N, 3, H, W) in channels_last memory."""
+    augmented = apply_choices(images, choices, augment, fill)
+    if dtype == torch.uint8:
+        return augmented.permute(0, 3, 1, 2)
+    return normalise(augmented, mean, inv_std, dtype)
+
+
 def normalisation(mean: np.ndarray, std: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """`mean32` and `inv_std32`, each (3,) float32; a channel that never varies is divided by 1."""
     safe = np.where(std > 0, std, 1.0)

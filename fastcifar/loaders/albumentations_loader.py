@@ -78,9 +78,8 @@ class AlbumentationsLoader(Loader):
         workers.sampler.requests = [(epoch, rows) for rows in batches]  # type: ignore[attr-defined]
         for rows, images in zip(batches, self._answers(workers), strict=True):
             # a copy: what comes from a worker lies in shared memory, which holds a descriptor open
-            delivered = images.to(device, self.config.dtype, copy=True).permute(
-                0, 3, 1, 2
-            )  # (N, H, W, 3) -> (N, 3, H, W)
+            copied = images.to(device, self.config.dtype, copy=True)
+            delivered = copied.permute(0, 3, 1, 2)  # (N, H, W, 3) -> (N, 3, H, W), channels_last memory
             labels = torch.from_numpy(self.beton.labels[rows]).to(device)
             yield Batch(delivered, labels, torch.from_numpy(rows.copy()).to(device))
 

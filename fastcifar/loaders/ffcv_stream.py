@@ -6,7 +6,6 @@ reaches it that `fastcifar.beton` has not checked: its own reader trusts the fil
 
 from __future__ import annotations
 
-import logging
 import queue
 from collections.abc import Iterator
 from typing import Any
@@ -32,7 +31,6 @@ except ImportError as error:
 finally:
     torch.set_num_threads(NUM_THREADS)  # importing FFCV sets it to 1
 
-log = logging.getLogger(__name__)
 POLL_S = 0.1
 
 
@@ -87,12 +85,10 @@ class FfcvLoader(Loader):
             which = np.arange(len(images))
             return self._kernel(images.reshape(-1), which * images[0].size, which, columns_of(choices))
         chosen = torch_ops.to_device(choices, config.device)
-        augmented = torch_ops.apply_choices(
-            torch.from_numpy(images).to(config.device), chosen, config.augment, self._fill
+        on_device = torch.from_numpy(images).to(config.device)
+        return torch_ops.augment_batch(
+            on_device, chosen, config.augment, self._fill, self._mean, self._inv_std, config.dtype
         )
-        if config.dtype == torch.uint8:
-            return augmented.permute(0, 3, 1, 2)  # (N, H, W, 3) -> (N, 3, H, W), channels_last memory
-        return torch_ops.normalise(augmented, self._mean, self._inv_std, config.dtype)
 
     def close(self) -> None:
         if self._kernel is not None:

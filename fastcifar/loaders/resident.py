@@ -63,9 +63,7 @@ class ResidentLoader(Loader):
             rows = torch.from_numpy(rows_here.copy()).to(config.device)
             images = self._windows[self._offsets[rows]].view(-1, *self.beton.image_shape)  # (N, H, W, 3) uint8
             chosen = {name: column[rows] for name, column in table.items()}
-            images = torch_ops.apply_choices(images, chosen, config.augment, self._fill)
-            if config.dtype == torch.uint8:
-                delivered = images.permute(0, 3, 1, 2)  # (N, H, W, 3) -> (N, 3, H, W), channels_last memory
-            else:
-                delivered = torch_ops.normalise(images, self._mean, self._inv_std, config.dtype)
+            delivered = torch_ops.augment_batch(
+                images, chosen, config.augment, self._fill, self._mean, self._inv_std, config.dtype
+            )
             yield Batch(delivered, self._labels[rows], rows)

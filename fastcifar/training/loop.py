@@ -272,7 +272,9 @@ class Trainer:
             self.schedule.after_step()
             self.reporter.advance(len(batch.labels))
             if progress.step == ESTIMATE_AFTER and progress.epoch == 0:
-                self._estimate(time.monotonic() - began)
+                rest = self._tell_rest(time.monotonic() - began)
+                if rest > LONG_S and self.config.model != "small":
+                    log.info("a faster recipe: %s", FAST_RECIPE)
             if progress.step >= self.num_steps:
                 break
             if self.request.signum is not None or time.monotonic() - self._saved_at > SAVE_EVERY_S:
@@ -300,16 +302,12 @@ class Trainer:
                 f"saved at step {self.progress.step}; go on with: fastcifar train --resume {self.run.path.name}",
             )
 
-    def _estimate(self, seconds: float) -> None:
-        rest = seconds / ESTIMATE_AFTER * (self.num_steps - ESTIMATE_AFTER)
-        log.info("about %s to go", duration(rest))
-        if rest > LONG_S and self.config.model != "small":
-            log.info("a faster recipe: %s", FAST_RECIPE)
-
-    def _tell_rest(self, seconds: float) -> None:
-        rest = self.num_steps - self.progress.step
+    def _tell_rest(self, seconds: float) -> float:
+        """Say how long the rest takes if it goes on as in this epoch, of which `seconds` are over; return that."""
+        rest = seconds / self.progress.batch * (self.num_steps - self.progress.step)
         if rest > 0:
-            log.info("about %s to go", duration(seconds / self.progress.batch * rest))
+            log.info("about %s to go", duration(rest))
+        return rest
 
     def _end_epoch(self) -> None:
         progress = self.progress
@@ -339,13 +337,8 @@ class Trainer:
             checkpoint.save_weights(self.run.best, self.model, self.config.model, self.data, epoch=row["epoch"])
         progress.history.append(row)
         progress.epoch += 1
-        progress.batch, progress.seen, progress.loss_sum, progress.correct, progress.seconds = (
-            0,
-            0,
-            0.0,
-            0,
-            0.0,
-        )
+        progress.batch = progress.seen = progress.correct = 0
+        progress.loss_sum = progress.seconds = 0.0
         self.save()
         self.run.write_results(progress.history)
 
