@@ -135,6 +135,8 @@ class Beton:
     std: Floats
     """(3,) float64, 0..255."""
     sha256: str
+    private: bool
+    """True if `file` is a copy in memory that nobody else can write to."""
     verified: bool
     """True if a manifest lies beside the file and its SHA-256 is that of the file."""
 
@@ -202,6 +204,7 @@ def open_beton(path: str | os.PathLike[str], *, in_memory: bool = False) -> Beto
         mean=mean,
         std=std,
         sha256=digest,
+        private=in_memory,
         verified=manifest is not None,
     )
 

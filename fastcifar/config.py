@@ -11,6 +11,7 @@ from fastcifar.errors import UsageError
 MODELS = ("resnet18", "small")
 CROP_MODES = ("zero", "reflect")
 CUTOUT_FILLS = ("mean", "zero")
+FLIP_MODES = ("random", "alternating")
 SHUFFLES = ("full", "window", "none")
 LOADERS = ("auto", "resident", "ffcv", "albumentations")
 SCHEDULES = ("plateau", "cosine", "none")
@@ -42,6 +43,12 @@ def require_float(name: str, value: Any, low: float, *, above: bool = False, hig
         raise UsageError(f"{name} is {value}; expected {kind}")
 
 
+def require_number(name: str, value: Any, low: float, high: float) -> None:
+    """Raise UsageError unless `value` is a number in low..high."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        raise UsageError(f"{name} is {value!r}; expected a number, {low:g}..{high:g}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
     """What may happen to a training image. What does happen is drawn by `fastcifar.augment.draws`."""
@@ -49,21 +56,62 @@ class AugmentConfig:
     crop_padding: int = 4
     """Pixels added on each side before a crop of the original size; 0 turns the crop off."""
     crop_mode: str = "zero"
-    """What the padding holds: 'zero' (black) or 'reflect' (the image mirrored, edge not repeated)."""
+    """What lies outside the image, for crop and rotation: 'zero' (black) or 'reflect' (mirrored, edge not repeated)."""
     flip: bool = True
-    """Mirror left to right, with probability 0.5."""
+    """Mirror left to right."""
+    flip_mode: str = "random"
+    """'random': with probability 0.5; 'alternating': every second epoch, half of the images in each (as airbench)."""
+    rotate_degrees: float = 0.0
+    """Turn about the centre by up to so many degrees, either way, after crop and flip; 0 turns it off."""
+    rotate_p: float = 1.0
+    """Probability of a rotation."""
+    hue_shift: int = 0
+    """Change of OpenCV's 8-bit hue (0..179, so 2 degrees each) by up to so much, either way."""
+    saturation_shift: int = 0
+    """Change of the 8-bit saturation (0..255), likewise."""
+    value_shift: int = 0
+    """Change of the 8-bit value, the V of HSV, likewise."""
+    colour_p: float = 1.0
+    """Probability of a shift of hue, saturation and value."""
     cutout_size: int = 8
     """Side of the square that is blanked, its centre anywhere in the image, cut at the border; 0 turns it off."""
+    cutout_min_size: int | None = None
+    """If given, height and width are drawn apart, each from this to cutout_size."""
+    cutout_p: float = 1.0
+    """Probability that an image is cut out."""
+    cutout_holes: int = 1
+    """Number of holes; they may overlap."""
     cutout_fill: str = "mean"
-    """What the square holds: 'mean' (the dataset's mean, rounded to 8 bits) or 'zero' (black)."""
+    """What the holes hold: 'mean' (the dataset's mean, rounded to 8 bits) or 'zero' (black)."""
 
     def __post_init__(self) -> None:
         require_int("crop_padding", self.crop_padding, 0, 16_383)
         require_choice("crop_mode", self.crop_mode, CROP_MODES)
         if not isinstance(self.flip, bool):
             raise UsageError(f"flip is {self.flip!r}; expected True or False")
+        require_choice("flip_mode", self.flip_mode, FLIP_MODES)
+        require_number("rotate_degrees", self.rotate_degrees, 0, 180)
+        require_number("rotate_p", self.rotate_p, 0, 1)
+        require_int("hue_shift", self.hue_shift, 0, 90)
+        require_int("saturation_shift", self.saturation_shift, 0, 255)
+        require_int("value_shift", self.value_shift, 0, 255)
+        require_number("colour_p", self.colour_p, 0, 1)
         require_int("cutout_size", self.cutout_size, 0, 16_383)
+        if self.cutout_min_size is not None:
+            require_int("cutout_min_size", self.cutout_min_size, 1, max(self.cutout_size, 1))
+        require_number("cutout_p", self.cutout_p, 0, 1)
+        require_int("cutout_holes", self.cutout_holes, 1, 64)
         require_choice("cutout_fill", self.cutout_fill, CUTOUT_FILLS)
+
+    @property
+    def smallest_cutout(self) -> int:
+        """The least height and width of a hole."""
+        return self.cutout_size if self.cutout_min_size is None else self.cutout_min_size
+
+    @property
+    def shifts_colour(self) -> bool:
+        """True if hue, saturation or value may change."""
+        return bool(self.hue_shift or self.saturation_shift or self.value_shift)
 
     def check_fits(self, image_shape: tuple[int, int, int]) -> None:
         """Raise UsageError if these settings make no sense for images of `image_shape` (H, W, 3)."""

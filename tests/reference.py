@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import colorsys
+import math
+
 import numpy as np
 import torch
 
@@ -9,7 +12,25 @@ from fastcifar.config import AugmentConfig
 
 
 def augment_image(image: np.ndarray, choice: np.void, augment: AugmentConfig, fill: np.ndarray) -> np.ndarray:
-    """Crop from the padded image, then flip, then cut out."""
+    """Crop from the padded image, then flip, rotate, shift colours, cut out."""
+    out = crop_image(image, choice, augment)
+    if choice["flip"]:
+        out = out[:, ::-1].copy()
+    if choice["rotation"]:
+        out = rotate_image(out, float(choice["rotation"]), augment.crop_mode == "reflect")
+    shifts = [int(choice[name]) for name in ("hue", "saturation", "value")]
+    if any(shifts):
+        out = shift_colour(out, *shifts)
+    for y, x, height, width in zip(
+        *(choice[f"cutout_{name}"].tolist() for name in ("y", "x", "height", "width")), strict=True
+    ):
+        for row in range(max(y, 0), min(y + height, len(out))):
+            for column in range(max(x, 0), min(x + width, out.shape[1])):
+                out[row, column] = fill
+    return out
+
+
+def crop_image(image: np.ndarray, choice: np.void, augment: AugmentConfig) -> np.ndarray:
     height, width, _ = image.shape
     pad = augment.crop_padding
     out = np.zeros_like(image)
@@ -21,21 +42,68 @@ def augment_image(image: np.ndarray, choice: np.void, augment: AugmentConfig, fi
                 source_y, source_x = mirror(source_y, height), mirror(source_x, width)
             if 0 <= source_y < height and 0 <= source_x < width:
                 out[y, x] = image[source_y, source_x]
-    if choice["flip"]:
-        out = out[:, ::-1].copy()
-    for y in range(height):
-        for x in range(width):
-            in_y = 0 <= y - int(choice["cutout_y"]) < augment.cutout_size
-            in_x = 0 <= x - int(choice["cutout_x"]) < augment.cutout_size
-            if in_y and in_x:
-                out[y, x] = fill
     return out
 
 
+def rotate_image(image: np.ndarray, degrees: float, reflect: bool, exactly: bool = False) -> np.ndarray:
+    """Bilinear: every pixel of the result looks up where it comes from, in fixed point, or `exactly` in float64."""
+    height, width, _ = image.shape
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    if not exactly:
+        cos, sin = round(cos * 2**16) / 2**16, round(sin * 2**16) / 2**16
+    out = np.zeros_like(image)
+    for y in range(height):
+        for x in range(width):
+            from_x, from_y = x - (width - 1) / 2, y - (height - 1) / 2
+            source_x = cos * from_x - sin * from_y + (width - 1) / 2
+            source_y = sin * from_x + cos * from_y + (height - 1) / 2
+            if not exactly:
+                source_x, source_y = math.floor(source_x * 2**11) / 2**11, math.floor(source_y * 2**11) / 2**11
+            left, top = math.floor(source_x), math.floor(source_y)
+            total = np.zeros(3)
+            for tap_y, part_y in ((top, 1 - (source_y - top)), (top + 1, source_y - top)):
+                for tap_x, part_x in ((left, 1 - (source_x - left)), (left + 1, source_x - left)):
+                    tap = (mirror(tap_y, height), mirror(tap_x, width)) if reflect else (tap_y, tap_x)
+                    if 0 <= tap[0] < height and 0 <= tap[1] < width:
+                        total += image[tap] * (part_y * part_x)
+            out[y, x] = np.floor(total + 0.5)
+    return out
+
+
+def shift_colour(image: np.ndarray, hue: int, saturation: int, value: int) -> np.ndarray:
+    """Through OpenCV's 8-bit HSV (hue 0..179): there by its tables, back by Python's own conversion,
+    rounded down."""
+    out = np.zeros_like(image)
+    for y, x in np.ndindex(image.shape[:2]):
+        h, s, v = opencv_hsv(*image[y, x].tolist())
+        h = (h + hue) % 180
+        s = min(max(s + saturation, 0), 255) if s else 0
+        v = min(max(v + value, 0), 255)
+        rgb = colorsys.hsv_to_rgb(h / 180, s / 255, v / 255)
+        out[y, x] = [math.floor(channel * 255 + 1e-6) for channel in rgb]
+    return out
+
+
+def opencv_hsv(red: int, green: int, blue: int) -> tuple[int, int, int]:
+    """`RGB2HSV_b` of OpenCV: two tables of divisions with 12 fractional bits."""
+    value = max(red, green, blue)
+    spread = value - min(red, green, blue)
+    if spread == 0:
+        return 0, 0, value
+    saturation = (spread * round(255 * 4096 / value) + 2048) >> 12
+    if value == red:
+        hue = green - blue
+    elif value == green:
+        hue = blue - red + 2 * spread
+    else:
+        hue = red - green + 4 * spread
+    return ((hue * round(30 * 4096 / spread) + 2048) >> 12) % 180, saturation, value
+
+
 def mirror(position: int, side: int) -> int:
-    while not 0 <= position < side:
+    while side > 1 and not 0 <= position < side:
         position = -position if position < 0 else 2 * (side - 1) - position
-    return position
+    return position if side > 1 else 0
 
 
 def normalise_image(image: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:

@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,23 @@ LOADERS = [
     pytest.param(name, marks=pytest.mark.skipif(missing_part(name) is not None, reason=f"{name} is not installed"))
     for name in ("resident", "ffcv", "albumentations")
 ]
+
+
+needs_ffcv = pytest.mark.skipif(missing_part("ffcv") is not None, reason="ffcv is not installed")
+
+
+class ArraySplit:
+    """The images of an array, with labels 0, 1, 0, 1, …"""
+
+    def __init__(self, images: np.ndarray) -> None:
+        self._images = images
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, int]]:
+        for i, image in enumerate(self._images):
+            yield image, i % 2
 
 
 def epoch_of(loader: Loader, epoch: int = 0, start: int = 0) -> list[Batch]:
@@ -61,6 +80,51 @@ def test_every_loader_gives_the_pixels_of_the_twin(data_dir: Path, name: str, au
             expected = augment_image(beton.images([row])[0], table[row], augment, fill)
             np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), expected)
             np.testing.assert_array_equal(floats.numpy(), normalise_image(expected, beton.mean, beton.std))
+
+
+EVERYTHING = AugmentConfig(
+    rotate_degrees=15.0,
+    rotate_p=0.5,
+    cutout_size=16,
+    cutout_min_size=4,
+    cutout_p=0.75,
+    cutout_holes=2,
+    flip_mode="alternating",
+)
+
+
+@pytest.mark.parametrize(
+    ("augment", "mode"),
+    [
+        (EVERYTHING, "zero"),
+        (EVERYTHING, "reflect"),
+        (AugmentConfig(hue_shift=20, saturation_shift=30, value_shift=20, colour_p=0.7), "zero"),
+    ],
+)
+@pytest.mark.parametrize("name", LOADERS)
+def test_rotation_and_colour_are_the_same_to_a_grey_level(
+    data_dir: Path, name: str, augment: AugmentConfig, mode: str
+) -> None:
+    augment = replace(augment, crop_mode=mode)
+    settings: dict[str, Any] = {"batch_size": 100, "seed": 3, "dtype": torch.uint8}
+    got = epoch_of(make_loader(data_dir / "train.beton", augment, loader=name, **settings), 1)[0]
+    loader = make_loader(data_dir / "train.beton", augment, loader="resident", **settings)
+    table, fill = loader.choices(1), fill_values(augment, loader.beton.mean)
+    for image, row in zip(got.images, got.indices.tolist(), strict=True):
+        expected = augment_image(loader.beton.images([row])[0], table[row], augment, fill).astype(int)
+        difference = np.abs(image.permute(1, 2, 0).numpy() - expected).max()
+        assert difference <= 1, (row, table[row])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8])
+@pytest.mark.parametrize("name", LOADERS)
+def test_contiguous_batches_hold_the_same_values(data_dir: Path, name: str, dtype: torch.dtype) -> None:
+    settings: dict[str, Any] = {"batch_size": 100, "loader": name, "dtype": dtype}
+    usual = epoch_of(make_loader(data_dir / "train.beton", **settings))
+    contiguous = epoch_of(make_loader(data_dir / "train.beton", channels_last=False, **settings))
+    for a, b in zip(usual, contiguous, strict=True):
+        assert b.images.is_contiguous()
+        assert torch.equal(a.images, b.images)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.uint8])
@@ -206,6 +270,82 @@ def test_window_shuffle_is_the_same_on_every_loader(tmp_path: Path, name: str) -
     settings: dict[str, Any] = {"batch_size": 100, "shuffle": "window", "dtype": torch.uint8}
     a, b = (next(make_loader(tmp_path / "train.beton", loader=n, **settings).epoch(0)) for n in ("resident", name))
     assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.fixture(scope="module")
+def paged_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """100,000 images of 8x8 on three pages, and a few more."""
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 256, (100_000, 8, 8, 3), dtype=np.uint8)
+    splits = {"train": ArraySplit(pixels), "test": ArraySplit(pixels[:9])}
+    folder = tmp_path_factory.mktemp("paged")
+    convert(Source(description="", class_names=("a", "b"), splits=splits), folder)
+    return folder
+
+
+@needs_ffcv
+@pytest.mark.parametrize("shuffle", ["window", "full"])
+def test_pages_read_as_they_are_needed_give_the_same_batches(
+    paged_dir: Path, shuffle: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastcifar.loaders.order.WINDOW_PAGES", 1)
+    settings: dict[str, Any] = {"batch_size": 700, "shuffle": shuffle, "dtype": torch.uint8}
+    beton = open_beton(paged_dir / "train.beton")
+    assert not beton.private
+    loader = make_loader(beton, loader="ffcv", **settings)
+    next(loader.epoch(0))  # starts the threads of the kernel
+    gc.collect()
+    threads, descriptors = threading.active_count(), len(os.listdir("/proc/self/fd"))
+    next(loader.epoch(0))
+    gc.collect()
+    assert threading.active_count() == threads
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+    expected = make_loader(paged_dir / "train.beton", loader="resident", **settings)
+    for start in (0, 90):
+        for a, b in zip(loader.epoch(2, start), expected.epoch(2, start), strict=True):
+            assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    loader.close()
+
+
+@needs_ffcv
+def test_a_file_that_becomes_shorter_stops_the_epoch(paged_dir: Path, tmp_path: Path) -> None:
+    path = tmp_path / "train.beton"
+    for name in ("train.beton", "train.beton.json"):
+        (tmp_path / name).write_bytes((paged_dir / name).read_bytes())
+    loader = make_loader(open_beton(path), loader="ffcv", batch_size=500)
+    batches = loader.epoch(0)
+    os.truncate(path, path.stat().st_size // 3)
+    with pytest.raises(DataError, match="ends at byte|was written to"):
+        list(batches)
+    with pytest.raises(DataError, match="was written to while it was used"):
+        next(loader.epoch(1))
+
+
+@needs_ffcv
+def test_a_shuffle_that_needs_more_memory_than_there_is_says_so(
+    paged_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fastcifar.loaders import ffcv_stream
+
+    monkeypatch.setattr(ffcv_stream, "free_memory", lambda: 20 * 2**20)
+    loader = make_loader(open_beton(paged_dir / "train.beton"), loader="ffcv", batch_size=500)
+    with pytest.raises(UsageError, match="3 pages, 24 MiB, would be in memory at once, 14 MiB are free; use --shuffle"):
+        next(loader.epoch(0))
+
+
+@needs_ffcv
+def test_other_kernels_compile_beside_ffcv(data_dir: Path) -> None:
+    """FFCV's own memory manager makes Numba's type of a writable array read-only, for everybody."""
+    import numba
+
+    next(make_loader(data_dir / "train.beton", loader="ffcv", batch_size=20).epoch(0))
+
+    @numba.njit
+    def write(array: np.ndarray) -> None:
+        array[0] = 1
+
+    for shape in ((3,), (3, 4)):
+        write(np.zeros(shape, np.uint8))
 
 
 def use_briefly(data_dir: Path, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import subprocess
 import sys
@@ -13,11 +14,11 @@ import pytest
 import torch
 
 from fastcifar.augment import torch_ops
-from fastcifar.augment.draws import CHOICES, columns_of, draws
-from fastcifar.augment.numba_kernel import NumbaAugment
+from fastcifar.augment.draws import choices_dtype, draws
+from fastcifar.augment.numba_kernel import NumbaAugment, Recycler
 from fastcifar.config import NO_AUGMENT, AugmentConfig
 from tests.reference import augment_image, normalise_image
-from tests.test_torch_ops import CASES, MEAN, STD, random_images
+from tests.test_torch_ops import CASES, MEAN, RESAMPLED, STD, random_images
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.uint8]
 
@@ -33,27 +34,36 @@ def scattered(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return data, offsets.astype(np.int64)
 
 
-def make(augment: AugmentConfig, shape: tuple[int, int, int], dtype: torch.dtype, num_threads: int = 2) -> NumbaAugment:
+def make(
+    augment: AugmentConfig,
+    shape: tuple[int, int, int],
+    dtype: torch.dtype,
+    num_threads: int = 2,
+    channels_last: bool = True,
+) -> NumbaAugment:
     fill = torch_ops.fill_values(augment, MEAN)
-    return NumbaAugment(shape, augment, fill, *torch_ops.normalisation(MEAN, STD), dtype, num_threads)
+    return NumbaAugment(
+        shape, augment, fill, *torch_ops.normalisation(MEAN, STD), dtype, channels_last, num_threads=num_threads
+    )
 
 
+@pytest.mark.parametrize("channels_last", [True, False])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("augment", "shape", "num"), [*CASES, (NO_AUGMENT, (3, 4, 3), 3)])
 def test_same_pixels_as_the_twin(
-    augment: AugmentConfig, shape: tuple[int, int, int], num: int, dtype: torch.dtype
+    augment: AugmentConfig, shape: tuple[int, int, int], num: int, dtype: torch.dtype, channels_last: bool
 ) -> None:
     images = random_images(num, shape)
     data, offsets = scattered(images)
     before = data.copy()
     table = draws(augment, 7, 1, num, shape)
     rows = np.random.default_rng(1).permutation(num)
-    kernel = make(augment, shape, dtype, num_threads=3)
-    got = kernel(data, offsets, rows, columns_of(table))
+    kernel = make(augment, shape, dtype, num_threads=3, channels_last=channels_last)
+    got = kernel(data, offsets, rows, kernel.columns(table))
     kernel.close()
     assert got.shape == (num, 3, *shape[:2])
     assert got.dtype == dtype
-    assert got.is_contiguous(memory_format=torch.channels_last)
+    assert got.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
     fill = torch_ops.fill_values(augment, MEAN)
     for image, row in zip(got, rows, strict=True):
         expected = augment_image(images[row], table[row], augment, fill)
@@ -62,6 +72,39 @@ def test_same_pixels_as_the_twin(
         else:  # bit for bit
             assert torch.equal(image, torch.from_numpy(normalise_image(expected, MEAN, STD)).to(dtype))
     np.testing.assert_array_equal(data, before)
+
+
+@pytest.mark.parametrize(("augment", "shape", "num"), RESAMPLED)
+def test_resampled_pixels_are_within_a_grey_level_of_the_twin_and_equal_to_torchs(
+    augment: AugmentConfig, shape: tuple[int, int, int], num: int
+) -> None:
+    images = random_images(num, shape)
+    data, offsets = scattered(images)
+    table = draws(augment, 2, 5, num, shape)
+    kernel = make(augment, shape, torch.uint8)
+    got = kernel(data, offsets, np.arange(num), kernel.columns(table)).permute(0, 2, 3, 1).numpy()
+    kernel.close()
+    fill = torch_ops.fill_values(augment, MEAN)
+    expected = np.stack([augment_image(images[i], table[i], augment, fill) for i in range(num)])
+    assert np.abs(got.astype(int) - expected).max() <= 1
+    choices = torch_ops.to_device(table, torch.device("cpu"))
+    by_torch = torch_ops.apply_choices(torch.from_numpy(images), choices, augment, torch.from_numpy(fill))
+    np.testing.assert_array_equal(got, by_torch.numpy())
+
+
+def test_memory_comes_back_when_nobody_uses_it_any_more() -> None:
+    memory = Recycler()
+    kept = memory.empty((4, 10), torch.float32)
+    part = kept.view(torch.int32)[2:]
+    address = kept.data_ptr()
+    assert memory.empty((4, 10), torch.float32).data_ptr() != address
+    del kept
+    gc.collect()
+    assert memory.empty((4, 10), torch.float32).data_ptr() != address  # a view of it is in use
+    del part
+    gc.collect()
+    assert memory.empty((20, 2), torch.float32).data_ptr() == address
+    assert memory.empty((1, 2), torch.uint8).shape == (1, 2)
 
 
 @pytest.mark.parametrize("mode", ["zero", "reflect"])
@@ -73,11 +116,15 @@ def test_every_choice_there_is(shape: tuple[int, int, int], mode: str) -> None:
     augment = AugmentConfig(crop_padding=pad, crop_mode=mode, cutout_size=min(height, width))
     half, span = augment.cutout_size // 2, range(2 * pad + 1)
     holes_y, holes_x = range(-half, height - half, 2), (-half, width - half - 1)
-    table = np.array(list(itertools.product(span, span, (0, 1), holes_y, holes_x)), dtype=CHOICES)
+    every = np.array(list(itertools.product(span, span, (0, 1), holes_y, holes_x)))
+    table = np.zeros(len(every), dtype=choices_dtype())
+    for name, column in zip(("crop_y", "crop_x", "flip", "cutout_y", "cutout_x"), every.T, strict=True):
+        table[name] = column.reshape(table[name].shape)
+    table["cutout_height"] = table["cutout_width"] = augment.cutout_size
     images = random_images(len(table), shape)
     data, offsets = scattered(images)
     kernel = make(augment, shape, torch.uint8)
-    got = kernel(data, offsets, np.arange(len(table)), columns_of(table)).permute(0, 2, 3, 1).numpy()
+    got = kernel(data, offsets, np.arange(len(table)), kernel.columns(table)).permute(0, 2, 3, 1).numpy()
     kernel.close()
     fill = torch_ops.fill_values(augment, MEAN)
     for image, source, choice in zip(got, images, table, strict=True):
@@ -89,11 +136,11 @@ def test_the_number_of_threads_changes_nothing(num_threads: int) -> None:
     images = random_images(37, (8, 8, 3))
     data, offsets = scattered(images)
     augment = AugmentConfig(cutout_size=3)
-    columns = columns_of(draws(augment, 0, 0, 37, (8, 8, 3)))
+    table = draws(augment, 0, 0, 37, (8, 8, 3))
     results = []
     for threads in (1, num_threads):
         kernel = make(augment, (8, 8, 3), torch.float32, threads)
-        results.append(kernel(data, offsets, np.arange(37), columns))
+        results.append(kernel(data, offsets, np.arange(37), kernel.columns(table)))
         kernel.close()
     assert torch.equal(*results)
 
@@ -102,8 +149,8 @@ def test_two_at_once_do_not_disturb_each_other() -> None:
     images = random_images(200, (16, 16, 3))
     data, offsets = scattered(images)
     augment = AugmentConfig()
-    columns, rows = columns_of(draws(augment, 0, 0, 200, (16, 16, 3))), np.arange(200)
     kernels = [make(augment, (16, 16, 3), torch.float32) for _ in range(4)]
+    columns, rows = kernels[0].columns(draws(augment, 0, 0, 200, (16, 16, 3))), np.arange(200)
     expected = kernels[0](data, offsets, rows, columns)
     failures = []
 
@@ -127,11 +174,11 @@ def test_the_second_start_compiles_nothing(tmp_path: Path) -> None:
     code = """if True:
         import numpy as np, torch
         from fastcifar.augment import numba_kernel
-        from fastcifar.augment.draws import columns_of, draws
+        from fastcifar.augment.draws import draws
         from fastcifar.config import AugmentConfig
         augment, ones = AugmentConfig(cutout_size=2), np.ones(3, np.float32)
-        kernel = numba_kernel.NumbaAugment((4, 4, 3), augment, np.zeros(3, np.uint8), ones, ones, torch.float32, 1)
-        columns = columns_of(draws(augment, 0, 0, 2, (4, 4, 3)))
+        kernel = numba_kernel.NumbaAugment((4, 4, 3), augment, np.zeros(3, np.uint8), ones, ones, torch.float32)
+        columns = kernel.columns(draws(augment, 0, 0, 2, (4, 4, 3)))
         kernel(np.zeros(96, np.uint8), np.array([0, 48]), np.arange(2), columns)
         stats = kernel._kernel.stats
         print(sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))

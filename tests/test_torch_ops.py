@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 from fastcifar.augment import torch_ops
-from fastcifar.augment.draws import draws
+from fastcifar.augment.draws import draws, rotation_terms
 from fastcifar.config import NO_AUGMENT, AugmentConfig
-from tests.reference import augment_image, normalise_image
+from tests.reference import augment_image, normalise_image, rotate_image
 
 MEAN, STD = np.array([125.3, 122.95, 113.87]), np.array([62.99, 62.09, 66.70])
 
@@ -22,7 +25,22 @@ CASES = [
     (AugmentConfig(flip=False, cutout_size=0, crop_padding=1), (1, 1, 3), 20),
     (AugmentConfig(flip=False, cutout_size=1), (3, 2, 3), 1),
     (AugmentConfig(), (32, 32, 3), 0),
+    (AugmentConfig(crop_padding=3, cutout_size=6, cutout_min_size=1, cutout_holes=3, cutout_p=0.6), (9, 11, 3), 30),
+    (AugmentConfig(crop_padding=2, flip_mode="alternating", cutout_size=0), (6, 7, 3), 20),
 ]
+"""Exact on every pixel."""
+
+COLOUR = AugmentConfig(hue_shift=20, saturation_shift=90, value_shift=60, colour_p=0.8, cutout_size=0)
+RESAMPLED = [
+    (AugmentConfig(rotate_degrees=40.0, rotate_p=0.7, cutout_size=0), (16, 16, 3), 20),
+    (AugmentConfig(rotate_degrees=180.0, crop_mode="reflect", crop_padding=2, cutout_size=3), (9, 20, 3), 12),
+    (AugmentConfig(rotate_degrees=90.0, crop_mode="reflect", crop_padding=0, cutout_size=1), (1, 30, 3), 12),
+    (AugmentConfig(rotate_degrees=15.0, crop_padding=0, flip=False, cutout_size=1), (1, 1, 3), 4),
+    (COLOUR, (12, 12, 3), 30),
+    (AugmentConfig(hue_shift=90, saturation_shift=255, value_shift=255, crop_padding=0, cutout_size=0), (8, 8, 3), 30),
+    (replace(COLOUR, rotate_degrees=15.0, cutout_size=8, cutout_min_size=2, cutout_p=0.75), (16, 12, 3), 20),
+]
+"""Within one grey level of the twin, where a pixel is mixed from others or goes through HSV."""
 
 
 def random_images(num: int, shape: tuple[int, int, int]) -> np.ndarray:
@@ -43,6 +61,57 @@ def test_same_pixels_as_the_twin(augment: AugmentConfig, shape: tuple[int, int, 
     for i in range(num):
         np.testing.assert_array_equal(got[i], augment_image(images[i], table[i], augment, fill))
     np.testing.assert_array_equal(images, before)
+
+
+@pytest.mark.parametrize(("augment", "shape", "num"), RESAMPLED)
+def test_resampled_pixels_are_within_a_grey_level_of_the_twin(
+    augment: AugmentConfig, shape: tuple[int, int, int], num: int
+) -> None:
+    images = random_images(num, shape)
+    table = draws(augment, 1, 0, num, shape)
+    fill = torch_ops.fill_values(augment, MEAN)
+    choices = torch_ops.to_device(table, torch.device("cpu"))
+    got = torch_ops.apply_choices(torch.from_numpy(images), choices, augment, torch.from_numpy(fill)).numpy()
+    expected = np.stack([augment_image(images[i], table[i], augment, fill) for i in range(num)])
+    assert np.abs(got.astype(int) - expected).max() <= 1
+    changed = (expected != images).any(axis=(1, 2, 3)).mean()
+    assert changed > 0.3 or images[0].size == 3, "the settings change nothing"
+
+
+@pytest.mark.parametrize("border", ["constant", "reflect"])
+def test_rotation_is_within_a_grey_level_of_opencv(border: str) -> None:
+    cv2 = opencv_5()
+    image = random_images(1, (32, 41, 3))[0]
+    for degrees in np.linspace(-180, 180, 15).astype(np.float32):
+        turn = cv2.getRotationMatrix2D((20, 15.5), float(degrees), 1.0)
+        mode = cv2.BORDER_REFLECT_101 if border == "reflect" else cv2.BORDER_CONSTANT
+        expected = cv2.warpAffine(image, turn, (41, 32), flags=cv2.INTER_LINEAR, borderMode=mode)
+        terms = torch.from_numpy(rotation_terms(np.array([degrees])).astype(np.int64))
+        got = torch_ops._rotate(torch.from_numpy(image)[None], terms, border == "reflect")[0].numpy()
+        assert np.abs(got.astype(int) - expected).max() <= 1, degrees
+        exact = rotate_image(image, float(degrees), border == "reflect", exactly=True)
+        assert np.abs(got.astype(int) - exact).max() <= 1, degrees
+
+
+@pytest.mark.parametrize("shifts", [(13, -20, 11), (-90, 255, 0), (1, 0, 0), (0, 0, -255), (0, 1, 1)])
+def test_colour_is_within_a_grey_level_of_opencv(shifts: tuple[int, int, int]) -> None:
+    cv2 = opencv_5()
+    image = np.stack(np.meshgrid(*[np.arange(0, 256, 5)] * 3), axis=-1).reshape(52, -1, 3).astype(np.uint8)
+    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV).astype(int)
+    grey = hsv[..., 1] == 0
+    hsv += shifts
+    hsv[..., 0] %= 180
+    hsv[grey, 1] = 0
+    expected = cv2.cvtColor(hsv.clip(0, 255).astype(np.uint8), cv2.COLOR_HSV2RGB)
+    got = torch_ops._shift_colour(torch.from_numpy(image)[None], torch.tensor(shifts)[:, None])[0].numpy()
+    assert np.abs(got.astype(int) - expected).max() <= 1
+
+
+def opencv_5() -> Any:
+    cv2 = pytest.importorskip("cv2")
+    if int(cv2.__version__.split(".")[0]) < 5:
+        pytest.skip("OpenCV before 5 rotates with up to 6 grey levels of error")
+    return cv2
 
 
 def test_no_augmentation_changes_nothing_and_copies() -> None:

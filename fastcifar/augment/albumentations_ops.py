@@ -15,23 +15,26 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else its import asks t
 try:
     import albumentations
     import cv2
+    from albumentations.augmentations.geometric.functional import warp_affine
 except ImportError as error:
     raise MissingExtraError("the albumentations loader", "albumentations", str(error)) from error
 
 Image = npt.NDArray[np.uint8]
+SHIFTS = {"hue": "hue", "sat": "saturation", "val": "value"}
 
 
 class AlbumentationsAugment:
-    """Crop, flip and cutout, given from outside what each of them would draw."""
+    """Crop, flip, rotation, colour and cutout, given from outside what each of them would draw."""
 
     def __init__(self, augment: AugmentConfig, fill: npt.NDArray[np.uint8]) -> None:
         cv2.setNumThreads(0)  # one image is no work to share, and threads do not survive the fork of a worker
         self._padding = augment.crop_padding
         self._cutout_size = augment.cutout_size
-        border = cv2.BORDER_REFLECT_101 if augment.crop_mode == "reflect" else cv2.BORDER_CONSTANT
+        border = self._border = cv2.BORDER_REFLECT_101 if augment.crop_mode == "reflect" else cv2.BORDER_CONSTANT
         self._pad = albumentations.Pad(self._padding, border_mode=border, fill=0, p=1.0)
         self._crop = albumentations.RandomCrop(1, 1, p=1.0)  # the size comes with the coordinates
         self._flip = albumentations.HorizontalFlip(p=1.0)
+        self._colour = albumentations.HueSaturationValue(p=1.0)
         self._cutout = albumentations.CoarseDropout(fill=tuple(int(v) for v in fill), p=1.0)
 
     def __call__(self, image: Image, choice: np.void) -> Image:
@@ -44,10 +47,21 @@ class AlbumentationsAugment:
             image = self._crop.apply(image, crop_coords=(x, y, x + width, y + height))
         if choice["flip"]:
             image = self._flip.apply(image)
+        if choice["rotation"]:
+            centre = ((width - 1) / 2, (height - 1) / 2)
+            turn = cv2.getRotationMatrix2D(centre, float(choice["rotation"]), 1.0)
+            turn = np.vstack([turn, (0, 0, 1)])  # (2, 3) -> (3, 3)
+            image = warp_affine(image, turn, cv2.INTER_LINEAR, 0, self._border, (height, width))
+        shifts = {f"{name}_shift": int(choice[short]) for name, short in SHIFTS.items()}
+        if any(shifts.values()):
+            image = self._colour.apply(image, **shifts)
         if self._cutout_size:
-            y, x, size = int(choice["cutout_y"]), int(choice["cutout_x"]), self._cutout_size
-            hole = (max(x, 0), max(y, 0), min(x + size, width), min(y + size, height))
-            image = self._cutout.apply(image, holes=np.array([hole]), seed=0)
+            y, x = choice["cutout_y"].astype(int), choice["cutout_x"].astype(int)
+            ends_y = np.minimum(y + choice["cutout_height"], height)
+            ends_x = np.minimum(x + choice["cutout_width"], width)
+            holes = np.stack([np.maximum(x, 0), np.maximum(y, 0), ends_x, ends_y], axis=-1)
+            seen = (ends_x > holes[:, 0]) & (ends_y > holes[:, 1])
+            image = self._cutout.apply(image, holes=holes[seen], seed=0) if seen.any() else image
         return image
 
 

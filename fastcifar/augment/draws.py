@@ -17,31 +17,45 @@ import numpy.typing as npt
 from fastcifar.config import AugmentConfig
 from fastcifar.errors import UsageError
 
-CHOICES = np.dtype(
-    [
-        ("crop_y", "<i2"),  # row of the padded image where the crop begins, 0 .. 2 * crop_padding
-        ("crop_x", "<i2"),
-        ("flip", "?"),
-        (
-            "cutout_y",
-            "<i2",
-        ),  # row of the crop where the square begins; may be negative or reach over the border
-        ("cutout_x", "<i2"),
-    ]
-)
 Choices = npt.NDArray[np.void]
-"""(N,) of `CHOICES`: row i holds the choices for image i."""
+"""(N,) of `choices_dtype(...)`: row i holds the choices for image i."""
+Bits = npt.NDArray[np.uint64]
 
 
-def raw_bits(seed: int, epoch: int, column: str, count: int) -> npt.NDArray[np.uint64]:
+def choices_dtype(num_holes: int = 1) -> np.dtype[np.void]:
+    """The columns of a table; those of the cutout hold a value for each of `num_holes` holes."""
+    return np.dtype(
+        [
+            ("crop_y", "<i2"),  # row of the padded image where the crop begins, 0 .. 2 * crop_padding
+            ("crop_x", "<i2"),
+            ("flip", "?"),
+            ("rotation", "<f4"),  # degrees, counter-clockwise; 0: none
+            ("hue", "<i2"),  # added to OpenCV's 8-bit hue (0..179), modulo 180
+            ("saturation", "<i2"),  # added to the 8-bit saturation, kept within 0..255
+            ("value", "<i2"),
+            ("cutout_y", "<i2", (num_holes,)),  # row where the hole begins; may be negative or reach over the border
+            ("cutout_x", "<i2", (num_holes,)),
+            ("cutout_height", "<i2", (num_holes,)),  # 0: no hole
+            ("cutout_width", "<i2", (num_holes,)),
+        ],
+        align=True,
+    )
+
+
+def raw_bits(seed: int, epoch: int, column: str, count: int) -> Bits:
     """`count` random 64-bit numbers, (count,) uint64: the stream of one column in one epoch."""
     sequence = np.random.SeedSequence([seed, epoch, zlib.crc32(column.encode())])
     return np.random.Philox(sequence).random_raw(count)
 
 
-def below(bits: npt.NDArray[np.uint64], bound: int) -> npt.NDArray[np.int64]:
+def below(bits: Bits, bound: int | npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
     """Map random bits to 0 .. bound - 1, (N,) int64; the bias is below bound / 2**32."""
     return (((bits >> np.uint64(32)) * np.uint64(bound)) >> np.uint64(32)).astype(np.int64)
+
+
+def happens(bits: Bits, probability: float) -> npt.NDArray[np.bool_]:
+    """Map random bits to (N,) bool, True with `probability` (to 1 in 2**32)."""
+    return (bits >> np.uint64(32)) < np.uint64(round(probability * 2**32))
 
 
 def draws(
@@ -51,26 +65,49 @@ def draws(
     num_images: int,
     image_shape: tuple[int, int, int] = (32, 32, 3),
 ) -> Choices:
-    """The choices for every image of a dataset in one epoch, (num_images,) of `CHOICES`.
+    """The choices for every image of a dataset in one epoch, (num_images,) of `choices_dtype(augment.cutout_holes)`.
 
     What `augment` turns off is drawn as no change. Raises UsageError if `augment` does not fit `image_shape` (H, W, 3).
     """
     augment.check_fits(image_shape)
-    height, width, _ = image_shape
-    table = np.zeros(num_images, dtype=CHOICES)
+    table = np.zeros(num_images, dtype=choices_dtype(augment.cutout_holes))
 
-    def column(name: str, bound: int, first: int = 0) -> None:
-        table[name] = first + below(raw_bits(seed, epoch, name, num_images), bound)
+    def bits(name: str, at: int = epoch) -> Bits:
+        return raw_bits(seed, at, name, num_images)
 
     if augment.crop_padding:
-        column("crop_y", 2 * augment.crop_padding + 1)
-        column("crop_x", 2 * augment.crop_padding + 1)
-    if augment.flip:
-        column("flip", 2)
+        for name in ("crop_y", "crop_x"):
+            table[name] = below(bits(name), 2 * augment.crop_padding + 1)
+    if augment.flip and augment.flip_mode == "alternating":
+        table["flip"] = (below(bits("flip", at=0), 2) + epoch) % 2
+    elif augment.flip:
+        table["flip"] = below(bits("flip"), 2)
+    if augment.rotate_degrees:
+        turned = (below(bits("rotation"), 2**24 + 1) / 2**23 - 1) * augment.rotate_degrees
+        table["rotation"] = np.where(happens(bits("rotate"), augment.rotate_p), turned, 0)
+    if augment.shifts_colour:
+        shifted = happens(bits("colour"), augment.colour_p)
+        for name in ("hue", "saturation", "value"):
+            most = getattr(augment, f"{name}_shift")
+            table[name] = np.where(shifted, below(bits(name), 2 * most + 1) - most, 0)
     if augment.cutout_size:
-        column("cutout_y", height, -(augment.cutout_size // 2))
-        column("cutout_x", width, -(augment.cutout_size // 2))
+        _draw_holes(table, augment, image_shape, bits)
     return table
+
+
+def _draw_holes(table: Choices, augment: AugmentConfig, image_shape: tuple[int, int, int], bits: Any) -> None:
+    """Where the holes lie and how large they are: centres anywhere in the image."""
+    smallest, largest = augment.smallest_cutout, augment.cutout_size
+    cut = happens(bits("cutout"), augment.cutout_p) if augment.cutout_p < 1 else True
+    for hole in range(augment.cutout_holes):
+        suffix = f"_{hole}" if hole else ""
+        for axis, side, length in (("y", image_shape[0], "cutout_height"), ("x", image_shape[1], "cutout_width")):
+            size: Any = largest
+            if smallest < largest:
+                size = smallest + below(bits(length + suffix), largest - smallest + 1)
+            first = below(bits(f"cutout_{axis}{suffix}"), side) - size // 2
+            table[f"cutout_{axis}"][:, hole] = np.where(cut, first, 0)
+            table[length][:, hole] = np.where(cut, size, 0)
 
 
 def check_choices(choices: Choices, augment: AugmentConfig, num_images: int, image_shape: tuple[int, int, int]) -> None:
@@ -78,21 +115,36 @@ def check_choices(choices: Choices, augment: AugmentConfig, num_images: int, ima
 
     The kernels trust the table after this.
     """
-    if choices.dtype != CHOICES or choices.shape != (num_images,):
+    expected = choices_dtype(augment.cutout_holes)
+    if choices.dtype != expected or choices.shape != (num_images,):
         raise UsageError(
-            f"choices is {choices.dtype} of shape {choices.shape}; expected {CHOICES} of shape ({num_images},)"
+            f"choices is {choices.dtype} of shape {choices.shape}; expected {expected} of shape ({num_images},)"
         )
-    half = augment.cutout_size // 2
-    for axis, side in (("y", image_shape[0]), ("x", image_shape[1])):
-        for name, low, high in (
-            (f"crop_{axis}", 0, 2 * augment.crop_padding),
-            (f"cutout_{axis}", -half, side - half),
-        ):
-            column = choices[name]
-            if num_images and (column.min() < low or column.max() > high):
-                raise UsageError(f"{name} is {column.min()}..{column.max()}; expected {low}..{high}")
+    size, (height, width, _) = augment.cutout_size, image_shape
+    limits: dict[str, tuple[float, float]] = {
+        "crop_y": (0, 2 * augment.crop_padding),
+        "crop_x": (0, 2 * augment.crop_padding),
+        "rotation": (-augment.rotate_degrees, augment.rotate_degrees),
+        "hue": (-augment.hue_shift, augment.hue_shift),
+        "saturation": (-augment.saturation_shift, augment.saturation_shift),
+        "value": (-augment.value_shift, augment.value_shift),
+        "cutout_y": (-(size // 2), height),
+        "cutout_x": (-(size // 2), width),
+        "cutout_height": (0, size),
+        "cutout_width": (0, size),
+    }
+    for name, (low, high) in limits.items() if num_images else ():
+        column = choices[name]
+        least, most = column.min(), column.max()
+        if not (least >= low and most <= np.float32(high)):  # a NaN is within nothing
+            raise UsageError(f"{name} is {least}..{most}; expected {low}..{high}")
 
 
-def columns_of(choices: Choices) -> dict[str, npt.NDArray[Any]]:
-    """The columns of a table, each contiguous."""
-    return {name: np.ascontiguousarray(choices[name]) for name in choices.dtype.names or ()}
+TURN_BITS = 16
+"""Fixed-point bits of `rotation_terms`: the kernels rotate with integers, so that all of them give the same pixels."""
+
+
+def rotation_terms(degrees: npt.NDArray[np.float32]) -> npt.NDArray[np.int32]:
+    """Cosine and sine of angles, in units of 2**-16: (N,) degrees -> (N, 2) int32."""
+    radians = np.deg2rad(degrees.astype(np.float64))
+    return np.rint(np.stack([np.cos(radians), np.sin(radians)], axis=-1) * 2**TURN_BITS).astype(np.int32)

@@ -8,13 +8,15 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from fastcifar.augment.draws import Choices
+from fastcifar.augment.draws import TURN_BITS, Choices, rotation_terms
 from fastcifar.config import AugmentConfig
 
 
 def to_device(choices: Choices, device: torch.device) -> dict[str, torch.Tensor]:
-    """The columns of a table as (N,) int64 tensors."""
-    return {name: torch.from_numpy(choices[name].astype(np.int64)).to(device) for name in choices.dtype.names or ()}
+    """The columns of a table as int64 tensors, (N,) or (N, holes); `rotation` as its fixed-point terms, (N, 2)."""
+    columns = {name: choices[name] for name in choices.dtype.names or ()}
+    columns["rotation"] = rotation_terms(columns["rotation"])
+    return {name: torch.from_numpy(column.astype(np.int64)).to(device) for name, column in columns.items()}
 
 
 def fill_values(augment: AugmentConfig, mean: np.ndarray) -> np.ndarray:
@@ -25,10 +27,23 @@ def fill_values(augment: AugmentConfig, mean: np.ndarray) -> np.ndarray:
 def apply_choices(
     images: torch.Tensor, choices: dict[str, torch.Tensor], augment: AugmentConfig, fill: torch.Tensor
 ) -> torch.Tensor:
-    """Crop, flip, cut out: (N, H, W, 3) uint8 -> (N, H, W, 3) uint8, a new tensor; row i of `choices` is for image i.
+    """Crop, flip, rotate, shift colours, cut out: (N, H, W, 3) uint8 -> (N, H, W, 3) uint8, a new tensor.
 
-    `fill`, (3,) uint8, is what a cutout writes.
+    Row i of `choices` is for image i. `fill`, (3,) uint8, is what a cutout writes.
     """
+    out = _crop_and_flip(images, choices, augment)
+    if augment.rotate_degrees:
+        out = _rotate(out, choices["rotation"], reflect=augment.crop_mode == "reflect")
+    if augment.shifts_colour:
+        shifts = torch.stack([choices[name] for name in ("hue", "saturation", "value")])  # (3, N)
+        changed = (shifts != 0).any(0)
+        out[changed] = _shift_colour(out[changed], shifts[:, changed])
+    if augment.cutout_size:
+        out = _cut_out(out, choices, fill.to(images.device))
+    return out
+
+
+def _crop_and_flip(images: torch.Tensor, choices: dict[str, torch.Tensor], augment: AugmentConfig) -> torch.Tensor:
     num, height, width, _ = images.shape
     device = images.device
     rows = torch.arange(height, device=device)[None, :]  # (1, H)
@@ -48,18 +63,75 @@ def apply_choices(
     out = images[which, source_y[:, :, None], source_x[:, None, :]]  # (N, H, W, 3), copied
     if blank is not None:
         out.masked_fill_(blank[..., None], 0)
-    if augment.cutout_size:
-        in_y = rows - choices["cutout_y"][:, None]  # (N, H)
-        in_x = columns - choices["cutout_x"][:, None]
-        size = augment.cutout_size
-        hit = ((in_y >= 0) & (in_y < size))[:, :, None] & ((in_x >= 0) & (in_x < size))[:, None, :]
-        out = torch.where(hit[..., None], fill.to(device), out)
     return out
 
 
+def _rotate(images: torch.Tensor, terms: torch.Tensor, reflect: bool) -> torch.Tensor:
+    """Turn each image about its centre, bilinear, with integers: `terms`, (N, 2) int64, of `draws.rotation_terms`.
+
+    The weights have 11 bits: within one grey level of exact arithmetic (and of OpenCV 5).
+    """
+    num, height, width, _ = images.shape
+    device = images.device
+    x = 2 * torch.arange(width, device=device)[None, None, :] - (width - 1)  # (1, 1, W), from the centre, doubled
+    y = 2 * torch.arange(height, device=device)[None, :, None] - (height - 1)  # (1, H, 1)
+    cos, sin = terms[:, 0, None, None], terms[:, 1, None, None]
+    source_x = cos * x - sin * y + ((width - 1) << TURN_BITS)  # (N, H, W), units of 2**-17 of a pixel
+    source_y = sin * x + cos * y + ((height - 1) << TURN_BITS)
+    left, top = source_x >> TURN_BITS + 1, source_y >> TURN_BITS + 1
+    right_part, lower_part = (source & (2 << TURN_BITS) - 1 for source in (source_x, source_y))
+    right_part, lower_part = right_part >> TURN_BITS - 10, lower_part >> TURN_BITS - 10  # 11 bits
+    which = torch.arange(num, device=device)[:, None, None]
+    total = torch.full(images.shape, 1 << 21, device=device)  # one half
+    for tap_y, part_y in ((top, 2048 - lower_part), (top + 1, lower_part)):
+        for tap_x, part_x in ((left, 2048 - right_part), (left + 1, right_part)):
+            weight = part_y * part_x
+            if reflect:
+                at_y, at_x = _reflect(tap_y, height), _reflect(tap_x, width)
+            else:
+                weight = weight * ((tap_y >= 0) & (tap_y < height) & (tap_x >= 0) & (tap_x < width))
+                at_y, at_x = tap_y.clamp(0, height - 1), tap_x.clamp(0, width - 1)
+            total += images[which, at_y, at_x] * weight[..., None]
+    return (total >> 22).to(torch.uint8)
+
+
+def _shift_colour(images: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
+    """Shift hue, saturation and value, (3, N) int64, in OpenCV's 8-bit HSV: there with its arithmetic; back,
+    rounded down as OpenCV 5 does, exactly. Grey pixels have no hue and stay grey, as with Albumentations."""
+    red, green, blue = images.to(torch.int64).unbind(-1)  # (N, H, W) each
+    most = images.amax(-1).to(torch.int64)
+    spread = most - images.amin(-1)
+    saturation = (spread * ((255 << 13) + most).div(2 * most.clamp(min=1), rounding_mode="floor") + 2048) >> 12
+    from_blue = torch.where(most == green, blue - red + 2 * spread, red - green + 4 * spread)
+    hue = torch.where(most == red, green - blue, from_blue)
+    hue = (hue * ((30 << 13) + spread).div(2 * spread.clamp(min=1), rounding_mode="floor") + 2048) >> 12
+    by_hue, by_saturation, by_value = shifts[:, :, None, None]
+    hue = (hue + by_hue) % 180
+    saturation = torch.where(saturation == 0, 0, (saturation + by_saturation).clamp(0, 255))  # grey stays grey
+    most = (most + by_value).clamp(0, 255)
+    sector, part = hue // 30, hue % 30
+    low = most * (255 - saturation) // 255
+    falling = most * (7650 - saturation * part) // 7650
+    rising = most * (7650 - saturation * (30 - part)) // 7650
+    wheel = torch.stack([most, falling, low, low, rising, most])  # red in each of the six sectors
+    which = torch.stack([sector, (sector + 4) % 6, (sector + 2) % 6])  # green and blue follow it by a third
+    return wheel.gather(0, which).movedim(0, -1).to(torch.uint8)
+
+
+def _cut_out(images: torch.Tensor, choices: dict[str, torch.Tensor], fill: torch.Tensor) -> torch.Tensor:
+    _, height, width, _ = images.shape
+    rows, columns = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
+    in_y = rows - choices["cutout_y"][..., None]  # (N, holes, H)
+    in_x = columns - choices["cutout_x"][..., None]
+    hit_y = (in_y >= 0) & (in_y < choices["cutout_height"][..., None])
+    hit_x = (in_x >= 0) & (in_x < choices["cutout_width"][..., None])
+    hit = (hit_y[..., :, None] & hit_x[..., None, :]).any(1)  # (N, H, W)
+    return torch.where(hit[..., None], fill, images)
+
+
 def _reflect(positions: torch.Tensor, side: int) -> torch.Tensor:
-    """Positions outside 0 .. side - 1 mirrored at the border, the edge itself not repeated."""
-    return (side - 1) - ((side - 1) - positions.abs()).abs()
+    """Positions outside 0 .. side - 1 mirrored at the borders, the edges themselves not repeated."""
+    return (side - 1) - ((side - 1) - positions.abs() % max(2 * (side - 1), 1)).abs()
 
 
 def normalise(

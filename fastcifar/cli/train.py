@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, TypeVar
 
 import click
@@ -14,6 +14,7 @@ from fastcifar.config import (
     AMP_MODES,
     CROP_MODES,
     CUTOUT_FILLS,
+    FLIP_MODES,
     LOADERS,
     MODELS,
     SCHEDULES,
@@ -22,7 +23,7 @@ from fastcifar.config import (
 )
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-AUGMENT = ("crop_padding", "crop_mode", "flip", "cutout_size", "cutout_fill")
+AUGMENT = tuple(field.name for field in fields(AugmentConfig))
 CHANGEABLE = ("epochs", "max_steps", "data_dir", "device", "loader", "amp")
 """What may differ when a run is resumed; everything else is the run's own."""
 
@@ -46,10 +47,20 @@ def _setting(flag: str, help_text: str, **kind: Any) -> Callable[[Command], Comm
     type=click.Choice(SCHEDULES),
 )
 @_setting("--crop-padding", "Pixels around the image before a random crop; 0: no crop.", type=int)
-@_setting("--crop-mode", "What the padding holds.", type=click.Choice(CROP_MODES))
-@click.option("--flip/--no-flip", default=AugmentConfig.flip, show_default=True, help="Mirror images at random.")
+@_setting("--crop-mode", "What lies outside the image, for crop and rotation.", type=click.Choice(CROP_MODES))
+@click.option("--flip/--no-flip", default=AugmentConfig.flip, show_default=True, help="Mirror images left to right.")
+@_setting("--flip-mode", "alternating: each image every second epoch.", type=click.Choice(FLIP_MODES))
+@_setting("--rotate-degrees", "Turn by up to so much, either way; 0: no rotation.", type=float)
+@_setting("--rotate-p", "Probability of a rotation.", type=float)
+@_setting("--hue-shift", "Change of the hue (0..179, as in OpenCV) by up to so much.", type=int)
+@_setting("--saturation-shift", "Change of the saturation (0..255) by up to so much.", type=int)
+@_setting("--value-shift", "Change of the value (0..255) by up to so much.", type=int)
+@_setting("--colour-p", "Probability of a shift of hue, saturation and value.", type=float)
 @_setting("--cutout-size", "Side of the blanked square; 0: none.", type=int)
-@_setting("--cutout-fill", "What the square holds.", type=click.Choice(CUTOUT_FILLS))
+@_setting("--cutout-min-size", "Draw height and width from this to --cutout-size.", type=int)
+@_setting("--cutout-p", "Probability that an image is cut out.", type=float)
+@_setting("--cutout-holes", "Holes in one image.", type=int)
+@_setting("--cutout-fill", "What the holes hold.", type=click.Choice(CUTOUT_FILLS))
 @_setting("--loader", "What delivers the batches; all deliver the same.", type=click.Choice(LOADERS))
 @_setting("--shuffle", "window: for betons larger than memory.", type=click.Choice(("full", "window")))
 @options.device

@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
-import sys
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +14,12 @@ from fastcifar.beton import Beton, open_beton
 from fastcifar.config import LOADERS, NO_AUGMENT, AugmentConfig, require_choice, require_int
 from fastcifar.errors import MissingExtraError, UsageError
 from fastcifar.loaders.base import Batch, Loader, LoaderConfig, Rows
+from fastcifar.loaders.memory import SHARE_OF_MEMORY, free_memory
 from fastcifar.loaders.resident import ResidentLoader
 
 __all__ = ["Batch", "Loader", "LoaderConfig", "choose_loader", "make_loader", "missing_part", "open_for"]
 
 log = logging.getLogger(__name__)
-SHARE_OF_MEMORY = 0.7
 
 
 def make_loader(
@@ -34,6 +32,7 @@ def make_loader(
     seed: int = 0,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    channels_last: bool = True,
     rows: npt.ArrayLike | None = None,
     shuffle: str = "full",
     mean: npt.ArrayLike | None = None,
@@ -46,6 +45,7 @@ def make_loader(
 
     loader: 'resident', 'ffcv', 'albumentations' or 'auto'; for one seed all three deliver the same.
     dtype: float32, bfloat16, float16; or uint8 for images that are augmented but not normalised.
+    channels_last: the memory format of the images; False gives contiguous ones.
     rows: deliver these rows of the beton only. shuffle: 'full' or 'window' (see `fastcifar.loaders.order`).
     mean, std: (3,) each, 0..255, by which to normalise; the beton's own if not given. For test images give those of
     the training loader (`train_loader.mean`, `train_loader.std`).
@@ -70,6 +70,7 @@ def make_loader(
         drop_last=train,
         device=device,
         dtype=dtype,
+        channels_last=channels_last,
     )
     return _loader_class(loader)(
         beton,
@@ -101,22 +102,6 @@ def choose_loader(size: int, device: torch.device) -> tuple[str, str]:
         "albumentations",
         f"{size / 2**20:.0f} MiB are too much for the memory of {device}, and FFCV is not installed",
     )
-
-
-def free_memory(device: torch.device | None = None) -> int:
-    """Bytes that can still be used: of the GPU's memory, or of this machine's (and its control group's)."""
-    if device is not None and device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    if sys.platform != "linux":
-        return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) // 2
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-    except (OSError, ValueError):
-        return free
-    return free if limit == "max" else min(free, int(limit) - used)
 
 
 def _loader_class(name: str) -> type[Loader]:

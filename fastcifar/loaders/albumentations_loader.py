@@ -81,13 +81,13 @@ class AlbumentationsLoader(Loader):
             copied = images.to(device, self.config.dtype, copy=True)
             delivered = copied.permute(0, 3, 1, 2)  # (N, H, W, 3) -> (N, 3, H, W), channels_last memory
             labels = torch.from_numpy(self.beton.labels[rows]).to(device)
-            yield Batch(delivered, labels, torch.from_numpy(rows.copy()).to(device))
+            yield Batch(self.laid_out(delivered), labels, torch.from_numpy(rows.copy()).to(device))
 
     @staticmethod
     def _answers(workers: DataLoader[Any]) -> Iterator[torch.Tensor]:
         try:
             yield from workers
-        except RuntimeError as error:  # what a DataLoader raises for a worker that was killed or does not answer
+        except (RuntimeError, OSError, EOFError) as error:  # a worker was killed, or does not answer
             workers._iterator = None
             reason = " ".join(str(error).split())
             raise FastcifarError(f"a worker of the albumentations loader ended ({reason})") from error

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -28,7 +29,7 @@ class Batch(NamedTuple):
     """Images with their labels. The tensors are the caller's to keep and to write to."""
 
     images: torch.Tensor
-    """(N, 3, H, W) in channels_last memory: normalised, or plain 0..255 if the loader's dtype is uint8."""
+    """(N, 3, H, W), in channels_last memory unless asked otherwise: normalised, or 0..255 if the dtype is uint8."""
     labels: torch.Tensor
     """(N,) int64."""
     indices: torch.Tensor
@@ -46,6 +47,7 @@ class LoaderConfig:
     drop_last: bool = True
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32
+    channels_last: bool = True
 
     def __post_init__(self) -> None:
         require_int("batch_size", self.batch_size, 1)
@@ -57,9 +59,13 @@ class LoaderConfig:
 class CpuKernel(Protocol):
     """`fastcifar.augment.numba_kernel.NumbaAugment`, which is loaded only when it is used."""
 
-    def __call__(
-        self, data: npt.NDArray[np.uint8], offsets: Rows, rows: Rows, columns: dict[str, npt.NDArray[Any]]
-    ) -> torch.Tensor: ...
+    def columns(self, choices: Choices) -> tuple[Any, ...]: ...
+
+    def begin(self, data: npt.NDArray[np.uint8], offsets: Rows, rows: Rows, columns: tuple[Any, ...]) -> Any: ...
+
+    def finished(self, pending: Any) -> torch.Tensor: ...
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]: ...
 
     def close(self) -> None: ...
 
@@ -114,6 +120,10 @@ class Loader(ABC):
         check_choices(table, self.config.augment, len(self.beton), shape)
         return table
 
+    def plan(self, epoch: int) -> tuple[list[Rows], Choices]:
+        """Order and choices of an epoch: `batches` and `choices`."""
+        return self.batches(epoch), self.choices(epoch)
+
     def cpu_kernel(self) -> CpuKernel | None:
         """The one-pass kernel for this loader's settings; None where torch does the same (a GPU, or no Numba)."""
         if self.config.device.type != "cpu":
@@ -124,7 +134,12 @@ class Loader(ABC):
             log.info("the CPU kernel cannot be used (%s): torch operations make the pixels, slower", error)
             return None
         shape, config = self.beton.image_shape, self.config
-        return NumbaAugment(shape, config.augment, self.fill, self.mean32, self.inv_std32, config.dtype)
+        statistics = (self.fill, self.mean32, self.inv_std32)
+        return NumbaAugment(shape, config.augment, *statistics, config.dtype, config.channels_last)
+
+    def laid_out(self, images: torch.Tensor) -> torch.Tensor:
+        """(N, 3, H, W) in the memory format that was asked for."""
+        return images if self.config.channels_last else images.contiguous()
 
     @abstractmethod
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:

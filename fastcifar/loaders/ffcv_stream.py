@@ -15,10 +15,11 @@ import numpy.typing as npt
 import torch
 
 from fastcifar.augment import torch_ops
-from fastcifar.augment.draws import Choices, columns_of
+from fastcifar.augment.draws import Choices
 from fastcifar.beton import Beton
 from fastcifar.errors import FastcifarError, MissingExtraError
 from fastcifar.loaders.base import Batch, Loader, LoaderConfig, Rows
+from fastcifar.loaders.memory import SHARE_OF_MEMORY, free_memory
 
 NUM_THREADS = torch.get_num_threads()
 try:
@@ -26,6 +27,8 @@ try:
     from ffcv.fields.basics import IntDecoder
     from ffcv.fields.rgb_image import SimpleRGBImageDecoder
     from ffcv.loader.epoch_iterator import EpochIterator
+
+    from fastcifar.loaders.ffcv_pages import Pages
 except ImportError as error:
     raise MissingExtraError("the ffcv loader", "ffcv", str(error)) from error
 finally:
@@ -49,12 +52,15 @@ class FfcvLoader(Loader):
                 beton.file.path,
                 config.batch_size,
                 num_workers=1,
-                os_cache=True,
+                os_cache=False,
                 drop_last=False,
                 pipelines={"image": [SimpleRGBImageDecoder()], "label": [IntDecoder()]},
             )
         finally:
             torch.set_num_threads(num_threads)  # FFCV sets it to its number of workers
+        theirs = self._stream.memory_manager
+        limit = int(SHARE_OF_MEMORY * free_memory())
+        self._stream.memory_manager = Pages(beton, theirs.ptrs, theirs.sizes, limit)
         self._kernel = self.cpu_kernel()
         self._mean, self._inv_std, self._fill = (
             torch.from_numpy(values).to(config.device) for values in (self.mean32, self.inv_std32, self.fill)
@@ -83,11 +89,14 @@ class FfcvLoader(Loader):
         config = self.config
         if self._kernel is not None:
             which = np.arange(len(images))
-            return self._kernel(images.reshape(-1), which * images[0].size, which, columns_of(choices))
+            begun = self._kernel.begin(images.reshape(-1), which * images[0].size, which, self._kernel.columns(choices))
+            return self._kernel.finished(begun)
         chosen = torch_ops.to_device(choices, config.device)
         on_device = torch.from_numpy(images).to(config.device)
-        return torch_ops.augment_batch(
-            on_device, chosen, config.augment, self._fill, self._mean, self._inv_std, config.dtype
+        return self.laid_out(
+            torch_ops.augment_batch(
+                on_device, chosen, config.augment, self._fill, self._mean, self._inv_std, config.dtype
+            )
         )
 
     def close(self) -> None:
@@ -128,10 +137,17 @@ class _Epoch(EpochIterator):  # type: ignore[misc] # FFCV has no types
             except queue.Empty:
                 if not self.is_alive() and self.output_queue.empty():
                     raise FastcifarError("FFCV's loader thread ended without a word; try --loader resident") from None
+        if isinstance(item, FastcifarError):
+            raise item
         if isinstance(item, BaseException):
             raise FastcifarError(f"FFCV failed while reading ({type(item).__name__}: {item})") from item
         images, labels = item
         return images, labels.reshape(-1)
+
+    def close(self) -> None:
+        """What FFCV does at the end; not after a failed start, which leaves nothing to close."""
+        if hasattr(self, "memory_context"):
+            super().close()
 
     def stop(self) -> None:
         """End the thread, wherever it is."""

@@ -28,7 +28,9 @@ def order(
         return np.arange(num_images)
     keys = raw_bits(seed, epoch, "order", num_images)
     if shuffle == "full":
-        return np.argsort(keys, kind="stable")
+        # the row in the low bits of its key: sorting is several times faster than argsort, and has no ties
+        low = np.uint64((1 << max(num_images - 1, 1).bit_length()) - 1)
+        return (np.sort(keys & ~low | np.arange(num_images, dtype=np.uint64)) & low).astype(np.int64)
     assert shuffle == "window"
     assert pages is not None
     assert len(pages) == num_images

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import warnings
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future
+from itertools import chain
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from fastcifar.augment import torch_ops
-from fastcifar.augment.draws import columns_of
+from fastcifar.augment.draws import Choices
 from fastcifar.beton import Beton
-from fastcifar.loaders.base import Batch, Loader, LoaderConfig, Rows
+from fastcifar.loaders.base import Batch, CpuKernel, Loader, LoaderConfig, Rows
 
 
 class ResidentLoader(Loader):
@@ -25,6 +29,7 @@ class ResidentLoader(Loader):
         device = config.device
         self._labels = torch.from_numpy(beton.labels).to(device)
         self._kernel = self.cpu_kernel()
+        self._plans: dict[int, Future[tuple[list[Rows], Choices]]] = {}
         if self._kernel is None:
             self._put_on(device)
 
@@ -46,11 +51,23 @@ class ResidentLoader(Loader):
         if self._kernel is None:
             yield from self._epoch_by_torch(epoch, start)
             return
-        columns = columns_of(self.choices(epoch))
-        for rows in self.batches(epoch)[start:]:
-            images = self._kernel(self.beton.data, self.beton.offsets, rows, columns)
-            indices = torch.from_numpy(rows.copy())
-            yield Batch(images, self._labels[indices], indices)
+        kernel = self._kernel
+        batches, choices = self._planned(epoch, kernel)
+        columns = kernel.columns(choices)
+        begun: deque[tuple[Rows, Any]] = deque()
+        for rows in chain(batches[start:], (None,)):
+            if rows is not None:
+                begun.append((rows, kernel.begin(self.beton.data, self.beton.offsets, rows, columns)))
+            if len(begun) == 2 or (rows is None and begun):  # one is made while the caller works on the other
+                of, pending = begun.popleft()
+                indices = torch.from_numpy(of.copy())
+                yield Batch(kernel.finished(pending), self._labels[indices], indices)
+
+    def _planned(self, epoch: int, kernel: CpuKernel) -> tuple[list[Rows], Choices]:
+        """The plan of an epoch, which was made during the one before it."""
+        plan = self._plans.pop(epoch, None)
+        self._plans = {epoch + 1: kernel.submit(self.plan, epoch + 1)}
+        return self.plan(epoch) if plan is None else plan.result()
 
     def close(self) -> None:
         if self._kernel is not None:
@@ -66,4 +83,4 @@ class ResidentLoader(Loader):
             delivered = torch_ops.augment_batch(
                 images, chosen, config.augment, self._fill, self._mean, self._inv_std, config.dtype
             )
-            yield Batch(delivered, self._labels[rows], rows)
+            yield Batch(self.laid_out(delivered), self._labels[rows], rows)

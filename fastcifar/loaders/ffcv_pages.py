@@ -1,0 +1,121 @@
+"""The memory that FFCV decodes from: pages of a beton, all of them at once or as many as the next batches need.
+
+FFCV's own managers are not used. That for files in memory marks types that Numba shares in the whole process as
+read-only, so that other kernels do not compile any more; that for large files ignores how much was read.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from ffcv.memory_managers.base import MemoryManager
+
+from fastcifar.beton import Beton
+from fastcifar.errors import DataError, UsageError
+from fastcifar.loaders.base import Rows
+
+READ_AHEAD = 2  # pages
+NUM_READERS = 2
+
+
+class Pages(MemoryManager):  # type: ignore[misc] # FFCV has no types
+    """What `ffcv.loader.EpochIterator` asks for the memory of an epoch."""
+
+    def __init__(self, beton: Beton, ptrs: npt.NDArray[np.uint64], sizes: npt.NDArray[np.uint64], limit: int) -> None:
+        self.beton, self.ptrs, self.sizes = beton, ptrs, sizes
+        self._limit = limit  # bytes that pages may take
+        self._all: npt.NDArray[np.uint8] | None = None
+        num_pages = int(beton.pages.max()) + 1
+        if beton.private and num_pages * beton.page_size <= len(beton.data):
+            self._all = beton.data[: num_pages * beton.page_size].reshape(num_pages, beton.page_size)
+
+    def schedule_epoch(self, batches: list[Rows]) -> _All | _Window:
+        if self._all is not None:
+            return _All(self, self._all)
+        return _Window(self, batches, self._limit)
+
+    def compile_reader(self) -> Any:
+        raise NotImplementedError("FFCV compiles the reader of its own manager, which this one stands in for")
+
+    @property
+    def state_type(self) -> Any:
+        raise NotImplementedError
+
+
+class _All:
+    """Every page is there."""
+
+    def __init__(self, manager: Pages, memory: npt.NDArray[np.uint8]) -> None:
+        self.state = (memory, manager.ptrs, manager.sizes, np.arange(len(memory), dtype=np.uint32))
+
+    def __enter__(self) -> None:
+        pass
+
+    def start_batch(self, batch: int) -> None:
+        pass
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
+class _Window:
+    """Pages are read shortly before the first batch that needs them, and given up after the last one."""
+
+    def __init__(self, manager: Pages, batches: list[Rows], limit: int) -> None:
+        beton = manager.beton
+        self._beton, page_size = beton, beton.page_size
+        of_row = beton.pages[np.concatenate(batches)]
+        batch_of_row = np.repeat(np.arange(len(batches)), [len(rows) for rows in batches])
+        pages, begins = np.unique(of_row, return_index=True)
+        ends = len(of_row) - 1 - np.unique(of_row[::-1], return_index=True)[1]
+        first, last = batch_of_row[begins], batch_of_row[ends]
+        in_order = np.argsort(first, kind="stable")
+        self._waiting = [int(page) for page in pages[in_order]][::-1]  # the next one at the end
+        self._first = dict(zip(pages.tolist(), first.tolist(), strict=True))
+        self._ending: dict[int, list[int]] = {}
+        for page, batch in zip(pages.tolist(), last.tolist(), strict=True):
+            self._ending.setdefault(batch, []).append(page)
+        living = np.cumsum(
+            np.bincount(first, minlength=len(batches)) - np.bincount(last + 1, minlength=len(batches) + 1)[:-1]
+        )
+        num_slots = min(int(living.max()) + READ_AHEAD, len(pages))
+        if num_slots * page_size > limit:
+            raise UsageError(
+                f"{beton.path}: {num_slots} pages, {num_slots * page_size >> 20} MiB, would be in memory at once, "
+                f"{limit >> 20} MiB are free; use --shuffle window"
+            )
+        self._memory = np.empty((num_slots, page_size), dtype=np.uint8)
+        self._slots = np.zeros(int(pages.max()) + 1, dtype=np.uint32)
+        self._free = list(range(num_slots))
+        self._reads: dict[int, Future[None]] = {}
+        self.state = (self._memory, manager.ptrs, manager.sizes, self._slots)
+
+    def __enter__(self) -> None:
+        self._pool = ThreadPoolExecutor(NUM_READERS, thread_name_prefix="fastcifar-pages")
+
+    def start_batch(self, batch: int) -> None:
+        """Wait until every page of the batch is in memory; ask for those that come next."""
+        for page in self._ending.pop(batch - 1, []):
+            self._free.append(int(self._slots[page]))
+        while self._free and self._waiting:
+            page, slot = self._waiting.pop(), self._free.pop()
+            self._slots[page] = slot
+            self._reads[page] = self._pool.submit(self._read, page, slot)
+        for page in [page for page in self._reads if self._first[page] <= batch]:
+            self._reads.pop(page).result()
+
+    def _read(self, page: int, slot: int) -> None:
+        beton, rest = self._beton, memoryview(self._memory[slot])
+        begin = page * beton.page_size
+        while rest and begin < len(beton.data):
+            count = os.preadv(beton.file.descriptor, [rest], begin)
+            if not count:
+                raise DataError(f"{beton.path}: ends at byte {begin}, earlier than when it was checked; start again")
+            begin, rest = begin + count, rest[count:]
+
+    def __exit__(self, *error: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
