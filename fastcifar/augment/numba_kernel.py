@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import math
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -29,6 +28,7 @@ from fastcifar.config import AugmentConfig
 log = logging.getLogger(__name__)
 LEAST_IN_SLICE = 64  # images; handing over less costs more than it brings
 KEPT_BLOCKS = 4
+WRITTEN = (np.float32, np.uint16, np.uint8)  # by kind: FLOAT32, BFLOAT16, UINT8
 
 
 @functools.cache  # once a process: a dispatcher of Numba's does not take being collected well
@@ -50,11 +50,8 @@ class Recycler:
     def __init__(self) -> None:
         self._free: deque[npt.NDArray[np.uint8]] = deque(maxlen=KEPT_BLOCKS)  # its methods are atomic
 
-    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        """An uninitialised CPU tensor, contiguous."""
-        num_bytes = math.prod(shape) * dtype.itemsize
-        if not num_bytes:
-            return torch.empty(shape, dtype=dtype)
+    def empty(self, num_bytes: int) -> npt.NDArray[np.uint8]:
+        """Uninitialised bytes; a tensor made of them keeps them."""
         block = None
         for _ in range(len(self._free)):
             with contextlib.suppress(IndexError):  # another thread took the last one
@@ -68,7 +65,7 @@ class Recycler:
             block = np.empty(num_bytes, np.uint8)
         used = block[:]
         weakref.finalize(used, self._free.append, block).atexit = False
-        return torch.from_numpy(used).view(dtype).view(shape)
+        return used
 
 
 class Pending:
@@ -100,13 +97,17 @@ class NumbaAugment:
     ) -> None:
         height, width, _ = image_shape
         kind = {torch.bfloat16: pixels.BFLOAT16, torch.uint8: pixels.UINT8}.get(dtype, pixels.FLOAT32)
-        reflect, tiled = augment.crop_mode == "reflect", (np.tile(mean32, width), np.tile(inv_std32, width))
         self._shape, self._dtype, self._kind, self._channels_last = (height, width), dtype, kind, channels_last
-        self._settings = ((height, width), augment.crop_padding, reflect, fill, *tiled, kind, not channels_last)
+        rows = [
+            np.tile(values, width)[None] if channels_last else np.repeat(values[:, None], width, axis=1)
+            for values in (mean32, inv_std32)
+        ]
+        self._settings = ((height, width), augment.crop_padding, augment.crop_mode == "reflect", fill, *rows, kind)
         self._rotates = augment.rotate_degrees > 0
         self._num_threads = num_threads or torch.get_num_threads()
         self._pool = ThreadPoolExecutor(self._num_threads, thread_name_prefix="fastcifar-augment")
         self._memory = Recycler()
+        self._no_outs = [np.empty((1, 0), kind) for kind in WRITTEN]
         self._kernel = _compile()
 
     def columns(self, choices: Choices) -> tuple[Any, ...]:
@@ -131,10 +132,10 @@ class NumbaAugment:
         channels_last memory or contiguous, of the dtype that was asked for; nothing given here is written to.
         """
         num, (height, width) = len(rows), self._shape
-        written = (torch.float32, torch.uint16, torch.uint8)[self._kind]
-        out = self._memory.empty((num, height * width * 3), written)
-        outs = [np.empty((1, 0), dtype) for dtype in (np.float32, np.uint16, np.uint8)]
-        outs[self._kind] = out.numpy()
+        kind = WRITTEN[self._kind]
+        out = self._memory.empty(num * height * width * 3 * kind().itemsize).view(kind)
+        outs = [*self._no_outs]
+        outs[self._kind] = out.reshape(num, height * width * 3)
         data = data.view()
         data.flags.writeable = False  # one type for the compiler, whoever owns the bytes
         num_slices = max(1, min(self._num_threads, num // LEAST_IN_SLICE))
@@ -143,13 +144,17 @@ class NumbaAugment:
         parts = [self._pool.submit(self._kernel, *arguments, a, b) for a, b in pairwise(bounds)]
         return Pending(self._shaped(out), parts)
 
-    def _shaped(self, out: torch.Tensor) -> torch.Tensor:
+    def _shaped(self, out: npt.NDArray[Any]) -> torch.Tensor:
+        # views are taken in NumPy: torch gives the GIL away for each of its own, and waits to get it back
         height, width = self._shape
-        if self._kind == pixels.BFLOAT16:
-            out = out.view(torch.bfloat16)
         if self._channels_last:
-            return out.view(-1, height, width, 3).permute(0, 3, 1, 2)  # (N, H, W, 3) -> (N, 3, H, W)
-        return out.view(-1, 3, height, width)
+            out = out.reshape(len(out) // (height * width * 3), height, width, 3).transpose(
+                0, 3, 1, 2
+            )  # (N, H, W, 3) -> (N, 3, H, W)
+        else:
+            out = out.reshape(len(out) // (height * width * 3), 3, height, width)
+        tensor = torch.from_numpy(out)
+        return tensor.view(torch.bfloat16) if self._kind == pixels.BFLOAT16 else tensor
 
     def __call__(self, *arguments: Any) -> torch.Tensor:
         """`begin`, and wait."""
@@ -157,7 +162,8 @@ class NumbaAugment:
 
     def finished(self, pending: Pending) -> torch.Tensor:
         """The tensor, when it is made; float16 is rounded from float32 here."""
-        return pending.result().to(self._dtype)
+        images = pending.result()
+        return images.to(torch.float16) if self._dtype == torch.float16 else images
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
         """Let one of the threads do something else."""

@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic, register_jitable
+from numba import extending, types
+from numba.extending import register_jitable
 
 SLACK = 16  # bytes behind a picture that `_reverse_five` may read and write
-FLOAT32, BFLOAT16, UINT8 = 0, 1, 2  # what `write` writes
+intrinsic: Any = extending.intrinsic  # its stub counts the typing context among the arguments
+FLOAT32, BFLOAT16, UINT8 = 0, 1, 2  # what is written
 
 
 def _pointer(context: Any, builder: Any, kind: Any, array: Any, position: Any, pointee: Any) -> Any:
@@ -38,20 +39,26 @@ def _copy_bytes(typing: Any, to: Any, at: Any, source: Any, begin: Any, count: A
     return types.void(to, at, source, begin, count), generate
 
 
-@intrinsic
-def _reverse_five(typing: Any, to: Any, at: Any, source: Any, begin: Any) -> Any:
-    """Five pixels the other way round in one shuffle: 16 bytes are read and written, the last of them is noise."""
+def _five_pixels(order: list[int]) -> Any:
+    """What moves five pixels at once, in this order: 16 bytes are read and written, the last of them is noise."""
 
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        vector, index = ir.VectorType(ir.IntType(8), 16), ir.IntType(32)
-        loaded = builder.load(_pointer(context, builder, signature.args[2], args[2], args[3], vector), align=1)
-        order = [12, 13, 14, 9, 10, 11, 6, 7, 8, 3, 4, 5, 0, 1, 2, 15]
-        mask = ir.Constant(ir.VectorType(index, 16), [index(i) for i in order])
-        turned = builder.shuffle_vector(loaded, ir.Constant(vector, ir.Undefined), mask)
-        builder.store(turned, _pointer(context, builder, signature.args[0], args[0], args[1], vector), align=1)
-        return context.get_dummy_value()
+    def five(typing: Any, to: Any, at: Any, source: Any, begin: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            vector, index = ir.VectorType(ir.IntType(8), 16), ir.IntType(32)
+            loaded = builder.load(_pointer(context, builder, signature.args[2], args[2], args[3], vector), align=1)
+            mask = ir.Constant(
+                ir.VectorType(index, 16), [index(3 * i + c) for i in order for c in range(3)] + [index(15)]
+            )
+            turned = builder.shuffle_vector(loaded, ir.Constant(vector, ir.Undefined), mask)
+            builder.store(turned, _pointer(context, builder, signature.args[0], args[0], args[1], vector), align=1)
+            return context.get_dummy_value()
 
-    return types.void(to, at, source, begin), generate
+        return types.void(to, at, source, begin), generate
+
+    return intrinsic(five)
+
+
+_copy_five, _reverse_five = _five_pixels([0, 1, 2, 3, 4]), _five_pixels([4, 3, 2, 1, 0])
 
 
 @intrinsic
@@ -90,35 +97,60 @@ def crop_and_flip(
     line = width * 3
     y0, x0 = min(max(0, -top), height), min(max(0, -left), width)
     y1, x1 = max(min(height, height - top), y0), max(min(width, width - left), x0)  # inside: y0 <= y < y1, x0 <= x < x1
-    if x1 - x0 < 5 or (flip and width < 5):
-        y1 = y0  # too narrow for shortcuts
-    elif flip:
-        for y in range(y0, y1):
-            source, last = (y + top) * line + left * 3, y * line + (width - 1) * 3
+    if not (flip or top or left):
+        _copy_bytes(picture, 0, image, 0, height * line)
+        return
+    if x1 - x0 < 5:
+        y1 = y0  # too narrow for five pixels at once
+    if not reflect:
+        for at in range(np.uint64(height * line)):
+            picture[at] = np.uint8(0)
+    for y in range(y0, y1):
+        row, to = (y + top) * line + left * 3, y * line
+        if flip:
+            to += (width - 1) * 3
             for x in range(x1 - 5, x0, -5):
-                _reverse_five(picture, last - (x + 4) * 3, image, source + x * 3)
-            _reverse_five(picture, last - (x0 + 4) * 3, image, source + x0 * 3)
-    elif y0 < y1:  # one piece, whose borders hold what lies beside: they are written below
-        first = y0 * line + x0 * 3
-        _copy_bytes(picture, first, image, first + top * line + left * 3, (y1 - 1) * line + x1 * 3 - first)
+                _reverse_five(picture, to - (x + 4) * 3, image, row + x * 3)
+            _reverse_five(picture, to - (x0 + 4) * 3, image, row + x0 * 3)
+            to -= (x0 - 1) * 3
+        else:
+            for x in range(x0, x1 - 5, 5):
+                _copy_five(picture, to + x * 3, image, row + x * 3)
+            _copy_five(picture, to + (x1 - 5) * 3, image, row + (x1 - 5) * 3)
+            to += x1 * 3
+        picture[to] = np.uint8(0)  # the noise behind the last five: black border, or a pixel still to be written
+    if reflect or y0 == y1:
+        _fill_border(image, picture, height, width, y0, y1, x0, x1, top, left, flip, reflect)
+
+
+@register_jitable
+def _fill_border(
+    image: Any,
+    picture: Any,
+    height: int,
+    width: int,
+    y0: int,
+    y1: int,
+    x0: int,
+    x1: int,
+    top: int,
+    left: int,
+    flip: bool,
+    reflect: bool,
+) -> None:
+    """All pixels that are not within y0 <= y < y1, x0 <= x < x1, one by one."""
     for y in range(height):
-        inside = y0 <= y < y1
-        if inside and x0 == 0 and x1 == width:
-            continue
         source_y = mirrored(y + top, height) if reflect else y + top
-        row_inside = 0 <= source_y < height
         x = 0
         while x < width:
-            if inside and x == x0:
+            if x == x0 and x0 < x1 and y0 <= y < y1:
                 x = x1
                 continue
-            at = (y * width + (width - 1 - x if flip else x)) * 3
             source_x = mirrored(x + left, width) if reflect else x + left
-            if row_inside and 0 <= source_x < width:
+            if 0 <= source_y < height and 0 <= source_x < width:
+                at = (y * width + (width - 1 - x if flip else x)) * 3
                 source = (source_y * width + source_x) * 3
                 picture[at], picture[at + 1], picture[at + 2] = image[source], image[source + 1], image[source + 2]
-            else:
-                picture[at], picture[at + 1], picture[at + 2] = np.uint8(0), np.uint8(0), np.uint8(0)
             x += 1
 
 
@@ -186,43 +218,41 @@ def cut_out(picture: Any, height: int, width: int, y: int, x: int, size_y: int, 
             picture[at], picture[at + 1], picture[at + 2] = fill[0], fill[1], fill[2]
 
 
-@register_jitable
-def bfloat16(value: Any) -> Any:
-    """The bits of the nearest bfloat16, half to even: () uint32 of a float32 -> () uint16."""
-    return np.uint16((value + np.uint32(0x7FFF) + ((value >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
+# The writers take a picture as blocks of rows: one block of rows of pixels, or a block for each channel. `mean` and
+# `inv_std`, (blocks, row) float32, hold the values along a row. Indices are unsigned there: Numba lets negative ones
+# count from the end, and the test for it keeps loops from becoming vector instructions (2,070 ns an image, not 175).
 
 
 @register_jitable
-def write(
-    picture: Any, out: Any, line: Any, height: int, width: int, kind: int, planar: bool, mean: Any, inv_std: Any
-) -> None:
-    """Normalise a picture into `out`, one image of floats, uint16 or uint8 (a flat view of each: `kind` names the one
-    that is written), pixel by pixel or channel by channel. `line` is room for one row, (W * 3,) float32."""
-    length = width * 3
-    floats, halves, bytes_ = out
-    words = line.view(np.uint32)
-    for y in range(height):
-        row = picture[y * length : (y + 1) * length]
-        if kind == FLOAT32 and not planar:
-            to = floats[y * length : (y + 1) * length]
+def write_floats(picture: Any, out: Any, height: int, mean: Any, inv_std: Any) -> None:
+    """`(float32(x) - mean) * inv_std`, and nothing that could be fused into one operation."""
+    height, length = np.uint64(height), np.uint64(mean.shape[1])
+    for block in range(np.uint64(len(mean))):
+        for y in range(block * height, (block + np.uint64(1)) * height):
             for k in range(length):
-                to[k] = (np.float32(row[k]) - mean[k]) * inv_std[k]
-            continue
-        if kind != UINT8:
+                out[y * length + k] = (np.float32(picture[y * length + k]) - mean[block, k]) * inv_std[block, k]
+
+
+@register_jitable
+def write_bfloats(picture: Any, out: Any, height: int, mean: Any, inv_std: Any, line: Any) -> None:
+    """The same, rounded to the nearest bfloat16, half to even, as uint16; `line` is room for a row of float32."""
+    height, length, words = np.uint64(height), np.uint64(mean.shape[1]), line.view(np.uint32)
+    for block in range(np.uint64(len(mean))):
+        for y in range(block * height, (block + np.uint64(1)) * height):
             for k in range(length):
-                line[k] = (np.float32(row[k]) - mean[k]) * inv_std[k]
-        for channel in range(3 if planar else 1):
-            begin, step = ((channel * height + y) * width, 3) if planar else (y * length, 1)
-            count = width if planar else length
-            if kind == UINT8:
-                for k in range(count):
-                    bytes_[begin + k] = row[k * step + channel]
-            elif kind == FLOAT32:
-                for k in range(count):
-                    floats[begin + k] = line[k * step + channel]
-            else:
-                for k in range(count):
-                    halves[begin + k] = bfloat16(words[k * step + channel])
+                line[k] = (np.float32(picture[y * length + k]) - mean[block, k]) * inv_std[block, k]
+            for k in range(length):
+                odd = (words[k] >> np.uint32(16)) & np.uint32(1)
+                out[y * length + k] = np.uint16((words[k] + np.uint32(0x7FFF) + odd) >> np.uint32(16))
+
+
+@register_jitable
+def split_channels(image: Any, picture: Any, num_pixels: int) -> None:
+    """Pixel by pixel -> channel by channel."""
+    count, three = np.uint64(num_pixels), np.uint64(3)
+    for channel in range(three):
+        for i in range(count):
+            picture[channel * count + i] = image[i * three + channel]
 
 
 def augment_slice(
@@ -238,10 +268,9 @@ def augment_slice(
     padding: int,
     reflect: bool,
     fill: Any,  # (3,) uint8
-    mean: Any,  # (W * 3,) float32: the channels' values, repeated along a row
+    mean: Any,  # (1, W * 3) float32, or (3, W): see the writers
     inv_std: Any,
     kind: int,
-    planar: bool,
     outs: Any,  # (B, H * W * 3) float32, uint16 and uint8: `kind` names the one that is written
     first: int,
     last: int,
@@ -253,7 +282,7 @@ def augment_slice(
     line = np.empty(width * 3, np.float32)
     for i in range(first, last):
         row = rows[i]
-        _copy_bytes(image, 0, data, offsets[row], size)
+        _copy_bytes(image, 0, data, offsets[row], size)  # all its cache lines are waited for at once
         if i + 1 < last:
             prefetch(data, offsets[rows[i + 1]], size)
         top, left = np.int64(crop[0][row]) - padding, np.int64(crop[1][row]) - padding
@@ -267,7 +296,12 @@ def augment_slice(
         y, x, size_y, size_x = cutout
         for hole in range(y.shape[1]):
             cut_out(picture, height, width, y[row, hole], x[row, hole], size_y[row, hole], size_x[row, hole], fill)
-        floats, halves, bytes_ = outs
-        out = (floats[i if kind == FLOAT32 else 0], halves[i if kind == BFLOAT16 else 0])
-        to = (out[0], out[1], bytes_[i if kind == UINT8 else 0])
-        write(picture, to, line, height, width, kind, planar, mean, inv_std)
+        if len(mean) == 3:
+            split_channels(picture, image, height * width)
+            image, picture = picture, image
+        if kind == FLOAT32:
+            write_floats(picture, outs[0][i], height, mean, inv_std)
+        elif kind == BFLOAT16:
+            write_bfloats(picture, outs[1][i], height, mean, inv_std, line)
+        else:
+            _copy_bytes(outs[2][i], 0, picture, 0, size)

@@ -27,7 +27,6 @@ class ResidentLoader(Loader):
     def __init__(self, beton: Beton, config: LoaderConfig, rows: Rows, mean: npt.ArrayLike, std: npt.ArrayLike) -> None:
         super().__init__(beton, config, rows, mean, std)
         device = config.device
-        self._labels = torch.from_numpy(beton.labels).to(device)
         self._kernel = self.cpu_kernel()
         self._plans: dict[int, Future[tuple[list[Rows], Choices]]] = {}
         if self._kernel is None:
@@ -42,6 +41,7 @@ class ResidentLoader(Loader):
         size = int(np.prod(beton.image_shape))
         # every run of `size` bytes as a row, without copying: indexing it by offset gathers whole images
         self._windows = data.as_strided((len(data) - size + 1, size), (1, 1))
+        self._labels = torch.from_numpy(beton.labels).to(device)
         self._offsets = torch.from_numpy(beton.offsets).to(device)
         self._mean = torch.from_numpy(self.mean32).to(device)
         self._inv_std = torch.from_numpy(self.inv_std32).to(device)
@@ -60,8 +60,8 @@ class ResidentLoader(Loader):
                 begun.append((rows, kernel.begin(self.beton.data, self.beton.offsets, rows, columns)))
             if len(begun) == 2 or (rows is None and begun):  # one is made while the caller works on the other
                 of, pending = begun.popleft()
-                indices = torch.from_numpy(of.copy())
-                yield Batch(kernel.finished(pending), self._labels[indices], indices)
+                labels, indices = torch.from_numpy(self.beton.labels[of]), torch.from_numpy(of.copy())
+                yield Batch(kernel.finished(pending), labels, indices)
 
     def _planned(self, epoch: int, kernel: CpuKernel) -> tuple[list[Rows], Choices]:
         """The plan of an epoch, which was made during the one before it."""
