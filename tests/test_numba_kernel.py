@@ -94,8 +94,8 @@ def test_resampled_pixels_are_within_a_grey_level_of_the_twin_and_equal_to_torch
 
 def test_memory_comes_back_when_nobody_uses_it_any_more() -> None:
     memory = Recycler()
-    kept = torch.from_numpy(memory.empty(160)).view(torch.float32)
-    part = kept.view(4, 10)[2:]
+    kept = torch.from_numpy(memory.empty(160).view(np.float32).reshape(2, 5, 4).transpose(0, 2, 1))
+    part = kept.permute(2, 0, 1)[2:]
     address = kept.data_ptr()
     assert memory.empty(160).ctypes.data != address
     del kept
@@ -105,6 +105,21 @@ def test_memory_comes_back_when_nobody_uses_it_any_more() -> None:
     gc.collect()
     assert memory.empty(80).ctypes.data != address
     assert memory.empty(160).ctypes.data == address
+
+
+def test_batches_that_are_kept_do_not_change() -> None:
+    images = random_images(60, (8, 8, 3))
+    data, offsets = scattered(images)
+    for dtype in DTYPES:
+        kernel = make(NO_AUGMENT, (8, 8, 3), dtype)
+        columns = kernel.columns(draws(NO_AUGMENT, 0, 0, 60, (8, 8, 3)))
+        kept, copies = [], []
+        for rows in np.arange(60).reshape(12, 5):
+            kept.append(kernel(data, offsets, rows, columns)[:, 1:])  # a part of a batch keeps all of it
+            copies.append(kept[-1].clone())
+            gc.collect()
+        kernel.close()
+        assert all(torch.equal(a, b) for a, b in zip(kept, copies, strict=True))
 
 
 @pytest.mark.parametrize("mode", ["zero", "reflect"])

@@ -63,7 +63,7 @@ class Recycler:
                 block = None
         if block is None:
             block = np.empty(num_bytes, np.uint8)
-        used = block[:]
+        used = np.frombuffer(block.data, np.uint8)  # what further views keep; of a slice they keep the block
         weakref.finalize(used, self._free.append, block).atexit = False
         return used
 
@@ -112,6 +112,8 @@ class NumbaAugment:
 
     def columns(self, choices: Choices) -> tuple[Any, ...]:
         """The columns of a checked table, as the kernel takes them: views of it, and the terms of the rotations."""
+        if len(choices) == 1:
+            choices = np.repeat(choices, 2)  # Numba would take a column of one for another type, and compile anew
         rotation = rotation_terms(choices["rotation"] if self._rotates else choices["rotation"][:0])
         crop, colour = ("crop_y", "crop_x"), ("hue", "saturation", "value")
         cutout = ("cutout_y", "cutout_x", "cutout_height", "cutout_width")
@@ -164,10 +166,6 @@ class NumbaAugment:
         """The tensor, when it is made; float16 is rounded from float32 here."""
         images = pending.result()
         return images.to(torch.float16) if self._dtype == torch.float16 else images
-
-    def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        """Let one of the threads do something else."""
-        return self._pool.submit(function, *arguments)
 
     def close(self) -> None:
         """End the threads."""

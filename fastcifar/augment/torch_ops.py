@@ -5,6 +5,8 @@ The slow twin, one image at a time, is `tests/reference.py`.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 
@@ -144,21 +146,45 @@ def normalise(
     return images.to(torch.float32).sub_(mean).mul_(inv_std).to(dtype).permute(0, 3, 1, 2)
 
 
-def augment_batch(
-    images: torch.Tensor,
-    choices: dict[str, torch.Tensor],
-    augment: AugmentConfig,
-    fill: torch.Tensor,
-    mean: torch.Tensor,
-    inv_std: torch.Tensor,
-    dtype: torch.dtype,
-) -> torch.Tensor:
-    """`apply_choices`, then `normalise`, or only the change of layout if `dtype` is uint8:
-    (N, H, W, 3) uint8 -> a new tensor (N, 3, H, W) in channels_last memory."""
-    augmented = apply_choices(images, choices, augment, fill)
-    if dtype == torch.uint8:
-        return augmented.permute(0, 3, 1, 2)
-    return normalise(augmented, mean, inv_std, dtype)
+class TorchAugment:
+    """Gathers, augments and normalises batches on any device, with the interface of `TritonAugment`."""
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        augment: AugmentConfig,
+        fill: np.ndarray,
+        mean32: np.ndarray,
+        inv_std32: np.ndarray,
+        dtype: torch.dtype,
+        channels_last: bool,
+        device: torch.device,
+    ) -> None:
+        self._shape, self._augment, self._dtype, self._device = image_shape, augment, dtype, device
+        self._channels_last = channels_last
+        arrays = (fill, mean32, inv_std32)
+        self._fill, self._mean, self._inv_std = (torch.from_numpy(values).to(device) for values in arrays)
+
+    def columns(self, choices: Choices) -> dict[str, torch.Tensor]:
+        """A checked table on the device."""
+        return to_device(choices, self._device)
+
+    def __call__(
+        self, data: torch.Tensor, offsets: torch.Tensor, rows: torch.Tensor, columns: dict[str, torch.Tensor]
+    ) -> torch.Tensor:
+        """Images `rows`, (B,) int64, of `data`, (size,) uint8, each at its offset: a new tensor (B, 3, H, W), in
+        channels_last memory or contiguous, of the dtype that was asked for."""
+        size = math.prod(self._shape)
+        # every run of `size` bytes as a row, without copying: indexing it by offset gathers whole images
+        windows = data.as_strided((len(data) - size + 1, size), (1, 1))
+        images = windows[offsets[rows]].view(-1, *self._shape)  # (B, H, W, 3) uint8
+        chosen = {name: column[rows] for name, column in columns.items()}
+        augmented = apply_choices(images, chosen, self._augment, self._fill)
+        if self._dtype == torch.uint8:
+            out = augmented.permute(0, 3, 1, 2)
+        else:
+            out = normalise(augmented, self._mean, self._inv_std, self._dtype)
+        return out if self._channels_last else out.contiguous()
 
 
 def normalisation(mean: np.ndarray, std: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

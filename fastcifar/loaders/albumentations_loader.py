@@ -93,6 +93,7 @@ class AlbumentationsLoader(Loader):
             raise FastcifarError(f"a worker of the albumentations loader ended ({reason})") from error
 
     def close(self) -> None:
+        super().close()
         self._workers._iterator = None  # ends the worker processes
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from fastcifar.augment.draws import Choices, check_choices, draws
-from fastcifar.augment.torch_ops import fill_values, normalisation
+from fastcifar.augment.torch_ops import TorchAugment, fill_values, normalisation
 from fastcifar.beton import Beton
 from fastcifar.config import SHUFFLES, AugmentConfig, require_choice, require_int
 from fastcifar.errors import UsageError
@@ -65,9 +65,15 @@ class CpuKernel(Protocol):
 
     def finished(self, pending: Any) -> torch.Tensor: ...
 
-    def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]: ...
-
     def close(self) -> None: ...
+
+
+class DeviceKernel(Protocol):
+    """`TritonAugment` or `TorchAugment`."""
+
+    def columns(self, choices: Choices) -> Any: ...
+
+    def __call__(self, data: torch.Tensor, offsets: torch.Tensor, rows: torch.Tensor, columns: Any) -> torch.Tensor: ...
 
 
 class Loader(ABC):
@@ -91,6 +97,8 @@ class Loader(ABC):
         self._chosen[rows] = True
         self._num_rows = len(rows)
         self._next_epoch = 0
+        self._plans: dict[int, Future[tuple[list[Rows], Choices]]] = {}
+        self._planner: ThreadPoolExecutor | None = None
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -121,7 +129,13 @@ class Loader(ABC):
         return table
 
     def plan(self, epoch: int) -> tuple[list[Rows], Choices]:
-        """Order and choices of an epoch: `batches` and `choices`."""
+        """`batches` and `choices` of an epoch, made during the epoch before it if there was one."""
+        self._planner = self._planner or ThreadPoolExecutor(1, thread_name_prefix="fastcifar-plan")
+        ready = self._plans.pop(epoch, None)
+        self._plans = {epoch + 1: self._planner.submit(self._plan, epoch + 1)}
+        return self._plan(epoch) if ready is None else ready.result()
+
+    def _plan(self, epoch: int) -> tuple[list[Rows], Choices]:
         return self.batches(epoch), self.choices(epoch)
 
     def cpu_kernel(self) -> CpuKernel | None:
@@ -137,6 +151,20 @@ class Loader(ABC):
         statistics = (self.fill, self.mean32, self.inv_std32)
         return NumbaAugment(shape, config.augment, *statistics, config.dtype, config.channels_last)
 
+    def device_kernel(self) -> DeviceKernel:
+        """What makes batches where `cpu_kernel` does not: Triton on CUDA, torch operations anywhere."""
+        kernel: Any = TorchAugment
+        if self.config.device.type == "cuda":
+            try:
+                from fastcifar.augment.triton_kernel import TritonAugment
+
+                kernel = TritonAugment
+            except ImportError as error:
+                log.info("the GPU kernel cannot be used (%s): torch operations make the pixels, slower", error)
+        config, statistics = self.config, (self.fill, self.mean32, self.inv_std32)
+        layout = (config.dtype, config.channels_last, config.device)
+        return kernel(self.beton.image_shape, config.augment, *statistics, *layout)
+
     def laid_out(self, images: torch.Tensor) -> torch.Tensor:
         """(N, 3, H, W) in the memory format that was asked for."""
         return images if self.config.channels_last else images.contiguous()
@@ -145,5 +173,7 @@ class Loader(ABC):
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch, from the batch `start` on."""
 
-    def close(self) -> None:  # noqa: B027 (most loaders have nothing to give back)
+    def close(self) -> None:
         """Give back threads, processes and memory. The loader is not used afterwards."""
+        if self._planner is not None:
+            self._planner.shutdown()

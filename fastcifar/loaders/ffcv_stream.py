@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fastcifar.augment import torch_ops
 from fastcifar.augment.draws import Choices
 from fastcifar.beton import Beton
 from fastcifar.errors import FastcifarError, MissingExtraError
@@ -61,14 +60,13 @@ class FfcvLoader(Loader):
         theirs = self._stream.memory_manager
         limit = int(SHARE_OF_MEMORY * free_memory())
         self._stream.memory_manager = Pages(beton, theirs.ptrs, theirs.sizes, limit)
-        self._kernel = self.cpu_kernel()
-        self._mean, self._inv_std, self._fill = (
-            torch.from_numpy(values).to(config.device) for values in (self.mean32, self.inv_std32, self.fill)
-        )
+        self._on_cpu = self.cpu_kernel()
+        if self._on_cpu is None:
+            self._on_device = self.device_kernel()
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        table = self.choices(epoch)
-        batches = self.batches(epoch)[start:]
+        batches, table = self.plan(epoch)
+        batches = batches[start:]
         self.beton.check_unchanged()
         if not batches:
             return
@@ -86,22 +84,21 @@ class FfcvLoader(Loader):
 
     def _augmented(self, images: npt.NDArray[np.uint8], choices: Choices) -> torch.Tensor:
         """(B, H, W, 3) uint8 -> (B, 3, H, W), new, in channels_last memory; row i of `choices` is for image i."""
-        config = self.config
-        if self._kernel is not None:
-            which = np.arange(len(images))
-            begun = self._kernel.begin(images.reshape(-1), which * images[0].size, which, self._kernel.columns(choices))
-            return self._kernel.finished(begun)
-        chosen = torch_ops.to_device(choices, config.device)
-        on_device = torch.from_numpy(images).to(config.device)
-        return self.laid_out(
-            torch_ops.augment_batch(
-                on_device, chosen, config.augment, self._fill, self._mean, self._inv_std, config.dtype
-            )
-        )
+        which = np.arange(len(images))
+        offsets = which * images[0].size
+        if self._on_cpu is not None:
+            columns = self._on_cpu.columns(choices)
+            return self._on_cpu.finished(self._on_cpu.begin(images.reshape(-1), offsets, which, columns))
+        device = self.config.device
+        staged = torch.empty(images.size, dtype=torch.uint8, pin_memory=device.type == "cuda")
+        staged.numpy()[:] = images.reshape(-1)  # FFCV writes to its ring again while the copy is under way
+        begins, rows = (torch.from_numpy(array).to(device) for array in (offsets, which))
+        return self._on_device(staged.to(device, non_blocking=True), begins, rows, self._on_device.columns(choices))
 
     def close(self) -> None:
-        if self._kernel is not None:
-            self._kernel.close()
+        super().close()
+        if self._on_cpu is not None:
+            self._on_cpu.close()
 
 
 class _Epoch(EpochIterator):  # type: ignore[misc] # FFCV has no types
