@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import __version__ as pillow_version
 
-from fastcifar import __version__, beton
+from fastcifar import __version__, beton, jpeg
 from fastcifar.converters.sources import Source, Split
 from fastcifar.errors import DataError, FastcifarError
 
@@ -27,9 +27,15 @@ Progress = Callable[[str, int], None]
 
 
 def convert(
-    source: Source, data_dir: str | os.PathLike[str], progress: Progress | None = None
+    source: Source,
+    data_dir: str | os.PathLike[str],
+    progress: Progress | None = None,
+    *,
+    jpeg_quality: int | None = None,
 ) -> dict[str, beton.Manifest]:
     """Write `train.beton`, `test.beton` and their manifests into `data_dir`; return the manifests by split.
+
+    Images are written raw, or as JPEG of `jpeg_quality` (1..100), which only the ffcv loader reads.
 
     Both files are complete and compared before either is renamed into place, so that a failure leaves what was
     there. Raises DataError for a source that cannot be converted, FastcifarError if the folder cannot be written.
@@ -48,7 +54,7 @@ def convert(
             staged = {name: folder / f".{name}.beton.partial" for name in SPLITS}
             for file in staged.values():
                 cleanup.callback(file.unlink, missing_ok=True)
-            manifests = {name: _stage(source, name, staged[name], report) for name in SPLITS}
+            manifests = {name: _stage(source, name, staged[name], report, jpeg_quality) for name in SPLITS}
             for name in SPLITS:
                 _put_in_place(staged[name], folder / f"{name}.beton", manifests[name])
                 replaced.append(f"{name}.beton")
@@ -71,10 +77,10 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _stage(source: Source, name: str, file: Path, report: Progress) -> beton.Manifest:
+def _stage(source: Source, name: str, file: Path, report: Progress, quality: int | None) -> beton.Manifest:
     split = source.splits[name]
-    shape, histogram = _write(split, file, lambda count: report(name, count))
-    digest = _compare(split, file, lambda count: report(name, count))
+    shape, histogram = _write(split, file, lambda count: report(name, count), quality)
+    digest = _compare(split, file, lambda count: report(name, count), quality)
     mean, std = beton.channel_statistics(histogram)
     return beton.Manifest(
         num_samples=len(split),
@@ -94,33 +100,34 @@ def _stage(source: Source, name: str, file: Path, report: Progress) -> beton.Man
 
 
 def _write(
-    split: Split, file: Path, advance: Callable[[int], None]
+    split: Split, file: Path, advance: Callable[[int], None], quality: int | None
 ) -> tuple[tuple[int, int, int], npt.NDArray[np.int64]]:
     """Write the images of `split` to `file`, a page at a time; return their shape and the histogram of their values."""
     num_samples = len(split)
     tables_end = beton.TABLES_START + num_samples * beton.RECORD.itemsize
     pages_start = -(-tables_end // beton.PAGE_SIZE) * beton.PAGE_SIZE
-    labels = np.empty(num_samples, dtype=np.int64)
+    labels, pointers, sizes = (np.empty(num_samples, dtype=np.int64) for _ in range(3))
     histogram = np.zeros((3, 256), dtype=np.int64)
     page = np.zeros(beton.PAGE_SIZE, dtype=np.uint8)
     shape: tuple[int, int, int] | None = None
-    size = per_page = done = 0
+    done = used = told = 0
 
     with file.open("wb") as out:
         out.seek(pages_start)
 
-        def flush(count: int) -> None:
-            page[count * size :] = 0
+        def flush() -> None:
+            nonlocal used, told
+            page[used:] = 0
             out.write(page.data)
-            for channel in range(3):
-                histogram[channel] += np.bincount(page[channel : count * size : 3], minlength=256)
-            advance(count)
+            if quality is None:
+                histogram[:] += beton.histogram_of(page[:used])
+            advance(done - told)
+            used, told = 0, done
 
         for image, label in split:
             if shape is None:
                 shape = (image.shape[0], image.shape[1], 3)
-                size, per_page = image.nbytes, beton.PAGE_SIZE // max(image.nbytes, 1)
-                if not per_page:
+                if image.nbytes > beton.PAGE_SIZE or not image.nbytes:
                     raise DataError(
                         f"image 0 is {shape[0]}x{shape[1]}; expected at most {beton.PAGE_SIZE} bytes, a beton's page"
                     )
@@ -128,30 +135,35 @@ def _write(
                 raise DataError(f"the source gives more images than the {num_samples} that it told")
             if image.shape != shape or image.dtype != np.uint8:
                 raise DataError(f"image {done} is {image.dtype} {image.shape}; expected uint8 {shape}, as the first")
-            slot = done % per_page
-            page[slot * size : (slot + 1) * size] = image.reshape(-1)
-            labels[done] = label
-            done += 1
-            if slot == per_page - 1:
-                flush(per_page)
+            stored = _stored(image, quality)
+            if used + len(stored) > len(page):
+                flush()
+            page[used : used + len(stored)] = stored
+            if quality is not None:
+                histogram += beton.histogram_of(jpeg.decode(stored))
+            labels[done], pointers[done], sizes[done] = label, out.tell() + used, len(stored)
+            used, done = used + len(stored), done + 1
         if shape is None or done != num_samples:
             raise DataError(
                 f"the source told {num_samples} images and gave {done}; expected at least one, and as many as told"
             )
-        if done % per_page:
-            flush(done % per_page)
-        rows = np.arange(num_samples)
-        pointers = pages_start + rows // per_page * beton.PAGE_SIZE + rows % per_page * size
+        flush()
         allocations = np.zeros(num_samples, dtype=beton.ALLOCATION)
-        allocations["sample_id"], allocations["ptr"], allocations["size"] = rows, pointers, size
+        allocations["sample_id"], allocations["ptr"], allocations["size"] = np.arange(num_samples), pointers, sizes
         table_start = out.tell()
         out.write(allocations.tobytes())
         out.seek(0)
         out.write(_head(num_samples, table_start))
-        out.write(_records(shape, pointers, labels).tobytes())
+        mode = beton.RAW if quality is None else beton.JPEG
+        out.write(_records(shape, mode, pointers, labels).tobytes())
         out.flush()
         os.fsync(out.fileno())
     return shape, histogram
+
+
+def _stored(image: npt.NDArray[np.uint8], quality: int | None) -> npt.NDArray[np.uint8]:
+    """The bytes of an image in the file, (size,) uint8."""
+    return image.reshape(-1) if quality is None else jpeg.encode(image, quality)
 
 
 def _head(num_samples: int, table_start: int) -> bytes:
@@ -166,31 +178,31 @@ def _head(num_samples: int, table_start: int) -> bytes:
 
 
 def _records(
-    shape: tuple[int, int, int], pointers: npt.NDArray[np.int64], labels: npt.NDArray[np.int64]
+    shape: tuple[int, int, int], mode: int, pointers: npt.NDArray[np.int64], labels: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.void]:
     records = np.zeros(len(labels), dtype=beton.RECORD)
-    records["mode"], records["height"], records["width"] = beton.RAW, shape[0], shape[1]
+    records["mode"], records["height"], records["width"] = mode, shape[0], shape[1]
     records["data_ptr"], records["label"] = pointers, labels
     return records
 
 
-def _compare(split: Split, file: Path, advance: Callable[[int], None]) -> str:
+def _compare(split: Split, file: Path, advance: Callable[[int], None], quality: int | None) -> str:
     """Read `file` back and compare it with `split`, read once more; return the SHA-256 of the file."""
     written = beton.open_beton(file)
-    row, chunk = 0, 2_048
-    block = written.images(np.arange(min(chunk, len(written))))
+    row = told = 0
     for image, label in split:
         if row >= len(written):
             raise DataError("the source gives more images the second time it is read; is it being changed?")
-        if row % chunk == 0 and row:
-            advance(chunk)
-            block = written.images(np.arange(row, min(row + chunk, len(written))))
-        if label != written.labels[row] or not np.array_equal(image, block[row % chunk]):
+        stored = written.data[written.offsets[row] : written.offsets[row] + written.sizes[row]]
+        if label != written.labels[row] or not np.array_equal(_stored(image, quality), stored):
             raise DataError(f"image {row} as written differs from the source read again; is the source being changed?")
         row += 1
+        if row - told == 2_048:
+            advance(row - told)
+            told = row
     if row != len(written):
         raise DataError(f"the source gives {row} images the second time it is read, {len(written)} the first time")
-    advance((row - 1) % chunk + 1)
+    advance(row - told)
     return written.sha256
 
 

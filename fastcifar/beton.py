@@ -19,13 +19,14 @@ import sys
 import tempfile
 import time
 import weakref
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
+from fastcifar import jpeg
 from fastcifar.errors import DataError
 
 if sys.byteorder != "little":  # pragma: no branch
@@ -35,7 +36,7 @@ log = logging.getLogger(__name__)
 VERSION = 2
 PAGE_SIZE = 8 * 2**20  # FFCV's default
 MIN_PAGE_SIZE, MAX_PAGE_SIZE = 2**21, 2**31
-RAW, JPEG_MODE = 1, 0
+RAW, JPEG = 1, 0
 INT_FIELD, IMAGE_FIELD = 1, 2
 MAX_CLASSES = 65_536
 MAX_MANIFEST_BYTES = 16 * 2**20
@@ -124,6 +125,10 @@ class Beton:
     """The whole file, (size,) uint8, read-only."""
     offsets: Ints
     """(N,) int64: where each image begins."""
+    sizes: Ints
+    """(N,) int64: how many bytes each image has in the file."""
+    encoding: str
+    """'raw', or 'jpeg': then `data` holds JPEG files, not pixels."""
     labels: Ints
     """(N,) int64, 0 .. number of classes - 1."""
     image_shape: tuple[int, int, int]
@@ -155,10 +160,18 @@ class Beton:
 
     def images(self, rows: npt.ArrayLike) -> Bytes:
         """The images of `rows` (any integer array of shape (B,)), copied: (B, H, W, 3) uint8."""
+        if self.encoding == "jpeg":
+            return np.stack([self._decoded(int(row)) for row in np.asarray(rows)])
         size = int(np.prod(self.image_shape))
         # every run of `size` bytes of the file as a row, without copying; indexing then copies whole images
         windows = np.lib.stride_tricks.as_strided(self.data, (len(self.data) - size + 1, size), (1, 1), writeable=False)
         return windows[self.offsets[np.asarray(rows, dtype=np.int64)]].reshape(-1, *self.image_shape)
+
+    def _decoded(self, row: int) -> Bytes:
+        try:
+            return jpeg.decode(self.data[self.offsets[row] : self.offsets[row] + self.sizes[row]])
+        except (OSError, ValueError, Warning) as error:
+            raise DataError(f"{self.path}: image {row} is damaged ({error}); convert again") from error
 
 
 def manifest_path(path: str | os.PathLike[str]) -> Path:
@@ -178,25 +191,29 @@ def open_beton(path: str | os.PathLike[str], *, in_memory: bool = False) -> Beto
     path = Path(path)
     file = _open_private(path) if in_memory else _open_regular(path)
     data = _map(path, file)
-    page_size, records = _check_tables(path, data)
+    page_size, records, sizes = _check_tables(path, data)
+    encoding = "raw" if records["mode"][0] == RAW else "jpeg"
     image_shape = (int(records["height"][0]), int(records["width"][0]), 3)
     offsets = records["data_ptr"].astype(np.int64)
     labels = records["label"].astype(np.int64)
+    if encoding == "jpeg" and (row := jpeg.wrong_header(data, offsets, sizes, image_shape)) is not None:
+        _damaged(path, f"image {row} is no JPEG file of {image_shape[0]}x{image_shape[1]}")
     digest = _sha256(data)
     manifest = read_manifest(path)
     if manifest is None:
-        num_classes = int(labels.max()) + 1
-        class_names = tuple(str(i) for i in range(num_classes))
-        mean, std = channel_statistics(channel_histogram(data, offsets, image_shape))
+        class_names = tuple(str(i) for i in range(int(labels.max()) + 1))
+        mean = std = np.zeros(3)
     else:
         _check_manifest(path, manifest, digest, len(offsets), image_shape, int(labels.max()))
         class_names = manifest.class_names
         mean, std = np.array(manifest.mean), np.array(manifest.std)
-    return Beton(
+    beton = Beton(
         path=path,
         file=file,
         data=data,
         offsets=offsets,
+        sizes=sizes,
+        encoding=encoding,
         labels=labels,
         image_shape=image_shape,
         page_size=page_size,
@@ -207,6 +224,10 @@ def open_beton(path: str | os.PathLike[str], *, in_memory: bool = False) -> Beto
         private=in_memory,
         verified=manifest is not None,
     )
+    if manifest is not None:
+        return beton
+    mean, std = channel_statistics(_channel_histogram(beton))
+    return replace(beton, mean=mean, std=std)
 
 
 def read_manifest(path: str | os.PathLike[str]) -> Manifest | None:
@@ -353,8 +374,8 @@ def _damaged(path: Path, why: str) -> NoReturn:
     raise DataError(f"{path}: damaged beton: {why}; convert again")
 
 
-def _check_tables(path: Path, data: Bytes) -> tuple[int, npt.NDArray[np.void]]:
-    """Check header, descriptors and both tables of the file `data`; return the page size and the records."""
+def _check_tables(path: Path, data: Bytes) -> tuple[int, npt.NDArray[np.void], Ints]:
+    """Check header, descriptors and both tables of the file `data`; return page size, records and sizes of images."""
     size = len(data)
     header = data[: HEADER.itemsize].view(HEADER)[0]
     if header["version"] != VERSION:
@@ -373,9 +394,12 @@ def _check_tables(path: Path, data: Bytes) -> tuple[int, npt.NDArray[np.void]]:
     records_end = TABLES_START + num_samples * RECORD.itemsize
     records = data[TABLES_START:records_end].view(RECORD)
     pages_start = -(-records_end // page_size) * page_size
-    _check_records(path, records, pages_start, table_start, page_size)
-    _check_allocations(path, data[table_start:].view(ALLOCATION), records)
-    return page_size, records
+    allocations = data[table_start:].view(ALLOCATION)
+    sizes = _sizes(path, allocations, page_size)
+    _check_records(path, records, sizes, pages_start, table_start, page_size)
+    if (allocations["ptr"] != records["data_ptr"][allocations["sample_id"].astype(np.int64)]).any():
+        _damaged(path, "its allocation table and its records disagree on where an image lies")
+    return page_size, records, sizes
 
 
 def _check_fields(path: Path, num_fields: int, fields: npt.NDArray[np.void]) -> None:
@@ -390,15 +414,13 @@ def _check_fields(path: Path, num_fields: int, fields: npt.NDArray[np.void]) -> 
         )
 
 
-def _check_records(path: Path, records: npt.NDArray[np.void], pages_start: int, pages_end: int, page_size: int) -> None:
+def _check_records(
+    path: Path, records: npt.NDArray[np.void], sizes: Ints, pages_start: int, pages_end: int, page_size: int
+) -> None:
     modes = records["mode"]
-    if (modes == JPEG_MODE).all():
-        raise DataError(f"{path}: holds JPEG-encoded images; expected raw ones: convert again with 'fastcifar convert'")
-    if (modes != RAW).any():
-        _damaged(
-            path,
-            f"image {int(np.argmax(modes != RAW))} has mode {int(modes[modes != RAW][0])}, expected {RAW} (raw)",
-        )
+    if not ((modes == RAW).all() or (modes == JPEG).all()):
+        row = int(np.argmax((modes != RAW) & (modes != JPEG))) or int(np.argmax(modes != modes[0]))
+        _damaged(path, f"image {row} has mode {int(modes[row])}; expected {RAW} (raw) or {JPEG} (JPEG) for all")
     height, width = int(records["height"][0]), int(records["width"][0])
     other = (records["height"] != height) | (records["width"] != width)
     if other.any():
@@ -408,18 +430,22 @@ def _check_records(path: Path, records: npt.NDArray[np.void], pages_start: int, 
     size = height * width * 3
     if not 0 < size <= page_size:
         _damaged(path, f"images of {height}x{width} do not fit into its pages of {page_size} bytes")
+    if modes[0] == RAW and (sizes != size).any():
+        _damaged(path, f"its allocation table holds a size that is not {size}")
     pointers = records["data_ptr"]
-    outside = (pointers < pages_start) | (pointers > max(pages_end - size, 0))
+    outside = (pointers < pages_start) | (pointers > np.maximum(pages_end - sizes, 0).astype(np.uint64))
     if outside.any():
         row = int(np.argmax(outside))
         _damaged(
             path,
             f"image {row} lies at byte {int(pointers[row])}, outside the pages {pages_start}..{pages_end}",
         )
-    starts = np.sort(pointers.astype(np.int64))
-    if (np.diff(starts) < size).any():
+    in_order = np.argsort(pointers, kind="stable")
+    starts = pointers[in_order].astype(np.int64)
+    ends = starts + sizes[in_order]
+    if (starts[1:] < ends[:-1]).any():
         _damaged(path, "two images overlap")
-    if (starts // page_size != (starts + size - 1) // page_size).any():
+    if (starts // page_size != (ends - 1) // page_size).any():
         _damaged(path, "an image crosses the end of its page")
     labels = records["label"]
     if (labels < 0).any() or (labels >= MAX_CLASSES).any():
@@ -427,16 +453,31 @@ def _check_records(path: Path, records: npt.NDArray[np.void], pages_start: int, 
         _damaged(path, f"image {row} has label {int(labels[row])}, expected 0..{MAX_CLASSES - 1}")
 
 
-def _check_allocations(path: Path, allocations: npt.NDArray[np.void], records: npt.NDArray[np.void]) -> None:
-    # FFCV finds the length of an image here, by its pointer
-    size = int(records["height"][0]) * int(records["width"][0]) * 3
+def _sizes(path: Path, allocations: npt.NDArray[np.void], page_size: int) -> Ints:
+    """How many bytes each image has: FFCV looks that up in the allocation table, by its pointer."""
     rows = allocations["sample_id"]
-    if (allocations["size"] != size).any():
-        _damaged(path, f"its allocation table holds a size that is not {size}")
-    if (rows >= len(records)).any() or (np.bincount(rows.astype(np.int64), minlength=len(records)) != 1).any():
+    if (rows >= len(rows)).any() or (np.bincount(rows.astype(np.int64), minlength=len(rows)) != 1).any():
         _damaged(path, "its allocation table does not name each image once")
-    if (allocations["ptr"] != records["data_ptr"][rows.astype(np.int64)]).any():
-        _damaged(path, "its allocation table and its records disagree on where an image lies")
+    if (allocations["size"] == 0).any() or (allocations["size"] > page_size).any():
+        _damaged(path, f"its allocation table holds a size that is not 1..{page_size}")
+    sizes = np.empty(len(rows), dtype=np.int64)
+    sizes[rows.astype(np.int64)] = allocations["size"]
+    return sizes
+
+
+def _channel_histogram(beton: Beton) -> Ints:
+    if beton.encoding == "raw":
+        return channel_histogram(beton.data, beton.offsets, beton.image_shape)
+    counts = np.zeros((3, 256), dtype=np.int64)
+    for row in range(len(beton)):
+        counts += histogram_of(beton.images([row]))
+    return counts
+
+
+def histogram_of(pixels: Bytes) -> Ints:
+    """How often each value occurs in each channel: (..., 3) uint8 -> (3, 256) int64."""
+    flat = pixels.reshape(-1, 3)
+    return np.stack([np.bincount(flat[:, channel], minlength=256) for channel in range(3)])
 
 
 def channel_histogram(data: Bytes, offsets: Ints, image_shape: tuple[int, int, int]) -> Ints:
@@ -447,9 +488,7 @@ def channel_histogram(data: Bytes, offsets: Ints, image_shape: tuple[int, int, i
     # runs of images that lie side by side are counted in one go
     runs = np.split(starts, np.flatnonzero(np.diff(starts) != size) + 1)
     for run in runs:
-        pixels = data[run[0] : run[-1] + size].reshape(-1, 3)
-        for channel in range(3):
-            counts[channel] += np.bincount(pixels[:, channel], minlength=256)
+        counts += histogram_of(data[run[0] : run[-1] + size])
     return counts
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fastcifar.errors import UsageError
@@ -83,6 +85,8 @@ class AugmentConfig:
     """Number of holes; they may overlap."""
     cutout_fill: str = "mean"
     """What the holes hold: 'mean' (the dataset's mean, rounded to 8 bits) or 'zero' (black)."""
+    pipeline: str | None = None
+    """A pipeline of Albumentations, as the JSON text of `A.save`, instead of all of the above: see `read_pipeline`."""
 
     def __post_init__(self) -> None:
         require_int("crop_padding", self.crop_padding, 0, 16_383)
@@ -102,6 +106,9 @@ class AugmentConfig:
         require_number("cutout_p", self.cutout_p, 0, 1)
         require_int("cutout_holes", self.cutout_holes, 1, 64)
         require_choice("cutout_fill", self.cutout_fill, CUTOUT_FILLS)
+        others = ("crop_padding", "flip", "rotate_degrees", "shifts_colour", "cutout_size")
+        if self.pipeline is not None and any(getattr(self, name) for name in others):
+            raise UsageError("pipeline is given beside other choices; expected it alone: see read_pipeline")
 
     @property
     def smallest_cutout(self) -> int:
@@ -129,6 +136,26 @@ class AugmentConfig:
 
 
 NO_AUGMENT = AugmentConfig(crop_padding=0, flip=False, cutout_size=0)
+
+
+def read_pipeline(path: str | os.PathLike[str]) -> AugmentConfig:
+    """The augmentation of a file that Albumentations' `A.save` wrote, JSON or YAML. Raises UsageError if it cannot be
+    read; whether Albumentations can use it is found out by the loader."""
+    import yaml
+
+    try:
+        if os.path.getsize(path) > 2**20:
+            raise ValueError("it has over a MiB")
+        with open(path, encoding="utf-8") as file:
+            raw = yaml.safe_load(file)  # JSON too
+        if not isinstance(raw, dict) or not isinstance(raw.get("transform"), dict):
+            raise ValueError("it has no 'transform'")
+        return replace(NO_AUGMENT, pipeline=json.dumps(raw))
+    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
+        reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
+        raise UsageError(
+            f"{os.fspath(path)}: not a pipeline ({reason}); expected a file that albumentations.save wrote"
+        ) from error
 
 
 @dataclass(frozen=True, kw_only=True)

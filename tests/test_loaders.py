@@ -19,6 +19,7 @@ import torch
 from fastcifar import AugmentConfig, make_loader, open_beton
 from fastcifar.augment.torch_ops import fill_values
 from fastcifar.beton import manifest_path
+from fastcifar.config import read_pipeline
 from fastcifar.converters import Source, convert
 from fastcifar.converters.synthetic import SyntheticSplit
 from fastcifar.errors import DataError, FastcifarError, UsageError
@@ -495,3 +496,73 @@ def test_the_gpu_gets_the_same_batches(data_dir: Path, name: str) -> None:
     for a, b in zip(cpu, gpu, strict=True):
         assert b.images.device.type == "cuda"
         assert all(torch.equal(x, y.cpu()) for x, y in zip(a, b, strict=True))
+
+
+@pytest.fixture
+def pipeline_file(tmp_path: Path) -> Path:
+    albumentations = pytest.importorskip("albumentations")
+    parts = [
+        albumentations.HorizontalFlip(p=0.5),
+        albumentations.VerticalFlip(p=0.5),
+        albumentations.OneOf([albumentations.ToGray(p=1.0), albumentations.InvertImg(p=1.0)], p=0.5),
+    ]
+    albumentations.save(albumentations.Compose(parts), tmp_path / "pipeline.json")
+    return tmp_path / "pipeline.json"
+
+
+def test_a_saved_pipeline_is_a_function_of_seed_epoch_and_image(data_dir: Path, pipeline_file: Path) -> None:
+    from fastcifar.loaders.albumentations_loader import AlbumentationsLoader
+
+    augment = read_pipeline(pipeline_file)
+    loader = make_loader(data_dir / "train.beton", augment, batch_size=100, dtype=torch.uint8, seed=4)
+    assert loader.name == "albumentations"
+    epochs = {epoch: epoch_of(loader, epoch) for epoch in (0, 1)}
+    alone = AlbumentationsLoader(loader.beton, loader.config, np.arange(600), loader.mean, loader.std, num_workers=0)
+    for a, b in zip(epochs[1][3:], alone.epoch(1, start=3), strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    rows = [torch.cat([batch.indices for batch in epochs[epoch]]).argsort() for epoch in (0, 1)]
+    first, second = (torch.cat([b.images for b in epochs[e]])[order] for e, order in zip((0, 1), rows, strict=True))
+    assert 0.5 < (first != second).flatten(1).any(1).float().mean() < 1, "an image looks the same in both epochs"
+    originals = torch.from_numpy(loader.beton.images(np.arange(600))).permute(0, 3, 1, 2)
+    both = (first == originals.flip((2, 3))).flatten(1).all(1).float().mean()
+    one = (first == originals.flip(3)).flatten(1).all(1).float().mean()
+    assert abs(both - 0.125) < 0.06, "the parts of a pipeline draw alike"
+    assert abs(one - 0.125) < 0.06
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ('{"__class_fullname__": "Nothing", "p": 1.0}', "Albumentations cannot make this pipeline .*Nothing"),
+        ('{"__class_fullname__": "Normalize", "p": 1.0}', "makes float32 of shape .* leave out Normalize"),
+        ('{"__class_fullname__": "ToTensorV2", "p": 1.0}', "leave out Normalize and ToTensorV2"),
+        ('{"__class_fullname__": "RandomCrop", "height": 64, "width": 64, "p": 1.0}', "fails on an image"),
+        ('{"__class_fullname__": "Resize", "height": 9, "width": 9, "p": 1.0}', "shape .9, 9, 3."),
+    ],
+)
+def test_a_pipeline_that_cannot_be_used_is_one_clear_line(
+    data_dir: Path, tmp_path: Path, parts: str, message: str
+) -> None:
+    pytest.importorskip("albumentations")
+    file = tmp_path / "pipeline.json"
+    file.write_text(f'{{"transform": {{"__class_fullname__": "Compose", "p": 1.0, "transforms": [{parts}]}}}}')
+    with pytest.raises(UsageError, match=message) as caught:
+        make_loader(data_dir / "train.beton", read_pipeline(file), batch_size=10)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{", '{"transform": 3}', "!!python/object/apply:os.system ['true']"])
+def test_a_file_that_is_no_pipeline_is_refused(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "pipeline.yaml"
+    file.write_text(text)
+    with pytest.raises(UsageError, match=r"pipeline\.yaml: not a pipeline"):
+        read_pipeline(file)
+    with pytest.raises(UsageError, match="No such file"):
+        read_pipeline(tmp_path / "nowhere.json")
+
+
+def test_a_pipeline_is_for_the_albumentations_loader_alone(data_dir: Path, pipeline_file: Path) -> None:
+    with pytest.raises(UsageError, match="is for loader 'albumentations'; this is 'resident'"):
+        make_loader(data_dir / "train.beton", read_pipeline(pipeline_file), batch_size=10, loader="resident")
+    with pytest.raises(UsageError, match="pipeline is given beside other choices"):
+        replace(AugmentConfig(), pipeline=read_pipeline(pipeline_file).pipeline)

@@ -10,13 +10,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from fastcifar import beton
-from fastcifar.beton import open_beton
+from fastcifar import beton, make_loader
+from fastcifar.beton import manifest_path, open_beton
+from fastcifar.config import NO_AUGMENT
 from fastcifar.converters import Source, convert, writer
 from fastcifar.converters.synthetic import SyntheticSplit
 from fastcifar.converters.synthetic import source as synthetic_source
-from fastcifar.errors import DataError, FastcifarError
+from fastcifar.errors import DataError, FastcifarError, UsageError
+from fastcifar.loaders import missing_part
 
 
 class ListSplit:
@@ -214,3 +217,58 @@ def test_progress_counts_each_image_twice(tmp_path: Path) -> None:
     with synthetic_source(5_000, 10) as source:
         convert(source, tmp_path, advance)
     assert counts == {"train": 10_000, "test": 20}
+
+
+def test_jpeg_betons_hold_what_was_encoded(tmp_path: Path) -> None:
+    with synthetic_source(300, 20) as source:
+        manifests = convert(source, tmp_path / "jpeg", jpeg_quality=95)
+        convert(source, tmp_path / "raw")
+    encoded, raw = (open_beton(tmp_path / kind / "train.beton") for kind in ("jpeg", "raw"))
+    assert (encoded.encoding, raw.encoding) == ("jpeg", "raw")
+    assert encoded.sizes.max() < 3_072
+    rows = np.arange(300)
+    difference = np.abs(encoded.images(rows).astype(int) - raw.images(rows))
+    assert difference.mean() < 6
+    assert np.abs(encoded.mean - raw.mean).max() < 2
+    assert manifests["train"].sha256 == encoded.sha256
+    (tmp_path / "jpeg" / "train.beton.json").unlink()
+    without = open_beton(tmp_path / "jpeg" / "train.beton")
+    np.testing.assert_allclose(without.mean, encoded.mean)
+
+
+def test_ffcv_reads_our_jpeg_betons(tmp_path: Path) -> None:
+    pytest.importorskip("ffcv")
+    with synthetic_source(300, 20) as source:
+        convert(source, tmp_path, jpeg_quality=90)
+    for opened in (open_beton(tmp_path / "train.beton"), open_beton(tmp_path / "train.beton", in_memory=True)):
+        loader = make_loader(opened, batch_size=50, loader="auto", dtype=torch.uint8, augment=NO_AUGMENT)
+        assert loader.name == "ffcv"
+        seen = 0
+        for images, labels, indices in loader.epoch(0):
+            expected = opened.images(indices.numpy())
+            difference = np.abs(images.permute(0, 2, 3, 1).numpy().astype(int) - expected)
+            assert difference.mean() < 1.5  # FFCV decodes with the fast transform
+            assert labels.tolist() == opened.labels[indices].tolist()
+            seen += len(labels)
+        assert seen == 300
+        loader.close()
+    for name in ("resident", "albumentations"):
+        if missing_part(name) is None:
+            with pytest.raises(UsageError, match=f"holds JPEG images, which loader '{name}' cannot read; use 'ffcv'"):
+                make_loader(tmp_path / "train.beton", loader=name, batch_size=50)
+
+
+def test_a_jpeg_of_another_size_never_reaches_ffcv(tmp_path: Path) -> None:
+    """FFCV writes as many pixels as the file tells, wherever that ends."""
+    with synthetic_source(300, 20) as source:
+        convert(source, tmp_path, jpeg_quality=90)
+    path = tmp_path / "train.beton"
+    opened = open_beton(path)
+    begin = int(opened.offsets[7])
+    at = begin + bytes(opened.data[begin : begin + int(opened.sizes[7])]).index(b"\xff\xc0")
+    whole = path.read_bytes()
+    manifest_path(path).unlink()
+    for place, value in ((at + 5, 1), (at + 7, 1), (begin, 0), (at + 9, 1)):  # height, width, marker, components
+        path.write_bytes(whole[:place] + bytes([value]) + whole[place + 1 :])
+        with pytest.raises(DataError, match="image 7 is no JPEG file of 32x32"):
+            open_beton(path)

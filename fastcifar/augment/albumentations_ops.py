@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
+import random
+import warnings
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fastcifar.augment.draws import Choices
 from fastcifar.config import AugmentConfig
-from fastcifar.errors import MissingExtraError
+from fastcifar.errors import MissingExtraError, UsageError
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else its import asks the network for a newer version
 try:
@@ -71,3 +76,46 @@ def augment_batch(images: Image, choices: Choices, operations: AlbumentationsAug
     for i, (image, choice) in enumerate(zip(images, choices, strict=True)):
         out[i] = operations(image, choice)
     return out
+
+
+class Pipeline:
+    """A pipeline of the user's, as `A.save` writes it; what it draws is a function of the seed that it is given."""
+
+    def __init__(self, text: str) -> None:
+        """Raises UsageError if Albumentations cannot make it."""
+        cv2.setNumThreads(0)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")  # what it does not know is a warning to Albumentations
+                self._pipeline: Any = albumentations.from_dict(json.loads(text))
+        except Exception as error:  # whatever its constructors raise for what they are given
+            raise UsageError(f"--augment: Albumentations cannot make this pipeline ({_one_line(error)})") from error
+        self._nodes = list(_nodes(self._pipeline))
+
+    def __call__(self, image: Image, seed: int) -> Image:
+        """One image, (H, W, 3) uint8; a new array or `image`. Raises UsageError if that is not what comes out."""
+        for number, node in enumerate(self._nodes):
+            # one by one: a pipeline gives all its parts the same seed, and they would draw alike
+            own = (seed + number * 0x9E3779B1) % 2**32
+            node.random_generator, node.py_random = np.random.default_rng(own), random.Random(own)
+        try:
+            out = self._pipeline(image=image)["image"]
+        except Exception as error:
+            raise UsageError(f"--augment: the pipeline fails on an image ({_one_line(error)})") from error
+        if not isinstance(out, np.ndarray) or out.dtype != np.uint8 or out.shape != image.shape:
+            found = f"{out.dtype} of shape {tuple(out.shape)}"
+            raise UsageError(
+                f"--augment: the pipeline makes {found} of uint8 of shape {image.shape}; expected the same kind: "
+                f"leave out Normalize and ToTensorV2 (fastcifar does both) and changes of size"
+            )
+        return out
+
+
+def _nodes(transform: Any) -> Iterator[Any]:
+    yield transform
+    for part in getattr(transform, "transforms", ()):
+        yield from _nodes(part)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -29,10 +29,18 @@ from fastcifar.cli import options
     show_default=True,
     help="What to download.",
 )
+@click.option(
+    "--encode",
+    type=click.Choice(["raw", "jpeg"]),
+    default="raw",
+    show_default=True,
+    help="jpeg: smaller files for large images; only the ffcv loader reads them.",
+)
+@click.option("--quality", type=click.IntRange(1, 100), default=90, show_default=True, help="Of --encode jpeg.")
 @options.data_dir
 @options.as_json
-def convert(source: str, dataset: str, data_dir: str, as_json: bool) -> None:
-    """Write images as FFCV betons: raw, read back and compared, with a manifest.
+def convert(source: str, dataset: str, encode: str, quality: int, data_dir: str, as_json: bool) -> None:
+    """Write images as FFCV betons, read back and compared, with a manifest.
 
     What was there before is replaced only when both new files are complete.
     """
@@ -45,7 +53,9 @@ def convert(source: str, dataset: str, data_dir: str, as_json: bool) -> None:
             bars.end()
             for name, split in opened.splits.items():
                 bars.bar(name, 2 * len(split))  # each image is written, then compared
-            manifests = converters.convert(opened, data_dir, bars.advance_bar)
+            manifests = converters.convert(
+                opened, data_dir, bars.advance_bar, jpeg_quality=quality if encode == "jpeg" else None
+            )
     if as_json:
         click.echo(json.dumps({name: asdict(manifest) for name, manifest in manifests.items()}))
         return

@@ -29,6 +29,7 @@ def inspect(beton: str, as_json: bool) -> None:
     if as_json:
         facts = {
             "num_samples": len(opened),
+            "encoding": opened.encoding,
             "image_shape": list(opened.image_shape),
             "class_names": list(opened.class_names),
             "class_counts": dict(zip(opened.class_names, counts, strict=True)),
@@ -43,6 +44,7 @@ def inspect(beton: str, as_json: bool) -> None:
     rows = [
         ("images", f"{len(opened):,}"),
         ("image shape", "{} x {} x {}".format(*opened.image_shape)),
+        ("encoding", opened.encoding),
         ("mean (R, G, B)", ", ".join(f"{v:.2f}" for v in opened.mean)),
         ("std (R, G, B)", ", ".join(f"{v:.2f}" for v in opened.std)),
         ("SHA-256", opened.sha256),

@@ -20,10 +20,11 @@ from fastcifar.config import (
     SCHEDULES,
     AugmentConfig,
     TrainConfig,
+    read_pipeline,
 )
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-AUGMENT = tuple(field.name for field in fields(AugmentConfig))
+AUGMENT = tuple(field.name for field in fields(AugmentConfig) if field.name != "pipeline")
 CHANGEABLE = ("epochs", "max_steps", "data_dir", "device", "loader", "amp")
 """What may differ when a run is resumed; everything else is the run's own."""
 
@@ -61,6 +62,12 @@ def _setting(flag: str, help_text: str, **kind: Any) -> Callable[[Command], Comm
 @_setting("--cutout-p", "Probability that an image is cut out.", type=float)
 @_setting("--cutout-holes", "Holes in one image.", type=int)
 @_setting("--cutout-fill", "What the holes hold.", type=click.Choice(CUTOUT_FILLS))
+@click.option(
+    "--augment",
+    "pipeline",
+    type=click.Path(),
+    help="A pipeline of Albumentations, saved by A.save (JSON or YAML), instead of all of these.",
+)
 @_setting("--loader", "What delivers the batches; all deliver the same.", type=click.Choice(LOADERS))
 @_setting("--shuffle", "window: for betons larger than memory.", type=click.Choice(("full", "window")))
 @options.device
@@ -86,14 +93,27 @@ def _setting(flag: str, help_text: str, **kind: Any) -> Callable[[Command], Comm
 @options.as_json
 @click.pass_context
 def train(
-    context: click.Context, /, name: str | None, resume: str | None, runs_dir: str, as_json: bool, **given: Any
+    context: click.Context,
+    /,
+    name: str | None,
+    resume: str | None,
+    runs_dir: str,
+    as_json: bool,
+    pipeline: str | None,
+    **given: Any,
 ) -> None:
     """Train a network on the betons of the data folder.
 
     A tenth of the training images is held out: schedule and best weights look at those, and the test images are
     scored once, at the end. Ctrl-C saves; --resume goes on.
     """
-    augment = AugmentConfig(**{key: given.pop(key) for key in AUGMENT})
+    choices = {key: given.pop(key) for key in AUGMENT}
+    if pipeline is None:
+        augment = AugmentConfig(**choices)
+    else:
+        augment = read_pipeline(pipeline)
+        if typed := _typed(context, AUGMENT):
+            raise click.UsageError(f"{_flags(typed)} cannot be given beside --augment, which stands for all of them")
     config = TrainConfig(augment=augment, **given)
 
     import json
@@ -105,7 +125,7 @@ def train(
     run = None
     if resume is not None:
         run = find_run(resume or None, runs_dir)
-        config = _resumed(context, run.read_config(), {**given, "name": name, "augment": augment})
+        config = _resumed(context, run.read_config(), {**given, "name": name, "pipeline": augment})
     with Bars() as bars:
         run, metrics = run_training(config, runs_dir=runs_dir, name=name, resume=run, reporter=bars)
     if as_json:
@@ -120,12 +140,16 @@ def train(
 
 
 def _flags(keys: Iterable[str]) -> str:
-    return ", ".join("--" + key.replace("_", "-") for key in keys)
+    return ", ".join("--" + {"pipeline": "augment"}.get(key, key).replace("_", "-") for key in keys)
+
+
+def _typed(context: click.Context, keys: Iterable[str]) -> list[str]:
+    return [key for key in keys if context.get_parameter_source(key) is ParameterSource.COMMANDLINE]
 
 
 def _resumed(context: click.Context, config: TrainConfig, given: dict[str, Any]) -> TrainConfig:
     """The settings of the run, with what the user changed, where it may be changed."""
-    typed = [key for key in (*given, *AUGMENT) if context.get_parameter_source(key) is ParameterSource.COMMANDLINE]
+    typed = _typed(context, (*given, *AUGMENT))
     fixed = [key for key in typed if key not in CHANGEABLE]
     if fixed:
         raise click.UsageError(

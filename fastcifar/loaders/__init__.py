@@ -56,12 +56,17 @@ def make_loader(
     require_int("batch_size", batch_size, 1)
     if not train and augment is not None:
         raise UsageError("augment is given with train=False; expected no augmentation for evaluation")
-    device = torch.device(device)
+    device, asked = torch.device(device), loader
     if loader == "auto":
         loader, why = choose_loader(_size_of(beton), device)
+        if augment is not None and augment.pipeline is not None:
+            loader, why = "albumentations", "augment is a pipeline of Albumentations"
         log.info("loader: %s (%s)", loader, why)
     if not isinstance(beton, Beton):
         beton = open_for(loader, beton)
+    if asked == "auto" and beton.encoding == "jpeg" and loader != "albumentations":
+        loader = "ffcv"
+        log.info("loader: ffcv (the images are JPEG)")
     config = LoaderConfig(
         augment=(augment or AugmentConfig()) if train else NO_AUGMENT,
         batch_size=batch_size,

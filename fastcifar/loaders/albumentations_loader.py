@@ -13,8 +13,8 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from fastcifar.augment.albumentations_ops import AlbumentationsAugment, augment_batch
-from fastcifar.augment.draws import Choices
+from fastcifar.augment.albumentations_ops import AlbumentationsAugment, Pipeline, augment_batch
+from fastcifar.augment.draws import Choices, raw_bits
 from fastcifar.beton import Beton
 from fastcifar.errors import FastcifarError
 from fastcifar.loaders.base import Batch, Loader, LoaderConfig, Rows
@@ -38,6 +38,8 @@ class AlbumentationsLoader(Loader):
         num_workers: int | None = None,
     ) -> None:
         super().__init__(beton, config, rows, mean, std)
+        if config.augment.pipeline is not None:
+            Pipeline(config.augment.pipeline)(beton.images(rows[:1])[0], 0)  # a bad one is told here, not by a worker
         if num_workers is None:
             num_workers = min(
                 len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1, MAX_WORKERS
@@ -123,6 +125,9 @@ class _Batches(Dataset[Any]):
         self._beton, self._choices_of = loader.beton, loader.choices
         self._mean, self._inv_std = loader.mean32, loader.inv_std32
         self._raw = loader.config.dtype == torch.uint8
+        augment = loader.config.augment
+        self._seed = loader.config.seed
+        self._pipeline = None if augment.pipeline is None else Pipeline(augment.pipeline)
         self._operations = AlbumentationsAugment(loader.config.augment, loader.fill)
         self._epoch: int | None = None
         self._table: Choices | None = None
@@ -131,7 +136,12 @@ class _Batches(Dataset[Any]):
         epoch, rows = request
         if self._table is None or self._epoch != epoch:  # a pure function of the epoch: every worker draws the same
             self._epoch, self._table = epoch, self._choices_of(epoch)
-        images = augment_batch(self._beton.images(rows), self._table[rows], self._operations)
+        images = self._beton.images(rows)
+        if self._pipeline is None:
+            images = augment_batch(images, self._table[rows], self._operations)
+        else:
+            seeds = (raw_bits(self._seed, epoch, "pipeline", len(self._beton))[rows] >> np.uint64(32)).tolist()
+            images = np.stack([self._pipeline(image, seed) for image, seed in zip(images, seeds, strict=True)])
         if self._raw:
             return torch.from_numpy(images)
         floats = images.astype(np.float32)

@@ -81,9 +81,14 @@ class Loader(ABC):
 
     name: str
     """The `--loader` that chooses it."""
+    reads_jpeg = False
 
     def __init__(self, beton: Beton, config: LoaderConfig, rows: Rows, mean: npt.ArrayLike, std: npt.ArrayLike) -> None:
         config.augment.check_fits(beton.image_shape)
+        if beton.encoding == "jpeg" and not self.reads_jpeg:
+            raise UsageError(f"{beton.path}: holds JPEG images, which loader {self.name!r} cannot read; use 'ffcv'")
+        if config.augment.pipeline is not None and self.name != "albumentations":
+            raise UsageError(f"a pipeline of Albumentations is for loader 'albumentations'; this is {self.name!r}")
         if config.drop_last and len(rows) < config.batch_size:
             raise UsageError(
                 f"batch_size is {config.batch_size} and only whole batches are delivered; "

@@ -40,6 +40,7 @@ class FfcvLoader(Loader):
     """Images stay in the file; FFCV's thread decodes ahead in our order."""
 
     name = "ffcv"
+    reads_jpeg = True
 
     def __init__(self, beton: Beton, config: LoaderConfig, rows: Rows, mean: npt.ArrayLike, std: npt.ArrayLike) -> None:
         super().__init__(beton, config, rows, mean, std)

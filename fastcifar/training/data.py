@@ -29,10 +29,14 @@ class Loaders:
         name = config.loader
         if name == "auto":
             name, why = choose_loader(sum(os.path.getsize(p) for p in paths if p.is_file()), device)
+            if config.augment.pipeline is not None:
+                name, why = "albumentations", "--augment is a pipeline of Albumentations"
             self.chosen = f"{name} ({why})"
         else:
             self.chosen = name
         train, test = (open_for(name, path) for path in paths)
+        if config.loader == "auto" and config.augment.pipeline is None and "jpeg" in (train.encoding, test.encoding):
+            name, self.chosen = "ffcv", "ffcv (the images are JPEG)"
         for beton in (train, test):
             if not beton.verified:
                 log.warning("%s has no manifest: its structure was checked, its pixels cannot be", beton.path)
