@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from fastcifar import __version__
+from fastcifar.cli.bench import bench
 from fastcifar.cli.convert import convert
 from fastcifar.cli.doctor import doctor
 from fastcifar.cli.explain import explain
@@ -103,5 +104,5 @@ def main(context: click.Context, debug: bool) -> None:
         click.echo(context.get_help())
 
 
-for _command in (convert, inspect, train, explain, doctor):
+for _command in (convert, inspect, train, explain, bench, doctor):
     main.add_command(_command)

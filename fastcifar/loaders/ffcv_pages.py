@@ -7,27 +7,34 @@ read-only, so that other kernels do not compile any more; that for large files i
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from ffcv.memory_managers.base import MemoryManager
+from ffcv.loader import loader as ffcv_loader
+from ffcv.memory_managers.process_cache.manager import ProcessCacheManager
 
 from fastcifar.beton import Beton
 from fastcifar.errors import DataError, UsageError
 from fastcifar.loaders.base import Rows
 
-READ_AHEAD = 2  # pages
+READ_AHEAD = 1  # pages
 NUM_READERS = 2
+_PATCHING = threading.Lock()
 
 
-class Pages(MemoryManager):  # type: ignore[misc] # FFCV has no types
-    """What `ffcv.loader.EpochIterator` asks for the memory of an epoch."""
+class Pages(ProcessCacheManager):  # type: ignore[misc] # FFCV has no types
+    """What `ffcv.loader.EpochIterator` asks for the memory of an epoch; FFCV compiles the reader of its own manager."""
 
-    def __init__(self, beton: Beton, ptrs: npt.NDArray[np.uint64], sizes: npt.NDArray[np.uint64], limit: int) -> None:
-        self.beton, self.ptrs, self.sizes = beton, ptrs, sizes
-        self._limit = limit  # bytes that pages may take
+    def __init__(self, reader: Any, beton: Beton, limit: int) -> None:
+        # not theirs: it makes a dictionary and a set for each image
+        self.reader, self.beton, self._limit = reader, beton, limit  # limit: bytes that pages may take
+        in_order = np.argsort(beton.offsets, kind="stable")
+        self.ptrs, self.sizes = (values[in_order].astype(np.uint64) for values in (beton.offsets, beton.sizes))
         self._all: npt.NDArray[np.uint8] | None = None
         num_pages = int(beton.pages.max()) + 1
         if beton.private and num_pages * beton.page_size <= len(beton.data):
@@ -38,12 +45,17 @@ class Pages(MemoryManager):  # type: ignore[misc] # FFCV has no types
             return _All(self, self._all)
         return _Window(self, batches, self._limit)
 
-    def compile_reader(self) -> Any:
-        raise NotImplementedError("FFCV compiles the reader of its own manager, which this one stands in for")
 
-    @property
-    def state_type(self) -> Any:
-        raise NotImplementedError
+@contextmanager
+def instead_of_theirs(beton: Beton, limit: int) -> Iterator[None]:
+    """In the block, an `ffcv.loader.Loader` with os_cache=False gets its memory from `Pages`."""
+    with _PATCHING:
+        theirs = ffcv_loader.ProcessCacheManager
+        ffcv_loader.ProcessCacheManager = lambda reader: Pages(reader, beton, limit)
+        try:
+            yield
+        finally:
+            ffcv_loader.ProcessCacheManager = theirs
 
 
 class _All:

@@ -27,7 +27,7 @@ try:
     from ffcv.fields.rgb_image import SimpleRGBImageDecoder
     from ffcv.loader.epoch_iterator import EpochIterator
 
-    from fastcifar.loaders.ffcv_pages import Pages
+    from fastcifar.loaders.ffcv_pages import instead_of_theirs
 except ImportError as error:
     raise MissingExtraError("the ffcv loader", "ffcv", str(error)) from error
 finally:
@@ -48,19 +48,17 @@ class FfcvLoader(Loader):
         try:
             # One worker: its operations are then compiled without Numba's thread pools, which abort the process
             # beside a second loader and die after a fork.
-            self._stream = ffcv.loader.Loader(
-                beton.file.path,
-                config.batch_size,
-                num_workers=1,
-                os_cache=False,
-                drop_last=False,
-                pipelines={"image": [SimpleRGBImageDecoder()], "label": [IntDecoder()]},
-            )
+            with instead_of_theirs(beton, int(SHARE_OF_MEMORY * free_memory())):
+                self._stream = ffcv.loader.Loader(
+                    beton.file.path,
+                    config.batch_size,
+                    num_workers=1,
+                    os_cache=False,
+                    drop_last=False,
+                    pipelines={"image": [SimpleRGBImageDecoder()], "label": [IntDecoder()]},
+                )
         finally:
             torch.set_num_threads(num_threads)  # FFCV sets it to its number of workers
-        theirs = self._stream.memory_manager
-        limit = int(SHARE_OF_MEMORY * free_memory())
-        self._stream.memory_manager = Pages(beton, theirs.ptrs, theirs.sizes, limit)
         self._on_cpu = self.cpu_kernel()
         if self._on_cpu is None:
             self._on_device = self.device_kernel()

@@ -14,7 +14,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from fastcifar.config import TrainConfig
 from fastcifar.errors import CheckpointError, DataError, DivergedError, FastcifarError, Stopped, UsageError
@@ -25,7 +24,6 @@ from fastcifar.training import checkpoint
 from fastcifar.training.checkpoint import Predictions
 from fastcifar.training.data import Loaders
 from fastcifar.training.device import (
-    autocast,
     choose_device,
     keep_freed_memory,
     make_deterministic,
@@ -35,6 +33,7 @@ from fastcifar.training.evaluate import Answers, evaluate
 from fastcifar.training.run_folder import RunFolder, create_run, log_file
 from fastcifar.training.schedule import Schedule, make_optimizer
 from fastcifar.training.signals import StopRequest
+from fastcifar.training.step import train_step
 
 log = logging.getLogger(__name__)
 SAVE_EVERY_S = 300.0
@@ -254,13 +253,7 @@ class Trainer:
 
         done = progress.step >= self.num_steps  # stopped after its last step: only the validation is left
         for batch in () if done else loader.epoch(progress.epoch, progress.batch):
-            with autocast(self.device, self.bf16):
-                logits = self.model(batch.images)
-            logits = logits.float()
-            loss = F.cross_entropy(logits, batch.labels)
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            self.optimizer.step()
+            loss, logits = train_step(self.model, self.optimizer, batch.images, batch.labels, self.bf16)
             progress.step += 1
             progress.batch += 1
             progress.seen += len(batch.labels)

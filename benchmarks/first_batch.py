@@ -1,0 +1,108 @@
+"""Seconds from `make_loader(path)` (opening and hashing the file included, imports apart) to the first batch, in a
+fresh process: with Numba's cache empty (cold) and filled (warm). FFCV caches nothing.
+
+    python benchmarks/first_batch.py --data-dir data --json
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import click
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from fastcifar import measure  # noqa: E402
+
+OURS = """if True:
+    import sys, time
+    import torch
+    torch.set_num_threads(2)
+    from fastcifar import AugmentConfig, make_loader
+    from fastcifar.loaders import missing_part
+    if missing_part(sys.argv[1]) is not None:
+        sys.exit(3)
+    if sys.argv[1] != "albumentations":
+        import fastcifar.augment.numba_kernel
+    begin = time.perf_counter()
+    next(make_loader(sys.argv[2], AugmentConfig(), batch_size=512, loader=sys.argv[1]).epoch(0))
+    print(time.perf_counter() - begin, flush=True)
+    import os
+    os._exit(0)
+"""
+STOCK = """if True:
+    import sys, time
+    sys.path.insert(0, sys.argv[3])
+    try:
+        import ffcv.loader, ffcv.transforms
+    except ImportError:
+        sys.exit(3)
+    from benchmarks.peers import Work, stock_ffcv
+    from fastcifar import open_beton
+    beton = open_beton(sys.argv[2])
+    empty = beton.images([0])
+    facts = dict(beton=beton.path, labels=beton.labels, mean=beton.mean, std=beton.std)
+    work = Work(**facts, images=empty, batch_size=512, threads=2)
+    begin = time.perf_counter()
+    next(stock_ffcv.build(work)())
+    print(time.perf_counter() - begin, flush=True)
+    import os
+    os._exit(0)
+"""
+
+
+def one(name: str, path: Path, cache: str) -> float | None:
+    """Seconds in a process of its own; None if the part is not installed."""
+    code = STOCK if name == "stock-ffcv" else OURS
+    environment = {**os.environ, "NUMBA_CACHE_DIR": cache}
+    command = [sys.executable, "-W", "ignore", "-c", code, name, str(path), str(ROOT)]
+    answer = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if answer.returncode == 3:
+        return None
+    if answer.returncode:
+        raise click.ClickException(f"{name}: {answer.stderr}")
+    return float(answer.stdout.split()[-1])
+
+
+@click.command()
+@click.option("--data-dir", default="data", show_default=True, envvar="FASTCIFAR_DATA_DIR")
+@click.option("--repeats", default=5, show_default=True, type=click.IntRange(5))
+@click.option("--save/--no-save", default=True, show_default=True, help="To benchmarks/results/first_batch.jsonl.")
+@click.option("--json", "as_json", is_flag=True)
+def main(data_dir: str, repeats: int, save: bool, as_json: bool) -> None:
+    """The first batch, cold and warm."""
+    path = Path(data_dir) / "train.beton"
+    rows: list[dict[str, Any]] = []
+    for name in ("resident", "ffcv", "albumentations", "stock-ffcv"):
+        with tempfile.TemporaryDirectory() as cache:
+            cold = one(name, path, cache)
+            if cold is None:
+                rows.append({"name": name, "note": "skipped: not installed"})
+                continue
+            warm = [one(name, path, cache) or 0.0 for _ in range(repeats)]
+        rows.append(
+            {
+                "name": name,
+                "first_batch_s": round(median(warm), 4),
+                "first_batch_s_min": round(min(warm), 4),
+                "first_batch_s_max": round(max(warm), 4),
+                "first_batch_cold_s": round(cold, 4),
+                "repeats": repeats,
+            }
+        )
+    if save:
+        measure.save(ROOT / "benchmarks" / "results", "first_batch", rows, measure.circumstances(str(path)))
+    columns = ("name", "first_batch_s", "first_batch_s_min", "first_batch_s_max", "first_batch_cold_s", "note")
+    click.echo(json.dumps(rows) if as_json else measure.table(rows, columns))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""From 10,000 to 500,000 images: rate and memory of `resident`, and of `ffcv` by window (`--shuffle window`).
+
+    python benchmarks/growth.py --json
+
+`memory_mib` is what RssAnon + RssShmem of a fresh process grew by, from after its imports to its largest during an
+epoch: the beton for `resident`, the pages of a window for `ffcv`. Images are random bytes of 32x32, written to a
+temporary folder (1.6 GB).
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from fastcifar import measure  # noqa: E402
+from fastcifar.converters import Source, convert  # noqa: E402
+
+RUN = """if True:
+    import json, sys, time
+    import torch
+    torch.set_num_threads(2)
+    from fastcifar import AugmentConfig, make_loader, open_beton
+    from fastcifar.loaders import missing_part
+    from fastcifar.measure import anonymous_memory
+    name, path = sys.argv[1:]
+    if missing_part(name) is not None:
+        sys.exit(3)
+    import fastcifar.augment.numba_kernel
+    before = anonymous_memory()
+    beton = open_beton(path, in_memory=name == "resident")
+    loader = make_loader(beton, AugmentConfig(), loader=name, shuffle="full" if name == "resident" else "window")
+    most, rates = 0, []
+    for epoch in range(4):
+        begin, count = time.perf_counter(), 0
+        for number, batch in enumerate(loader.epoch(epoch)):
+            count += len(batch.labels)
+            if number % 50 == 0:
+                most = max(most, anonymous_memory() - before)
+        rates.append(count / (time.perf_counter() - begin))
+    rates = sorted(rates[1:])
+    print(json.dumps({"images_per_s": round(rates[1]), "images_per_s_min": round(rates[0]),
+                      "images_per_s_max": round(rates[2]), "memory_mib": round(most / 2**20)}), flush=True)
+    import os
+    os._exit(0)
+"""
+
+
+class RandomSplit:
+    """Random bytes, the same at every reading."""
+
+    def __init__(self, num_images: int) -> None:
+        self._num_images = num_images
+
+    def __len__(self) -> int:
+        return self._num_images
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, int]]:
+        random = np.random.default_rng(0)
+        for begin in range(0, self._num_images, 1_000):
+            images = random.integers(0, 256, (1_000, 32, 32, 3), dtype=np.uint8)
+            for i, image in enumerate(images[: self._num_images - begin]):
+                yield image, i % 10
+
+
+@click.command()
+@click.option("--sizes", default="10000,50000,200000,500000", show_default=True)
+@click.option("--save/--no-save", default=True, show_default=True, help="To benchmarks/results/growth.jsonl.")
+@click.option("--json", "as_json", is_flag=True)
+def main(sizes: str, save: bool, as_json: bool) -> None:
+    """Rate and memory by number of images."""
+    rows: list[dict[str, Any]] = []
+    for size in (int(text) for text in sizes.split(",")):
+        with tempfile.TemporaryDirectory() as folder:
+            splits = {"train": RandomSplit(size), "test": RandomSplit(10)}
+            convert(Source(description="random", class_names=tuple("abcdefghij"), splits=splits), folder)
+            path = Path(folder) / "train.beton"
+            for name in ("resident", "ffcv"):
+                answer = subprocess.run([sys.executable, "-c", RUN, name, str(path)], capture_output=True, text=True)
+                row: dict[str, Any] = {
+                    "name": name,
+                    "num_images": size,
+                    "beton_mib": round(path.stat().st_size / 2**20),
+                }
+                if answer.returncode == 3:
+                    row["note"] = "skipped: not installed"
+                elif answer.returncode:
+                    raise click.ClickException(f"{name}: {answer.stderr}")
+                else:
+                    row |= json.loads(answer.stdout)
+                rows.append(row)
+                click.echo(json.dumps(row), err=True)
+    if save:
+        measure.save(ROOT / "benchmarks" / "results", "growth", rows, measure.circumstances("random images of 32x32"))
+    columns = ("name", "num_images", "images_per_s", "images_per_s_min", "images_per_s_max", "memory_mib", "beton_mib")
+    click.echo(json.dumps(rows) if as_json else measure.table(rows, columns))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""`fastcifar bench`, and the measuring that benchmarks/ share with it. No figure is judged: they are for that."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from fastcifar import measure
+from fastcifar.cli import main
+from fastcifar.errors import UsageError
+
+ROOT = Path(__file__).parent.parent
+
+
+def batches() -> Iterator[tuple[torch.Tensor]]:
+    for _ in range(3):
+        yield (torch.zeros(10, 3, 2, 2),)
+
+
+def missing() -> measure.Epoch:
+    raise ImportError("nothing is\ninstalled")
+
+
+def test_candidates_are_measured_in_turn_and_missing_ones_left_out_by_name() -> None:
+    told: list[str] = []
+    rates = measure.measure_rates({"here": lambda: batches, "gone": missing}, tell=told.append)
+    here, gone = (rate.row() for rate in rates)
+    assert here["repeats"] == 5
+    assert here["images_per_s_min"] <= here["images_per_s"] <= here["images_per_s_max"]
+    assert here["first_batch_s"] >= 0
+    assert gone == {
+        "name": "gone",
+        "images_per_s": None,
+        "images_per_s_min": None,
+        "images_per_s_max": None,
+        "first_batch_s": None,
+        "repeats": 0,
+        "note": "skipped: nothing is installed",
+    }
+    assert told[0] == "gone: skipped: nothing is installed"
+
+
+def test_fewer_than_five_repeats_are_no_figure() -> None:
+    with pytest.raises(UsageError, match="repeats is 4; expected 5 or more"):
+        measure.measure_rates({}, repeats=4)
+
+
+def test_what_a_figure_was_measured_on_stands_beside_it(tmp_path: Path) -> None:
+    about = measure.circumstances("ten images")
+    assert about["data"] == "ten images"
+    assert about["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert about["cores"] >= 1
+    path = measure.save(tmp_path / "results", "loaders", [{"name": "a"}], about)
+    measure.save(tmp_path / "results", "loaders", [{"name": "b"}], about)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["rows"][0]["name"] for line in lines] == ["a", "b"]
+
+
+def test_memory_of_this_process_grows_with_what_it_allocates() -> None:
+    if not Path("/proc/self/status").exists():
+        pytest.skip("no /proc")
+    before = measure.anonymous_memory()
+    kept = torch.ones(8 * 2**20)
+    assert measure.anonymous_memory() - before > 24 * 2**20
+    del kept
+
+
+def test_bench_reports_loaders_and_steps(data_dir: Path) -> None:
+    arguments = ["bench", "--data-dir", str(data_dir), "--batch-size", "8", "--model", "small", "--json"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    rows = {row["name"]: row for row in report["rows"]}
+    assert {"resident", "small, step alone", "small, step together"} <= set(rows)
+    assert rows["resident"]["images_per_s"] > 0
+    assert 0 <= rows["small, step together"]["waiting_share"] <= 1
+    assert report["versions"]["torch"]
+    shown = CliRunner().invoke(main, [*arguments[:-1], "--no-steps"])
+    assert shown.stdout.splitlines()[0].split()[:2] == ["name", "images_per_s"]
+
+
+def test_bench_without_betons_says_what_to_do(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["bench", "--data-dir", str(tmp_path)])
+    assert result.exit_code == 4
+    assert "make it with 'fastcifar convert'" in result.stderr
+
+
+def test_the_benchmark_of_loaders_has_the_rows_that_it_promises(data_dir: Path) -> None:
+    names = ["resident", "ffcv", "albumentations", "limit-copy-cast", "torchvision-v1", "airbench"]
+    only = [part for name in names for part in ("--only", name)]
+    command = [sys.executable, str(ROOT / "benchmarks" / "loaders.py"), "--data-dir", str(data_dir), "--json"]
+    command += ["--no-save", "--batch-size", "50", "--limit-s", "0.2", *only]
+    answer = subprocess.run(command, capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    rows = json.loads(answer.stdout)
+    assert [row["name"] for row in rows] == names
+    for row in rows:
+        assert row["images_per_s"] or row["note"].startswith("skipped: "), row
+        assert {"images_per_s_min", "images_per_s_max", "first_batch_s"} <= set(row)
