@@ -23,6 +23,7 @@ import torch
 from fastcifar.errors import UsageError
 
 MIN_REPEATS = 5
+LEAST_S = 0.5
 
 
 @dataclass
@@ -64,8 +65,8 @@ def measure_rates(
     """Rates of loaders, round after round.
 
     candidates: by name, what builds a loader; it raises ImportError or a FastcifarError where a part is missing, and
-    is then left out, by name. The first epoch of each is warm-up and gives `first_batch_s`. An epoch is left after
-    `limit_s` seconds: a rate is images over time until the last batch before that.
+    is then left out, by name. What is run first of each is warm-up and gives `first_batch_s`. A measurement takes whole
+    epochs, at least half a second of them, and is left after `limit_s` seconds.
     """
     if repeats < MIN_REPEATS:
         raise UsageError(f"repeats is {repeats}; expected {MIN_REPEATS} or more")
@@ -74,35 +75,36 @@ def measure_rates(
         begin = time.perf_counter()
         try:
             epoch = build()
-            batches = iter(epoch())
-            next(batches)
+            next(iter(epoch()))
         except ImportError as error:
             rates[name].note = f"skipped: {' '.join(str(error).split())}"
             tell(f"{name}: {rates[name].note}")
             continue
         synchronise(device)
         rates[name].first_batch_s = time.perf_counter() - begin
-        _run(batches, limit_s, device)
+        _run(epoch, limit_s, device)
         epochs[name] = epoch
     for number in range(repeats):
         tell(f"round {number + 1} of {repeats}")
         for name, epoch in epochs.items():
-            rates[name].images_per_s.append(_run(epoch(), limit_s, device))
+            rates[name].images_per_s.append(_run(epoch, limit_s, device))
     return list(rates.values())
 
 
-def _run(batches: Iterable[Any], limit_s: float, device: torch.device | None) -> float:
-    count, begin, now = 0, time.perf_counter(), 0.0
-    for batch in batches:
-        count += len(batch[0])
-        now = time.perf_counter() - begin
-        if now > limit_s:
-            break
+def _run(epoch: Epoch, limit_s: float, device: torch.device | None) -> float:
+    """Images a second over whole epochs, as many as take `LEAST_S`; or over the part of one that takes `limit_s`."""
+    count, begin = 0, time.perf_counter()
+    while time.perf_counter() - begin < LEAST_S:
+        batches = epoch()
+        for batch in batches:
+            count += len(batch[0])
+            if time.perf_counter() - begin > limit_s:
+                break
+        close = getattr(batches, "close", None)
+        if close is not None:
+            close()
     synchronise(device)
-    close = getattr(batches, "close", None)
-    if close is not None:
-        close()
-    return count / max(time.perf_counter() - begin if device is not None else now, 1e-9)
+    return count / (time.perf_counter() - begin)
 
 
 def synchronise(device: torch.device | None) -> None:

@@ -15,6 +15,8 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from fastcifar.config import LOADERS
+
 HEAT = "inferno"  # even to the eye, also to the colour-blind
 TRAIN_COLOUR, VAL_COLOUR = "#4477aa", "#cc6677"  # Paul Tol's "muted" scheme
 LUMINANCE = np.array([0.2126, 0.7152, 0.0722])  # ITU-R BT.709
@@ -125,3 +127,31 @@ def cam_grid(
 
 def _short(text: str, most: int = 22) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def rates(rows: Sequence[dict[str, Any]], note: str = "") -> Figure:
+    """Images a second by loader, with the spread of the repeats; ours in colour.
+
+    `rows` are those of `measure.Rate.row`; the row `limit-copy-cast`, if there is one, is drawn as a line.
+    """
+    shown = sorted((row for row in rows if row["images_per_s"]), key=lambda row: row["images_per_s"])
+    limits = [row for row in shown if row["name"] == "limit-copy-cast"]
+    shown = [row for row in shown if row not in limits]
+    figure = Figure(figsize=(8, 0.6 + 0.36 * len(shown)), layout="constrained")
+    axis = figure.subplots()
+    for place, row in enumerate(shown):
+        ours = row["name"] in LOADERS
+        middle = row["images_per_s"]
+        spread = [[middle - row["images_per_s_min"]], [row["images_per_s_max"] - middle]]
+        axis.barh(place, middle, color=VAL_COLOUR if ours else "#bbbbbb", xerr=spread, ecolor="#555555", capsize=2)
+        axis.annotate(f"{middle:,}", (row["images_per_s_max"], place), (5, 0), textcoords="offset points", va="center")
+    axis.set_yticks(range(len(shown)), [row["name"] for row in shown])
+    axis.set_xscale("log")
+    axis.set_xlim(right=3 * max(row["images_per_s_max"] for row in [*shown, *limits]))
+    for row in limits:
+        axis.axvline(row["images_per_s"], color="#555555", linestyle="--", linewidth=1)
+        told = {"textcoords": "offset points", "rotation": 90, "va": "bottom"}
+        axis.annotate("copy and cast alone", (row["images_per_s"], -0.3), (4, 0), **told)
+    axis.set_xlabel(f"augmented images a second{note}")
+    axis.spines[["top", "right"]].set_visible(False)
+    return figure

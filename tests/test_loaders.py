@@ -348,6 +348,25 @@ def test_other_kernels_compile_beside_ffcv(data_dir: Path) -> None:
         write(np.zeros(shape, np.uint8))
 
 
+@pytest.mark.parametrize("name", LOADERS)
+def test_images_of_any_size_are_the_same_on_every_loader(tmp_path: Path, name: str) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 70, 51, 3), dtype=np.uint8)
+    splits = {"train": ArraySplit(pixels), "test": ArraySplit(pixels[:1])}
+    convert(Source(description="", class_names=("a", "b"), splits=splits), tmp_path)
+    augment = AugmentConfig(crop_padding=9, crop_mode="reflect", cutout_size=30, cutout_min_size=10)
+    settings: dict[str, Any] = {"batch_size": 7, "loader": name}
+    loader = make_loader(tmp_path / "train.beton", augment, dtype=torch.uint8, **settings)
+    batches, table = epoch_of(loader), loader.choices(0)
+    assert len(batches) == 5
+    fill = fill_values(augment, loader.beton.mean)
+    for image, row in zip(batches[0].images, batches[0].indices.tolist(), strict=True):
+        np.testing.assert_array_equal(
+            image.permute(1, 2, 0).numpy(), augment_image(pixels[row], table[row], augment, fill)
+        )
+    (alone,) = epoch_of(make_loader(tmp_path / "test.beton", train=False, **settings))
+    assert alone.images.shape == (1, 3, 70, 51)
+
+
 def use_briefly(data_dir: Path, name: str) -> None:
     loader = make_loader(data_dir / "train.beton", batch_size=20, loader=name)
     for _ in range(3):

@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fastcifar.augment import torch_ops
-from fastcifar.augment.draws import choices_dtype, draws
+from fastcifar.augment.draws import check_choices, choices_dtype, draws
 from fastcifar.augment.numba_kernel import NumbaAugment, Recycler
 from fastcifar.config import NO_AUGMENT, AugmentConfig
 from tests.reference import augment_image, normalise_image
@@ -72,6 +74,52 @@ def test_same_pixels_as_the_twin(
         else:  # bit for bit
             assert torch.equal(image, torch.from_numpy(normalise_image(expected, MEAN, STD)).to(dtype))
     np.testing.assert_array_equal(data, before)
+
+
+@st.composite
+def settings_of(draw: st.DrawFn) -> tuple[AugmentConfig, tuple[int, int, int], int]:
+    """Augmentation that fits images of a random shape, and a number of them."""
+    height, width = draw(st.integers(1, 14)), draw(st.integers(1, 14))
+    mode = draw(st.sampled_from(["zero", "reflect"]))
+    size = draw(st.integers(0, min(height, width)))
+    augment = AugmentConfig(
+        crop_padding=draw(st.integers(0, min(height, width) - 1 if mode == "reflect" else 17)),
+        crop_mode=mode,
+        flip=draw(st.booleans()),
+        flip_mode=draw(st.sampled_from(["random", "alternating"])),
+        rotate_degrees=draw(st.sampled_from([0.0, 0.0, 15.0, 180.0])),
+        hue_shift=draw(st.sampled_from([0, 0, 20, 90])),
+        value_shift=draw(st.sampled_from([0, 0, 50])),
+        cutout_size=size,
+        cutout_min_size=draw(st.integers(1, size)) if size and draw(st.booleans()) else None,
+        cutout_p=draw(st.sampled_from([0.5, 1.0])),
+        cutout_holes=draw(st.integers(1, 3)),
+        cutout_fill=draw(st.sampled_from(["mean", "zero"])),
+    )
+    return augment, (height, width, 3), draw(st.integers(0, 6))
+
+
+@settings(max_examples=60, deadline=None)
+@given(settings_of(), st.integers(0, 2**40), st.integers(0, 300))
+def test_any_settings_give_torchs_pixels_and_the_twins(
+    given_settings: tuple[AugmentConfig, tuple[int, int, int], int], seed: int, epoch: int
+) -> None:
+    augment, shape, num = given_settings
+    images = random_images(num, shape)
+    data, offsets = scattered(images)
+    table = draws(augment, seed, epoch, num, shape)
+    check_choices(table, augment, num, shape)
+    kernel = make(augment, shape, torch.uint8)
+    got = kernel(data, offsets, np.arange(num), kernel.columns(table)).permute(0, 2, 3, 1).numpy()
+    kernel.close()
+    fill = torch_ops.fill_values(augment, MEAN)
+    choices = torch_ops.to_device(table, torch.device("cpu"))
+    by_torch = torch_ops.apply_choices(torch.from_numpy(images), choices, augment, torch.from_numpy(fill))
+    np.testing.assert_array_equal(got, by_torch.numpy())
+    mixed = augment.rotate_degrees > 0 or augment.shifts_colour
+    for i in range(num):
+        expected = augment_image(images[i], table[i], augment, fill).astype(int)
+        assert np.abs(got[i] - expected).max() <= (1 if mixed else 0)
 
 
 @pytest.mark.parametrize(("augment", "shape", "num"), RESAMPLED)
