@@ -140,6 +140,19 @@ def test_resampled_pixels_are_within_a_grey_level_of_the_twin_and_equal_to_torch
     np.testing.assert_array_equal(got, by_torch.numpy())
 
 
+@pytest.mark.parametrize("degrees", [180.0, -180.0, 90.0, 0.0, 1e-6])
+def test_whole_and_tiny_turns(degrees: float) -> None:
+    augment = AugmentConfig(crop_padding=0, flip=False, cutout_size=0, rotate_degrees=180.0)
+    image = random_images(1, (6, 6, 3))
+    data, offsets = scattered(image)
+    table = np.zeros(1, dtype=choices_dtype())
+    table["rotation"] = degrees
+    kernel = make(augment, (6, 6, 3), torch.uint8)
+    got = kernel(data, offsets, np.arange(1), kernel.columns(table))[0].permute(1, 2, 0).numpy()
+    kernel.close()
+    np.testing.assert_array_equal(got, np.rot90(image[0], round(degrees / 90)))
+
+
 def test_memory_comes_back_when_nobody_uses_it_any_more() -> None:
     memory = Recycler()
     kept = torch.from_numpy(memory.empty(160).view(np.float32).reshape(2, 5, 4).transpose(0, 2, 1))

@@ -22,8 +22,8 @@ import numpy.typing as npt
 import torch
 
 from fastcifar.augment import numba_pixels as pixels
-from fastcifar.augment.draws import Choices, rotation_terms
-from fastcifar.config import AugmentConfig
+from fastcifar.augment.draws import Choices, draws, rotation_terms
+from fastcifar.config import NO_AUGMENT, AugmentConfig
 
 log = logging.getLogger(__name__)
 LEAST_IN_SLICE = 64  # images; handing over less costs more than it brings
@@ -39,6 +39,16 @@ def _compile() -> Callable[..., None]:
     except RuntimeError as error:  # no folder for the cache can be written
         log.info("the CPU kernel is compiled anew in each process: %s", error)
         return numba.njit(nogil=True)(pixels.augment_slice)
+
+
+@functools.cache
+def load() -> None:
+    """Compile the kernel, or read it from Numba's cache, now rather than at the first batch."""
+    ones = np.ones(3, np.float32)
+    kernel = NumbaAugment((1, 1, 3), NO_AUGMENT, np.zeros(3, np.uint8), ones, ones, torch.float32, num_threads=1)
+    columns = kernel.columns(draws(NO_AUGMENT, 0, 0, 1, (1, 1, 3)))
+    kernel(np.zeros(3, np.uint8), np.zeros(1, np.int64), np.zeros(0, np.int64), columns)
+    kernel.close()
 
 
 class Recycler:

@@ -287,7 +287,7 @@ def augment_slice(
             prefetch(data, offsets[rows[i + 1]], size)
         top, left = np.int64(crop[0][row]) - padding, np.int64(crop[1][row]) - padding
         crop_and_flip(image, picture, height, width, top, left, flip[row], reflect)
-        if len(rotation) and rotation[row, 1] != 0:
+        if len(rotation) and (rotation[row, 0] != 1 << 16 or rotation[row, 1] != 0):
             rotate(picture, image, height, width, rotation[row, 0], rotation[row, 1], reflect)
             image, picture = picture, image
         by_hue, by_saturation, by_value = colour[0][row], colour[1][row], colour[2][row]

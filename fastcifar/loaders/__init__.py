@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import logging
 import os
+import threading
 
 import numpy as np
 import numpy.typing as npt
@@ -63,7 +65,7 @@ def make_loader(
             loader, why = "albumentations", "augment is a pipeline of Albumentations"
         log.info("loader: %s (%s)", loader, why)
     if not isinstance(beton, Beton):
-        beton = open_for(loader, beton)
+        beton = open_for(loader, beton, device)
     if asked == "auto" and beton.encoding == "jpeg" and loader != "albumentations":
         loader = "ffcv"
         log.info("loader: ffcv (the images are JPEG)")
@@ -86,9 +88,22 @@ def make_loader(
     )
 
 
-def open_for(loader: str, path: str | os.PathLike[str]) -> Beton:
-    """Open a beton as the loader needs it: a private copy wherever that fits into memory."""
-    return open_beton(path, in_memory=loader == "resident" or _size_of(path) < SHARE_OF_MEMORY * free_memory())
+def open_for(loader: str, path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Beton:
+    """Open a beton as the loader needs it: a private copy wherever that fits into memory.
+
+    The CPU kernel, if that is what the loader will use on `device`, is loaded while the file is copied and hashed.
+    """
+    size = _size_of(path)
+    if size and loader != "albumentations" and torch.device(device).type == "cpu":
+        threading.Thread(target=_load_cpu_kernel, name="fastcifar-load").start()
+    return open_beton(path, in_memory=loader == "resident" or size < SHARE_OF_MEMORY * free_memory())
+
+
+def _load_cpu_kernel() -> None:
+    with contextlib.suppress(ImportError):  # told by the loader
+        from fastcifar.augment.numba_kernel import load
+
+        load()
 
 
 def _size_of(beton: Beton | str | os.PathLike[str]) -> int:

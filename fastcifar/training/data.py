@@ -34,7 +34,7 @@ class Loaders:
             self.chosen = f"{name} ({why})"
         else:
             self.chosen = name
-        train, test = (open_for(name, path) for path in paths)
+        train, test = (open_for(name, path, device) for path in paths)
         if config.loader == "auto" and config.augment.pipeline is None and "jpeg" in (train.encoding, test.encoding):
             name, self.chosen = "ffcv", "ffcv (the images are JPEG)"
         for beton in (train, test):
