@@ -18,7 +18,11 @@ from fastcifar.config import MODELS
 )
 @click.option("--steps/--no-steps", default=True, show_default=True, help="Measure training steps too.")
 @click.option(
-    "--dtype", type=click.Choice(["float32", "bfloat16", "float16", "uint8"]), default="float32", show_default=True
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16", "uint8"]),
+    default="float32",
+    show_default=True,
+    help="Of the batches.",
 )
 @click.option("--repeats", type=click.IntRange(5), default=5, show_default=True, help="Measurements of each.")
 @options.device
