@@ -149,9 +149,10 @@ def test_log_lines_stand_above_the_bar_on_a_terminal(data_dir: Path) -> None:
 def test_inspect_as_json(data_dir: Path) -> None:
     facts = json.loads(run("inspect", data_dir / "train.beton", "--json").stdout)
     assert facts.keys() == {
-        "num_samples", "image_shape", "class_names", "class_counts", "mean", "std", "sha256", "verified",
+        "num_samples", "encoding", "image_shape", "class_names", "class_counts", "mean", "std", "sha256", "verified",
     }  # fmt: skip
     assert facts["num_samples"] == 600
+    assert facts["encoding"] == "raw"
     assert facts["image_shape"] == [32, 32, 3]
     assert facts["class_counts"] == dict.fromkeys(facts["class_names"], 60)
     assert facts["verified"] is True
