@@ -123,6 +123,8 @@ class AugmentConfig:
     def check_fits(self, image_shape: tuple[int, int, int]) -> None:
         """Raise UsageError if these settings make no sense for images of `image_shape` (H, W, 3)."""
         height, width, _ = image_shape
+        if max(height, width) > 16_383:
+            raise UsageError(f"the images are {height}x{width}; expected at most 16383x16383 (choices have 16 bits)")
         smallest = min(height, width)
         if self.cutout_size > smallest:
             raise UsageError(

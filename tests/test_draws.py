@@ -137,6 +137,11 @@ def test_below_keeps_within_its_bound() -> None:
     assert below(bits, 9).tolist() == [0, 4, 8]
 
 
+def test_images_too_large_for_16_bits_are_refused() -> None:
+    with pytest.raises(UsageError, match="the images are 1x16384; expected at most 16383x16383"):
+        draws(NO_AUGMENT, 0, 0, 1, (1, 16_384, 3))
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
