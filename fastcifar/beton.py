@@ -108,7 +108,10 @@ class OpenFile:
     @property
     def changed(self) -> bool:
         """True if somebody wrote to the file since it was opened here."""
-        return self._fingerprint() != self._opened
+        try:
+            return self._fingerprint() != self._opened
+        except OSError:  # closed already: the program ends
+            return False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,8 +172,11 @@ class Beton:
 
     def _decoded(self, row: int) -> Bytes:
         try:
-            return jpeg.decode(self.data[self.offsets[row] : self.offsets[row] + self.sizes[row]])
-        except (OSError, ValueError, Warning) as error:
+            image = jpeg.decode(self.data[self.offsets[row] : self.offsets[row] + self.sizes[row]])
+            if image.shape != self.image_shape:
+                raise ValueError(f"it has shape {image.shape}")
+            return image
+        except (OSError, ValueError, SyntaxError, Warning) as error:
             raise DataError(f"{self.path}: image {row} is damaged ({error}); convert again") from error
 
 

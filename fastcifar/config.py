@@ -146,10 +146,15 @@ def read_pipeline(path: str | os.PathLike[str]) -> AugmentConfig:
     import yaml
 
     try:
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise ValueError("it is no file")
         if os.path.getsize(path) > 2**20:
             raise ValueError("it has over a MiB")
         with open(path, encoding="utf-8") as file:
-            raw = yaml.safe_load(file)  # JSON too
+            text = file.read()
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise ValueError("it has aliases, which can stand for more than the memory holds")
+        raw = yaml.safe_load(text)  # JSON too
         if not isinstance(raw, dict) or not isinstance(raw.get("transform"), dict):
             raise ValueError("it has no 'transform'")
         return replace(NO_AUGMENT, pipeline=json.dumps(raw))

@@ -40,7 +40,7 @@ def wrong_header(data: Bytes, offsets: Ints, sizes: Ints, image_shape: tuple[int
     """
     height, width, _ = image_shape
     frame = START_OF_FRAME + b"\x00\x11\x08" + height.to_bytes(2, "big") + width.to_bytes(2, "big") + b"\x03"
-    at = bytes(data[offsets[0] : offsets[0] + sizes[0]]).find(frame)
+    at = _start_of_frame(data[offsets[0] : offsets[0] + sizes[0]].tobytes(), frame)
     suspects: Iterable[int] = range(len(offsets))
     if at >= 0:
         head = data[offsets[0] : offsets[0] + at + len(frame)]
@@ -60,3 +60,11 @@ def wrong_header(data: Bytes, offsets: Ints, sizes: Ints, image_shape: tuple[int
         except (OSError, ValueError, SyntaxError):
             return row
     return None
+
+
+def _start_of_frame(image: bytes, frame: bytes) -> int:
+    """Where the frame header of a JPEG file is, from segment to segment; -1 if it is not `frame`."""
+    at = 2
+    while image[at : at + 1] == b"\xff" and not image.startswith(START_OF_FRAME, at) and at + 4 <= len(image):
+        at += 2 + int.from_bytes(image[at + 2 : at + 4], "big")
+    return at if image.startswith(frame, at) else -1

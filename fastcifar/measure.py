@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from fastcifar.errors import UsageError
+from fastcifar.errors import FastcifarError, UsageError
 
 MIN_REPEATS = 5
 LEAST_S = 0.5
@@ -76,7 +76,7 @@ def measure_rates(
         try:
             epoch = build()
             next(iter(epoch()))
-        except ImportError as error:
+        except (ImportError, FastcifarError) as error:
             rates[name].note = f"skipped: {' '.join(str(error).split())}"
             tell(f"{name}: {rates[name].note}")
             continue

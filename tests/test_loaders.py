@@ -367,6 +367,49 @@ def test_images_of_any_size_are_the_same_on_every_loader(tmp_path: Path, name: s
     assert alone.images.shape == (1, 3, 70, 51)
 
 
+@pytest.mark.parametrize("mean", [[120] * 4_000, [0, 0], [5.0], [float("nan")] * 3, [1e9] * 3, 3, "grey", [-1, 0, 0]])
+def test_a_mean_that_is_not_three_numbers_never_reaches_a_kernel(data_dir: Path, mean: Any) -> None:
+    for name in ("mean", "std"):
+        with pytest.raises(UsageError, match=rf"{name} is .*; expected three numbers from 0 to 255"):
+            make_loader(data_dir / "train.beton", batch_size=10, **{name: mean})
+
+
+def test_resident_keeps_a_copy_of_a_file_that_others_can_write_to(own_data_dir: Path) -> None:
+    path = own_data_dir / "train.beton"
+    loader = make_loader(open_beton(path), batch_size=10, loader="resident", dtype=torch.uint8)
+    before = [batch.images for batch in loader.epoch(0)]
+    os.truncate(path, 100)
+    after = [batch.images for batch in loader.epoch(0)]
+    loader.close()
+    assert all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
+
+
+def test_albumentations_tells_of_a_file_that_changed(own_data_dir: Path) -> None:
+    if missing_part("albumentations") is not None:
+        pytest.skip("Albumentations is not installed")
+    path = own_data_dir / "train.beton"
+    loader = make_loader(open_beton(path), batch_size=10, loader="albumentations")
+    batches = loader.epoch(0)
+    next(batches)
+    with path.open("r+b") as file:
+        file.write(b"\2")
+    with pytest.raises(DataError, match="was written to while it was used"):
+        list(batches)
+    loader.close()
+
+
+def test_what_a_pipeline_does_only_sometimes_is_one_line_too(data_dir: Path, tmp_path: Path) -> None:
+    albumentations = pytest.importorskip("albumentations")
+    albumentations.save(albumentations.Compose([albumentations.Resize(9, 9, p=0.02)]), tmp_path / "rare.json")
+    loader = make_loader(data_dir / "train.beton", read_pipeline(tmp_path / "rare.json"), batch_size=300)
+    with pytest.raises(
+        UsageError, match=r"^--augment: the pipeline makes uint8 of shape \(9, 9, 3\) from an image"
+    ) as told:
+        list(loader.epoch(0))
+    assert "\n" not in str(told.value)
+    loader.close()
+
+
 def use_briefly(data_dir: Path, name: str) -> None:
     loader = make_loader(data_dir / "train.beton", batch_size=20, loader=name)
     for _ in range(3):
@@ -569,7 +612,10 @@ def test_a_pipeline_that_cannot_be_used_is_one_clear_line(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["", "[1]", "{", '{"transform": 3}', "!!python/object/apply:os.system ['true']"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "[1]", "{", '{"transform": 3}', "{a: &a [1], transform: {b: *a}}", "!!python/object/apply:os.system ['true']"],
+)
 def test_a_file_that_is_no_pipeline_is_refused(tmp_path: Path, text: str) -> None:
     file = tmp_path / "pipeline.yaml"
     file.write_text(text)

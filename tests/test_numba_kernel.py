@@ -153,6 +153,24 @@ def test_whole_and_tiny_turns(degrees: float) -> None:
     np.testing.assert_array_equal(got, np.rot90(image[0], round(degrees / 90)))
 
 
+def test_a_cache_that_cannot_be_written_is_logged_once(tmp_path: Path) -> None:
+    code = """if True:
+        import logging, resource, torch
+        import numpy as np
+        from fastcifar.augment.numba_kernel import NumbaAugment
+        from fastcifar.config import AugmentConfig
+        logging.basicConfig(level=logging.INFO, format="%(message)s")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))  # as a full disk: the kernel does not fit
+        ones = np.ones(3, np.float32)
+        for _ in range(2):
+            NumbaAugment((4, 4, 3), AugmentConfig(), np.zeros(3, np.uint8), ones, ones, torch.float32)
+    """
+    environment = {"NUMBA_CACHE_DIR": str(tmp_path), "PATH": "/usr/bin"}
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stderr.count("the CPU kernel is compiled anew in each process: its cache cannot be written") == 1
+
+
 def test_memory_comes_back_when_nobody_uses_it_any_more() -> None:
     memory = Recycler()
     kept = torch.from_numpy(memory.empty(160).view(np.float32).reshape(2, 5, 4).transpose(0, 2, 1))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastcifar import beton, make_loader
+from fastcifar import beton, jpeg, make_loader
 from fastcifar.beton import manifest_path, open_beton
 from fastcifar.config import NO_AUGMENT
 from fastcifar.converters import Source, convert, writer
@@ -272,3 +272,13 @@ def test_a_jpeg_of_another_size_never_reaches_ffcv(tmp_path: Path) -> None:
         path.write_bytes(whole[:place] + bytes([value]) + whole[place + 1 :])
         with pytest.raises(DataError, match="image 7 is no JPEG file of 32x32"):
             open_beton(path)
+
+
+def test_a_comment_that_looks_like_a_header_fools_nobody(tmp_path: Path) -> None:
+    fake = b"\xff\xc0\x00\x11\x08\x00\x20\x00\x20\x03"
+    comment = b"\xff\xfe" + (len(fake) + 2).to_bytes(2, "big") + fake
+    encoded = jpeg.encode(np.zeros((64, 64, 3), np.uint8), 90).tobytes()
+    data = np.frombuffer(encoded[:2] + comment + encoded[2:], np.uint8)
+    start, size = np.array([0]), np.array([len(data)])
+    assert jpeg.wrong_header(data, start, size, (32, 32, 3)) == 0
+    assert jpeg.wrong_header(data, start, size, (64, 64, 3)) is None

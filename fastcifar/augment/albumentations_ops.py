@@ -105,8 +105,8 @@ class Pipeline:
         if not isinstance(out, np.ndarray) or out.dtype != np.uint8 or out.shape != image.shape:
             found = f"{out.dtype} of shape {tuple(out.shape)}"
             raise UsageError(
-                f"--augment: the pipeline makes {found} of uint8 of shape {image.shape}; expected the same kind: "
-                f"leave out Normalize and ToTensorV2 (fastcifar does both) and changes of size"
+                f"--augment: the pipeline makes {found} from an image of uint8 of shape {image.shape}; "
+                f"expected the same kind: leave out Normalize and ToTensorV2 (fastcifar does both) and changes of size"
             )
         return out
 

@@ -32,23 +32,45 @@ WRITTEN = (np.float32, np.uint16, np.uint8)  # by kind: FLOAT32, BFLOAT16, UINT8
 
 
 @functools.cache  # once a process: a dispatcher of Numba's does not take being collected well
-def _compile() -> Callable[..., None]:
-    """The kernel, compiled or read from Numba's cache on disk at its first call."""
+def load() -> Callable[..., None]:
+    """The kernel, compiled or read from Numba's cache on disk."""
     try:
-        return numba.njit(nogil=True, cache=True)(pixels.augment_slice)
-    except RuntimeError as error:  # no folder for the cache can be written
-        log.info("the CPU kernel is compiled anew in each process: %s", error)
-        return numba.njit(nogil=True)(pixels.augment_slice)
+        return _tried(numba.njit(nogil=True, cache=True)(pixels.augment_slice))
+    except (RuntimeError, OSError) as error:  # no folder for the cache can be written, or the disk is full
+        log.info("the CPU kernel is compiled anew in each process: its cache cannot be written (%s)", error)
+        return _tried(numba.njit(nogil=True)(pixels.augment_slice))
 
 
-@functools.cache
-def load() -> None:
-    """Compile the kernel, or read it from Numba's cache, now rather than at the first batch."""
-    ones = np.ones(3, np.float32)
-    kernel = NumbaAugment((1, 1, 3), NO_AUGMENT, np.zeros(3, np.uint8), ones, ones, torch.float32, num_threads=1)
-    columns = kernel.columns(draws(NO_AUGMENT, 0, 0, 1, (1, 1, 3)))
-    kernel(np.zeros(3, np.uint8), np.zeros(1, np.int64), np.zeros(0, np.int64), columns)
-    kernel.close()
+def _tried(kernel: Callable[..., None]) -> Callable[..., None]:
+    """Compiled for the types that `NumbaAugment` gives it, which is when a cache is read and written."""
+    data, none = np.zeros(3, np.uint8), np.zeros(0, np.int64)
+    data.flags.writeable = False
+    row, outs = np.zeros((1, 3), np.float32), tuple(np.empty((1, 0), kind) for kind in WRITTEN)
+    kernel(
+        data,
+        none,
+        none,
+        *_columns(draws(NO_AUGMENT, 0, 0, 2), True),
+        (1, 1),
+        0,
+        False,
+        data.copy(),
+        row,
+        row,
+        0,
+        outs,
+        0,
+        0,
+    )
+    return kernel
+
+
+def _columns(choices: Choices, rotates: bool) -> tuple[Any, ...]:
+    rotation = rotation_terms(choices["rotation"] if rotates else choices["rotation"][:0])
+    crop, colour = ("crop_y", "crop_x"), ("hue", "saturation", "value")
+    cutout = ("cutout_y", "cutout_x", "cutout_height", "cutout_width")
+    of_crop, of_colour, of_cutout = (tuple(choices[name] for name in group) for group in (crop, colour, cutout))
+    return of_crop, choices["flip"], rotation, of_colour, of_cutout
 
 
 class Recycler:
@@ -118,18 +140,13 @@ class NumbaAugment:
         self._pool = ThreadPoolExecutor(self._num_threads, thread_name_prefix="fastcifar-augment")
         self._memory = Recycler()
         self._no_outs = [np.empty((1, 0), kind) for kind in WRITTEN]
-        self._kernel = _compile()
+        self._kernel = load()
 
     def columns(self, choices: Choices) -> tuple[Any, ...]:
         """The columns of a checked table, as the kernel takes them: views of it, and the terms of the rotations."""
         if len(choices) == 1:
             choices = np.repeat(choices, 2)  # Numba would take a column of one for another type, and compile anew
-        rotation = rotation_terms(choices["rotation"] if self._rotates else choices["rotation"][:0])
-        crop, colour = ("crop_y", "crop_x"), ("hue", "saturation", "value")
-        cutout = ("cutout_y", "cutout_x", "cutout_height", "cutout_width")
-        groups = (tuple(choices[name] for name in group) for group in (crop, colour, cutout))
-        of_crop, of_colour, of_cutout = groups
-        return of_crop, choices["flip"], rotation, of_colour, of_cutout
+        return _columns(choices, self._rotates)
 
     def begin(
         self,

@@ -77,6 +77,7 @@ class AlbumentationsLoader(Loader):
 
     def _epoch(self, workers: DataLoader[Any], epoch: int, start: int) -> Iterator[Batch]:
         device, batches = self.config.device, self.batches(epoch)[start:]
+        self.beton.check_unchanged()
         workers.sampler.requests = [(epoch, rows) for rows in batches]  # type: ignore[attr-defined]
         for rows, images in zip(batches, self._answers(workers), strict=True):
             # a copy: what comes from a worker lies in shared memory, which holds a descriptor open
@@ -84,11 +85,14 @@ class AlbumentationsLoader(Loader):
             delivered = copied.permute(0, 3, 1, 2)  # (N, H, W, 3) -> (N, 3, H, W), channels_last memory
             labels = torch.from_numpy(self.beton.labels[rows]).to(device)
             yield Batch(self.laid_out(delivered), labels, torch.from_numpy(rows.copy()).to(device))
+        self.beton.check_unchanged()
 
     @staticmethod
     def _answers(workers: DataLoader[Any]) -> Iterator[torch.Tensor]:
         try:
             yield from workers
+        except FastcifarError as error:  # of a worker: its message ends a traceback
+            raise type(error)(str(error).strip().splitlines()[-1].partition("Error: ")[2]) from error
         except (RuntimeError, OSError, EOFError) as error:  # a worker was killed, or does not answer
             workers._iterator = None
             reason = " ".join(str(error).split())

@@ -76,6 +76,17 @@ class DeviceKernel(Protocol):
     def __call__(self, data: torch.Tensor, offsets: torch.Tensor, rows: torch.Tensor, columns: Any) -> torch.Tensor: ...
 
 
+def _three(name: str, values: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """A value for each channel, (3,) float64. The kernels trust it after this."""
+    try:
+        array = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        array = np.empty(0)
+    if array.shape != (3,) or not ((array >= 0) & (array <= 255)).all():  # a NaN is within nothing
+        raise UsageError(f"{name} is {values!r}; expected three numbers from 0 to 255")
+    return array
+
+
 class Loader(ABC):
     """Batches of a beton. `epoch(n)` gives those of epoch n; plain iteration gives epoch 0, then 1, and so on."""
 
@@ -95,7 +106,7 @@ class Loader(ABC):
                 f"expected at most {len(rows)}, the number of images"
             )
         self.beton, self.config = beton, config
-        self.mean, self.std = np.asarray(mean, dtype=np.float64), np.asarray(std, dtype=np.float64)
+        self.mean, self.std = _three("mean", mean), _three("std", std)
         self.mean32, self.inv_std32 = normalisation(self.mean, self.std)
         self.fill = fill_values(config.augment, self.mean)
         self._chosen = np.zeros(len(beton), dtype=bool)

@@ -23,12 +23,14 @@ class ResidentLoader(Loader):
 
     def __init__(self, beton: Beton, config: LoaderConfig, rows: Rows, mean: npt.ArrayLike, std: npt.ArrayLike) -> None:
         super().__init__(beton, config, rows, mean, std)
+        self._bytes = beton.data if beton.private else beton.data.copy()
+        beton.check_unchanged()  # what was copied is what was checked
         self._on_cpu = self.cpu_kernel()
         if self._on_cpu is None:
             self._on_device = self.device_kernel()
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # and nobody writes to it
-                arrays = (beton.data, beton.offsets, beton.labels)
+                arrays = (self._bytes, beton.offsets, beton.labels)
                 self._data, self._offsets, self._labels = (torch.from_numpy(a).to(config.device) for a in arrays)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
@@ -42,7 +44,7 @@ class ResidentLoader(Loader):
         begun: deque[tuple[Rows, Any]] = deque()
         for rows in chain(batches[start:], (None,)):
             if rows is not None:
-                begun.append((rows, kernel.begin(self.beton.data, self.beton.offsets, rows, columns)))
+                begun.append((rows, kernel.begin(self._bytes, self.beton.offsets, rows, columns)))
             if len(begun) == 2 or (rows is None and begun):  # one is made while the caller works on the other
                 of, pending = begun.popleft()
                 labels, indices = torch.from_numpy(self.beton.labels[of]), torch.from_numpy(of.copy())
