@@ -46,22 +46,8 @@ def _tried(kernel: Callable[..., None]) -> Callable[..., None]:
     data, none = np.zeros(3, np.uint8), np.zeros(0, np.int64)
     data.flags.writeable = False
     row, outs = np.zeros((1, 3), np.float32), tuple(np.empty((1, 0), kind) for kind in WRITTEN)
-    kernel(
-        data,
-        none,
-        none,
-        *_columns(draws(NO_AUGMENT, 0, 0, 2), True),
-        (1, 1),
-        0,
-        False,
-        data.copy(),
-        row,
-        row,
-        0,
-        outs,
-        0,
-        0,
-    )
+    settings = ((1, 1), 0, False, data.copy(), row, row, pixels.FLOAT32)  # as those of `NumbaAugment`
+    kernel(data, none, none, *_columns(draws(NO_AUGMENT, 0, 0, 2), True), *settings, outs, 0, 0)
     return kernel
 
 
@@ -176,12 +162,11 @@ class NumbaAugment:
     def _shaped(self, out: npt.NDArray[Any]) -> torch.Tensor:
         # views are taken in NumPy: torch gives the GIL away for each of its own, and waits to get it back
         height, width = self._shape
+        num = len(out) // (height * width * 3)
         if self._channels_last:
-            out = out.reshape(len(out) // (height * width * 3), height, width, 3).transpose(
-                0, 3, 1, 2
-            )  # (N, H, W, 3) -> (N, 3, H, W)
+            out = out.reshape(num, height, width, 3).transpose(0, 3, 1, 2)  # (N, H, W, 3) -> (N, 3, H, W)
         else:
-            out = out.reshape(len(out) // (height * width * 3), 3, height, width)
+            out = out.reshape(num, 3, height, width)
         tensor = torch.from_numpy(out)
         return tensor.view(torch.bfloat16) if self._kind == pixels.BFLOAT16 else tensor
 

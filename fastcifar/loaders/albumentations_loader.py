@@ -84,7 +84,9 @@ class AlbumentationsLoader(Loader):
             copied = images.to(device, self.config.dtype, copy=True)
             delivered = copied.permute(0, 3, 1, 2)  # (N, H, W, 3) -> (N, 3, H, W), channels_last memory
             labels = torch.from_numpy(self.beton.labels[rows]).to(device)
-            yield Batch(self.laid_out(delivered), labels, torch.from_numpy(rows.copy()).to(device))
+            if not self.config.channels_last:
+                delivered = delivered.contiguous()
+            yield Batch(delivered, labels, torch.from_numpy(rows.copy()).to(device))
         self.beton.check_unchanged()
 
     @staticmethod

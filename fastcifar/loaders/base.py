@@ -181,10 +181,6 @@ class Loader(ABC):
         layout = (config.dtype, config.channels_last, config.device)
         return kernel(self.beton.image_shape, config.augment, *statistics, *layout)
 
-    def laid_out(self, images: torch.Tensor) -> torch.Tensor:
-        """(N, 3, H, W) in the memory format that was asked for."""
-        return images if self.config.channels_last else images.contiguous()
-
     @abstractmethod
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch, from the batch `start` on."""
