@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,12 @@ from fastcifar.converters import convert
 from fastcifar.converters.synthetic import source as synthetic_source
 
 REAL_SOURCE = os.environ.pop("FASTCIFAR_SOURCE", "")  # the tests that want it take the fixture `real_source`
+
+
+def pytest_configure() -> None:
+    # a shell's background jobs, and what they start, ignore Ctrl-C; the programs that tests start must not inherit that
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
