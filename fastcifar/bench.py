@@ -12,11 +12,12 @@ import torch
 
 from fastcifar import measure
 from fastcifar.beton import Beton
-from fastcifar.config import AugmentConfig
+from fastcifar.config import AugmentConfig, TrainConfig
 from fastcifar.loaders import Batch, Loader, make_loader, missing_part
 from fastcifar.models import make_model
-from fastcifar.training.device import keep_freed_memory, uses_bf16
-from fastcifar.training.step import train_step
+from fastcifar.training.device import choose_amp, keep_freed_memory
+from fastcifar.training.optimizer import make_optimizer
+from fastcifar.training.step import Step
 
 WORK = AugmentConfig(crop_padding=4, flip=True, cutout_size=8)
 REPEAT_S = 2.0  # how long one measurement of training steps should take; at least one step
@@ -53,40 +54,32 @@ def step_rows(
     """The training step of each model: alone on one batch, and fed by the loader, with the share of waiting for it."""
     if device.type == "cpu":
         keep_freed_memory()  # as `train` does
-    bf16 = uses_bf16(device, "auto")
+    amp = choose_amp(device, "auto")
     loader = make_loader(beton, WORK, batch_size=batch_size, device=device)
     rows = []
     try:
         for name in models:
             tell(f"training step of {name}")
-            model: Any = make_model(name, len(beton.class_names))
+            config = TrainConfig(model=name, lr=0.01)
+            model: Any = make_model(config.network, len(beton.class_names), beton.image_shape)
             model = model.to(device, memory_format=torch.channels_last)
-            optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True)
-            step = _Step(model, optimizer, bf16)
+            step = Step(model, model, make_optimizer(model, config), config, amp)
             rows += _steps(name, step, loader, device, repeats)
     finally:
         loader.close()
     return rows
 
 
-class _Step:
-    def __init__(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, bf16: bool) -> None:
-        self._model, self._optimizer, self._bf16 = model, optimizer, bf16
-
-    def __call__(self, batch: Batch) -> None:
-        train_step(self._model, self._optimizer, batch.images, batch.labels, self._bf16)
-
-
-def _steps(name: str, step: _Step, loader: Loader, device: torch.device, repeats: int) -> list[dict[str, Any]]:
+def _steps(name: str, step: Step, loader: Loader, device: torch.device, repeats: int) -> list[dict[str, Any]]:
     batches = _endless(loader)
     batch, size = next(batches), loader.config.batch_size
-    once = min(measure.seconds(lambda: step(batch), repeats=1, device=device))
+    once = min(measure.seconds(lambda: step(batch.images, batch.labels), repeats=1, device=device))
     count = max(1, math.floor(REPEAT_S / once))
     waited: list[float] = []
 
     def alone() -> None:
         for _ in range(count):
-            step(batch)
+            step(batch.images, batch.labels)
 
     def together() -> None:
         waiting = 0.0
@@ -94,7 +87,7 @@ def _steps(name: str, step: _Step, loader: Loader, device: torch.device, repeats
             begin = time.perf_counter()
             fresh = next(batches)
             waiting += time.perf_counter() - begin
-            step(fresh)
+            step(fresh.images, fresh.labels)
         waited.append(waiting)
 
     times: dict[str, list[float]] = {"alone": [], "together": []}

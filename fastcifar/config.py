@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 import os
+import re
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fastcifar.checks import require_bool, require_choice, require_float, require_int, require_number
 from fastcifar.errors import UsageError
 
 MODELS = ("resnet18", "small")
@@ -16,39 +17,13 @@ CUTOUT_FILLS = ("mean", "zero")
 FLIP_MODES = ("random", "alternating")
 SHUFFLES = ("full", "window", "none")
 LOADERS = ("auto", "resident", "ffcv", "albumentations")
-SCHEDULES = ("plateau", "cosine", "none")
-AMP_MODES = ("auto", "bf16", "off")
+SCHEDULES = ("plateau", "onecycle", "cosine", "step", "multistep", "none")
+MONITORS = ("loss", "accuracy")
+OPTIMIZERS = ("sgd", "adamw", "muon")
+NORMS = ("batch", "layer", "group")
+TTAS = ("none", "flip", "flip-shift")
+AMP_MODES = ("auto", "bf16", "fp16", "off")
 MAX_SEED = 2**63 - 1
-
-
-def require_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    """Raise UsageError unless `value` is one of `allowed`."""
-    if value not in allowed:
-        raise UsageError(f"{name} is {value!r}; expected one of: {', '.join(allowed)}")
-
-
-def require_int(name: str, value: Any, low: int, high: int | None = None) -> None:
-    """Raise UsageError unless `value` is a whole number in low..high."""
-    span = f"{low} or more" if high is None else f"{low}..{high}"
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise UsageError(f"{name} is {value!r}; expected a whole number, {span}")
-    if value < low or (high is not None and value > high):
-        raise UsageError(f"{name} is {value}; expected {span}")
-
-
-def require_float(name: str, value: Any, low: float, *, above: bool = False, high: float = math.inf) -> None:
-    """Raise UsageError unless `value` is finite, at least `low` (above it if `above`) and below `high`."""
-    kind = f"a number {'above' if above else 'of at least'} {low:g}"
-    kind += "" if high == math.inf else f" and below {high:g}"
-    fits = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not fits or value < low or (above and value == low) or value >= high:
-        raise UsageError(f"{name} is {value}; expected {kind}")
-
-
-def require_number(name: str, value: Any, low: float, high: float) -> None:
-    """Raise UsageError unless `value` is a number in low..high."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-        raise UsageError(f"{name} is {value!r}; expected a number, {low:g}..{high:g}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +66,7 @@ class AugmentConfig:
     def __post_init__(self) -> None:
         require_int("crop_padding", self.crop_padding, 0, 16_383)
         require_choice("crop_mode", self.crop_mode, CROP_MODES)
-        if not isinstance(self.flip, bool):
-            raise UsageError(f"flip is {self.flip!r}; expected True or False")
+        require_bool("flip", self.flip)
         require_choice("flip_mode", self.flip_mode, FLIP_MODES)
         require_number("rotate_degrees", self.rotate_degrees, 0, 180)
         require_number("rotate_p", self.rotate_p, 0, 1)
@@ -166,27 +140,106 @@ def read_pipeline(path: str | os.PathLike[str]) -> AugmentConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which network, and how it is built."""
+
+    name: str = "resnet18"
+    """One of MODELS, a name of `torchvision.models`, or 'package.module:function' of your own."""
+    norm: str = "batch"
+    """'batch', 'layer' (one group: over all channels and places of an image) or 'group' (of 16 channels); resnet18."""
+    dropout: float = 0.0
+    """Probability that an input of the last layer is dropped; resnet18 and small."""
+    last_stride: int = 2
+    """Stride of the last stage; 1 gives 8x8 maps instead of 4x4; resnet18."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not re.fullmatch(r"[\w.]+(:\w+)?", self.name):
+            raise UsageError(
+                f"model is {self.name!r}; expected one of: {', '.join(MODELS)}, a name of torchvision.models, "
+                "or package.module:function"
+            )
+        require_choice("norm", self.norm, NORMS)
+        require_float("dropout", self.dropout, 0.0, high=1.0)
+        require_int("last_stride", self.last_stride, 1, 2)
+
+    @property
+    def label(self) -> str:
+        """The name without the package: for folders."""
+        return self.name.rpartition(":")[2]
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Everything that decides what a training run does. Stored in the run folder as config.yaml."""
 
+    recipe: str | None = None
+    """Name of the recipe that these settings began as."""
     data_dir: str = "data"
     """Folder with train.beton and test.beton."""
     model: str = "resnet18"
-    """Name of the network."""
+    """Name of the network: see `ModelConfig`."""
+    norm: str = "batch"
+    """Normalisation in the network: see `ModelConfig`."""
+    dropout: float = 0.0
+    """Dropout before the last layer: see `ModelConfig`."""
+    last_stride: int = 2
+    """Stride of the last stage: see `ModelConfig`."""
     epochs: int = 50
     """Passes over the training images."""
     batch_size: int = 512
-    """Images in one step; the last, partial batch of an epoch is dropped."""
-    lr: float = 0.1
-    """Learning rate that the schedule starts from."""
+    """Images in one step, of all processes together; the last, partial batch of an epoch is dropped."""
+    optimizer: str = "sgd"
+    """'sgd', 'adamw', or 'muon' (for filters and matrices; AdamW with `rest_lr` for the rest)."""
+    lr: float | str = 0.1
+    """Learning rate: the highest that the schedule reaches; 'auto' runs the range test first."""
+    rest_lr: float = 0.01
+    """Learning rate of AdamW for what Muon does not update, at the peak of the schedule."""
     momentum: float = 0.9
-    """Momentum of SGD (Nesterov's, where it is above 0)."""
+    """Momentum of SGD and Muon."""
+    nesterov: bool = True
+    """Nesterov's momentum, where momentum is above 0."""
     weight_decay: float = 5e-4
-    """L2 penalty on all weights."""
+    """L2 penalty (SGD), decoupled decay (AdamW, Muon)."""
+    decay_all: bool = True
+    """Weight decay and L1 on biases and normalisation too, not only on filters and matrices."""
+    l1: float = 0.0
+    """L1 penalty: its gradient is added to that of the loss; the loss that is reported does not hold it."""
+    label_smoothing: float = 0.0
+    """Share of each label that is spread over all classes while training (Szegedy et al. 2016)."""
+    clip_norm: float = 0.0
+    """Gradients are scaled down to this norm, all parameters together; 0: they are not."""
+    ema: float = 0.0
+    """Decay per step of an exponential moving average of the weights, which is then what is scored; 0: none."""
     sched: str = "plateau"
-    """'plateau' (x 0.2 when the validation loss has not improved for 3 epochs), 'cosine' (to 0, per step), 'none'."""
+    """'plateau', 'onecycle', 'cosine', 'step', 'multistep' or 'none'."""
+    factor: float = 0.2
+    """plateau, step, multistep: what the learning rate is multiplied by."""
+    patience: int = 3
+    """plateau: epochs without an improvement before the rate falls."""
+    monitor: str = "loss"
+    """plateau: 'loss' or 'accuracy', of the validation images, or of training if none are held out."""
+    min_lr: float = 0.0
+    """plateau, cosine: the rate does not fall below this."""
+    step_size: int = 10
+    """step: epochs between two falls."""
+    milestones: tuple[int, ...] = ()
+    """multistep: after how many epochs the rate falls."""
+    pct_start: float = 0.3
+    """onecycle: share of the steps in which the rate rises."""
+    div_factor: float = 25.0
+    """onecycle: the rate starts at lr / div_factor."""
+    final_div_factor: float = 1e4
+    """onecycle: the rate ends at lr / div_factor / final_div_factor."""
+    anneal: str = "cos"
+    """onecycle: 'cos' or 'linear'."""
+    warmup_epochs: float = 0.0
+    """Epochs in which the rate rises in a line from a hundredth; onecycle has its own."""
     augment: AugmentConfig = AugmentConfig()
     """What happens to training images."""
+    progressive: tuple[tuple[int, float], ...] = ()
+    """(side, until): images are resized to side x side until that share of the steps is done."""
+    tta: str = "none"
+    """Test-time augmentation of the last score, beside the plain one: 'none', 'flip', 'flip-shift'."""
     loader: str = "auto"
     """Which loader feeds the network."""
     shuffle: str = "full"
@@ -194,7 +247,11 @@ class TrainConfig:
     device: str = "auto"
     """'auto' (CUDA, else MPS, else CPU), or a torch device."""
     amp: str = "auto"
-    """Autocast: 'bf16', 'off', or 'auto' (bf16 where the device is fast at it)."""
+    """Autocast: 'bf16', 'fp16' (with loss scaling), 'off', or 'auto' (bf16 where the device is fast at it)."""
+    compile: bool = False
+    """torch.compile the network: worth its half minute in long runs on a GPU, not on a CPU."""
+    sync_bn: bool = False
+    """Batch normalisation over the images of all processes."""
     val_size: int | None = None
     """Training images held out for validation, the same number of each class; 0 trains on all; None is a tenth."""
     seed: int = 0
@@ -203,15 +260,30 @@ class TrainConfig:
     """Use only algorithms that give the same result every time."""
     max_steps: int | None = None
     """End after this many steps, evaluation included."""
+    log_every: int = 0
+    """Log the mean loss of every so many steps; 0: of epochs only."""
 
     def __post_init__(self) -> None:
-        require_choice("model", self.model, MODELS)
+        object.__setattr__(self, "milestones", _tuple("milestones", self.milestones))
+        object.__setattr__(
+            self, "progressive", tuple(_tuple("progressive", p) for p in _tuple("progressive", self.progressive))
+        )
+        _ = self.network
         require_int("epochs", self.epochs, 1)
         require_int("batch_size", self.batch_size, 2)  # batch normalisation has no variance of one image
-        require_float("lr", self.lr, 0.0, above=True)
+        require_choice("optimizer", self.optimizer, OPTIMIZERS)
+        if self.lr != "auto":
+            require_float("lr", self.lr, 0.0, above=True)
+        require_float("rest_lr", self.rest_lr, 0.0, above=True)
         require_float("momentum", self.momentum, 0.0, high=1.0)
-        require_float("weight_decay", self.weight_decay, 0.0)
-        require_choice("sched", self.sched, SCHEDULES)
+        for name in ("weight_decay", "l1", "clip_norm", "min_lr", "warmup_epochs"):
+            require_float(name, getattr(self, name), 0.0)
+        for name in ("label_smoothing", "ema"):
+            require_float(name, getattr(self, name), 0.0, high=1.0)
+        for name in ("nesterov", "decay_all", "compile", "sync_bn", "deterministic"):
+            require_bool(name, getattr(self, name))
+        self._check_schedule()
+        require_choice("tta", self.tta, TTAS)
         require_choice("loader", self.loader, LOADERS)
         require_choice("shuffle", self.shuffle, ("full", "window"))
         require_choice("amp", self.amp, AMP_MODES)
@@ -220,3 +292,43 @@ class TrainConfig:
         require_int("seed", self.seed, 0, MAX_SEED)
         if self.max_steps is not None:
             require_int("max_steps", self.max_steps, 1)
+        require_int("log_every", self.log_every, 0)
+
+    def _check_schedule(self) -> None:
+        require_choice("sched", self.sched, SCHEDULES)
+        require_float("factor", self.factor, 0.0, above=True, high=1.0)
+        require_int("patience", self.patience, 0)
+        require_choice("monitor", self.monitor, MONITORS)
+        require_int("step_size", self.step_size, 1)
+        for number in self.milestones:
+            require_int("milestones", number, 1)
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise UsageError(f"milestones is {list(self.milestones)}; expected each epoch once, in rising order")
+        if self.sched == "multistep" and not self.milestones:
+            raise UsageError("sched is 'multistep' without milestones; expected epochs, such as 15,25")
+        if self.sched == "onecycle" and self.warmup_epochs:
+            raise UsageError("warmup_epochs is given with sched 'onecycle'; it warms up by itself: see pct_start")
+        require_float("pct_start", self.pct_start, 0.0, above=True, high=1.0)
+        require_float("div_factor", self.div_factor, 1.0)
+        require_float("final_div_factor", self.final_div_factor, 1.0)
+        require_choice("anneal", self.anneal, ("cos", "linear"))
+        if not isinstance(self.lr, str) and self.min_lr > self.lr:
+            raise UsageError(f"min_lr is {self.min_lr:g}, above lr, {self.lr:g}; expected less")
+        before = 0.0
+        for stage in self.progressive:
+            if len(stage) != 2:
+                raise UsageError(f"progressive is {self.progressive}; expected pairs of side and share, such as 24:0.5")
+            require_int("the side in progressive", stage[0], 8, 16_383)
+            require_number("the share in progressive", stage[1], before, 1.0)
+            before = stage[1]
+
+    @property
+    def network(self) -> ModelConfig:
+        """The settings of the network alone."""
+        return ModelConfig(name=self.model, norm=self.norm, dropout=self.dropout, last_stride=self.last_stride)
+
+
+def _tuple(name: str, value: object) -> tuple[Any, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise UsageError(f"{name} is {value!r}; expected a list")
+    return tuple(value)

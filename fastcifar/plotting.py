@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fastcifar.config import LOADERS
+
+if TYPE_CHECKING:
+    from fastcifar.lr_find import LrCurve
 
 HEAT = "inferno"  # even to the eye, also to the colour-blind
 TRAIN_COLOUR, VAL_COLOUR = "#4477aa", "#cc6677"  # Paul Tol's "muted" scheme
@@ -68,6 +72,30 @@ def curves(history: Sequence[dict[str, Any]]) -> Figure:
 def _positive(history: Sequence[dict[str, Any]]) -> bool:
     rates = [row["lr"] for row in history]
     return bool(rates) and min(rates) > 0 and max(rates) / min(rates) > 10
+
+
+def lr_curve(curve: LrCurve) -> Figure:
+    """Loss over learning rate of a range test, raw and smoothed, with the suggestions or the reason for none."""
+    figure = Figure(figsize=(7.5, 4.2), layout="constrained")
+    axis = figure.subplots()
+    axis.plot(curve.rates, curve.losses, color="0.75", lw=1, label="loss")
+    axis.plot(curve.rates, curve.smoothed, color=TRAIN_COLOUR, lw=2, label="smoothed")
+    marks = zip(curve.suggestions.items(), ("o", "v", "s"), (VAL_COLOUR, "#999933", "#117733"), strict=False)
+    for (name, rate), marker, colour in marks:
+        height = np.interp(rate, curve.rates, curve.smoothed)
+        axis.plot([rate], [height], marker, color=colour, ms=8, label=f"{name}: {rate:.3g}")
+    axis.set(xlabel="learning rate", ylabel="training loss", title="Learning-rate range test")
+    if len(curve.rates) > 1 and curve.rates[-1] > 100 * curve.rates[0]:
+        axis.set_xscale("log")
+    if len(curve.losses):
+        low, start = curve.smoothed.min(), np.median(curve.smoothed[:10])
+        axis.set_ylim(low - 0.1 * abs(start - low) - 0.05, start + max(start - low, 0.2))  # not the explosion
+    note = f"No suggestion: {curve.why_not}" if curve.why_not else curve.ended
+    figure.supxlabel("\n".join(textwrap.wrap(note, 100)), fontsize=8, color="0.4")
+    axis.legend(frameon=False)
+    axis.grid(alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+    return figure
 
 
 def overlay(image: npt.NDArray[np.uint8], heat: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

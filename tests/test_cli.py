@@ -276,7 +276,10 @@ def test_wrong_images(image_folder: ImageFolder) -> None:
         (["--lr", "nan"], "lr is nan; expected a number above 0"),
         (
             ["--model", "vgg"],
-            "Invalid value for '--model': 'vgg' is not one of 'resnet18', 'small'. (see 'fastcifar train --help')",
+            (
+                "model is 'vgg'; expected one of: resnet18, small, a name of torchvision.models (such as resnet34 or "
+                "mobilenet_v3_small), or package.module:function"
+            ),
         ),
         (["--epoch", "3"], "No such option"),
         (

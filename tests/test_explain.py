@@ -14,7 +14,7 @@ from torch import nn
 
 from fastcifar import plotting
 from fastcifar.beton import open_beton
-from fastcifar.config import TrainConfig
+from fastcifar.config import ModelConfig, TrainConfig
 from fastcifar.errors import CheckpointError, DataError, UsageError
 from fastcifar.explain import default_stage, explain_run, grad_cam
 from fastcifar.models import make_model
@@ -32,7 +32,7 @@ def run(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 def model() -> nn.Module:
     """A ResNet-18 with statistics that some images gave it."""
     torch.manual_seed(0)
-    made = make_model("resnet18", 10)
+    made = make_model(ModelConfig(name="resnet18"), 10)
     with torch.no_grad():
         for _ in range(3):
             made(torch.randn(16, 3, 32, 32))
@@ -93,7 +93,7 @@ def test_a_frozen_network_gives_maps_too(model: nn.Module) -> None:
 
 
 def test_a_dead_stage_has_no_evidence() -> None:
-    dead = make_model("resnet18", 10).eval()
+    dead = make_model(ModelConfig(name="resnet18"), 10).eval()
     with torch.no_grad():
         dead.head.weight.zero_()  # type: ignore[union-attr]
     result = grad_cam(dead, torch.randn(3, 3, 32, 32), "layer4")
@@ -107,11 +107,11 @@ def test_an_unknown_stage_is_refused(model: nn.Module) -> None:
 
 
 def test_the_default_stage_is_the_deepest_with_maps_of_5x5() -> None:
-    resnet = make_model("resnet18", 10)
+    resnet = make_model(ModelConfig(name="resnet18"), 10)
     assert default_stage(resnet, (32, 32, 3)) == ("layer3", (8, 8))
     assert default_stage(resnet, (40, 40, 3)) == ("layer4", (5, 5))
     assert default_stage(resnet, (3, 4, 3))[0] == "layer1"
-    _stage, (height, width) = default_stage(make_model("small", 10), (32, 32, 3))
+    _stage, (height, width) = default_stage(make_model(ModelConfig(name="small"), 10), (32, 32, 3))
     assert min(height, width) >= 5
 
 

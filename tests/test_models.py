@@ -6,38 +6,115 @@ import pytest
 import torch
 
 from fastcifar import config
+from fastcifar.config import ModelConfig
 from fastcifar.errors import UsageError
-from fastcifar.models import _CLASSES, count_parameters, make_model
+from fastcifar.explain import default_stage
+from fastcifar.models import count_parameters, make_model, names_code
 
 
 def test_resnet18_has_the_parameters_of_the_cifar_variant() -> None:
-    assert count_parameters(make_model("resnet18", 10)) == 11_173_962
+    assert count_parameters(make_model(ModelConfig(name="resnet18"), 10)) == 11_173_962
 
 
 def test_small_has_at_most_two_million_parameters() -> None:
-    assert count_parameters(make_model("small", 10)) <= 2_000_000
+    assert count_parameters(make_model(ModelConfig(name="small"), 10)) <= 2_000_000
 
 
-def test_the_settings_name_the_models_that_exist() -> None:
-    assert tuple(_CLASSES) == config.MODELS
+@pytest.mark.parametrize("name", ["vgg", "fasterrcnn_resnet50_fpn", "quantized_resnet18", "r3d_18", "no.dots"])
+def test_an_unknown_model_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match=f"model is '{name}'; expected one of: resnet18, small, a name of torchvision"):
+        make_model(ModelConfig(name=name), 10)
 
 
-def test_an_unknown_model_is_refused() -> None:
-    with pytest.raises(UsageError, match="model is 'vgg'; expected one of: resnet18, small"):
-        make_model("vgg", 10)
+def test_a_network_of_torchvision_gets_its_stages() -> None:
+    model = make_model(ModelConfig(name="resnet34"), 7)
+    assert model(torch.randn(2, 3, 32, 32)).shape == (2, 7)
+    assert model.stages == ("relu", "layer1", "layer2", "layer3")  # 16, 8, 4 and 2 pixels a side
+    assert model.training
+
+
+def test_a_network_that_does_not_fit_the_images_is_refused() -> None:
+    with pytest.raises(UsageError, match="model 'alexnet' does not take images of 32x32"):
+        make_model(ModelConfig(name="alexnet"), 10)
+
+
+def own_network(num_classes: int) -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, 2), torch.nn.Flatten(), torch.nn.LazyLinear(num_classes))
+
+
+def no_network(num_classes: int) -> str:
+    return "network"
+
+
+def wide_network(num_classes: int) -> torch.nn.Module:
+    return own_network(num_classes + 1)
+
+
+def test_a_network_of_ones_own_is_made_and_named_code() -> None:
+    chosen = ModelConfig(name=f"{__name__}:own_network")
+    assert names_code(chosen)
+    assert not names_code(ModelConfig(name="resnet34"))
+    model = make_model(chosen, 3)
+    assert model(torch.randn(2, 3, 32, 32)).shape == (2, 3)
+    assert model.stages == ("0",)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("no_network", "returned str; expected a torch.nn.Module"),
+        ("wide_network", r"gives \(2, 4\) for 2 images; expected logits, \(2, 3\)"),
+        ("missing", "which cannot be imported"),
+        ("pytest", "which is no function"),
+    ],
+)
+def test_a_function_that_makes_no_classifier_is_refused(function: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        make_model(ModelConfig(name=f"{__name__}:{function}"), 3)
+
+
+@pytest.mark.parametrize("norm", ["layer", "group"])
+def test_without_batch_norm_an_image_does_not_see_the_others(norm: str) -> None:
+    model = make_model(ModelConfig(norm=norm), 10)
+    images = torch.randn(3, 3, 32, 32)
+    alone = torch.cat([model(image[None]) for image in images])
+    torch.testing.assert_close(model(images), alone, rtol=1e-4, atol=1e-4)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules())
+    groups = {module.num_groups for module in model.modules() if isinstance(module, torch.nn.GroupNorm)}
+    assert groups == ({1} if norm == "layer" else {4, 8, 16, 32})
+
+
+def test_the_last_stage_keeps_its_size_with_stride_1() -> None:
+    _, size = default_stage(make_model(ModelConfig(last_stride=1), 10), (32, 32, 3))
+    assert size == (8, 8)
+
+
+def test_dropout_drops_while_training_only() -> None:
+    model = make_model(ModelConfig(name="small", dropout=0.9), 10)
+    model.head.weight.data.fill_(1.0)
+    images = torch.randn(8, 3, 32, 32)
+    model.eval()
+    assert torch.equal(model(images), model(images))
+    model.train()
+    assert not torch.equal(model(images), model(images))
+
+
+def test_choices_of_a_network_that_has_none_are_refused() -> None:
+    with pytest.raises(UsageError, match="norm is 'layer'; only resnet18 can choose, not small"):
+        make_model(ModelConfig(name="small", norm="layer"), 10)
 
 
 @pytest.mark.parametrize("name", config.MODELS)
 @pytest.mark.parametrize(("side", "num_classes"), [(32, 10), (28, 2), (64, 100), (17, 3)])
 def test_any_size_and_number_of_classes(name: str, side: int, num_classes: int) -> None:
-    model = make_model(name, num_classes)
+    model = make_model(ModelConfig(name=name), num_classes)
     assert model(torch.randn(2, 3, side, side)).shape == (2, num_classes)
     assert set(model.stages) <= dict(model.named_children()).keys()  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", config.MODELS)
 def test_images_do_not_mix_in_evaluation(name: str) -> None:
-    model = make_model(name, 10).eval()
+    model = make_model(ModelConfig(name=name), 10).eval()
     images = torch.randn(3, 3, 32, 32)
     together = model(images)
     alone = torch.cat([model(image[None]) for image in images])
@@ -48,7 +125,7 @@ def test_images_do_not_mix_in_evaluation(name: str) -> None:
 def test_the_seed_decides_the_initial_weights(name: str) -> None:
     def weights(seed: int) -> torch.Tensor:
         torch.manual_seed(seed)
-        return torch.cat([p.flatten() for p in make_model(name, 10).parameters()])
+        return torch.cat([p.flatten() for p in make_model(ModelConfig(name=name), 10).parameters()])
 
     assert torch.equal(weights(1), weights(1))
     assert not torch.equal(weights(1), weights(2))

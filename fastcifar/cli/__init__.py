@@ -16,7 +16,9 @@ from fastcifar.cli.convert import convert
 from fastcifar.cli.doctor import doctor
 from fastcifar.cli.explain import explain
 from fastcifar.cli.inspect import inspect
+from fastcifar.cli.lr_find import lr_find
 from fastcifar.cli.output import log_to_stderr
+from fastcifar.cli.recipes import recipes
 from fastcifar.cli.train import train
 from fastcifar.errors import FastcifarError, Stopped
 
@@ -104,5 +106,5 @@ def main(context: click.Context, debug: bool) -> None:
         click.echo(context.get_help())
 
 
-for _command in (convert, inspect, train, explain, bench, doctor):
+for _command in (convert, inspect, recipes, lr_find, train, explain, bench, doctor):
     main.add_command(_command)

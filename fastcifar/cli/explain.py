@@ -10,6 +10,7 @@ from fastcifar.cli import options
 @click.command()
 @click.argument("run", required=False)
 @click.option("--n", default=25, show_default=True, type=click.IntRange(min=1), help="How many misclassified images.")
+@options.trusted_model
 @click.option(
     "--data-dir",
     envvar="FASTCIFAR_DATA_DIR",
@@ -19,7 +20,9 @@ from fastcifar.cli import options
 @options.runs_dir
 @options.device
 @options.as_json
-def explain(run: str | None, n: int, data_dir: str | None, runs_dir: str, device: str, as_json: bool) -> None:
+def explain(
+    run: str | None, n: int, model: str | None, data_dir: str | None, runs_dir: str, device: str, as_json: bool
+) -> None:
     """Draw Grad-CAM of misclassified test images of RUN (a name or path; the latest if not given).
 
     The images of largest loss come first; the map shows what spoke for the predicted class.
@@ -32,7 +35,9 @@ def explain(run: str | None, n: int, data_dir: str | None, runs_dir: str, device
 
     folder = find_run(run, runs_dir, trained=True)
     with Bars() as bars:
-        made = explain_run(folder, n=n, data_dir=data_dir, device=device, begin=bars.begin, advance=bars.advance)
+        made = explain_run(
+            folder, n=n, data_dir=data_dir, device=device, trusted=model, begin=bars.begin, advance=bars.advance
+        )
     if as_json:
         facts = {
             "run": str(folder.path),

@@ -31,3 +31,6 @@ runs_dir = click.option(
 )
 device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+trusted_model = click.option(
+    "--model", help="The run's own network, if that is package.module:function: says that its code may be run."
+)

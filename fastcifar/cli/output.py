@@ -52,13 +52,14 @@ def log_to_stderr(debug: bool = False) -> Iterator[None]:
 class Bars:
     """Progress bars on a terminal, nothing elsewhere. Also the `Reporter` of a training run."""
 
-    def __init__(self) -> None:
+    def __init__(self, shown: bool = True) -> None:
+        self._shown = shown and sys.stderr.isatty()
         self._progress: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
         self._current: TaskID | None = None
 
     def __enter__(self) -> Bars:
-        if sys.stderr.isatty():
+        if self._shown:
             from rich.console import Console
             from rich.progress import (
                 BarColumn,

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fastcifar.beton import Beton
-from fastcifar.config import require_int
+from fastcifar.checks import require_int
 from fastcifar.errors import DataError
 from fastcifar.explain.cam import default_stage, grad_cam
 from fastcifar.files import write_atomically
@@ -49,15 +49,17 @@ def explain_run(
     n: int = 25,
     data_dir: str | None = None,
     device: str = "auto",
+    trusted: str | None = None,
     begin: Callable[[str, int], None] = lambda what, total: None,
     advance: Callable[[int], None] = lambda count: None,
 ) -> Explanation:
     """Grad-CAM of the `n` misclassified test images of largest loss, for the predicted class, into the run folder.
 
+    trusted: 'package.module:function', if that is the run's network and you know what it does.
     Raises DataError (4) if test.beton is missing, damaged or of another kind; CheckpointError (6); UsageError (2).
     """
     require_int("n", n, 1)
-    model, info, _ = checkpoint.load_weights(run.best)
+    model, info, _ = checkpoint.load_weights(run.best, trusted)
     where = choose_device(device)
     model.to(where)
     beton = open_for("resident", Path(data_dir or run.read_config().data_dir) / "test.beton")

@@ -13,7 +13,8 @@ import numpy.typing as npt
 import torch
 
 from fastcifar.beton import Beton, open_beton
-from fastcifar.config import LOADERS, NO_AUGMENT, AugmentConfig, require_choice, require_int
+from fastcifar.checks import require_choice, require_int
+from fastcifar.config import LOADERS, NO_AUGMENT, AugmentConfig
 from fastcifar.errors import MissingExtraError, UsageError
 from fastcifar.loaders.base import Batch, Loader, LoaderConfig, Rows
 from fastcifar.loaders.memory import SHARE_OF_MEMORY, free_memory
@@ -39,6 +40,7 @@ def make_loader(
     shuffle: str = "full",
     mean: npt.ArrayLike | None = None,
     std: npt.ArrayLike | None = None,
+    part: tuple[int, int] = (0, 1),
 ) -> Loader:
     """A loader of `Batch(images, labels, indices)` from a beton (or the path of one).
 
@@ -51,6 +53,7 @@ def make_loader(
     rows: deliver these rows of the beton only. shuffle: 'full' or 'window' (see `fastcifar.loaders.order`).
     mean, std: (3,) each, 0..255, by which to normalise; the beton's own if not given. For test images give those of
     the training loader (`train_loader.mean`, `train_loader.std`).
+    part: (r, n) delivers the r-th of n equal slices of each training batch, for n processes that share it.
 
     Raises UsageError for settings that cannot be used, DataError for a damaged beton, MissingExtraError.
     """
@@ -78,6 +81,7 @@ def make_loader(
         device=device,
         dtype=dtype,
         channels_last=channels_last,
+        part=part,
     )
     return _loader_class(loader)(
         beton,

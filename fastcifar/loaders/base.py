@@ -16,7 +16,8 @@ import torch
 from fastcifar.augment.draws import Choices, check_choices, draws
 from fastcifar.augment.torch_ops import TorchAugment, fill_values, normalisation
 from fastcifar.beton import Beton
-from fastcifar.config import SHUFFLES, AugmentConfig, require_choice, require_int
+from fastcifar.checks import require_choice, require_int
+from fastcifar.config import SHUFFLES, AugmentConfig
 from fastcifar.errors import UsageError
 from fastcifar.loaders.order import order
 
@@ -48,9 +49,12 @@ class LoaderConfig:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32
     channels_last: bool = True
+    part: tuple[int, int] = (0, 1)
+    """(r, n): of each batch deliver the r-th of n equal slices, for n processes that share it."""
 
     def __post_init__(self) -> None:
         require_int("batch_size", self.batch_size, 1)
+        require_part(self.part, self.batch_size)
         require_choice("shuffle", self.shuffle, SHUFFLES)
         if self.dtype not in DTYPES:
             raise UsageError(f"dtype is {self.dtype}; expected one of: {', '.join(map(str, DTYPES))}")
@@ -74,6 +78,15 @@ class DeviceKernel(Protocol):
     def columns(self, choices: Choices) -> Any: ...
 
     def __call__(self, data: torch.Tensor, offsets: torch.Tensor, rows: torch.Tensor, columns: Any) -> torch.Tensor: ...
+
+
+def require_part(part: tuple[int, int], batch_size: int) -> None:
+    """Raise UsageError unless `part` is (r, n) with r below n, and n divides the batch."""
+    index, count = part
+    require_int("the number of processes", count, 1)
+    require_int("the rank of a process", index, 0, count - 1)
+    if batch_size % count:
+        raise UsageError(f"batch_size is {batch_size}, of {count} processes together; expected a multiple of {count}")
 
 
 def _three(name: str, values: npt.ArrayLike) -> npt.NDArray[np.float64]:
@@ -123,7 +136,7 @@ class Loader(ABC):
 
     @property
     def num_images(self) -> int:
-        """Images in an epoch."""
+        """Images in an epoch, of all parts of the batches together."""
         return len(self) * self.config.batch_size if self.config.drop_last else self._num_rows
 
     def __iter__(self) -> Iterator[Batch]:
@@ -131,11 +144,13 @@ class Loader(ABC):
         return self.epoch(number)
 
     def batches(self, epoch: int) -> list[Rows]:
-        """The rows of each batch of an epoch, each (batch_size,) int64."""
+        """The rows of each batch of an epoch, each (batch_size,) int64; or this loader's part of each."""
         config = self.config
         everything = order(config.seed, epoch, len(self.beton), shuffle=config.shuffle, pages=self.beton.pages)
         rows = everything[self._chosen[everything]]
-        return [rows[start : start + config.batch_size] for start in range(0, self.num_images, config.batch_size)]
+        index, count = config.part
+        slices = range(0, self.num_images, config.batch_size)
+        return [np.array_split(rows[start : start + config.batch_size], count)[index] for start in slices]
 
     def choices(self, epoch: int) -> Choices:
         """The table of choices of an epoch, a row for each image of the beton, checked."""

@@ -51,7 +51,7 @@ class FfcvLoader(Loader):
             with instead_of_theirs(beton, int(SHARE_OF_MEMORY * free_memory())):
                 self._stream = ffcv.loader.Loader(
                     beton.file.path,
-                    config.batch_size,
+                    config.batch_size // config.part[1],
                     num_workers=1,
                     os_cache=False,
                     drop_last=False,

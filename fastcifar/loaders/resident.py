@@ -54,7 +54,7 @@ class ResidentLoader(Loader):
         batches, choices = self.plan(epoch)
         columns = kernel.columns(choices)
         order = torch.from_numpy(np.concatenate(batches)).to(self.config.device)
-        for rows in torch.split(order, self.config.batch_size)[start:]:
+        for rows in torch.split(order, len(batches[0]))[start:]:
             images = kernel(self._data, self._offsets, rows, columns)
             yield Batch(images, self._labels[rows], rows.clone())
 

@@ -2,20 +2,125 @@
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
 from torch import nn
 
-from fastcifar import config
-from fastcifar.config import require_choice
+from fastcifar.config import MODELS, ModelConfig
+from fastcifar.errors import UsageError
 from fastcifar.models.resnet import ResNet18
 from fastcifar.models.small import SmallNet
 
-_CLASSES: dict[str, type[nn.Module]] = {"resnet18": ResNet18, "small": SmallNet}
+_CHOICES = {"norm": ("resnet18",), "dropout": ("resnet18", "small"), "last_stride": ("resnet18",)}
 
 
-def make_model(name: str, num_classes: int) -> nn.Module:
-    """The network `name`, (N, 3, H, W) -> (N, num_classes), freshly initialised. Raises UsageError if unknown."""
-    require_choice("model", name, config.MODELS)
-    return _CLASSES[name](num_classes)
+def make_model(config: ModelConfig, num_classes: int, image_shape: tuple[int, int, int] = (32, 32, 3)) -> nn.Module:
+    """The network of `config`, (N, 3, H, W) -> (N, num_classes), freshly initialised.
+
+    A name that is not ours is looked up in `torchvision.models`; 'package.module:function' is imported and called with
+    `num_classes=`. So never call this with the name from somebody else's file: see `names_code`. Such a network is
+    tried on images of `image_shape` (H, W, 3), and gets its `stages` from that.
+    Raises UsageError if there is no such network, it has no such choice or it does not fit the images.
+    """
+    model = _call(builder(config), config.name, num_classes)
+    if not hasattr(model, "stages"):
+        model.stages = _stages(model, config.name, num_classes, image_shape)  # type: ignore[assignment]
+    return model
+
+
+def builder(config: ModelConfig) -> Callable[..., nn.Module]:
+    """What makes the network of `config` when it is called with `num_classes=`. Raises UsageError as `make_model`."""
+    for choice, models in _CHOICES.items():
+        value = getattr(config, choice)
+        if config.name not in models and value != getattr(ModelConfig, choice):
+            raise UsageError(f"{choice} is {value!r}; only {' and '.join(models)} can choose, not {config.name}")
+    if config.name == "resnet18":
+        return partial(ResNet18, norm=config.norm, dropout=config.dropout, last_stride=config.last_stride)
+    if config.name == "small":
+        return partial(SmallNet, dropout=config.dropout)
+    return _imported(config.name) if names_code(config) else _from_torchvision(config.name)
+
+
+def names_code(config: ModelConfig) -> bool:
+    """True if making the network would run code that `config` names: only the user may ask for that, no file."""
+    return ":" in config.name
+
+
+def _from_torchvision(name: str) -> Callable[..., nn.Module]:
+    import torchvision
+
+    try:
+        found = torchvision.models.get_model_builder(name)
+    except ValueError:
+        found = None
+    if found is None or found.__module__.count(".") != 2:  # torchvision.models.detection.… classify nothing
+        raise UsageError(
+            f"model is {name!r}; expected one of: {', '.join(MODELS)}, a name of torchvision.models (such as "
+            "resnet34 or mobilenet_v3_small), or package.module:function"
+        )
+    return partial(found, weights=None)
+
+
+def _stages(model: nn.Module, name: str, num_classes: int, image_shape: tuple[int, int, int]) -> tuple[str, ...]:
+    """Of each size of map the deepest module that gives it, found by passing two images through the network."""
+    height, width, channels = image_shape
+    deepest: dict[tuple[int, ...], str] = {}
+
+    def keep(of: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            if isinstance(output, torch.Tensor) and output.ndim == 4 and min(output.shape[2:]) > 1:
+                deepest[tuple(output.shape[2:])] = of
+
+        return hook
+
+    hooks = [module.register_forward_hook(keep(of)) for of, module in model.named_modules() if of]
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            logits = model(torch.zeros(2, channels, height, width))
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(f"model {name!r} does not take images of {height}x{width} ({reason})") from error
+    finally:
+        model.train(was_training)
+        for hook in hooks:
+            hook.remove()
+    if not isinstance(logits, torch.Tensor) or logits.shape != (2, num_classes):
+        found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise UsageError(f"model {name!r} gives {found} for 2 images; expected logits, (2, {num_classes})")
+    return tuple(deepest[size] for size in sorted(deepest, reverse=True))
+
+
+def _imported(name: str) -> Any:
+    module_name, _, function_name = name.partition(":")
+    try:
+        function = getattr(importlib.import_module(module_name), function_name)
+    except Exception as error:  # the module may do anything when it is imported
+        raise UsageError(
+            f"model is {name!r}, which cannot be imported ({type(error).__name__}: {' '.join(str(error).split())}); "
+            "expected package.module:function, found from this folder or installed"
+        ) from error
+    if not callable(function):
+        raise UsageError(f"model is {name!r}, which is no function; expected one that takes num_classes")
+    return function
+
+
+def _call(function: Any, name: str, num_classes: int) -> nn.Module:
+    try:
+        model = function(num_classes=num_classes)
+    except Exception as error:
+        raise UsageError(
+            f"model {name!r} cannot be made ({type(error).__name__}: {' '.join(str(error).split())}); "
+            "expected a function that takes num_classes and returns a torch.nn.Module"
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"model {name!r} returned {type(model).__name__}; expected a torch.nn.Module")
+    return model
 
 
 def count_parameters(model: nn.Module) -> int:

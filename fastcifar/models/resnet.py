@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 WIDTHS = (64, 128, 256, 512)
+GROUP_CHANNELS = 16
+
+Norm = Callable[[int], nn.Module]
+NORMS: dict[str, Norm] = {
+    "batch": nn.BatchNorm2d,
+    "layer": lambda width: nn.GroupNorm(1, width),  # over channels and places of one image (Ba et al. 2016)
+    "group": lambda width: nn.GroupNorm(width // GROUP_CHANNELS, width),  # Wu and He 2018
+}
 
 
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut, which is a 1x1 convolution where the shape changes."""
 
-    def __init__(self, num_in: int, num_out: int, stride: int) -> None:
+    def __init__(self, num_in: int, num_out: int, stride: int, norm: Norm) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(num_in, num_out, 3, stride=stride, padding=1, bias=False)
-        self.norm1 = nn.BatchNorm2d(num_out)
+        self.norm1 = norm(num_out)
         self.conv2 = nn.Conv2d(num_out, num_out, 3, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(num_out)
+        self.norm2 = norm(num_out)
         self.shortcut = nn.Sequential()
         if stride != 1 or num_in != num_out:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(num_in, num_out, 1, stride=stride, bias=False), nn.BatchNorm2d(num_out)
-            )
+            self.shortcut = nn.Sequential(nn.Conv2d(num_in, num_out, 1, stride=stride, bias=False), norm(num_out))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out = F.relu(self.norm1(self.conv1(x)), inplace=True)
@@ -33,27 +41,24 @@ class BasicBlock(nn.Module):
 class ResNet18(nn.Module):
     """A 3x3 stem without pooling; 11,173,962 parameters for ten classes.
 
-    The maps of 32x32 images have 32, 16, 8 and 4 pixels a side.
+    norm: 'batch', 'layer' or 'group'. dropout: of the inputs of the last layer. last_stride: 1 leaves the last stage
+    the size of the one before. The maps of 32x32 images have 32, 16, 8 and 4 (or 8) pixels a side.
     """
 
     stages = ("layer1", "layer2", "layer3", "layer4")
 
-    def __init__(self, num_classes: int = 10) -> None:
+    def __init__(self, num_classes: int = 10, norm: str = "batch", dropout: float = 0.0, last_stride: int = 2) -> None:
         super().__init__()
+        make_norm = NORMS[norm]
         self.stem = nn.Sequential(
-            nn.Conv2d(3, WIDTHS[0], 3, padding=1, bias=False),
-            nn.BatchNorm2d(WIDTHS[0]),
-            nn.ReLU(inplace=True),
+            nn.Conv2d(3, WIDTHS[0], 3, padding=1, bias=False), make_norm(WIDTHS[0]), nn.ReLU(inplace=True)
         )
         num_in = WIDTHS[0]
-        for number, width in enumerate(WIDTHS, start=1):
-            stride = 1 if number == 1 else 2
-            setattr(
-                self,
-                f"layer{number}",
-                nn.Sequential(BasicBlock(num_in, width, stride), BasicBlock(width, width, 1)),
-            )
+        for name, width, stride in zip(self.stages, WIDTHS, (1, 2, 2, last_stride), strict=True):
+            first = BasicBlock(num_in, width, stride, make_norm)
+            self.add_module(name, nn.Sequential(first, BasicBlock(width, width, 1, make_norm)))
             num_in = width
+        self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(WIDTHS[-1], num_classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -61,4 +66,4 @@ class ResNet18(nn.Module):
         x = self.stem(x)
         for stage in self.stages:
             x = self.get_submodule(stage)(x)
-        return self.head(x.mean(dim=(2, 3)))  # (N, 512, H/8, W/8) -> (N, 512)
+        return self.head(self.dropout(x.mean(dim=(2, 3))))  # (N, 512, H/8, W/8) -> (N, 512)

@@ -67,15 +67,16 @@ class SmallNet(nn.Module):
 
     stages = ("layer1", "layer2", "layer3")
 
-    def __init__(self, num_classes: int = 10) -> None:
+    def __init__(self, num_classes: int = 10, dropout: float = 0.0) -> None:
         super().__init__()
         self.stem = Stem()
         self.layer1 = Stage(24, WIDTHS[0])
         self.layer2 = Stage(WIDTHS[0], WIDTHS[1])
         self.layer3 = Stage(WIDTHS[1], WIDTHS[2])
+        self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(WIDTHS[2], num_classes, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, 3, H, W) float -> (N, num_classes) logits."""
         x = self.layer3(self.layer2(self.layer1(self.stem(x))))
-        return self.head(x.mean(dim=(2, 3)))  # (N, 256, H/8, W/8) -> (N, 256)
+        return self.head(self.dropout(x.mean(dim=(2, 3))))  # (N, 256, H/8, W/8) -> (N, 256)

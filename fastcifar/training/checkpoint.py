@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import zipfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from fastcifar.config import ModelConfig
 from fastcifar.errors import CheckpointError
 from fastcifar.files import write_atomically
-from fastcifar.models import make_model
+from fastcifar.models import make_model, names_code
 from fastcifar.training.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
-FORMAT = 1
-KEYS = {"model", "optimizer", "schedule", "progress", "rng", "config", "data", "num_steps", "num_threads", "torch"}
+FORMAT = 2
+KEYS = {"model", "step", "schedule", "progress", "rng", "config", "data", "num_steps", "circumstances"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,17 +92,18 @@ def _load(path: Path) -> dict[str, Any]:
     return state
 
 
-def save_weights(path: Path, model: nn.Module, model_name: str, data: DataInfo, **facts: Any) -> None:
+def save_weights(path: Path, model: nn.Module, network: ModelConfig, data: DataInfo, **facts: Any) -> None:
     """Write the weights as safetensors, with what is needed to use them: network, classes, mean and std."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    described = {"model": model_name, **data.__dict__, **facts}
+    described = {"model": asdict(network), **data.__dict__, **facts}
     metadata = {key: json.dumps(value) for key, value in described.items()}
     write_atomically(path, lambda partial: save_file(tensors, partial, metadata))
 
 
-def load_weights(path: Path) -> tuple[nn.Module, DataInfo, dict[str, Any]]:
+def load_weights(path: Path, trusted: str | None = None) -> tuple[nn.Module, DataInfo, dict[str, Any]]:
     """The network in `path`, ready to evaluate in float32 on the CPU; its data; and all metadata.
 
+    trusted: 'package.module:function' that the user named; a file alone cannot have code run.
     Raises CheckpointError (exit code 6) if the file is missing, damaged, or its tensors are not the network's.
     """
     try:
@@ -115,12 +117,25 @@ def load_weights(path: Path) -> tuple[nn.Module, DataInfo, dict[str, Any]]:
             std=tuple(metadata["std"]),
             sha256=metadata["sha256"],
         )
-        model = make_model(metadata["model"], len(data.class_names))
+        network = ModelConfig(**metadata["model"])
+        require_trust(path, network, trusted)
+        model = make_model(network, len(data.class_names), data.image_shape)
         model.load_state_dict(tensors)
+    except CheckpointError:
+        raise
     except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{path}: not the weights of a known network ({reason})") from error
     return model.eval(), data, metadata
+
+
+def require_trust(path: Path, network: ModelConfig, trusted: str | None) -> None:
+    """Raise CheckpointError if the network in `path` is code that the user has not named."""
+    if names_code(network) and network.name != trusted:
+        raise CheckpointError(
+            f"{path}: its network is {network.name}, code that is not part of fastcifar; "
+            f"if it is yours, say so with --model {network.name}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

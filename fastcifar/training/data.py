@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from fastcifar.beton import Beton
 from fastcifar.config import TrainConfig
-from fastcifar.errors import DataError
+from fastcifar.errors import DataError, UsageError
 from fastcifar.loaders import Loader, choose_loader, make_loader, open_for
 from fastcifar.training.checkpoint import DataInfo
+from fastcifar.training.processes import Processes
 from fastcifar.training.split import hold_out
 
 log = logging.getLogger(__name__)
@@ -23,7 +27,7 @@ EVAL_BATCH = 1_000
 class Loaders:
     """The loaders of a run, all normalising by the training images' mean and std."""
 
-    def __init__(self, config: TrainConfig, device: torch.device) -> None:
+    def __init__(self, config: TrainConfig, device: torch.device, processes: Processes) -> None:
         folder = Path(config.data_dir)
         paths = [folder / "train.beton", folder / "test.beton"]
         name = config.loader
@@ -47,16 +51,20 @@ class Loaders:
         def make(beton: Beton, **settings: Any) -> Loader:
             return make_loader(beton, loader=name, device=device, mean=train.mean, std=train.std, **settings)
 
-        self.train = make(
-            train,
-            augment=config.augment,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            shuffle=config.shuffle,
-            rows=rows,
-        )
-        self.val = make(train, train=False, batch_size=EVAL_BATCH, rows=val_rows) if len(val_rows) else None
-        self.test = make(test, train=False, batch_size=EVAL_BATCH)
+        def make_train(part: tuple[int, int]) -> Loader:
+            settings = {"augment": config.augment, "batch_size": config.batch_size, "seed": config.seed}
+            return make(train, **settings, shuffle=config.shuffle, rows=rows, part=part)
+
+        self.whole_batches = partial(make_train, (0, 1))
+        self.train = make_train((processes.rank, processes.count))
+
+        def make_eval(beton: Beton, rows: npt.NDArray[np.int64]) -> Loader:
+            if len(rows) < processes.count:
+                raise UsageError(f"{len(rows)} images to evaluate for {processes.count} processes; expected fewer")
+            return make(beton, train=False, batch_size=EVAL_BATCH, rows=processes.part(rows))
+
+        self.val = make_eval(train, val_rows) if len(val_rows) else None
+        self.test = make_eval(test, np.arange(len(test)))
         self.num_train, self.num_val = len(rows), len(val_rows)
         self.info = DataInfo(
             class_names=train.class_names,

@@ -15,10 +15,15 @@ from fastcifar.errors import UsageError
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # glibc's <malloc.h>
 
 
-def choose_device(name: str) -> torch.device:
-    """The torch device of that name; 'auto' is CUDA, else MPS, else CPU. Raises UsageError if it cannot be used."""
+def choose_device(name: str, local_rank: int | None = None) -> torch.device:
+    """The torch device of that name; 'auto' is CUDA, else MPS, else CPU. Raises UsageError if it cannot be used.
+
+    local_rank: of several processes on one machine, each takes the GPU of its number.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "cuda" and local_rank is not None:
+        name = f"cuda:{local_rank}"
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
@@ -38,14 +43,18 @@ def has_fast_bf16(device: torch.device) -> bool:
     return False
 
 
-def uses_bf16(device: torch.device, amp: str) -> bool:
-    """Whether autocast to bfloat16 is on for the setting `amp`."""
-    return amp == "bf16" or (amp == "auto" and has_fast_bf16(device))
+def choose_amp(device: torch.device, amp: str) -> str:
+    """'bf16', 'fp16' or 'off' for the setting `amp`."""
+    if amp == "auto":
+        return "bf16" if has_fast_bf16(device) else "off"
+    return amp
 
 
-def autocast(device: torch.device, bf16: bool) -> AbstractContextManager[object]:
-    """Autocast to bfloat16, or nothing."""
-    return torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
+def autocast(device: torch.device, amp: str) -> AbstractContextManager[object]:
+    """Autocast to bfloat16 ('bf16') or float16 ('fp16'), or nothing ('off')."""
+    if amp == "off":
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16 if amp == "bf16" else torch.float16)
 
 
 def keep_freed_memory() -> bool:

@@ -79,6 +79,10 @@ class RunFolder:
         return self.path / "weights" / "best.safetensors"
 
     @property
+    def lr_find(self) -> Path:
+        return self.path / "lr_find"
+
+    @property
     def explain(self) -> Path:
         return self.path / "explain"
 
@@ -124,7 +128,6 @@ def create_run(runs_dir: str | os.PathLike[str], name: str) -> RunFolder:
                 break
             except FileExistsError:
                 number += 1
-        (path / "weights").mkdir()
     return RunFolder(path)
 
 

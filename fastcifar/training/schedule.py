@@ -1,54 +1,112 @@
-"""Optimiser and learning-rate schedule, both torch's own."""
+"""Learning-rate schedules, all torch's own, each stepped as it needs: after a step, or after an epoch by a score."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import (
+    CosineAnnealingLR,
+    LinearLR,
+    LRScheduler,
+    MultiStepLR,
+    OneCycleLR,
+    ReduceLROnPlateau,
+    SequentialLR,
+    StepLR,
+)
 
 from fastcifar.config import TrainConfig
 
-PLATEAU_FACTOR, PLATEAU_PATIENCE = 0.2, 3
-
-
-def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.SGD:
-    """SGD with momentum, Nesterov's where it is above 0."""
-    return torch.optim.SGD(
-        model.parameters(),
-        lr=config.lr,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        nesterov=config.momentum > 0,
-    )
+WARMUP_FROM = 0.01
+STRETCHABLE = ("plateau", "step", "multistep", "none")
+"""Schedules that do not depend on how many steps there will be."""
 
 
 class Schedule:
-    """Steps a torch schedule when it needs to be: per batch (cosine), or per epoch by a loss (plateau)."""
+    """The schedule of `config` for `num_steps` steps, of which `steps_per_epoch` make an epoch."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer, config: TrainConfig, num_steps: int) -> None:
-        self._per_step = self._per_epoch = None
-        if config.sched == "cosine":
-            self._per_step = CosineAnnealingLR(optimizer, T_max=num_steps)
-        elif config.sched == "plateau":
-            self._per_epoch = ReduceLROnPlateau(optimizer, factor=PLATEAU_FACTOR, patience=PLATEAU_PATIENCE)
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, config: TrainConfig, num_steps: int, steps_per_epoch: int
+    ) -> None:
+        self._kind, self._monitor = config.sched, config.monitor
+        self._warmup_left = self._warmup_steps = min(round(config.warmup_epochs * steps_per_epoch), num_steps)
+        self._by_step: dict[str, LRScheduler] = {}
+        self._by_epoch: LRScheduler | ReduceLROnPlateau | None = None
+        if config.sched == "onecycle":
+            self._by_step["onecycle"] = _one_cycle(optimizer, config, num_steps)
+        elif config.sched == "cosine":
+            self._by_step["cosine"] = self._cosine(optimizer, config, num_steps)
+        elif self._warmup_steps:
+            self._by_step["warmup"] = self._warmup(optimizer)
+        if config.sched == "plateau":
+            self._by_epoch = ReduceLROnPlateau(
+                optimizer,
+                mode="max" if config.monitor == "accuracy" else "min",
+                factor=config.factor,
+                patience=config.patience,
+                min_lr=config.min_lr,
+            )
+        elif config.sched == "step":
+            self._by_epoch = StepLR(optimizer, config.step_size, gamma=config.factor)
+        elif config.sched == "multistep":
+            self._by_epoch = MultiStepLR(optimizer, list(config.milestones), gamma=config.factor)
+
+    def _warmup(self, optimizer: torch.optim.Optimizer) -> LinearLR:
+        return LinearLR(optimizer, start_factor=WARMUP_FROM, total_iters=self._warmup_steps)
+
+    def _cosine(self, optimizer: torch.optim.Optimizer, config: TrainConfig, num_steps: int) -> LRScheduler:
+        warmup = self._warmup_steps
+        if not warmup:
+            return CosineAnnealingLR(optimizer, T_max=num_steps, eta_min=config.min_lr)
+        cosine = CosineAnnealingLR(optimizer, T_max=max(num_steps - warmup, 1), eta_min=config.min_lr)
+        return SequentialLR(optimizer, [self._warmup(optimizer), cosine], milestones=[warmup])
 
     def after_step(self) -> None:
         """Call after each step of the optimiser."""
-        if self._per_step is not None:
-            self._per_step.step()
+        for schedule in self._by_step.values():
+            schedule.step()
+        self._warmup_left = max(self._warmup_left - 1, 0)
 
-    def after_epoch(self, loss: float) -> None:
-        """Call after each epoch with the loss that a plateau watches."""
-        if self._per_epoch is not None:
-            self._per_epoch.step(loss)
+    def after_epoch(self, row: dict[str, Any]) -> None:
+        """Call after each epoch with its row of results: a plateau watches one of its figures."""
+        if isinstance(self._by_epoch, ReduceLROnPlateau):
+            if not self._warmup_left:
+                watched = row[f"val_{self._monitor}"]
+                self._by_epoch.step(row[f"train_{self._monitor}"] if watched is None else watched)
+        elif self._by_epoch is not None:
+            self._by_epoch.step()
 
-    def state_dict(self) -> dict[str, object]:
+    def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        inner = self._per_step or self._per_epoch
-        return {} if inner is None else inner.state_dict()
+        return {
+            "kind": self._kind,
+            "warmup_left": self._warmup_left,
+            "by_step": {name: schedule.state_dict() for name, schedule in self._by_step.items()},
+            "by_epoch": None if self._by_epoch is None else self._by_epoch.state_dict(),
+        }
 
-    def load_state_dict(self, state: dict[str, object]) -> None:
-        """Go on from a checkpoint."""
-        inner = self._per_step or self._per_epoch
-        if inner is not None:
-            inner.load_state_dict(state)
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint. Raises KeyError if it is of another schedule."""
+        if state["kind"] != self._kind:
+            raise KeyError(f"schedule {state['kind']}")
+        self._warmup_left = state["warmup_left"]
+        for name, schedule in self._by_step.items():
+            schedule.load_state_dict(state["by_step"][name])
+        if self._by_epoch is not None:
+            self._by_epoch.load_state_dict(state["by_epoch"])
+
+
+def _one_cycle(optimizer: torch.optim.Optimizer, config: TrainConfig, num_steps: int) -> OneCycleLR:
+    """Smith and Topin 2018: the rate up and down again, momentum the other way where the optimiser has one."""
+    groups = optimizer.param_groups
+    return OneCycleLR(
+        optimizer,
+        max_lr=[group["lr"] for group in groups],
+        total_steps=num_steps + 1,  # it is stepped once more after the last step
+        pct_start=config.pct_start,
+        anneal_strategy="cos" if config.anneal == "cos" else "linear",
+        cycle_momentum=config.momentum > 0 and not optimizer.defaults.keys().isdisjoint(("momentum", "betas")),
+        div_factor=config.div_factor,
+        final_div_factor=config.final_div_factor,
+    )

@@ -1,0 +1,44 @@
+"""Checks of settings: each raises UsageError with the value given and what was expected."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from fastcifar.errors import UsageError
+
+
+def require_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    """Raise UsageError unless `value` is one of `allowed`."""
+    if value not in allowed:
+        raise UsageError(f"{name} is {value!r}; expected one of: {', '.join(allowed)}")
+
+
+def require_int(name: str, value: Any, low: int, high: int | None = None) -> None:
+    """Raise UsageError unless `value` is a whole number in low..high."""
+    span = f"{low} or more" if high is None else f"{low}..{high}"
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise UsageError(f"{name} is {value!r}; expected a whole number, {span}")
+    if value < low or (high is not None and value > high):
+        raise UsageError(f"{name} is {value}; expected {span}")
+
+
+def require_float(name: str, value: Any, low: float, *, above: bool = False, high: float = math.inf) -> None:
+    """Raise UsageError unless `value` is finite, at least `low` (above it if `above`) and below `high`."""
+    kind = f"a number {'above' if above else 'of at least'} {low:g}"
+    kind += "" if high == math.inf else f" and below {high:g}"
+    fits = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not fits or value < low or (above and value == low) or value >= high:
+        raise UsageError(f"{name} is {value}; expected {kind}")
+
+
+def require_number(name: str, value: Any, low: float, high: float) -> None:
+    """Raise UsageError unless `value` is a number in low..high."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        raise UsageError(f"{name} is {value!r}; expected a number, {low:g}..{high:g}")
+
+
+def require_bool(name: str, value: object) -> None:
+    """Raise UsageError unless `value` is True or False."""
+    if not isinstance(value, bool):
+        raise UsageError(f"{name} is {value!r}; expected True or False")

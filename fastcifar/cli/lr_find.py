@@ -1,0 +1,94 @@
+"""`fastcifar lr-find`: the range test of the learning rate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from fastcifar.cli import options, settings
+from fastcifar.cli.settings import AUGMENT, typed
+
+
+@click.command("lr-find")
+@click.option("--steps", default=100, show_default=True, type=int, help="Steps, and rates tried.")
+@click.option("--start-lr", default=1e-7, show_default=True, type=float, help="Rate of the first step.")
+@click.option("--end-lr", default=10.0, show_default=True, type=float, help="Rate of the last step.")
+@click.option(
+    "--mode",
+    default="exponential",
+    show_default=True,
+    type=click.Choice(("exponential", "linear")),
+    help="How the rate rises.",
+)
+@click.option(
+    "--suggest",
+    default="valley",
+    show_default=True,
+    type=click.Choice(("valley", "steepest", "minimum")),
+    help="Which suggestion the next command uses.",
+)
+@settings.add(
+    settings.RECIPE,
+    settings.NETWORK,
+    settings.OPTIMIZER,
+    settings.AUGMENTATION,
+    settings.DATA,
+    settings.MACHINE,
+)
+@options.runs_dir
+@options.as_json
+@click.pass_context
+def lr_find(
+    context: click.Context,
+    /,
+    steps: int,
+    start_lr: float,
+    end_lr: float,
+    mode: str,
+    suggest: str,
+    runs_dir: str,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Find a learning rate: train for some steps while it rises, and look where the loss falls.
+
+    Writes the curve (PNG and CSV) to a new folder in the folder of the runs, and prints the train command to run next.
+    """
+    settings.forget_schedule(context)
+    config = settings.train_config(context, dict(given))
+
+    import json
+    import shlex
+
+    from fastcifar.cli.output import Bars, table
+    from fastcifar.lr_find import RangeTest
+    from fastcifar.training.find_lr import find_in_new_folder
+
+    test = RangeTest(num_steps=steps, start_lr=start_lr, end_lr=end_lr, mode=mode)
+    with Bars() as bars:
+        curve, files = find_in_new_folder(config, test, runs_dir, bars)
+    changed = typed(context, (*settings.SETTINGS, *AUGMENT, "recipe", "pipeline"))
+    words = ["fastcifar", "train", *settings.as_flags(context, changed)]
+    if not curve.why_not:
+        words += ["--lr", f"{curve.suggestions[suggest]:.3g}"]
+    line = shlex.join(words)
+    if as_json:
+        facts = {
+            "suggestions": curve.suggestions,
+            "why_not": curve.why_not,
+            "ended": curve.ended,
+            "steps": len(curve.rates),
+            "files": [str(file) for file in files],
+            "next": None if curve.why_not else line,
+        }
+        click.echo(json.dumps(facts))
+        return
+    if curve.why_not:
+        click.echo(f"no suggestion: {curve.why_not}")
+    else:
+        rows: list[tuple[str, Any]] = [(name, f"{rate:.3g}") for name, rate in curve.suggestions.items()]
+        click.echo(table(rows))
+        click.echo(f"next: {line}")
+    for file in files:
+        click.echo(file)

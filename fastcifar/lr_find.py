@@ -1,0 +1,220 @@
+"""The learning-rate range test (L. Smith, "Cyclical Learning Rates for Training Neural Networks", 2017).
+
+Train for some steps while the rate rises from very small to very large, and look at the loss.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from fastcifar.checks import require_choice, require_float, require_int
+from fastcifar.errors import UsageError
+
+log = logging.getLogger(__name__)
+MODES = ("exponential", "linear")
+SUGGESTIONS = ("valley", "steepest", "minimum")
+WIDTH = 2.0
+"""Standard deviation of the smoothing, in steps."""
+RECENT = 3
+DIVERGED = 4.0
+"""The test ends when the mean of the last RECENT losses is so many times its lowest (as fastai's)."""
+LEAST_POINTS = 10
+LEAST_FALL = 0.02
+"""Of the first loss: what falls by less is flat."""
+NOISES = 8
+"""And so many standard deviations of the smoothed noise: among a hundred values of noise alone, 6 are met."""
+EDGE = 0.05
+"""The valley begins where so much of the fall is done."""
+
+Images = tuple[torch.Tensor, torch.Tensor]
+TrainStep = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RangeTest:
+    """How the rate rises, and when the test ends."""
+
+    num_steps: int = 100
+    """Steps, and rates tried."""
+    start_lr: float = 1e-7
+    """Rate of the first step."""
+    end_lr: float = 10.0
+    """Rate of the last step, if the loss has not diverged before it."""
+    mode: str = "exponential"
+    """'exponential' or 'linear'."""
+
+    def __post_init__(self) -> None:
+        require_int("steps", self.num_steps, 2)
+        require_float("start_lr", self.start_lr, 0.0, above=True)
+        require_float("end_lr", self.end_lr, 0.0, above=True)
+        if self.start_lr >= self.end_lr:
+            raise UsageError(f"start_lr is {self.start_lr:g} and end_lr {self.end_lr:g}; expected end_lr to be larger")
+        require_choice("mode", self.mode, MODES)
+
+    @property
+    def rates(self) -> npt.NDArray[np.float64]:
+        """(num_steps,) float64."""
+        space = np.geomspace if self.mode == "exponential" else np.linspace
+        return space(self.start_lr, self.end_lr, self.num_steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LrCurve:
+    """What a range test saw, and what follows from it."""
+
+    rates: npt.NDArray[np.float64]
+    """(N,) float64: the rate of each step that was made."""
+    losses: npt.NDArray[np.float64]
+    """(N,) float64: the loss before that step, nats."""
+    ended: str
+    """Why the test ended: 'end_lr reached', 'the loss diverged' or 'the loss was not finite'."""
+    smoothed: npt.NDArray[np.float64] = field(init=False)
+    """(N,) float64: the losses, each averaged with its neighbours on both sides, so that nothing lags behind."""
+    suggestions: dict[str, float] = field(init=False)
+    """Rates, by the name of the rule; empty if there is no suggestion."""
+    why_not: str | None = field(init=False)
+    """Why there is no suggestion; None if there is one."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "smoothed", smooth(self.losses))
+        why_not = self._why_not()
+        object.__setattr__(self, "why_not", why_not)
+        object.__setattr__(self, "suggestions", {} if why_not else self._suggest())
+
+    def _why_not(self) -> str | None:
+        smoothed = self.smoothed
+        if len(smoothed) < LEAST_POINTS:
+            return f"{self.ended} after {len(smoothed)} steps; begin at a smaller rate or take more steps"
+        high, low = self._fall()
+        fall = high - low
+        calm = np.diff(self.losses[: max(5, len(smoothed) // 3)])  # before anything can have been learned
+        noise = float(calm.std()) / math.sqrt(2) / math.sqrt(2 * math.sqrt(math.pi) * WIDTH)  # of a smoothed value
+        least = max(LEAST_FALL * abs(high), NOISES * noise)
+        if fall < least:
+            return (
+                f"the curve is flat: the smoothed loss fell from {high:.4g} by {fall:.2g}, and {least:.2g} would be "
+                "more than noise; try a wider range of rates, more steps or a larger batch"
+            )
+        return None
+
+    def _fall(self) -> tuple[float, float]:
+        lowest = int(self.smoothed.argmin())
+        return float(self.smoothed[: lowest + 1].max()), float(self.smoothed[lowest])
+
+    def _suggest(self) -> dict[str, float]:
+        smoothed, rates = self.smoothed, self.rates
+        lowest = int(smoothed.argmin())
+        high, low = self._fall()
+        edge = high - EDGE * (high - low)
+        begin = int(np.flatnonzero(smoothed[: lowest + 1] >= edge)[-1])  # from there on it falls
+        slope = np.gradient(smoothed, np.log(rates))
+        return {
+            "valley": float(np.sqrt(rates[begin] * rates[lowest])),  # the middle of the way down
+            "steepest": float(rates[int(slope[: lowest + 1].argmin())]),
+            "minimum": float(rates[lowest] / 10),  # at the minimum itself the loss is about to rise
+        }
+
+
+def smooth(losses: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """(N,) -> (N,) float64: mean of each value and its neighbours, weighted by a Gaussian of `WIDTH` steps."""
+    places = np.arange(len(losses))
+    weights = np.exp(-0.5 * ((places[:, None] - places) / WIDTH) ** 2)
+    return weights @ losses / weights.sum(axis=1)
+
+
+def lr_find(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Iterable[Images],
+    *,
+    test: RangeTest | None = None,
+    step: TrainStep | None = None,
+    advance: Callable[[int], None] = lambda count: None,
+) -> LrCurve:
+    """Run the range test; `model`, `optimizer` and torch's generators are left as they were, gradients too.
+
+    batches: (images, labels) each, on the model's device; taken from the start again where they end.
+    step: one step of training, images and labels -> the loss before it; a plain one with cross-entropy if not given.
+    The rates of parameter groups keep their ratios to that of the first. Raises UsageError if there are no batches.
+    """
+    test = test or RangeTest()
+    step = step or _plain_step(model, optimizer)
+    losses: list[float] = []
+    ended, rates = "end_lr reached", test.rates
+    with _left_as_it_was(model, optimizer):
+        model.train()
+        first = optimizer.param_groups[0]["lr"]
+        ratios = [group["lr"] / first for group in optimizer.param_groups]
+        source, lowest = _endless(batches), math.inf
+        for rate in rates:
+            for group, ratio in zip(optimizer.param_groups, ratios, strict=True):
+                group["lr"] = float(rate) * ratio
+            images, labels = next(source)[:2]
+            loss = float(step(images, labels))
+            advance(1)
+            if not math.isfinite(loss):
+                ended = "the loss was not finite"
+                break
+            losses.append(loss)
+            recent = float(np.mean(losses[-RECENT:]))
+            lowest = min(lowest, recent)
+            if len(losses) > RECENT and recent > DIVERGED * max(lowest, 1e-12):
+                ended = "the loss diverged"
+                break
+    return LrCurve(rates=rates[: len(losses)], losses=np.array(losses), ended=ended)
+
+
+def _plain_step(model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainStep:
+    def step(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        loss = nn.functional.cross_entropy(model(images), labels)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        return loss.detach()
+
+    return step
+
+
+def _endless(batches: Iterable[Images]) -> Iterator[Images]:
+    while True:
+        empty = True
+        for batch in batches:
+            empty = False
+            yield batch
+        if empty:
+            raise UsageError("there are no batches for the range test; expected at least one")
+
+
+@contextmanager
+def _left_as_it_was(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """After the block weights, buffers, gradients, modes, the optimiser and torch's generators are what they were."""
+    tensors = [*model.parameters(), *model.buffers()]
+    values = [tensor.detach().clone() for tensor in tensors]
+    gradients = [param.grad for param in model.parameters()]
+    modes = [(module, module.training) for module in model.modules()]
+    state = deepcopy(optimizer.state_dict())
+    for param in model.parameters():
+        param.grad = None  # those kept above are not added to
+    cuda = sorted({tensor.device.index for tensor in tensors if tensor.device.type == "cuda"})
+    try:
+        with torch.random.fork_rng(devices=cuda):
+            yield
+    finally:
+        with torch.no_grad():
+            for tensor, value in zip(tensors, values, strict=True):
+                tensor.copy_(value)
+        for param, gradient in zip(model.parameters(), gradients, strict=True):
+            param.grad = gradient
+        for module, mode in modes:
+            module.training = mode
+        optimizer.load_state_dict(state)

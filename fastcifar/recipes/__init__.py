@@ -1,0 +1,93 @@
+"""Named settings: YAML files that load into `TrainConfig`. Only data: a recipe cannot name code to run."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from fastcifar.config import AugmentConfig, TrainConfig
+from fastcifar.errors import UsageError
+
+FOLDER = Path(__file__).parent
+ABOUT = ("title", "origin", "reached", "unsaid", "measured")
+"""What a recipe says of itself, beside its settings."""
+MAX_BYTES = 2**16
+NOT_OF_A_RECIPE = ("recipe", "data_dir", "device")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Settings with a name and a history."""
+
+    name: str
+    config: TrainConfig
+    settings: dict[str, Any]
+    """What the file sets, by the names of TrainConfig's and AugmentConfig's fields."""
+    about: dict[str, str]
+    """title, origin, reached, unsaid, measured: as far as the file tells."""
+
+
+def names() -> tuple[str, ...]:
+    """The recipes that come with fastcifar, those of the origins first."""
+    known = ("cutout-plateau", "onecycle-l1", "crop-cutout", "step-l2", "lrfind-plateau", "layernorm")
+    found = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    return tuple(sorted(found, key=lambda name: (known.index(name) if name in known else len(known), name)))
+
+
+def load(name: str) -> Recipe:
+    """The recipe `name`, or the one in the file of that path. Raises UsageError if it cannot be used, and says why."""
+    path = FOLDER / f"{name}.yaml"
+    if name not in names():
+        if not name.endswith((".yaml", ".yml")):
+            near = difflib.get_close_matches(name, names(), n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise UsageError(f"recipe is {name!r}; expected one of: {', '.join(names())}, or a .yaml file{hint}")
+        path = Path(name)
+    raw = _read(path)
+    unknown = sorted(map(str, raw.keys() - {*ABOUT, "settings"}))
+    if unknown or not isinstance(raw.get("settings"), dict):
+        what = f"unknown keys {', '.join(unknown)}" if unknown else "no settings"
+        raise UsageError(f"{path}: {what}; expected settings and, if you like, {', '.join(ABOUT)}")
+    about = {key: str(raw[key]).strip() for key in ABOUT if raw.get(key) is not None}
+    try:
+        config, settings = _config(raw["settings"])
+    except (UsageError, TypeError, ValueError) as error:
+        raise UsageError(f"{path}: {error}") from error
+    name = path.stem
+    return Recipe(name=name, config=replace(config, recipe=name), settings=settings, about=about)
+
+
+def _config(raw: dict[str, Any]) -> tuple[TrainConfig, dict[str, Any]]:
+    own = {field.name for field in fields(TrainConfig)} - {"augment", *NOT_OF_A_RECIPE}
+    augment = {field.name for field in fields(AugmentConfig)} - {"pipeline"}
+    for key in raw:
+        if key not in own | augment:
+            near = difflib.get_close_matches(str(key), own | augment, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else "; see a recipe of 'fastcifar recipes NAME'"
+            raise UsageError(f"unknown setting {key!r}{hint}")
+    settings: dict[str, Any] = {key: value for key, value in raw.items() if key in own}
+    choices = AugmentConfig(**{key: value for key, value in raw.items() if key in augment})
+    config = TrainConfig(**settings, augment=choices)
+    if ":" in config.network.name:
+        raise UsageError(f"model is {config.network.name!r}; a recipe cannot name code: give it with --model")
+    return config, dict(raw)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ValueError(f"it has over {MAX_BYTES} bytes")
+        text = path.read_text(encoding="utf-8")
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise ValueError("it has aliases, which can stand for more than the memory holds")
+        raw = yaml.safe_load(text)
+        if not isinstance(raw, dict):
+            raise ValueError("it holds no settings")
+        return raw
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
+        raise UsageError(f"{path}: not a recipe ({reason}); expected YAML: see 'fastcifar recipes fast'") from error

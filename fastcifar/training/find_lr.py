@@ -1,0 +1,82 @@
+"""The range test with the settings of a run, and its files."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastcifar.config import TrainConfig
+from fastcifar.files import write_atomically, write_text, writing_to
+from fastcifar.loaders import Loader
+from fastcifar.lr_find import LrCurve, RangeTest, lr_find
+from fastcifar.models import make_model
+from fastcifar.training.data import Loaders
+from fastcifar.training.device import choose_amp, choose_device, keep_freed_memory
+from fastcifar.training.optimizer import make_optimizer
+from fastcifar.training.processes import Processes
+from fastcifar.training.progress import Reporter
+from fastcifar.training.run_folder import create_run
+from fastcifar.training.step import Step
+
+AUTO_SUGGESTION = "valley"
+
+
+def find_for(
+    config: TrainConfig,
+    network: nn.Module,
+    loader: Loader,
+    amp: str,
+    test: RangeTest,
+    advance: Callable[[int], None] = lambda count: None,
+) -> LrCurve:
+    """The range test of the run that `config` describes, on `network`, which is left as it was."""
+    config = replace(config, lr=test.start_lr, min_lr=0.0, ema=0.0)
+    optimizer = make_optimizer(network, config)
+    step = Step(network, network, optimizer, config, amp)
+
+    def train_step(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return step(images, labels)[0]
+
+    batches = ((batch.images, batch.labels) for epoch in range(test.num_steps) for batch in loader.epoch(epoch))
+    return lr_find(network, optimizer, batches, test=test, step=train_step, advance=advance)
+
+
+def write_curve(curve: LrCurve, folder: Path) -> tuple[Path, Path]:
+    """Write lr_find.csv and lr_find.png into `folder`."""
+    from fastcifar import plotting
+
+    with writing_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("lr", "loss", "smoothed_loss"))
+    writer.writerows(zip(curve.rates.tolist(), curve.losses.tolist(), curve.smoothed.tolist(), strict=True))
+    table, picture = folder / "lr_find.csv", folder / "lr_find.png"
+    write_text(table, text.getvalue())
+    write_atomically(picture, lambda partial: plotting.save(plotting.lr_curve(curve), partial))
+    return table, picture
+
+
+def find_in_new_folder(
+    config: TrainConfig, test: RangeTest, runs_dir: str, reporter: Reporter
+) -> tuple[LrCurve, tuple[Path, Path]]:
+    """The range test of `fastcifar lr-find`: a fresh network on the images of `config`; its files in a new folder."""
+    device = choose_device(config.device)
+    if device.type == "cpu":
+        keep_freed_memory()
+    with closing(Loaders(config, device, Processes())) as loaders:
+        torch.manual_seed(config.seed)
+        network: Any = make_model(config.network, len(loaders.info.class_names), loaders.info.image_shape)
+        network = network.to(device=device, memory_format=torch.channels_last)
+        reporter.begin("range test", test.num_steps)
+        curve = find_for(config, network, loaders.train, choose_amp(device, config.amp), test, reporter.advance)
+    run = create_run(runs_dir, f"lr-find-{config.recipe or config.network.label}")
+    return curve, write_curve(curve, run.path)

@@ -1,0 +1,92 @@
+"""Optimisers: torch's own, and Muon with torch's AdamW for what is no filter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastcifar.config import TrainConfig
+from fastcifar.training.muon import Muon
+
+Group = dict[str, Any]
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """The optimiser of `config`, whose rate is a number by now."""
+    lr = config.lr
+    assert not isinstance(lr, str)
+    if config.optimizer == "muon":
+        return _muon(model, config, lr)
+    groups = _groups(_trained(model), config)
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=lr, betas=(config.momentum, 0.999), fused=_can_fuse(model))
+    nesterov = config.nesterov and config.momentum > 0
+    return torch.optim.SGD(groups, lr=lr, momentum=config.momentum, nesterov=nesterov, fused=_can_fuse(model))
+
+
+def decayed(config: TrainConfig, param: torch.Tensor) -> bool:
+    """Whether weight decay and L1 act on this parameter."""
+    return config.decay_all or param.ndim > 1
+
+
+def _trained(model: nn.Module) -> list[nn.Parameter]:
+    return [param for param in model.parameters() if param.requires_grad]
+
+
+def _groups(params: list[nn.Parameter], config: TrainConfig) -> list[Group]:
+    with_decay = [param for param in params if decayed(config, param)]
+    without = [param for param in params if not decayed(config, param)]
+    groups = [
+        {"params": with_decay, "weight_decay": config.weight_decay},
+        {"params": without, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def _can_fuse(model: nn.Module) -> bool:
+    return next(model.parameters()).device.type in ("cpu", "cuda")
+
+
+def _muon(model: nn.Module, config: TrainConfig, lr: float) -> torch.optim.Optimizer:
+    head = next((name for name in reversed(dict(model.named_modules())) if name), "")  # the last layer made
+    params = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
+    hidden = [param for name, param in params if param.ndim > 1 and not name.startswith(f"{head}.")]
+    rest = [param for name, param in params if param.ndim < 2 or name.startswith(f"{head}.")]
+    parts: list[torch.optim.Optimizer] = []
+    if hidden:
+        nesterov = config.nesterov and config.momentum > 0
+        parts.append(Muon(hidden, lr, momentum=config.momentum, nesterov=nesterov, weight_decay=config.weight_decay))
+    if rest:
+        rest_groups = _groups(rest, config)
+        parts.append(torch.optim.AdamW(rest_groups, lr=config.rest_lr, betas=(0.9, 0.99), fused=_can_fuse(model)))
+    return Several(parts)
+
+
+class Several(torch.optim.Optimizer):
+    """Optimisers that step together and share one schedule: `param_groups` are those of all."""
+
+    def __init__(self, parts: list[torch.optim.Optimizer]) -> None:
+        self.parts = parts
+        super().__init__([param for part in parts for group in part.param_groups for param in group["params"]], {})
+        self._link()
+
+    def _link(self) -> None:
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
+
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+        """A step of each."""
+        for part in self.parts:
+            part.step(closure)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        for part, stored in zip(self.parts, state["parts"], strict=True):
+            part.load_state_dict(stored)
+        self._link()

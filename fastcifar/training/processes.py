@@ -1,0 +1,120 @@
+"""The processes of one run, as `torchrun` starts them: who is who, and what they say to each other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from fastcifar.errors import FastcifarError, UsageError
+
+T = TypeVar("T")
+
+
+class Processes:
+    """This process among the `count` of a run; alone, every method gives back what it was given.
+
+    What is said travels by gloo, on the CPU, so that a GPU need not be waited for; gradients by nccl on CUDA.
+    """
+
+    def __init__(self, rank: int = 0, count: int = 1, local_rank: int = 0) -> None:
+        self.rank, self.count, self.local_rank = rank, count, local_rank
+        self._talk: Any = None
+
+    @property
+    def first(self) -> bool:
+        """True in the process that writes."""
+        return self.rank == 0
+
+    def begin(self, device: torch.device) -> None:
+        """Meet the others."""
+        if self.count > 1:
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            self._talk = dist.new_group(backend="gloo")
+
+    def end(self) -> None:
+        """Leave."""
+        if self._talk is not None:
+            dist.destroy_process_group()
+            self._talk = None
+
+    def wrap(self, network: nn.Module, device: torch.device) -> nn.Module:
+        """The network, with its gradients averaged over the processes."""
+        if self.count == 1:
+            return network
+        return DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None)
+
+    def largest(self, *numbers: int) -> list[int]:
+        """The largest of each number in any process."""
+        if self.count == 1:
+            return list(numbers)
+        told = torch.tensor(numbers)
+        dist.all_reduce(told, dist.ReduceOp.MAX, group=self._talk)
+        return told.tolist()
+
+    def total(self, numbers: list[float]) -> list[float]:
+        """The sum of each number over the processes, in float64."""
+        if self.count == 1:
+            return numbers
+        told = torch.tensor(numbers, dtype=torch.float64)
+        dist.all_reduce(told, group=self._talk)
+        return told.tolist()
+
+    def of_first(self, value: T) -> T:
+        """What the first process has."""
+        if self.count == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self._talk)
+        return box[0]
+
+    def everyones(self, value: T) -> list[T]:
+        """What each process has, in the order of their ranks."""
+        if self.count == 1:
+            return [value]
+        boxes: list[Any] = [None] * self.count
+        dist.all_gather_object(boxes, value, group=self._talk)
+        return boxes
+
+    def share_buffers(self, network: nn.Module) -> None:
+        """Give every process the first one's buffers (the averages of batch normalisation)."""
+        if self.count > 1:
+            for buffer in network.buffers():
+                dist.broadcast(buffer, src=0)
+
+    def part(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """This process's part of `rows`, (N,) -> about (N / count,): all parts together are the whole."""
+        return np.array_split(rows, self.count)[self.rank]
+
+    @contextmanager
+    def noticing_losses(self) -> Iterator[None]:
+        """In the block, another process's end is a FastcifarError."""
+        try:
+            yield
+        except (RuntimeError, dist.DistError) as error:
+            if self.count == 1 or not (isinstance(error, dist.DistError) or "gloo" in str(error).lower()):
+                raise
+            raise FastcifarError(
+                f"process {self.rank} of {self.count} stopped: another process of this run has ended (its own message "
+                "says why); go on from what was saved last with the same torchrun line and --resume"
+            ) from error
+
+
+def join() -> Processes:
+    """This process, from the environment that `torchrun` sets; one alone without it."""
+    try:
+        rank, count = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        local_rank = int(os.environ.get("LOCAL_RANK", rank))
+    except ValueError:
+        raise UsageError("RANK, WORLD_SIZE or LOCAL_RANK is no number; start several processes with torchrun") from None
+    if not 0 <= rank < count:
+        raise UsageError(f"RANK is {rank}, WORLD_SIZE {count}; expected a rank below it: start with torchrun")
+    return Processes(rank, count, local_rank)

@@ -1,0 +1,65 @@
+"""How far a run is, and who is told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+
+class Reporter(Protocol):
+    """What shows progress while a run goes on."""
+
+    def begin(self, what: str, total: int) -> None:
+        """`total` images of `what` ('epoch 3/50', 'test') follow."""
+
+    def advance(self, count: int) -> None:
+        """`count` images more are done."""
+
+    def step(self, step: int, loss: float) -> None:
+        """Step `step` (from 1) had this training loss; on a GPU not every step is told."""
+
+
+class SilentReporter:
+    """Shows nothing."""
+
+    def begin(self, what: str, total: int) -> None: ...
+
+    def advance(self, count: int) -> None: ...
+
+    def step(self, step: int, loss: float) -> None: ...
+
+
+@dataclass
+class Progress:
+    """How far a run is. Part of the checkpoint."""
+
+    epoch: int = 0
+    """Epochs finished."""
+    batch: int = 0
+    """Batches done of the epoch under way."""
+    step: int = 0
+    """Steps done in all."""
+    loss_sum: float = 0.0
+    """Sum of the losses of the images of the epoch under way."""
+    correct: int = 0
+    seen: int = 0
+    seconds: float = 0.0
+    """Time spent in the epoch under way before the run was stopped."""
+    best: dict[str, Any] | None = None
+    """Epoch, val_loss and val_accuracy of the best epoch."""
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    def begin_next_epoch(self, row: dict[str, Any]) -> None:
+        """The epoch under way has ended with this row of results."""
+        self.history.append(row)
+        self.epoch += 1
+        self.batch = self.seen = self.correct = 0
+        self.loss_sum = self.seconds = 0.0
+
+
+def duration(seconds: float) -> str:
+    """'2 h 05 min', '3 min 20 s' or '12 s'."""
+    whole = round(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{whole} s"

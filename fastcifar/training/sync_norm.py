@@ -1,0 +1,61 @@
+"""Batch normalisation over the images of all processes: torch's on CUDA, this one on a CPU, where torch has none."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+
+class _Sum(torch.autograd.Function):
+    """Sum over the processes, of values forward and of gradients backward."""
+
+    @staticmethod
+    def forward(context: object, x: torch.Tensor) -> torch.Tensor:
+        x = x.clone()
+        dist.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(context: object, gradient: torch.Tensor) -> torch.Tensor:
+        return _Sum.forward(context, gradient)
+
+
+class SyncBatchNorm2d(nn.BatchNorm2d):
+    """`nn.BatchNorm2d` whose statistics are those of the batches of all processes together, in float32."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            return super().forward(x)
+        own = x.float()
+        count = own.numel() // own.shape[1]
+        sums = torch.cat([own.sum((0, 2, 3)), own.new_tensor([float(count)])])
+        sums = _Sum.apply(sums)
+        total = sums[-1].detach()
+        mean = sums[:-1] / total
+        centred = own - mean[:, None, None]
+        variance = _Sum.apply(centred.square().sum((0, 2, 3))) / total
+        self._follow(mean.detach(), variance.detach() * (total / (total - 1)))
+        normed = centred * torch.rsqrt(variance + self.eps)[:, None, None]
+        if self.affine:
+            normed = normed * self.weight[:, None, None] + self.bias[:, None, None]
+        return normed.to(x.dtype)
+
+    @torch.no_grad()
+    def _follow(self, mean: torch.Tensor, variance: torch.Tensor) -> None:
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        self.num_batches_tracked += 1
+        share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean, share)
+        self.running_var.lerp_(variance, share)
+
+
+def synchronised(network: nn.Module, device: torch.device) -> nn.Module:
+    """The network with its batch normalisations replaced; it keeps its parameters and buffers."""
+    if device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
+    for module in network.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = SyncBatchNorm2d
+    return network

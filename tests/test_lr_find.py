@@ -1,0 +1,199 @@
+"""The range test: what it suggests, when it ends, and that nothing is changed by it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from fastcifar.cli import main
+from fastcifar.errors import UsageError
+from fastcifar.lr_find import LrCurve, RangeTest, lr_find
+
+
+def network() -> torch.nn.Module:
+    torch.manual_seed(0)
+    layers = torch.nn.Linear(8, 16), torch.nn.BatchNorm1d(16), torch.nn.ReLU(), torch.nn.Dropout(0.1)
+    return torch.nn.Sequential(*layers, torch.nn.Linear(16, 3))
+
+
+def batches(num: int = 7) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(num, 32, 8, generator=generator)
+    return [(x, x[:, :3].argmax(1)) for x in images]
+
+
+def test_it_finds_a_rate_between_too_small_and_too_large() -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    curve = lr_find(model, optimizer, batches(), test=RangeTest(start_lr=1e-5, end_lr=100.0))
+    assert curve.why_not is None
+    assert set(curve.suggestions) == {"valley", "steepest", "minimum"}
+    assert 1e-3 < curve.suggestions["valley"] < 3
+    assert len(curve.rates) == len(curve.losses) == len(curve.smoothed)
+
+
+@pytest.mark.parametrize("name", ["SGD", "AdamW"])
+@pytest.mark.parametrize("stepped", [False, True])
+def test_everything_is_left_as_it_was(name: str, stepped: bool) -> None:
+    model = network()
+    optimizer = getattr(torch.optim, name)(model.parameters(), lr=0.1)
+    images, labels = batches()[0]
+    torch.nn.functional.cross_entropy(model(images), labels).backward()
+    if stepped:
+        optimizer.step()
+    model[1].eval()
+    gradients = [param.grad for param in model.parameters()]
+
+    def everything() -> list[Any]:
+        state = optimizer.state_dict()
+        inner = [value for entry in state["state"].values() for value in entry.values()]
+        tensors = [*model.state_dict().values(), torch.get_rng_state(), *(param.grad for param in model.parameters())]
+        facts = [repr(state["param_groups"]), [module.training for module in model.modules()], len(state["state"])]
+        copies = [torch.as_tensor(value).clone() for value in (*tensors, *inner) if value is not None]
+        return [*copies, *facts]
+
+    before = everything()
+    lr_find(model, optimizer, batches(), test=RangeTest(num_steps=20, end_lr=100))
+    after = everything()
+    assert len(before) == len(after)
+    for a, b in zip(before, after, strict=True):
+        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+    assert all(a is param.grad for a, param in zip(gradients, model.parameters(), strict=True))
+
+
+def test_it_is_left_as_it_was_after_an_error_too() -> None:
+    model = network()
+    weight = model[0].weight.detach().clone()
+
+    def broken(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        model[0].weight.data.zero_()
+        raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        lr_find(model, torch.optim.SGD(model.parameters(), lr=0.1), batches(), step=broken)
+    assert torch.equal(model[0].weight, weight)
+
+
+def test_each_rate_is_used_and_groups_keep_their_ratio() -> None:
+    model = network()
+    groups = [{"params": model[0].parameters()}, {"params": model[4].parameters(), "lr": 0.01}]
+    optimizer = torch.optim.SGD(groups, lr=0.1)
+    seen: list[tuple[float, float]] = []
+
+    def step(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        seen.append((optimizer.param_groups[0]["lr"], optimizer.param_groups[1]["lr"]))
+        return torch.tensor(1.0)
+
+    lr_find(
+        model, optimizer, batches(2), test=RangeTest(num_steps=5, start_lr=0.1, end_lr=0.5, mode="linear"), step=step
+    )
+    assert np.allclose(seen, [(r, r / 10) for r in (0.1, 0.2, 0.3, 0.4, 0.5)])
+
+
+def losses_of(values: list[float]) -> LrCurve:
+    rest = iter(values)
+    model = network()
+    return lr_find(
+        model,
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        batches(),
+        test=RangeTest(num_steps=len(values)),
+        step=lambda images, labels: torch.tensor(next(rest)),
+    )
+
+
+def test_it_ends_where_the_loss_diverges() -> None:
+    curve = losses_of([2.0] * 20 + [1.0] * 10 + [3.0, 9.0, 27.0, 81.0] + [99.0] * 66)
+    assert curve.ended == "the loss diverged"
+    assert len(curve.losses) == 32  # the mean of 1, 3 and 9 is above 4
+    assert curve.why_not is None
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_it_ends_where_the_loss_is_not_finite(bad: float) -> None:
+    curve = losses_of([2.0] * 20 + [1.0] * 10 + [bad] * 70)
+    assert curve.ended == "the loss was not finite"
+    assert np.isfinite(curve.losses).all()
+    assert len(curve.losses) == 30
+
+
+def test_a_flat_curve_gives_no_suggestion_and_says_why() -> None:
+    noise = np.random.default_rng(0).normal(0, 0.1, 100)
+    for values in ([2.3] * 100, list(2.3 + noise), list(np.linspace(2.3, 5.0, 100))):
+        curve = losses_of(values)
+        assert curve.suggestions == {}
+        assert curve.why_not is not None
+        assert curve.why_not.startswith("the curve is flat")
+
+
+def test_too_few_steps_give_no_suggestion() -> None:
+    curve = losses_of([2.0, 1.0, 0.5, float("nan"), 1.0])
+    assert curve.why_not == "the loss was not finite after 3 steps; begin at a smaller rate or take more steps"
+
+
+def test_the_valley_is_the_middle_of_the_way_down() -> None:
+    test = RangeTest(num_steps=100, start_lr=1e-4, end_lr=1.0)
+    losses = np.interp(np.log10(test.rates), [-4, -3, -1, 0], [2.0, 2.0, 1.0, 3.0])
+    curve = LrCurve(rates=test.rates, losses=losses, ended="end_lr reached")
+    assert np.log10(curve.suggestions["valley"]) == pytest.approx(-2, abs=0.15)
+    assert np.log10(curve.suggestions["minimum"]) == pytest.approx(-2, abs=0.15)
+    assert -3 < np.log10(curve.suggestions["steepest"]) < -1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_steps": 1}, "steps is 1; expected 2 or more"),
+        ({"start_lr": 0.0}, "start_lr is 0.0; expected a number above 0"),
+        ({"end_lr": float("nan")}, "end_lr is nan; expected a number above 0"),
+        ({"start_lr": 1.0, "end_lr": 0.1}, "start_lr is 1 and end_lr 0.1; expected end_lr to be larger"),
+        ({"mode": "cubic"}, "mode is 'cubic'; expected one of: exponential, linear"),
+    ],
+)
+def test_an_impossible_test_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        RangeTest(**settings)
+    assert str(caught.value) == message
+
+
+def test_no_batches_are_refused() -> None:
+    model = network()
+    with pytest.raises(UsageError, match="no batches for the range test"):
+        lr_find(model, torch.optim.SGD(model.parameters(), lr=0.1), [])
+
+
+def test_the_command_writes_the_curve_and_the_next_command(data_dir: Path, tmp_path: Path) -> None:
+    common = ["--data-dir", str(data_dir), "--runs-dir", str(tmp_path), "--model", "small", "--batch-size", "50"]
+    arguments = ["lr-find", *common, "--no-flip", "--steps", "40", "--start-lr", "1e-4", "--json"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.stderr
+    told = json.loads(result.stdout)
+    assert told["why_not"] is None
+    table, picture = (Path(file) for file in told["files"])
+    assert table.parent == tmp_path / "lr-find-small"
+    assert table.read_text().splitlines()[0] == "lr,loss,smoothed_loss"
+    assert len(table.read_text().splitlines()) == told["steps"] + 1
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    rate = f"{told['suggestions']['valley']:.3g}"
+    flags = f"--model small --batch-size 50 --no-flip --data-dir {data_dir}"
+    assert told["next"] == f"fastcifar train {flags} --lr {rate}"
+    again = CliRunner().invoke(main, arguments[:-1])
+    assert "next: fastcifar train" in again.stdout
+    assert str(tmp_path / "lr-find-small-2") in again.stdout
+
+
+def test_train_can_find_its_rate_first(data_dir: Path, tmp_path: Path) -> None:
+    arguments = ["train", "--data-dir", str(data_dir), "--runs-dir", str(tmp_path), "--model", "small", "--lr", "auto"]
+    result = CliRunner().invoke(main, [*arguments, "--batch-size", "50", "--max-steps", "2", "--json"])
+    assert result.exit_code == 0, result.stderr
+    told = json.loads(result.stdout)
+    assert 1e-5 < told["lr"] < 10
+    run = Path(told["run"])
+    assert (run / "lr_find" / "lr_find.png").exists()
+    assert f"lr: {told['lr']}" in (run / "config.yaml").read_text()

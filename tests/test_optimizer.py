@@ -1,0 +1,160 @@
+"""Optimisers and what is added to a step: each against torch, or against its formula."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from fastcifar.config import TrainConfig
+from fastcifar.training.muon import Muon, orthogonalised
+from fastcifar.training.optimizer import Several, make_optimizer
+from fastcifar.training.step import Step
+
+
+def problem(seed: int = 0) -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(seed)
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(288, 4)
+    )
+    return model, torch.randn(16, 3, 8, 8), torch.randint(0, 4, (16,))
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(8, 20), (20, 8), (5, 5)])
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_muon_is_torchs_on_matrices(rows: int, columns: int, nesterov: bool) -> None:
+    torch.manual_seed(0)
+    start, gradients = torch.randn(rows, columns), torch.randn(5, rows, columns)
+    ours, theirs = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
+    settings: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "nesterov": nesterov, "weight_decay": 0.05}
+    optimizers = Muon([ours], **settings), torch.optim.Muon([theirs], **settings)
+    for gradient in gradients:
+        for param, optimizer in zip((ours, theirs), optimizers, strict=True):
+            param.grad = gradient.clone()
+            optimizer.step()
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_muon_sees_filters_as_matrices() -> None:
+    torch.manual_seed(0)
+    start, gradient = torch.randn(6, 4, 3, 3), torch.randn(6, 4, 3, 3)
+    filters = torch.nn.Parameter(start.clone(memory_format=torch.channels_last))
+    matrix = torch.nn.Parameter(start.reshape(6, 36).clone())
+    filters.grad, matrix.grad = gradient.clone(memory_format=torch.channels_last), gradient.reshape(6, 36).clone()
+    Muon([filters], 0.1).step()
+    Muon([matrix], 0.1).step()
+    torch.testing.assert_close(filters.reshape(6, 36), matrix)
+    with pytest.raises(ValueError, match=r"got a parameter of shape \(3,\)"):
+        Muon([torch.nn.Parameter(torch.zeros(3))], 0.1)
+
+
+def test_orthogonalised_has_singular_values_near_one() -> None:
+    torch.manual_seed(0)
+    values = torch.linalg.svdvals(orthogonalised(torch.randn(32, 100), 5).float())
+    assert values.min() > 0.6
+    assert values.max() < 1.3
+
+
+def test_muon_gives_each_parameter_to_one_optimiser() -> None:
+    model, images, labels = problem()
+    optimizer = make_optimizer(model, TrainConfig(optimizer="muon", lr=0.02, rest_lr=0.003))
+    assert isinstance(optimizer, Several)
+    muon, rest = optimizer.parts
+    names = {param: name for name, param in model.named_parameters()}
+    shares = [[names[p] for group in part.param_groups for p in group["params"]] for part in (muon, rest)]
+    assert shares == [["0.weight"], ["0.bias", "1.weight", "1.bias", "4.weight", "4.bias"]]
+    before = [param.detach().clone() for param in model.parameters()]
+    F.cross_entropy(model(images), labels).backward()
+    optimizer.step()
+    assert not any(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_decay_can_leave_biases_and_norms_alone() -> None:
+    model, _, _ = problem()
+    for name in ("sgd", "adamw"):
+        optimizer = make_optimizer(model, TrainConfig(optimizer=name, weight_decay=0.1, decay_all=False))
+        with_decay, without = optimizer.param_groups
+        assert [p.ndim for p in with_decay["params"]] == [4, 2]
+        assert (with_decay["weight_decay"], without["weight_decay"]) == (0.1, 0.0)
+        assert len(make_optimizer(model, TrainConfig(optimizer=name)).param_groups) == 1
+
+
+def one_step(**settings: Any) -> tuple[torch.nn.Module, torch.Tensor]:
+    model, images, labels = problem()
+    config = TrainConfig(lr=0.1, momentum=0.0, weight_decay=0.0, **settings)
+    loss, _ = Step(model, model, make_optimizer(model, config), config, "off")(images, labels)
+    return model, loss
+
+
+def expected_step(penalty: float = 0.0, smoothing: float = 0.0, most: float | None = None) -> list[torch.Tensor]:
+    model, images, labels = problem()
+    loss = F.cross_entropy(model(images), labels, label_smoothing=smoothing)
+    loss = loss + penalty * sum(param.abs().sum() for param in model.parameters())
+    loss.backward()
+    if most is not None:
+        norm = torch.sqrt(sum(param.grad.square().sum() for param in model.parameters()))  # type: ignore[union-attr]
+        assert norm > most
+        for param in model.parameters():
+            param.grad.mul_(most / norm)  # type: ignore[union-attr]
+    return [param.detach() - 0.1 * param.grad for param in model.parameters()]  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, {}),
+        ({"l1": 0.01}, {"penalty": 0.01}),
+        ({"label_smoothing": 0.2}, {"smoothing": 0.2}),
+        ({"clip_norm": 0.1}, {"most": 0.1}),
+    ],
+)
+def test_a_step_is_its_formula(settings: dict[str, Any], expected: dict[str, float]) -> None:
+    model, _ = one_step(**settings)
+    for param, want in zip(model.parameters(), expected_step(**expected), strict=True):
+        torch.testing.assert_close(param.detach(), want, rtol=1e-4, atol=1e-5)
+
+
+def test_penalties_are_not_in_the_loss_that_is_told() -> None:
+    assert one_step(l1=0.5)[1] == one_step()[1]
+
+
+def test_l1_can_leave_biases_alone() -> None:
+    with_all, weights_only = one_step(l1=0.1)[0], one_step(l1=0.1, decay_all=False)[0]
+    plain = one_step()[0]
+    assert torch.equal(weights_only[0].bias, plain[0].bias)  # type: ignore[arg-type]
+    assert not torch.equal(with_all[0].bias, plain[0].bias)  # type: ignore[arg-type]
+    assert torch.equal(with_all[0].weight, weights_only[0].weight)  # type: ignore[arg-type]
+
+
+def test_the_average_of_the_weights_is_what_is_scored() -> None:
+    model, images, labels = problem()
+    config = TrainConfig(lr=0.1, ema=0.75)
+    step = Step(model, model, make_optimizer(model, config), config, "off")
+    kept: list[torch.Tensor] = []
+    for _ in range(4):
+        step(images, labels)
+        kept.append(model[4].weight.detach().clone())  # type: ignore[operator]
+    expected = kept[0]
+    for weight in kept[1:]:
+        expected = 0.75 * expected + 0.25 * weight
+    assert step.scored is not model
+    torch.testing.assert_close(step.scored[4].weight.detach(), expected)  # type: ignore[index]
+
+
+def test_float16_scales_its_loss() -> None:
+    model, images, labels = problem()
+    config = TrainConfig(lr=0.1)
+    step = Step(model, model, make_optimizer(model, config), config, "fp16")
+    first, _ = step(images, labels)
+    for _ in range(10):
+        last, _ = step(images, labels)
+    assert last < first
+    state = step.state_dict()
+    assert state["scaler"]["scale"] > 1
+    again = Step(model, model, make_optimizer(model, config), config, "fp16")
+    state["scaler"]["scale"] = 128.0
+    again.load_state_dict(state)
+    assert again.scaler is not None
+    assert again.scaler.get_scale() == 128.0

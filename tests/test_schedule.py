@@ -1,0 +1,140 @@
+"""Schedules: each rate by its formula; resumed in the middle they go on as if nothing had happened."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from fastcifar.config import TrainConfig
+from fastcifar.training.optimizer import make_optimizer
+from fastcifar.training.schedule import Schedule
+
+STEPS, EPOCHS = 4, 6  # in an epoch; in all
+
+
+def made(config: TrainConfig) -> tuple[torch.optim.Optimizer, Schedule]:
+    optimizer = make_optimizer(torch.nn.Linear(1, 1), config)
+    return optimizer, Schedule(optimizer, config, STEPS * EPOCHS, STEPS)
+
+
+def rates_of(config: TrainConfig, losses: list[float] | None = None, cut: int | None = None) -> list[float]:
+    """The rate that each step is made with; with `cut`, all is made anew from its state after that step."""
+    optimizer, schedule = made(config)
+    rates = []
+    for step in range(STEPS * EPOCHS):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.after_step()
+        if (step + 1) % STEPS == 0:
+            loss = 1.0 if losses is None else losses[step // STEPS]
+            schedule.after_epoch(
+                {"val_loss": loss, "train_loss": None, "val_accuracy": 1 / loss, "train_accuracy": None}
+            )
+        if step == cut:
+            states = optimizer.state_dict(), schedule.state_dict()
+            optimizer, schedule = made(config)
+            optimizer.load_state_dict(states[0])
+            schedule.load_state_dict(states[1])
+    return rates
+
+
+def each_epoch(*rates: float) -> list[float]:
+    return [rate for rate in rates for _ in range(STEPS)]
+
+
+def test_none_leaves_the_rate() -> None:
+    assert rates_of(TrainConfig(sched="none", lr=0.3)) == [0.3] * STEPS * EPOCHS
+
+
+def test_cosine_falls_to_the_least_rate() -> None:
+    rates = rates_of(TrainConfig(sched="cosine", lr=1.0, min_lr=0.1))
+    total = STEPS * EPOCHS
+    assert rates == pytest.approx([0.1 + 0.9 * (1 + math.cos(math.pi * n / total)) / 2 for n in range(total)])
+
+
+def test_step_falls_every_so_many_epochs() -> None:
+    rates = rates_of(TrainConfig(sched="step", lr=1.0, step_size=2, factor=0.5))
+    assert rates == pytest.approx(each_epoch(1, 1, 0.5, 0.5, 0.25, 0.25))
+
+
+def test_multistep_falls_after_its_milestones() -> None:
+    rates = rates_of(TrainConfig(sched="multistep", lr=1.0, milestones=(1, 4), factor=0.1))
+    assert rates == pytest.approx(each_epoch(1, 0.1, 0.1, 0.1, 0.01, 0.01))
+
+
+def test_onecycle_rises_and_falls() -> None:
+    config = TrainConfig(sched="onecycle", lr=1.0, pct_start=0.25, div_factor=10, final_div_factor=100, anneal="linear")
+    rates = rates_of(config)
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == pytest.approx(1.0, abs=0.05)
+    assert rates.index(max(rates)) in (5, 6)
+    assert rates[-1] < 0.06
+    optimizer, schedule = made(config)
+    assert optimizer.param_groups[0]["momentum"] == pytest.approx(0.95)  # against the rate
+    for _ in range(5):
+        optimizer.step()
+        schedule.after_step()
+    assert optimizer.param_groups[0]["momentum"] == pytest.approx(0.85, abs=0.01)
+
+
+LOSSES = [2.0, 1.0, 1.0, 1.1, 1.2, 0.5]
+
+
+def test_plateau_waits_for_its_patience() -> None:
+    rates = rates_of(TrainConfig(sched="plateau", lr=1.0, patience=1), LOSSES)
+    assert rates == pytest.approx(each_epoch(1, 1, 1, 1, 0.2, 0.2))
+    assert rates_of(TrainConfig(sched="plateau", lr=1.0, patience=1, monitor="accuracy"), LOSSES) == rates
+    floor = TrainConfig(sched="plateau", lr=1.0, patience=0, min_lr=0.15)
+    assert rates_of(floor, LOSSES) == pytest.approx(each_epoch(1, 1, 1, 0.2, 0.15, 0.15))
+
+
+def test_plateau_watches_the_training_where_nothing_is_held_out() -> None:
+    optimizer, schedule = made(TrainConfig(sched="plateau", lr=1.0, patience=0))
+    for loss in (1.0, 2.0):
+        schedule.after_epoch({"val_loss": None, "train_loss": loss})
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("sched", ["plateau", "cosine", "step", "none"])
+def test_warmup_rises_in_a_line_and_then_leaves_the_schedule_alone(sched: str) -> None:
+    rates = rates_of(TrainConfig(sched=sched, lr=1.0, warmup_epochs=1.5, step_size=3, min_lr=0.0))
+    assert rates[:6] == pytest.approx([0.01 + 0.99 * n / 6 for n in range(6)])
+    assert rates[6] == pytest.approx(1.0)
+    if sched == "cosine":
+        assert rates[6:] == pytest.approx([(1 + math.cos(math.pi * n / 18)) / 2 for n in range(18)])
+
+
+def test_warmup_longer_than_the_run_does_no_harm() -> None:
+    for sched in ("cosine", "none"):
+        rates = rates_of(TrainConfig(sched=sched, lr=1.0, warmup_epochs=100.0))
+        assert rates == sorted(rates)
+        assert rates[-1] <= 1.0
+
+
+ALL: list[dict[str, Any]] = [
+    {"sched": "plateau", "patience": 0},
+    {"sched": "plateau", "warmup_epochs": 1.0},
+    {"sched": "onecycle"},
+    {"sched": "cosine"},
+    {"sched": "cosine", "warmup_epochs": 2.0},
+    {"sched": "step", "step_size": 2, "warmup_epochs": 0.5},
+    {"sched": "multistep", "milestones": (2, 3)},
+    {"sched": "none"},
+]
+
+
+@pytest.mark.parametrize("settings", ALL)
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("cut", [0, 3, 7, 13])
+def test_a_schedule_goes_on_where_it_was(settings: dict[str, Any], optimizer: str, cut: int) -> None:
+    config = TrainConfig(lr=0.5, optimizer=optimizer, **settings)
+    assert rates_of(config, LOSSES, cut) == rates_of(config, LOSSES)
+
+
+def test_the_state_of_another_schedule_is_refused() -> None:
+    _, schedule = made(TrainConfig(sched="cosine"))
+    with pytest.raises(KeyError):
+        made(TrainConfig(sched="step"))[1].load_state_dict(schedule.state_dict())
