@@ -194,6 +194,8 @@ class TrainConfig:
     """Learning rate: the highest that the schedule reaches; 'auto' runs the range test first."""
     rest_lr: float = 0.01
     """Learning rate of AdamW for what Muon does not update, at the peak of the schedule."""
+    unit_filters: bool = False
+    """muon: scale each filter bank to the norm sqrt(filters) before a step; where each is normalised after."""
     momentum: float = 0.9
     """Momentum of SGD and Muon."""
     nesterov: bool = True
@@ -280,7 +282,7 @@ class TrainConfig:
             require_float(name, getattr(self, name), 0.0)
         for name in ("label_smoothing", "ema"):
             require_float(name, getattr(self, name), 0.0, high=1.0)
-        for name in ("nesterov", "decay_all", "compile", "sync_bn", "deterministic"):
+        for name in ("unit_filters", "nesterov", "decay_all", "compile", "sync_bn", "deterministic"):
             require_bool(name, getattr(self, name))
         self._check_schedule()
         require_choice("tta", self.tta, TTAS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +11,7 @@ import click
 from fastcifar.cli import options, settings
 from fastcifar.cli.settings import AUGMENT, flags, typed
 from fastcifar.config import TrainConfig
+from fastcifar.errors import Stopped
 
 CHANGEABLE = ("epochs", "max_steps", "data_dir", "device", "loader", "amp", "compile", "log_every")
 """What may differ when a run is resumed; everything else is the run's own."""
@@ -59,8 +61,15 @@ def train(
     if resume is not None:
         run = find_run(resume or None, runs_dir)
         config = _resumed(context, run.read_config(), config)
+    if not first:  # of several processes one speaks
+        logging.getLogger("fastcifar").setLevel(logging.ERROR)
     with Bars(shown=first) as bars:
-        run, metrics = run_training(config, runs_dir=runs_dir, name=name, resume=run, reporter=bars)
+        try:
+            run, metrics = run_training(config, runs_dir=runs_dir, name=name, resume=run, reporter=bars)
+        except Stopped as stopped:
+            if first:
+                raise
+            raise SystemExit(stopped.exit_code) from None
     if not first:
         return
     if as_json:

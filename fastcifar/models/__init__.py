@@ -27,6 +27,10 @@ def make_model(config: ModelConfig, num_classes: int, image_shape: tuple[int, in
     Raises UsageError if there is no such network, it has no such choice or it does not fit the images.
     """
     model = _call(builder(config), config.name, num_classes)
+    smallest = getattr(model, "smallest_side", 1)
+    if min(image_shape[:2]) < smallest:
+        height, width, _ = image_shape
+        raise UsageError(f"the images are {height}x{width}; {config.name} needs {smallest}x{smallest}: try resnet18")
     if not hasattr(model, "stages"):
         model.stages = _stages(model, config.name, num_classes, image_shape)  # type: ignore[assignment]
     return model

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-WIDTHS = (64, 192, 256)
+WIDTHS = (64, 256, 256)
 # Standard deviation of each filter's output on CIFAR-10, normalised by channel: brightness, red - blue, green - rest;
 # of each: mean, columns, rows, checks. And what is added to the variance, so that noise is not blown up.
 SPREADS = (3.192, 0.495, 0.650, 0.221, 1.027, 0.060, 0.085, 0.015, 0.348, 0.034, 0.044, 0.012)
@@ -30,17 +30,17 @@ def decorrelating_filters() -> torch.Tensor:
 
 
 class Stem(nn.Module):
-    """The fixed first layer: (N, 3, H, W) -> (N, 24, H, W); only its biases are trained."""
+    """The fixed first layer: (N, 3, H, W) -> (N, 24, H - 1, W - 1). It has nothing to train, so that no gradient is
+    computed of the largest maps."""
 
     filters: torch.Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("filters", decorrelating_filters(), persistent=False)
-        self.bias = nn.Parameter(torch.zeros(len(self.filters)))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.relu(F.conv2d(F.pad(x, (0, 1, 0, 1)), self.filters, self.bias))
+        return F.relu(F.conv2d(x, self.filters))
 
 
 class Stage(nn.Sequential):
@@ -53,7 +53,7 @@ class Stage(nn.Sequential):
             nn.init.dirac_(layer.weight.data[: layer.in_channels])  # the first channels pass through
         super().__init__(
             first,
-            nn.MaxPool2d(2, ceil_mode=True),
+            nn.MaxPool2d(2),
             nn.BatchNorm2d(num_out),
             nn.ReLU(inplace=True),
             second,
@@ -66,6 +66,7 @@ class SmallNet(nn.Module):
     """1,528,280 parameters for ten classes. Maps of 32x32 images: 16, 8 and 4 pixels a side."""
 
     stages = ("layer1", "layer2", "layer3")
+    smallest_side = 9
 
     def __init__(self, num_classes: int = 10, dropout: float = 0.0) -> None:
         super().__init__()

@@ -125,7 +125,7 @@ class Trainer:
         torch.manual_seed(config.seed)
         network: Any = make_model(config.network, len(self.data.class_names), self.data.image_shape)
         self.network: nn.Module = network.to(device=self.device, memory_format=torch.channels_last)
-        if config.sync_bn:
+        if config.sync_bn and processes.count > 1:
             self.network = synchronised(self.network, self.device)
         self.lr_curve: LrCurve | None = None
         if config.lr == "auto":

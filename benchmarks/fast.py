@@ -1,0 +1,71 @@
+"""Seconds to a good score: the recipe `fast` beside airbench's 94% script on the same machine and images.
+
+    python benchmarks/fast.py --data-dir data --airbench cifar10-airbench --json
+
+`--airbench` is a checkout of github.com/KellerJordan/cifar10-airbench; without one its row is left out, by name. Both
+are trained once for each seed, in turn. `train_seconds` is training alone, without evaluation, for both.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import click
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from fastcifar import measure  # noqa: E402
+
+KEYS = ("train_seconds", "test_accuracy", "tta_accuracy")
+
+
+def _told(command: list[str]) -> dict[str, Any]:
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, cwd=ROOT)
+    if done.returncode:
+        raise click.ClickException(f"{command[2]} ended with exit code {done.returncode}; its own message is above")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+@click.command()
+@click.option("--data-dir", default="data", show_default=True, envvar="FASTCIFAR_DATA_DIR")
+@click.option("--recipe", default="fast", show_default=True)
+@click.option("--airbench", type=click.Path(exists=True, file_okay=False), help="Checkout of cifar10-airbench.")
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--seeds", default=1, show_default=True, type=click.IntRange(1), help="Trainings of each.")
+@click.option("--save/--no-save", default=True, show_default=True, help="To benchmarks/results/fast.jsonl.")
+@click.option("--json", "as_json", is_flag=True)
+def main(data_dir: str, recipe: str, airbench: str | None, device: str, seeds: int, save: bool, as_json: bool) -> None:
+    """Seconds and score of whole trainings."""
+    data = str(Path(data_dir).resolve())
+    results: dict[str, list[dict[str, Any]]] = {f"fastcifar {recipe}": [], "airbench94_muon": []}
+    with tempfile.TemporaryDirectory() as runs:
+        flags = ["--recipe", recipe, "--data-dir", data, "--runs-dir", runs, "--device", device, "--json"]
+        for seed in range(seeds):
+            ours = [sys.executable, "-m", "fastcifar", "train", *flags, "--seed", str(seed)]
+            results[f"fastcifar {recipe}"].append(_told(ours))
+            if airbench is not None:
+                theirs = [sys.executable, "-m", "benchmarks.peers.airbench94", str(Path(airbench).resolve()), data]
+                results["airbench94_muon"].append(_told([*theirs, device, str(seed)]))
+    rows = []
+    for name, told in results.items():
+        row: dict[str, Any] = {"name": name, "trainings": len(told)}
+        row |= {key: round(median(each[key] for each in told), 4) if told else None for key in KEYS}
+        rows.append(row if told else {**row, "note": "skipped: no --airbench"})
+    columns = ("name", *KEYS, "trainings", "note")
+    click.echo(json.dumps(rows) if as_json else measure.table(rows, columns))
+    if save:
+        measure.save(
+            ROOT / "benchmarks" / "results", "fast", rows, measure.circumstances(data_dir, torch.device(device))
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""The range test: how many of its steps a second, beside torch-lr-finder on the same network, batch and images?
+
+    python benchmarks/lr_find.py --data-dir data --json
+
+Each takes its own way through the same images: ours with what `fastcifar lr-find` does on this machine, theirs as its
+README says (float32, a torch DataLoader). Each measurement is a process of its own, in turn.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import click
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.subprocesses import rates_in_turn  # noqa: E402
+from fastcifar import measure, open_beton  # noqa: E402
+from fastcifar.config import ModelConfig, TrainConfig  # noqa: E402
+from fastcifar.lr_find import RangeTest  # noqa: E402
+from fastcifar.models import make_model  # noqa: E402
+
+WARM_UP = 3
+RATES = {"start_lr": 1e-6, "end_lr": 1e-2}  # neither diverges: all steps are made
+
+
+def ours(data_dir: str, model: str, batch_size: int, steps: int, device: torch.device) -> float:
+    """Steps a second."""
+    from contextlib import closing
+
+    from fastcifar.training.data import Loaders
+    from fastcifar.training.device import choose_amp, keep_freed_memory
+    from fastcifar.training.find_lr import find_for
+    from fastcifar.training.processes import Processes
+
+    config = TrainConfig(data_dir=data_dir, model=model, batch_size=batch_size)
+    if device.type == "cpu":
+        keep_freed_memory()
+    with closing(Loaders(config, device, Processes())) as loaders:
+        network: torch.nn.Module = make_model(config.network, 10).to(device)
+        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+        def run(num: int) -> None:
+            find_for(config, network, loaders.train, choose_amp(device, "auto"), RangeTest(num_steps=num, **RATES))
+
+        return _rate(run, steps, device)
+
+
+def torch_lr_finder(data_dir: str, model: str, batch_size: int, steps: int, device: torch.device) -> float:
+    """Steps a second."""
+    from torch_lr_finder import LRFinder
+    from torchvision.transforms import v2
+
+    beton = open_beton(Path(data_dir) / "train.beton", in_memory=True)
+    mean, std = (beton.mean / 255).tolist(), (beton.std / 255).tolist()
+    crop = [v2.ToImage(), v2.RandomCrop(32, 4), v2.RandomHorizontalFlip(), v2.ToDtype(torch.float32, scale=True)]
+    transform = v2.Compose([*crop, v2.Normalize(mean, std)])
+
+    class Images(torch.utils.data.Dataset):  # type: ignore[type-arg]
+        def __len__(self) -> int:
+            return len(beton)
+
+        def __getitem__(self, row: int) -> tuple[torch.Tensor, int]:
+            return transform(beton.images([row])[0]), int(beton.labels[row])
+
+    loader = torch.utils.data.DataLoader(Images(), batch_size, shuffle=True, num_workers=2)
+    network = make_model(ModelConfig(name=model), 10)
+
+    def run(num: int) -> None:
+        optimizer = torch.optim.SGD(network.parameters(), lr=RATES["start_lr"], momentum=0.9)
+        finder = LRFinder(network, optimizer, torch.nn.CrossEntropyLoss(), device=device)
+        finder.range_test(loader, end_lr=RATES["end_lr"], num_iter=num)
+        finder.reset()
+
+    return _rate(run, steps, device)
+
+
+def _rate(run: object, steps: int, device: torch.device) -> float:
+    assert callable(run)
+    run(WARM_UP)
+    measure.synchronise(device)
+    begin = time.perf_counter()
+    run(steps)
+    measure.synchronise(device)
+    return steps / (time.perf_counter() - begin)
+
+
+PEERS = {"fastcifar": ours, "torch-lr-finder": torch_lr_finder}
+
+
+@click.command()
+@click.option("--data-dir", default="data", show_default=True, envvar="FASTCIFAR_DATA_DIR")
+@click.option("--model", default="resnet18", show_default=True)
+@click.option("--batch-size", default=128, show_default=True)
+@click.option("--steps", default=10, show_default=True, help="Steps in one measurement, after three for warm-up.")
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--repeats", default=5, show_default=True, type=click.IntRange(5))
+@click.option("--save/--no-save", default=True, show_default=True, help="To benchmarks/results/lr_find.jsonl.")
+@click.option("--json", "as_json", is_flag=True)
+@click.option("--only", hidden=True, type=click.Choice(tuple(PEERS)))
+def main(
+    data_dir: str, model: str, batch_size: int, steps: int, device: str, repeats: int, save: bool, as_json: bool,
+    only: str | None,
+) -> None:  # fmt: skip
+    """Steps of the range test a second."""
+    if only is not None:
+        click.echo(PEERS[only](data_dir, model, batch_size, steps, torch.device(device)) * batch_size)
+        return
+    flags: list[object] = [
+        "--data-dir",
+        data_dir,
+        "--model",
+        model,
+        "--batch-size",
+        batch_size,
+        "--steps",
+        steps,
+        "--device",
+        device,
+    ]
+    rows = [rate.row() for rate in rates_in_turn(__file__, tuple(PEERS), flags, repeats)]
+    for row in rows:
+        row["steps_per_s"] = None if row["images_per_s"] is None else round(row["images_per_s"] / batch_size, 3)
+    columns = ("name", "steps_per_s", "images_per_s", "images_per_s_min", "images_per_s_max", "note")
+    click.echo(json.dumps(rows) if as_json else measure.table(rows, columns))
+    if save:
+        about = measure.circumstances(f"{data_dir}, {model}, batch {batch_size}", torch.device(device))
+        measure.save(ROOT / "benchmarks" / "results", "lr_find", rows, about)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""The training step against plain PyTorch: what do autocast, memory layout, allocator and fused optimiser bring?
+
+    python benchmarks/plain_step.py --data-dir data --json
+
+The same network, batch and optimiser; `plain` is eager float32 in contiguous memory, as a tutorial writes it, and each
+line after it adds one thing. `fastcifar` is the step of `fastcifar train`. One batch again and again: no loader.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import click
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.subprocesses import rates_in_turn  # noqa: E402
+from fastcifar import make_loader, measure  # noqa: E402
+from fastcifar.config import MODELS, TrainConfig  # noqa: E402
+from fastcifar.models import make_model  # noqa: E402
+from fastcifar.training.device import choose_amp, keep_freed_memory  # noqa: E402
+from fastcifar.training.optimizer import make_optimizer  # noqa: E402
+from fastcifar.training.step import Step  # noqa: E402
+
+NAMES = ("plain", "+channels_last", "+bf16", "+allocator", "fastcifar", "fastcifar+compile")
+LEAST_S = 3.0
+
+
+def images_per_s(name: str, data_dir: str, model: str, batch_size: int, device: torch.device) -> float:
+    """Of one candidate, in this process."""
+    level = NAMES.index(name)
+    on_cpu = device.type == "cpu"
+    if level >= NAMES.index("+allocator") and on_cpu:
+        keep_freed_memory()
+    layout = torch.channels_last if level >= 1 else torch.contiguous_format
+    loader = make_loader(Path(data_dir) / "train.beton", batch_size=batch_size, device=device, channels_last=level >= 1)
+    images, labels, _ = next(iter(loader.epoch(0)))
+    config = TrainConfig(model=model, lr=0.01, batch_size=batch_size)
+    network: torch.nn.Module = make_model(config.network, len(loader.beton.class_names)).to(device)
+    network = network.to(memory_format=layout)  # type: ignore[call-overload]
+    if name.startswith("fastcifar"):
+        called = torch.compile(network) if name.endswith("compile") else network
+        ours = Step(called, network, make_optimizer(network, config), config, choose_amp(device, "auto"))  # type: ignore[arg-type]
+
+        def step() -> None:
+            ours(images, labels)
+    else:
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4)
+
+        def step() -> None:
+            with torch.autocast(device.type, torch.bfloat16, enabled=level >= NAMES.index("+bf16")):
+                loss = torch.nn.functional.cross_entropy(network(images), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    step()
+    step()
+    measure.synchronise(device)
+    begin, count = time.perf_counter(), 0
+    while time.perf_counter() - begin < LEAST_S or count < 3:
+        step()
+        measure.synchronise(device)
+        count += 1
+    return count * batch_size / (time.perf_counter() - begin)
+
+
+@click.command()
+@click.option("--data-dir", default="data", show_default=True, envvar="FASTCIFAR_DATA_DIR")
+@click.option("--model", default="resnet18", show_default=True, type=click.Choice(MODELS))
+@click.option("--batch-size", default=256, show_default=True, type=click.IntRange(2))
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--repeats", default=5, show_default=True, type=click.IntRange(5))
+@click.option("--save/--no-save", default=True, show_default=True, help="To benchmarks/results/plain_step.jsonl.")
+@click.option("--json", "as_json", is_flag=True)
+@click.option("--only", hidden=True, type=click.Choice(NAMES))
+def main(
+    data_dir: str, model: str, batch_size: int, device: str, repeats: int, save: bool, as_json: bool, only: str | None
+) -> None:
+    """Images a second of a training step, from plain PyTorch to ours."""
+    if only is not None:
+        click.echo(images_per_s(only, data_dir, model, batch_size, torch.device(device)))
+        return
+    flags: list[object] = ["--data-dir", data_dir, "--model", model, "--batch-size", batch_size, "--device", device]
+    rows = [rate.row() for rate in rates_in_turn(__file__, NAMES, flags, repeats)]
+    plain = rows[0]["images_per_s"]
+    for row in rows:
+        row["times_plain"] = round(row["images_per_s"] / plain, 2) if plain and row["images_per_s"] else None
+    columns = ("name", "images_per_s", "images_per_s_min", "images_per_s_max", "times_plain", "note")
+    click.echo(json.dumps(rows) if as_json else measure.table(rows, columns))
+    if save:
+        about = measure.circumstances(f"one batch of {data_dir}, {model}, batch {batch_size}", torch.device(device))
+        measure.save(ROOT / "benchmarks" / "results", "plain_step", rows, about)
+
+
+if __name__ == "__main__":
+    main()

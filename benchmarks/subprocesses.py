@@ -1,0 +1,27 @@
+"""Candidates that would disturb each other in one process (allocator, threads): a process each, in turn."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import click
+
+from fastcifar import measure
+
+
+def rates_in_turn(script: str, names: tuple[str, ...], flags: list[object], repeats: int) -> list[measure.Rate]:
+    """Run `script --only NAME …flags`, which prints images a second, for each name, round after round."""
+    rates = [measure.Rate(name) for name in names]
+    for number in range(repeats):
+        click.echo(f"round {number + 1} of {repeats}", err=True)
+        for rate in rates:
+            if rate.note:
+                continue
+            command = [sys.executable, script, "--only", rate.name, *map(str, flags)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                rate.note = f"skipped: {(done.stderr.strip().splitlines() or ['no reason given'])[-1]}"
+            else:
+                rate.images_per_s.append(float(done.stdout))
+    return rates
