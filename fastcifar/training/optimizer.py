@@ -58,8 +58,15 @@ def _muon(model: nn.Module, config: TrainConfig, lr: float) -> torch.optim.Optim
     parts: list[torch.optim.Optimizer] = []
     if hidden:
         nesterov = config.nesterov and config.momentum > 0
-        settings = {"momentum": config.momentum, "weight_decay": config.weight_decay}
-        parts.append(Muon(hidden, lr, nesterov=nesterov, normalise=config.unit_filters, **settings))
+        muon = Muon(
+            hidden,
+            lr,
+            momentum=config.momentum,
+            nesterov=nesterov,
+            weight_decay=config.weight_decay,
+            normalise=config.unit_filters,
+        )
+        parts.append(muon)
     if rest:
         rest_groups = _groups(rest, config)
         parts.append(torch.optim.AdamW(rest_groups, lr=config.rest_lr, betas=(0.9, 0.99), fused=_can_fuse(model)))
