@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -139,13 +140,15 @@ def lr_find(
     *,
     test: RangeTest | None = None,
     step: TrainStep | None = None,
+    rises: Callable[[dict[str, Any]], bool] = lambda group: True,
     advance: Callable[[int], None] = lambda count: None,
 ) -> LrCurve:
     """Run the range test; `model`, `optimizer` and torch's generators are left as they were, gradients too.
 
     batches: (images, labels) each, on the model's device; taken from the start again where they end.
     step: one step of training, images and labels -> the loss before it; a plain one with cross-entropy if not given.
-    The rates of parameter groups keep their ratios to that of the first. Raises UsageError if there are no batches.
+    rises: whether the rate of a parameter group rises; those that do keep their ratios to that of the first.
+    Raises UsageError if there are no batches.
     """
     test = test or RangeTest()
     step = step or _plain_step(model, optimizer)
@@ -153,11 +156,11 @@ def lr_find(
     ended, rates = "end_lr reached", test.rates
     with _left_as_it_was(model, optimizer):
         model.train()
-        first = optimizer.param_groups[0]["lr"]
-        ratios = [group["lr"] / first for group in optimizer.param_groups]
+        rising = [group for group in optimizer.param_groups if rises(group)]
+        ratios = [group["lr"] / rising[0]["lr"] for group in rising]
         source, lowest = _endless(batches), math.inf
         for rate in rates:
-            for group, ratio in zip(optimizer.param_groups, ratios, strict=True):
+            for group, ratio in zip(rising, ratios, strict=True):
                 group["lr"] = float(rate) * ratio
             images, labels = next(source)[:2]
             loss = float(step(images, labels))

@@ -12,8 +12,10 @@ import torch
 from click.testing import CliRunner
 
 from fastcifar.cli import main
+from fastcifar.config import TrainConfig
 from fastcifar.errors import UsageError
 from fastcifar.lr_find import LrCurve, RangeTest, lr_find
+from fastcifar.training.optimizer import follows_lr, make_optimizer
 
 
 def network() -> torch.nn.Module:
@@ -94,6 +96,21 @@ def test_each_rate_is_used_and_groups_keep_their_ratio() -> None:
         model, optimizer, batches(2), test=RangeTest(num_steps=5, start_lr=0.1, end_lr=0.5, mode="linear"), step=step
     )
     assert np.allclose(seen, [(r, r / 10) for r in (0.1, 0.2, 0.3, 0.4, 0.5)])
+
+
+def test_groups_that_do_not_rise_keep_their_rate() -> None:
+    config = TrainConfig(optimizer="muon", lr=0.1, rest_lr=0.003)
+    model = network()
+    optimizer = make_optimizer(model, config)
+    seen = []
+
+    def step(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        seen.append([group["lr"] for group in optimizer.param_groups])
+        return torch.tensor(1.0)
+
+    test = RangeTest(num_steps=2, start_lr=0.01, end_lr=0.02)
+    lr_find(model, optimizer, batches(), test=test, step=step, rises=follows_lr)
+    assert np.allclose(seen, [[0.01, 0.003], [0.02, 0.003]])
 
 
 def losses_of(values: list[float]) -> LrCurve:

@@ -17,12 +17,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
 from fastcifar.beton import manifest_path
+from fastcifar.cli import main
 from fastcifar.config import AugmentConfig, TrainConfig
 from fastcifar.errors import CheckpointError, DataError, DivergedError, FastcifarError, Stopped, UsageError
 from fastcifar.training import RunFolder, find_run, train
 from fastcifar.training import checkpoint as checkpoints
+from fastcifar.training.evaluate import predict
 from fastcifar.training.loop import Trainer
 from fastcifar.training.progress import SilentReporter, duration
 from fastcifar.training.run_folder import create_run
@@ -173,10 +176,85 @@ def test_more_epochs_may_be_asked_for(data_dir: Path, tmp_path: Path) -> None:
     assert [row["epoch"] for row in results_of(run)] == ["1", "2", "3"]
 
 
-def test_a_cosine_schedule_says_that_it_cannot_stretch(data_dir: Path, tmp_path: Path) -> None:
-    run, _ = train(tiny(data_dir, epochs=1, sched="cosine"), runs_dir=tmp_path)
-    with pytest.raises(UsageError, match="was made for 5 steps and cannot stretch to 10"):
-        train(tiny(data_dir, epochs=2, sched="cosine"), runs_dir=tmp_path, resume=run)
+@pytest.mark.parametrize("sched", ["cosine", "onecycle"])
+def test_a_schedule_says_that_it_cannot_stretch(sched: str, data_dir: Path, tmp_path: Path) -> None:
+    run, _ = train(tiny(data_dir, epochs=1, sched=sched), runs_dir=tmp_path)
+    with pytest.raises(UsageError, match=f"the {sched} schedule of .* was made for 5 steps and cannot stretch to 10"):
+        train(tiny(data_dir, epochs=2, sched=sched), runs_dir=tmp_path, resume=run)
+
+
+def test_a_network_of_ones_own_is_run_only_where_the_user_names_it(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import pathlib, torch\n"
+        "def net(num_classes):\n"
+        f"    pathlib.Path({str(tmp_path / 'called')!r}).touch()\n"
+        "    layers = torch.nn.Conv2d(3, 4, 3, 2), torch.nn.ReLU(), torch.nn.Flatten()\n"
+        "    return torch.nn.Sequential(*layers, torch.nn.Linear(900, num_classes))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    run, _ = train(tiny(data_dir, model="mine:net", max_steps=6), runs_dir=tmp_path / "runs")
+    assert run.path.name == "net"
+    (tmp_path / "called").unlink()
+    common = ["--runs-dir", str(tmp_path / "runs")]
+    for command in (["train", "--resume", "net", "--max-steps", "7"], ["explain", "net", "--n", "1"]):
+        refused = CliRunner().invoke(main, [*command, *common])
+        assert refused.exit_code in (2, 6)
+        assert "if it is yours, say so with --model mine:net" in refused.stderr
+        assert not (tmp_path / "called").exists()
+        accepted = CliRunner().invoke(main, [*command, *common, "--model", "mine:net"])
+        assert accepted.exit_code == 0, accepted.stderr
+        (tmp_path / "called").unlink()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"optimizer": "adamw", "lr": 0.001, "sched": "onecycle", "clip_norm": 1.0},
+        {"optimizer": "muon", "lr": 0.02, "unit_filters": True, "ema": 0.9, "sched": "onecycle"},
+        {"ema": 0.9, "dropout": 0.3, "l1": 1e-5, "label_smoothing": 0.1, "warmup_epochs": 1.0, "sched": "cosine"},
+        {"sched": "step", "step_size": 1, "progressive": ((16, 0.4), (24, 0.8)), "amp": "fp16"},
+    ],
+)
+@pytest.mark.parametrize("at_step", [3, 5])
+def test_every_kind_of_state_is_resumed(settings: dict[str, Any], at_step: int, data_dir: Path, tmp_path: Path) -> None:
+    config = tiny(data_dir, deterministic=True, **settings)
+    whole, expected = train(config, runs_dir=tmp_path, name="whole")
+    with pytest.raises(Stopped):
+        train(config, runs_dir=tmp_path, name="cut", reporter=Interrupts(at_step, signal.SIGTERM))
+    cut, got = train(config, runs_dir=tmp_path, resume=RunFolder(tmp_path / "cut"))
+    states = weights_of(whole), weights_of(cut)
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    for key in ("test_loss", "test_accuracy", "best"):
+        assert got[key] == expected[key]
+
+
+def test_test_time_augmentation_is_scored_beside_the_plain_test(data_dir: Path, tmp_path: Path) -> None:
+    _, metrics = train(tiny(data_dir, max_steps=3, tta="flip-shift"), runs_dir=tmp_path)
+    assert metrics["tta"] == "flip-shift"
+    assert 0 <= metrics["tta_accuracy"] <= 1
+    assert metrics["tta_loss"] != metrics["test_loss"]
+
+
+@pytest.mark.parametrize("tta", ["flip", "flip-shift"])
+def test_tta_is_the_mean_over_its_views(tta: str) -> None:
+    seen: list[torch.Tensor] = []
+
+    class Spy(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append(x)
+            return x.flatten(1)[:, :5]
+
+    images = torch.randn(2, 3, 6, 6)
+    got = predict(Spy(), images, tta)
+    weights = [0.5, 0.5] if tta == "flip" else [0.25, 0.25, 0.125, 0.125, 0.125, 0.125]
+    assert len(seen) == len(weights)
+    torch.testing.assert_close(got, sum(w * x.flatten(1)[:, :5] for w, x in zip(weights, seen, strict=True)))
+    assert torch.equal(seen[1], images.flip(-1))
+    if tta == "flip-shift":
+        assert torch.equal(seen[2][:, :, 1:, 1:], images[:, :, :-1, :-1])  # moved down and right by one
+        assert torch.equal(seen[4][:, :, :-1, :-1], images[:, :, 1:, 1:])
 
 
 def test_max_steps_ends_with_an_evaluation(data_dir: Path, tmp_path: Path) -> None:

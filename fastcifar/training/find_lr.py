@@ -20,7 +20,7 @@ from fastcifar.lr_find import LrCurve, RangeTest, lr_find
 from fastcifar.models import make_model
 from fastcifar.training.data import Loaders
 from fastcifar.training.device import choose_amp, choose_device, keep_freed_memory
-from fastcifar.training.optimizer import make_optimizer
+from fastcifar.training.optimizer import follows_lr, make_optimizer
 from fastcifar.training.processes import Processes
 from fastcifar.training.progress import Reporter
 from fastcifar.training.run_folder import create_run
@@ -46,7 +46,7 @@ def find_for(
         return step(images, labels)[0]
 
     batches = ((batch.images, batch.labels) for epoch in range(test.num_steps) for batch in loader.epoch(epoch))
-    return lr_find(network, optimizer, batches, test=test, step=train_step, advance=advance)
+    return lr_find(network, optimizer, batches, test=test, step=train_step, rises=follows_lr, advance=advance)
 
 
 def write_curve(curve: LrCurve, folder: Path) -> tuple[Path, Path]:

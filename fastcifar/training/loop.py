@@ -118,6 +118,15 @@ class Trainer:
         builder(config.network)  # a name that is wrong is told before the data is read
         self.loaders = Loaders(config, self.device, processes)
         self.data = self.loaders.info
+        try:
+            self._build()
+        except BaseException:
+            self.loaders.close()
+            raise
+
+    def _build(self) -> None:
+        """Network, optimiser and schedule; the learning rate, if it is to be found first."""
+        config, processes = self.config, self.processes
         processes.begin(self.device)
         self.num_steps = len(self.loaders.train) * config.epochs
         if config.max_steps is not None:
@@ -125,14 +134,14 @@ class Trainer:
         torch.manual_seed(config.seed)
         network: Any = make_model(config.network, len(self.data.class_names), self.data.image_shape)
         self.network: nn.Module = network.to(device=self.device, memory_format=torch.channels_last)
-        if config.sync_bn and processes.count > 1:
-            self.network = synchronised(self.network, self.device)
         self.lr_curve: LrCurve | None = None
         if config.lr == "auto":
             curve = processes.of_first(self._find_lr() if processes.first else None)
             assert curve is not None
             self.config = config = replace(config, lr=_found(curve))
             self.lr_curve = curve
+        if config.sync_bn and processes.count > 1:  # only now: the range test runs in the first process alone
+            self.network = synchronised(self.network, self.device)
         self.optimizer = make_optimizer(self.network, config)
         model = processes.wrap(self.network, self.device)
         called: Any = torch.compile(model) if config.compile else model
@@ -155,9 +164,7 @@ class Trainer:
         test, batches = RangeTest(), self.loaders.whole_batches()
         self.reporter.begin("range test of the learning rate", test.num_steps)
         try:
-            return find_for(
-                replace(self.config, lr=test.start_lr), self.network, batches, self.amp, test, self.reporter.advance
-            )
+            return find_for(self.config, self.network, batches, self.amp, test, self.reporter.advance)
         finally:
             batches.close()
 
@@ -212,9 +219,12 @@ class Trainer:
             )
         now = self._circumstances()
         for what, then in state["circumstances"].items():
-            if then != now[what]:
+            if then != now.get(what):
                 log.warning(
-                    "resumed with %s %s, begun with %s: the results may differ in the last bits", what, now[what], then
+                    "resumed with %s %s, begun with %s: the results may differ in the last bits",
+                    what,
+                    now.get(what),
+                    then,
                 )
         try:
             self.network.load_state_dict(state["model"])

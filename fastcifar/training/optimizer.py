@@ -32,6 +32,11 @@ def decayed(config: TrainConfig, param: torch.Tensor) -> bool:
     return config.decay_all or param.ndim > 1
 
 
+def follows_lr(group: Group) -> bool:
+    """Whether `lr` is the rate of this parameter group; `rest_lr` is that of the others."""
+    return bool(group.get("follows_lr", True))
+
+
 def _trained(model: nn.Module) -> list[nn.Parameter]:
     return [param for param in model.parameters() if param.requires_grad]
 
@@ -68,7 +73,7 @@ def _muon(model: nn.Module, config: TrainConfig, lr: float) -> torch.optim.Optim
         )
         parts.append(muon)
     if rest:
-        rest_groups = _groups(rest, config)
+        rest_groups = [{**group, "follows_lr": False} for group in _groups(rest, config)]
         parts.append(torch.optim.AdamW(rest_groups, lr=config.rest_lr, betas=(0.9, 0.99), fused=_can_fuse(model)))
     return Several(parts)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -65,7 +66,7 @@ class Schedule:
     def after_step(self) -> None:
         """Call after each step of the optimiser."""
         for schedule in self._by_step.values():
-            schedule.step()
+            _step(schedule)
         self._warmup_left = max(self._warmup_left - 1, 0)
 
     def after_epoch(self, row: dict[str, Any]) -> None:
@@ -75,7 +76,7 @@ class Schedule:
                 watched = row[f"val_{self._monitor}"]
                 self._by_epoch.step(row[f"train_{self._monitor}"] if watched is None else watched)
         elif self._by_epoch is not None:
-            self._by_epoch.step()
+            _step(self._by_epoch)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
@@ -95,6 +96,12 @@ class Schedule:
             schedule.load_state_dict(state["by_step"][name])
         if self._by_epoch is not None:
             self._by_epoch.load_state_dict(state["by_epoch"])
+
+
+def _step(schedule: LRScheduler) -> None:
+    with warnings.catch_warnings():  # loss scaling may have left out the optimiser's first steps, rightly
+        warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+        schedule.step()
 
 
 def _one_cycle(optimizer: torch.optim.Optimizer, config: TrainConfig, num_steps: int) -> OneCycleLR:
