@@ -10,6 +10,7 @@ from typing import Any
 
 from fastcifar.checks import require_bool, require_choice, require_float, require_int, require_number
 from fastcifar.errors import UsageError
+from fastcifar.files import parse_yaml
 
 MODELS = ("resnet18", "small")
 CROP_MODES = ("zero", "reflect")
@@ -126,9 +127,7 @@ def read_pipeline(path: str | os.PathLike[str]) -> AugmentConfig:
             raise ValueError("it has over a MiB")
         with open(path, encoding="utf-8") as file:
             text = file.read()
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
-            raise ValueError("it has aliases, which can stand for more than the memory holds")
-        raw = yaml.safe_load(text)  # JSON too
+        raw = parse_yaml(text)
         if not isinstance(raw, dict) or not isinstance(raw.get("transform"), dict):
             raise ValueError("it has no 'transform'")
         return replace(NO_AUGMENT, pipeline=json.dumps(raw))

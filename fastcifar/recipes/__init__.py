@@ -9,6 +9,7 @@ from typing import Any
 
 from fastcifar.config import AugmentConfig, TrainConfig
 from fastcifar.errors import UsageError
+from fastcifar.files import parse_yaml
 
 FOLDER = Path(__file__).parent
 ABOUT = ("title", "origin", "reached", "unsaid", "measured")
@@ -81,10 +82,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise ValueError(f"it has over {MAX_BYTES} bytes")
-        text = path.read_text(encoding="utf-8")
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
-            raise ValueError("it has aliases, which can stand for more than the memory holds")
-        raw = yaml.safe_load(text)
+        raw = parse_yaml(path.read_text(encoding="utf-8"))
         if not isinstance(raw, dict):
             raise ValueError("it holds no settings")
         return raw
