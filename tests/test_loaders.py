@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -595,6 +597,11 @@ def test_a_saved_pipeline_is_a_function_of_seed_epoch_and_image(data_dir: Path, 
     ("parts", "message"),
     [
         ('{"__class_fullname__": "Nothing", "p": 1.0}', "Albumentations cannot make this pipeline .*Nothing"),
+        ('{"__class_fullname__": "HorizontalFlip", "p": 1.0, "wat": 5}', "does not know wat=5 of HorizontalFlip"),
+        (
+            '{"__class_fullname__": "PadIfNeeded", "min_height": 9, "min_width": 9, "padding": 3, "p": 1.0}',
+            "does not know padding=3 of PadIfNeeded; expected",
+        ),
         ('{"__class_fullname__": "Normalize", "p": 1.0}', "makes float32 of shape .* leave out Normalize"),
         ('{"__class_fullname__": "ToTensorV2", "p": 1.0}', "leave out Normalize and ToTensorV2"),
         ('{"__class_fullname__": "RandomCrop", "height": 64, "width": 64, "p": 1.0}', "fails on an image"),
@@ -610,6 +617,71 @@ def test_a_pipeline_that_cannot_be_used_is_one_clear_line(
     with pytest.raises(UsageError, match=message) as caught:
         make_loader(data_dir / "train.beton", read_pipeline(file), batch_size=10)
     assert "\n" not in str(caught.value)
+
+
+# What some need; those that cannot be made without more, or not saved, are left out.
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "CenterCrop": {"height": 32, "width": 32},
+    "CropAndPad": {"px": 2},
+    "PadIfNeeded": {"min_height": 40, "min_width": 40},
+    "RandomCrop": {"height": 32, "width": 32},
+    "RandomResizedCrop": {"size": (32, 32)},
+    "RandomSizedCrop": {"min_max_height": (20, 30), "size": (32, 32)},
+    "Resize": {"height": 32, "width": 32},
+}
+
+
+def saved_alone(albumentations: Any, name: str) -> str | None:
+    """The transform as `A.save` writes it; None where it cannot be made or saved so, or changes uint8 images' kind."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            compose = albumentations.Compose([getattr(albumentations, name)(p=1.0, **ARGUMENTS.get(name, {}))])
+            made = compose(image=np.zeros((32, 32, 3), np.uint8))["image"]
+            text = json.dumps(albumentations.to_dict(compose))
+        except Exception:  # noqa: BLE001 (whatever they raise)
+            return None
+        return text if isinstance(made, np.ndarray) and made.dtype == np.uint8 else None
+
+
+def test_whatever_albumentations_saves_can_be_used() -> None:
+    albumentations = pytest.importorskip("albumentations")
+    from fastcifar.augment.albumentations_ops import Pipeline
+
+    kinds = (albumentations.ImageOnlyTransform, albumentations.DualTransform)
+    names = [name for name, value in vars(albumentations).items() if isinstance(value, type)]
+    texts = {n: saved_alone(albumentations, n) for n in names if issubclass(getattr(albumentations, n), kinds)}
+    used = {name: Pipeline(text) for name, text in texts.items() if text is not None}
+    assert {"PadIfNeeded", "RGBShift", "SafeRotate", "ShiftScaleRotate", "PiecewiseAffine"} <= set(used)
+    assert len(used) > 80
+
+
+def test_the_usual_pipeline_of_cifar_can_be_used(data_dir: Path, tmp_path: Path) -> None:
+    albumentations = pytest.importorskip("albumentations")
+    parts = [albumentations.PadIfNeeded(40, 40), albumentations.RandomCrop(32, 32), albumentations.HorizontalFlip()]
+    for form in ("json", "yaml"):
+        albumentations.save(albumentations.Compose(parts), tmp_path / f"cifar.{form}", data_format=form)
+    settings: dict[str, Any] = {"batch_size": 100, "dtype": torch.uint8}
+    by_form = [
+        epoch_of(make_loader(data_dir / "train.beton", read_pipeline(tmp_path / f"cifar.{form}"), **settings))
+        for form in ("json", "yaml")
+    ]
+    assert all(torch.equal(a.images, b.images) for a, b in zip(*by_form, strict=True))
+    originals = open_beton(data_dir / "train.beton").images(by_form[0][0].indices)
+    changed = (by_form[0][0].images.permute(0, 2, 3, 1).numpy() != originals).any(axis=(1, 2, 3))
+    assert changed.mean() > 0.9
+
+
+def test_advice_of_albumentations_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    albumentations = pytest.importorskip("albumentations")
+    from fastcifar.augment.albumentations_ops import Pipeline
+
+    text = saved_alone(albumentations, "ShiftScaleRotate")
+    assert text is not None
+    with caplog.at_level("INFO"):
+        Pipeline(text)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith("Albumentations on this pipeline: ShiftScaleRotate is a special case of Affine")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import random
 import warnings
@@ -24,6 +25,7 @@ try:
 except ImportError as error:
     raise MissingExtraError("the albumentations loader", "albumentations", str(error)) from error
 
+log = logging.getLogger(__name__)
 Image = npt.NDArray[np.uint8]
 SHIFTS = {"hue": "hue", "sat": "saturation", "val": "value"}
 
@@ -43,7 +45,7 @@ class AlbumentationsAugment:
         self._cutout = albumentations.CoarseDropout(fill=tuple(int(v) for v in fill), p=1.0)
 
     def __call__(self, image: Image, choice: np.void) -> Image:
-        """One image, (H, W, 3) uint8, as the row `choice` of a table (`draws.CHOICES`) says; a new array or `image`."""
+        """One image, (H, W, 3) uint8, as the row `choice` of a table of `draws` says; a new array or `image`."""
         height, width, _ = image.shape
         if self._padding:
             pad = self._padding
@@ -82,14 +84,24 @@ class Pipeline:
     """A pipeline of the user's, as `A.save` writes it; what it draws is a function of the seed that it is given."""
 
     def __init__(self, text: str) -> None:
-        """Raises UsageError if Albumentations cannot make it."""
+        """Raises UsageError if Albumentations cannot make it, or would leave out some of what it says."""
         cv2.setNumThreads(0)
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error")  # what it does not know is a warning to Albumentations
-                self._pipeline: Any = albumentations.from_dict(json.loads(text))
+            saved = json.loads(text)
+            with warnings.catch_warnings(record=True) as told:
+                warnings.simplefilter("always")
+                self._pipeline: Any = albumentations.from_dict(saved)
+            unknown = list(_unknown(saved["transform"], self._pipeline))
         except Exception as error:  # whatever its constructors raise for what they are given
             raise UsageError(f"--augment: Albumentations cannot make this pipeline ({_one_line(error)})") from error
+        if unknown:
+            raise UsageError(
+                f"--augment: Albumentations {albumentations.__version__} does not know {', '.join(unknown)}; "
+                "expected a pipeline as A.save of this version writes it"
+            )
+        for warning in told:
+            if "are not valid for transform" not in str(warning.message):  # what those say was looked at above
+                log.info("Albumentations on this pipeline: %s", " ".join(str(warning.message).split()))
         self._nodes = list(_nodes(self._pipeline))
 
     def __call__(self, image: Image, seed: int) -> Image:
@@ -111,10 +123,30 @@ class Pipeline:
         return out
 
 
+def _parts(transform: Any) -> list[Any]:
+    # not of ColorJitter, whose `transforms` are functions
+    return transform.transforms if isinstance(transform, albumentations.BaseCompose) else []
+
+
 def _nodes(transform: Any) -> Iterator[Any]:
     yield transform
-    for part in getattr(transform, "transforms", ()):
+    for part in _parts(transform):
         yield from _nodes(part)
+
+
+def _unknown(saved: dict[str, Any], made: Any) -> Iterator[str]:
+    """Arguments of a saved pipeline that Albumentations left out when it made it, for which it only warns.
+
+    Some of its classes save arguments that they do not take (PadIfNeeded, SafeRotate, RGBShift, …): what they make of
+    the others. Nothing is lost where what was made would save the same.
+    """
+    left_out = getattr(made, "invalid_args", ())
+    saves = json.loads(json.dumps(made.to_dict_private())) if left_out else {}
+    for name in left_out:
+        if name not in saves or saves[name] != saved[name]:
+            yield f"{name}={json.dumps(saved[name])} of {type(made).__name__}"
+    for part, made_part in zip(saved.get("transforms", ()), _parts(made), strict=True):
+        yield from _unknown(part, made_part)
 
 
 def _one_line(error: Exception) -> str:
