@@ -153,22 +153,49 @@ def test_whole_and_tiny_turns(degrees: float) -> None:
     np.testing.assert_array_equal(got, np.rot90(image[0], round(degrees / 90)))
 
 
-def test_a_cache_that_cannot_be_written_is_logged_once(tmp_path: Path) -> None:
-    code = """if True:
-        import logging, resource, torch
-        import numpy as np
-        from fastcifar.augment.numba_kernel import NumbaAugment
-        from fastcifar.config import AugmentConfig
-        logging.basicConfig(level=logging.INFO, format="%(message)s")
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))  # as a full disk: the kernel does not fit
-        ones = np.ones(3, np.float32)
-        for _ in range(2):
-            NumbaAugment((4, 4, 3), AugmentConfig(), np.zeros(3, np.uint8), ones, ones, torch.float32)
-    """
-    environment = {"NUMBA_CACHE_DIR": str(tmp_path), "PATH": "/usr/bin"}
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+LOAD_FROM_THREADS = """if True:
+    import logging, resource, sys, threading
+    from fastcifar.augment.numba_kernel import load
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if sys.argv[1:]:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
+    loaded = []
+    threads = [threading.Thread(target=lambda: loaded.append(load())) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(loaded) == 4 and len(set(map(id, loaded))) == 1
+    print(sum(loaded[0].stats.cache_hits.values()))
+"""
+
+
+def load_from_threads(cache: Path, *limit: str) -> tuple[str, list[str]]:
+    """What it printed (how often the cache was of use), and the lines of its log, from a process of its own."""
+    environment = {"NUMBA_CACHE_DIR": str(cache), "PATH": "/usr/bin", "NUMBA_OPT": "0"}  # 0: compiles faster
+    command = [sys.executable, "-c", LOAD_FROM_THREADS, *limit]
+    answer = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert answer.returncode == 0, answer.stderr
-    assert answer.stderr.count("the CPU kernel is compiled anew in each process: its cache cannot be written") == 1
+    return answer.stdout.strip(), answer.stderr.splitlines()
+
+
+def test_a_cache_that_cannot_be_written_is_logged_once(tmp_path: Path) -> None:
+    _, (line,) = load_from_threads(tmp_path, "4096")  # as a full disk: the kernel does not fit
+    assert line.startswith("the CPU kernel is compiled in each process: its cache cannot be used (OSError: ")
+
+
+@pytest.mark.slow
+def test_a_damaged_cache_is_named_and_done_without(tmp_path: Path) -> None:
+    assert load_from_threads(tmp_path) == ("0", [])
+    (index,), (data,) = tmp_path.rglob("*.nbi"), tmp_path.rglob("*.nbc")
+    whole = {path: path.read_bytes() for path in (index, data)}
+    assert load_from_threads(tmp_path) == ("1", [])
+    for path, damaged in ((index, b"garbage"), (data, whole[data][:2_000])):
+        path.write_bytes(damaged)
+        _, (line,) = load_from_threads(tmp_path)
+        assert line.startswith("the CPU kernel is compiled in each process: its cache cannot be used (")
+        assert line.endswith(f"; delete {index.parent}, or see that it can be written")
+        path.write_bytes(whole[path])
 
 
 def test_memory_comes_back_when_nobody_uses_it_any_more() -> None:
