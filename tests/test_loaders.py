@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import warnings
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from fastcifar.config import read_pipeline
 from fastcifar.converters import Source, convert
 from fastcifar.converters.synthetic import SyntheticSplit
 from fastcifar.errors import DataError, FastcifarError, UsageError
-from fastcifar.loaders import Batch, Loader, choose_loader, missing_part
+from fastcifar.loaders import Batch, Loader, LoaderConfig, choose_loader, missing_part
 from tests.reference import augment_image, normalise_image
 
 LOADERS = [
@@ -400,10 +401,32 @@ def test_albumentations_tells_of_a_file_that_changed(own_data_dir: Path) -> None
     loader.close()
 
 
-def test_what_a_pipeline_does_only_sometimes_is_one_line_too(data_dir: Path, tmp_path: Path) -> None:
+def test_a_worker_that_died_of_a_shorter_file_names_the_file(own_data_dir: Path, monkeypatch: Any) -> None:
+    if missing_part("albumentations") is not None:
+        pytest.skip("Albumentations is not installed")
+    from fastcifar.loaders import albumentations_loader
+
+    path = own_data_dir / "train.beton"
+    loader = make_loader(open_beton(path), batch_size=10, loader="albumentations")
+
+    def killed(workers: Any) -> Iterator[Any]:
+        os.truncate(path, 100)
+        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Bus error.")
+
+    monkeypatch.setattr(albumentations_loader.DataLoader, "__iter__", killed)
+    with pytest.raises(DataError, match=r"train\.beton: was written to while it was used"):
+        next(loader.epoch(0))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_what_a_pipeline_does_only_sometimes_is_one_line_too(data_dir: Path, tmp_path: Path, num_workers: int) -> None:
     albumentations = pytest.importorskip("albumentations")
+    from fastcifar.loaders.albumentations_loader import AlbumentationsLoader
+
     albumentations.save(albumentations.Compose([albumentations.Resize(9, 9, p=0.02)]), tmp_path / "rare.json")
-    loader = make_loader(data_dir / "train.beton", read_pipeline(tmp_path / "rare.json"), batch_size=300)
+    beton, augment = open_beton(data_dir / "train.beton"), read_pipeline(tmp_path / "rare.json")
+    config = LoaderConfig(augment=augment, batch_size=300)
+    loader = AlbumentationsLoader(beton, config, np.arange(600), beton.mean, beton.std, num_workers=num_workers)
     with pytest.raises(
         UsageError, match=r"^--augment: the pipeline makes uint8 of shape \(9, 9, 3\) from an image"
     ) as told:
@@ -431,6 +454,84 @@ def test_leaving_early_leaves_no_thread_descriptor_or_process(data_dir: Path, na
     assert threading.active_count() == threads
     assert len(os.listdir("/proc/self/fd")) == descriptors
     assert not children()
+
+
+FORK = """if True:
+    import os, signal, sys, torch
+    from fastcifar import FastcifarError, make_loader
+    signal.alarm(60)  # a hang is a failure
+    torch.set_num_threads(2)
+    loader = make_loader(sys.argv[1], batch_size=100, loader=sys.argv[2], dtype=torch.uint8)
+    sums = [int(batch.images.sum()) for batch in loader.epoch(1)]
+    begun = loader.epoch(2)
+    first = next(begun)
+    child = os.fork()
+    if not child:
+        try:
+            signal.alarm(30)
+            assert [int(batch.images.sum()) for batch in loader.epoch(1)] == sums
+            try:
+                next(begun)
+            except FastcifarError as error:
+                print(error, flush=True)
+            loader.close()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert len(list(begun)) == 5
+    assert [int(batch.images.sum()) for batch in loader.epoch(1)] == sums
+    loader.close()
+"""
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_a_forked_child_can_use_the_loader_of_its_parent(data_dir: Path, name: str) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", FORK, str(data_dir / "train.beton"), name]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout == "an epoch cannot go on in a forked process; begin a new one in that process\n"
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_a_loader_that_is_dropped_is_gone_at_once(data_dir: Path, name: str) -> None:
+    """No circle keeps it: what is collected late ends its workers late, which torch does not take well."""
+    gc.collect()
+    gc.disable()
+    try:
+        loader = make_loader(data_dir / "train.beton", batch_size=100, loader=name)
+        next(loader.epoch(0))
+        gone = weakref.ref(loader)
+        del loader
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_a_loader_that_is_not_closed_is_no_trouble_at_exit(data_dir: Path, name: str) -> None:
+    code = """if True:
+        import sys
+        from fastcifar import make_loader
+        loader = make_loader(sys.argv[1], batch_size=100, loader=sys.argv[2])
+        for batch in loader:
+            break
+    """
+    command = [sys.executable, "-W", "ignore", "-c", code, str(data_dir / "train.beton"), name]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert (answer.returncode, answer.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_a_closed_loader_says_so(data_dir: Path, name: str) -> None:
+    loader = make_loader(data_dir / "train.beton", batch_size=100, loader=name)
+    batches = loader.epoch(0)
+    next(batches)
+    loader.close()
+    loader.close()
+    for use in (lambda: next(batches), lambda: loader.epoch(1), lambda: iter(loader)):
+        with pytest.raises(FastcifarError, match="^the loader is closed; make a new one with make_loader$"):
+            use()
 
 
 def children() -> list[str]:

@@ -13,7 +13,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from itertools import pairwise
 from typing import Any
 
@@ -25,6 +25,7 @@ import torch
 from fastcifar.augment import numba_pixels as pixels
 from fastcifar.augment.draws import Choices, draws, rotation_terms
 from fastcifar.config import NO_AUGMENT, AugmentConfig
+from fastcifar.threads import Threads
 
 log = logging.getLogger(__name__)
 LEAST_IN_SLICE = 64  # images; handing over less costs more than it brings
@@ -134,7 +135,7 @@ class NumbaAugment:
         self._settings = ((height, width), augment.crop_padding, augment.crop_mode == "reflect", fill, *rows, kind)
         self._rotates = augment.rotate_degrees > 0
         self._num_threads = num_threads or torch.get_num_threads()
-        self._pool = ThreadPoolExecutor(self._num_threads, thread_name_prefix="fastcifar-augment")
+        self._pool = Threads(self._num_threads, "augment")
         self._memory = Recycler()
         self._no_outs = [np.empty((1, 0), kind) for kind in WRITTEN]
         self._kernel = load()
@@ -192,4 +193,4 @@ class NumbaAugment:
 
     def close(self) -> None:
         """End the threads."""
-        self._pool.shutdown()
+        self._pool.close()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -17,9 +19,10 @@ from fastcifar.augment.draws import Choices, check_choices, draws
 from fastcifar.augment.torch_ops import TorchAugment, fill_values, normalisation
 from fastcifar.beton import Beton
 from fastcifar.checks import require_choice, require_int
-from fastcifar.config import SHUFFLES, AugmentConfig
-from fastcifar.errors import UsageError
+from fastcifar.config import MAX_SEED, SHUFFLES, AugmentConfig
+from fastcifar.errors import FastcifarError, UsageError
 from fastcifar.loaders.order import order
+from fastcifar.threads import Threads
 
 log = logging.getLogger(__name__)
 Rows = npt.NDArray[np.int64]
@@ -100,6 +103,13 @@ def _three(name: str, values: npt.ArrayLike) -> npt.NDArray[np.float64]:
     return array
 
 
+def choices_of(beton: Beton, config: LoaderConfig, epoch: int) -> Choices:
+    """The table of choices of an epoch, a row for each image of the beton, checked."""
+    table = draws(config.augment, config.seed, epoch, len(beton), beton.image_shape)
+    check_choices(table, config.augment, len(beton), beton.image_shape)
+    return table
+
+
 class Loader(ABC):
     """Batches of a beton. `epoch(n)` gives those of epoch n; plain iteration gives epoch 0, then 1, and so on."""
 
@@ -126,8 +136,9 @@ class Loader(ABC):
         self._chosen[rows] = True
         self._num_rows = len(rows)
         self._next_epoch = 0
-        self._plans: dict[int, Future[tuple[list[Rows], Choices]]] = {}
-        self._planner: ThreadPoolExecutor | None = None
+        self._plans: dict[tuple[int, int], Future[tuple[list[Rows], Choices]]] = {}  # by process and epoch
+        self._planner = Threads(1, "plan")
+        self._closed, self._process = False, os.getpid()
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -154,16 +165,13 @@ class Loader(ABC):
 
     def choices(self, epoch: int) -> Choices:
         """The table of choices of an epoch, a row for each image of the beton, checked."""
-        shape = self.beton.image_shape
-        table = draws(self.config.augment, self.config.seed, epoch, len(self.beton), shape)
-        check_choices(table, self.config.augment, len(self.beton), shape)
-        return table
+        return choices_of(self.beton, self.config, epoch)
 
     def plan(self, epoch: int) -> tuple[list[Rows], Choices]:
         """`batches` and `choices` of an epoch, made during the epoch before it if there was one."""
-        self._planner = self._planner or ThreadPoolExecutor(1, thread_name_prefix="fastcifar-plan")
-        ready = self._plans.pop(epoch, None)
-        self._plans = {epoch + 1: self._planner.submit(self._plan, epoch + 1)}
+        process = os.getpid()  # what a parent began is never done in its forked child
+        ready = self._plans.pop((process, epoch), None)
+        self._plans = {(process, epoch + 1): self._planner.submit(self._plan, epoch + 1)}
         return self._plan(epoch) if ready is None else ready.result()
 
     def _plan(self, epoch: int) -> tuple[list[Rows], Choices]:
@@ -196,11 +204,46 @@ class Loader(ABC):
         layout = (config.dtype, config.channels_last, config.device)
         return kernel(self.beton.image_shape, config.augment, *statistics, *layout)
 
+    def epoch(self, epoch: int, start: int = 0) -> Generator[Batch, None, None]:
+        """The batches of an epoch, from the batch `start` on.
+
+        Raises UsageError for numbers below 0, FastcifarError if the loader is closed, or once it is; or in a forked
+        process that goes on with an epoch of its parent's. It can begin epochs of its own, with one thread in torch.
+        """
+        require_int("epoch", epoch, 0, MAX_SEED)
+        require_int("start", start, 0)
+        self._require_open()
+        if self._process != os.getpid():
+            self._process = os.getpid()
+            self._after_fork()
+        return self._watched(self._epoch(int(epoch), int(start)))
+
+    def _after_fork(self) -> None:
+        """In a forked child, before its first epoch."""
+        log.info("a forked process goes on with one thread in torch: those of OpenMP do not survive a fork")
+        torch.set_num_threads(1)  # as torch does in the workers of its DataLoader; else the next copy may hang
+
+    def _watched(self, batches: Generator[Batch, None, None]) -> Generator[Batch, None, None]:
+        process = os.getpid()
+        with contextlib.closing(batches):
+            while True:
+                self._require_open()
+                if os.getpid() != process:
+                    raise FastcifarError("an epoch cannot go on in a forked process; begin a new one in that process")
+                try:
+                    yield next(batches)
+                except StopIteration:
+                    return
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise FastcifarError("the loader is closed; make a new one with make_loader")
+
     @abstractmethod
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch, from the batch `start` on."""
+    def _epoch(self, epoch: int, start: int) -> Generator[Batch, None, None]:
+        """The batches of an epoch, from the batch `start` on, for `epoch` to watch over."""
 
     def close(self) -> None:
-        """Give back threads, processes and memory. The loader is not used afterwards."""
-        if self._planner is not None:
-            self._planner.shutdown()
+        """Give back threads, processes and memory. The loader is not used afterwards: that is an error."""
+        self._closed = True
+        self._planner.close()

@@ -7,7 +7,7 @@ reaches it that `fastcifar.beton` has not checked: its own reader trusts the fil
 from __future__ import annotations
 
 import queue
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 import numpy as np
@@ -63,7 +63,7 @@ class FfcvLoader(Loader):
         if self._on_cpu is None:
             self._on_device = self.device_kernel()
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+    def _epoch(self, epoch: int, start: int) -> Generator[Batch, None, None]:
         batches, table = self.plan(epoch)
         batches = batches[start:]
         self.beton.check_unchanged()
