@@ -119,6 +119,11 @@ class Loader(ABC):
 
     def __init__(self, beton: Beton, config: LoaderConfig, rows: Rows, mean: npt.ArrayLike, std: npt.ArrayLike) -> None:
         config.augment.check_fits(beton.image_shape)
+        if beton.encoding == "jpeg" and config.augment.pipeline is not None:
+            raise UsageError(
+                f"{beton.path}: holds JPEG images, and a pipeline of Albumentations needs raw ones; "
+                "convert without --encode jpeg"
+            )
         if beton.encoding == "jpeg" and not self.reads_jpeg:
             raise UsageError(f"{beton.path}: holds JPEG images, which loader {self.name!r} cannot read; use 'ffcv'")
         if config.augment.pipeline is not None and self.name != "albumentations":
