@@ -103,6 +103,8 @@ EVERYTHING = AugmentConfig(
         (EVERYTHING, "zero"),
         (EVERYTHING, "reflect"),
         (AugmentConfig(hue_shift=20, saturation_shift=30, value_shift=20, colour_p=0.7), "zero"),
+        (replace(EVERYTHING, hue_shift=20, saturation_shift=30, value_shift=20), "zero"),
+        (replace(EVERYTHING, rotate_p=1.0, hue_shift=90, saturation_shift=255, value_shift=255), "reflect"),
     ],
 )
 @pytest.mark.parametrize("name", LOADERS)

@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
-from fastcifar.augment.draws import Choices
+from fastcifar.augment.draws import Choices, rotation_terms
+from fastcifar.augment.torch_ops import rotate
 from fastcifar.config import AugmentConfig
 from fastcifar.errors import MissingExtraError, UsageError
 
@@ -31,12 +33,16 @@ SHIFTS = {"hue": "hue", "sat": "saturation", "val": "value"}
 
 
 class AlbumentationsAugment:
-    """Crop, flip, rotation, colour and cutout, given from outside what each of them would draw."""
+    """Crop, flip, rotation, colour and cutout, given from outside what each of them would draw.
+
+    Where colours change too, our own operation rotates: OpenCV's is within one grey level of it, which HSV of 8 bits,
+    being far from smooth, would make many.
+    """
 
     def __init__(self, augment: AugmentConfig, fill: npt.NDArray[np.uint8]) -> None:
         cv2.setNumThreads(0)  # one image is no work to share, and threads do not survive the fork of a worker
         self._padding = augment.crop_padding
-        self._cutout_size = augment.cutout_size
+        self._cutout_size, self._shifts_colour = augment.cutout_size, augment.shifts_colour
         border = self._border = cv2.BORDER_REFLECT_101 if augment.crop_mode == "reflect" else cv2.BORDER_CONSTANT
         self._pad = albumentations.Pad(self._padding, border_mode=border, fill=0, p=1.0)
         self._crop = albumentations.RandomCrop(1, 1, p=1.0)  # the size comes with the coordinates
@@ -54,7 +60,11 @@ class AlbumentationsAugment:
             image = self._crop.apply(image, crop_coords=(x, y, x + width, y + height))
         if choice["flip"]:
             image = self._flip.apply(image)
-        if choice["rotation"]:
+        if choice["rotation"] and self._shifts_colour:
+            terms = torch.from_numpy(rotation_terms(np.array([choice["rotation"]])).astype(np.int64))
+            one = torch.from_numpy(np.ascontiguousarray(image))[None]
+            image = rotate(one, terms, reflect=self._border == cv2.BORDER_REFLECT_101)[0].numpy()
+        elif choice["rotation"]:
             centre = ((width - 1) / 2, (height - 1) / 2)
             turn = cv2.getRotationMatrix2D(centre, float(choice["rotation"]), 1.0)
             turn = np.vstack([turn, (0, 0, 1)])  # (2, 3) -> (3, 3)
