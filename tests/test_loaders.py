@@ -627,11 +627,42 @@ def test_auto_takes_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"rows": []}, "rows is float64 of shape"),
         ({"augment": AugmentConfig(cutout_size=40)}, "cutout_size is 40; the images are 32x32"),
         ({"train": False, "augment": AugmentConfig()}, "augment is given with train=False"),
+        ({"train": "no"}, "train is 'no'; expected True or False"),
+        ({"augment": {"flip": True}}, "augment is {'flip': True}; expected an AugmentConfig"),
+        ({"channels_last": 2}, "channels_last is 2; expected True or False"),
+        ({"seed": -1}, f"seed is -1; expected 0..{2**63 - 1}"),
+        ({"seed": 2**63}, "seed is 9223372036854775808; expected 0"),
+        ({"seed": True}, "seed is True; expected a whole number"),
+        ({"seed": 1.5}, r"seed is 1\.5; expected a whole number"),
+        ({"device": "banana"}, "device is 'banana' .*; expected one that is here"),
+        ({"device": "cuda:99"}, "device is 'cuda:99' .*; expected one that is here"),
+        ({"device": "meta"}, "device is 'meta' .*; expected one that is here"),
+        ({"device": None}, "device is 'None' .*; expected one that is here"),
+        ({"std": [1e-39] * 3}, r"std is \[1e-39, .*; expected 0 .* or at least 1e-06"),
     ],
 )
 def test_settings_that_cannot_be_used_are_refused(data_dir: Path, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         make_loader(data_dir / "train.beton", **settings)
+
+
+def test_whole_numbers_of_numpy_are_whole_numbers(data_dir: Path) -> None:
+    one, other = (
+        next(make_loader(data_dir / "train.beton", batch_size=kind(100), seed=kind(3)).epoch(kind(2), start=kind(1)))
+        for kind in (int, np.int64)
+    )
+    assert all(torch.equal(x, y) for x, y in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_epochs_and_batches_are_counted_from_0(data_dir: Path, name: str) -> None:
+    loader = make_loader(data_dir / "train.beton", batch_size=100, loader=name)
+    for numbers, message in (((-1, 0), "epoch is -1; expected 0"), ((0, -1), "start is -1; expected 0 or more")):
+        with pytest.raises(UsageError, match=message):
+            loader.epoch(*numbers)
+    with pytest.raises(UsageError, match=r"epoch is 1\.5; expected a whole number"):
+        loader.epoch(1.5)  # type: ignore[arg-type]
+    loader.close()
 
 
 def test_a_damaged_beton_never_reaches_a_loader(own_data_dir: Path) -> None:

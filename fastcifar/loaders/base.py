@@ -18,7 +18,7 @@ import torch
 from fastcifar.augment.draws import Choices, check_choices, draws
 from fastcifar.augment.torch_ops import TorchAugment, fill_values, normalisation
 from fastcifar.beton import Beton
-from fastcifar.checks import require_choice, require_int
+from fastcifar.checks import require_bool, require_choice, require_int
 from fastcifar.config import MAX_SEED, SHUFFLES, AugmentConfig
 from fastcifar.errors import FastcifarError, UsageError
 from fastcifar.loaders.order import order
@@ -26,6 +26,7 @@ from fastcifar.threads import Threads
 
 log = logging.getLogger(__name__)
 Rows = npt.NDArray[np.int64]
+LEAST_STD = 1e-6  # of values 0..255: that of a beton in which one byte differs is above it; 1 / 1e-39 overflows float32
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.uint8)
 
 
@@ -56,9 +57,16 @@ class LoaderConfig:
     """(r, n): of each batch deliver the r-th of n equal slices, for n processes that share it."""
 
     def __post_init__(self) -> None:
-        require_int("batch_size", self.batch_size, 1)
+        if not isinstance(self.augment, AugmentConfig):
+            raise UsageError(f"augment is {self.augment!r}; expected an AugmentConfig")
+        object.__setattr__(self, "batch_size", require_int("batch_size", self.batch_size, 1))
+        object.__setattr__(self, "seed", require_int("seed", self.seed, 0, MAX_SEED))
         require_part(self.part, self.batch_size)
         require_choice("shuffle", self.shuffle, SHUFFLES)
+        for name in ("drop_last", "channels_last"):
+            require_bool(name, getattr(self, name))
+        if not isinstance(self.device, torch.device):
+            raise UsageError(f"device is {self.device!r}; expected a torch.device")
         if self.dtype not in DTYPES:
             raise UsageError(f"dtype is {self.dtype}; expected one of: {', '.join(map(str, DTYPES))}")
 
@@ -83,6 +91,17 @@ class DeviceKernel(Protocol):
     def __call__(self, data: torch.Tensor, offsets: torch.Tensor, rows: torch.Tensor, columns: Any) -> torch.Tensor: ...
 
 
+def usable_device(device: torch.device | str) -> torch.device:
+    """The device of that name. Raises UsageError if torch has none, or cannot put numbers on it here."""
+    try:
+        found = torch.device(device)
+        torch.zeros(1, device=found).item()
+    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UsageError(f"device is {str(device)!r} ({reason}); expected one that is here, such as cpu") from error
+    return found
+
+
 def require_part(part: tuple[int, int], batch_size: int) -> None:
     """Raise UsageError unless `part` is (r, n) with r below n, and n divides the batch."""
     index, count = part
@@ -98,6 +117,8 @@ def _three(name: str, values: npt.ArrayLike) -> npt.NDArray[np.float64]:
         array = np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError):
         array = np.empty(0)
+    if array.shape == (3,) and name == "std" and ((array > 0) & (array < LEAST_STD)).any():
+        raise UsageError(f"std is {values!r}; expected 0 (a channel that never varies) or at least {LEAST_STD:g}")
     if array.shape != (3,) or not ((array >= 0) & (array <= 255)).all():  # a NaN is within nothing
         raise UsageError(f"{name} is {values!r}; expected three numbers from 0 to 255")
     return array
@@ -215,13 +236,12 @@ class Loader(ABC):
         Raises UsageError for numbers below 0, FastcifarError if the loader is closed, or once it is; or in a forked
         process that goes on with an epoch of its parent's. It can begin epochs of its own, with one thread in torch.
         """
-        require_int("epoch", epoch, 0, MAX_SEED)
-        require_int("start", start, 0)
+        epoch, start = require_int("epoch", epoch, 0, MAX_SEED), require_int("start", start, 0)
         self._require_open()
         if self._process != os.getpid():
             self._process = os.getpid()
             self._after_fork()
-        return self._watched(self._epoch(int(epoch), int(start)))
+        return self._watched(self._epoch(epoch, start))
 
     def _after_fork(self) -> None:
         """In a forked child, before its first epoch."""
