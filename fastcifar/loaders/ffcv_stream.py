@@ -7,6 +7,7 @@ of stops the epoch; one whose bytes were changed for others that decode too is f
 
 from __future__ import annotations
 
+import contextlib
 import queue
 from collections.abc import Callable, Generator
 from typing import Any
@@ -150,7 +151,7 @@ class _Epoch(EpochIterator):  # type: ignore[misc] # FFCV has no types
         while not self.terminate_event.is_set():
             try:
                 self.output_queue.put(item, timeout=POLL_S)
-                return True
+                return not self.terminate_event.is_set()
             except queue.Full:
                 pass
         return False
@@ -179,6 +180,9 @@ class _Epoch(EpochIterator):  # type: ignore[misc] # FFCV has no types
     def stop(self) -> None:
         """End the thread, wherever it is."""
         self.terminate_event.set()
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self.output_queue.get_nowait()  # room for the batch that the thread waits to hand over
         self.join()
         self.close()
         self.closed = True
