@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from fastcifar.augment import torch_ops
 from fastcifar.augment.draws import check_choices, choices_dtype, draws
-from fastcifar.augment.numba_kernel import NumbaAugment, Recycler
+from fastcifar.augment.numba_kernel import LEAST_IN_SLICE, NumbaAugment, Recycler
 from fastcifar.config import NO_AUGMENT, AugmentConfig
 from tests.reference import augment_image, normalise_image
 from tests.test_torch_ops import CASES, MEAN, RESAMPLED, STD, random_images
@@ -209,6 +209,8 @@ def test_memory_comes_back_when_nobody_uses_it_any_more() -> None:
     assert memory.empty(160).ctypes.data != address  # a view of it is in use
     del part
     gc.collect()
+    others = [np.empty(160, np.uint8) for _ in range(8)]  # the system would give them what was freed
+    assert address not in [other.ctypes.data for other in others]
     assert memory.empty(80).ctypes.data != address
     assert memory.empty(160).ctypes.data == address
 
@@ -264,6 +266,17 @@ def test_the_number_of_threads_changes_nothing(num_threads: int) -> None:
         results.append(kernel(data, offsets, np.arange(37), kernel.columns(table)))
         kernel.close()
     assert torch.equal(*results)
+
+
+def test_slices_run_at_the_same_time_and_without_the_gil() -> None:
+    kernel = make(NO_AUGMENT, (2, 2, 3), torch.uint8, num_threads=3)
+    assert kernel._kernel.targetoptions["nogil"]  # type: ignore[attr-defined]
+    together = threading.Barrier(3)
+    kernel._kernel = lambda *arguments: together.wait(timeout=60) and None
+    num = 3 * LEAST_IN_SLICE
+    columns = kernel.columns(draws(NO_AUGMENT, 0, 0, num, (2, 2, 3)))
+    kernel(np.zeros(num * 12, np.uint8), np.arange(num) * 12, np.arange(num), columns)
+    kernel.close()
 
 
 def test_two_at_once_do_not_disturb_each_other() -> None:
