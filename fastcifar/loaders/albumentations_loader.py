@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import os
 import signal
 import sys
+import weakref
 from collections.abc import Generator, Iterator
 from typing import Any
 
@@ -47,6 +50,10 @@ class AlbumentationsLoader(Loader):
         self._num_workers = num_workers
         self._workers = self._start()
         self._in_use = False
+        # before torch's own turn at the exit, which leaves them to a signal, and takes that for a failure of theirs
+        at_exit = functools.partial(_close_at_exit, weakref.ref(self))
+        atexit.register(at_exit)
+        weakref.finalize(self, atexit.unregister, at_exit).atexit = False
 
     def _start(self) -> DataLoader[Any]:
         num_workers = self._num_workers
@@ -115,6 +122,12 @@ class AlbumentationsLoader(Loader):
         super().close()
         if self._process == os.getpid():
             self._workers._iterator = None  # ends the worker processes
+
+
+def _close_at_exit(reference: weakref.ref[AlbumentationsLoader]) -> None:
+    loader = reference()
+    if loader is not None and loader._process == os.getpid():
+        loader.close()
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:
