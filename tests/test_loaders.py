@@ -713,7 +713,8 @@ def test_a_saved_pipeline_is_a_function_of_seed_epoch_and_image(data_dir: Path, 
     augment = read_pipeline(pipeline_file)
     loader = make_loader(data_dir / "train.beton", augment, batch_size=100, dtype=torch.uint8, seed=4)
     assert loader.name == "albumentations"
-    epochs = {epoch: epoch_of(loader, epoch) for epoch in (0, 1)}
+    epochs = {epoch: list(loader.epoch(epoch)) for epoch in (0, 1)}
+    loader.close()
     alone = AlbumentationsLoader(loader.beton, loader.config, np.arange(600), loader.mean, loader.std, num_workers=0)
     for a, b in zip(epochs[1][3:], alone.epoch(1, start=3), strict=True):
         assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
