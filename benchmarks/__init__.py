@@ -1,0 +1,33 @@
+"""One script for each question. A failure is one line and an exit code, as in the program itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from fastcifar.errors import FastcifarError
+
+ROW_KEYS = ("name", "images_per_s", "images_per_s_min", "images_per_s_max", "first_batch_s")
+
+
+class Command(click.Command):
+    """What a script is: an error that a user can cause or meet has no traceback."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except (FastcifarError, OSError) as error:
+            failure = click.ClickException(" ".join(str(error).split()))
+            failure.exit_code = error.exit_code if isinstance(error, FastcifarError) else 1
+            raise failure from error
+
+
+def row(name: str, **found: Any) -> dict[str, Any]:
+    """A row of results: what every script's rows have, None where this one has none, and what this one found."""
+    return {**dict.fromkeys(ROW_KEYS), "name": name, **found}
+
+
+def failed(name: str, stderr: str) -> click.ClickException:
+    """Of a process that a script began: the last line says why."""
+    return click.ClickException(f"{name}: {(stderr.strip().splitlines() or ['it ended without a word'])[-1]}")

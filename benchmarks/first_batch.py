@@ -20,7 +20,8 @@ import click
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from fastcifar import measure  # noqa: E402
+from benchmarks import Command, failed, row  # noqa: E402
+from fastcifar import measure, open_beton  # noqa: E402
 
 OURS = """if True:
     import sys, time
@@ -68,11 +69,11 @@ def one(name: str, path: Path, cache: str) -> float | None:
     if answer.returncode == 3:
         return None
     if answer.returncode:
-        raise click.ClickException(f"{name}: {answer.stderr}")
+        raise failed(name, answer.stderr)
     return float(answer.stdout.split()[-1])
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--data-dir", default="data", show_default=True, envvar="FASTCIFAR_DATA_DIR")
 @click.option("--repeats", default=5, show_default=True, type=click.IntRange(5))
 @click.option("--save/--no-save", default=True, show_default=True, help="To benchmarks/results/first_batch.jsonl.")
@@ -80,28 +81,29 @@ def one(name: str, path: Path, cache: str) -> float | None:
 def main(data_dir: str, repeats: int, save: bool, as_json: bool) -> None:
     """The first batch, cold and warm."""
     path = Path(data_dir) / "train.beton"
+    open_beton(path)  # a missing or damaged one is told here
     rows: list[dict[str, Any]] = []
     for name in ("resident", "ffcv", "albumentations", "stock-ffcv"):
         with tempfile.TemporaryDirectory() as cache:
             cold = one(name, path, cache)
             if cold is None:
-                rows.append({"name": name, "note": "skipped: not installed"})
+                rows.append(row(name, note="skipped: not installed"))
                 continue
             warm = [one(name, path, cache) or 0.0 for _ in range(repeats)]
         rows.append(
-            {
-                "name": name,
-                "first_batch_s": round(median(warm), 4),
-                "first_batch_s_min": round(min(warm), 4),
-                "first_batch_s_max": round(max(warm), 4),
-                "first_batch_cold_s": round(cold, 4),
-                "repeats": repeats,
-            }
+            row(
+                name,
+                first_batch_s=round(median(warm), 4),
+                first_batch_s_min=round(min(warm), 4),
+                first_batch_s_max=round(max(warm), 4),
+                first_batch_cold_s=round(cold, 4),
+                repeats=repeats,
+            )
         )
-    if save:
-        measure.save(ROOT / "benchmarks" / "results", "first_batch", rows, measure.circumstances(str(path)))
     columns = ("name", "first_batch_s", "first_batch_s_min", "first_batch_s_max", "first_batch_cold_s", "note")
     click.echo(json.dumps(rows) if as_json else measure.table(rows, columns))
+    if save:
+        measure.save(ROOT / "benchmarks" / "results", "first_batch", rows, measure.circumstances(str(path)))
 
 
 if __name__ == "__main__":

@@ -23,9 +23,11 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import Command, failed, row  # noqa: E402
 from fastcifar import measure  # noqa: E402
 from fastcifar.converters import Source, convert  # noqa: E402
 
+LEAST_IMAGES = 512  # one batch
 RUN = """if True:
     import json, sys, time
     import torch
@@ -73,37 +75,41 @@ class RandomSplit:
                 yield image, i % 10
 
 
-@click.command()
-@click.option("--sizes", default="10000,50000,200000,500000", show_default=True)
+def whole_numbers(context: click.Context, parameter: click.Parameter, text: str) -> list[int]:
+    """Of an option."""
+    try:
+        sizes = [int(part) for part in text.split(",")]
+    except ValueError:
+        sizes = [0]
+    if min(sizes) < LEAST_IMAGES:
+        raise click.BadParameter(f"{text!r}; expected whole numbers from {LEAST_IMAGES} on, such as 10000,50000")
+    return sizes
+
+
+@click.command(cls=Command)
+@click.option("--sizes", default="10000,50000,200000,500000", show_default=True, callback=whole_numbers)
 @click.option("--save/--no-save", default=True, show_default=True, help="To benchmarks/results/growth.jsonl.")
 @click.option("--json", "as_json", is_flag=True)
-def main(sizes: str, save: bool, as_json: bool) -> None:
+def main(sizes: list[int], save: bool, as_json: bool) -> None:
     """Rate and memory by number of images."""
     rows: list[dict[str, Any]] = []
-    for size in (int(text) for text in sizes.split(",")):
+    for size in sizes:
         with tempfile.TemporaryDirectory() as folder:
             splits = {"train": RandomSplit(size), "test": RandomSplit(10)}
             convert(Source(description="random", class_names=tuple("abcdefghij"), splits=splits), folder)
             path = Path(folder) / "train.beton"
             for name in ("resident", "ffcv"):
                 answer = subprocess.run([sys.executable, "-c", RUN, name, str(path)], capture_output=True, text=True)
-                row: dict[str, Any] = {
-                    "name": name,
-                    "num_images": size,
-                    "beton_mib": round(path.stat().st_size / 2**20),
-                }
-                if answer.returncode == 3:
-                    row["note"] = "skipped: not installed"
-                elif answer.returncode:
-                    raise click.ClickException(f"{name}: {answer.stderr}")
-                else:
-                    row |= json.loads(answer.stdout)
-                rows.append(row)
-                click.echo(json.dumps(row), err=True)
-    if save:
-        measure.save(ROOT / "benchmarks" / "results", "growth", rows, measure.circumstances("random images of 32x32"))
+                if answer.returncode not in (0, 3):
+                    raise failed(name, answer.stderr)
+                found = {"note": "skipped: not installed"} if answer.returncode else json.loads(answer.stdout)
+                beton_mib = round(path.stat().st_size / 2**20)
+                rows.append(row(name, num_images=size, beton_mib=beton_mib, **found))
+                click.echo(json.dumps(rows[-1]), err=True)
     columns = ("name", "num_images", "images_per_s", "images_per_s_min", "images_per_s_max", "memory_mib", "beton_mib")
     click.echo(json.dumps(rows) if as_json else measure.table(rows, columns))
+    if save:
+        measure.save(ROOT / "benchmarks" / "results", "growth", rows, measure.circumstances("random images of 32x32"))
 
 
 if __name__ == "__main__":

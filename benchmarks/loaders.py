@@ -24,9 +24,12 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import Command  # noqa: E402
 from benchmarks.peers import CROP_PADDING, CUTOUT_SIZE, Work  # noqa: E402
 from fastcifar import AugmentConfig, make_loader, measure, open_beton  # noqa: E402
+from fastcifar.errors import UsageError  # noqa: E402
 from fastcifar.loaders import missing_part  # noqa: E402
+from fastcifar.loaders.base import usable_device  # noqa: E402
 from fastcifar.measure import Epoch, forever  # noqa: E402
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "uint8": torch.uint8}
@@ -86,14 +89,20 @@ def peers(work: Work) -> dict[str, Callable[[], Epoch]]:
     }
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--data-dir", default="data", show_default=True, envvar="FASTCIFAR_DATA_DIR", help="With train.beton.")
-@click.option("--batch-size", default=512, show_default=True)
+@click.option("--batch-size", default=512, show_default=True, type=click.IntRange(1))
 @click.option("--dtype", default="float32", show_default=True, type=click.Choice(list(DTYPES)))
 @click.option("--device", default="cpu", show_default=True)
-@click.option("--threads", default=2, show_default=True, help="For everybody.")
-@click.option("--repeats", default=measure.MIN_REPEATS, show_default=True)
-@click.option("--limit-s", default=4.0, show_default=True, help="Leave an epoch that takes longer.")
+@click.option("--threads", default=2, show_default=True, type=click.IntRange(1), help="For everybody.")
+@click.option("--repeats", default=measure.MIN_REPEATS, show_default=True, type=click.IntRange(measure.MIN_REPEATS))
+@click.option(
+    "--limit-s",
+    default=4.0,
+    show_default=True,
+    type=click.FloatRange(0, min_open=True),
+    help="Leave an epoch that takes longer.",
+)
 @click.option("--only", multiple=True, help="These names only.")
 @click.option(
     "--save/--no-save", default=True, show_default=True, help="Add a line to benchmarks/results/loaders.jsonl."
@@ -113,7 +122,13 @@ def main(
 ) -> None:
     """Loader alone, ours and the others', round after round."""
     torch.set_num_threads(threads)
+    on = usable_device(device)
     beton = open_beton(Path(data_dir) / "train.beton")
+    if len(beton) < batch_size or min(beton.image_shape[:2]) < CUTOUT_SIZE:
+        raise UsageError(
+            f"{beton.path}: has {len(beton)} images of {beton.image_shape[0]}x{beton.image_shape[1]}; "
+            f"expected a batch of {batch_size} or more, of {CUTOUT_SIZE}x{CUTOUT_SIZE} or more"
+        )
     work = Work(
         beton=beton.path,
         images=np.ascontiguousarray(beton.images(np.arange(len(beton)))),
@@ -131,16 +146,18 @@ def main(
     }
     candidates["limit-copy-cast"] = lambda: limit(work, DTYPES[dtype])
     candidates |= peers(work)
+    unknown = sorted(set(only) - set(candidates))
+    if unknown:
+        raise UsageError(f"--only is {unknown[0]!r}; expected one of: {', '.join(candidates)}")
     if only:
         candidates = {name: build for name, build in candidates.items() if name in only}
-    on = torch.device(device)
     tell = (lambda line: None) if as_json else (lambda line: click.echo(line, err=True))
     rates = measure.measure_rates(candidates, repeats=repeats, limit_s=limit_s, device=on, tell=tell)
     rows = [rate.row() for rate in rates]
     manifest = measure.circumstances(f"{len(beton):,} images of {data_dir}, batch {batch_size}, {dtype}", on)
+    click.echo(json.dumps(rows) if as_json else measure.table(rows, COLUMNS))
     if save:
         measure.save(ROOT / "benchmarks" / "results", "loaders", rows, manifest)
-    click.echo(json.dumps(rows) if as_json else measure.table(rows, COLUMNS))
 
 
 if __name__ == "__main__":

@@ -14,17 +14,19 @@ import click
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import Command  # noqa: E402
 from fastcifar import plotting  # noqa: E402
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("picture", type=click.Path(path_type=Path))
 def main(picture: Path) -> None:
     """Draw the loaders beside their peers."""
     lines = (ROOT / "benchmarks" / "results" / "loaders.jsonl").read_text(encoding="utf-8").splitlines()
     about = json.loads(lines[-1])
     where = about["gpu"] or f"{about['cores']} cores of an {about['machine']}"
-    plotting.save(plotting.rates(about["rows"], f" ({where}, batch 512, float32)"), picture)
+    batch, dtype = about["data"].rsplit(", ", 2)[1:]
+    plotting.save(plotting.rates(about["rows"], f" ({where}, {batch}, {dtype})"), picture)
 
 
 if __name__ == "__main__":

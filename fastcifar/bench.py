@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Generator
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
@@ -24,6 +25,11 @@ REPEAT_S = 2.0  # how long one measurement of training steps should take; at lea
 Tell = Callable[[str], None]
 
 
+def work_for(beton: Beton) -> AugmentConfig:
+    """The work, with a cutout that fits into small images."""
+    return replace(WORK, cutout_size=min(WORK.cutout_size, *beton.image_shape[:2]))
+
+
 def loader_rows(
     beton: Beton, *, batch_size: int, device: torch.device, dtype: torch.dtype, repeats: int, tell: Tell
 ) -> list[dict[str, Any]]:
@@ -36,7 +42,7 @@ def loader_rows(
     def build(name: str) -> measure.Epoch:
         if missing[name] is not None:
             raise ImportError(str(missing[name]))
-        loader = make_loader(beton, WORK, batch_size=batch_size, loader=name, device=device, dtype=dtype)
+        loader = make_loader(beton, work_for(beton), batch_size=batch_size, loader=name, device=device, dtype=dtype)
         loaders.append(loader)
         return measure.forever(loader.epoch)
 
@@ -55,7 +61,7 @@ def step_rows(
     if device.type == "cpu":
         keep_freed_memory()  # as `train` does
     amp = choose_amp(device, "auto")
-    loader = make_loader(beton, WORK, batch_size=batch_size, device=device)
+    loader = make_loader(beton, work_for(beton), batch_size=batch_size, device=device)
     rows = []
     try:
         for name in models:

@@ -94,11 +94,7 @@ class OpenFile:
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
         weakref.finalize(self, os.close, descriptor)
-        self._opened = self._fingerprint()
-
-    def _fingerprint(self) -> tuple[int, int]:
-        status = os.fstat(self.descriptor)
-        return status.st_size, status.st_mtime_ns
+        self._opened = os.fstat(descriptor)
 
     @property
     def path(self) -> str:
@@ -109,9 +105,14 @@ class OpenFile:
     def changed(self) -> bool:
         """True if somebody wrote to the file since it was opened here."""
         try:
-            return self._fingerprint() != self._opened
+            before, now = self._opened, os.fstat(self.descriptor)
         except OSError:  # closed already: the program ends
             return False
+        if (now.st_size, now.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+            return True
+        # the time of writing can be put back (`touch -r`), that of the last change cannot. But that tells of names too:
+        # a file that was replaced by another of its name is still what it was
+        return now.st_nlink == before.st_nlink and now.st_ctime_ns != before.st_ctime_ns
 
 
 @dataclass(frozen=True, kw_only=True)

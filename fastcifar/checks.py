@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from typing import Any
 
 from fastcifar.errors import UsageError
@@ -14,13 +15,18 @@ def require_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
         raise UsageError(f"{name} is {value!r}; expected one of: {', '.join(allowed)}")
 
 
-def require_int(name: str, value: Any, low: int, high: int | None = None) -> None:
-    """Raise UsageError unless `value` is a whole number in low..high."""
+def require_int(name: str, value: Any, low: int, high: int | None = None) -> int:
+    """The whole number `value`, NumPy's too, as Python's own; raise UsageError unless it is one, in low..high."""
     span = f"{low} or more" if high is None else f"{low}..{high}"
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise UsageError(f"{name} is {value!r}; expected a whole number, {span}")
-    if value < low or (high is not None and value > high):
-        raise UsageError(f"{name} is {value}; expected {span}")
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise UsageError(f"{name} is {value!r}; expected a whole number, {span}") from None
+    if number < low or (high is not None and number > high):
+        raise UsageError(f"{name} is {number}; expected {span}")
+    return number
 
 
 def require_float(name: str, value: Any, low: float, *, above: bool = False, high: float = math.inf) -> None:

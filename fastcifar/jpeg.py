@@ -36,7 +36,7 @@ def wrong_header(data: Bytes, offsets: Ints, sizes: Ints, image_shape: tuple[int
     """The first image whose header does not tell `image_shape`; None if all do.
 
     One program's headers are alike: those that hold a frame of the right size where image 0 has it are not looked at
-    any closer.
+    any closer, apart from image 0. What comes after the headers is not looked at: see `fastcifar.loaders.ffcv_stream`.
     """
     height, width, _ = image_shape
     frame = START_OF_FRAME + b"\x00\x11\x08" + height.to_bytes(2, "big") + width.to_bytes(2, "big") + b"\x03"
@@ -49,7 +49,7 @@ def wrong_header(data: Bytes, offsets: Ints, sizes: Ints, image_shape: tuple[int
         same = fitting.copy()
         for i, byte in enumerate(head.tolist()):
             same &= data[safe + i] == byte
-        suspects = np.flatnonzero(~same).tolist()
+        suspects = [0, *np.flatnonzero(~same).tolist()]
     for row in suspects:
         try:
             with Image.open(
@@ -63,8 +63,10 @@ def wrong_header(data: Bytes, offsets: Ints, sizes: Ints, image_shape: tuple[int
 
 
 def _start_of_frame(image: bytes, frame: bytes) -> int:
-    """Where the frame header of a JPEG file is, from segment to segment; -1 if it is not `frame`."""
+    """Where the frame header of a JPEG file is, from segment to segment; -1 if it is not `frame`, or hard to find."""
     at = 2
     while image[at : at + 1] == b"\xff" and not image.startswith(START_OF_FRAME, at) and at + 4 <= len(image):
+        if not 0xC0 <= image[at + 1] <= 0xFE or 0xD0 <= image[at + 1] <= 0xD9:
+            return -1  # a marker without a length, which none of the programs that we know writes here
         at += 2 + int.from_bytes(image[at + 2 : at + 4], "big")
     return at if image.startswith(frame, at) else -1

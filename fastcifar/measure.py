@@ -66,7 +66,8 @@ def measure_rates(
 
     candidates: by name, what builds a loader; it raises ImportError or a FastcifarError where a part is missing, and
     is then left out, by name. What is run first of each is warm-up and gives `first_batch_s`. A measurement takes whole
-    epochs, at least half a second of them, and is left after `limit_s` seconds.
+    epochs, at least half a second of them, and is left after `limit_s` seconds. Raises FastcifarError if all are left
+    out.
     """
     if repeats < MIN_REPEATS:
         raise UsageError(f"repeats is {repeats}; expected {MIN_REPEATS} or more")
@@ -75,7 +76,8 @@ def measure_rates(
         begin = time.perf_counter()
         try:
             epoch = build()
-            next(iter(epoch()))
+            if next(iter(epoch()), None) is None:
+                raise UsageError("an epoch has no batch; expected fewer images in a batch, or more images")
         except (ImportError, FastcifarError) as error:
             rates[name].note = f"skipped: {' '.join(str(error).split())}"
             tell(f"{name}: {rates[name].note}")
@@ -84,6 +86,9 @@ def measure_rates(
         rates[name].first_batch_s = time.perf_counter() - begin
         _run(epoch, limit_s, device)
         epochs[name] = epoch
+    if candidates and not epochs:
+        reasons = "; ".join(dict.fromkeys(rate.note.removeprefix("skipped: ") for rate in rates.values()))
+        raise FastcifarError(f"none of {', '.join(candidates)} could be measured: {reasons}")
     for number in range(repeats):
         tell(f"round {number + 1} of {repeats}")
         for name, epoch in epochs.items():

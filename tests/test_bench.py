@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import mmap
 import subprocess
@@ -13,9 +14,12 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+import benchmarks
 from fastcifar import measure
 from fastcifar.cli import main
-from fastcifar.errors import UsageError
+from fastcifar.converters import convert, open_source
+from fastcifar.errors import FastcifarError, UsageError
+from tests.conftest import ImageFolder
 
 ROOT = Path(__file__).parent.parent
 
@@ -46,6 +50,18 @@ def test_candidates_are_measured_in_turn_and_missing_ones_left_out_by_name() -> 
         "note": "skipped: nothing is installed",
     }
     assert told[0] == "gone: skipped: nothing is installed"
+
+
+def test_a_rate_is_the_median_with_its_spread() -> None:
+    row = measure.Rate("a", [100.0, 1.0, 2.0, 10.0, 9.0]).row()
+    assert (row["images_per_s_min"], row["images_per_s"], row["images_per_s_max"]) == (1, 9, 100)
+
+
+def test_nothing_to_measure_is_an_error_with_its_reasons() -> None:
+    with pytest.raises(
+        FastcifarError, match="none of gone, none could be measured: nothing is installed; an epoch has"
+    ):
+        measure.measure_rates({"gone": missing, "none": lambda: list})
 
 
 def test_fewer_than_five_repeats_are_no_figure() -> None:
@@ -91,6 +107,50 @@ def test_bench_without_betons_says_what_to_do(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["bench", "--data-dir", str(tmp_path)])
     assert result.exit_code == 4
     assert "make it with 'fastcifar convert'" in result.stderr
+
+
+def test_bench_shrinks_the_cutout_for_small_images(image_folder: ImageFolder, tmp_path: Path) -> None:
+    with open_source(image_folder(side=5)) as source:
+        convert(source, tmp_path)
+    bench = ["bench", "--data-dir", str(tmp_path), "--no-steps", "--json"]
+    result = CliRunner().invoke(main, [*bench, "--batch-size", "2"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["rows"][0]["images_per_s"] > 0
+    result = CliRunner().invoke(main, [*bench, "--batch-size", "99"])
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "could be measured: batch_size is 99 and only whole batches are delivered" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "code", "message"),
+    [
+        ("loaders", ["--data-dir", "nowhere"], 4, "nowhere/train.beton: no such file"),
+        ("loaders", ["--batch-size", "601"], 2, "has 600 images of 32x32; expected a batch of 601 or more"),
+        ("loaders", ["--threads", "0"], 2, "Invalid value for '--threads'"),
+        ("loaders", ["--repeats", "1"], 2, "Invalid value for '--repeats'"),
+        ("loaders", ["--device", "banana"], 2, "device is 'banana'"),
+        ("loaders", ["--only", "nonsense"], 2, "--only is 'nonsense'; expected one of: resident, ffcv"),
+        ("growth", ["--sizes", "abc"], 2, "'abc'; expected whole numbers from 512 on"),
+        ("growth", ["--sizes", "0"], 2, "'0'; expected whole numbers from 512 on"),
+        ("first_batch", ["--data-dir", "nowhere"], 4, "nowhere/train.beton: no such file"),
+    ],
+)
+def test_a_benchmark_that_cannot_run_says_why(
+    data_dir: Path, script: str, arguments: list[str], code: int, message: str
+) -> None:
+    command = importlib.import_module(f"benchmarks.{script}").main
+    before = torch.get_num_threads()
+    result = CliRunner().invoke(command, arguments, env={"FASTCIFAR_DATA_DIR": str(data_dir)})
+    torch.set_num_threads(before)
+    assert result.exit_code == code, result.output
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_rows_of_every_benchmark_have_the_same_keys() -> None:
+    rate = measure.Rate("a", [1.0]).row()
+    assert benchmarks.row("a", memory_mib=3) == {**dict.fromkeys(benchmarks.ROW_KEYS), "name": "a", "memory_mib": 3}
+    assert set(benchmarks.ROW_KEYS) <= set(rate)
 
 
 def test_the_benchmark_of_loaders_has_the_rows_that_it_promises(data_dir: Path) -> None:

@@ -263,3 +263,23 @@ def test_the_statistics_of_scattered_images_are_exact() -> None:
     mean, std = beton.channel_statistics(histogram)
     np.testing.assert_allclose(mean, expected.mean(axis=0))
     np.testing.assert_allclose(std, expected.std(axis=0))
+
+
+def test_a_file_that_was_written_to_is_noticed_whatever_its_time_says(own_data_dir: Path) -> None:
+    path = own_data_dir / "train.beton"
+    opened, status = open_beton(path), path.stat()
+    with path.open("r+b") as file:
+        file.write(file.read(1))
+        file.write(b"\0")
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(DataError, match="was written to while it was used"):
+        opened.check_unchanged()
+
+
+def test_a_file_that_was_replaced_is_still_what_it_was(own_data_dir: Path) -> None:
+    path = own_data_dir / "train.beton"
+    opened = open_beton(path)
+    other = path.with_name("other")
+    other.write_bytes(b"")
+    other.replace(path)
+    opened.check_unchanged()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import subprocess
 import sys
 import threading
+import warnings
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +26,7 @@ from fastcifar.config import read_pipeline
 from fastcifar.converters import Source, convert
 from fastcifar.converters.synthetic import SyntheticSplit
 from fastcifar.errors import DataError, FastcifarError, UsageError
-from fastcifar.loaders import Batch, Loader, choose_loader, missing_part
+from fastcifar.loaders import Batch, Loader, LoaderConfig, choose_loader, missing_part
 from tests.reference import augment_image, normalise_image
 
 LOADERS = [
@@ -100,6 +103,8 @@ EVERYTHING = AugmentConfig(
         (EVERYTHING, "zero"),
         (EVERYTHING, "reflect"),
         (AugmentConfig(hue_shift=20, saturation_shift=30, value_shift=20, colour_p=0.7), "zero"),
+        (replace(EVERYTHING, hue_shift=20, saturation_shift=30, value_shift=20), "zero"),
+        (replace(EVERYTHING, rotate_p=1.0, hue_shift=90, saturation_shift=255, value_shift=255), "reflect"),
     ],
 )
 @pytest.mark.parametrize("name", LOADERS)
@@ -398,10 +403,32 @@ def test_albumentations_tells_of_a_file_that_changed(own_data_dir: Path) -> None
     loader.close()
 
 
-def test_what_a_pipeline_does_only_sometimes_is_one_line_too(data_dir: Path, tmp_path: Path) -> None:
+def test_a_worker_that_died_of_a_shorter_file_names_the_file(own_data_dir: Path, monkeypatch: Any) -> None:
+    if missing_part("albumentations") is not None:
+        pytest.skip("Albumentations is not installed")
+    from fastcifar.loaders import albumentations_loader
+
+    path = own_data_dir / "train.beton"
+    loader = make_loader(open_beton(path), batch_size=10, loader="albumentations")
+
+    def killed(workers: Any) -> Iterator[Any]:
+        os.truncate(path, 100)
+        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Bus error.")
+
+    monkeypatch.setattr(albumentations_loader.DataLoader, "__iter__", killed)
+    with pytest.raises(DataError, match=r"train\.beton: was written to while it was used"):
+        next(loader.epoch(0))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_what_a_pipeline_does_only_sometimes_is_one_line_too(data_dir: Path, tmp_path: Path, num_workers: int) -> None:
     albumentations = pytest.importorskip("albumentations")
+    from fastcifar.loaders.albumentations_loader import AlbumentationsLoader
+
     albumentations.save(albumentations.Compose([albumentations.Resize(9, 9, p=0.02)]), tmp_path / "rare.json")
-    loader = make_loader(data_dir / "train.beton", read_pipeline(tmp_path / "rare.json"), batch_size=300)
+    beton, augment = open_beton(data_dir / "train.beton"), read_pipeline(tmp_path / "rare.json")
+    config = LoaderConfig(augment=augment, batch_size=300)
+    loader = AlbumentationsLoader(beton, config, np.arange(600), beton.mean, beton.std, num_workers=num_workers)
     with pytest.raises(
         UsageError, match=r"^--augment: the pipeline makes uint8 of shape \(9, 9, 3\) from an image"
     ) as told:
@@ -429,6 +456,84 @@ def test_leaving_early_leaves_no_thread_descriptor_or_process(data_dir: Path, na
     assert threading.active_count() == threads
     assert len(os.listdir("/proc/self/fd")) == descriptors
     assert not children()
+
+
+FORK = """if True:
+    import os, signal, sys, torch
+    from fastcifar import FastcifarError, make_loader
+    signal.alarm(60)  # a hang is a failure
+    torch.set_num_threads(2)
+    loader = make_loader(sys.argv[1], batch_size=100, loader=sys.argv[2], dtype=torch.uint8)
+    sums = [int(batch.images.sum()) for batch in loader.epoch(1)]
+    begun = loader.epoch(2)
+    first = next(begun)
+    child = os.fork()
+    if not child:
+        try:
+            signal.alarm(30)
+            assert [int(batch.images.sum()) for batch in loader.epoch(1)] == sums
+            try:
+                next(begun)
+            except FastcifarError as error:
+                print(error, flush=True)
+            loader.close()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert len(list(begun)) == 5
+    assert [int(batch.images.sum()) for batch in loader.epoch(1)] == sums
+    loader.close()
+"""
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_a_forked_child_can_use_the_loader_of_its_parent(data_dir: Path, name: str) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", FORK, str(data_dir / "train.beton"), name]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout == "an epoch cannot go on in a forked process; begin a new one in that process\n"
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_a_loader_that_is_dropped_is_gone_at_once(data_dir: Path, name: str) -> None:
+    """No circle keeps it: what is collected late ends its workers late, which torch does not take well."""
+    gc.collect()
+    gc.disable()
+    try:
+        loader = make_loader(data_dir / "train.beton", batch_size=100, loader=name)
+        next(loader.epoch(0))
+        gone = weakref.ref(loader)
+        del loader
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_a_loader_that_is_not_closed_is_no_trouble_at_exit(data_dir: Path, name: str) -> None:
+    code = """if True:
+        import sys
+        from fastcifar import make_loader
+        loader = make_loader(sys.argv[1], batch_size=100, loader=sys.argv[2])
+        for batch in loader:
+            break
+    """
+    command = [sys.executable, "-W", "ignore", "-c", code, str(data_dir / "train.beton"), name]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert (answer.returncode, answer.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_a_closed_loader_says_so(data_dir: Path, name: str) -> None:
+    loader = make_loader(data_dir / "train.beton", batch_size=100, loader=name)
+    batches = loader.epoch(0)
+    next(batches)
+    loader.close()
+    loader.close()
+    for use in (lambda: next(batches), lambda: loader.epoch(1), lambda: iter(loader)):
+        with pytest.raises(FastcifarError, match="^the loader is closed; make a new one with make_loader$"):
+            use()
 
 
 def children() -> list[str]:
@@ -522,11 +627,42 @@ def test_auto_takes_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"rows": []}, "rows is float64 of shape"),
         ({"augment": AugmentConfig(cutout_size=40)}, "cutout_size is 40; the images are 32x32"),
         ({"train": False, "augment": AugmentConfig()}, "augment is given with train=False"),
+        ({"train": "no"}, "train is 'no'; expected True or False"),
+        ({"augment": {"flip": True}}, "augment is {'flip': True}; expected an AugmentConfig"),
+        ({"channels_last": 2}, "channels_last is 2; expected True or False"),
+        ({"seed": -1}, f"seed is -1; expected 0..{2**63 - 1}"),
+        ({"seed": 2**63}, "seed is 9223372036854775808; expected 0"),
+        ({"seed": True}, "seed is True; expected a whole number"),
+        ({"seed": 1.5}, r"seed is 1\.5; expected a whole number"),
+        ({"device": "banana"}, "device is 'banana' .*; expected one that is here"),
+        ({"device": "cuda:99"}, "device is 'cuda:99' .*; expected one that is here"),
+        ({"device": "meta"}, "device is 'meta' .*; expected one that is here"),
+        ({"device": None}, "device is 'None' .*; expected one that is here"),
+        ({"std": [1e-39] * 3}, r"std is \[1e-39, .*; expected 0 .* or at least 1e-06"),
     ],
 )
 def test_settings_that_cannot_be_used_are_refused(data_dir: Path, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         make_loader(data_dir / "train.beton", **settings)
+
+
+def test_whole_numbers_of_numpy_are_whole_numbers(data_dir: Path) -> None:
+    one, other = (
+        next(make_loader(data_dir / "train.beton", batch_size=kind(100), seed=kind(3)).epoch(kind(2), start=kind(1)))
+        for kind in (int, np.int64)
+    )
+    assert all(torch.equal(x, y) for x, y in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_epochs_and_batches_are_counted_from_0(data_dir: Path, name: str) -> None:
+    loader = make_loader(data_dir / "train.beton", batch_size=100, loader=name)
+    for numbers, message in (((-1, 0), "epoch is -1; expected 0"), ((0, -1), "start is -1; expected 0 or more")):
+        with pytest.raises(UsageError, match=message):
+            loader.epoch(*numbers)
+    with pytest.raises(UsageError, match=r"epoch is 1\.5; expected a whole number"):
+        loader.epoch(1.5)  # type: ignore[arg-type]
+    loader.close()
 
 
 def test_a_damaged_beton_never_reaches_a_loader(own_data_dir: Path) -> None:
@@ -577,7 +713,8 @@ def test_a_saved_pipeline_is_a_function_of_seed_epoch_and_image(data_dir: Path, 
     augment = read_pipeline(pipeline_file)
     loader = make_loader(data_dir / "train.beton", augment, batch_size=100, dtype=torch.uint8, seed=4)
     assert loader.name == "albumentations"
-    epochs = {epoch: epoch_of(loader, epoch) for epoch in (0, 1)}
+    epochs = {epoch: list(loader.epoch(epoch)) for epoch in (0, 1)}
+    loader.close()
     alone = AlbumentationsLoader(loader.beton, loader.config, np.arange(600), loader.mean, loader.std, num_workers=0)
     for a, b in zip(epochs[1][3:], alone.epoch(1, start=3), strict=True):
         assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
@@ -595,6 +732,11 @@ def test_a_saved_pipeline_is_a_function_of_seed_epoch_and_image(data_dir: Path, 
     ("parts", "message"),
     [
         ('{"__class_fullname__": "Nothing", "p": 1.0}', "Albumentations cannot make this pipeline .*Nothing"),
+        ('{"__class_fullname__": "HorizontalFlip", "p": 1.0, "wat": 5}', "does not know wat=5 of HorizontalFlip"),
+        (
+            '{"__class_fullname__": "PadIfNeeded", "min_height": 9, "min_width": 9, "padding": 3, "p": 1.0}',
+            "does not know padding=3 of PadIfNeeded; expected",
+        ),
         ('{"__class_fullname__": "Normalize", "p": 1.0}', "makes float32 of shape .* leave out Normalize"),
         ('{"__class_fullname__": "ToTensorV2", "p": 1.0}', "leave out Normalize and ToTensorV2"),
         ('{"__class_fullname__": "RandomCrop", "height": 64, "width": 64, "p": 1.0}', "fails on an image"),
@@ -610,6 +752,71 @@ def test_a_pipeline_that_cannot_be_used_is_one_clear_line(
     with pytest.raises(UsageError, match=message) as caught:
         make_loader(data_dir / "train.beton", read_pipeline(file), batch_size=10)
     assert "\n" not in str(caught.value)
+
+
+# What some need; those that cannot be made without more, or not saved, are left out.
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "CenterCrop": {"height": 32, "width": 32},
+    "CropAndPad": {"px": 2},
+    "PadIfNeeded": {"min_height": 40, "min_width": 40},
+    "RandomCrop": {"height": 32, "width": 32},
+    "RandomResizedCrop": {"size": (32, 32)},
+    "RandomSizedCrop": {"min_max_height": (20, 30), "size": (32, 32)},
+    "Resize": {"height": 32, "width": 32},
+}
+
+
+def saved_alone(albumentations: Any, name: str) -> str | None:
+    """The transform as `A.save` writes it; None where it cannot be made or saved so, or changes uint8 images' kind."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            compose = albumentations.Compose([getattr(albumentations, name)(p=1.0, **ARGUMENTS.get(name, {}))])
+            made = compose(image=np.zeros((32, 32, 3), np.uint8))["image"]
+            text = json.dumps(albumentations.to_dict(compose))
+        except Exception:  # noqa: BLE001 (whatever they raise)
+            return None
+        return text if isinstance(made, np.ndarray) and made.dtype == np.uint8 else None
+
+
+def test_whatever_albumentations_saves_can_be_used() -> None:
+    albumentations = pytest.importorskip("albumentations")
+    from fastcifar.augment.albumentations_ops import Pipeline
+
+    kinds = (albumentations.ImageOnlyTransform, albumentations.DualTransform)
+    names = [name for name, value in vars(albumentations).items() if isinstance(value, type)]
+    texts = {n: saved_alone(albumentations, n) for n in names if issubclass(getattr(albumentations, n), kinds)}
+    used = {name: Pipeline(text) for name, text in texts.items() if text is not None}
+    assert {"PadIfNeeded", "RGBShift", "SafeRotate", "ShiftScaleRotate", "PiecewiseAffine"} <= set(used)
+    assert len(used) > 80
+
+
+def test_the_usual_pipeline_of_cifar_can_be_used(data_dir: Path, tmp_path: Path) -> None:
+    albumentations = pytest.importorskip("albumentations")
+    parts = [albumentations.PadIfNeeded(40, 40), albumentations.RandomCrop(32, 32), albumentations.HorizontalFlip()]
+    for form in ("json", "yaml"):
+        albumentations.save(albumentations.Compose(parts), tmp_path / f"cifar.{form}", data_format=form)
+    settings: dict[str, Any] = {"batch_size": 100, "dtype": torch.uint8}
+    by_form = [
+        epoch_of(make_loader(data_dir / "train.beton", read_pipeline(tmp_path / f"cifar.{form}"), **settings))
+        for form in ("json", "yaml")
+    ]
+    assert all(torch.equal(a.images, b.images) for a, b in zip(*by_form, strict=True))
+    originals = open_beton(data_dir / "train.beton").images(by_form[0][0].indices)
+    changed = (by_form[0][0].images.permute(0, 2, 3, 1).numpy() != originals).any(axis=(1, 2, 3))
+    assert changed.mean() > 0.9
+
+
+def test_advice_of_albumentations_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    albumentations = pytest.importorskip("albumentations")
+    from fastcifar.augment.albumentations_ops import Pipeline
+
+    text = saved_alone(albumentations, "ShiftScaleRotate")
+    assert text is not None
+    with caplog.at_level("INFO"):
+        Pipeline(text)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith("Albumentations on this pipeline: ShiftScaleRotate is a special case of Affine")
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from fastcifar.augment import torch_ops
 from fastcifar.augment.draws import check_choices, choices_dtype, draws
-from fastcifar.augment.numba_kernel import NumbaAugment, Recycler
+from fastcifar.augment.numba_kernel import LEAST_IN_SLICE, NumbaAugment, Recycler
 from fastcifar.config import NO_AUGMENT, AugmentConfig
 from tests.reference import augment_image, normalise_image
 from tests.test_torch_ops import CASES, MEAN, RESAMPLED, STD, random_images
@@ -153,22 +153,49 @@ def test_whole_and_tiny_turns(degrees: float) -> None:
     np.testing.assert_array_equal(got, np.rot90(image[0], round(degrees / 90)))
 
 
-def test_a_cache_that_cannot_be_written_is_logged_once(tmp_path: Path) -> None:
-    code = """if True:
-        import logging, resource, torch
-        import numpy as np
-        from fastcifar.augment.numba_kernel import NumbaAugment
-        from fastcifar.config import AugmentConfig
-        logging.basicConfig(level=logging.INFO, format="%(message)s")
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))  # as a full disk: the kernel does not fit
-        ones = np.ones(3, np.float32)
-        for _ in range(2):
-            NumbaAugment((4, 4, 3), AugmentConfig(), np.zeros(3, np.uint8), ones, ones, torch.float32)
-    """
-    environment = {"NUMBA_CACHE_DIR": str(tmp_path), "PATH": "/usr/bin"}
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+LOAD_FROM_THREADS = """if True:
+    import logging, resource, sys, threading
+    from fastcifar.augment.numba_kernel import load
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if sys.argv[1:]:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
+    loaded = []
+    threads = [threading.Thread(target=lambda: loaded.append(load())) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(loaded) == 4 and len(set(map(id, loaded))) == 1
+    print(sum(loaded[0].stats.cache_hits.values()))
+"""
+
+
+def load_from_threads(cache: Path, *limit: str) -> tuple[str, list[str]]:
+    """What it printed (how often the cache was of use), and the lines of its log, from a process of its own."""
+    environment = {"NUMBA_CACHE_DIR": str(cache), "PATH": "/usr/bin", "NUMBA_OPT": "0"}  # 0: compiles faster
+    command = [sys.executable, "-c", LOAD_FROM_THREADS, *limit]
+    answer = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert answer.returncode == 0, answer.stderr
-    assert answer.stderr.count("the CPU kernel is compiled anew in each process: its cache cannot be written") == 1
+    return answer.stdout.strip(), answer.stderr.splitlines()
+
+
+def test_a_cache_that_cannot_be_written_is_logged_once(tmp_path: Path) -> None:
+    _, (line,) = load_from_threads(tmp_path, "4096")  # as a full disk: the kernel does not fit
+    assert line.startswith("the CPU kernel is compiled in each process: its cache cannot be used (OSError: ")
+
+
+@pytest.mark.slow
+def test_a_damaged_cache_is_named_and_done_without(tmp_path: Path) -> None:
+    assert load_from_threads(tmp_path) == ("0", [])
+    (index,), (data,) = tmp_path.rglob("*.nbi"), tmp_path.rglob("*.nbc")
+    whole = {path: path.read_bytes() for path in (index, data)}
+    assert load_from_threads(tmp_path) == ("1", [])
+    for path, damaged in ((index, b"garbage"), (data, whole[data][:2_000])):
+        path.write_bytes(damaged)
+        _, (line,) = load_from_threads(tmp_path)
+        assert line.startswith("the CPU kernel is compiled in each process: its cache cannot be used (")
+        assert line.endswith(f"; delete {index.parent}, or see that it can be written")
+        path.write_bytes(whole[path])
 
 
 def test_memory_comes_back_when_nobody_uses_it_any_more() -> None:
@@ -182,6 +209,8 @@ def test_memory_comes_back_when_nobody_uses_it_any_more() -> None:
     assert memory.empty(160).ctypes.data != address  # a view of it is in use
     del part
     gc.collect()
+    others = [np.empty(160, np.uint8) for _ in range(8)]  # the system would give them what was freed
+    assert address not in [other.ctypes.data for other in others]
     assert memory.empty(80).ctypes.data != address
     assert memory.empty(160).ctypes.data == address
 
@@ -237,6 +266,17 @@ def test_the_number_of_threads_changes_nothing(num_threads: int) -> None:
         results.append(kernel(data, offsets, np.arange(37), kernel.columns(table)))
         kernel.close()
     assert torch.equal(*results)
+
+
+def test_slices_run_at_the_same_time_and_without_the_gil() -> None:
+    kernel = make(NO_AUGMENT, (2, 2, 3), torch.uint8, num_threads=3)
+    assert kernel._kernel.targetoptions["nogil"]  # type: ignore[attr-defined]
+    together = threading.Barrier(3)
+    kernel._kernel = lambda *arguments: together.wait(timeout=60) and None
+    num = 3 * LEAST_IN_SLICE
+    columns = kernel.columns(draws(NO_AUGMENT, 0, 0, num, (2, 2, 3)))
+    kernel(np.zeros(num * 12, np.uint8), np.arange(num) * 12, np.arange(num), columns)
+    kernel.close()
 
 
 def test_two_at_once_do_not_disturb_each_other() -> None:

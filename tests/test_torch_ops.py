@@ -87,7 +87,7 @@ def test_rotation_is_within_a_grey_level_of_opencv(border: str) -> None:
         mode = cv2.BORDER_REFLECT_101 if border == "reflect" else cv2.BORDER_CONSTANT
         expected = cv2.warpAffine(image, turn, (41, 32), flags=cv2.INTER_LINEAR, borderMode=mode)
         terms = torch.from_numpy(rotation_terms(np.array([degrees])).astype(np.int64))
-        got = torch_ops._rotate(torch.from_numpy(image)[None], terms, border == "reflect")[0].numpy()
+        got = torch_ops.rotate(torch.from_numpy(image)[None], terms, border == "reflect")[0].numpy()
         assert np.abs(got.astype(int) - expected).max() <= 1, degrees
         exact = rotate_image(image, float(degrees), border == "reflect", exactly=True)
         assert np.abs(got.astype(int) - exact).max() <= 1, degrees

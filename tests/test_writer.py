@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -272,6 +274,49 @@ def test_a_jpeg_of_another_size_never_reaches_ffcv(tmp_path: Path) -> None:
         path.write_bytes(whole[:place] + bytes([value]) + whole[place + 1 :])
         with pytest.raises(DataError, match="image 7 is no JPEG file of 32x32"):
             open_beton(path)
+
+
+def test_a_jpeg_that_cannot_be_decoded_is_an_error_and_not_another_image(tmp_path: Path) -> None:
+    """FFCV takes no notice: it hands out what lay in the slot before."""
+    pytest.importorskip("ffcv")
+    with synthetic_source(300, 20) as source:
+        convert(source, tmp_path, jpeg_quality=90)
+    path = tmp_path / "train.beton"
+    opened, whole = open_beton(path), path.read_bytes()
+    begin, end = int(opened.offsets[7]), int(opened.offsets[7] + opened.sizes[7])
+    scan, table = whole.index(b"\xff\xda", begin), whole.index(b"\xff\xc4", begin)
+    manifest = json.loads(manifest_path(path).read_text())
+    half = bytes((end - scan) // 2)
+    for place, new in ((scan, b"\xff\xd9"), (table + 2, b"\0\3"), (end - len(half), half)):  # the last: cut off
+        damaged = whole[:place] + new + whole[place + len(new) :]
+        path.write_bytes(damaged)
+        manifest_path(path).write_text(json.dumps({**manifest, "sha256": hashlib.sha256(damaged).hexdigest()}))
+        loader = make_loader(path, batch_size=50, augment=NO_AUGMENT)
+        with pytest.raises(DataError, match=r"train\.beton: image 7 is damaged: it is no whole JPEG file"):
+            list(loader.epoch(0))
+        loader.close()
+
+
+def test_a_pipeline_and_jpeg_images_do_not_send_the_user_in_a_circle(tmp_path: Path) -> None:
+    pytest.importorskip("albumentations")
+    with synthetic_source(30, 20) as source:
+        convert(source, tmp_path, jpeg_quality=90)
+    augment = replace(NO_AUGMENT, pipeline="{}")
+    for name in ("auto", "resident", "ffcv", "albumentations"):
+        if name == "auto" or missing_part(name) is None:
+            with pytest.raises(UsageError, match="pipeline of Albumentations needs raw ones; convert without --encode"):
+                make_loader(tmp_path / "train.beton", augment, loader=name, batch_size=5)
+
+
+def test_a_marker_without_a_length_hides_no_header() -> None:
+    """To libjpeg RST0 has no length; who reads one after it jumps over the true header to a false one."""
+    true, false = (jpeg.encode(np.zeros((side, side, 3), np.uint8), 90).tobytes() for side in (64, 32))
+    for marker in (b"\xff\xd0", b"\xff\x01"):
+        jump = 4 + int.from_bytes(true[2:4], "big")
+        evil = (true[:2] + marker + true[2:]).ljust(jump, b"\0") + false[false.index(b"\xff\xc0") :]
+        data = np.frombuffer(evil * 2, np.uint8)
+        starts, sizes = np.array([0, len(evil)]), np.full(2, len(evil))
+        assert jpeg.wrong_header(data, starts, sizes, (32, 32, 3)) == 0
 
 
 def test_a_comment_that_looks_like_a_header_fools_nobody(tmp_path: Path) -> None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from itertools import pairwise
 from typing import Any
 
@@ -24,21 +25,32 @@ import torch
 from fastcifar.augment import numba_pixels as pixels
 from fastcifar.augment.draws import Choices, draws, rotation_terms
 from fastcifar.config import NO_AUGMENT, AugmentConfig
+from fastcifar.threads import Threads
 
 log = logging.getLogger(__name__)
 LEAST_IN_SLICE = 64  # images; handing over less costs more than it brings
 KEPT_BLOCKS = 4
+_LOADING = threading.Lock()  # a loader asks for the kernel while the thread that `open_for` began makes it
 WRITTEN = (np.float32, np.uint16, np.uint8)  # by kind: FLOAT32, BFLOAT16, UINT8
 
 
-@functools.cache  # once a process: a dispatcher of Numba's does not take being collected well
 def load() -> Callable[..., None]:
     """The kernel, compiled or read from Numba's cache on disk."""
+    with _LOADING:
+        return _load()
+
+
+@functools.cache  # once a process: a dispatcher of Numba's does not take being collected well
+def _load() -> Callable[..., None]:
+    remedy = "set NUMBA_CACHE_DIR to a folder that can be written"
     try:
-        return _tried(numba.njit(nogil=True, cache=True)(pixels.augment_slice))
-    except (RuntimeError, OSError) as error:  # no folder for the cache can be written, or the disk is full
-        log.info("the CPU kernel is compiled anew in each process: its cache cannot be written (%s)", error)
-        return _tried(numba.njit(nogil=True)(pixels.augment_slice))
+        cached = numba.njit(nogil=True, cache=True)(pixels.augment_slice)
+        remedy = f"delete {cached.stats.cache_path}, or see that it can be written"
+        return _tried(cached)
+    except Exception as error:  # noqa: BLE001 (a full disk; or a damaged file, which unpickled can raise anything)
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        log.warning("the CPU kernel is compiled in each process: its cache cannot be used (%s); %s", reason, remedy)
+    return _tried(numba.njit(nogil=True)(pixels.augment_slice))
 
 
 def _tried(kernel: Callable[..., None]) -> Callable[..., None]:
@@ -123,7 +135,7 @@ class NumbaAugment:
         self._settings = ((height, width), augment.crop_padding, augment.crop_mode == "reflect", fill, *rows, kind)
         self._rotates = augment.rotate_degrees > 0
         self._num_threads = num_threads or torch.get_num_threads()
-        self._pool = ThreadPoolExecutor(self._num_threads, thread_name_prefix="fastcifar-augment")
+        self._pool = Threads(self._num_threads, "augment")
         self._memory = Recycler()
         self._no_outs = [np.empty((1, 0), kind) for kind in WRITTEN]
         self._kernel = load()
@@ -181,4 +193,4 @@ class NumbaAugment:
 
     def close(self) -> None:
         """End the threads."""
-        self._pool.shutdown()
+        self._pool.close()

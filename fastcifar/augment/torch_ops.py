@@ -35,7 +35,7 @@ def apply_choices(
     """
     out = _crop_and_flip(images, choices, augment)
     if augment.rotate_degrees:
-        out = _rotate(out, choices["rotation"], reflect=augment.crop_mode == "reflect")
+        out = rotate(out, choices["rotation"], reflect=augment.crop_mode == "reflect")
     if augment.shifts_colour:
         shifts = torch.stack([choices[name] for name in ("hue", "saturation", "value")])  # (3, N)
         changed = (shifts != 0).any(0)
@@ -68,7 +68,7 @@ def _crop_and_flip(images: torch.Tensor, choices: dict[str, torch.Tensor], augme
     return out
 
 
-def _rotate(images: torch.Tensor, terms: torch.Tensor, reflect: bool) -> torch.Tensor:
+def rotate(images: torch.Tensor, terms: torch.Tensor, reflect: bool) -> torch.Tensor:
     """Turn each image about its centre, bilinear, with integers: `terms`, (N, 2) int64, of `draws.rotation_terms`.
 
     The weights have 11 bits: within one grey level of exact arithmetic (and of OpenCV 5).

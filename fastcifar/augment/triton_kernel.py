@@ -41,7 +41,7 @@ def _look_up(image, y, x, channel, top, left, flip, wanted, H: tl.constexpr, W: 
 def _rotated(
     image, y, x, channel, top, left, flip, cos, sin, wanted, H: tl.constexpr, W: tl.constexpr, REFLECT: tl.constexpr
 ):
-    """The same after a rotation: bilinear, with the integers of `torch_ops._rotate`."""
+    """The same after a rotation: bilinear, with the integers of `torch_ops.rotate`."""
     from_x, from_y = (2 * x - (W - 1)).to(tl.int64), (2 * y - (H - 1)).to(tl.int64)
     source_x = cos * from_x - sin * from_y + ((W - 1) << 16)
     source_y = sin * from_x + cos * from_y + ((H - 1) << 16)

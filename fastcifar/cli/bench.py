@@ -40,7 +40,8 @@ def bench(
 ) -> None:
     """Measure the loaders alone, a training step alone, and both together, on train.beton.
 
-    Images a second, the median of the repeats, which are taken in turn. The work: crop 4, flip, cutout 8, normalise.
+    Images a second, the median of the repeats, which are taken in turn. The work: crop 4, flip, cutout 8
+    (less in smaller images), normalise.
     """
     import logging
 

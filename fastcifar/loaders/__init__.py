@@ -13,10 +13,10 @@ import numpy.typing as npt
 import torch
 
 from fastcifar.beton import Beton, open_beton
-from fastcifar.checks import require_choice, require_int
+from fastcifar.checks import require_bool, require_choice, require_int
 from fastcifar.config import LOADERS, NO_AUGMENT, AugmentConfig
 from fastcifar.errors import MissingExtraError, UsageError
-from fastcifar.loaders.base import Batch, Loader, LoaderConfig, Rows
+from fastcifar.loaders.base import Batch, Loader, LoaderConfig, Rows, usable_device
 from fastcifar.loaders.memory import SHARE_OF_MEMORY, free_memory
 from fastcifar.loaders.resident import ResidentLoader
 
@@ -59,9 +59,12 @@ def make_loader(
     """
     require_choice("loader", loader, LOADERS)
     require_int("batch_size", batch_size, 1)
+    require_bool("train", train)
+    if augment is not None and not isinstance(augment, AugmentConfig):
+        raise UsageError(f"augment is {augment!r}; expected an AugmentConfig")
     if not train and augment is not None:
         raise UsageError("augment is given with train=False; expected no augmentation for evaluation")
-    device, asked = torch.device(device), loader
+    device, asked = usable_device(device), loader
     if loader == "auto":
         loader, why = choose_loader(_size_of(beton), device)
         if augment is not None and augment.pipeline is not None:
@@ -98,13 +101,13 @@ def open_for(loader: str, path: str | os.PathLike[str], device: torch.device | s
     The CPU kernel, if that is what the loader will use on `device`, is loaded while the file is copied and hashed.
     """
     size = _size_of(path)
-    if size and loader != "albumentations" and torch.device(device).type == "cpu":
+    if size and loader != "albumentations" and usable_device(device).type == "cpu":
         threading.Thread(target=_load_cpu_kernel, name="fastcifar-load").start()
     return open_beton(path, in_memory=loader == "resident" or size < SHARE_OF_MEMORY * free_memory())
 
 
 def _load_cpu_kernel() -> None:
-    with contextlib.suppress(ImportError):  # told by the loader
+    with contextlib.suppress(Exception):  # told by the loader, which asks for it again
         from fastcifar.augment.numba_kernel import load
 
         load()

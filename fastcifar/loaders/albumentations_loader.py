@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import os
 import signal
 import sys
-from collections.abc import Iterator
+import weakref
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import numpy as np
@@ -17,7 +20,7 @@ from fastcifar.augment.albumentations_ops import AlbumentationsAugment, Pipeline
 from fastcifar.augment.draws import Choices, raw_bits
 from fastcifar.beton import Beton
 from fastcifar.errors import FastcifarError
-from fastcifar.loaders.base import Batch, Loader, LoaderConfig, Rows
+from fastcifar.loaders.base import Batch, Loader, LoaderConfig, Rows, choices_of
 
 MAX_WORKERS = 8
 TIMEOUT_S = 120
@@ -47,11 +50,15 @@ class AlbumentationsLoader(Loader):
         self._num_workers = num_workers
         self._workers = self._start()
         self._in_use = False
+        # before torch's own turn at the exit, which leaves them to a signal, and takes that for a failure of theirs
+        at_exit = functools.partial(_close_at_exit, weakref.ref(self))
+        atexit.register(at_exit)
+        weakref.finalize(self, atexit.unregister, at_exit).atexit = False
 
     def _start(self) -> DataLoader[Any]:
         num_workers = self._num_workers
         return DataLoader(
-            _Batches(self),
+            _Batches(self.beton, self.config, (self.mean32, self.inv_std32), self.fill),
             sampler=_Requests(),
             batch_size=None,  # a request is a whole batch
             num_workers=num_workers,
@@ -61,21 +68,28 @@ class AlbumentationsLoader(Loader):
             timeout=TIMEOUT_S if num_workers else 0,  # a killed worker is an error, not a hang
         )
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+    def _epoch(self, epoch: int, start: int) -> Generator[Batch, None, None]:
         if self._in_use:  # an epoch is open already: this one gets workers of its own
             workers = self._start()
             try:
-                yield from self._epoch(workers, epoch, start)
+                yield from self._from(workers, epoch, start)
             finally:
                 workers._iterator = None  # ends them
             return
         self._in_use = True
         try:
-            yield from self._epoch(self._workers, epoch, start)
+            yield from self._from(self._workers, epoch, start)
         finally:
             self._in_use = False
 
-    def _epoch(self, workers: DataLoader[Any], epoch: int, start: int) -> Iterator[Batch]:
+    def _after_fork(self) -> None:
+        super()._after_fork()
+        old: Any = self._workers._iterator
+        if old is not None:
+            old._shutdown = True  # says that its workers have ended: they are the parent's to end
+        self._workers, self._in_use = self._start(), False
+
+    def _from(self, workers: DataLoader[Any], epoch: int, start: int) -> Iterator[Batch]:
         device, batches = self.config.device, self.batches(epoch)[start:]
         self.beton.check_unchanged()
         workers.sampler.requests = [(epoch, rows) for rows in batches]  # type: ignore[attr-defined]
@@ -89,20 +103,31 @@ class AlbumentationsLoader(Loader):
             yield Batch(delivered, labels, torch.from_numpy(rows.copy()).to(device))
         self.beton.check_unchanged()
 
-    @staticmethod
-    def _answers(workers: DataLoader[Any]) -> Iterator[torch.Tensor]:
+    def _answers(self, workers: DataLoader[Any]) -> Iterator[torch.Tensor]:
         try:
             yield from workers
-        except FastcifarError as error:  # of a worker: its message ends a traceback
-            raise type(error)(str(error).strip().splitlines()[-1].partition("Error: ")[2]) from error
+        except FastcifarError as error:
+            message = str(error).strip()
+            if not message.startswith("Caught "):  # raised here: there are no workers
+                raise
+            # in a worker: torch puts its traceback around the message
+            raise type(error)(message.splitlines()[-1].partition("Error: ")[2]) from error
         except (RuntimeError, OSError, EOFError) as error:  # a worker was killed, or does not answer
             workers._iterator = None
+            self.beton.check_unchanged()  # reading beyond the end of a file that became shorter kills
             reason = " ".join(str(error).split())
             raise FastcifarError(f"a worker of the albumentations loader ended ({reason})") from error
 
     def close(self) -> None:
         super().close()
-        self._workers._iterator = None  # ends the worker processes
+        if self._process == os.getpid():
+            self._workers._iterator = None  # ends the worker processes
+
+
+def _close_at_exit(reference: weakref.ref[AlbumentationsLoader]) -> None:
+    loader = reference()
+    if loader is not None and loader._process == os.getpid():
+        loader.close()
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:
@@ -127,30 +152,35 @@ class _Requests(Sampler[Any]):
 class _Batches(Dataset[Any]):
     """In a worker: the augmented images of one request."""
 
-    def __init__(self, loader: AlbumentationsLoader) -> None:
-        self._beton, self._choices_of = loader.beton, loader.choices
-        self._mean, self._inv_std = loader.mean32, loader.inv_std32
-        self._raw = loader.config.dtype == torch.uint8
-        augment = loader.config.augment
-        self._seed = loader.config.seed
-        self._pipeline = None if augment.pipeline is None else Pipeline(augment.pipeline)
-        self._operations = AlbumentationsAugment(loader.config.augment, loader.fill)
+    def __init__(
+        self,
+        beton: Beton,
+        config: LoaderConfig,
+        statistics: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]],
+        fill: npt.NDArray[np.uint8],
+    ) -> None:
+        # not the loader, which holds this: a circle is collected late, and workers that end late cost ten seconds
+        self._beton, self._config, self._statistics = beton, config, statistics
+        pipeline = config.augment.pipeline
+        self._pipeline = None if pipeline is None else Pipeline(pipeline)
+        self._operations = AlbumentationsAugment(config.augment, fill)
         self._epoch: int | None = None
         self._table: Choices | None = None
 
     def __getitem__(self, request: tuple[int, Rows]) -> torch.Tensor:
         epoch, rows = request
         if self._table is None or self._epoch != epoch:  # a pure function of the epoch: every worker draws the same
-            self._epoch, self._table = epoch, self._choices_of(epoch)
+            self._epoch, self._table = epoch, choices_of(self._beton, self._config, epoch)
         images = self._beton.images(rows)
         if self._pipeline is None:
             images = augment_batch(images, self._table[rows], self._operations)
         else:
-            seeds = (raw_bits(self._seed, epoch, "pipeline", len(self._beton))[rows] >> np.uint64(32)).tolist()
+            seeds = (raw_bits(self._config.seed, epoch, "pipeline", len(self._beton))[rows] >> np.uint64(32)).tolist()
             images = np.stack([self._pipeline(image, seed) for image, seed in zip(images, seeds, strict=True)])
-        if self._raw:
+        if self._config.dtype == torch.uint8:
             return torch.from_numpy(images)
         floats = images.astype(np.float32)
-        floats -= self._mean
-        floats *= self._inv_std
+        mean, inv_std = self._statistics
+        floats -= mean
+        floats *= inv_std
         return torch.from_numpy(floats)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -16,13 +18,15 @@ import torch
 from fastcifar.augment.draws import Choices, check_choices, draws
 from fastcifar.augment.torch_ops import TorchAugment, fill_values, normalisation
 from fastcifar.beton import Beton
-from fastcifar.checks import require_choice, require_int
-from fastcifar.config import SHUFFLES, AugmentConfig
-from fastcifar.errors import UsageError
+from fastcifar.checks import require_bool, require_choice, require_int
+from fastcifar.config import MAX_SEED, SHUFFLES, AugmentConfig
+from fastcifar.errors import FastcifarError, UsageError
 from fastcifar.loaders.order import order
+from fastcifar.threads import Threads
 
 log = logging.getLogger(__name__)
 Rows = npt.NDArray[np.int64]
+LEAST_STD = 1e-6  # of values 0..255: that of a beton in which one byte differs is above it; 1 / 1e-39 overflows float32
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.uint8)
 
 
@@ -53,9 +57,16 @@ class LoaderConfig:
     """(r, n): of each batch deliver the r-th of n equal slices, for n processes that share it."""
 
     def __post_init__(self) -> None:
-        require_int("batch_size", self.batch_size, 1)
+        if not isinstance(self.augment, AugmentConfig):
+            raise UsageError(f"augment is {self.augment!r}; expected an AugmentConfig")
+        object.__setattr__(self, "batch_size", require_int("batch_size", self.batch_size, 1))
+        object.__setattr__(self, "seed", require_int("seed", self.seed, 0, MAX_SEED))
         require_part(self.part, self.batch_size)
         require_choice("shuffle", self.shuffle, SHUFFLES)
+        for name in ("drop_last", "channels_last"):
+            require_bool(name, getattr(self, name))
+        if not isinstance(self.device, torch.device):
+            raise UsageError(f"device is {self.device!r}; expected a torch.device")
         if self.dtype not in DTYPES:
             raise UsageError(f"dtype is {self.dtype}; expected one of: {', '.join(map(str, DTYPES))}")
 
@@ -80,6 +91,17 @@ class DeviceKernel(Protocol):
     def __call__(self, data: torch.Tensor, offsets: torch.Tensor, rows: torch.Tensor, columns: Any) -> torch.Tensor: ...
 
 
+def usable_device(device: torch.device | str) -> torch.device:
+    """The device of that name. Raises UsageError if torch has none, or cannot put numbers on it here."""
+    try:
+        found = torch.device(device)
+        torch.zeros(1, device=found).item()
+    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UsageError(f"device is {str(device)!r} ({reason}); expected one that is here, such as cpu") from error
+    return found
+
+
 def require_part(part: tuple[int, int], batch_size: int) -> None:
     """Raise UsageError unless `part` is (r, n) with r below n, and n divides the batch."""
     index, count = part
@@ -95,9 +117,18 @@ def _three(name: str, values: npt.ArrayLike) -> npt.NDArray[np.float64]:
         array = np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError):
         array = np.empty(0)
+    if array.shape == (3,) and name == "std" and ((array > 0) & (array < LEAST_STD)).any():
+        raise UsageError(f"std is {values!r}; expected 0 (a channel that never varies) or at least {LEAST_STD:g}")
     if array.shape != (3,) or not ((array >= 0) & (array <= 255)).all():  # a NaN is within nothing
         raise UsageError(f"{name} is {values!r}; expected three numbers from 0 to 255")
     return array
+
+
+def choices_of(beton: Beton, config: LoaderConfig, epoch: int) -> Choices:
+    """The table of choices of an epoch, a row for each image of the beton, checked."""
+    table = draws(config.augment, config.seed, epoch, len(beton), beton.image_shape)
+    check_choices(table, config.augment, len(beton), beton.image_shape)
+    return table
 
 
 class Loader(ABC):
@@ -109,6 +140,11 @@ class Loader(ABC):
 
     def __init__(self, beton: Beton, config: LoaderConfig, rows: Rows, mean: npt.ArrayLike, std: npt.ArrayLike) -> None:
         config.augment.check_fits(beton.image_shape)
+        if beton.encoding == "jpeg" and config.augment.pipeline is not None:
+            raise UsageError(
+                f"{beton.path}: holds JPEG images, and a pipeline of Albumentations needs raw ones; "
+                "convert without --encode jpeg"
+            )
         if beton.encoding == "jpeg" and not self.reads_jpeg:
             raise UsageError(f"{beton.path}: holds JPEG images, which loader {self.name!r} cannot read; use 'ffcv'")
         if config.augment.pipeline is not None and self.name != "albumentations":
@@ -126,8 +162,9 @@ class Loader(ABC):
         self._chosen[rows] = True
         self._num_rows = len(rows)
         self._next_epoch = 0
-        self._plans: dict[int, Future[tuple[list[Rows], Choices]]] = {}
-        self._planner: ThreadPoolExecutor | None = None
+        self._plans: dict[tuple[int, int], Future[tuple[list[Rows], Choices]]] = {}  # by process and epoch
+        self._planner = Threads(1, "plan")
+        self._closed, self._process = False, os.getpid()
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -154,16 +191,13 @@ class Loader(ABC):
 
     def choices(self, epoch: int) -> Choices:
         """The table of choices of an epoch, a row for each image of the beton, checked."""
-        shape = self.beton.image_shape
-        table = draws(self.config.augment, self.config.seed, epoch, len(self.beton), shape)
-        check_choices(table, self.config.augment, len(self.beton), shape)
-        return table
+        return choices_of(self.beton, self.config, epoch)
 
     def plan(self, epoch: int) -> tuple[list[Rows], Choices]:
         """`batches` and `choices` of an epoch, made during the epoch before it if there was one."""
-        self._planner = self._planner or ThreadPoolExecutor(1, thread_name_prefix="fastcifar-plan")
-        ready = self._plans.pop(epoch, None)
-        self._plans = {epoch + 1: self._planner.submit(self._plan, epoch + 1)}
+        process = os.getpid()  # what a parent began is never done in its forked child
+        ready = self._plans.pop((process, epoch), None)
+        self._plans = {(process, epoch + 1): self._planner.submit(self._plan, epoch + 1)}
         return self._plan(epoch) if ready is None else ready.result()
 
     def _plan(self, epoch: int) -> tuple[list[Rows], Choices]:
@@ -196,11 +230,45 @@ class Loader(ABC):
         layout = (config.dtype, config.channels_last, config.device)
         return kernel(self.beton.image_shape, config.augment, *statistics, *layout)
 
+    def epoch(self, epoch: int, start: int = 0) -> Generator[Batch, None, None]:
+        """The batches of an epoch, from the batch `start` on.
+
+        Raises UsageError for numbers below 0, FastcifarError if the loader is closed, or once it is; or in a forked
+        process that goes on with an epoch of its parent's. It can begin epochs of its own, with one thread in torch.
+        """
+        epoch, start = require_int("epoch", epoch, 0, MAX_SEED), require_int("start", start, 0)
+        self._require_open()
+        if self._process != os.getpid():
+            self._process = os.getpid()
+            self._after_fork()
+        return self._watched(self._epoch(epoch, start))
+
+    def _after_fork(self) -> None:
+        """In a forked child, before its first epoch."""
+        log.info("a forked process goes on with one thread in torch: those of OpenMP do not survive a fork")
+        torch.set_num_threads(1)  # as torch does in the workers of its DataLoader; else the next copy may hang
+
+    def _watched(self, batches: Generator[Batch, None, None]) -> Generator[Batch, None, None]:
+        process = os.getpid()
+        with contextlib.closing(batches):
+            while True:
+                self._require_open()
+                if os.getpid() != process:
+                    raise FastcifarError("an epoch cannot go on in a forked process; begin a new one in that process")
+                try:
+                    yield next(batches)
+                except StopIteration:
+                    return
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise FastcifarError("the loader is closed; make a new one with make_loader")
+
     @abstractmethod
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch, from the batch `start` on."""
+    def _epoch(self, epoch: int, start: int) -> Generator[Batch, None, None]:
+        """The batches of an epoch, from the batch `start` on, for `epoch` to watch over."""
 
     def close(self) -> None:
-        """Give back threads, processes and memory. The loader is not used afterwards."""
-        if self._planner is not None:
-            self._planner.shutdown()
+        """Give back threads, processes and memory. The loader is not used afterwards: that is an error."""
+        self._closed = True
+        self._planner.close()

@@ -1,13 +1,15 @@
 """FFCV's `Loader` as a stream of uint8 batches, augmented here. The only importer of FFCV.
 
 FFCV decodes; what it would do at random (its operations follow no seed) is done by our choices instead. Nothing
-reaches it that `fastcifar.beton` has not checked: its own reader trusts the file.
+reaches it that `fastcifar.beton` has not checked: its own reader trusts the file. A JPEG image that libjpeg complains
+of stops the epoch; one whose bytes were changed for others that decode too is found by the manifest's SHA-256 alone.
 """
 
 from __future__ import annotations
 
+import contextlib
 import queue
-from collections.abc import Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ import torch
 
 from fastcifar.augment.draws import Choices
 from fastcifar.beton import Beton
-from fastcifar.errors import FastcifarError, MissingExtraError
+from fastcifar.errors import DataError, FastcifarError, MissingExtraError
 from fastcifar.loaders.base import Batch, Loader, LoaderConfig, Rows
 from fastcifar.loaders.memory import SHARE_OF_MEMORY, free_memory
 
@@ -25,7 +27,9 @@ try:
     import ffcv.loader
     from ffcv.fields.basics import IntDecoder
     from ffcv.fields.rgb_image import SimpleRGBImageDecoder
+    from ffcv.libffcv import imdecode
     from ffcv.loader.epoch_iterator import EpochIterator
+    from ffcv.pipeline.compiler import Compiler
 
     from fastcifar.loaders.ffcv_pages import instead_of_theirs
 except ImportError as error:
@@ -34,6 +38,29 @@ finally:
     torch.set_num_threads(NUM_THREADS)  # importing FFCV sets it to 1
 
 POLL_S = 0.1
+
+
+class UndecodableError(Exception):
+    """Its argument is the row of an image that is no whole JPEG file."""
+
+
+class JpegDecoder(SimpleRGBImageDecoder):  # type: ignore[misc] # FFCV has no types
+    """FFCV's decoder takes no notice of a failure, and hands out the image that lay in the slot before."""
+
+    def generate_code(self) -> Callable[..., Any]:
+        read, decompress = self.memory_read, Compiler.compile(imdecode)
+
+        def decode(rows: Any, out: Any, records: Any, state: Any) -> Any:
+            for place in range(len(rows)):
+                record = records[rows[place]]
+                height, width = record["height"], record["width"]
+                encoded = read(record["data_ptr"], state)
+                size, whole, as_it_is = (height, width, height, width), (0, 0, 1, 1), (False, False)
+                if decompress(encoded, out[place], *size, *whole, *as_it_is) != 0:  # libjpeg's warnings too
+                    raise UndecodableError(rows[place])
+            return out[: len(rows)]
+
+        return decode
 
 
 class FfcvLoader(Loader):
@@ -45,6 +72,7 @@ class FfcvLoader(Loader):
     def __init__(self, beton: Beton, config: LoaderConfig, rows: Rows, mean: npt.ArrayLike, std: npt.ArrayLike) -> None:
         super().__init__(beton, config, rows, mean, std)
         num_threads = torch.get_num_threads()
+        decoder = JpegDecoder() if beton.encoding == "jpeg" else SimpleRGBImageDecoder()
         try:
             # One worker: its operations are then compiled without Numba's thread pools, which abort the process
             # beside a second loader and die after a fork.
@@ -55,7 +83,7 @@ class FfcvLoader(Loader):
                     num_workers=1,
                     os_cache=False,
                     drop_last=False,
-                    pipelines={"image": [SimpleRGBImageDecoder()], "label": [IntDecoder()]},
+                    pipelines={"image": [decoder], "label": [IntDecoder()]},
                 )
         finally:
             torch.set_num_threads(num_threads)  # FFCV sets it to its number of workers
@@ -63,7 +91,7 @@ class FfcvLoader(Loader):
         if self._on_cpu is None:
             self._on_device = self.device_kernel()
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+    def _epoch(self, epoch: int, start: int) -> Generator[Batch, None, None]:
         batches, table = self.plan(epoch)
         batches = batches[start:]
         self.beton.check_unchanged()
@@ -77,6 +105,10 @@ class FfcvLoader(Loader):
                 rows = torch.from_numpy(rows_here.copy()).to(device)
                 delivered = self._augmented(images, table[rows_here])
                 yield Batch(delivered, torch.from_numpy(labels).to(device, copy=True), rows)
+        except UndecodableError as error:
+            raise DataError(
+                f"{self.beton.path}: image {error.args[0]} is damaged: it is no whole JPEG file; convert again"
+            ) from error
         finally:
             stream.stop()
             self.beton.check_unchanged()
@@ -119,7 +151,7 @@ class _Epoch(EpochIterator):  # type: ignore[misc] # FFCV has no types
         while not self.terminate_event.is_set():
             try:
                 self.output_queue.put(item, timeout=POLL_S)
-                return True
+                return not self.terminate_event.is_set()
             except queue.Full:
                 pass
         return False
@@ -133,7 +165,7 @@ class _Epoch(EpochIterator):  # type: ignore[misc] # FFCV has no types
             except queue.Empty:
                 if not self.is_alive() and self.output_queue.empty():
                     raise FastcifarError("FFCV's loader thread ended without a word; try --loader resident") from None
-        if isinstance(item, FastcifarError):
+        if isinstance(item, (FastcifarError, UndecodableError)):
             raise item
         if isinstance(item, BaseException):
             raise FastcifarError(f"FFCV failed while reading ({type(item).__name__}: {item})") from item
@@ -148,6 +180,9 @@ class _Epoch(EpochIterator):  # type: ignore[misc] # FFCV has no types
     def stop(self) -> None:
         """End the thread, wherever it is."""
         self.terminate_event.set()
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self.output_queue.get_nowait()  # room for the batch that the thread waits to hand over
         self.join()
         self.close()
         self.closed = True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from itertools import chain
 from typing import Any
 
@@ -33,12 +33,12 @@ class ResidentLoader(Loader):
                 arrays = (self._bytes, beton.offsets, beton.labels)
                 self._data, self._offsets, self._labels = (torch.from_numpy(a).to(config.device) for a in arrays)
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+    def _epoch(self, epoch: int, start: int) -> Generator[Batch, None, None]:
         if self._on_cpu is not None:
             return self._epoch_on_cpu(self._on_cpu, epoch, start)
         return self._epoch_on_device(self._on_device, epoch, start)
 
-    def _epoch_on_cpu(self, kernel: CpuKernel, epoch: int, start: int) -> Iterator[Batch]:
+    def _epoch_on_cpu(self, kernel: CpuKernel, epoch: int, start: int) -> Generator[Batch, None, None]:
         batches, choices = self.plan(epoch)
         columns = kernel.columns(choices)
         begun: deque[tuple[Rows, Any]] = deque()
@@ -50,7 +50,7 @@ class ResidentLoader(Loader):
                 labels, indices = torch.from_numpy(self.beton.labels[of]), torch.from_numpy(of.copy())
                 yield Batch(kernel.finished(pending), labels, indices)
 
-    def _epoch_on_device(self, kernel: DeviceKernel, epoch: int, start: int) -> Iterator[Batch]:
+    def _epoch_on_device(self, kernel: DeviceKernel, epoch: int, start: int) -> Generator[Batch, None, None]:
         batches, choices = self.plan(epoch)
         columns = kernel.columns(choices)
         order = torch.from_numpy(np.concatenate(batches)).to(self.config.device)
