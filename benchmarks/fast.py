@@ -22,6 +22,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import Command  # noqa: E402
 from fastcifar import measure  # noqa: E402
 
 KEYS = ("train_seconds", "test_accuracy", "tta_accuracy")
@@ -34,7 +35,7 @@ def _told(command: list[str]) -> dict[str, Any]:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--data-dir", default="data", show_default=True, envvar="FASTCIFAR_DATA_DIR")
 @click.option("--recipe", default="fast", show_default=True)
 @click.option("--airbench", type=click.Path(exists=True, file_okay=False), help="Checkout of cifar10-airbench.")

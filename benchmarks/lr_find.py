@@ -19,9 +19,11 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import Command  # noqa: E402
 from benchmarks.subprocesses import rates_in_turn  # noqa: E402
 from fastcifar import measure, open_beton  # noqa: E402
 from fastcifar.config import ModelConfig, TrainConfig  # noqa: E402
+from fastcifar.loaders.base import usable_device  # noqa: E402
 from fastcifar.lr_find import RangeTest  # noqa: E402
 from fastcifar.models import make_model  # noqa: E402
 
@@ -93,11 +95,17 @@ def _rate(run: object, steps: int, device: torch.device) -> float:
 PEERS = {"fastcifar": ours, "torch-lr-finder": torch_lr_finder}
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--data-dir", default="data", show_default=True, envvar="FASTCIFAR_DATA_DIR")
 @click.option("--model", default="resnet18", show_default=True)
-@click.option("--batch-size", default=128, show_default=True)
-@click.option("--steps", default=10, show_default=True, help="Steps in one measurement, after three for warm-up.")
+@click.option("--batch-size", default=128, show_default=True, type=click.IntRange(2))
+@click.option(
+    "--steps",
+    default=10,
+    show_default=True,
+    type=click.IntRange(2),
+    help="Steps in one measurement, after three for warm-up.",
+)
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--repeats", default=5, show_default=True, type=click.IntRange(5))
 @click.option("--save/--no-save", default=True, show_default=True, help="To benchmarks/results/lr_find.jsonl.")
@@ -109,7 +117,7 @@ def main(
 ) -> None:  # fmt: skip
     """Steps of the range test a second."""
     if only is not None:
-        click.echo(PEERS[only](data_dir, model, batch_size, steps, torch.device(device)) * batch_size)
+        click.echo(PEERS[only](data_dir, model, batch_size, steps, usable_device(device)) * batch_size)
         return
     flags: list[object] = [
         "--data-dir",
@@ -129,7 +137,7 @@ def main(
     columns = ("name", "steps_per_s", "images_per_s", "images_per_s_min", "images_per_s_max", "note")
     click.echo(json.dumps(rows) if as_json else measure.table(rows, columns))
     if save:
-        about = measure.circumstances(f"{data_dir}, {model}, batch {batch_size}", torch.device(device))
+        about = measure.circumstances(f"{data_dir}, {model}, batch {batch_size}", usable_device(device))
         measure.save(ROOT / "benchmarks" / "results", "lr_find", rows, about)
 
 

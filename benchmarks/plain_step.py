@@ -19,9 +19,11 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import Command  # noqa: E402
 from benchmarks.subprocesses import rates_in_turn  # noqa: E402
 from fastcifar import make_loader, measure  # noqa: E402
 from fastcifar.config import MODELS, TrainConfig  # noqa: E402
+from fastcifar.loaders.base import usable_device  # noqa: E402
 from fastcifar.models import make_model  # noqa: E402
 from fastcifar.training.device import choose_amp, keep_freed_memory  # noqa: E402
 from fastcifar.training.optimizer import make_optimizer  # noqa: E402
@@ -70,7 +72,7 @@ def images_per_s(name: str, data_dir: str, model: str, batch_size: int, device: 
     return count * batch_size / (time.perf_counter() - begin)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--data-dir", default="data", show_default=True, envvar="FASTCIFAR_DATA_DIR")
 @click.option("--model", default="resnet18", show_default=True, type=click.Choice(MODELS))
 @click.option("--batch-size", default=256, show_default=True, type=click.IntRange(2))
@@ -84,7 +86,7 @@ def main(
 ) -> None:
     """Images a second of a training step, from plain PyTorch to ours."""
     if only is not None:
-        click.echo(images_per_s(only, data_dir, model, batch_size, torch.device(device)))
+        click.echo(images_per_s(only, data_dir, model, batch_size, usable_device(device)))
         return
     flags: list[object] = ["--data-dir", data_dir, "--model", model, "--batch-size", batch_size, "--device", device]
     rows = [rate.row() for rate in rates_in_turn(__file__, NAMES, flags, repeats)]
@@ -94,7 +96,7 @@ def main(
     columns = ("name", "images_per_s", "images_per_s_min", "images_per_s_max", "times_plain", "note")
     click.echo(json.dumps(rows) if as_json else measure.table(rows, columns))
     if save:
-        about = measure.circumstances(f"one batch of {data_dir}, {model}, batch {batch_size}", torch.device(device))
+        about = measure.circumstances(f"one batch of {data_dir}, {model}, batch {batch_size}", usable_device(device))
         measure.save(ROOT / "benchmarks" / "results", "plain_step", rows, about)
 
 

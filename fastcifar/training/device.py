@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from fastcifar.errors import UsageError
+from fastcifar.loaders.base import usable_device
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # glibc's <malloc.h>
 
@@ -24,13 +24,7 @@ def choose_device(name: str, local_rank: int | None = None) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if name == "cuda" and local_rank is not None:
         name = f"cuda:{local_rank}"
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"device is {name!r} ({reason}); expected one that is here: auto, cpu, cuda, mps") from error
-    return device
+    return usable_device(name)
 
 
 def has_fast_bf16(device: torch.device) -> bool:
