@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fastcifar.checks import require_bool, require_choice, require_float, require_int, require_number
+from fastcifar.checks import make_plain, require_bool, require_choice, require_float, require_int, require_number
 from fastcifar.errors import UsageError
 from fastcifar.files import parse_yaml
 
@@ -65,7 +65,7 @@ class AugmentConfig:
     """A pipeline of Albumentations, as the JSON text of `A.save`, instead of all of the above: see `read_pipeline`."""
 
     def __post_init__(self) -> None:
-        _make_plain(self)
+        make_plain(self)
         require_int("crop_padding", self.crop_padding, 0, 16_383)
         require_choice("crop_mode", self.crop_mode, CROP_MODES)
         require_bool("flip", self.flip)
@@ -266,7 +266,7 @@ class TrainConfig:
     """Log the mean loss of every so many steps; 0: of epochs only."""
 
     def __post_init__(self) -> None:
-        _make_plain(self)
+        make_plain(self)
         object.__setattr__(self, "milestones", _tuple("milestones", self.milestones))
         object.__setattr__(
             self, "progressive", tuple(_tuple("progressive", p) for p in _tuple("progressive", self.progressive))
@@ -329,13 +329,6 @@ class TrainConfig:
     def network(self) -> ModelConfig:
         """The settings of the network alone."""
         return ModelConfig(name=self.model, norm=self.norm, dropout=self.dropout, last_stride=self.last_stride)
-
-
-def _make_plain(config: object) -> None:
-    """NumPy's numbers become Python's: YAML cannot write them."""
-    for name, value in vars(config).items():
-        if hasattr(value, "item"):
-            object.__setattr__(config, name, value.item())
 
 
 def _tuple(name: str, value: object) -> tuple[Any, ...]:

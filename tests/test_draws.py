@@ -226,3 +226,9 @@ GOLDEN_EVERYTHING: dict[str, list[object]] = {
     "cutout_height": [[7, 13], [9, 9], [16, 4], [14, 13], [16, 5], [9, 5]],
     "cutout_width": [[16, 16], [8, 8], [13, 16], [4, 16], [15, 11], [9, 9]],
 }
+
+
+def test_numbers_of_numpy_become_plain() -> None:
+    config = AugmentConfig(crop_padding=np.int64(3), rotate_degrees=np.float64(5.0))  # type: ignore[arg-type]
+    assert type(config.crop_padding) is int
+    assert type(config.rotate_degrees) is float
