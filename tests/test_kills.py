@@ -16,8 +16,8 @@ import torch
 
 from fastcifar.training import RunFolder
 
-KILLS = int(os.environ.get("FASTCIFAR_KILLS", "3"))
-EPOCHS = 30
+KILLS = int(os.environ.get("FASTCIFAR_KILLS", "2"))
+EPOCHS = 20
 
 
 def start(*args: object) -> subprocess.Popen[str]:

@@ -214,7 +214,7 @@ def test_a_network_of_ones_own_is_run_only_where_the_user_names_it(
         {"optimizer": "adamw", "lr": 0.001, "sched": "onecycle", "clip_norm": 1.0},
         {"optimizer": "muon", "lr": 0.02, "unit_filters": True, "ema": 0.9, "sched": "onecycle"},
         {"ema": 0.9, "dropout": 0.3, "l1": 1e-5, "label_smoothing": 0.1, "warmup_epochs": 1.0, "sched": "cosine"},
-        {"sched": "step", "step_size": 1, "progressive": ((16, 0.4), (24, 0.8)), "amp": "fp16"},
+        {"sched": "step", "step_size": 1, "progressive": ((16, 0.4), (24, 0.8))},
     ],
 )
 @pytest.mark.parametrize("at_step", [3, 5])
