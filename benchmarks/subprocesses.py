@@ -11,7 +11,7 @@ from fastcifar import measure
 
 
 def rates_in_turn(script: str, names: tuple[str, ...], flags: list[object], repeats: int) -> list[measure.Rate]:
-    """Run `script --only NAME …flags`, which prints images a second, for each name, round after round."""
+    """Run `script --only NAME …flags`, whose last line is images a second, for each name, round after round."""
     rates = [measure.Rate(name) for name in names]
     for number in range(repeats):
         click.echo(f"round {number + 1} of {repeats}", err=True)
@@ -23,5 +23,5 @@ def rates_in_turn(script: str, names: tuple[str, ...], flags: list[object], repe
             if done.returncode:
                 rate.note = f"skipped: {(done.stderr.strip().splitlines() or ['no reason given'])[-1]}"
             else:
-                rate.images_per_s.append(float(done.stdout))
+                rate.images_per_s.append(float(done.stdout.splitlines()[-1]))
     return rates

@@ -24,8 +24,7 @@ else
 fi
 part "converted"
 
-"$BIN/fastcifar" train --model small --epochs 7 --batch-size 256 --lr 0.3 --weight-decay 7e-4 --sched cosine \
-    --crop-padding 2 --cutout-size 0 --name demo
+"$BIN/fastcifar" train --recipe fast --name demo
 part "trained and tested"
 "$BIN/fastcifar" explain --n 25
 part "explained"
