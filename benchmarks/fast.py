@@ -22,7 +22,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import Command  # noqa: E402
+from benchmarks import Command, save_rows, show  # noqa: E402
 from fastcifar import measure  # noqa: E402
 
 KEYS = ("train_seconds", "test_accuracy", "tta_accuracy")
@@ -61,11 +61,9 @@ def main(data_dir: str, recipe: str, airbench: str | None, device: str, seeds: i
         row |= {key: round(median(each[key] for each in told), 4) if told else None for key in KEYS}
         rows.append(row if told else {**row, "note": "skipped: no --airbench"})
     columns = ("name", *KEYS, "trainings", "note")
-    click.echo(json.dumps(rows) if as_json else measure.table(rows, columns))
+    show(rows, columns, as_json)
     if save:
-        measure.save(
-            ROOT / "benchmarks" / "results", "fast", rows, measure.circumstances(data_dir, torch.device(device))
-        )
+        save_rows(__file__, rows, measure.circumstances(data_dir, torch.device(device)))
 
 
 if __name__ == "__main__":

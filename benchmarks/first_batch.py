@@ -6,7 +6,6 @@ fresh process: with Numba's cache empty (cold) and filled (warm). FFCV caches no
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -20,7 +19,7 @@ import click
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import Command, failed, row  # noqa: E402
+from benchmarks import Command, failed, row, save_rows, show  # noqa: E402
 from fastcifar import measure, open_beton  # noqa: E402
 
 OURS = """if True:
@@ -101,9 +100,9 @@ def main(data_dir: str, repeats: int, save: bool, as_json: bool) -> None:
             )
         )
     columns = ("name", "first_batch_s", "first_batch_s_min", "first_batch_s_max", "first_batch_cold_s", "note")
-    click.echo(json.dumps(rows) if as_json else measure.table(rows, columns))
+    show(rows, columns, as_json)
     if save:
-        measure.save(ROOT / "benchmarks" / "results", "first_batch", rows, measure.circumstances(str(path)))
+        save_rows(__file__, rows, measure.circumstances(str(path)))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import Command, failed, row  # noqa: E402
+from benchmarks import Command, failed, row, save_rows, show  # noqa: E402
 from fastcifar import measure  # noqa: E402
 from fastcifar.converters import Source, convert  # noqa: E402
 
@@ -107,9 +107,9 @@ def main(sizes: list[int], save: bool, as_json: bool) -> None:
                 rows.append(row(name, num_images=size, beton_mib=beton_mib, **found))
                 click.echo(json.dumps(rows[-1]), err=True)
     columns = ("name", "num_images", "images_per_s", "images_per_s_min", "images_per_s_max", "memory_mib", "beton_mib")
-    click.echo(json.dumps(rows) if as_json else measure.table(rows, columns))
+    show(rows, columns, as_json)
     if save:
-        measure.save(ROOT / "benchmarks" / "results", "growth", rows, measure.circumstances("random images of 32x32"))
+        save_rows(__file__, rows, measure.circumstances("random images of 32x32"))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ batch, from the same allocator, with as many threads. Peers that are not install
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Callable, Iterator
@@ -24,7 +23,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import Command  # noqa: E402
+from benchmarks import Command, save_rows, show  # noqa: E402
 from benchmarks.peers import CROP_PADDING, CUTOUT_SIZE, Work  # noqa: E402
 from fastcifar import AugmentConfig, make_loader, measure, open_beton  # noqa: E402
 from fastcifar.errors import UsageError  # noqa: E402
@@ -155,9 +154,9 @@ def main(
     rates = measure.measure_rates(candidates, repeats=repeats, limit_s=limit_s, device=on, tell=tell)
     rows = [rate.row() for rate in rates]
     manifest = measure.circumstances(f"{len(beton):,} images of {data_dir}, batch {batch_size}, {dtype}", on)
-    click.echo(json.dumps(rows) if as_json else measure.table(rows, COLUMNS))
+    show(rows, COLUMNS, as_json)
     if save:
-        measure.save(ROOT / "benchmarks" / "results", "loaders", rows, manifest)
+        save_rows(__file__, rows, manifest)
 
 
 if __name__ == "__main__":

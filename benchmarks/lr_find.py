@@ -8,7 +8,6 @@ README says (float32, a torch DataLoader). Each measurement is a process of its 
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from pathlib import Path
@@ -19,7 +18,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import Command  # noqa: E402
+from benchmarks import Command, save_rows, show  # noqa: E402
 from benchmarks.subprocesses import rates_in_turn  # noqa: E402
 from fastcifar import measure, open_beton  # noqa: E402
 from fastcifar.config import ModelConfig, TrainConfig  # noqa: E402
@@ -135,10 +134,10 @@ def main(
     for row in rows:
         row["steps_per_s"] = None if row["images_per_s"] is None else round(row["images_per_s"] / batch_size, 3)
     columns = ("name", "steps_per_s", "images_per_s", "images_per_s_min", "images_per_s_max", "note")
-    click.echo(json.dumps(rows) if as_json else measure.table(rows, columns))
+    show(rows, columns, as_json)
     if save:
         about = measure.circumstances(f"{data_dir}, {model}, batch {batch_size}", usable_device(device))
-        measure.save(ROOT / "benchmarks" / "results", "lr_find", rows, about)
+        save_rows(__file__, rows, about)
 
 
 if __name__ == "__main__":

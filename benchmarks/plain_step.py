@@ -8,7 +8,6 @@ line after it adds one thing. `fastcifar` is the step of `fastcifar train`. One 
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from pathlib import Path
@@ -19,7 +18,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import Command  # noqa: E402
+from benchmarks import Command, save_rows, show  # noqa: E402
 from benchmarks.subprocesses import rates_in_turn  # noqa: E402
 from fastcifar import make_loader, measure  # noqa: E402
 from fastcifar.config import MODELS, TrainConfig  # noqa: E402
@@ -94,10 +93,10 @@ def main(
     for row in rows:
         row["times_plain"] = round(row["images_per_s"] / plain, 2) if plain and row["images_per_s"] else None
     columns = ("name", "images_per_s", "images_per_s_min", "images_per_s_max", "times_plain", "note")
-    click.echo(json.dumps(rows) if as_json else measure.table(rows, columns))
+    show(rows, columns, as_json)
     if save:
         about = measure.circumstances(f"one batch of {data_dir}, {model}, batch {batch_size}", usable_device(device))
-        measure.save(ROOT / "benchmarks" / "results", "plain_step", rows, about)
+        save_rows(__file__, rows, about)
 
 
 if __name__ == "__main__":

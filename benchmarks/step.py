@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import Command  # noqa: E402
+from benchmarks import Command, save_rows, show  # noqa: E402
 from fastcifar import measure, open_beton  # noqa: E402
 from fastcifar.bench import loader_rows, step_rows  # noqa: E402
 from fastcifar.config import MODELS  # noqa: E402
@@ -42,10 +41,10 @@ def main(data_dir: str, batch_size: int, device: str, repeats: int, save: bool, 
     rows = loader_rows(beton, batch_size=batch_size, device=on, dtype=torch.float32, repeats=repeats, tell=tell)
     rows += step_rows(beton, MODELS, batch_size=batch_size, device=on, repeats=repeats, tell=tell)
     columns = ("name", "images_per_s", "images_per_s_min", "images_per_s_max", "waiting_share", "note")
-    click.echo(json.dumps(rows) if as_json else measure.table(rows, columns))
+    show(rows, columns, as_json)
     if save:
         about = measure.circumstances(f"{len(beton):,} images of {data_dir}, batch {batch_size}", on)
-        measure.save(ROOT / "benchmarks" / "results", "step", rows, about)
+        save_rows(__file__, rows, about)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import sys
 
 import click
 
+from benchmarks import last_line
 from fastcifar import measure
 
 
@@ -21,7 +22,7 @@ def rates_in_turn(script: str, names: tuple[str, ...], flags: list[object], repe
             command = [sys.executable, script, "--only", rate.name, *map(str, flags)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
-                rate.note = f"skipped: {(done.stderr.strip().splitlines() or ['no reason given'])[-1]}"
+                rate.note = f"skipped: {last_line(done.stderr)}"
             else:
                 rate.images_per_s.append(float(done.stdout.splitlines()[-1]))
     return rates

@@ -10,7 +10,7 @@ from typing import Any
 
 from fastcifar.checks import make_plain, require_bool, require_choice, require_float, require_int, require_number
 from fastcifar.errors import UsageError
-from fastcifar.files import parse_yaml
+from fastcifar.files import read_settings
 
 MODELS = ("resnet18", "small")
 CROP_MODES = ("zero", "reflect")
@@ -20,6 +20,9 @@ SHUFFLES = ("full", "window", "none")
 LOADERS = ("auto", "resident", "ffcv", "albumentations")
 SCHEDULES = ("plateau", "onecycle", "cosine", "step", "multistep", "none")
 MONITORS = ("loss", "accuracy")
+ANNEALS = ("cos", "linear")
+LR_MODES = ("exponential", "linear")
+LR_SUGGESTIONS = ("valley", "steepest", "minimum")
 OPTIMIZERS = ("sgd", "adamw", "muon")
 NORMS = ("batch", "layer", "group")
 TTAS = ("none", "flip", "flip-shift")
@@ -119,21 +122,11 @@ NO_AUGMENT = AugmentConfig(crop_padding=0, flip=False, cutout_size=0)
 def read_pipeline(path: str | os.PathLike[str]) -> AugmentConfig:
     """The augmentation of a file that Albumentations' `A.save` wrote, JSON or YAML. Raises UsageError if it cannot be
     read; whether Albumentations can use it is found out by the loader."""
-    import yaml
-
+    raw = read_settings(path, "pipeline", "a file that albumentations.save wrote", most_kib=1024, key="transform")
     try:
-        if os.path.exists(path) and not os.path.isfile(path):
-            raise ValueError("it is no file")
-        if os.path.getsize(path) > 2**20:
-            raise ValueError("it has over a MiB")
-        with open(path, encoding="utf-8") as file:
-            text = file.read()
-        raw = parse_yaml(text)
-        if not isinstance(raw, dict) or not isinstance(raw.get("transform"), dict):
-            raise ValueError("it has no 'transform'")
         return replace(NO_AUGMENT, pipeline=json.dumps(raw))
-    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
-        reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
+    except (TypeError, ValueError, RecursionError) as error:  # dates, and keys that are no names, in YAML
+        reason = " ".join(str(error).split())
         raise UsageError(
             f"{os.fspath(path)}: not a pipeline ({reason}); expected a file that albumentations.save wrote"
         ) from error
@@ -161,6 +154,11 @@ class ModelConfig:
         require_choice("norm", self.norm, NORMS)
         require_float("dropout", self.dropout, 0.0, high=1.0)
         require_int("last_stride", self.last_stride, 1, 2)
+
+    @property
+    def names_code(self) -> bool:
+        """True if making the network would run code that `name` names: only the user may ask for that, no file."""
+        return ":" in self.name
 
     @property
     def label(self) -> str:
@@ -314,7 +312,7 @@ class TrainConfig:
         require_float("pct_start", self.pct_start, 0.0, above=True, high=1.0)
         require_float("div_factor", self.div_factor, 1.0)
         require_float("final_div_factor", self.final_div_factor, 1.0)
-        require_choice("anneal", self.anneal, ("cos", "linear"))
+        require_choice("anneal", self.anneal, ANNEALS)
         if not isinstance(self.lr, str) and self.min_lr > self.lr:
             raise UsageError(f"min_lr is {self.min_lr:g}, above lr, {self.lr:g}; expected less")
         before = 0.0

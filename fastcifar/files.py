@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fastcifar.errors import FastcifarError
+from fastcifar.errors import FastcifarError, UsageError
 
 MAX_DEPTH = 100
 
@@ -50,8 +50,33 @@ def writing_to(path: Path) -> Iterator[None]:
         raise FastcifarError(f"{error.filename or path}: cannot be written ({error.strerror or error})") from error
 
 
-def parse_yaml(text: str) -> object:
-    """What YAML or JSON from a file stands for: plain values only. Raises ValueError, RecursionError or YAMLError.
+def read_settings(
+    path: str | os.PathLike[str], kind: str, expected: str, *, most_kib: int, key: str | None = None
+) -> dict[str, Any]:
+    """The settings in a YAML or JSON file that somebody else may have written; under `key`, if given, are more of them.
+
+    Raises UsageError, which calls the file no `kind` and names what was `expected`.
+    """
+    import yaml
+
+    try:
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise ValueError("it is no file")
+        if os.path.getsize(path) > most_kib * 2**10:
+            raise ValueError(f"it has over {most_kib} KiB")
+        raw = _parse(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(raw, dict):
+            raise ValueError("it holds no settings" if key is None else f"it has no {key!r}")
+        if key is not None and not isinstance(raw.get(key), dict):
+            raise ValueError(f"it has no {key!r}")
+        return raw
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
+        raise UsageError(f"{os.fspath(path)}: not a {kind} ({reason}); expected {expected}") from error
+
+
+def _parse(text: str) -> object:
+    """What YAML or JSON stands for: plain values only. Raises ValueError, RecursionError or YAMLError.
 
     Aliases are refused, which can stand for more than the memory holds, and deep nesting, which takes the parser long.
     """

@@ -19,11 +19,10 @@ import torch
 from torch import nn
 
 from fastcifar.checks import require_choice, require_float, require_int
+from fastcifar.config import LR_MODES
 from fastcifar.errors import UsageError
 
 log = logging.getLogger(__name__)
-MODES = ("exponential", "linear")
-SUGGESTIONS = ("valley", "steepest", "minimum")
 WIDTH = 2.0
 """Standard deviation of the smoothing, in steps."""
 RECENT = 3
@@ -60,7 +59,7 @@ class RangeTest:
         require_float("end_lr", self.end_lr, 0.0, above=True)
         if self.start_lr >= self.end_lr:
             raise UsageError(f"start_lr is {self.start_lr:g} and end_lr {self.end_lr:g}; expected end_lr to be larger")
-        require_choice("mode", self.mode, MODES)
+        require_choice("mode", self.mode, LR_MODES)
 
     @property
     def rates(self) -> npt.NDArray[np.float64]:

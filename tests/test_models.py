@@ -9,7 +9,7 @@ from fastcifar import config
 from fastcifar.config import ModelConfig
 from fastcifar.errors import UsageError
 from fastcifar.explain import default_stage
-from fastcifar.models import count_parameters, make_model, names_code
+from fastcifar.models import count_parameters, make_model
 
 
 def test_resnet18_has_the_parameters_of_the_cifar_variant() -> None:
@@ -52,8 +52,8 @@ def wide_network(num_classes: int) -> torch.nn.Module:
 
 def test_a_network_of_ones_own_is_made_and_named_code() -> None:
     chosen = ModelConfig(name=f"{__name__}:own_network")
-    assert names_code(chosen)
-    assert not names_code(ModelConfig(name="resnet34"))
+    assert chosen.names_code
+    assert not ModelConfig(name="resnet34").names_code
     model = make_model(chosen, 3)
     assert model(torch.randn(2, 3, 32, 32)).shape == (2, 3)
     assert model.stages == ("0",)

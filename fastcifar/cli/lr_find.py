@@ -8,6 +8,7 @@ import click
 
 from fastcifar.cli import options, settings
 from fastcifar.cli.settings import AUGMENT, typed
+from fastcifar.config import LR_MODES, LR_SUGGESTIONS
 
 
 @click.command("lr-find")
@@ -18,14 +19,14 @@ from fastcifar.cli.settings import AUGMENT, typed
     "--mode",
     default="exponential",
     show_default=True,
-    type=click.Choice(("exponential", "linear")),
+    type=click.Choice(LR_MODES),
     help="How the rate rises.",
 )
 @click.option(
     "--suggest",
-    default="valley",
+    default=LR_SUGGESTIONS[0],
     show_default=True,
-    type=click.Choice(("valley", "steepest", "minimum")),
+    type=click.Choice(LR_SUGGESTIONS),
     help="Which suggestion the next command uses.",
 )
 @settings.add(
@@ -55,7 +56,6 @@ def lr_find(
 
     Writes the curve (PNG and CSV) to a new folder in the folder of the runs, and prints the train command to run next.
     """
-    settings.forget_schedule(context)
     config = settings.train_config(context, dict(given))
 
     import json

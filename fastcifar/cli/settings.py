@@ -12,7 +12,6 @@ from click.core import ParameterSource
 from fastcifar import config
 from fastcifar.cli import options
 from fastcifar.config import AugmentConfig, TrainConfig, read_pipeline
-from fastcifar.errors import FastcifarError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Option = Callable[[Command], Command]
@@ -121,7 +120,7 @@ SCHEDULE = [
     _setting("--pct-start", "onecycle: share of the steps in which the rate rises.", type=float),
     _setting("--div-factor", "onecycle: the rate starts at lr / this.", type=float),
     _setting("--final-div-factor", "onecycle: and ends at that / this.", type=float),
-    _setting("--anneal", "onecycle: the way down.", type=click.Choice(("cos", "linear"))),
+    _setting("--anneal", "onecycle: the way down.", type=click.Choice(config.ANNEALS)),
     _setting("--warmup-epochs", "Epochs in which the rate rises in a line (not onecycle).", type=float),
     _setting("--ema", "Score the average of the weights, with this decay a step; 0: the weights.", type=float),
     _setting("--progressive", "Smaller images at first: side:share of the steps.", type=Sides()),
@@ -190,7 +189,7 @@ def add(*groups: list[Option[Any]]) -> Option[Any]:
 
 
 def train_config(context: click.Context, given: dict[str, Any]) -> TrainConfig:
-    """The settings of a run from the values of these options; those that a command does not have are the recipe's."""
+    """The settings of a run from the values of these options; what a command does not ask is the default."""
     pipeline = given.pop("pipeline", None)
     choices = {key: given.pop(key) for key in AUGMENT if key in given}
     if pipeline is None:
@@ -199,19 +198,7 @@ def train_config(context: click.Context, given: dict[str, Any]) -> TrainConfig:
         augment = read_pipeline(pipeline)
         if also := typed(context, AUGMENT):
             raise click.UsageError(f"{flags(also)} cannot be given beside --augment, which stands for all of them")
-    stored = {key: value for key, value in (context.default_map or {}).items() if key in SETTINGS}
-    try:
-        return TrainConfig(**{**stored, **given}, augment=augment)
-    except TypeError as error:
-        raise FastcifarError(str(error)) from error
-
-
-def forget_schedule(context: click.Context) -> None:
-    """For a command without a schedule: what a recipe says of it does not matter."""
-    names = {field.name for field in fields(TrainConfig)}
-    kept = {*AUGMENT, *(param.name for param in context.command.params)}
-    stored = context.default_map or {}
-    context.default_map = {key: value for key, value in stored.items() if key in kept or key not in names}
+    return TrainConfig(**given, augment=augment)
 
 
 def as_flags(context: click.Context, keys: Iterable[str]) -> list[str]:

@@ -88,13 +88,13 @@ def train(
 def _resumed(context: click.Context, stored: TrainConfig, given: TrainConfig) -> TrainConfig:
     """The settings of the run, with what the user changed, where it may be changed."""
     typed_now = typed(context, (*settings.SETTINGS, *AUGMENT, "recipe", "pipeline", "name"))
-    trusted = ":" in stored.model and given.model == stored.model  # the user names the code that may run
+    trusted = stored.network.names_code and given.model == stored.model  # the user names the code that may run
     fixed = [key for key in typed_now if key not in CHANGEABLE and not (key == "model" and trusted)]
     if fixed:
         raise click.UsageError(
             f"{flags(fixed)} cannot be changed when a run is resumed; only {flags(CHANGEABLE)} can", context
         )
-    if ":" in stored.model and not trusted:
+    if stored.network.names_code and not trusted:
         raise click.UsageError(
             f"the run's network is {stored.model}, code that is not part of fastcifar; if it is yours, say so with "
             f"--model {stored.model}",

@@ -22,8 +22,8 @@ def make_model(config: ModelConfig, num_classes: int, image_shape: tuple[int, in
     """The network of `config`, (N, 3, H, W) -> (N, num_classes), freshly initialised.
 
     A name that is not ours is looked up in `torchvision.models`; 'package.module:function' is imported and called with
-    `num_classes=`. So never call this with the name from somebody else's file: see `names_code`. Such a network is
-    tried on images of `image_shape` (H, W, 3), and gets its `stages` from that.
+    `num_classes=`. So never call this with the name from somebody else's file: see `ModelConfig.names_code`. Such
+    a network is tried on images of `image_shape` (H, W, 3), and gets its `stages` from that.
     Raises UsageError if there is no such network, it has no such choice or it does not fit the images.
     """
     model = _call(builder(config), config.name, num_classes)
@@ -46,12 +46,7 @@ def builder(config: ModelConfig) -> Callable[..., nn.Module]:
         return partial(ResNet18, norm=config.norm, dropout=config.dropout, last_stride=config.last_stride)
     if config.name == "small":
         return partial(SmallNet, dropout=config.dropout)
-    return _imported(config.name) if names_code(config) else _from_torchvision(config.name)
-
-
-def names_code(config: ModelConfig) -> bool:
-    """True if making the network would run code that `config` names: only the user may ask for that, no file."""
-    return ":" in config.name
+    return _imported(config.name) if config.names_code else _from_torchvision(config.name)
 
 
 def _from_torchvision(name: str) -> Callable[..., nn.Module]:

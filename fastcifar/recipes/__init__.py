@@ -9,12 +9,11 @@ from typing import Any
 
 from fastcifar.config import AugmentConfig, TrainConfig
 from fastcifar.errors import UsageError
-from fastcifar.files import parse_yaml
+from fastcifar.files import read_settings
 
 FOLDER = Path(__file__).parent
 ABOUT = ("title", "origin", "reached", "unsaid", "measured")
 """What a recipe says of itself, beside its settings."""
-MAX_BYTES = 2**16
 NOT_OF_A_RECIPE = ("recipe", "data_dir", "device")
 
 
@@ -46,7 +45,7 @@ def load(name: str) -> Recipe:
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise UsageError(f"recipe is {name!r}; expected one of: {', '.join(names())}, or a .yaml file{hint}")
         path = Path(name)
-    raw = _read(path)
+    raw = read_settings(path, "recipe", "YAML: see 'fastcifar recipes fast'", most_kib=64)
     unknown = sorted(map(str, raw.keys() - {*ABOUT, "settings"}))
     if unknown or not isinstance(raw.get("settings"), dict):
         what = f"unknown keys {', '.join(unknown)}" if unknown else "no settings"
@@ -71,21 +70,6 @@ def _config(raw: dict[str, Any]) -> tuple[TrainConfig, dict[str, Any]]:
     settings: dict[str, Any] = {key: value for key, value in raw.items() if key in own}
     choices = AugmentConfig(**{key: value for key, value in raw.items() if key in augment})
     config = TrainConfig(**settings, augment=choices)
-    if ":" in config.network.name:
+    if config.network.names_code:
         raise UsageError(f"model is {config.network.name!r}; a recipe cannot name code: give it with --model")
     return config, dict(raw)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ValueError(f"it has over {MAX_BYTES} bytes")
-        raw = parse_yaml(path.read_text(encoding="utf-8"))
-        if not isinstance(raw, dict):
-            raise ValueError("it holds no settings")
-        return raw
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
-        raise UsageError(f"{path}: not a recipe ({reason}); expected YAML: see 'fastcifar recipes fast'") from error

@@ -24,7 +24,7 @@ from torch import nn
 from fastcifar.config import ModelConfig
 from fastcifar.errors import CheckpointError
 from fastcifar.files import write_atomically
-from fastcifar.models import make_model, names_code
+from fastcifar.models import make_model
 from fastcifar.training.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -131,7 +131,7 @@ def load_weights(path: Path, trusted: str | None = None) -> tuple[nn.Module, Dat
 
 def require_trust(path: Path, network: ModelConfig, trusted: str | None) -> None:
     """Raise CheckpointError if the network in `path` is code that the user has not named."""
-    if names_code(network) and network.name != trusted:
+    if network.names_code and network.name != trusted:
         raise CheckpointError(
             f"{path}: its network is {network.name}, code that is not part of fastcifar; "
             f"if it is yours, say so with --model {network.name}"

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastcifar.config import TrainConfig
+from fastcifar.config import LR_SUGGESTIONS, TrainConfig
 from fastcifar.files import write_atomically, write_text, writing_to
 from fastcifar.loaders import Loader
 from fastcifar.lr_find import LrCurve, RangeTest, lr_find
@@ -26,7 +26,7 @@ from fastcifar.training.progress import Reporter
 from fastcifar.training.run_folder import create_run
 from fastcifar.training.step import Step
 
-AUTO_SUGGESTION = "valley"
+AUTO_SUGGESTION = LR_SUGGESTIONS[0]
 
 
 def find_for(
