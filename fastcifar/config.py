@@ -194,6 +194,8 @@ class TrainConfig:
     """Learning rate of AdamW for what Muon does not update, at the peak of the schedule."""
     unit_filters: bool = False
     """muon: scale each filter bank to the norm sqrt(filters) before a step; where each is normalised after."""
+    muon_steps: int = 5
+    """muon: Newton-Schulz steps that make an update orthogonal; each costs time, and 3 do in a short training."""
     momentum: float = 0.9
     """Momentum of SGD and Muon."""
     nesterov: bool = True
@@ -276,6 +278,7 @@ class TrainConfig:
         if self.lr != "auto":
             require_float("lr", self.lr, 0.0, above=True)
         require_float("rest_lr", self.rest_lr, 0.0, above=True)
+        require_int("muon_steps", self.muon_steps, 1, 20)
         require_float("momentum", self.momentum, 0.0, high=1.0)
         for name in ("weight_decay", "l1", "clip_norm", "min_lr", "warmup_epochs"):
             require_float(name, getattr(self, name), 0.0)

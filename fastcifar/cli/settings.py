@@ -97,6 +97,7 @@ OPTIMIZER = [
     _setting("--nesterov/--no-nesterov", "Nesterov's momentum."),
     _setting("--rest-lr", "muon: learning rate of AdamW for the rest.", type=float),
     _setting("--unit-filters/--free-filters", "muon: scale filters to a fixed norm before each step."),
+    _setting("--muon-steps", "muon: Newton-Schulz steps of an update.", type=int),
     _setting("--weight-decay", "L2 penalty; decoupled in adamw and muon.", type=float),
     _setting("--decay-all/--decay-weights-only", "Weight decay and L1 on biases and normalisation too."),
     _setting("--l1", "L1 penalty.", type=float),

@@ -69,6 +69,7 @@ def _muon(model: nn.Module, config: TrainConfig, lr: float) -> torch.optim.Optim
             momentum=config.momentum,
             nesterov=nesterov,
             weight_decay=config.weight_decay,
+            num_steps=config.muon_steps,
             normalise=config.unit_filters,
         )
         parts.append(muon)

@@ -1,0 +1,101 @@
+"""Does a recipe do what its origin did? Each, shortened, beside the same training written in plain PyTorch.
+
+    python benchmarks/recipes.py --data-dir data --shorten 10 --json
+    python benchmarks/recipes.py --data-dir data --shorten 1 --recipes layernorm
+
+`--shorten 10` trains a tenth of the epochs and shortens what counts in epochs with it (patience, step size), so that
+the learning rate takes the same way down; 1 trains to the end. The twin is `peers/plain_training.py`; where a rate is
+found by a range test it gets ours. Each training is a process of its own; its row is saved as soon as it is done.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import Command, save_rows, show  # noqa: E402
+from fastcifar import measure, recipes  # noqa: E402
+from fastcifar.config import TrainConfig  # noqa: E402
+
+KEYS = ("test_accuracy", "train_accuracy", "train_seconds", "twin_test_accuracy", "twin_train_accuracy", "twin_seconds")
+ORIGINS = tuple(name for name in recipes.names() if "origin" in recipes.load(name).about)
+
+
+def shortened(config: TrainConfig, by: float) -> TrainConfig:
+    """The same way of the learning rate in fewer epochs."""
+    return replace(
+        config,
+        epochs=max(1, round(config.epochs / by)),
+        patience=round(config.patience / by),
+        step_size=max(1, round(config.step_size / by)),
+        warmup_epochs=config.warmup_epochs / by,
+    )
+
+
+def _told(command: list[str]) -> dict[str, Any]:
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, cwd=ROOT)
+    if done.returncode:
+        raise click.ClickException(f"{command[2]} ended with exit code {done.returncode}; its own message is above")
+    return dict(json.loads(done.stdout.strip().splitlines()[-1]))
+
+
+def ours(config: TrainConfig, data_dir: str, device: str) -> dict[str, Any]:
+    """Train with `fastcifar train`; what its metrics and results.csv say."""
+    with tempfile.TemporaryDirectory() as runs:
+        flags = ["--recipe", str(config.recipe), "--data-dir", data_dir, "--runs-dir", runs, "--device", device]
+        for name in ("epochs", "patience", "step_size", "warmup_epochs"):
+            flags += [f"--{name.replace('_', '-')}", str(getattr(config, name))]
+        metrics = _told([sys.executable, "-m", "fastcifar", "train", "--json", *flags])
+        last = (Path(runs) / str(config.recipe) / "results.csv").read_text(encoding="utf-8").splitlines()
+        trained = dict(zip(last[0].split(","), last[-1].split(","), strict=True))
+    found = {key: metrics[key] for key in ("test_accuracy", "train_seconds", "lr")}
+    return {**found, "train_accuracy": float(trained["train_accuracy"])}
+
+
+def twin(config: TrainConfig, data_dir: str, device: str) -> dict[str, Any]:
+    """The same in plain PyTorch."""
+    settings = json.dumps(asdict(config))
+    return _told([sys.executable, "-m", "benchmarks.peers.plain_training", settings, data_dir, device])
+
+
+@click.command(cls=Command)
+@click.option("--data-dir", default="data", show_default=True, envvar="FASTCIFAR_DATA_DIR")
+@click.option("--recipes", "names", multiple=True, default=ORIGINS, type=click.Choice(ORIGINS), help="One or several.")
+@click.option("--shorten", default=10.0, show_default=True, type=click.FloatRange(1), help="Train 1/N of the epochs.")
+@click.option("--twin/--no-twin", "with_twin", default=True, show_default=True, help="Train the plain twin too.")
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--save/--no-save", default=True, show_default=True, help="To benchmarks/results/recipes.jsonl.")
+@click.option("--json", "as_json", is_flag=True)
+def main(
+    data_dir: str, names: tuple[str, ...], shorten: float, with_twin: bool, device: str, save: bool, as_json: bool
+) -> None:
+    """Scores of the recipes that stand for an origin."""
+    data = str(Path(data_dir).resolve())
+    rows = []
+    for name in names:
+        config = shortened(recipes.load(name).config, shorten)
+        row: dict[str, Any] = {"name": name, "epochs": config.epochs, "of_epochs": recipes.load(name).config.epochs}
+        row |= ours(config, data, device)
+        if with_twin:
+            told = twin(replace(config, lr=row["lr"]), data, device)
+            row |= {f"twin_{key.removeprefix('train_') if key == 'train_seconds' else key}": told[key] for key in told}
+        row = {key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()}
+        rows.append(row)
+        if save:
+            save_rows(__file__, [row], measure.circumstances(data_dir, torch.device(device)))
+    show(rows, ("name", "epochs", "of_epochs", "lr", *KEYS), as_json)
+
+
+if __name__ == "__main__":
+    main()
