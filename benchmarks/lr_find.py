@@ -21,9 +21,8 @@ sys.path.insert(0, str(ROOT))
 from benchmarks import Command, save_rows, show  # noqa: E402
 from benchmarks.subprocesses import rates_in_turn  # noqa: E402
 from fastcifar import measure, open_beton  # noqa: E402
-from fastcifar.config import ModelConfig, TrainConfig  # noqa: E402
+from fastcifar.config import ModelConfig, RangeTest, TrainConfig  # noqa: E402
 from fastcifar.loaders.base import usable_device  # noqa: E402
-from fastcifar.lr_find import RangeTest  # noqa: E402
 from fastcifar.models import make_model  # noqa: E402
 
 WARM_UP = 3

@@ -18,8 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from fastcifar.checks import require_choice, require_float, require_int
-from fastcifar.config import LR_MODES
+from fastcifar.config import RangeTest
 from fastcifar.errors import UsageError
 
 log = logging.getLogger(__name__)
@@ -38,34 +37,6 @@ EDGE = 0.05
 
 Images = tuple[torch.Tensor, torch.Tensor]
 TrainStep = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-
-
-@dataclass(frozen=True, kw_only=True)
-class RangeTest:
-    """How the rate rises, and when the test ends."""
-
-    num_steps: int = 100
-    """Steps, and rates tried."""
-    start_lr: float = 1e-7
-    """Rate of the first step."""
-    end_lr: float = 10.0
-    """Rate of the last step, if the loss has not diverged before it."""
-    mode: str = "exponential"
-    """'exponential' or 'linear'."""
-
-    def __post_init__(self) -> None:
-        require_int("steps", self.num_steps, 2)
-        require_float("start_lr", self.start_lr, 0.0, above=True)
-        require_float("end_lr", self.end_lr, 0.0, above=True)
-        if self.start_lr >= self.end_lr:
-            raise UsageError(f"start_lr is {self.start_lr:g} and end_lr {self.end_lr:g}; expected end_lr to be larger")
-        require_choice("mode", self.mode, LR_MODES)
-
-    @property
-    def rates(self) -> npt.NDArray[np.float64]:
-        """(num_steps,) float64."""
-        space = np.geomspace if self.mode == "exponential" else np.linspace
-        return space(self.start_lr, self.end_lr, self.num_steps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +96,12 @@ class LrCurve:
         }
 
 
+def rates_of(test: RangeTest) -> npt.NDArray[np.float64]:
+    """(num_steps,) float64, rising."""
+    space = np.geomspace if test.mode == "exponential" else np.linspace
+    return space(test.start_lr, test.end_lr, test.num_steps)
+
+
 def smooth(losses: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """(N,) -> (N,) float64: mean of each value and its neighbours, weighted by a Gaussian of `WIDTH` steps."""
     places = np.arange(len(losses))
@@ -152,7 +129,7 @@ def lr_find(
     test = test or RangeTest()
     step = step or _plain_step(model, optimizer)
     losses: list[float] = []
-    ended, rates = "end_lr reached", test.rates
+    ended, rates = "end_lr reached", rates_of(test)
     with _left_as_it_was(model, optimizer):
         model.train()
         rising = [group for group in optimizer.param_groups if rises(group)]

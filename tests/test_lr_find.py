@@ -12,9 +12,9 @@ import torch
 from click.testing import CliRunner
 
 from fastcifar.cli import main
-from fastcifar.config import TrainConfig
+from fastcifar.config import RangeTest, TrainConfig
 from fastcifar.errors import UsageError
-from fastcifar.lr_find import LrCurve, RangeTest, lr_find
+from fastcifar.lr_find import LrCurve, lr_find, rates_of
 from fastcifar.training.optimizer import follows_lr, make_optimizer
 
 
@@ -156,8 +156,8 @@ def test_too_few_steps_give_no_suggestion() -> None:
 
 def test_the_valley_is_the_middle_of_the_way_down() -> None:
     test = RangeTest(num_steps=100, start_lr=1e-4, end_lr=1.0)
-    losses = np.interp(np.log10(test.rates), [-4, -3, -1, 0], [2.0, 2.0, 1.0, 3.0])
-    curve = LrCurve(rates=test.rates, losses=losses, ended="end_lr reached")
+    losses = np.interp(np.log10(rates_of(test)), [-4, -3, -1, 0], [2.0, 2.0, 1.0, 3.0])
+    curve = LrCurve(rates=rates_of(test), losses=losses, ended="end_lr reached")
     assert np.log10(curve.suggestions["valley"]) == pytest.approx(-2, abs=0.15)
     assert np.log10(curve.suggestions["minimum"]) == pytest.approx(-2, abs=0.15)
     assert -3 < np.log10(curve.suggestions["steepest"]) < -1

@@ -284,13 +284,13 @@ def test_a_loss_that_is_not_finite_stops_the_run(data_dir: Path, tmp_path: Path)
 def test_a_result_that_is_not_finite_stops_the_run_too(
     data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    real = Trainer._evaluate
+    real = Trainer.evaluate
 
     def broken(self: Trainer, model: Any, loader: Any, name: str) -> Any:
         answers = real(self, model, loader, name)
         return replace(answers, loss=float("nan")) if name == what else answers
 
-    monkeypatch.setattr(Trainer, "_evaluate", broken)
+    monkeypatch.setattr(Trainer, "evaluate", broken)
     with pytest.raises(DivergedError, match=f"the {what} loss is nan"):
         train(tiny(data_dir, max_steps=1), runs_dir=tmp_path)
     assert not (tmp_path / "small" / "metrics.json").exists()

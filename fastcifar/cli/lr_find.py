@@ -8,16 +8,16 @@ import click
 
 from fastcifar.cli import options, settings
 from fastcifar.cli.settings import AUGMENT, typed
-from fastcifar.config import LR_MODES, LR_SUGGESTIONS
+from fastcifar.config import LR_MODES, LR_SUGGESTIONS, RangeTest
 
 
 @click.command("lr-find")
-@click.option("--steps", default=100, show_default=True, type=int, help="Steps, and rates tried.")
-@click.option("--start-lr", default=1e-7, show_default=True, type=float, help="Rate of the first step.")
-@click.option("--end-lr", default=10.0, show_default=True, type=float, help="Rate of the last step.")
+@click.option("--steps", default=RangeTest.num_steps, show_default=True, type=int, help="Steps, and rates tried.")
+@click.option("--start-lr", default=RangeTest.start_lr, show_default=True, type=float, help="Rate of the first step.")
+@click.option("--end-lr", default=RangeTest.end_lr, show_default=True, type=float, help="Rate of the last step.")
 @click.option(
     "--mode",
-    default="exponential",
+    default=RangeTest.mode,
     show_default=True,
     type=click.Choice(LR_MODES),
     help="How the rate rises.",
@@ -62,7 +62,6 @@ def lr_find(
     import shlex
 
     from fastcifar.cli.output import Bars, table
-    from fastcifar.lr_find import RangeTest
     from fastcifar.training.find_lr import find_in_new_folder
 
     test = RangeTest(num_steps=steps, start_lr=start_lr, end_lr=end_lr, mode=mode)

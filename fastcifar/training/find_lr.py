@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastcifar.config import LR_SUGGESTIONS, TrainConfig
+from fastcifar.config import LR_SUGGESTIONS, RangeTest, TrainConfig
 from fastcifar.files import write_atomically, write_text, writing_to
 from fastcifar.loaders import Loader
-from fastcifar.lr_find import LrCurve, RangeTest, lr_find
-from fastcifar.models import make_model
+from fastcifar.lr_find import LrCurve, lr_find
+from fastcifar.models import builder, make_model
+from fastcifar.training.checkpoint import DataInfo
 from fastcifar.training.data import Loaders
 from fastcifar.training.device import choose_amp, choose_device, keep_freed_memory
 from fastcifar.training.optimizer import follows_lr, make_optimizer
@@ -49,6 +50,13 @@ def find_for(
     return lr_find(network, optimizer, batches, test=test, step=train_step, rises=follows_lr, advance=advance)
 
 
+def first_network(config: TrainConfig, data: DataInfo, device: torch.device) -> nn.Module:
+    """The network as a run begins with it, its weights drawn from the seed."""
+    torch.manual_seed(config.seed)
+    network: Any = make_model(config.network, len(data.class_names), data.image_shape)
+    return network.to(device=device, memory_format=torch.channels_last)
+
+
 def write_curve(curve: LrCurve, folder: Path) -> tuple[Path, Path]:
     """Write lr_find.csv and lr_find.png into `folder`."""
     from fastcifar import plotting
@@ -72,10 +80,9 @@ def find_in_new_folder(
     device = choose_device(config.device)
     if device.type == "cpu":
         keep_freed_memory()
+    builder(config.network)  # a name that is wrong is told before the data is read
     with closing(Loaders(config, device, Processes())) as loaders:
-        torch.manual_seed(config.seed)
-        network: Any = make_model(config.network, len(loaders.info.class_names), loaders.info.image_shape)
-        network = network.to(device=device, memory_format=torch.channels_last)
+        network = first_network(config, loaders.info, device)
         reporter.begin("range test", test.num_steps)
         curve = find_for(config, network, loaders.train, choose_amp(device, config.amp), test, reporter.advance)
     run = create_run(runs_dir, f"lr-find-{config.recipe or config.network.label}")

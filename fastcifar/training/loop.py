@@ -1,4 +1,4 @@
-"""The training loop: steps, validation, saving, stopping, and one look at the test set at the end."""
+"""The training loop: steps, validation, saving and stopping."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -17,30 +16,20 @@ from torch import nn
 from torch.nn import functional as F
 
 from fastcifar.config import TrainConfig
-from fastcifar.errors import CheckpointError, DataError, DivergedError, FastcifarError, Stopped, UsageError
-from fastcifar.files import write_atomically
+from fastcifar.errors import DivergedError, FastcifarError, Stopped
 from fastcifar.loaders import Loader
-from fastcifar.lr_find import LrCurve, RangeTest
-from fastcifar.models import builder, count_parameters, make_model
+from fastcifar.models import builder, count_parameters
 from fastcifar.training import checkpoint
-from fastcifar.training.checkpoint import Predictions
 from fastcifar.training.data import Loaders
-from fastcifar.training.device import (
-    choose_amp,
-    choose_device,
-    keep_freed_memory,
-    make_deterministic,
-)
+from fastcifar.training.device import choose_device, keep_freed_memory, make_deterministic
 from fastcifar.training.evaluate import Answers, evaluate
-from fastcifar.training.find_lr import AUTO_SUGGESTION, find_for, write_curve
-from fastcifar.training.optimizer import make_optimizer
+from fastcifar.training.find_lr import write_curve
+from fastcifar.training.finish import finish
+from fastcifar.training.learner import Learner
 from fastcifar.training.processes import Processes, join
-from fastcifar.training.progress import Progress, Reporter, SilentReporter, duration
+from fastcifar.training.progress import Reporter, SilentReporter, duration
 from fastcifar.training.run_folder import RunFolder, create_run, log_file
-from fastcifar.training.schedule import STRETCHABLE, Schedule
 from fastcifar.training.signals import StopRequest
-from fastcifar.training.step import Step
-from fastcifar.training.sync_norm import synchronised
 
 log = logging.getLogger(__name__)
 SAVE_EVERY_S = 300.0
@@ -79,10 +68,12 @@ def train(
             stack.enter_context(log_file(run.log))
         trainer.use(run)
         if resume is not None:
-            trainer.restore()
+            trainer.learner.restore(run)
         if processes.first:
-            run.write_config(trainer.config)
-        return run, trainer.run_to_the_end()
+            run.write_config(trainer.learner.config)
+        with trainer.request:
+            trainer.fit()
+            return run, finish(run, trainer.learner, trainer.loaders, trainer.evaluate)
 
 
 @contextmanager
@@ -101,7 +92,7 @@ def _only_one(run: RunFolder) -> Iterator[None]:
 
 
 class Trainer:
-    """One run: its data, network, optimiser and progress."""
+    """One run: its data, what is trained on them, and the steps until all are done or it is stopped."""
 
     run: RunFolder
 
@@ -114,158 +105,57 @@ class Trainer:
             make_deterministic(self.device)
         if self.device.type == "cpu" and not keep_freed_memory():
             log.info("the C library is not glibc: freed memory is given back at each step")
-        self.amp = choose_amp(self.device, config.amp)
         builder(config.network)  # a name that is wrong is told before the data is read
         self.loaders = Loaders(config, self.device, processes)
-        self.data = self.loaders.info
         try:
-            self._build()
+            self.learner = Learner(config, self.loaders, self.device, processes, reporter)
         except BaseException:
             self.loaders.close()
             raise
-
-    def _build(self) -> None:
-        """Network, optimiser and schedule; the learning rate, if it is to be found first."""
-        config, processes = self.config, self.processes
-        processes.begin(self.device)
-        self.num_steps = len(self.loaders.train) * config.epochs
-        if config.max_steps is not None:
-            self.num_steps = min(self.num_steps, config.max_steps)
-        torch.manual_seed(config.seed)
-        network: Any = make_model(config.network, len(self.data.class_names), self.data.image_shape)
-        self.network: nn.Module = network.to(device=self.device, memory_format=torch.channels_last)
-        self.lr_curve: LrCurve | None = None
-        if config.lr == "auto":
-            curve = processes.of_first(self._find_lr() if processes.first else None)
-            assert curve is not None
-            self.config = config = replace(config, lr=_found(curve))
-            self.lr_curve = curve
-        if config.sync_bn and processes.count > 1:  # only now: the range test runs in the first process alone
-            self.network = synchronised(self.network, self.device)
-        self.optimizer = make_optimizer(self.network, config)
-        model = processes.wrap(self.network, self.device)
-        called: Any = torch.compile(model) if config.compile else model
-        self.step = Step(called, self.network, self.optimizer, config, self.amp)
-        self.schedule = Schedule(self.optimizer, self.config, self.num_steps, len(self.loaders.train))
-        self.progress = Progress()
         self._saved_at = time.monotonic()
-        if not processes.first:
-            torch.manual_seed((config.seed + processes.rank) % 2**63)  # of dropout: the images are not drawn from it
 
     def use(self, run: RunFolder) -> None:
         """Write into this folder."""
         self.run = run
         run.last.parent.mkdir(exist_ok=True)
-        if self.lr_curve is not None and self.processes.first:
-            write_curve(self.lr_curve, run.lr_find)
-            log.info("learning rate %.4g, from the range test (%s)", self.config.lr, run.lr_find)
-
-    def _find_lr(self) -> LrCurve:
-        test, batches = RangeTest(), self.loaders.whole_batches()
-        self.reporter.begin("range test of the learning rate", test.num_steps)
-        try:
-            return find_for(self.config, self.network, batches, self.amp, test, self.reporter.advance)
-        finally:
-            batches.close()
+        curve = self.learner.lr_curve
+        if curve is not None and self.processes.first:
+            write_curve(curve, run.lr_find)
+            log.info("learning rate %.4g, from the range test (%s)", self.learner.config.lr, run.lr_find)
 
     def close(self) -> None:
         """Give back the loaders' threads and processes."""
         self.loaders.close()
         self.processes.end()
 
-    # ---- checkpoints -------------------------------------------------------------------------------------------
-
-    def save(self) -> None:
-        """Everything that is needed to go on from here. Called in all processes, written by the first."""
-        generators = self.processes.everyones(_generators(self.device))
-        self._saved_at = time.monotonic()
-        if not self.processes.first:
-            return
-        state = {
-            "model": self.network.state_dict(),
-            "step": self.step.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "progress": asdict(self.progress),
-            "rng": generators,
-            "config": asdict(self.config),
-            "data": {"train": self.data.sha256, "classes": list(self.data.class_names)},
-            "num_steps": self.num_steps,
-            "circumstances": self._circumstances(),
-        }
-        checkpoint.save_last(self.run, state)
-
-    def _circumstances(self) -> dict[str, Any]:
-        return {
-            "torch": str(torch.__version__),
-            "number of threads": torch.get_num_threads(),
-            "number of processes": self.processes.count,
-            "device": self.device.type,
-        }
-
-    def restore(self) -> None:
-        """Go on from weights/last.pt."""
-        state = checkpoint.load_last(self.run)
-        if state["data"]["train"] != self.data.sha256:
-            raise DataError(
-                f"{self.run.path}: was trained on a train.beton with SHA-256 {state['data']['train'][:16]}…; that in "
-                f"{self.config.data_dir} has {self.data.sha256[:16]}…: convert the same source again or start a new run"
-            )
-        old, sched = state["config"], self.config.sched
-        if sched not in STRETCHABLE and state["num_steps"] != self.num_steps:
-            raise UsageError(
-                f"the {sched} schedule of {self.run.path} was made for {state['num_steps']} steps and cannot "
-                f"stretch to {self.num_steps}; expected the same --epochs ({old['epochs']}) and --max-steps "
-                f"({old['max_steps']})"
-            )
-        now = self._circumstances()
-        for what, then in state["circumstances"].items():
-            if then != now.get(what):
-                log.warning(
-                    "resumed with %s %s, begun with %s: the results may differ in the last bits",
-                    what,
-                    now.get(what),
-                    then,
-                )
-        try:
-            self.network.load_state_dict(state["model"])
-            self.step.load_state_dict(state["step"])
-            self.schedule.load_state_dict(state["schedule"])
-            self.progress = Progress(**state["progress"])
-            if len(state["rng"]) == self.processes.count:
-                _restore_generators(state["rng"][self.processes.rank], self.device)
-        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(
-                f"{self.run.last}: belongs to another network or other settings than {self.run.config} names"
-            ) from error
-        log.info("resumed %s after step %d (epoch %d)", self.run.path, self.progress.step, self.progress.epoch + 1)
-        self.processes.everyones(None)  # all have read it before the first writes it again
-
-    # ---- the loop ----------------------------------------------------------------------------------------------
-
-    def run_to_the_end(self) -> dict[str, Any]:
-        """Train what is left, evaluate, and write everything that the run folder holds."""
+    def fit(self) -> None:
+        """Train what is left."""
+        learner = self.learner
         log.info("loader: %s", self.loaders.chosen)
         log.info(
             "%s, %s parameters, on %s%s%s; %d images to train on, %d to validate",
             self.config.network.name,
-            f"{count_parameters(self.network):,}",
+            f"{count_parameters(learner.network):,}",
             self.device,
-            f" with {self.amp} autocast" if self.amp != "off" else "",
+            f" with {learner.amp} autocast" if learner.amp != "off" else "",
             f", {self.processes.count} processes" if self.processes.count > 1 else "",
             self.loaders.num_train,
             self.loaders.num_val,
         )
-        with self.request:
-            # an epoch whose steps are done may still have to be validated, after a stop
-            while self.progress.step < self.num_steps or self.progress.batch:
-                self._epoch()
-            return self._finish()
+        # an epoch whose steps are done may still have to be validated, after a stop
+        while learner.progress.step < learner.num_steps or learner.progress.batch:
+            self._epoch()
+
+    def _save(self) -> None:
+        self.learner.save(self.run)
+        self._saved_at = time.monotonic()
 
     def _epoch(self) -> None:
-        progress, loader, config = self.progress, self.loaders.train, self.config
+        learner, loader, config = self.learner, self.loaders.train, self.config
+        progress = learner.progress
         self.reporter.begin(f"epoch {progress.epoch + 1}/{config.epochs}", loader.num_images)
         self.reporter.advance(progress.batch * config.batch_size)
-        self.network.train()
+        learner.network.train()
         began = time.monotonic() - progress.seconds
         own = torch.tensor([progress.loss_sum, progress.correct], dtype=torch.float64) * self.processes.first
         own = own.to(self.device) if self.device.type != "mps" else own.float().to(self.device)
@@ -276,9 +166,9 @@ class Trainer:
             progress.loss_sum, progress.correct = loss_sum, round(correct)
             progress.seconds = time.monotonic() - began
 
-        done = progress.step >= self.num_steps  # stopped after its last step: only the validation is left
+        done = progress.step >= learner.num_steps  # stopped after its last step: only the validation is left
         for batch in () if done else loader.epoch(progress.epoch, progress.batch):
-            loss, logits = self.step(self._resized(batch.images), batch.labels)
+            loss, logits = learner.step(self._resized(batch.images), batch.labels)
             progress.step += 1
             progress.batch += 1
             progress.seen += config.batch_size
@@ -287,7 +177,7 @@ class Trainer:
             if self.device.type == "cpu" or progress.step % CHECK_LOSS_EVERY == 0:
                 told = float(loss)
                 self.reporter.step(progress.step, told)
-            self.schedule.after_step()
+            learner.schedule.after_step()
             self.reporter.advance(config.batch_size)
             if progress.step == ESTIMATE_AFTER and progress.epoch == 0:
                 rest = self._tell_rest(time.monotonic() - began)
@@ -297,10 +187,10 @@ class Trainer:
                 loss_of_these = float(own[0] - logged[0]) / (config.log_every * len(batch.labels))
                 log.info("epoch %d, batch %d: loss %.4f", progress.epoch + 1, progress.batch, loss_of_these)
                 logged.copy_(own)
-            last = progress.step >= self.num_steps
+            last = progress.step >= learner.num_steps
             if self._agree(told) and not last:
                 keep_sums()
-                self.save()
+                self._save()
                 self._answer()
             if last:
                 break
@@ -310,7 +200,7 @@ class Trainer:
 
     def _resized(self, images: torch.Tensor) -> torch.Tensor:
         for side, until in self.config.progressive:
-            if self.progress.step < until * self.num_steps:
+            if self.learner.progress.step < until * self.learner.num_steps:
                 small = F.interpolate(images, size=(side, side), mode="bilinear", antialias=True)
                 return small.contiguous(memory_format=torch.channels_last)
         return images
@@ -328,34 +218,29 @@ class Trainer:
 
     def _require_finite(self, loss: float, what: str = "loss") -> None:
         if not math.isfinite(loss):
-            raise DivergedError(
-                f"the {what} is {loss} at step {self.progress.step}, learning rate {self._lr():g}; try a smaller --lr"
-            )
-
-    def _lr(self) -> float:
-        return float(self.optimizer.param_groups[0]["lr"])
+            step, lr = self.learner.progress.step, self.learner.lr
+            raise DivergedError(f"the {what} is {loss} at step {step}, learning rate {lr:g}; try a smaller --lr")
 
     def _answer(self) -> None:
         """End the run if a signal asked for it; all is saved."""
         if self.request.signum is not None:
-            raise Stopped(
-                self.request.signum,
-                f"saved at step {self.progress.step}; go on with: fastcifar train --resume {self.run.path.name}",
-            )
+            go_on = f"fastcifar train --resume {self.run.path.name}"
+            raise Stopped(self.request.signum, f"saved at step {self.learner.progress.step}; go on with: {go_on}")
 
     def _tell_rest(self, seconds: float) -> float:
         """Say how long the rest takes if it goes on as in this epoch, of which `seconds` are over; return that."""
-        rest = seconds / self.progress.batch * (self.num_steps - self.progress.step)
+        progress = self.learner.progress
+        rest = seconds / progress.batch * (self.learner.num_steps - progress.step)
         if rest > 0:
             log.info("about %s to go", duration(rest))
         return rest
 
     def _end_epoch(self) -> None:
-        progress = self.progress
-        seconds = progress.seconds
+        learner = self.learner
+        progress, seconds = learner.progress, learner.progress.seconds
         row: dict[str, Any] = {
             "epoch": progress.epoch + 1,
-            "lr": self._lr(),
+            "lr": learner.lr,
             "train_loss": progress.loss_sum / progress.seen,
             "train_accuracy": progress.correct / progress.seen,
             "val_loss": None,
@@ -366,120 +251,38 @@ class Trainer:
         text = f"epoch {row['epoch']}/{self.config.epochs}"
         text += f"  train loss {row['train_loss']:.4f} accuracy {row['train_accuracy']:.2%}"
         if self.loaders.val is not None:
-            answers = self._evaluate(self.step.scored, self.loaders.val, "validation")
-            self._require_finite(answers.loss, "validation loss")
+            answers = self.evaluate(learner.step.scored, self.loaders.val, "validation")
             row["val_loss"], row["val_accuracy"] = answers.loss, answers.accuracy
             text += f"  validation loss {answers.loss:.4f} accuracy {answers.accuracy:.2%}"
         log.info("%s  lr %.4g  %.0f images/s", text, row["lr"], row["images_per_s"])
         self._tell_rest(seconds)
-        self.schedule.after_epoch(row)
+        learner.schedule.after_epoch(row)
         if row["val_accuracy"] is None or progress.best is None or row["val_accuracy"] > progress.best["val_accuracy"]:
             progress.best = {key: row[key] for key in ("epoch", "val_loss", "val_accuracy")}
             if self.processes.first:
                 facts = {"epoch": row["epoch"]}
-                checkpoint.save_weights(self.run.best, self.step.scored, self.config.network, self.data, **facts)
+                checkpoint.save_weights(self.run.best, learner.step.scored, self.config.network, learner.data, **facts)
         progress.begin_next_epoch(row)
-        self.save()
+        self._save()
         if self.processes.first:
             self.run.write_results(progress.history)
 
-    def _evaluate(self, model: nn.Module, loader: Loader, what: str, tta: str = "none") -> Answers:
+    def evaluate(self, model: nn.Module, loader: Loader, what: str, tta: str = "none") -> Answers:
+        """What the network answers on the images of all processes; a signal may end this. Raises DivergedError."""
+
         def advance(count: int) -> None:
             self.reporter.advance(count * self.processes.count)
             if self.processes.count == 1 and self.request.signum is not None:
-                self.save()
+                self._save()
                 self._answer()
 
         self.processes.share_buffers(model)
         self.reporter.begin(what, loader.num_images * self.processes.count)
-        answers = evaluate(model, loader, amp=self.amp, tta=tta, advance=advance, processes=self.processes)
+        answers = evaluate(model, loader, amp=self.learner.amp, tta=tta, advance=advance, processes=self.processes)
         (signum,) = self.processes.largest(self.request.signum or 0)
         if signum:
             self.request.signum = signum
-            self.save()
+            self._save()
             self._answer()
+        self._require_finite(answers.loss, f"{what} loss")
         return answers
-
-    def _finish(self) -> dict[str, Any]:
-        progress, run = self.progress, self.run
-        if self.processes.first:
-            self._draw_curves()
-        self.processes.everyones(None)  # the best weights are written
-        best, _, _ = checkpoint.load_weights(run.best, trusted=self.config.network.name)
-        best.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        answers = self._evaluate(best, self.loaders.test, "test")
-        self._require_finite(answers.loss, "test loss")
-        metrics = {
-            "test_accuracy": answers.accuracy,
-            "test_loss": answers.loss,
-            **self._augmented_score(best),
-            "num_test_images": len(answers.labels),
-            "weights": "of the best validation accuracy" if self.loaders.val is not None else "of the last epoch",
-            "best": progress.best,
-            "epochs": progress.epoch,
-            "steps": progress.step,
-            "plateau_watches": f"{'validation' if self.loaders.val is not None else 'training'} {self.config.monitor}",
-            "val_size": self.loaders.num_val,
-            "train_seconds": round(sum(row["seconds"] for row in progress.history), 3),
-            "recipe": self.config.recipe,
-            "model": self.config.network.name,
-            "num_parameters": count_parameters(self.network),
-            "loader": self.loaders.train.name,
-            "device": str(self.device),
-            "processes": self.processes.count,
-            "amp": self.amp,
-            "lr": self.config.lr,
-            "data_sha256": self.data.sha256,
-            "test_data_sha256": self.loaders.test.beton.sha256,
-            "seed": self.config.seed,
-        }
-        if self.processes.first:
-            predictions = Predictions(
-                index=answers.indices,
-                label=answers.labels,
-                logits=answers.logits,
-                weights_sha256=checkpoint.file_sha256(run.best),
-                data_sha256=self.loaders.test.beton.sha256,
-            )
-            checkpoint.save_predictions(run.predictions, predictions)
-            run.write_metrics(metrics)
-        log.info(
-            "test accuracy %.2f%%, loss %.4f, on %d images",
-            answers.accuracy * 100,
-            answers.loss,
-            len(answers.labels),
-        )
-        return metrics
-
-    def _augmented_score(self, best: nn.Module) -> dict[str, Any]:
-        if self.config.tta == "none":
-            return {}
-        answers = self._evaluate(best, self.loaders.test, f"test, {self.config.tta}", self.config.tta)
-        log.info("with test-time augmentation (%s): %.2f%%", self.config.tta, answers.accuracy * 100)
-        return {"tta": self.config.tta, "tta_accuracy": answers.accuracy, "tta_loss": answers.loss}
-
-    def _draw_curves(self) -> None:
-        from fastcifar import plotting
-
-        history = self.progress.history
-        self.run.write_results(history)
-        write_atomically(self.run.curves, lambda partial: plotting.save(plotting.curves(history), partial))
-
-
-def _found(curve: LrCurve) -> float:
-    if curve.why_not is not None:
-        raise DivergedError(f"the range test found no learning rate: {curve.why_not}; or give --lr a number")
-    return curve.suggestions[AUTO_SUGGESTION]
-
-
-def _generators(device: torch.device) -> dict[str, torch.Tensor]:
-    states = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    return states
-
-
-def _restore_generators(states: dict[str, torch.Tensor], device: torch.device) -> None:
-    torch.set_rng_state(states["cpu"])
-    if device.type == "cuda" and "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"], device)

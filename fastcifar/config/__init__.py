@@ -1,0 +1,42 @@
+"""Settings as frozen dataclasses, checked when they are made. Nothing here needs torch: the help is built from them."""
+
+from fastcifar.config.augment import CROP_MODES, CUTOUT_FILLS, FLIP_MODES, NO_AUGMENT, AugmentConfig, read_pipeline
+from fastcifar.config.model import MODELS, NORMS, ModelConfig
+from fastcifar.config.range_test import LR_MODES, LR_SUGGESTIONS, RangeTest
+from fastcifar.config.train import (
+    AMP_MODES,
+    ANNEALS,
+    LOADERS,
+    MAX_SEED,
+    MONITORS,
+    OPTIMIZERS,
+    SCHEDULES,
+    SHUFFLES,
+    TTAS,
+    TrainConfig,
+)
+
+__all__ = [
+    "AMP_MODES",
+    "ANNEALS",
+    "CROP_MODES",
+    "CUTOUT_FILLS",
+    "FLIP_MODES",
+    "LOADERS",
+    "LR_MODES",
+    "LR_SUGGESTIONS",
+    "MAX_SEED",
+    "MODELS",
+    "MONITORS",
+    "NORMS",
+    "NO_AUGMENT",
+    "OPTIMIZERS",
+    "SCHEDULES",
+    "SHUFFLES",
+    "TTAS",
+    "AugmentConfig",
+    "ModelConfig",
+    "RangeTest",
+    "TrainConfig",
+    "read_pipeline",
+]

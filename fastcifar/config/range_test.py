@@ -1,0 +1,33 @@
+"""How the range test of the learning rate goes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fastcifar.checks import require_choice, require_float, require_int
+from fastcifar.errors import UsageError
+
+LR_MODES = ("exponential", "linear")
+LR_SUGGESTIONS = ("valley", "steepest", "minimum")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RangeTest:
+    """How the rate rises, and when the test ends."""
+
+    num_steps: int = 100
+    """Steps, and rates tried."""
+    start_lr: float = 1e-7
+    """Rate of the first step."""
+    end_lr: float = 10.0
+    """Rate of the last step, if the loss has not diverged before it."""
+    mode: str = "exponential"
+    """'exponential' or 'linear'."""
+
+    def __post_init__(self) -> None:
+        require_int("steps", self.num_steps, 2)
+        require_float("start_lr", self.start_lr, 0.0, above=True)
+        require_float("end_lr", self.end_lr, 0.0, above=True)
+        if self.start_lr >= self.end_lr:
+            raise UsageError(f"start_lr is {self.start_lr:g} and end_lr {self.end_lr:g}; expected end_lr to be larger")
+        require_choice("mode", self.mode, LR_MODES)

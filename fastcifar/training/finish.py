@@ -1,0 +1,90 @@
+"""The end of a run: one look at the test set with the best weights, and what the folder keeps of it."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from fastcifar.files import write_atomically
+from fastcifar.loaders import Loader
+from fastcifar.models import count_parameters
+from fastcifar.training import checkpoint
+from fastcifar.training.checkpoint import Predictions
+from fastcifar.training.data import Loaders
+from fastcifar.training.evaluate import Answers
+from fastcifar.training.learner import Learner
+from fastcifar.training.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
+
+
+class Evaluate(Protocol):
+    """How a network is run on the images of a loader; `what` is shown meanwhile."""
+
+    def __call__(self, model: nn.Module, loader: Loader, what: str, tta: str = "none") -> Answers: ...
+
+
+def finish(run: RunFolder, learner: Learner, loaders: Loaders, evaluate: Evaluate) -> dict[str, Any]:
+    """Score the test images with weights/best.safetensors; write curves.png, predictions.npz and metrics.json, and
+    return what that holds. Called in all processes, written by the first."""
+    first, config = learner.processes.first, learner.config
+    if first:
+        _draw_curves(run, learner.progress.history)
+    learner.processes.everyones(None)  # the best weights are written
+    best, _, _ = checkpoint.load_weights(run.best, trusted=config.network.name)
+    best.to(device=learner.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    answers = evaluate(best, loaders.test, "test")
+    scores: dict[str, Any] = {"test_accuracy": answers.accuracy, "test_loss": answers.loss}
+    if config.tta != "none":
+        augmented = evaluate(best, loaders.test, f"test, {config.tta}", config.tta)
+        log.info("with test-time augmentation (%s): %.2f%%", config.tta, augmented.accuracy * 100)
+        scores |= {"tta": config.tta, "tta_accuracy": augmented.accuracy, "tta_loss": augmented.loss}
+    metrics = {**scores, "num_test_images": len(answers.labels), **_facts(learner, loaders)}
+    if first:
+        predictions = Predictions(
+            index=answers.indices,
+            label=answers.labels,
+            logits=answers.logits,
+            weights_sha256=checkpoint.file_sha256(run.best),
+            data_sha256=loaders.test.beton.sha256,
+        )
+        checkpoint.save_predictions(run.predictions, predictions)
+        run.write_metrics(metrics)
+    images = len(answers.labels)
+    log.info("test accuracy %.2f%%, loss %.4f, on %d images", answers.accuracy * 100, answers.loss, images)
+    return metrics
+
+
+def _facts(learner: Learner, loaders: Loaders) -> dict[str, Any]:
+    config, progress = learner.config, learner.progress
+    held_out = loaders.val is not None
+    return {
+        "weights": "of the best validation accuracy" if held_out else "of the last epoch",
+        "best": progress.best,
+        "epochs": progress.epoch,
+        "steps": progress.step,
+        "plateau_watches": f"{'validation' if held_out else 'training'} {config.monitor}",
+        "val_size": loaders.num_val,
+        "train_seconds": round(sum(row["seconds"] for row in progress.history), 3),
+        "recipe": config.recipe,
+        "model": config.network.name,
+        "num_parameters": count_parameters(learner.network),
+        "loader": loaders.train.name,
+        "device": str(learner.device),
+        "processes": learner.processes.count,
+        "amp": learner.amp,
+        "lr": config.lr,
+        "data_sha256": learner.data.sha256,
+        "test_data_sha256": loaders.test.beton.sha256,
+        "seed": config.seed,
+    }
+
+
+def _draw_curves(run: RunFolder, history: list[dict[str, Any]]) -> None:
+    from fastcifar import plotting
+
+    run.write_results(history)
+    write_atomically(run.curves, lambda partial: plotting.save(plotting.curves(history), partial))

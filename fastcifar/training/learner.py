@@ -1,0 +1,154 @@
+"""What is trained: network, optimiser, schedule and how far they are. What a checkpoint holds."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+
+from fastcifar.config import RangeTest, TrainConfig
+from fastcifar.errors import CheckpointError, DataError, DivergedError, UsageError
+from fastcifar.lr_find import LrCurve
+from fastcifar.training import checkpoint
+from fastcifar.training.data import Loaders
+from fastcifar.training.device import choose_amp
+from fastcifar.training.find_lr import AUTO_SUGGESTION, find_for, first_network
+from fastcifar.training.optimizer import make_optimizer
+from fastcifar.training.processes import Processes
+from fastcifar.training.progress import Progress, Reporter
+from fastcifar.training.run_folder import RunFolder
+from fastcifar.training.schedule import STRETCHABLE, Schedule
+from fastcifar.training.step import Step
+from fastcifar.training.sync_norm import synchronised
+
+log = logging.getLogger(__name__)
+
+
+class Learner:
+    """Made of the settings of a run, whose learning rate is found first where it is 'auto': `config` then holds it."""
+
+    def __init__(
+        self, config: TrainConfig, loaders: Loaders, device: torch.device, processes: Processes, reporter: Reporter
+    ) -> None:
+        self.data, self.device, self.processes = loaders.info, device, processes
+        self.amp = choose_amp(device, config.amp)
+        processes.begin(device)
+        self.num_steps = len(loaders.train) * config.epochs
+        if config.max_steps is not None:
+            self.num_steps = min(self.num_steps, config.max_steps)
+        self.network = first_network(config, self.data, device)
+        self.lr_curve: LrCurve | None = None
+        if config.lr == "auto":
+            curve = processes.of_first(self._find_lr(config, loaders, reporter) if processes.first else None)
+            assert curve is not None
+            config = replace(config, lr=_found(curve))
+            self.lr_curve = curve
+        if config.sync_bn and processes.count > 1:  # only now: the range test runs in the first process alone
+            self.network = synchronised(self.network, device)
+        self.config = config
+        self.optimizer = make_optimizer(self.network, config)
+        model = processes.wrap(self.network, device)
+        called: Any = torch.compile(model) if config.compile else model
+        self.step = Step(called, self.network, self.optimizer, config, self.amp)
+        self.schedule = Schedule(self.optimizer, config, self.num_steps, len(loaders.train))
+        self.progress = Progress()
+        if not processes.first:
+            torch.manual_seed((config.seed + processes.rank) % 2**63)  # of dropout: the images are not drawn from it
+
+    def _find_lr(self, config: TrainConfig, loaders: Loaders, reporter: Reporter) -> LrCurve:
+        test, batches = RangeTest(), loaders.whole_batches()
+        reporter.begin("range test of the learning rate", test.num_steps)
+        try:
+            return find_for(config, self.network, batches, self.amp, test, reporter.advance)
+        finally:
+            batches.close()
+
+    @property
+    def lr(self) -> float:
+        """The learning rate now."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def save(self, run: RunFolder) -> None:
+        """Write what is needed to go on from here to weights/last.pt. Called in all processes, done by the first."""
+        generators = self.processes.everyones(_generators(self.device))
+        if not self.processes.first:
+            return
+        state = {
+            "model": self.network.state_dict(),
+            "step": self.step.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "progress": asdict(self.progress),
+            "rng": generators,
+            "config": asdict(self.config),
+            "data": {"train": self.data.sha256, "classes": list(self.data.class_names)},
+            "num_steps": self.num_steps,
+            "circumstances": self._circumstances(),
+        }
+        checkpoint.save_last(run, state)
+
+    def _circumstances(self) -> dict[str, Any]:
+        return {
+            "torch": str(torch.__version__),
+            "number of threads": torch.get_num_threads(),
+            "number of processes": self.processes.count,
+            "device": self.device.type,
+        }
+
+    def restore(self, run: RunFolder) -> None:
+        """Go on from weights/last.pt. Raises CheckpointError, DataError or UsageError if that cannot be."""
+        state = checkpoint.load_last(run)
+        if state["data"]["train"] != self.data.sha256:
+            raise DataError(
+                f"{run.path}: was trained on a train.beton with SHA-256 {state['data']['train'][:16]}…; that in "
+                f"{self.config.data_dir} has {self.data.sha256[:16]}…: convert the same source again or start a new run"
+            )
+        old, sched = state["config"], self.config.sched
+        if sched not in STRETCHABLE and state["num_steps"] != self.num_steps:
+            raise UsageError(
+                f"the {sched} schedule of {run.path} was made for {state['num_steps']} steps and cannot "
+                f"stretch to {self.num_steps}; expected the same --epochs ({old['epochs']}) and --max-steps "
+                f"({old['max_steps']})"
+            )
+        now = self._circumstances()
+        for what, then in state["circumstances"].items():
+            if then != now.get(what):
+                log.warning(
+                    "resumed with %s %s, begun with %s: the results may differ in the last bits",
+                    what,
+                    now.get(what),
+                    then,
+                )
+        try:
+            self.network.load_state_dict(state["model"])
+            self.step.load_state_dict(state["step"])
+            self.schedule.load_state_dict(state["schedule"])
+            self.progress = Progress(**state["progress"])
+            if len(state["rng"]) == self.processes.count:
+                _restore_generators(state["rng"][self.processes.rank], self.device)
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(
+                f"{run.last}: belongs to another network or other settings than {run.config} names"
+            ) from error
+        log.info("resumed %s after step %d (epoch %d)", run.path, self.progress.step, self.progress.epoch + 1)
+        self.processes.everyones(None)  # all have read it before the first writes it again
+
+
+def _found(curve: LrCurve) -> float:
+    if curve.why_not is not None:
+        raise DivergedError(f"the range test found no learning rate: {curve.why_not}; or give --lr a number")
+    return curve.suggestions[AUTO_SUGGESTION]
+
+
+def _generators(device: torch.device) -> dict[str, torch.Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def _restore_generators(states: dict[str, torch.Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states["cpu"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
