@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from benchmarks.peers import plain_training
 from fastcifar import config
-from fastcifar.config import ModelConfig
+from fastcifar.config import ModelConfig, TrainConfig
 from fastcifar.errors import UsageError
 from fastcifar.explain import default_stage
 from fastcifar.models import count_parameters, make_model
@@ -14,6 +15,16 @@ from fastcifar.models import count_parameters, make_model
 
 def test_resnet18_has_the_parameters_of_the_cifar_variant() -> None:
     assert count_parameters(make_model(ModelConfig(name="resnet18"), 10)) == 11_173_962
+
+
+@pytest.mark.parametrize(("norm", "last_stride"), [("batch", 2), ("layer", 1)])
+def test_resnet18_answers_as_torchvisions_brought_to_small_images(norm: str, last_stride: int) -> None:
+    settings = TrainConfig(norm=norm, last_stride=last_stride)
+    ours = make_model(settings.network, 10).eval()
+    twin = plain_training.network_of(settings, 10).eval()
+    twin.load_state_dict(dict(zip(twin.state_dict(), ours.state_dict().values(), strict=True)))  # both in the order of the layers
+    images = torch.rand(2, 3, 32, 32, generator=torch.manual_seed(0))
+    torch.testing.assert_close(ours(images), twin(images))
 
 
 def test_small_has_at_most_two_million_parameters() -> None:

@@ -71,6 +71,12 @@ def test_muon_gives_each_parameter_to_one_optimiser() -> None:
     assert not any(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
+def test_the_number_of_newton_schulz_steps_can_be_chosen() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))
+    several = make_optimizer(model, TrainConfig(optimizer="muon", muon_steps=3))
+    assert several.param_groups[0]["num_steps"] == 3
+
+
 def test_decay_can_leave_biases_and_norms_alone() -> None:
     model, _, _ = problem()
     for name in ("sgd", "adamw"):

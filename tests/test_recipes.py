@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from benchmarks import recipes as recipes_benchmark
 from fastcifar import recipes
 from fastcifar.cli import main
 from fastcifar.errors import UsageError
@@ -108,6 +109,13 @@ def test_a_wrong_recipe_is_refused(text: str, message: str, tmp_path: Path) -> N
     assert result.exit_code == 2
     assert result.stderr.startswith(f"Error: {path}: {message}")
     assert result.stderr.count("\n") == 1
+
+
+def test_a_shortened_recipe_takes_the_same_way() -> None:
+    short = recipes_benchmark.shortened(recipes.load("step-l2").config, 5)
+    assert (short.epochs, short.step_size) == (5, 2)
+    short = recipes_benchmark.shortened(recipes.load("cutout-plateau").config, 50)
+    assert (short.epochs, short.patience) == (1, 0)
 
 
 @pytest.mark.parametrize(
