@@ -4,6 +4,8 @@
 
 The same network, batch and optimiser; `plain` is eager float32 in contiguous memory, as a tutorial writes it, and each
 line after it adds one thing. `fastcifar` is the step of `fastcifar train`. One batch again and again: no loader.
+`recipe` is our recipe for that network, with its batch size, optimiser and smaller images for a share of the steps: as
+many images as a whole training goes through, by the time that they take.
 """
 
 from __future__ import annotations
@@ -20,15 +22,16 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import Command, save_rows, show  # noqa: E402
 from benchmarks.subprocesses import rates_in_turn  # noqa: E402
-from fastcifar import make_loader, measure  # noqa: E402
+from fastcifar import make_loader, measure, recipes  # noqa: E402
 from fastcifar.config import MODELS, TrainConfig  # noqa: E402
 from fastcifar.loaders.base import usable_device  # noqa: E402
 from fastcifar.models import make_model  # noqa: E402
 from fastcifar.training.device import choose_amp, keep_freed_memory  # noqa: E402
 from fastcifar.training.optimizer import make_optimizer  # noqa: E402
-from fastcifar.training.step import Step  # noqa: E402
+from fastcifar.training.step import Step, resized  # noqa: E402
 
-NAMES = ("plain", "+channels_last", "+bf16", "+allocator", "fastcifar", "fastcifar+compile")
+NAMES = ("plain", "+channels_last", "+bf16", "+allocator", "fastcifar", "fastcifar+compile", "recipe")
+RECIPES = {"resnet18": "resnet18", "small": "fast"}
 LEAST_S = 3.0
 
 
@@ -39,12 +42,15 @@ def images_per_s(name: str, data_dir: str, model: str, batch_size: int, device: 
     if level >= NAMES.index("+allocator") and on_cpu:
         keep_freed_memory()
     layout = torch.channels_last if level >= 1 else torch.contiguous_format
-    loader = make_loader(Path(data_dir) / "train.beton", batch_size=batch_size, device=device, channels_last=level >= 1)
-    images, labels, _ = next(iter(loader.epoch(0)))
     config = TrainConfig(model=model, lr=0.01, batch_size=batch_size)
+    if name == "recipe":
+        config = recipes.load(RECIPES[model]).config
+    beton, batch_size = Path(data_dir) / "train.beton", config.batch_size
+    loader = make_loader(beton, batch_size=batch_size, device=device, channels_last=level >= 1)
+    images, labels, _ = next(iter(loader.epoch(0)))
     network: torch.nn.Module = make_model(config.network, len(loader.beton.class_names)).to(device)
     network = network.to(memory_format=layout)  # type: ignore[call-overload]
-    if name.startswith("fastcifar"):
+    if level >= NAMES.index("fastcifar"):
         called = torch.compile(network) if name.endswith("compile") else network
         ours = Step(called, network, make_optimizer(network, config), config, choose_amp(device, "auto"))  # type: ignore[arg-type]
 
@@ -60,15 +66,23 @@ def images_per_s(name: str, data_dir: str, model: str, batch_size: int, device: 
             loss.backward()
             optimizer.step()
 
-    step()
-    step()
-    measure.synchronise(device)
-    begin, count = time.perf_counter(), 0
-    while time.perf_counter() - begin < LEAST_S or count < 3:
+    def rate() -> float:
+        step()
         step()
         measure.synchronise(device)
-        count += 1
-    return count * batch_size / (time.perf_counter() - begin)
+        begin, count = time.perf_counter(), 0
+        while time.perf_counter() - begin < LEAST_S or count < 3:
+            step()
+            measure.synchronise(device)
+            count += 1
+        return count * len(labels) / (time.perf_counter() - begin)
+
+    whole, seconds, done = images, 0.0, 0.0  # of an image, on average
+    for side, until in (*config.progressive, (whole.shape[-1], 1.0)):
+        images = resized(whole, side)
+        seconds += (until - done) / rate()
+        done = until
+    return 1 / seconds
 
 
 @click.command(cls=Command)

@@ -22,7 +22,9 @@ def test_resnet18_answers_as_torchvisions_brought_to_small_images(norm: str, las
     settings = TrainConfig(norm=norm, last_stride=last_stride)
     ours = make_model(settings.network, 10).eval()
     twin = plain_training.network_of(settings, 10).eval()
-    twin.load_state_dict(dict(zip(twin.state_dict(), ours.state_dict().values(), strict=True)))  # both in the order of the layers
+    twin.load_state_dict(
+        dict(zip(twin.state_dict(), ours.state_dict().values(), strict=True))
+    )  # both in the order of the layers
     images = torch.rand(2, 3, 32, 32, generator=torch.manual_seed(0))
     torch.testing.assert_close(ours(images), twin(images))
 

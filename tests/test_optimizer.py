@@ -64,7 +64,7 @@ def test_muon_gives_each_parameter_to_one_optimiser() -> None:
     muon, rest = optimizer.parts
     names = {param: name for name, param in model.named_parameters()}
     shares = [[names[p] for group in part.param_groups for p in group["params"]] for part in (muon, rest)]
-    assert shares == [["0.weight"], ["0.bias", "1.weight", "1.bias", "4.weight", "4.bias"]]
+    assert shares == [["0.weight"], ["4.weight", "0.bias", "1.weight", "1.bias", "4.bias"]]
     before = [param.detach().clone() for param in model.parameters()]
     F.cross_entropy(model(images), labels).backward()
     optimizer.step()
@@ -75,6 +75,17 @@ def test_the_number_of_newton_schulz_steps_can_be_chosen() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))
     several = make_optimizer(model, TrainConfig(optimizer="muon", muon_steps=3))
     assert several.param_groups[0]["num_steps"] == 3
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_beside_muon_biases_have_a_rate_of_their_own_and_decay_as_the_rest(name: str) -> None:
+    model, _, _ = problem()
+    settings = {"rest_optimizer": name, "rest_lr": 0.02, "bias_lr": 50.0, "weight_decay": 0.2}
+    _, rest = make_optimizer(model, TrainConfig(optimizer="muon", unit_filters=True, **settings)).parts  # type: ignore[attr-defined]
+    assert type(rest).__name__.lower() == name
+    rates = {param.ndim: group["lr"] for group in rest.param_groups for param in group["params"]}
+    assert rates == {1: 50.0, 2: 0.02}
+    assert [group["lr"] * group["weight_decay"] for group in rest.param_groups] == pytest.approx([0.004, 0.004])
 
 
 def test_decay_can_leave_biases_and_norms_alone() -> None:

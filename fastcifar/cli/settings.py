@@ -92,10 +92,16 @@ NETWORK = [
 ]
 OPTIMIZER = [
     _setting("--batch-size", "Images in one step, of all processes together.", type=int),
-    _setting("--optimizer", "muon: for filters, AdamW for the rest.", type=click.Choice(config.OPTIMIZERS)),
+    _setting("--optimizer", "muon: for filters; see --rest-optimizer.", type=click.Choice(config.OPTIMIZERS)),
     _setting("--momentum", "Momentum of sgd and muon, first beta of adamw.", type=float),
     _setting("--nesterov/--no-nesterov", "Nesterov's momentum."),
-    _setting("--rest-lr", "muon: learning rate of AdamW for the rest.", type=float),
+    _setting(
+        "--rest-optimizer",
+        "muon: for biases, norms and the last layer.",
+        type=click.Choice(config.REST_OPTIMIZERS),
+    ),
+    _setting("--rest-lr", "muon: learning rate of those.", type=float),
+    _setting("--bias-lr", "muon: learning rate of biases and norms.  [default: --rest-lr]", type=float),
     _setting("--unit-filters/--free-filters", "muon: scale filters to a fixed norm before each step."),
     _setting("--muon-steps", "muon: Newton-Schulz steps of an update.", type=int),
     _setting("--weight-decay", "L2 penalty; decoupled in adamw and muon.", type=float),

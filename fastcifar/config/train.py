@@ -16,6 +16,7 @@ SCHEDULES = ("plateau", "onecycle", "cosine", "step", "multistep", "none")
 MONITORS = ("loss", "accuracy")
 ANNEALS = ("cos", "linear")
 OPTIMIZERS = ("sgd", "adamw", "muon")
+REST_OPTIMIZERS = ("adamw", "sgd")
 TTAS = ("none", "flip", "flip-shift")
 AMP_MODES = ("auto", "bf16", "fp16", "off")
 MAX_SEED = 2**63 - 1
@@ -42,11 +43,15 @@ class TrainConfig:
     batch_size: int = 512
     """Images in one step, of all processes together; the last, partial batch of an epoch is dropped."""
     optimizer: str = "sgd"
-    """'sgd', 'adamw', or 'muon' (for filters and matrices; AdamW with `rest_lr` for the rest)."""
+    """'sgd', 'adamw', or 'muon' (for filters and matrices; `rest_optimizer` for biases, norms and the last layer)."""
     lr: float | str = 0.1
     """Learning rate: the highest that the schedule reaches; 'auto' runs the range test first."""
+    rest_optimizer: str = "adamw"
+    """muon: 'adamw' or 'sgd', which updates the rest."""
     rest_lr: float = 0.01
-    """Learning rate of AdamW for what Muon does not update, at the peak of the schedule."""
+    """muon: learning rate of the rest, at the peak of the schedule."""
+    bias_lr: float | None = None
+    """muon: learning rate of biases and norms, if it is not `rest_lr`. SGD wants far more for them (Page 2018)."""
     unit_filters: bool = False
     """muon: scale each filter bank to the norm sqrt(filters) before a step; where each is normalised after."""
     muon_steps: int = 5
@@ -56,7 +61,7 @@ class TrainConfig:
     nesterov: bool = True
     """Nesterov's momentum, where momentum is above 0."""
     weight_decay: float = 5e-4
-    """L2 penalty (SGD), decoupled decay (AdamW, Muon)."""
+    """L2 penalty (SGD), decoupled decay (AdamW, Muon, and all of the rest beside Muon); unit filters have none."""
     decay_all: bool = True
     """Weight decay and L1 on biases and normalisation too, not only on filters and matrices."""
     l1: float = 0.0
@@ -132,7 +137,10 @@ class TrainConfig:
         require_choice("optimizer", self.optimizer, OPTIMIZERS)
         if self.lr != "auto":
             require_float("lr", self.lr, 0.0, above=True)
+        require_choice("rest_optimizer", self.rest_optimizer, REST_OPTIMIZERS)
         require_float("rest_lr", self.rest_lr, 0.0, above=True)
+        if self.bias_lr is not None:
+            require_float("bias_lr", self.bias_lr, 0.0, above=True)
         require_int("muon_steps", self.muon_steps, 1, 20)
         require_float("momentum", self.momentum, 0.0, high=1.0)
         for name in ("weight_decay", "l1", "clip_norm", "min_lr", "warmup_epochs"):

@@ -40,7 +40,7 @@ class Stem(nn.Module):
         self.register_buffer("filters", decorrelating_filters(), persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.relu(F.conv2d(x, self.filters))
+        return F.gelu(F.conv2d(x, self.filters))
 
 
 class Stage(nn.Sequential):
@@ -51,15 +51,10 @@ class Stage(nn.Sequential):
         second = nn.Conv2d(num_out, num_out, 3, padding=1, bias=False)
         for layer in (first, second):
             nn.init.dirac_(layer.weight.data[: layer.in_channels])  # the first channels pass through
-        super().__init__(
-            first,
-            nn.MaxPool2d(2),
-            nn.BatchNorm2d(num_out),
-            nn.ReLU(inplace=True),
-            second,
-            nn.BatchNorm2d(num_out),
-            nn.ReLU(inplace=True),
-        )
+        norms = [nn.BatchNorm2d(num_out, momentum=0.4) for _ in range(2)]
+        for norm in norms:
+            norm.weight.requires_grad_(False)  # the next layer's weights can do as much
+        super().__init__(first, nn.MaxPool2d(2), norms[0], nn.GELU(), second, norms[1], nn.GELU())
 
 
 class SmallNet(nn.Module):
@@ -76,8 +71,9 @@ class SmallNet(nn.Module):
         self.layer3 = Stage(WIDTHS[1], WIDTHS[2])
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(WIDTHS[2], num_classes, bias=False)
+        nn.init.normal_(self.head.weight, std=1 / WIDTHS[2])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, 3, H, W) float -> (N, num_classes) logits."""
         x = self.layer3(self.layer2(self.layer1(self.stem(x))))
-        return self.head(self.dropout(x.mean(dim=(2, 3))))  # (N, 256, h, w) -> (N, 256)
+        return self.head(self.dropout(x.amax(dim=(2, 3))))  # (N, 256, h, w) -> (N, 256)

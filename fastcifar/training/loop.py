@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from fastcifar.config import TrainConfig
 from fastcifar.errors import DivergedError, FastcifarError, Stopped
@@ -30,6 +29,7 @@ from fastcifar.training.processes import Processes, join
 from fastcifar.training.progress import Reporter, SilentReporter, duration
 from fastcifar.training.run_folder import RunFolder, create_run, log_file
 from fastcifar.training.signals import StopRequest
+from fastcifar.training.step import resized
 
 log = logging.getLogger(__name__)
 SAVE_EVERY_S = 300.0
@@ -201,8 +201,7 @@ class Trainer:
     def _resized(self, images: torch.Tensor) -> torch.Tensor:
         for side, until in self.config.progressive:
             if self.learner.progress.step < until * self.learner.num_steps:
-                small = F.interpolate(images, size=(side, side), mode="bilinear", antialias=True)
-                return small.contiguous(memory_format=torch.channels_last)
+                return resized(images, side)
         return images
 
     def _agree(self, loss: float | None) -> bool:

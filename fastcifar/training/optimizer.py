@@ -1,4 +1,4 @@
-"""Optimisers: torch's own, and Muon with torch's AdamW for what is no filter."""
+"""Optimisers: torch's own, and Muon with one of torch's for what is no filter."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from fastcifar.config import TrainConfig
 from fastcifar.training.muon import Muon
 
 Group = dict[str, Any]
+REST_MOMENTUM = 0.85  # airbench's
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
@@ -68,15 +69,29 @@ def _muon(model: nn.Module, config: TrainConfig, lr: float) -> torch.optim.Optim
             lr,
             momentum=config.momentum,
             nesterov=nesterov,
-            weight_decay=config.weight_decay,
+            weight_decay=0.0 if config.unit_filters else config.weight_decay,
             num_steps=config.muon_steps,
             normalise=config.unit_filters,
         )
         parts.append(muon)
     if rest:
-        rest_groups = [{**group, "follows_lr": False} for group in _groups(rest, config)]
-        parts.append(torch.optim.AdamW(rest_groups, lr=config.rest_lr, betas=(0.9, 0.99), fused=_can_fuse(model)))
+        parts.append(_rest(rest, config, _can_fuse(model)))
     return Several(parts)
+
+
+def _rest(params: list[nn.Parameter], config: TrainConfig, fused: bool) -> torch.optim.Optimizer:
+    """For what Muon does not update. Decay shrinks each by rest_lr * weight_decay a step, whatever its rate."""
+    groups: list[Group] = []
+    for group in _groups(params, config):
+        for is_bias in (False, True):
+            own = [param for param in group["params"] if (param.ndim < 2) == is_bias]
+            lr = config.bias_lr if is_bias and config.bias_lr is not None else config.rest_lr
+            decay = group["weight_decay"] * config.rest_lr / lr
+            groups.append({"params": own, "lr": lr, "weight_decay": decay, "follows_lr": False})
+    groups = [group for group in groups if group["params"]]
+    if config.rest_optimizer == "sgd":
+        return torch.optim.SGD(groups, momentum=REST_MOMENTUM, nesterov=True, fused=fused)
+    return torch.optim.AdamW(groups, betas=(0.9, 0.99), fused=fused)
 
 
 class Several(torch.optim.Optimizer):

@@ -88,3 +88,11 @@ class Step:
             self.scaler.load_state_dict(state["scaler"])
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
+
+
+def resized(images: torch.Tensor, side: int) -> torch.Tensor:
+    """(N, C, H, W) -> (N, C, side, side), channels_last: bilinear, smoothed where it shrinks."""
+    if images.shape[-2:] == (side, side):
+        return images
+    small = F.interpolate(images, size=(side, side), mode="bilinear", antialias=True)
+    return small.contiguous(memory_format=torch.channels_last)
