@@ -4,6 +4,7 @@
 
 `--airbench` is a checkout of github.com/KellerJordan/cifar10-airbench; without one its row is left out, by name. Both
 are trained once for each seed, in turn. `train_seconds` is training alone, without evaluation, for both.
+`--without TRICK` adds the recipe without one of the things that make it fast, to see what that one brings.
 """
 
 from __future__ import annotations
@@ -25,6 +26,16 @@ sys.path.insert(0, str(ROOT))
 from benchmarks import Command, save_rows, show  # noqa: E402
 from fastcifar import measure  # noqa: E402
 
+WITHOUT = {
+    "progressive": "--progressive=",
+    "muon": "--optimizer sgd --lr 0.5 --momentum 0.9 --weight-decay 0.0005 --pct-start 0.2",
+    "sgd-for-the-rest": "--rest-optimizer adamw --rest-lr 0.01 --bias-lr 0.01 --weight-decay 0",
+    "label-smoothing": "--label-smoothing 0",
+    "alternating-flips": "--flip-mode random",
+    "reflected-crops": "--crop-mode zero",
+    "bf16": "--amp off",
+}
+"""The flags that put what is usual in the place of each trick."""
 KEYS = ("train_seconds", "test_accuracy", "tta_accuracy")
 
 
@@ -41,17 +52,25 @@ def _told(command: list[str]) -> dict[str, Any]:
 @click.option("--airbench", type=click.Path(exists=True, file_okay=False), help="Checkout of cifar10-airbench.")
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--seeds", default=1, show_default=True, type=click.IntRange(1), help="Trainings of each.")
+@click.option("--without", multiple=True, type=click.Choice([*WITHOUT, "all"]), help="Leave this out, in a row more.")
 @click.option("--save/--no-save", default=True, show_default=True, help="To benchmarks/results/fast.jsonl.")
 @click.option("--json", "as_json", is_flag=True)
-def main(data_dir: str, recipe: str, airbench: str | None, device: str, seeds: int, save: bool, as_json: bool) -> None:
+def main(
+    data_dir: str, recipe: str, airbench: str | None, device: str, seeds: int, without: tuple[str, ...], save: bool,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Seconds and score of whole trainings."""
     data = str(Path(data_dir).resolve())
-    results: dict[str, list[dict[str, Any]]] = {f"fastcifar {recipe}": [], "airbench94_muon": []}
+    left_out = tuple(WITHOUT) if "all" in without else without
+    ways = {f"fastcifar {recipe}": ""}
+    ways |= {f"fastcifar {recipe}, without {name}": WITHOUT[name] for name in left_out}
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in (*ways, "airbench94_muon")}
     with tempfile.TemporaryDirectory() as runs:
         flags = ["--recipe", recipe, "--data-dir", data, "--runs-dir", runs, "--device", device, "--json"]
         for seed in range(seeds):
-            ours = [sys.executable, "-m", "fastcifar", "train", *flags, "--seed", str(seed)]
-            results[f"fastcifar {recipe}"].append(_told(ours))
+            for name, changes in ways.items():
+                ours = [sys.executable, "-m", "fastcifar", "train", *flags, "--seed", str(seed), *changes.split()]
+                results[name].append(_told(ours))
             if airbench is not None:
                 theirs = [sys.executable, "-m", "benchmarks.peers.airbench94", str(Path(airbench).resolve()), data]
                 results["airbench94_muon"].append(_told([*theirs, device, str(seed)]))

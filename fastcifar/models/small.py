@@ -3,7 +3,6 @@
 After the networks of D. Page ("How to train your ResNet", 2018) and K. Jordan (cifar10-airbench, 2024): a fixed first
 layer that decorrelates neighbouring pixels, then three stages of two 3x3 convolutions that begin as the identity. The
 first layer is computed from no data: Haar filters in opponent colours, each divided by its spread on natural images.
-The maps are averaged at the end, not maximised as in theirs: a class activation map of a maximum is a single point.
 """
 
 from __future__ import annotations
