@@ -99,7 +99,7 @@ def test_each_rate_is_used_and_groups_keep_their_ratio() -> None:
 
 
 def test_groups_that_do_not_rise_keep_their_rate() -> None:
-    config = TrainConfig(optimizer="muon", lr=0.1, rest_lr=0.003)
+    config = TrainConfig(optimizer="muon", lr=0.1, rest_lr=0.003, bias_lr=0.5)
     model = network()
     optimizer = make_optimizer(model, config)
     seen = []
@@ -110,7 +110,7 @@ def test_groups_that_do_not_rise_keep_their_rate() -> None:
 
     test = RangeTest(num_steps=2, start_lr=0.01, end_lr=0.02)
     lr_find(model, optimizer, batches(), test=test, step=step, rises=follows_lr)
-    assert np.allclose(seen, [[0.01, 0.003], [0.02, 0.003]])
+    assert np.allclose(seen, [[0.01, 0.003, 0.5], [0.02, 0.003, 0.5]])
 
 
 def losses_of(values: list[float]) -> LrCurve:
