@@ -342,6 +342,31 @@ def test_ctrl_c_saves_and_resume_goes_on(data_dir: Path, loader: str) -> None:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_python_drops_comes_again(signum: signal.Signals) -> None:
+    code = f"""
+import os, signal, time, click
+from fastcifar.cli import main
+
+class Freed:
+    def __del__(self):  # what is raised in here is dropped
+        os.kill(os.getpid(), {int(signum)})
+        time.sleep(0)
+
+@main.command()
+def work():
+    Freed()
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        time.sleep(0.01)
+
+main(["work"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 128 + signum, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_conversion_leaves_nothing_half_done(signum: signal.Signals) -> None:
     process = start("convert", "--source", "synthetic")
     partial = Path("data/.train.beton.partial")

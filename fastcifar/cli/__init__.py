@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -31,7 +33,8 @@ class Program(click.Group):
         debug = "--debug" in given
         given = [arg for arg in given if arg != "--debug"]
         extra.pop("standalone_mode", None)
-        before = _terminate_politely()
+        before, hook = _terminate_politely(), sys.unraisablehook
+        sys.unraisablehook = lambda lost: _ask_again(lost, hook)
         try:
             with log_to_stderr(debug):
                 result = super().main(given, prog_name, standalone_mode=False, **extra)
@@ -41,6 +44,7 @@ class Program(click.Group):
                 raise
             code = _tell(error)
         finally:
+            sys.unraisablehook = hook
             if before is not None:
                 signal.signal(signal.SIGTERM, before)
         sys.exit(code)
@@ -86,6 +90,17 @@ def _terminate_politely() -> Any:
     if threading.current_thread() is not threading.main_thread():
         return None
     return signal.signal(signal.SIGTERM, stop)
+
+
+def _ask_again(lost: sys.UnraisableHookArgs, otherwise: Callable[[sys.UnraisableHookArgs], Any]) -> None:
+    """Python drops what is raised while it frees something: a signal that came just then is sent once more."""
+    signum = signal.SIGINT if isinstance(lost.exc_value, KeyboardInterrupt) else signal.SIGTERM
+    if not isinstance(lost.exc_value, (KeyboardInterrupt, Stopped)):
+        otherwise(lost)
+        return
+    timer = threading.Timer(0.05, os.kill, (os.getpid(), signum))  # not from here: it would be dropped again
+    timer.daemon = True
+    timer.start()
 
 
 @click.group(
