@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from fastcifar import AugmentConfig, make_loader, open_beton
+from fastcifar.augment.draws import draws
 from fastcifar.augment.torch_ops import fill_values
 from fastcifar.beton import manifest_path
 from fastcifar.config import read_pipeline
@@ -496,8 +497,16 @@ def test_a_forked_child_can_use_the_loader_of_its_parent(data_dir: Path, name: s
 
 
 @pytest.mark.parametrize("name", LOADERS)
-def test_a_loader_that_is_dropped_is_gone_at_once(data_dir: Path, name: str) -> None:
-    """No circle keeps it: what is collected late ends its workers late, which torch does not take well."""
+def test_a_loader_that_is_dropped_is_gone_at_once(data_dir: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No circle keeps it, nor the plan of its next epoch: what is collected late ends its workers late, and torch
+    does not take that well."""
+    dropped = threading.Event()
+
+    def slow_draws(augment: AugmentConfig, seed: int, epoch: int, *shape: Any) -> Any:
+        assert epoch == 0 or dropped.wait(60)
+        return draws(augment, seed, epoch, *shape)
+
+    monkeypatch.setattr("fastcifar.loaders.base.draws", slow_draws)
     gc.collect()
     gc.disable()
     try:
@@ -507,6 +516,7 @@ def test_a_loader_that_is_dropped_is_gone_at_once(data_dir: Path, name: str) -> 
         del loader
         assert gone() is None
     finally:
+        dropped.set()
         gc.enable()
 
 

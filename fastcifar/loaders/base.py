@@ -131,6 +131,20 @@ def choices_of(beton: Beton, config: LoaderConfig, epoch: int) -> Choices:
     return table
 
 
+def batches_of(beton: Beton, config: LoaderConfig, chosen: npt.NDArray[np.bool_], epoch: int) -> list[Rows]:
+    """This part's rows of each batch of an epoch, of the rows that are `chosen`, (len(beton),)."""
+    everything = order(config.seed, epoch, len(beton), shuffle=config.shuffle, pages=beton.pages)
+    rows = everything[chosen[everything]]
+    index, count = config.part
+    starts = range(0, len(rows), config.batch_size)
+    batches = [np.array_split(rows[start : start + config.batch_size], count)[index] for start in starts]
+    return batches[: len(rows) // config.batch_size] if config.drop_last else batches
+
+
+def _plan(beton: Beton, config: LoaderConfig, chosen: npt.NDArray[np.bool_], epoch: int) -> tuple[list[Rows], Choices]:
+    return batches_of(beton, config, chosen, epoch), choices_of(beton, config, epoch)
+
+
 class Loader(ABC):
     """Batches of a beton. `epoch(n)` gives those of epoch n; plain iteration gives epoch 0, then 1, and so on."""
 
@@ -182,12 +196,7 @@ class Loader(ABC):
 
     def batches(self, epoch: int) -> list[Rows]:
         """The rows of each batch of an epoch, each (batch_size,) int64; or this loader's part of each."""
-        config = self.config
-        everything = order(config.seed, epoch, len(self.beton), shuffle=config.shuffle, pages=self.beton.pages)
-        rows = everything[self._chosen[everything]]
-        index, count = config.part
-        slices = range(0, self.num_images, config.batch_size)
-        return [np.array_split(rows[start : start + config.batch_size], count)[index] for start in slices]
+        return batches_of(self.beton, self.config, self._chosen, epoch)
 
     def choices(self, epoch: int) -> Choices:
         """The table of choices of an epoch, a row for each image of the beton, checked."""
@@ -196,12 +205,10 @@ class Loader(ABC):
     def plan(self, epoch: int) -> tuple[list[Rows], Choices]:
         """`batches` and `choices` of an epoch, made during the epoch before it if there was one."""
         process = os.getpid()  # what a parent began is never done in its forked child
+        needed = (self.beton, self.config, self._chosen)  # not the loader: a thread would keep it from being collected
         ready = self._plans.pop((process, epoch), None)
-        self._plans = {(process, epoch + 1): self._planner.submit(self._plan, epoch + 1)}
-        return self._plan(epoch) if ready is None else ready.result()
-
-    def _plan(self, epoch: int) -> tuple[list[Rows], Choices]:
-        return self.batches(epoch), self.choices(epoch)
+        self._plans = {(process, epoch + 1): self._planner.submit(_plan, *needed, epoch + 1)}
+        return _plan(*needed, epoch) if ready is None else ready.result()
 
     def cpu_kernel(self) -> CpuKernel | None:
         """The one-pass kernel for this loader's settings; None where torch does the same (a GPU, or no Numba)."""
