@@ -9,8 +9,6 @@ are trained once for each seed, in turn. `train_seconds` is training alone, with
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -24,6 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import Command, save_rows, show  # noqa: E402
+from benchmarks.subprocesses import told_by  # noqa: E402
 from fastcifar import measure  # noqa: E402
 
 WITHOUT = {
@@ -37,13 +36,6 @@ WITHOUT = {
 }
 """The flags that put what is usual in the place of each trick."""
 KEYS = ("train_seconds", "test_accuracy", "tta_accuracy")
-
-
-def _told(command: list[str]) -> dict[str, Any]:
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, cwd=ROOT)
-    if done.returncode:
-        raise click.ClickException(f"{command[2]} ended with exit code {done.returncode}; its own message is above")
-    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 @click.command(cls=Command)
@@ -69,11 +61,11 @@ def main(
         flags = ["--recipe", recipe, "--data-dir", data, "--runs-dir", runs, "--device", device, "--json"]
         for seed in range(seeds):
             for name, changes in ways.items():
-                ours = [sys.executable, "-m", "fastcifar", "train", *flags, "--seed", str(seed), *changes.split()]
-                results[name].append(_told(ours))
+                ours = ["fastcifar", "train", *flags, "--seed", str(seed), *changes.split()]
+                results[name].append(told_by(*ours))
             if airbench is not None:
-                theirs = [sys.executable, "-m", "benchmarks.peers.airbench94", str(Path(airbench).resolve()), data]
-                results["airbench94_muon"].append(_told([*theirs, device, str(seed)]))
+                theirs = ["benchmarks.peers.airbench94", str(Path(airbench).resolve()), data]
+                results["airbench94_muon"].append(told_by(*theirs, device, str(seed)))
     rows = []
     for name, told in results.items():
         row: dict[str, Any] = {"name": name, "trainings": len(told)}

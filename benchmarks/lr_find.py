@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import Command, save_rows, show  # noqa: E402
+from benchmarks.peers.torchvision_transforms import Images  # noqa: E402
 from benchmarks.subprocesses import rates_in_turn  # noqa: E402
 from fastcifar import measure, open_beton  # noqa: E402
 from fastcifar.config import ModelConfig, RangeTest, TrainConfig  # noqa: E402
@@ -61,14 +62,8 @@ def torch_lr_finder(data_dir: str, model: str, batch_size: int, steps: int, devi
     crop = [v2.ToImage(), v2.RandomCrop(32, 4), v2.RandomHorizontalFlip(), v2.ToDtype(torch.float32, scale=True)]
     transform = v2.Compose([*crop, v2.Normalize(mean, std)])
 
-    class Images(torch.utils.data.Dataset):  # type: ignore[type-arg]
-        def __len__(self) -> int:
-            return len(beton)
-
-        def __getitem__(self, row: int) -> tuple[torch.Tensor, int]:
-            return transform(beton.images([row])[0]), int(beton.labels[row])
-
-    loader = torch.utils.data.DataLoader(Images(), batch_size, shuffle=True, num_workers=2)
+    images = Images(beton.images(range(len(beton))), beton.labels, transform)
+    loader = torch.utils.data.DataLoader(images, batch_size, shuffle=True, num_workers=2)
     network = make_model(ModelConfig(name=model), 10)
 
     def run(num: int) -> None:

@@ -11,7 +11,6 @@ found by a range test it gets ours. Each training is a process of its own; its r
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import tempfile
 from dataclasses import asdict, replace
@@ -25,10 +24,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import Command, save_rows, show  # noqa: E402
+from benchmarks.subprocesses import told_by  # noqa: E402
 from fastcifar import measure, recipes  # noqa: E402
 from fastcifar.config import TrainConfig  # noqa: E402
 
-KEYS = ("test_accuracy", "train_accuracy", "train_seconds", "twin_test_accuracy", "twin_train_accuracy", "twin_seconds")
+KEYS = ("test_accuracy", "train_accuracy", "train_seconds")
 ORIGINS = tuple(name for name in recipes.names() if "origin" in recipes.load(name).about)
 
 
@@ -43,20 +43,13 @@ def shortened(config: TrainConfig, by: float) -> TrainConfig:
     )
 
 
-def _told(command: list[str]) -> dict[str, Any]:
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, cwd=ROOT)
-    if done.returncode:
-        raise click.ClickException(f"{command[2]} ended with exit code {done.returncode}; its own message is above")
-    return dict(json.loads(done.stdout.strip().splitlines()[-1]))
-
-
 def ours(config: TrainConfig, data_dir: str, device: str) -> dict[str, Any]:
     """Train with `fastcifar train`; what its metrics and results.csv say."""
     with tempfile.TemporaryDirectory() as runs:
         flags = ["--recipe", str(config.recipe), "--data-dir", data_dir, "--runs-dir", runs, "--device", device]
         for name in ("epochs", "patience", "step_size", "warmup_epochs"):
             flags += [f"--{name.replace('_', '-')}", str(getattr(config, name))]
-        metrics = _told([sys.executable, "-m", "fastcifar", "train", "--json", *flags])
+        metrics = told_by("fastcifar", "train", "--json", *flags)
         last = (Path(runs) / str(config.recipe) / "results.csv").read_text(encoding="utf-8").splitlines()
         trained = dict(zip(last[0].split(","), last[-1].split(","), strict=True))
     found = {key: metrics[key] for key in ("test_accuracy", "train_seconds", "lr")}
@@ -65,8 +58,7 @@ def ours(config: TrainConfig, data_dir: str, device: str) -> dict[str, Any]:
 
 def twin(config: TrainConfig, data_dir: str, device: str) -> dict[str, Any]:
     """The same in plain PyTorch."""
-    settings = json.dumps(asdict(config))
-    return _told([sys.executable, "-m", "benchmarks.peers.plain_training", settings, data_dir, device])
+    return told_by("benchmarks.peers.plain_training", json.dumps(asdict(config)), data_dir, device)
 
 
 @click.command(cls=Command)
@@ -84,17 +76,18 @@ def main(
     data = str(Path(data_dir).resolve())
     rows = []
     for name in names:
-        config = shortened(recipes.load(name).config, shorten)
-        row: dict[str, Any] = {"name": name, "epochs": config.epochs, "of_epochs": recipes.load(name).config.epochs}
+        whole = recipes.load(name).config
+        config = shortened(whole, shorten)
+        row: dict[str, Any] = {"name": name, "epochs": config.epochs, "of_epochs": whole.epochs}
         row |= ours(config, data, device)
         if with_twin:
             told = twin(replace(config, lr=row["lr"]), data, device)
-            row |= {f"twin_{key.removeprefix('train_') if key == 'train_seconds' else key}": told[key] for key in told}
+            row |= {f"twin_{key}": told[key] for key in KEYS}
         row = {key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()}
         rows.append(row)
         if save:
             save_rows(__file__, [row], measure.circumstances(data_dir, torch.device(device)))
-    show(rows, ("name", "epochs", "of_epochs", "lr", *KEYS), as_json)
+    show(rows, ("name", "epochs", "of_epochs", "lr", *KEYS, *(f"twin_{key}" for key in KEYS)), as_json)
 
 
 if __name__ == "__main__":

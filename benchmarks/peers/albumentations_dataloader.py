@@ -40,4 +40,4 @@ def build(work: Work) -> Epoch:
             ToTensorV2(),
         ]
     )
-    return loader_of(work, Images(work, lambda image: pipeline(image=image)["image"]))
+    return loader_of(work, Images(work.images, work.labels, lambda image: pipeline(image=image)["image"]))

@@ -17,27 +17,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Subset
 
+from benchmarks.peers.torchvision_transforms import Images
 from fastcifar import open_beton
 from fastcifar.config import AugmentConfig, TrainConfig
 from fastcifar.training.device import autocast, choose_amp, keep_freed_memory
 
 VAL_SHARE = 0.1
-
-
-class Images(Dataset[Any]):
-    """The images of a beton that `rows` names, one at a time, through `pipeline`."""
-
-    def __init__(self, images: np.ndarray, labels: np.ndarray, rows: np.ndarray, pipeline: Any) -> None:
-        self._images, self._labels, self._rows, self._pipeline = images, labels, rows, pipeline
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, place: int) -> tuple[torch.Tensor, int]:
-        row = self._rows[place]
-        return self._pipeline(image=self._images[row])["image"], int(self._labels[row])
 
 
 def pipeline_of(augment: AugmentConfig | None, side: int, mean: np.ndarray, std: np.ndarray) -> Any:
@@ -64,7 +51,8 @@ def pipeline_of(augment: AugmentConfig | None, side: int, mean: np.ndarray, std:
             sides = (augment.smallest_cutout, augment.cutout_size)
             fill = np.rint(mean).astype(int).tolist()
             steps.append(albumentations.CoarseDropout((1, 1), sides, sides, fill=fill, p=augment.cutout_p))
-    return albumentations.Compose([*steps, albumentations.Normalize(mean / 255, std / 255), ToTensorV2()])
+    pipeline = albumentations.Compose([*steps, albumentations.Normalize(mean / 255, std / 255), ToTensorV2()])
+    return lambda image: pipeline(image=image)["image"]
 
 
 def network_of(config: TrainConfig, num_classes: int) -> nn.Module:
@@ -110,13 +98,13 @@ def run(config: TrainConfig, data_dir: Path, device: torch.device) -> dict[str, 
     changed = pipeline_of(config.augment, train.image_shape[0], train.mean, train.std)
     workers = torch.get_num_threads()
     batches = DataLoader(
-        Images(images, labels, order[num_val:], changed), config.batch_size, shuffle=True, drop_last=True,
+        Subset(Images(images, labels, changed), order[num_val:]), config.batch_size, shuffle=True, drop_last=True,
         num_workers=workers, persistent_workers=True,
     )  # fmt: skip
     test_images = test.images(range(len(test)))
     sets = {
-        "val": Images(images, labels, order[:num_val], plain),
-        "test": Images(test_images, np.asarray(test.labels), np.arange(len(test)), plain),
+        "val": Subset(Images(images, labels, plain), order[:num_val]),
+        "test": Images(test_images, np.asarray(test.labels), plain),
     }
     network = network_of(config, len(train.class_names)).to(device=device, memory_format=torch.channels_last)
     optimizer = optimizer_of(config, network)

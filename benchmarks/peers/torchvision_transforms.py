@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset
 
@@ -15,14 +17,16 @@ from fastcifar.measure import Epoch
 class Images(Dataset[Any]):
     """One image at a time, through `transform`."""
 
-    def __init__(self, work: Work, transform: Callable[[Any], Any]) -> None:
-        self._work, self._transform = work, transform
+    def __init__(
+        self, images: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64], transform: Callable[[Any], Any]
+    ) -> None:
+        self._images, self._labels, self._transform = images, labels, transform
 
     def __len__(self) -> int:
-        return len(self._work.images)
+        return len(self._images)
 
     def __getitem__(self, row: int) -> tuple[Any, int]:
-        return self._transform(self._work.images[row]), int(self._work.labels[row])
+        return self._transform(self._images[row]), int(self._labels[row])
 
 
 def loader_of(work: Work, dataset: Dataset[Any]) -> Epoch:
@@ -53,7 +57,7 @@ def build(work: Work) -> Epoch:
             transforms.RandomErasing(p=1.0, scale=(scale, scale), ratio=(1, 1), value=0),
         ]
     )
-    return loader_of(work, Images(work, transform))
+    return loader_of(work, Images(work.images, work.labels, transform))
 
 
 def build_v2(work: Work) -> Epoch:
@@ -71,4 +75,4 @@ def build_v2(work: Work) -> Epoch:
             v2.RandomErasing(p=1.0, scale=(scale, scale), ratio=(1, 1), value=0),
         ]
     )
-    return loader_of(work, Images(work, transform))
+    return loader_of(work, Images(work.images, work.labels, transform))

@@ -94,8 +94,11 @@ def _terminate_politely() -> Any:
 
 def _ask_again(lost: sys.UnraisableHookArgs, otherwise: Callable[[sys.UnraisableHookArgs], Any]) -> None:
     """Python drops what is raised while it frees something: a signal that came just then is sent once more."""
-    signum = signal.SIGINT if isinstance(lost.exc_value, KeyboardInterrupt) else signal.SIGTERM
-    if not isinstance(lost.exc_value, (KeyboardInterrupt, Stopped)):
+    if isinstance(lost.exc_value, KeyboardInterrupt):
+        signum = signal.SIGINT
+    elif isinstance(lost.exc_value, Stopped):
+        signum = signal.SIGTERM
+    else:
         otherwise(lost)
         return
     timer = threading.Timer(0.05, os.kill, (os.getpid(), signum))  # not from here: it would be dropped again
