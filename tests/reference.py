@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import copy
 import math
 
 import numpy as np
@@ -116,16 +117,40 @@ def normalise_image(image: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.
     return out
 
 
-def grad_cam_image(model: torch.nn.Module, image: torch.Tensor, stage: str, target: int) -> np.ndarray:
-    """The formula of the paper for one image (3, H, W): the map of one stage, (h, w), largest value 1, or all 0."""
+def cam_image(
+    model: torch.nn.Module, image: torch.Tensor, layer: str, target: int, method: str, epsilon: float = 0.0
+) -> np.ndarray:
+    """The formula of the paper for one image (3, H, W), in float64: the positive part of the map of one layer, (h, w).
+
+    epsilon: what is added to the denominator of Grad-CAM++ (pytorch-grad-cam adds 1e-6).
+    """
+    double = copy.deepcopy(model).double().eval()
     kept: list[torch.Tensor] = []
-    hook = model.get_submodule(stage).register_forward_hook(lambda module, inputs, output: kept.append(output))
-    score = model(image[None])[0, target]
-    hook.remove()
-    (gradient,) = torch.autograd.grad(score, kept[0])
-    activation, gradient = kept[0][0].detach().double().numpy(), gradient[0].double().numpy()
+    double.get_submodule(layer).register_forward_hook(lambda module, inputs, output: kept.append(output))
+    score = double(image[None].double())[0, target]
+    (gradients,) = torch.autograd.grad(score, kept[0])
+    activation, gradient = kept[0][0].detach().numpy(), gradients[0].numpy()
     heat = np.zeros(activation.shape[1:])
-    for channel in range(len(activation)):
-        heat += gradient[channel].mean() * activation[channel]
-    heat = np.maximum(heat, 0)
-    return heat / heat.max() if heat.max() > 0 else heat
+    for a, g in zip(activation, gradient, strict=True):  # channel by channel
+        if method == "gradcam":
+            heat += g.mean() * a
+        elif method == "gradcampp":
+            denominator = 2 * g**2 + a.sum() * g**3 + epsilon
+            alpha = np.divide(g**2, denominator, out=np.zeros_like(g), where=(g != 0) & (denominator != 0))
+            heat += (alpha * np.maximum(g, 0)).sum() * a
+        else:
+            heat += g * a
+    return np.maximum(heat, 0)
+
+
+def enlarge(heat: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Bilinear, between the centres of the pixels: (h, w) -> `size`."""
+    axes = []
+    for old, new in zip(heat.shape, size, strict=True):
+        place = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
+        low = np.floor(place).astype(int)
+        axes.append((low, np.minimum(low + 1, old - 1), place - low))
+    (y0, y1, fy), (x0, x1, fx) = axes
+    above = heat[y0][:, x0] * (1 - fx) + heat[y0][:, x1] * fx
+    below = heat[y1][:, x0] * (1 - fx) + heat[y1][:, x1] * fx
+    return above * (1 - fy)[:, None] + below * fy[:, None]

@@ -18,6 +18,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import fastcifar
+from fastcifar import open_beton
 from fastcifar.beton import manifest_path
 from fastcifar.cli import main
 from fastcifar.errors import MissingExtraError
@@ -179,7 +180,44 @@ def test_train_and_explain_as_json(data_dir: Path) -> None:
     assert trained["steps"] == 2
     explained = json.loads(run("explain", "a", "--json", "--n", 3).stdout)
     assert explained["num_shown"] == 3
-    assert explained["files"] == ["runs/a/explain/grid.png", "runs/a/explain/index.csv"]
+    assert explained["layers"] == {"layer1": [15, 15], "layer2": [7, 7], "layer3": [3, 3]}
+    assert explained["files"][:3] == [f"runs/a/explain/{name}" for name in ("grid.png", "index.csv", "maps.npz")]
+    assert len(explained["files"]) == 6
+    scored = json.loads(run("eval", "a", "--json").stdout)
+    assert scored["accuracy"] == trained["test_accuracy"]
+    assert scored["files"][0] == "runs/a/eval/test/scores.json"
+
+
+def test_eval_prints_the_scores_of_every_class(data_dir: Path) -> None:
+    run(*train_args(data_dir, "--name", "a"))
+    lines = run("eval", "--split", "val").stdout.splitlines()
+    assert lines[0].split() == ["run", "runs/a"]
+    assert lines[1].split() == ["images", "60", "(val)"]
+    assert [line.split()[0] for line in lines[7:17]] == list(open_beton(data_dir / "test.beton").class_names)
+    assert lines[18].startswith("most confused: ")
+    assert lines[-1] == "runs/a/eval/val/predictions.npz"
+
+
+def test_preview_draws_a_recipe(data_dir: Path) -> None:
+    result = run("preview", "--recipe", "onecycle-l1", "--data-dir", data_dir, "--n", 2, "--out", "b.png")
+    assert (result.exit_code, result.stdout) == (0, "b.png\n")
+    assert Path("b.png").stat().st_size > 10_000
+    assert refused(2, "preview", "--recipe", "nothing", "--data-dir", data_dir)
+    assert refused(4, "preview", "--data-dir", "nowhere").startswith("nowhere/train.beton: no such file")
+
+
+def test_explain_refuses_in_one_line(data_dir: Path) -> None:
+    run(*train_args(data_dir, "--name", "a"))
+    Path("a.txt").write_text("text")
+    assert refused(2, "explain", "--n", 0) == "n is 0; expected 1 or more"
+    assert refused(2, "explain", "--layers", "layer9").startswith("layer is 'layer9'; expected one of: layer1, layer2")
+    assert refused(2, "explain", "--methods", "x") == "methods is 'x'; expected one of: gradcam, gradcampp, hirescam"
+    assert "'3;4'; expected one of: loss, confidence, random; or the numbers" in refused(
+        2, "explain", "--select", "3;4"
+    )
+    assert refused(4, "explain", "--image", "a.txt").startswith("a.txt: not a picture that can be read")
+    assert "--n: about test images" in refused(2, "explain", "--image", "a.txt", "--n", 3)
+    assert refused(2, "explain", "--target", "unicorn").startswith("target is 'unicorn'; expected one of: pred, true")
 
 
 def test_a_second_run_gets_a_folder_of_its_own(data_dir: Path) -> None:

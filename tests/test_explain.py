@@ -1,25 +1,27 @@
-"""Class activation maps against the paper's formula, and what `explain` writes."""
+"""What `explain`, `eval` and `preview` write."""
 
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
 import pytest
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from torch import nn
 
-from fastcifar import plotting
-from fastcifar.beton import open_beton
-from fastcifar.config import ModelConfig, TrainConfig
+from fastcifar import make_loader, open_beton
+from fastcifar.config import CAM_METHODS, AugmentConfig, ExplainConfig, TrainConfig
+from fastcifar.converters import Source, convert
 from fastcifar.errors import CheckpointError, DataError, UsageError
-from fastcifar.explain import default_stage, explain_run, grad_cam
-from fastcifar.models import make_model
-from fastcifar.training import RunFolder, train
-from tests.reference import grad_cam_image
+from fastcifar.explain import evaluate_run, explain_run, preview
+from fastcifar.explain.pictures import read_picture
+from fastcifar.explain.preview import augmented_versions, images_of_each_class
+from fastcifar.training import RunFolder, checkpoint, train
+from tests.reference import cam_image, enlarge
+from tests.test_writer import random_split
 
 
 @pytest.fixture(scope="module")
@@ -28,190 +30,340 @@ def run(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return train(config, runs_dir=tmp_path_factory.mktemp("runs"))[0]
 
 
-@pytest.fixture(scope="module")
-def model() -> nn.Module:
-    """A ResNet-18 with statistics that some images gave it."""
-    torch.manual_seed(0)
-    made = make_model(ModelConfig(name="resnet18"), 10)
-    with torch.no_grad():
-        for _ in range(3):
-            made(torch.randn(16, 3, 32, 32))
-    return made.eval()
+class Answers:
+    """What predictions.npz says, in plain NumPy."""
+
+    def __init__(self, path: Path) -> None:
+        with np.load(path) as found:
+            logits, self.label, self.index = found["logits"].astype(np.float64), found["label"], found["index"]
+        shifted = logits - logits.max(axis=1, keepdims=True)
+        logs = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+        self.loss, self.guess = -logs[np.arange(len(logs)), self.label], logits.argmax(axis=1)
+        self.confidence = np.exp(logs.max(axis=1))
+        self.wrong = np.flatnonzero(self.guess != self.label)
+        self.right = np.flatnonzero(self.guess == self.label)
 
 
-@pytest.mark.parametrize("stage", ["layer1", "layer2", "layer3", "layer4"])
-def test_grad_cam_is_the_formula_of_the_paper(model: nn.Module, stage: str) -> None:
-    images = torch.randn(4, 3, 32, 32)
-    result = grad_cam(model, images, stage)
-    for i, image in enumerate(images):
-        expected = grad_cam_image(model, image, stage, int(result.logits[i].argmax()))
-        np.testing.assert_allclose(result.maps[i].numpy(), expected, atol=1e-4)
-    torch.testing.assert_close(result.logits, model(images).detach(), rtol=1e-4, atol=1e-4)
-
-
-def test_the_target_decides_the_map(model: nn.Module) -> None:
-    image = torch.randn(1, 3, 32, 32).repeat(10, 1, 1, 1)
-    result = grad_cam(model, image, "layer3", torch.arange(10))
-    for target in range(10):
-        expected = grad_cam_image(model, image[0], "layer3", target)
-        np.testing.assert_allclose(result.maps[target].numpy(), expected, atol=1e-4)
-
-
-def test_maps_are_between_0_and_1_and_reach_1(model: nn.Module) -> None:
-    result = grad_cam(model, torch.randn(8, 3, 32, 32), "layer3")
-    assert result.maps.min() >= 0
-    assert result.has_evidence.any()
-    assert (result.maps.amax(dim=(1, 2))[result.has_evidence] == 1).all()
-
-
-def test_the_network_is_left_as_it_was(model: nn.Module) -> None:
-    model.train()
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    with torch.inference_mode(False), torch.no_grad():
-        grad_cam(model, torch.randn(2, 3, 32, 32), "layer2")
-    assert model.training
-    model.eval()
-    assert all(p.grad is None for p in model.parameters())
-    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
-    assert not any(module._forward_hooks for module in model.modules())
-
-
-def test_hooks_are_gone_after_an_error(model: nn.Module) -> None:
-    with pytest.raises(RuntimeError):
-        grad_cam(model, torch.randn(2, 5, 32, 32), "layer2")
-    assert not any(module._forward_hooks for module in model.modules())
-
-
-def test_a_frozen_network_gives_maps_too(model: nn.Module) -> None:
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    try:
-        assert grad_cam(model, torch.randn(2, 3, 32, 32), "layer2").maps.shape == (2, 16, 16)
-    finally:
-        for parameter in model.parameters():
-            parameter.requires_grad_(True)
-
-
-def test_a_dead_stage_has_no_evidence() -> None:
-    dead = make_model(ModelConfig(name="resnet18"), 10).eval()
-    with torch.no_grad():
-        dead.head.weight.zero_()  # type: ignore[union-attr]
-    result = grad_cam(dead, torch.randn(3, 3, 32, 32), "layer4")
-    assert not result.has_evidence.any()
-    assert (result.maps == 0).all()
-
-
-def test_an_unknown_stage_is_refused(model: nn.Module) -> None:
-    with pytest.raises(UsageError, match="stage is 'layer9'; expected one of: layer1, layer2, layer3, layer4"):
-        grad_cam(model, torch.randn(1, 3, 32, 32), "layer9")
-
-
-def test_the_default_stage_is_the_deepest_with_maps_of_5x5() -> None:
-    resnet = make_model(ModelConfig(name="resnet18"), 10)
-    assert default_stage(resnet, (32, 32, 3)) == ("layer3", (8, 8))
-    assert default_stage(resnet, (40, 40, 3)) == ("layer4", (5, 5))
-    assert default_stage(resnet, (3, 4, 3))[0] == "layer1"
-    _stage, (height, width) = default_stage(make_model(ModelConfig(name="small"), 10), (32, 32, 3))
-    assert min(height, width) >= 5
+def table(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.read_text().splitlines()))
 
 
 def test_explain_shows_the_misclassified_images_of_largest_loss(run: RunFolder, data_dir: Path) -> None:
-    made = explain_run(run, n=25)
-    assert made.files == (run.explain / "grid.png", run.explain / "index.csv")
-    rows = list(csv.DictReader(made.files[1].read_text().splitlines()))
-    assert len(rows) == made.num_shown == 25
-    with np.load(run.predictions) as found:
-        logits, labels = found["logits"].astype(np.float64), found["label"]
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    logs = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    loss, guess = -logs[np.arange(200), labels], logits.argmax(axis=1)
-    wrong = np.flatnonzero(guess != labels)
-    assert made.num_wrong == len(wrong)
-    expected = wrong[np.argsort(-loss[wrong], kind="stable")][:25]
-    assert [int(row["index"]) for row in rows] == expected.tolist()
+    made = explain_run(run, ExplainConfig())
+    folder, found = run.explain, Answers(run.predictions)
+    expected = found.wrong[np.argsort(-found.loss[found.wrong], kind="stable")][:25]
+    sheets = tuple(folder / "sheets" / f"{i:05d}.png" for i in expected)
+    assert made.files == (folder / "grid.png", folder / "index.csv", folder / "maps.npz", *sheets)
+    assert (made.num_images, made.num_wrong, made.num_shown) == (200, len(found.wrong), 25)
+    rows = table(folder / "index.csv")
+    assert list(rows[0]) == ["index", "true", "predicted", "confidence", "loss", "file"]
     names = open_beton(data_dir / "test.beton").class_names
-    for row, i in zip(rows, expected, strict=True):
-        assert (row["true"], row["predicted"]) == (names[labels[i]], names[guess[i]])
-        assert float(row["confidence"]) == pytest.approx(np.exp(logs[i].max()), abs=1e-5)
-        assert float(row["loss"]) == pytest.approx(loss[i], abs=1e-5)
-    with PIL.Image.open(made.files[0]) as picture:
-        assert min(picture.size) > 500
+    for row, i, sheet in zip(rows, expected, sheets, strict=True):
+        assert (int(row["index"]), folder / row["file"]) == (i, sheet)
+        assert (row["true"], row["predicted"]) == (names[found.label[i]], names[found.guess[i]])
+        assert float(row["confidence"]) == pytest.approx(found.confidence[i], abs=1e-5)
+        assert float(row["loss"]) == pytest.approx(found.loss[i], abs=1e-5)
+    for file in (folder / "grid.png", *sheets):
+        with PIL.Image.open(file) as picture:
+            assert min(picture.size) > 500
+    assert {path.name for path in folder.iterdir()} == {"grid.png", "index.csv", "maps.npz", "sheets"}
+    assert {path.name for path in (folder / "sheets").iterdir()} == {sheet.name for sheet in sheets}
+
+
+def test_the_maps_are_kept_and_are_those_of_the_paper(run: RunFolder) -> None:
+    explain_run(run, ExplainConfig(n=3, methods=CAM_METHODS, target="both"))
+    model, info, _ = checkpoint.load_weights(run.best)
+    beton = open_beton(Path(run.read_config().data_dir) / "test.beton")
+    with np.load(run.explain / "maps.npz") as found:
+        kept: dict[str, Any] = {key: found[key] for key in found}
+    answers = Answers(run.predictions)
+    assert kept["targets"].tolist() == ["pred", "true"]
+    assert kept["methods"].tolist() == list(CAM_METHODS)
+    assert kept["layers"].tolist() == ["layer1", "layer2", "layer3"]
+    assert kept["sizes"].tolist() == [[15, 15], [7, 7], [3, 3]]
+    assert kept["maps"].shape == (2, 3, 3, 3, 32, 32)
+    assert kept["classes"].tolist() == [answers.guess[kept["index"]].tolist(), answers.label[kept["index"]].tolist()]
+    inputs = (beton.images(kept["index"]) - np.array(info.mean)) / np.array(info.std)
+    for place in np.ndindex(2, 3, 3, 3):
+        target, method, image, layer = place
+        raw = cam_image(
+            model,
+            torch.from_numpy(inputs[image]).permute(2, 0, 1),
+            str(kept["layers"][layer]),
+            int(kept["classes"][target, image]),
+            CAM_METHODS[method],
+        )
+        expected = enlarge(raw / raw.max(), (32, 32)) if raw.max() > 0 else np.zeros((32, 32))
+        np.testing.assert_allclose(kept["maps"][place], expected, atol=2e-3)
+        assert bool(kept["has_evidence"][place]) == bool(raw.max() > 0)
+
+
+def test_selections(run: RunFolder) -> None:
+    def shown(**asked: Any) -> list[int]:
+        explain_run(run, ExplainConfig(layers=("layer3",), methods=("gradcam",), **asked))
+        return [int(row["index"]) for row in table(run.explain / "index.csv")]
+
+    explain_run(run, ExplainConfig(n=1))
+    found = Answers(run.predictions)
+    by_confidence = found.wrong[np.argsort(-found.confidence[found.wrong], kind="stable")]
+    assert shown(n=4, select="confidence") == by_confidence[:4].tolist()
+    least_sure = found.right[np.argsort(-found.loss[found.right], kind="stable")]
+    assert shown(n=4, correct=True) == least_sure[:4].tolist()
+    assert shown(select=(7, 0, 199)) == [7, 0, 199]
+    drawn = shown(n=5, select="random", seed=1)
+    assert set(drawn) <= set(found.wrong.tolist())
+    assert shown(n=5, select="random", seed=1) == drawn
+    assert shown(n=5, select="random", seed=2) != drawn
+    with pytest.raises(UsageError, match=r"select names image 200; expected 0\.\.199"):
+        shown(select=(3, 200))
+
+
+def test_fewer_than_asked_for_are_all_shown(run: RunFolder) -> None:
+    made = explain_run(run, ExplainConfig(n=1_000, layers=("layer3",), methods=("gradcam",)))
+    assert made.num_shown == made.num_wrong < 1_000
+    assert len(made.files) == 3 + made.num_shown
+
+
+def test_a_named_class_is_mapped_for_every_image(run: RunFolder) -> None:
+    name = checkpoint.load_weights(run.best)[1].class_names[3]
+    explain_run(run, ExplainConfig(n=2, target=name))
+    with np.load(run.explain / "maps.npz") as found:
+        assert found["targets"].tolist() == [name]
+        assert found["classes"].tolist() == [[3, 3]]
+    with pytest.raises(UsageError, match="target is 'unicorn'; expected one of: pred, true, both"):
+        explain_run(run, ExplainConfig(target="unicorn"))
+
+
+def test_layers_that_do_not_exist_are_refused_with_those_that_do(run: RunFolder) -> None:
+    with pytest.raises(UsageError, match="layer is 'layer9'; expected one of: layer1, layer2, layer3; or another"):
+        explain_run(run, ExplainConfig(layers=("layer1", "layer9")))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"n": 0}, "n is 0; expected 1 or more"),
+        ({"select": "best"}, "select is 'best'; expected one of: loss, confidence, random"),
+        ({"select": (1, -2)}, "select is -2; expected 0 or more"),
+        ({"select": (1, 1)}, "select is '1,1'; expected at least one, each once"),
+        ({"select": (1,), "correct": True}, "select names images; expected that or correct, not both"),
+        ({"methods": ("gradcam", "cam")}, "methods is 'cam'; expected one of: gradcam, gradcampp, hirescam"),
+        ({"methods": ()}, "methods is ''; expected at least one, each once"),
+        ({"layers": ("layer1", "layer1")}, "layers is 'layer1,layer1'; expected at least one, each once"),
+    ],
+)
+def test_wrong_questions_are_refused(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError) as refusal:
+        ExplainConfig(**wrong)
+    assert str(refusal.value) == message
 
 
 def test_known_predictions_are_used_and_foreign_ones_are_not(run: RunFolder) -> None:
     good = run.predictions.read_bytes()
     before = run.predictions.stat().st_mtime_ns
-    explain_run(run, n=1)
+    explain_run(run, ExplainConfig(n=1))
     assert run.predictions.stat().st_mtime_ns == before
     rows = (run.explain / "index.csv").read_text()
     for broken in (b"", good[: len(good) // 2], b"PK" + bytes(100)):
         run.predictions.write_bytes(broken)
-        explain_run(run, n=1)
-        # made anew, in float32 where the run may have used bf16: the same image, almost the same loss
-        assert (run.explain / "index.csv").read_text().splitlines()[0] == rows.splitlines()[0]
+        explain_run(run, ExplainConfig(n=1))
+        assert (run.explain / "index.csv").read_text() == rows
         with np.load(run.predictions) as found:
             assert len(found["index"]) == 200
 
 
-def test_fewer_than_asked_for_are_all_shown(run: RunFolder) -> None:
-    made = explain_run(run, n=1_000)
-    assert made.num_shown == made.num_wrong < 1_000
+def test_own_pictures_are_explained_whatever_their_size(run: RunFolder, tmp_path: Path) -> None:
+    explain_run(run, ExplainConfig(n=1))
+    before = (run.explain / "index.csv").read_text()
+    random = np.random.default_rng(0)
+    paths = [tmp_path / "wide.jpg", tmp_path / "tiny.png", tmp_path / "glass.png", tmp_path / "grey.webp"]
+    for path, shape in zip(paths, [(90, 200, 3), (5, 7, 3), (64, 64, 4), (40, 40)], strict=True):
+        PIL.Image.fromarray(random.integers(0, 256, shape, dtype=np.uint8)).save(path)
+    made = explain_run(run, ExplainConfig(target="both"), pictures=paths)
+    folder = run.explain / "pictures"
+    assert made.num_wrong is None
+    assert made.files[0] == folder / "grid.png"
+    rows = table(folder / "index.csv")
+    assert [row["index"] for row in rows] == [path.name for path in paths]
+    assert all(row["true"] == "" and row["loss"] == "" and 0 < float(row["confidence"]) <= 1 for row in rows)
+    assert all((folder / row["file"]).is_file() for row in rows)
+    with np.load(folder / "maps.npz") as found:
+        assert found["targets"].tolist() == ["pred"]  # nobody said what they show
+    assert (run.explain / "index.csv").read_text() == before
 
 
-@pytest.mark.parametrize("n", [1, 25, 100])
-def test_titles_do_not_overlap(n: int) -> None:
-    random = np.random.default_rng(n)
-    images = random.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8)
-    heats = random.random((n, 192, 192), dtype=np.float32)
-    titles = [("true: automobile", "automobile 100%")] * n
-    figure = plotting.cam_grid(images, heats, titles, "small: 1,234 of 10,000 test images misclassified\nGrad-CAM of …")
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    renderer = canvas.get_renderer()
-    texts = [axis.title for axis in figure.axes if axis.get_title()] + [figure._suptitle]  # type: ignore[attr-defined]
-    boxes = [text.get_window_extent(renderer) for text in texts]
-    assert len(boxes) == 2 * n + 1
-    assert all(box.x0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1 for box in boxes)
-    overlaps = [(i, j) for i in range(len(boxes)) for j in range(i) if boxes[i].overlaps(boxes[j])]
-    assert not overlaps
+def test_a_picture_is_cut_to_the_proportions_of_the_data_and_reduced(tmp_path: Path) -> None:
+    image = np.zeros((40, 100, 3), np.uint8)
+    image[:, 30:70] = (10, 200, 30)
+    PIL.Image.fromarray(image).save(tmp_path / "a.png")
+    found = read_picture(tmp_path / "a.png", (32, 32, 3))
+    assert found.shape == (32, 32, 3)
+    assert (found[:, 2:-2] == (10, 200, 30)).all()  # the filter reaches over the cut
+    same = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    PIL.Image.fromarray(same).save(tmp_path / "b.png")
+    assert np.array_equal(read_picture(tmp_path / "b.png", (32, 32, 3)), same)
 
 
-def test_the_overlay_is_the_grey_image_where_there_is_no_heat() -> None:
-    image = np.full((2, 2, 3), 51, np.uint8)
-    heat = np.zeros((8, 8), np.float32)
-    heat[0, 0] = 1
-    laid = plotting.overlay(image, heat)
-    assert laid.shape == (8, 8, 3)
-    np.testing.assert_allclose(laid[1:], 0.2, atol=1e-6)
-    assert laid[0, 0].sum() > 1.5
+def test_a_picture_is_turned_as_its_camera_says(tmp_path: Path) -> None:
+    image = np.zeros((32, 32, 3), np.uint8)
+    image[:16] = 255
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    PIL.Image.fromarray(image).save(tmp_path / "a.png", exif=exif)
+    assert (read_picture(tmp_path / "a.png", (32, 32, 3))[:, 16:] == 255).all()
 
 
-def test_names_with_dollar_signs_are_text() -> None:
-    figure = plotting.cam_grid(
-        np.zeros((1, 4, 4, 3), np.uint8),
-        np.zeros((1, 24, 24), np.float32),
-        [("$\\frac{$", "<script>")],
-        "a $\\frac{$ b",
-    )
-    FigureCanvasAgg(figure).draw()
+def test_what_is_no_picture_is_refused(run: RunFolder, tmp_path: Path) -> None:
+    no_picture, half = tmp_path / "a.png", tmp_path / "b.png"
+    no_picture.write_bytes(b"not a picture")
+    PIL.Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(half)
+    half.write_bytes(half.read_bytes()[:60])
+    deep = tmp_path / "c.png"
+    PIL.Image.fromarray(np.full((40, 40), 60_000, np.uint16)).save(deep)
+    postscript = tmp_path / "d.eps"
+    postscript.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n")
+    for path in (no_picture, half, deep, postscript, tmp_path):
+        with pytest.raises(DataError, match=f"{path.name}: not a picture that can be read .*; expected such as JPEG"):
+            explain_run(run, ExplainConfig(), pictures=[path])
+    with pytest.raises(DataError, match=r"nothing\.png: no such picture"):
+        explain_run(run, ExplainConfig(), pictures=[tmp_path / "nothing.png"])
 
 
 def test_data_of_another_kind_is_refused(run: RunFolder, tmp_path: Path) -> None:
-    from fastcifar.converters import Source, convert
-    from tests.test_writer import random_split
-
     convert(
         Source(description="", class_names=("a", "b"), splits={"train": random_split(2), "test": random_split(2)}),
         tmp_path,
     )
     with pytest.raises(DataError, match=r"2 classes, images \(8, 8, 3\); the network was trained on 10 classes"):
-        explain_run(run, data_dir=str(tmp_path))
+        explain_run(run, ExplainConfig(), data_dir=str(tmp_path))
     with pytest.raises(DataError, match=r"test\.beton: no such file"):
-        explain_run(run, data_dir=str(tmp_path / "nowhere"))
+        explain_run(run, ExplainConfig(), data_dir=str(tmp_path / "nowhere"))
 
 
 def test_a_run_without_weights_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"best\.safetensors: not the weights of a known network"):
-        explain_run(RunFolder(tmp_path))
-    with pytest.raises(UsageError, match="n is 0; expected 1 or more"):
-        explain_run(RunFolder(tmp_path), n=0)
+    for ask in (lambda: explain_run(RunFolder(tmp_path), ExplainConfig()), lambda: evaluate_run(RunFolder(tmp_path))):
+        with pytest.raises(CheckpointError, match=r"best\.safetensors: not the weights of a known network"):
+            ask()
+
+
+def test_a_network_that_answers_nan_is_refused(run: RunFolder, tmp_path: Path) -> None:
+    broken = RunFolder(tmp_path)
+    broken.best.parent.mkdir()
+    model, info, _ = checkpoint.load_weights(run.best)
+    model.head.weight.data.fill_(float("nan"))
+    checkpoint.save_weights(broken.best, model, run.read_config().network, info)
+    broken.write_config(run.read_config())
+    for ask in (lambda: explain_run(broken, ExplainConfig()), lambda: evaluate_run(broken)):
+        with pytest.raises(CheckpointError, match="its answers are not finite; train again with a smaller rate"):
+            ask()
+
+
+def test_eval_gives_the_score_of_the_run(run: RunFolder) -> None:
+    made = evaluate_run(run)
+    metrics = json.loads(run.metrics.read_text())
+    assert made.scores.accuracy == metrics["test_accuracy"]
+    assert made.scores.loss == pytest.approx(metrics["test_loss"], rel=1e-6)
+    found = Answers(run.predictions)
+    assert made.scores.confusion.sum() == 200
+    assert np.trace(made.scores.confusion) == len(found.right)
+    folder = run.path / "eval" / "test"
+    names = ["scores.json", "confusion.png", "reliability.png", "wrong.png", "correct.png", "predictions.npz"]
+    assert made.files == tuple(folder / name for name in names)
+    stored = json.loads((folder / "scores.json").read_text())
+    assert stored["accuracy"] == metrics["test_accuracy"]
+    worst = found.wrong[np.argsort(-found.loss[found.wrong], kind="stable")][:10]
+    assert [image["index"] for image in stored["worst"]] == worst.tolist()
+    for name in names[1:5]:
+        with PIL.Image.open(folder / name) as picture:
+            assert min(picture.size) > 400
+
+
+def test_eval_of_the_validation_images_scores_those_that_were_held_out(run: RunFolder, data_dir: Path) -> None:
+    made = evaluate_run(run, split="val")
+    last = table(run.results)
+    best = json.loads(run.metrics.read_text())["best"]
+    assert made.scores.accuracy == pytest.approx(best["val_accuracy"])
+    assert made.scores.loss == pytest.approx(float(last[best["epoch"] - 1]["val_loss"]), rel=1e-3)
+    with np.load(run.path / "eval" / "val" / "predictions.npz") as found:
+        rows = found["index"]
+        assert len(rows) == 60
+        assert np.array_equal(found["label"], open_beton(data_dir / "train.beton").labels[rows])
+
+
+def test_eval_with_test_time_augmentation_leaves_the_plain_predictions(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastcifar.explain.trained.choose_amp", lambda device, amp: "off")
+    before = run.predictions.read_bytes()
+    plain, flipped = evaluate_run(run), evaluate_run(run, tta="flip")
+    assert run.predictions.read_bytes() == before
+    assert flipped.scores.loss != plain.scores.loss
+    with np.load(run.path / "eval" / "test-flip" / "predictions.npz") as found:
+        logits = found["logits"]
+    model, info, _ = checkpoint.load_weights(run.best)
+    loader = make_loader(
+        Path(run.read_config().data_dir) / "test.beton", train=False, batch_size=200, mean=info.mean, std=info.std
+    )
+    images = next(iter(loader)).images
+    with torch.no_grad():
+        expected = (model(images) + model(images.flip(-1))) / 2
+    np.testing.assert_allclose(logits, expected.numpy(), atol=1e-4, rtol=1e-4)
+
+
+def test_eval_of_validation_images_wants_the_training_images_themselves(run: RunFolder, tmp_path: Path) -> None:
+    from fastcifar.converters.synthetic import source
+
+    with source(600, 200, seed=5) as other:
+        convert(other, tmp_path)
+    with pytest.raises(DataError, match=r"train\.beton: not the file that .* was trained on"):
+        evaluate_run(run, split="val", data_dir=str(tmp_path))
+
+
+def test_eval_of_validation_images_that_nobody_held_out_is_refused(data_dir: Path, tmp_path: Path) -> None:
+    config = TrainConfig(data_dir=str(data_dir), model="small", max_steps=1, batch_size=60, val_size=0)
+    folder = train(config, runs_dir=tmp_path)[0]
+    with pytest.raises(UsageError, match=r"trained on all images \(--val-size 0\); expected --split test"):
+        evaluate_run(folder, split="val")
+
+
+@pytest.mark.parametrize("num_classes", [2, 100])
+def test_datasets_with_few_and_with_many_classes(num_classes: int, tmp_path: Path) -> None:
+    names = ("<script>alert(1)</script>", *(f"$class_{i}$" for i in range(1, num_classes)))
+
+    class Split:
+        def __init__(self, each: int) -> None:
+            self._each = each
+
+        def __len__(self) -> int:
+            return self._each * num_classes
+
+        def __iter__(self) -> Any:
+            random = np.random.default_rng(0)
+            for i in range(len(self)):
+                yield random.integers(0, 256, (32, 32, 3), dtype=np.uint8), i % num_classes
+
+    convert(Source(description="", class_names=names, splits={"train": Split(3), "test": Split(2)}), tmp_path / "data")
+    config = TrainConfig(data_dir=str(tmp_path / "data"), model="small", max_steps=1, batch_size=4)
+    run = train(config, runs_dir=tmp_path / "runs")[0]
+    made = evaluate_run(run)
+    assert made.scores.confusion.shape == (num_classes, num_classes)
+    assert explain_run(run, ExplainConfig(n=2, correct=made.scores.accuracy == 1)).num_shown
+    rows = preview(config, tmp_path / "preview.png", n=1)
+    assert rows == num_classes
+
+
+def test_preview_shows_what_training_sees(data_dir: Path, tmp_path: Path) -> None:
+    augment = AugmentConfig(crop_padding=4, cutout_size=8, rotate_degrees=10, hue_shift=20, colour_p=0.5)
+    config = TrainConfig(data_dir=str(data_dir), augment=augment, seed=3)
+    beton = open_beton(data_dir / "train.beton")
+    rows = images_of_each_class(beton, 2, 3)
+    assert beton.labels[rows].tolist() == [c for c in range(10) for _ in range(2)]
+    versions = augmented_versions(beton, rows, config, 3)
+    loader = make_loader(beton, augment=augment, batch_size=600, seed=3, dtype=torch.uint8)
+    for epoch in range(3):
+        (batch,) = loader.epoch(epoch)
+        images = batch.images[torch.argsort(batch.indices)].permute(0, 2, 3, 1).numpy()
+        assert np.array_equal(versions[:, epoch], images[rows])
+    assert preview(config, tmp_path / "a.png", n=3, each=2) == 20
+    with PIL.Image.open(tmp_path / "a.png") as picture:
+        assert picture.height > 20 * 96

@@ -9,7 +9,7 @@ from benchmarks.peers import plain_training
 from fastcifar import config
 from fastcifar.config import ModelConfig, TrainConfig
 from fastcifar.errors import UsageError
-from fastcifar.explain import default_stage
+from fastcifar.explain import Activations
 from fastcifar.models import count_parameters, make_model
 
 
@@ -98,8 +98,8 @@ def test_without_batch_norm_an_image_does_not_see_the_others(norm: str) -> None:
 
 
 def test_the_last_stage_keeps_its_size_with_stride_1() -> None:
-    _, size = default_stage(make_model(ModelConfig(last_stride=1), 10), (32, 32, 3))
-    assert size == (8, 8)
+    model = make_model(ModelConfig(last_stride=1), 10)
+    assert Activations(model, torch.zeros(1, 3, 32, 32), ["layer4"]).sizes == ((8, 8),)
 
 
 def test_dropout_drops_while_training_only() -> None:

@@ -16,10 +16,12 @@ from fastcifar import __version__
 from fastcifar.cli.bench import bench
 from fastcifar.cli.convert import convert
 from fastcifar.cli.doctor import doctor
+from fastcifar.cli.eval import evaluate
 from fastcifar.cli.explain import explain
 from fastcifar.cli.inspect import inspect
 from fastcifar.cli.lr_find import lr_find
 from fastcifar.cli.output import log_to_stderr
+from fastcifar.cli.preview import preview
 from fastcifar.cli.recipes import recipes
 from fastcifar.cli.train import train
 from fastcifar.errors import FastcifarError, Stopped
@@ -124,5 +126,5 @@ def main(context: click.Context, debug: bool) -> None:
         click.echo(context.get_help())
 
 
-for _command in (convert, inspect, recipes, lr_find, train, explain, bench, doctor):
+for _command in (convert, inspect, preview, recipes, lr_find, train, evaluate, explain, bench, doctor):
     main.add_command(_command)

@@ -20,6 +20,13 @@ data_dir = click.option(
     callback=_expand,
     help="Folder of train.beton and test.beton.",
 )
+run_data_dir = click.option(
+    "--data-dir",
+    envvar="FASTCIFAR_DATA_DIR",
+    show_envvar=True,
+    callback=_expand,
+    help="Folder of the betons.  [default: that of the run]",
+)
 runs_dir = click.option(
     "--runs-dir",
     default="runs",

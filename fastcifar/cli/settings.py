@@ -158,17 +158,20 @@ AUGMENTATION = [
         help="A pipeline of Albumentations, saved by A.save (JSON or YAML), instead of all of these.",
     ),
 ]
+_LOADER = _setting("--loader", "What delivers the batches; all deliver the same.", type=click.Choice(config.LOADERS))
+_SEED = _setting("--seed", "Decides weights, order, augmentation and validation images.", type=int)
 DATA = [
-    _setting("--loader", "What delivers the batches; all deliver the same.", type=click.Choice(config.LOADERS)),
+    _LOADER,
     _setting("--shuffle", "window: for betons larger than memory.", type=click.Choice(("full", "window"))),
     _setting(
         "--val-size",
         "Training images held out for validation, as many of each class; 0: none.  [default: a tenth]",
         type=int,
     ),
-    _setting("--seed", "Decides weights, order, augmentation and validation images.", type=int),
+    _SEED,
     options.data_dir,
 ]
+PREVIEWED = [_LOADER, _SEED, options.data_dir]
 MACHINE = [
     options.device,
     _setting("--amp", "Autocast; auto is bf16 where the device is fast at it.", type=click.Choice(config.AMP_MODES)),

@@ -1,6 +1,7 @@
 """Settings as frozen dataclasses, checked when they are made. Nothing here needs torch: the help is built from them."""
 
 from fastcifar.config.augment import CROP_MODES, CUTOUT_FILLS, FLIP_MODES, NO_AUGMENT, AugmentConfig, read_pipeline
+from fastcifar.config.explain import CAM_METHODS, SELECTIONS, ExplainConfig
 from fastcifar.config.model import MODELS, NORMS, ModelConfig
 from fastcifar.config.range_test import LR_MODES, LR_SUGGESTIONS, RangeTest
 from fastcifar.config.train import (
@@ -20,6 +21,7 @@ from fastcifar.config.train import (
 __all__ = [
     "AMP_MODES",
     "ANNEALS",
+    "CAM_METHODS",
     "CROP_MODES",
     "CUTOUT_FILLS",
     "FLIP_MODES",
@@ -34,9 +36,11 @@ __all__ = [
     "OPTIMIZERS",
     "REST_OPTIMIZERS",
     "SCHEDULES",
+    "SELECTIONS",
     "SHUFFLES",
     "TTAS",
     "AugmentConfig",
+    "ExplainConfig",
     "ModelConfig",
     "RangeTest",
     "TrainConfig",

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from fastcifar.explain.cam import CamResult, default_stage, grad_cam
-from fastcifar.explain.gallery import Explanation, explain_run
+from fastcifar.explain.cam import Activations, CamMaps, best_layer
+from fastcifar.explain.evaluation import Evaluation, evaluate_run
+from fastcifar.explain.preview import preview
+from fastcifar.explain.sheets import Explanation, explain_run
 
-__all__ = ["CamResult", "Explanation", "default_stage", "explain_run", "grad_cam"]
+__all__ = [
+    "Activations",
+    "CamMaps",
+    "Evaluation",
+    "Explanation",
+    "best_layer",
+    "evaluate_run",
+    "explain_run",
+    "preview",
+]

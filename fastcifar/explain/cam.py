@@ -1,40 +1,137 @@
-"""Class activation maps: Grad-CAM (Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via
-Gradient-based Localization", 2017)."""
+"""Class activation maps: where in an image the evidence for a class lies, as a layer of the network sees it.
+
+- gradcam: Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization", 2017
+- gradcampp: Chattopadhay et al., "Grad-CAM++: Improved Visual Explanations for Deep Convolutional Networks", 2018
+- hirescam: Draelos and Carin, "Use HiResCAM instead of Grad-CAM for faithful explanations of CNNs", 2020
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
+from fastcifar.checks import require_choice
+from fastcifar.config import CAM_METHODS
 from fastcifar.errors import UsageError
+from fastcifar.models import evaluating
 
 SMALLEST_MAP = 5
+Size = tuple[int, int]
 
 
-class CamResult(NamedTuple):
-    """Maps of a batch."""
+class CamMaps(NamedTuple):
+    """Maps of one method for one class of each image."""
 
     maps: torch.Tensor
-    """(N, h, w) float32 in 0..1, of the stage's own size; each image's largest value is 1 unless all are 0."""
+    """(N, layers, H, W) float32 in 0..1: each divided by its largest value, then enlarged to the image, bilinearly."""
     has_evidence: torch.Tensor
-    """(N,) bool: False where nothing speaks for the class, so that the map is 0 everywhere."""
+    """(N, layers) bool: False where nothing speaks for the class, so that the map is 0 everywhere."""
+
+
+class Activations:
+    """What some layers of a network give for a batch: one forward pass, kept for any number of maps.
+
+    The network's gradients, its mode and its hooks are as they were, also after an error.
+    """
+
     logits: torch.Tensor
     """(N, num_classes) float32."""
+    sizes: tuple[Size, ...]
+    """(h, w) of each layer's own maps."""
+
+    def __init__(self, model: nn.Module, images: torch.Tensor, layers: Sequence[str]) -> None:
+        """images: (N, 3, H, W) float, normalised, on the network's device; it is run in float32.
+
+        Raises UsageError if the network has no such layer, or one gives no maps.
+        """
+        _require_layers(model, layers)
+        self._image_size: Size = (images.shape[2], images.shape[3])
+        with (
+            evaluating(model),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.autocast(images.device.type, enabled=False),
+            _captured(model, layers) as found,
+        ):
+            # the images carry a gradient, so that a frozen network gives one too
+            self._scores = model(images.detach().to(torch.float32, copy=True).requires_grad_())
+        self._found = [_require_maps(name, found.get(name)) for name in layers]
+        self.logits = self._scores.detach()
+        self.sizes = tuple((a.shape[2], a.shape[3]) for a in self._found)
+
+    def maps(
+        self, targets: torch.Tensor | None = None, methods: Sequence[str] = ("gradcam", "gradcampp")
+    ) -> dict[str, CamMaps]:
+        """The maps of each method, from one backward pass for all layers and methods.
+
+        targets: (N,) int64, the class whose evidence is mapped; the predicted one if not given.
+        """
+        for method in methods:
+            require_choice("method", method, CAM_METHODS)
+        classes = self.logits.argmax(dim=1) if targets is None else targets
+        with torch.enable_grad():
+            scores = self._scores.gather(1, classes[:, None]).sum()  # images do not mix in evaluation mode
+        gradients = torch.autograd.grad(scores, self._found, retain_graph=True, materialize_grads=True)
+        made = {}
+        for method in methods:
+            layers = [_METHODS[method](a.detach(), g) for a, g in zip(self._found, gradients, strict=True)]
+            scaled, evidence = zip(*(_scaled(each, self._image_size) for each in layers), strict=True)
+            made[method] = CamMaps(torch.stack(scaled, dim=1), torch.stack(evidence, dim=1))
+        return made
+
+
+def _grad_cam(activation: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    weights = gradient.mean(dim=(2, 3))  # (N, C)
+    return torch.einsum("nc,nchw->nhw", weights, activation)
+
+
+def _grad_cam_plus_plus(activation: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    # alpha = g^2 / (2 g^2 + sum(A) g^3), with g^2 taken out; where g <= 0 the paper's weight is 0 whatever alpha is
+    denominator = 2 + activation.sum(dim=(2, 3), keepdim=True) * gradient
+    alpha = torch.where(denominator != 0, 1 / denominator, 0.0)
+    weights = (alpha * gradient.relu()).sum(dim=(2, 3))  # (N, C)
+    return torch.einsum("nc,nchw->nhw", weights, activation)
+
+
+def _hires_cam(activation: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    return (gradient * activation).sum(dim=1)  # (N, C, h, w) -> (N, h, w)
+
+
+_METHODS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "gradcam": _grad_cam,
+    "gradcampp": _grad_cam_plus_plus,
+    "hirescam": _hires_cam,
+}
+
+
+def _scaled(raw: torch.Tensor, size: Size) -> tuple[torch.Tensor, torch.Tensor]:
+    """(N, h, w) -> the positive part in 0..1, (N, H, W); and whether there is any, (N,)."""
+    positive = raw.relu()
+    peak = positive.amax(dim=(1, 2))  # (N,)
+    has_evidence = peak > 0
+    unit = positive / torch.where(has_evidence, peak, 1.0)[:, None, None]
+    return F.interpolate(unit[:, None], size, mode="bilinear", align_corners=False)[:, 0].clamp(0, 1), has_evidence
 
 
 @contextmanager
-def _captured(model: nn.Module, stages: tuple[str, ...]) -> Iterator[dict[str, torch.Tensor]]:
-    """In the block, what each of `stages` gives in a forward pass; the hooks are gone after it."""
-    found: dict[str, torch.Tensor] = {}
+def _captured(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """In the block, what each of `layers` gives in a forward pass; the hooks are gone after it."""
+    found: dict[str, Any] = {}
 
-    def keep(name: str) -> object:
-        return lambda module, inputs, output: found.__setitem__(name, output)
+    def keep(name: str) -> Callable[..., Any]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
+            found[name] = output
+            # the network goes on with a copy: what follows may work in place
+            return output.clone() if isinstance(output, torch.Tensor) else None
 
-    hooks = [model.get_submodule(name).register_forward_hook(keep(name)) for name in stages]  # type: ignore[arg-type]
+        return hook
+
+    hooks = [model.get_submodule(name).register_forward_hook(keep(name)) for name in layers]
     try:
         yield found
     finally:
@@ -42,48 +139,30 @@ def _captured(model: nn.Module, stages: tuple[str, ...]) -> Iterator[dict[str, t
             hook.remove()
 
 
-def grad_cam(model: nn.Module, images: torch.Tensor, stage: str, targets: torch.Tensor | None = None) -> CamResult:
-    """Grad-CAM of each image at one stage of the network, in one forward and one backward pass for the whole batch.
-
-    images: (N, 3, H, W) float32, normalised, on the network's device. targets: (N,) int64, the class whose evidence is
-    mapped; the predicted one if not given. The network's gradients and mode are left as they were.
-    Raises UsageError if the network has no such stage.
-    """
-    if stage not in dict(model.named_modules()):
-        known = ", ".join(getattr(model, "stages", ()))
-        raise UsageError(f"stage is {stage!r}; expected one of: {known}")
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.enable_grad(), _captured(model, (stage,)) as found:
-            # the images carry a gradient, so that a frozen network gives one too
-            logits = model(images.detach().float().requires_grad_())
-            activation = found[stage]  # (N, C, h, w)
-            classes = logits.argmax(dim=1) if targets is None else targets
-            scores = logits.gather(1, classes[:, None]).sum()  # images do not mix in evaluation mode
-            (gradient,) = torch.autograd.grad(scores, activation)
-    finally:
-        model.train(was_training)
-    weights = gradient.mean(dim=(2, 3), keepdim=True)  # (N, C, 1, 1)
-    maps = (weights * activation.detach()).sum(dim=1).relu()  # (N, C, h, w) -> (N, h, w)
-    peak = maps.amax(dim=(1, 2), keepdim=True)
-    has_evidence = peak[:, 0, 0] > 0
-    return CamResult(maps / torch.where(peak > 0, peak, 1.0), has_evidence, logits.detach())
+def stages_of(model: nn.Module) -> tuple[str, ...]:
+    """The layers of which maps are drawn when none are named, from shallow to deep."""
+    return tuple(getattr(model, "stages", ()))
 
 
-def default_stage(model: nn.Module, image_shape: tuple[int, int, int]) -> tuple[str, tuple[int, int]]:
-    """The deepest stage whose maps have at least 5x5 pixels (else the one with the largest), and its maps' size."""
-    stages: tuple[str, ...] = model.stages  # type: ignore[assignment]
-    height, width, channels = image_shape
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), _captured(model, stages) as found:
-            device = next(model.parameters()).device
-            model(torch.zeros(1, channels, height, width, device=device))
-    finally:
-        model.train(was_training)
-    sizes = {name: (found[name].shape[2], found[name].shape[3]) for name in stages}
-    large = [name for name in stages if min(sizes[name]) >= SMALLEST_MAP]
-    chosen = large[-1] if large else max(stages, key=lambda name: min(sizes[name]))
-    return chosen, sizes[chosen]
+def _require_layers(model: nn.Module, layers: Sequence[str]) -> None:
+    known = {name for name, _ in model.named_modules() if name}
+    for name in layers:
+        if name not in known:
+            stages = ", ".join(stages_of(model)) or ", ".join(sorted(known))
+            raise UsageError(f"layer is {name!r}; expected one of: {stages}; or another module of the network")
+
+
+def _require_maps(name: str, output: Any) -> torch.Tensor:
+    if not isinstance(output, torch.Tensor) or output.ndim != 4:
+        gives = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, torch.Tensor) else "no tensor"
+        raise UsageError(f"layer {name!r} gives {gives}; expected one that gives maps, (N, C, h, w)")
+    if not output.requires_grad:
+        raise UsageError(f"layer {name!r} is cut off from the gradient; expected one that is trained through")
+    return output
+
+
+def best_layer(sizes: Sequence[Size]) -> int:
+    """Which of these layers, from shallow to deep, to look at first: the deepest whose maps have at least 5x5 pixels,
+    else the one with the largest."""
+    large = [i for i, size in enumerate(sizes) if min(size) >= SMALLEST_MAP]
+    return large[-1] if large else max(range(len(sizes)), key=lambda i: min(sizes[i]))

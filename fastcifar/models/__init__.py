@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -34,6 +35,18 @@ def make_model(config: ModelConfig, num_classes: int, image_shape: tuple[int, in
     if not hasattr(model, "stages"):
         model.stages = _stages(model, config.name, num_classes, image_shape)  # type: ignore[assignment]
     return model
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """In the block, the network is in evaluation mode; each of its modules is then put back into its own."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def builder(config: ModelConfig) -> Callable[..., nn.Module]:
@@ -77,16 +90,13 @@ def _stages(model: nn.Module, name: str, num_classes: int, image_shape: tuple[in
         return hook
 
     hooks = [module.register_forward_hook(keep(of)) for of, module in model.named_modules() if of]
-    was_training = model.training
-    model.eval()
     try:
-        with torch.no_grad():
+        with evaluating(model), torch.no_grad():
             logits = model(torch.zeros(2, channels, height, width))
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise UsageError(f"model {name!r} does not take images of {height}x{width} ({reason})") from error
     finally:
-        model.train(was_training)
         for hook in hooks:
             hook.remove()
     if not isinstance(logits, torch.Tensor) or logits.shape != (2, num_classes):

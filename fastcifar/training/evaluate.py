@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fastcifar.loaders import Loader
+from fastcifar.models import evaluating
 from fastcifar.training.device import autocast
 from fastcifar.training.processes import Processes
 
@@ -46,19 +47,14 @@ def evaluate(
     other; the answers are those of all.
     """
     device = loader.config.device
-    was_training = model.training
-    model.eval()
     parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
-    try:
-        with torch.inference_mode():
-            for batch in loader.epoch(0):
-                with autocast(device, amp):
-                    logits = predict(model, batch.images, tta)
-                parts.append((batch.indices, batch.labels, logits.float()))
-                if advance is not None:
-                    advance(len(batch.labels))
-    finally:
-        model.train(was_training)
+    with evaluating(model), torch.inference_mode():
+        for batch in loader.epoch(0):
+            with autocast(device, amp):
+                logits = predict(model, batch.images, tta)
+            parts.append((batch.indices, batch.labels, logits.float()))
+            if advance is not None:
+                advance(len(batch.labels))
     columns = [torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True)]
     if processes is not None:
         everyones = processes.everyones(columns)

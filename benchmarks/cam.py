@@ -1,0 +1,115 @@
+"""Class activation maps: how many seconds for 25 images at the four stages of ResNet-18 by two methods, side by side?
+
+    python benchmarks/cam.py --data-dir data --json
+
+The same network and images (normalised, float32) for each, in turn, after a warm-up: fastcifar takes all layers and
+both methods from one pass; pytorch-grad-cam averages over layers, so it is asked once for each layer and method; captum
+has Grad-CAM alone.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import click
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import Command, row, save_rows, show  # noqa: E402
+from fastcifar import make_loader, measure  # noqa: E402
+from fastcifar.config import ModelConfig  # noqa: E402
+from fastcifar.explain import Activations  # noqa: E402
+from fastcifar.loaders.base import usable_device  # noqa: E402
+from fastcifar.models import make_model  # noqa: E402
+
+METHODS = ("gradcam", "gradcampp")
+Run = Callable[[], object]
+
+
+def ours(model: Any, images: torch.Tensor, targets: torch.Tensor) -> Run:
+    return lambda: Activations(model, images, model.stages).maps(targets, METHODS)
+
+
+def pytorch_grad_cam(model: Any, images: torch.Tensor, targets: torch.Tensor) -> Run:
+    from pytorch_grad_cam import GradCAM, GradCAMPlusPlus
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    classes = [ClassifierOutputTarget(int(target)) for target in targets]
+
+    def run() -> None:
+        for layer in model.stages:
+            for method in (GradCAM, GradCAMPlusPlus):
+                with method(model, [model.get_submodule(layer)]) as cam:
+                    cam(images, classes)
+
+    return run
+
+
+def captum(model: Any, images: torch.Tensor, targets: torch.Tensor) -> Run:
+    from captum.attr import LayerAttribution, LayerGradCam
+
+    def run() -> None:
+        for layer in model.stages:
+            found = LayerGradCam(model, model.get_submodule(layer)).attribute(images, targets, relu_attributions=True)
+            LayerAttribution.interpolate(found, images.shape[2:], "bilinear")
+
+    return run
+
+
+PEERS = {"fastcifar": ours, "pytorch-grad-cam": pytorch_grad_cam, "captum": captum}
+NOTES = {"captum": "Grad-CAM only: it has no Grad-CAM++"}
+
+
+@click.command(cls=Command)
+@click.option("--data-dir", default="data", show_default=True, envvar="FASTCIFAR_DATA_DIR")
+@click.option("--n", default=25, show_default=True, type=click.IntRange(1), help="Images.")
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--repeats", default=7, show_default=True, type=click.IntRange(5))
+@click.option("--save/--no-save", default=True, show_default=True, help="To benchmarks/results/cam.jsonl.")
+@click.option("--json", "as_json", is_flag=True)
+def main(data_dir: str, n: int, device: str, repeats: int, save: bool, as_json: bool) -> None:
+    """Seconds for the maps of some images."""
+    where = usable_device(device)
+    loader = make_loader(Path(data_dir) / "test.beton", train=False, batch_size=n, device=where)
+    batch = next(iter(loader))
+    torch.manual_seed(0)
+    model = make_model(ModelConfig(name="resnet18"), len(loader.beton.class_names)).to(where).eval()
+    runs, seconds, notes = {}, {name: [] for name in PEERS}, dict(NOTES)
+    for name, make in PEERS.items():
+        try:
+            runs[name] = make(model, batch.images, batch.labels)
+        except ImportError as error:
+            notes[name] = f"skipped: {error}"
+            continue
+        runs[name]()
+    for number in range(repeats):
+        click.echo(f"round {number + 1} of {repeats}", err=True)
+        for name, run in runs.items():
+            measure.synchronise(where)
+            begin = time.perf_counter()
+            run()
+            measure.synchronise(where)
+            seconds[name].append(time.perf_counter() - begin)
+    rows = []
+    for name, times in seconds.items():
+        found: dict[str, Any] = {"seconds": None, "seconds_min": None, "seconds_max": None}
+        if times:
+            found = {"seconds": median(times), "seconds_min": min(times), "seconds_max": max(times)}
+            found = {key: round(value, 4) for key, value in found.items()}
+        rows.append(row(name, **found, repeats=len(times), note=notes.get(name, "")))
+    show(rows, ("name", "seconds", "seconds_min", "seconds_max", "note"), as_json)
+    if save:
+        save_rows(
+            __file__, rows, measure.circumstances(f"{data_dir}, resnet18, {n} images, 4 layers, 2 methods", where)
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""`eval`: how good a run is on its validation or test images, in numbers and pictures."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastcifar.checks import require_choice
+from fastcifar.config import TTAS
+from fastcifar.explain.choice import Verdicts, verdicts
+from fastcifar.explain.trained import Trained, write_png
+from fastcifar.files import write_text, writing_to
+from fastcifar.scores import Scores, score
+from fastcifar.training import checkpoint
+from fastcifar.training.progress import Reporter, SilentReporter
+from fastcifar.training.run_folder import RunFolder
+
+SPLITS = ("test", "val")
+IN_GALLERY = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What was made."""
+
+    scores: Scores
+    class_names: tuple[str, ...]
+    worst: tuple[dict[str, Any], ...]
+    """The misclassified images of largest loss: index, true, predicted, confidence, loss."""
+    files: tuple[Path, ...]
+
+
+def evaluate_run(
+    run: RunFolder,
+    *,
+    split: str = "test",
+    tta: str = "none",
+    data_dir: str | None = None,
+    device: str = "auto",
+    trusted: str | None = None,
+    reporter: Reporter | None = None,
+) -> Evaluation:
+    """Score the best weights of a run; numbers and pictures go to eval/<split>[-<tta>]/ in its folder.
+
+    split: 'test', or 'val' for the images that training held out. tta: test-time augmentation. trusted: see
+    `explain_run`. Raises DataError (4) if a beton is missing, damaged or of another kind; CheckpointError (6);
+    UsageError (2).
+    """
+    require_choice("split", split, SPLITS)
+    require_choice("tta", tta, TTAS)
+    reporter = reporter or SilentReporter()
+    trained = Trained(run, data_dir=data_dir, device=device, trusted=trusted)
+    beton = trained.open_beton("test" if split == "test" else "train")
+    predictions = trained.predictions(split, beton, tta, reporter)
+    names = trained.info.class_names
+    scores, found = score(predictions.logits, predictions.label, len(names)), verdicts(predictions)
+    folder = run.path / "eval" / (split if tta == "none" else f"{split}-{tta}")
+    title = f"{run.path.name}: {len(found.index):,} {'test' if split == 'test' else 'validation'} images"
+    title += "" if tta == "none" else f", test-time augmentation {tta}"
+    with writing_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    wrong = np.flatnonzero(~found.right)
+    worst = tuple(
+        {
+            "index": int(found.index[k]),
+            "true": names[found.true[k]],
+            "predicted": names[found.predicted[k]],
+            "confidence": round(float(found.confidence[k]), 6),
+            "loss": round(float(found.loss[k]), 6),
+        }
+        for k in wrong[np.argsort(-found.loss[wrong], kind="stable")][:10]
+    )
+    facts = {"run": run.path.name, "split": split, "tta": tta, **scores.facts(names), "worst": list(worst)}
+    facts |= {"weights_sha256": predictions.weights_sha256, "data_sha256": predictions.data_sha256}
+    write_text(folder / "scores.json", json.dumps(facts, indent=1, allow_nan=False) + "\n")
+    checkpoint.save_predictions(folder / "predictions.npz", predictions)
+    pictures = _draw(folder, title, scores, found, names, beton.images)
+    return Evaluation(
+        scores=scores,
+        class_names=names,
+        worst=worst,
+        files=(folder / "scores.json", *pictures, folder / "predictions.npz"),
+    )
+
+
+def _draw(
+    folder: Path, title: str, scores: Scores, found: Verdicts, names: tuple[str, ...], images_of: Any
+) -> list[Path]:
+    from fastcifar import plotting
+    from fastcifar.plotting.images import Named
+
+    made = [
+        write_png(folder / "confusion.png", plotting.confusion(scores.confusion, names, title)),
+        write_png(
+            folder / "reliability.png",
+            plotting.reliability(scores.bin_confidence, scores.bin_accuracy, scores.bin_count, scores.ece, title),
+        ),
+    ]
+    for name, right in (("wrong", False), ("correct", True)):
+        places = np.flatnonzero(found.right == right)
+        chosen = places[np.argsort(-found.loss[places], kind="stable")][:IN_GALLERY]
+        path = folder / f"{name}.png"
+        if not len(chosen):
+            path.unlink(missing_ok=True)  # of an earlier evaluation
+            continue
+        called = [
+            Named(names[t], names[p], bool(t == p))
+            for t, p in zip(found.true[chosen], found.predicted[chosen], strict=True)
+        ]
+        kind = "rightly classified, the least sure first" if right else "misclassified, of largest loss first"
+        heading = f"{title}\n{len(chosen)} of {len(places):,} {kind}"
+        images = images_of(found.index[chosen])
+        made.append(write_png(path, plotting.gallery(images, called, heading)))
+    return made

@@ -1,0 +1,48 @@
+"""The user's own pictures, made as large as the images of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import PIL.Image
+import PIL.ImageOps
+
+from fastcifar.errors import DataError
+
+MAX_PIXELS = 50_000_000
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # not those for which Pillow starts programs
+
+
+def read_picture(path: Path, image_shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
+    """The picture as (H, W, 3) uint8 RGB: its middle, as wide and high as the images are in proportion, reduced or
+    enlarged with Lanczos' filter. It is turned as its camera says; transparent places become white.
+
+    Raises DataError (4) if it is no picture of FORMATS, or too large.
+    """
+    height, width, _ = image_shape
+    PIL.Image.init()  # it knows JPEG, PNG, GIF, BMP and PPM only, before
+    try:
+        with PIL.Image.open(path, formats=FORMATS) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                raise ValueError(f"it has {picture.width}x{picture.height} pixels, over {MAX_PIXELS:,}")
+            upright = PIL.ImageOps.exif_transpose(picture)
+            if upright.mode in ("I", "F") or upright.mode.startswith("I;"):
+                raise ValueError(f"it has mode {upright.mode!r}, not 8 bits a channel")
+            if "transparency" in upright.info or "A" in upright.getbands():
+                layered = upright.convert("RGBA")
+                upright = PIL.Image.alpha_composite(PIL.Image.new("RGBA", layered.size, "white"), layered)
+            fitted = PIL.ImageOps.fit(upright.convert("RGB"), (width, height), PIL.Image.Resampling.LANCZOS)
+            return np.asarray(fitted)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such picture") from None
+    except Exception as error:  # Pillow raises what its decoders raise
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
+        raise DataError(f"{path}: not a picture that can be read ({reason}); expected such as JPEG or PNG") from error
+
+
+def read_pictures(paths: Sequence[Path], image_shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
+    """(N, H, W, 3) uint8, see `read_picture`."""
+    return np.stack([read_picture(path, image_shape) for path in paths])

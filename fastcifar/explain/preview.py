@@ -1,0 +1,66 @@
+"""`preview`: the augmentations of a recipe, on images of every class, as the loader delivers them."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from fastcifar.augment.draws import raw_bits
+from fastcifar.augment.torch_ops import normalisation
+from fastcifar.beton import Beton
+from fastcifar.checks import require_int
+from fastcifar.config import TrainConfig
+from fastcifar.explain.trained import write_png
+from fastcifar.loaders import make_loader, open_for
+
+
+def preview(config: TrainConfig, path: Path, *, n: int = 8, each: int = 1) -> int:
+    """Draw `each` training images of every class beside `n` augmented versions, those of the first n epochs, to `path`.
+
+    Returns the number of images. Raises DataError (4) if train.beton is missing or damaged; UsageError (2).
+    """
+    from fastcifar import plotting
+
+    n, each = require_int("n", n, 1), require_int("each", each, 1)
+    beton = open_for(config.loader, Path(config.data_dir) / "train.beton")
+    rows = images_of_each_class(beton, each, config.seed)
+    versions = augmented_versions(beton, rows, config, n)
+    labels = [beton.class_names[label] for label in beton.labels[rows]]
+    what = config.recipe or "the settings given"
+    heading = f"Augmentations of {what}, seed {config.seed}: as training sees {beton.path.name}"
+    write_png(path, plotting.preview(beton.images(rows), versions, labels, heading))
+    return len(rows)
+
+
+def images_of_each_class(beton: Beton, each: int, seed: int) -> npt.NDArray[np.int64]:
+    """(M,): up to `each` rows of every class that has images, class after class, drawn with `seed`."""
+    keys = raw_bits(seed, 0, "preview", len(beton))
+    by_class = np.lexsort((keys, beton.labels))
+    starts = np.searchsorted(beton.labels[by_class], np.arange(len(beton.class_names) + 1))
+    return np.concatenate([by_class[a : min(a + each, b)] for a, b in pairwise(starts)])
+
+
+def augmented_versions(beton: Beton, rows: npt.NDArray[np.int64], config: TrainConfig, n: int) -> npt.NDArray[np.uint8]:
+    """(M, n, H, W, 3) uint8: the batches of the loader, with the normalisation undone."""
+    loader = make_loader(
+        beton,
+        augment=config.augment,
+        batch_size=len(rows),
+        loader=config.loader,
+        seed=config.seed,
+        rows=rows,
+    )
+    mean, inv_std = normalisation(loader.mean, loader.std)
+    place = {row: i for i, row in enumerate(rows.tolist())}
+    made = np.empty((len(rows), n, *beton.image_shape), np.uint8)
+    try:
+        for epoch in range(n):
+            for batch in loader.epoch(epoch):
+                pixels = batch.images.float().permute(0, 2, 3, 1).cpu().numpy() / inv_std + mean
+                made[[place[row] for row in batch.indices.tolist()], epoch] = np.clip(np.rint(pixels), 0, 255)
+    finally:
+        loader.close()
+    return made

@@ -1,0 +1,21 @@
+"""The only importer of matplotlib. Every function returns a Figure; `save` writes one as PNG."""
+
+from fastcifar.plotting.images import cam_grid, cam_sheet, gallery, preview
+from fastcifar.plotting.rates import rates
+from fastcifar.plotting.scores import confusion, reliability
+from fastcifar.plotting.style import dark, save
+from fastcifar.plotting.training import curves, lr_curve
+
+__all__ = [
+    "cam_grid",
+    "cam_sheet",
+    "confusion",
+    "curves",
+    "dark",
+    "gallery",
+    "lr_curve",
+    "preview",
+    "rates",
+    "reliability",
+    "save",
+]

@@ -1,0 +1,38 @@
+"""Colours that all figures share, light and dark, and the writing of a figure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+HEAT = "inferno"  # even to the eye, also to the colour-blind
+TRAIN_COLOUR, VAL_COLOUR = "#4477aa", "#cc6677"  # Paul Tol's "muted" scheme
+DPI = 120
+DARK: dict[Any, str] = {
+    "figure.facecolor": "#16181d",
+    "axes.facecolor": "#16181d",
+    "savefig.facecolor": "#16181d",
+    "text.color": "#e6e6e6",
+    "axes.labelcolor": "#e6e6e6",
+    "axes.edgecolor": "#8a8f98",
+    "xtick.color": "#c4c8cf",
+    "ytick.color": "#c4c8cf",
+    "grid.color": "#8a8f98",
+}
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, whatever the name of `path`."""
+    figure.savefig(path, format="png", dpi=DPI)
+
+
+@contextmanager
+def dark() -> Iterator[None]:
+    """Figures made in the block are light on dark."""
+    with matplotlib.rc_context(DARK):
+        yield

@@ -1,0 +1,123 @@
+"""Sheets of small pictures, pixel for pixel: a table of tiles, with a line of text above each and one beside each row.
+
+Hundreds of matplotlib's axes would take seconds; here all tiles are one array, and matplotlib writes the text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import matplotlib
+import numpy as np
+import numpy.typing as npt
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
+
+from fastcifar.plotting.style import DPI, HEAT
+
+MARGIN, GAP, NEAR, LINE = 16, 20, 4, 17
+CAPTION_POINTS, HEADING_POINTS = 8, 11
+HEADING_LINE = 22
+LEAST_WIDTH = 560
+MAX_SIDE = 60_000  # what matplotlib can draw is a little more
+
+
+class Tile(NamedTuple):
+    """One picture and what stands above it."""
+
+    pixels: npt.NDArray[np.float64]
+    """(h, w, 3) in 0..1."""
+    caption: str = ""
+    colour: str = ""
+    """Of the caption; matplotlib's text colour if empty."""
+
+
+def table(
+    rows: Sequence[Sequence[Tile]],
+    heading: str,
+    *,
+    labels: Sequence[str] = (),
+    near: int = 1,
+    scale: tuple[str, str] | None = None,
+) -> Figure:
+    """Rows of tiles of one size.
+
+    labels: a text for each row, at its left; may have several lines. near: so many tiles stand close together.
+    scale: what the ends of the colour scale mean, if there is one.
+    """
+    height, width = rows[0][0].pixels.shape[:2]
+    columns = max(map(len, rows))
+    beside = round(max((text_width(line, CAPTION_POINTS) for label in labels for line in label.split("\n")), default=0))
+    left = MARGIN + (beside + 10 if beside else 0)
+    xs = [left + i * (width + NEAR) + i // near * (GAP - NEAR) for i in range(columns)]
+    total_width = max(xs[-1] + width + MARGIN, LEAST_WIDTH)
+    lines = [line for part in heading.split("\n") for line in wrapped(part, total_width - 2 * MARGIN, HEADING_POINTS)]
+    top = MARGIN + HEADING_LINE * len(lines) + 4
+    tops, bottom = [], top
+    for row in rows:
+        tops.append(bottom + (LINE if any(tile.caption for tile in row) else 0))
+        bottom = tops[-1] + height + GAP // 2
+    total_height = bottom + (LINE + 14 if scale else 6)
+    canvas = np.zeros((total_height, total_width, 4))  # transparent: the figure's own colour shows
+    figure = Figure(figsize=(total_width / DPI, total_height / DPI), dpi=DPI)
+
+    def write(x: float, y: float, text: str, points: float, **style: str) -> None:
+        style = {"va": "center", **style}
+        figure.text(x / total_width, 1 - y / total_height, text, size=points, parse_math=False, **style)  # type: ignore[arg-type]
+
+    for i, line in enumerate(lines):
+        write(MARGIN, MARGIN + HEADING_LINE * (i + 0.5), line, HEADING_POINTS)
+    for i, (y, row) in enumerate(zip(tops, rows, strict=True)):
+        if labels:
+            write(MARGIN, y + height / 2, labels[i], CAPTION_POINTS)
+        for x, tile in zip(xs, row, strict=False):
+            canvas[y : y + height, x : x + width] = np.dstack([tile.pixels, np.ones((height, width))])
+            if tile.caption:
+                colour = tile.colour or matplotlib.rcParams["text.color"]
+                write(x, y - LINE / 2, fitting(tile.caption, width, CAPTION_POINTS), CAPTION_POINTS, color=colour)
+    if scale:
+        _draw_scale(canvas, bottom + 4, total_width, scale, write)
+    figure.figimage(canvas, origin="upper")
+    return figure
+
+
+def _draw_scale(
+    canvas: npt.NDArray[np.float64], y: int, total_width: int, ends: tuple[str, str], write: object
+) -> None:
+    bar = 220
+    x = (total_width - bar) // 2
+    canvas[y : y + 10, x : x + bar] = colormaps[HEAT](np.linspace(0, 1, bar))
+    write(x - 8, y + 5, ends[0], CAPTION_POINTS, ha="right")  # type: ignore[operator]
+    write(x + bar + 8, y + 5, ends[1], CAPTION_POINTS)  # type: ignore[operator]
+
+
+@lru_cache(maxsize=10_000)
+def text_width(text: str, points: float) -> float:
+    """Pixels that a line of text takes."""
+    width, _, _ = text_to_path.get_text_width_height_descent(text, FontProperties(size=points), False)
+    return float(width) * DPI / 72 * 1.04  # hinting widens some letters
+
+
+def fitting(text: str, width: float, points: float) -> str:
+    """The text, shortened where it is wider than that."""
+    if text_width(text, points) <= width:
+        return text
+    while text and text_width(text + "…", points) > width:
+        text = text[:-1]
+    return text + "…"
+
+
+def wrapped(text: str, width: float, points: float) -> list[str]:
+    """The text in lines that are no wider than that; a single word may be shortened."""
+    lines = [""]
+    for word in text.split(" "):
+        longer = f"{lines[-1]} {word}" if lines[-1] else word
+        if lines[-1] and text_width(longer, points) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return [fitting(line, width, points) for line in lines]

@@ -1,0 +1,217 @@
+"""Class activation maps against the papers' formulas and against other people's programs."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fastcifar import make_loader
+from fastcifar.config import CAM_METHODS, ModelConfig
+from fastcifar.errors import UsageError
+from fastcifar.explain import Activations, best_layer
+from fastcifar.models import make_model
+from tests.reference import cam_image, enlarge
+
+LAYERS = ("layer1", "layer2", "layer3", "layer4")
+Trained = tuple[nn.Module, torch.Tensor, torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def trained(data_dir: Path) -> Trained:
+    """A ResNet-18 trained for twenty steps; twelve test images, normalised, and their labels."""
+    torch.manual_seed(0)
+    model = make_model(ModelConfig(name="resnet18"), 10)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+    train = make_loader(data_dir / "train.beton", batch_size=60)
+    for epoch in range(2):
+        for batch in train.epoch(epoch):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(batch.images), batch.labels).backward()
+            optimizer.step()
+    test = make_loader(data_dir / "test.beton", train=False, batch_size=12, mean=train.mean, std=train.std)
+    batch = next(iter(test))
+    model.zero_grad(set_to_none=True)
+    return model.eval(), batch.images, batch.labels
+
+
+def unit(heat: np.ndarray) -> np.ndarray:
+    """Divided by its largest value, (h, w) or (N, h, w)."""
+    peak = heat.max(axis=(-2, -1), keepdims=True)
+    return heat / np.where(peak > 0, peak, 1)
+
+
+def spread(heat: np.ndarray) -> np.ndarray:
+    """From 0 to 1, as pytorch-grad-cam ends."""
+    low = heat - heat.min(axis=(-2, -1), keepdims=True)
+    return low / (1e-7 + low.max(axis=(-2, -1), keepdims=True))
+
+
+@pytest.mark.parametrize("method", CAM_METHODS)
+def test_maps_are_the_formula_of_the_paper(trained: Trained, method: str) -> None:
+    model, images, labels = trained
+    made = Activations(model, images, LAYERS).maps(labels, [method])[method]
+    assert made.maps.shape == (12, 4, 32, 32)
+    assert made.maps.dtype == torch.float32
+    for i in range(4):
+        for k, layer in enumerate(LAYERS):
+            raw = cam_image(model, images[i], layer, int(labels[i]), method)
+            np.testing.assert_allclose(made.maps[i, k].numpy(), enlarge(unit(raw), (32, 32)), atol=1e-4)
+            assert bool(made.has_evidence[i, k]) == bool(raw.max() > 0)
+
+
+def test_grad_cam_is_that_of_pytorch_grad_cam(trained: Trained) -> None:
+    peer = pytest.importorskip("pytorch_grad_cam")
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    model, images, labels = trained
+    ours = Activations(model, images, LAYERS).maps(labels, ["gradcam"])["gradcam"].maps.numpy()
+    for k, layer in enumerate(LAYERS):
+        twin = copy.deepcopy(model)
+        with peer.GradCAM(twin, [twin.get_submodule(layer)]) as cam:
+            theirs = cam(images, [ClassifierOutputTarget(int(label)) for label in labels])
+        np.testing.assert_allclose(spread(ours[:, k]), theirs, atol=1e-4)
+
+
+def test_grad_cam_plus_plus_is_that_of_pytorch_grad_cam_but_for_its_epsilon(
+    trained: Trained,
+) -> None:
+    peer = pytest.importorskip("pytorch_grad_cam")
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    model, images, labels = trained
+    for layer in LAYERS:
+        twin = copy.deepcopy(model)
+        with peer.GradCAMPlusPlus(twin, [twin.get_submodule(layer)]) as cam:
+            theirs = cam(images[:3], [ClassifierOutputTarget(int(label)) for label in labels[:3]])
+        for i in range(3):
+            raw = cam_image(model, images[i], layer, int(labels[i]), "gradcampp", epsilon=1e-6)
+            np.testing.assert_allclose(spread(enlarge(raw, (32, 32))), theirs[i], atol=1e-3)
+
+
+def test_grad_cam_is_that_of_captum(trained: Trained) -> None:
+    captum = pytest.importorskip("captum.attr")
+    model, images, labels = trained
+    ours = Activations(model, images, LAYERS).maps(labels, ["gradcam"])["gradcam"].maps.numpy()
+    for k, layer in enumerate(LAYERS):
+        twin = copy.deepcopy(model)
+        found = captum.LayerGradCam(twin, twin.get_submodule(layer)).attribute(images, labels, relu_attributions=True)
+        raw = unit(found[:, 0].detach().double().numpy())
+        expected = np.stack([enlarge(heat, (32, 32)) for heat in raw])
+        np.testing.assert_allclose(ours[:, k], expected, atol=1e-4)
+
+
+def test_all_layers_and_methods_at_once_are_each_alone(trained: Trained) -> None:
+    model, images, labels = trained
+    kept = Activations(model, images, LAYERS)
+    together, for_true = kept.maps(None, CAM_METHODS), kept.maps(labels, CAM_METHODS)
+    predicted = kept.logits.argmax(dim=1)
+    assert not torch.equal(predicted, labels)
+    for k, layer in enumerate(LAYERS):
+        for method in CAM_METHODS:
+            for many, of in ((together, predicted), (for_true, labels)):
+                alone = Activations(model, images, [layer]).maps(of, [method])[method]
+                torch.testing.assert_close(many[method].maps[:, k], alone.maps[:, 0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(kept.logits, model(images).detach(), atol=1e-4, rtol=1e-4)
+
+
+def test_maps_are_between_0_and_1(trained: Trained) -> None:
+    model, images, _ = trained
+    for made in Activations(model, images, LAYERS).maps(None, CAM_METHODS).values():
+        assert made.maps.min() >= 0
+        assert made.maps.max() <= 1
+        assert (made.maps.amax(dim=(2, 3)) > 0).equal(made.has_evidence)
+
+
+def test_the_network_is_left_as_it_was(trained: Trained) -> None:
+    model, images, _ = trained
+    model.train()
+    model.layer1.eval()
+    modes = [module.training for module in model.modules()]
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        logits = Activations(model, images, LAYERS).logits
+    assert logits.dtype == torch.float32
+    assert [module.training for module in model.modules()] == modes
+    model.eval()
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+    assert not images.requires_grad
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_hooks_are_gone_after_an_error(trained: Trained) -> None:
+    model, _, _ = trained
+    with pytest.raises(RuntimeError):
+        Activations(model, torch.randn(2, 5, 32, 32), LAYERS)
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_frozen_network_gives_maps_too(trained: Trained) -> None:
+    model, images, _ = trained
+    frozen = copy.deepcopy(model).requires_grad_(False)
+    expected = Activations(model, images, ["layer2"]).maps()["gradcam"].maps
+    torch.testing.assert_close(Activations(frozen, images, ["layer2"]).maps()["gradcam"].maps, expected)
+
+
+def test_a_dead_layer_has_no_evidence_and_a_constant_image_is_no_trouble() -> None:
+    dead = make_model(ModelConfig(name="resnet18"), 10).eval()
+    with torch.no_grad():
+        dead.head.weight.zero_()  # type: ignore[union-attr]
+    for made in Activations(dead, torch.randn(3, 3, 32, 32), LAYERS).maps(None, CAM_METHODS).values():
+        assert not made.has_evidence.any()
+        assert (made.maps == 0).all()
+    living = make_model(ModelConfig(name="resnet18"), 10).eval()
+    for made in Activations(living, torch.zeros(2, 3, 32, 32), LAYERS).maps(None, CAM_METHODS).values():
+        assert torch.isfinite(made.maps).all()
+
+
+def test_a_layer_whose_output_is_changed_in_place_is_taken_before_that() -> None:
+    torch.manual_seed(1)
+
+    def net(inplace: bool) -> nn.Module:
+        torch.manual_seed(2)
+        return nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.ReLU(inplace=inplace), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
+        )
+
+    images = torch.randn(3, 3, 8, 8)
+    made = [Activations(net(inplace), images, ["0"]).maps(None, CAM_METHODS) for inplace in (False, True)]
+    for method in CAM_METHODS:
+        assert torch.equal(made[0][method].maps, made[1][method].maps)
+
+
+def test_layers_that_give_no_maps_are_refused(trained: Trained) -> None:
+    model, images, _ = trained
+    with pytest.raises(UsageError, match="layer is 'layer9'; expected one of: layer1, layer2, layer3, layer4; or an"):
+        Activations(model, images, ["layer1", "layer9"])
+    with pytest.raises(UsageError, match=r"layer 'head' gives a tensor of shape \(12, 10\); expected one that gives"):
+        Activations(model, images, ["head"])
+    with pytest.raises(UsageError, match="method is 'cam'; expected one of: gradcam, gradcampp, hirescam"):
+        Activations(model, images, ["layer1"]).maps(None, ["cam"])
+    unused = copy.deepcopy(model)
+    unused.add_module("spare", nn.Conv2d(3, 3, 1))
+    with pytest.raises(UsageError, match="layer 'spare' gives no tensor; expected one that gives maps"):
+        Activations(unused, images, ["spare"])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        (((32, 32), (16, 16), (8, 8), (4, 4)), 2),
+        (((40, 40), (20, 20), (10, 10), (5, 5)), 3),
+        (((3, 4), (2, 2), (1, 1), (1, 1)), 0),
+        (((15, 15), (7, 7), (3, 3)), 1),
+    ],
+)
+def test_the_best_layer_is_the_deepest_with_maps_of_5x5(sizes: tuple[tuple[int, int], ...], expected: int) -> None:
+    assert best_layer(sizes) == expected
+
+
+def test_layers_have_the_sizes_that_are_told(trained: Trained) -> None:
+    model, images, _ = trained
+    assert Activations(model, images, LAYERS).sizes == ((32, 32), (16, 16), (8, 8), (4, 4))

@@ -1,0 +1,148 @@
+"""Pictures: what stands where, and that nothing lies over anything else."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import PIL.Image
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from fastcifar import plotting
+from fastcifar.plotting.images import Named, SheetRow, enlarged, mask, overlay
+from fastcifar.plotting.tiles import fitting, text_width, wrapped
+
+
+def random_images(n: int, side: int = 32) -> np.ndarray:
+    return np.random.default_rng(n).integers(0, 256, (n, side, side, 3), dtype=np.uint8)
+
+
+def random_maps(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).random(shape, dtype=np.float32)
+
+
+def check_texts(figure: Figure) -> int:
+    """No text lies over another or outside the figure; how many there are."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    boxes = [text.get_window_extent(canvas.get_renderer()) for text in figure.texts]
+    for box in boxes:
+        assert min(box.x0, box.y0) >= 0
+        assert max(box.x1 - figure.bbox.x1, box.y1 - figure.bbox.y1) <= 0
+    overlaps = [(i, j) for i in range(len(boxes)) for j in range(i) if boxes[i].overlaps(boxes[j])]
+    assert not overlaps
+    return len(boxes)
+
+
+def pixels_of(figure: Figure) -> np.ndarray:
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=120)
+    return np.asarray(PIL.Image.open(file).convert("RGB"))
+
+
+@pytest.mark.parametrize("n", [1, 25, 100])
+@pytest.mark.parametrize("name", ["automobile", "W" * 60, "$\\frac{$ <script>"])
+def test_titles_of_the_grid_do_not_overlap(n: int, name: str) -> None:
+    names = [Named(name, f"{name} 100%", False)] * n
+    heading = f"{name}: 1,234 of 10,000 test images misclassified\nGrad-CAM of the predicted class at layer3 (8x8)"
+    figure = plotting.cam_grid(random_images(n), random_maps(n, 32, 32), names, heading)
+    assert check_texts(figure) >= 2 * n + 4
+
+
+@pytest.mark.parametrize("n", [1, 25, 100])
+def test_texts_of_gallery_preview_and_sheet_do_not_overlap(n: int) -> None:
+    names = [Named("automobile", "truck", False)] * n
+    check_texts(plotting.gallery(random_images(n), names, "small: " + "many words " * 30))
+    versions = random_images(3 * n).reshape(n, 3, 32, 32, 3)
+    check_texts(plotting.preview(random_images(n), versions, ["automobile"] * n, "Augmentations"))
+    row = SheetRow("layer4 (4x4)\nfor automobile", list(random_maps(2, 32, 32)), [True, False])
+    figure = plotting.cam_sheet(random_images(1)[0], [row] * 8, ["Grad-CAM", "Grad-CAM++"], "test image 3: true cat")
+    check_texts(figure)
+    texts = [text.get_text() for text in figure.texts]
+    assert "Grad-CAM++: no evidence" in texts
+    assert "Grad-CAM: no evidence" not in texts
+    assert "layer4 (4x4)\nfor automobile" in texts
+
+
+def test_the_pixels_of_an_image_are_drawn_as_squares() -> None:
+    image = random_images(1, 8)
+    drawn = pixels_of(plotting.gallery(image, [Named("a", "a", True)], "one"))
+    large = np.rint(enlarged(image[0], 176) * 255).astype(np.uint8)  # (176, 176, 3): 22 times
+    assert np.array_equal(large[::22, ::22], image[0])
+    found = [
+        (y, x)
+        for y, x in np.argwhere((drawn == large[0, 0]).all(axis=2))
+        if np.array_equal(drawn[y : y + 176, x : x + 176], large)
+    ]
+    assert len(found) == 1
+
+
+def test_the_overlay_is_the_grey_image_where_there_is_no_heat() -> None:
+    image, heat = np.full((4, 4, 3), 51, np.uint8), np.zeros((4, 4), np.float32)
+    assert overlay(image, heat).shape == (176, 176, 3)
+    np.testing.assert_allclose(overlay(image, heat), 0.2, atol=1e-6)
+    heat[0, 0] = 1
+    assert overlay(image, heat)[0, 0].sum() > 1.5
+    np.testing.assert_allclose(overlay(image, heat)[-40:], 0.2, atol=1e-6)
+
+
+def test_the_image_can_be_seen_through_the_strongest_heat() -> None:
+    image = np.zeros((2, 2, 3), np.uint8)
+    image[:, 1] = 255
+    laid = overlay(image, np.ones((2, 2), np.float32))
+    np.testing.assert_allclose(laid[0, -1] - laid[0, 0], 0.25, atol=1e-6)
+
+
+def test_the_mask_is_the_image_where_the_map_is_1_and_dark_where_it_is_0() -> None:
+    image, heat = np.full((4, 4, 3), (200, 100, 50), np.uint8), np.zeros((4, 4), np.float32)
+    heat[:2] = 1
+    masked = mask(image, heat)
+    np.testing.assert_allclose(masked[0, 0], np.array([200, 100, 50]) / 255)
+    np.testing.assert_allclose(masked[-1, -1], 0)
+
+
+def test_many_images_are_drawn_in_part_and_that_is_said() -> None:
+    figure = plotting.cam_grid(random_images(500, 4), random_maps(500, 4, 4), [Named("a", "b", False)] * 500, "heading")
+    assert "the first 400 of 500" in [text.get_text() for text in figure.texts]
+    versions = random_images(1000, 4).reshape(1000, 1, 4, 4, 3)
+    figure = plotting.preview(random_images(1000, 4), versions, ["class"] * 1000, "heading")
+    assert any(text.get_text().startswith("the first ") for text in figure.texts)
+
+
+def test_texts_are_shortened_and_wrapped_to_their_place() -> None:
+    assert fitting("cat", 100, 8) == "cat"
+    short = fitting("a very long name of a class", 60, 8)
+    assert short.endswith("…")
+    assert text_width(short, 8) <= 60
+    lines = wrapped("one two three four five six", 60, 8)
+    assert " ".join(lines) == "one two three four five six"
+    assert all(text_width(line, 8) <= 60 for line in lines)
+
+
+@pytest.mark.parametrize("num", [1, 2, 10, 30, 100])
+def test_a_confusion_matrix_can_be_drawn_of_any_number_of_classes(num: int) -> None:
+    counts = np.random.default_rng(num).integers(0, 50, (num, num))
+    figure = plotting.confusion(counts, [f"class {'x' * (i % 30)}$" for i in range(num)], "title $")
+    FigureCanvasAgg(figure).draw()
+    texts = {text.get_text() for text in figure.axes[0].texts}
+    assert texts == ({f"{count:,}" for count in counts.ravel()} if num <= 20 else set())
+
+
+def test_calibration_is_drawn_with_its_error() -> None:
+    counts = np.array([0, 10, 30])
+    figure = plotting.reliability(np.array([0, 0.5, 0.9]), np.array([0, 0.4, 1.0]), counts, 0.1, "run")
+    FigureCanvasAgg(figure).draw()
+    assert figure.axes[0].get_title() == "run\ncalibration error (ECE) 10.00%"
+    bars = [bar.get_height() for bar in figure.axes[0].containers[0]]
+    assert bars == [0.4, 1.0]
+
+
+def test_figures_made_in_the_dark_are_dark() -> None:
+    def brightness() -> float:
+        return float(pixels_of(plotting.confusion(np.eye(2, dtype=np.int64), ["a", "b"], "title"))[:5, :5].mean())
+
+    with plotting.dark():
+        assert brightness() < 40
+    assert brightness() == 255
