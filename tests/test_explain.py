@@ -83,6 +83,7 @@ def test_the_maps_are_kept_and_are_those_of_the_paper(run: RunFolder) -> None:
     assert kept["sizes"].tolist() == [[15, 15], [7, 7], [3, 3]]
     assert kept["maps"].shape == (2, 3, 3, 3, 32, 32)
     assert kept["classes"].tolist() == [answers.guess[kept["index"]].tolist(), answers.label[kept["index"]].tolist()]
+    assert np.array_equal(kept["images"], beton.images(kept["index"]))
     inputs = (beton.images(kept["index"]) - np.array(info.mean)) / np.array(info.std)
     for place in np.ndindex(2, 3, 3, 3):
         target, method, image, layer = place

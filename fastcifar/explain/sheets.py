@@ -293,6 +293,7 @@ def _write_maps(folder: Path, subjects: Subjects, table: MapTable) -> Path:
     path = folder / "maps.npz"
     arrays = {
         "index": subjects.verdicts.index,
+        "images": subjects.images,
         "targets": np.array(table.targets),
         "methods": np.array(table.methods),
         "layers": np.array(table.layers),
