@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import sys
 from typing import Any
 
 from fastcifar.errors import UsageError
@@ -33,9 +34,19 @@ def require_float(name: str, value: Any, low: float, *, above: bool = False, hig
     """Raise UsageError unless `value` is finite, at least `low` (above it if `above`) and below `high`."""
     kind = f"a number {'above' if above else 'of at least'} {low:g}"
     kind += "" if high == math.inf else f" and below {high:g}"
-    fits = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, str) and _is_number(value):
+        raise UsageError(f"{name} is {value!r}, which is text; expected {kind}, written as 0.001 or 1.0e-3")
+    fits = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < sys.float_info.max
     if not fits or value < low or (above and value == low) or value >= high:
-        raise UsageError(f"{name} is {value}; expected {kind}")
+        shown = repr(value)
+        raise UsageError(f"{name} is {shown if len(shown) < 60 else shown[:50] + '…'}; expected {kind}")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def require_number(name: str, value: Any, low: float, high: float) -> None:

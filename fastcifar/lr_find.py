@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import logging
 import math
+import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -116,14 +116,14 @@ def lr_find(
     *,
     test: RangeTest | None = None,
     step: TrainStep | None = None,
-    rises: Callable[[dict[str, Any]], bool] = lambda group: True,
     advance: Callable[[int], None] = lambda count: None,
 ) -> LrCurve:
-    """Run the range test; `model`, `optimizer` and torch's generators are left as they were, gradients too.
+    """Run the range test; `model`, `optimizer` and the generators of torch, NumPy and Python are left as they were,
+    gradients too.
 
     batches: (images, labels) each, on the model's device; taken from the start again where they end.
     step: one step of training, images and labels -> the loss before it; a plain one with cross-entropy if not given.
-    rises: whether the rate of a parameter group rises; those that do keep their ratios to that of the first.
+    The rates of parameter groups keep their ratios to that of the first.
     Raises UsageError if there are no batches.
     """
     test = test or RangeTest()
@@ -132,11 +132,12 @@ def lr_find(
     ended, rates = "end_lr reached", rates_of(test)
     with _left_as_it_was(model, optimizer):
         model.train()
-        rising = [group for group in optimizer.param_groups if rises(group)]
-        ratios = [group["lr"] / rising[0]["lr"] for group in rising]
+        groups = optimizer.param_groups
+        first = groups[0]["lr"]
+        ratios = [group["lr"] / first if first else 1.0 for group in groups]
         source, lowest = _endless(batches), math.inf
         for rate in rates:
-            for group, ratio in zip(rising, ratios, strict=True):
+            for group, ratio in zip(groups, ratios, strict=True):
                 group["lr"] = float(rate) * ratio
             images, labels = next(source)[:2]
             loss = float(step(images, labels))
@@ -171,13 +172,17 @@ def _endless(batches: Iterable[Images]) -> Iterator[Images]:
             empty = False
             yield batch
         if empty:
-            raise UsageError("there are no batches for the range test; expected at least one")
+            raise UsageError(
+                "there are no batches for the range test, or no more of them; expected one for each step, or a loader"
+            )
 
 
 @contextmanager
 def _left_as_it_was(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """After the block weights, buffers, gradients, modes, the optimiser and torch's generators are what they were."""
+    """After the block weights, buffers, gradients, modes, the optimiser and the generators are what they were."""
+    held = [(module, dict(module._buffers)) for module in model.modules()]  # a network may put others in their place
     tensors = [*model.parameters(), *model.buffers()]
+    others = random.getstate(), np.random.get_state()
     values = [tensor.detach().clone() for tensor in tensors]
     gradients = [param.grad for param in model.parameters()]
     modes = [(module, module.training) for module in model.modules()]
@@ -189,6 +194,11 @@ def _left_as_it_was(model: nn.Module, optimizer: torch.optim.Optimizer) -> Itera
         with torch.random.fork_rng(devices=cuda):
             yield
     finally:
+        random.setstate(others[0])
+        np.random.set_state(others[1])
+        for module, buffers in held:
+            module._buffers.clear()
+            module._buffers.update(buffers)
         with torch.no_grad():
             for tensor, value in zip(tensors, values, strict=True):
                 tensor.copy_(value)

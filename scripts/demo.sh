@@ -26,7 +26,7 @@ part "converted"
 
 "$BIN/fastcifar" train --recipe fast --name demo
 part "trained and tested"
-"$BIN/fastcifar" explain --n 25
+"$BIN/fastcifar" explain --n 25 --methods hirescam,gradcam,gradcampp
 part "explained"
 run=$(ls -td runs/demo* | head -n 1)
 echo "demo: $SECONDS s in all; open demo/$run/explain/grid.png and demo/$run/curves.png; figures in demo/$run/metrics.json"

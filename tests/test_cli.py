@@ -373,7 +373,7 @@ def test_ctrl_c_saves_and_resume_goes_on(data_dir: Path, loader: str) -> None:
     assert "Traceback" not in errors
     assert process.returncode == 130, errors
     assert errors.splitlines()[-1].startswith("stopped by SIGINT: saved at step ")
-    assert errors.splitlines()[-1].endswith("go on with: fastcifar train --resume small")
+    assert errors.splitlines()[-1].endswith("go on with: fastcifar train --resume runs/small")
     steps = int(errors.split("saved at step ")[1].split(";")[0])
     result = run("train", "--resume", "small", "--max-steps", steps + 1, "--json")
     assert json.loads(result.stdout)["steps"] == steps + 1

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from fastcifar.cli import main
 from fastcifar.config import RangeTest, TrainConfig
 from fastcifar.errors import UsageError
 from fastcifar.lr_find import LrCurve, lr_find, rates_of
-from fastcifar.training.optimizer import follows_lr, make_optimizer
+from fastcifar.training.optimizer import at_rate, make_optimizer
 
 
 def network() -> torch.nn.Module:
@@ -98,19 +100,30 @@ def test_each_rate_is_used_and_groups_keep_their_ratio() -> None:
     assert np.allclose(seen, [(r, r / 10) for r in (0.1, 0.2, 0.3, 0.4, 0.5)])
 
 
-def test_groups_that_do_not_rise_keep_their_rate() -> None:
+def test_the_rates_of_the_rest_beside_muon_rise_in_their_ratio() -> None:
     config = TrainConfig(optimizer="muon", lr=0.1, rest_lr=0.003, bias_lr=0.5)
+    optimizer = make_optimizer(network(), at_rate(config, 0.02))
+    assert np.allclose([group["lr"] for group in optimizer.param_groups], [0.02, 0.0006, 0.1])
+    assert at_rate(TrainConfig(lr=0.1), 0.02) == TrainConfig(lr=0.02)
+
+
+def test_buffers_that_were_put_in_the_place_of_others_are_put_back() -> None:
     model = network()
-    optimizer = make_optimizer(model, config)
-    seen = []
+    model.register_buffer("average", torch.zeros(3))
+    before = model.average
 
     def step(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        seen.append([group["lr"] for group in optimizer.param_groups])
+        model.average = torch.ones(3)
+        random.random()
+        np.random.rand()
         return torch.tensor(1.0)
 
-    test = RangeTest(num_steps=2, start_lr=0.01, end_lr=0.02)
-    lr_find(model, optimizer, batches(), test=test, step=step, rises=follows_lr)
-    assert np.allclose(seen, [[0.01, 0.003, 0.5], [0.02, 0.003, 0.5]])
+    states = random.getstate(), np.random.get_state()[1].copy()
+    lr_find(model, torch.optim.SGD(model.parameters(), lr=0.0), batches(), test=RangeTest(num_steps=2), step=step)
+    assert model.average is before
+    assert torch.equal(before, torch.zeros(3))
+    assert random.getstate() == states[0]
+    assert np.array_equal(np.random.get_state()[1], states[1])
 
 
 def losses_of(values: list[float]) -> LrCurve:
@@ -214,3 +227,24 @@ def test_train_can_find_its_rate_first(data_dir: Path, tmp_path: Path) -> None:
     run = Path(told["run"])
     assert (run / "lr_find" / "lr_find.png").exists()
     assert f"lr: {told['lr']}" in (run / "config.yaml").read_text()
+
+
+def test_the_next_command_names_a_recipes_file_and_all_rates_of_muon(data_dir: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "fast.yaml"
+    mine.write_text("settings: {model: small, optimizer: muon, lr: 0.2, rest_lr: 0.02, bias_lr: 10, batch_size: 60}")
+    arguments = ["lr-find", "--recipe", mine, "--data-dir", data_dir, "--runs-dir", tmp_path, "--steps", 40, "--json"]
+    result = CliRunner().invoke(main, list(map(str, arguments)))
+    facts = json.loads(result.stdout)
+    words = shlex.split(facts["next"])
+    assert words[:4] == ["fastcifar", "train", "--recipe", str(mine)]
+    lr, rest, bias = (float(words[words.index(flag) + 1]) for flag in ("--lr", "--rest-lr", "--bias-lr"))
+    assert lr == pytest.approx(facts["suggestions"]["valley"], rel=0.01)
+    assert (rest, bias) == (pytest.approx(lr / 10, rel=0.01), pytest.approx(50 * lr, rel=0.01))
+    assert (tmp_path / "lr-find-fast.yaml" / "lr_find.csv").exists()  # not our own recipe fast
+    again = CliRunner().invoke(main, [*words[1:], "--max-steps", "1", "--runs-dir", str(tmp_path), "--json"])
+    assert again.exit_code == 0, again.stderr
+
+
+def test_auto_is_not_for_muon() -> None:
+    with pytest.raises(UsageError, match="lr is 'auto' with optimizer 'muon'; expected a number: 'fastcifar lr-find'"):
+        TrainConfig(optimizer="muon", lr="auto")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -11,6 +13,7 @@ from fastcifar.config import ModelConfig, TrainConfig
 from fastcifar.errors import UsageError
 from fastcifar.explain import Activations
 from fastcifar.models import count_parameters, make_model
+from fastcifar.training.checkpoint import DataInfo, load_weights, save_weights
 
 
 def test_resnet18_has_the_parameters_of_the_cifar_variant() -> None:
@@ -142,3 +145,78 @@ def test_the_seed_decides_the_initial_weights(name: str) -> None:
 
     assert torch.equal(weights(1), weights(1))
     assert not torch.equal(weights(1), weights(2))
+
+
+def with_a_tuple(num_classes: int) -> torch.nn.Module:
+    class Net(torch.nn.Sequential):
+        def forward(self, x: torch.Tensor) -> object:
+            logits = super().forward(x)
+            return (logits, logits) if self.training else logits
+
+    return Net(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(4, 10))
+
+
+def frozen(num_classes: int) -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, num_classes)).requires_grad_(False)
+
+
+def empty(num_classes: int) -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("with_a_tuple", r"gives tuple for 2 images; expected logits, \(2, 10\)"),
+        ("frozen", "has no parameters to train; expected at least one"),
+        ("empty", "has no parameters to train; expected at least one"),
+    ],
+)
+def test_networks_that_cannot_be_trained_are_refused_at_once(name: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        make_model(ModelConfig(name=f"tests.test_models:{name}"), 10)
+
+
+def test_a_network_is_not_changed_by_being_tried() -> None:
+    torch.manual_seed(0)
+    made = make_model(ModelConfig(name="mobilenet_v3_small"), 10)
+    after = torch.rand(1)
+    assert all(int(b) == 0 for name, b in made.named_buffers() if name.endswith("num_batches_tracked"))
+    assert made.training
+    torch.manual_seed(0)
+    import torchvision
+
+    torchvision.models.mobilenet_v3_small(num_classes=10)
+    assert torch.equal(torch.rand(1), after)
+
+
+@pytest.mark.slow
+def test_googlenet_gives_logits_alone() -> None:
+    model = make_model(ModelConfig(name="googlenet"), 10)
+    assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+
+
+class Tied(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = torch.nn.Conv2d(3, 3, 1), torch.nn.Conv2d(3, 3, 1)
+        self.second.weight = self.first.weight
+        self.head = torch.nn.Linear(3, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.second(self.first(x)).mean(dim=(2, 3)))
+
+
+def tied(num_classes: int) -> torch.nn.Module:
+    return Tied()
+
+
+def test_weights_that_two_layers_share_are_kept(tmp_path: Path) -> None:
+    config = ModelConfig(name="tests.test_models:tied")
+    model = make_model(config, 10)
+    torch.nn.init.normal_(model.first.weight)
+    info = DataInfo(class_names=tuple("abcdefghij"), image_shape=(32, 32, 3), mean=(0, 0, 0), std=(1, 1, 1), sha256="")
+    save_weights(tmp_path / "a", model, config, info)
+    loaded, _, _ = load_weights(tmp_path / "a", trusted=config.name)
+    assert torch.equal(loaded.second.weight, model.first.weight)
+    assert loaded.second.weight is loaded.first.weight

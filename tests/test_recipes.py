@@ -101,6 +101,11 @@ def test_a_recipe_gives_the_range_test_what_it_uses(data_dir: Path, tmp_path: Pa
         ("a: &a [1]\nb: *a\n", "not a recipe (it has aliases"),
         ("settings: !!python/object/apply:os.system ['true']\n", "not a recipe (could not determine a constructor"),
         ("settings: {", "not a recipe ("),
+        ("settings:\n  lr: 1e-3\n", "lr is '1e-3', which is text; expected a number above 0, written as 0.001 or"),
+        ("settings:\n  lr: '0.1'\n", "lr is '0.1', which is text; expected a number above 0"),
+        (f"settings:\n  lr: 1{'0' * 400}\n", "lr is 1000"),
+        ("settings:\n  lr: 0.1\n  lr: 0.5\n", "not a recipe (it has the key 'lr' twice)"),
+        ('{"settings": {"lr": 0.1, "lr": 0.5}}', "not a recipe (it has the key 'lr' twice)"),
     ],
 )
 def test_a_wrong_recipe_is_refused(text: str, message: str, tmp_path: Path) -> None:
@@ -137,3 +142,18 @@ def test_every_setting_of_a_recipe_has_a_flag() -> None:
     flags: dict[str, Any] = {param.name: param for param in main.commands["train"].params}  # type: ignore[attr-defined]
     for name in recipes.names():
         assert recipes.load(name).settings.keys() <= flags.keys()
+
+
+def test_a_flag_turns_off_what_a_recipe_sets(data_dir: Path, tmp_path: Path) -> None:
+    mine = write(tmp_path / "mine.yaml", "settings: {model: small, deterministic: true, cutout_min_size: 4}")
+    flags = ["--no-deterministic", "--cutout-size", 0, "--batch-size", 60, "--max-steps", 1]
+    result = run("train", "--recipe", mine, "--data-dir", data_dir, "--runs-dir", tmp_path, *flags)
+    assert result.exit_code == 0, result.stderr
+    config = RunFolder(tmp_path / "mine").read_config()
+    assert (config.deterministic, config.augment.cutout_size) == (False, 0)
+
+
+def test_a_file_named_as_a_recipe_of_ours_is_not_ours(tmp_path: Path) -> None:
+    mine = write(tmp_path / "fast.yaml", "settings: {model: small}")
+    assert recipes.load(str(mine)).name == "fast.yaml"
+    assert recipes.load("fast").name == "fast"

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fastcifar.config import TrainConfig
+from fastcifar.errors import UsageError
 from fastcifar.training.optimizer import make_optimizer
 from fastcifar.training.schedule import Schedule
 
@@ -138,3 +139,47 @@ def test_the_state_of_another_schedule_is_refused() -> None:
     _, schedule = made(TrainConfig(sched="cosine"))
     with pytest.raises(KeyError):
         made(TrainConfig(sched="step"))[1].load_state_dict(schedule.state_dict())
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 9, 99, 100])
+@pytest.mark.parametrize("pct_start", [0.01, 0.1, 0.25, 0.5, 0.9])
+def test_onecycle_has_a_rate_for_any_number_of_steps(num_steps: int, pct_start: float) -> None:
+    config = TrainConfig(sched="onecycle", lr=1.0, pct_start=pct_start, anneal="linear")
+    optimizer = make_optimizer(torch.nn.Linear(1, 1), config)
+    schedule = Schedule(optimizer, config, num_steps, 4)
+    for _ in range(num_steps):
+        assert 0 < optimizer.param_groups[0]["lr"] <= 1
+        optimizer.step()
+        schedule.after_step()
+
+
+@pytest.mark.parametrize(("momentum", "span"), [(0.9, (0.85, 0.95)), (0.3, (0.25, 0.35)), (0.02, (0.0, 0.07))])
+def test_onecycle_swings_the_momentum_that_was_given(momentum: float, span: tuple[float, float]) -> None:
+    optimizer, schedule = made(TrainConfig(sched="onecycle", momentum=momentum, pct_start=0.5))
+    seen = []
+    for _ in range(STEPS * EPOCHS):
+        seen.append(optimizer.param_groups[0]["momentum"])
+        optimizer.step()
+        schedule.after_step()
+    assert (min(seen), max(seen)) == (pytest.approx(span[0], abs=0.01), pytest.approx(span[1], abs=0.01))
+
+
+def test_a_warmup_that_the_run_cuts_off_goes_on_in_a_longer_run(caplog: pytest.LogCaptureFixture) -> None:
+    config = TrainConfig(sched="none", lr=1.0, warmup_epochs=3)
+    rates = []
+    for num_epochs in (1, 6):
+        optimizer = make_optimizer(torch.nn.Linear(1, 1), config)
+        schedule = Schedule(optimizer, config, STEPS * num_epochs, STEPS)
+        for _ in range(STEPS):
+            optimizer.step()
+            schedule.after_step()
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates[0] == rates[1] < 0.5
+    assert "the warm-up of 12 steps is not over when the run ends, after 4" in caplog.text
+
+
+def test_the_rate_of_the_rest_beside_muon_never_rises_to_min_lr() -> None:
+    with pytest.raises(
+        UsageError, match=r"min_lr is 0\.05, above the rate of the rest beside muon, 0\.01; expected less"
+    ):
+        TrainConfig(optimizer="muon", lr=0.1, min_lr=0.05, sched="cosine")

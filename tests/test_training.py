@@ -8,6 +8,7 @@ import io
 import json
 import logging
 import os
+import re
 import signal
 import threading
 from dataclasses import replace
@@ -18,10 +19,13 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from safetensors.torch import load_file
 
 from fastcifar.beton import manifest_path
 from fastcifar.cli import main
 from fastcifar.config import AugmentConfig, TrainConfig
+from fastcifar.converters import convert
+from fastcifar.converters.synthetic import source as synthetic_source
 from fastcifar.errors import CheckpointError, DataError, DivergedError, FastcifarError, Stopped, UsageError
 from fastcifar.training import RunFolder, find_run, loop, train
 from fastcifar.training import checkpoint as checkpoints
@@ -112,7 +116,7 @@ def test_resume_gives_the_same_weights(data_dir: Path, tmp_path: Path, at_step: 
     with pytest.raises(Stopped) as caught:
         train(config, runs_dir=tmp_path, name="cut", reporter=Interrupts(at_step, signal.SIGINT))
     assert caught.value.exit_code == 130
-    assert "go on with: fastcifar train --resume cut" in str(caught.value)
+    assert f"go on with: fastcifar train --resume {tmp_path}/cut" in str(caught.value)
     assert signal.getsignal(signal.SIGINT) is handler
     cut = RunFolder(tmp_path / "cut")
     train(config, runs_dir=tmp_path, resume=cut)
@@ -377,7 +381,7 @@ def test_the_latest_run_is_the_one_saved_last(data_dir: Path, tmp_path: Path) ->
         train(tiny(data_dir), runs_dir=tmp_path, name="early", reporter=Interrupts(1, signal.SIGINT))
     assert find_run(None, tmp_path).path.name == "early"
     assert find_run(None, tmp_path, trained=True) == first
-    with pytest.raises(CheckpointError, match="stopped before its first epoch ended; go on with: .* --resume early"):
+    with pytest.raises(CheckpointError, match="stopped before its first epoch ended; go on with: .* --resume .*/early"):
         find_run("early", tmp_path, trained=True)
 
 
@@ -439,9 +443,14 @@ def test_weights_that_are_not_the_networks_are_refused(finished: RunFolder) -> N
 def test_a_checkpoint_of_another_network_or_data_is_refused(
     finished: RunFolder, data_dir: Path, own_data_dir: Path
 ) -> None:
-    with pytest.raises(CheckpointError, match="belongs to another network or other settings"):
+    with pytest.raises(CheckpointError, match="model is resnet18, and was small when the checkpoint was written"):
         train(tiny(data_dir, model="resnet18", max_steps=6), resume=finished)
-    with pytest.raises(DataError, match="was trained on a train.beton with SHA-256"):
+    state = checkpoints.load_last(finished)
+    del state["model"]["head.weight"]
+    checkpoints.save_last(finished, state)
+    with pytest.raises(CheckpointError, match="belongs to another network or other settings"):
+        train(finished.read_config(), resume=finished)
+    with pytest.raises(DataError, match=r"was trained with a train\.beton of SHA-256"):
         train(tiny(own_data_dir, batch_size=5, max_steps=6), resume=finished)
 
 
@@ -467,7 +476,7 @@ def test_a_checkpoint_of_another_network_or_data_is_refused(
             ),
         ),
         ({"amp": "fp8"}, "amp is 'fp8'; expected one of: auto, bf16, fp16, off"),
-        ({"lr": "fast"}, "lr is fast; expected a number above 0"),
+        ({"lr": "fast"}, "lr is 'fast'; expected a number above 0"),
         ({"norm": "none"}, "norm is 'none'; expected one of: batch, layer, group"),
         ({"dropout": 1.0}, "dropout is 1.0; expected a number of at least 0 and below 1"),
         ({"last_stride": 3}, "last_stride is 3; expected 1..2"),
@@ -561,3 +570,82 @@ def test_a_config_survives_the_folder(tmp_path: Path) -> None:
     run.config.write_text("epochs: 3\nunknown: 1\n")
     with pytest.raises(DataError, match="not the settings of a run"):
         run.read_config()
+
+
+def test_more_steps_go_on_inside_the_epoch(data_dir: Path, tmp_path: Path) -> None:
+    config = tiny(data_dir, deterministic=True, epochs=3)  # five steps each
+    whole, _ = train(config, runs_dir=tmp_path, name="whole")
+    cut, metrics = train(replace(config, max_steps=7), runs_dir=tmp_path, name="cut")
+    assert metrics["steps"] == 7
+    assert [row["epoch"] for row in results_of(cut)] == ["1", "2"]
+    train(replace(config, max_steps=12), runs_dir=tmp_path, resume=cut)
+    train(config, runs_dir=tmp_path, resume=cut)
+    expected, got = weights_of(whole), weights_of(cut)
+    assert all(torch.equal(expected[key], got[key]) for key in expected)
+    assert [row["val_loss"] for row in results_of(cut)] == [row["val_loss"] for row in results_of(whole)]
+    expected, got = (load_file(run.best) for run in (whole, cut))
+    assert all(torch.equal(expected[key], got[key]) for key in expected)
+
+
+def test_a_part_of_an_epoch_is_best_only_if_none_has_ended(data_dir: Path, tmp_path: Path) -> None:
+    for steps, best in ((3, 1), (5, 1), (7, 1)):
+        _, metrics = train(tiny(data_dir, max_steps=steps), runs_dir=tmp_path)
+        assert metrics["best"]["epoch"] == best
+
+
+def test_the_logged_loss_is_that_of_its_batches_after_a_resume_too(data_dir: Path, tmp_path: Path) -> None:
+    config = tiny(data_dir, deterministic=True, epochs=1, log_every=4, batch_size=60)
+
+    def logged(run: RunFolder) -> list[str]:
+        return re.findall(r"batch \d+: loss [\d.]+", run.log.read_text())
+
+    whole, _ = train(config, runs_dir=tmp_path, name="whole")
+    with pytest.raises(Stopped):
+        train(config, runs_dir=tmp_path, name="cut", reporter=Interrupts(7, signal.SIGINT))
+    cut = RunFolder(tmp_path / "cut")
+    train(config, runs_dir=tmp_path, resume=cut)
+    assert logged(whole) == logged(cut)
+    assert len(logged(whole)) == 2
+
+
+def test_a_resumed_run_wants_its_test_images_too(own_data_dir: Path, tmp_path: Path) -> None:
+    config = tiny(own_data_dir, batch_size=10, epochs=1)
+    run, _ = train(config, runs_dir=tmp_path)
+    with synthetic_source(30, 20, seed=9) as source:
+        convert(source, tmp_path / "other")
+    for name in ("test.beton", "test.beton.json"):
+        (tmp_path / "other" / name).replace(own_data_dir / name)
+    with pytest.raises(DataError, match=r"was trained with a test\.beton of SHA-256"):
+        train(replace(config, epochs=2), runs_dir=tmp_path, resume=run)
+
+
+def test_settings_that_were_changed_in_the_folder_are_refused(data_dir: Path, tmp_path: Path) -> None:
+    config = tiny(data_dir, epochs=1)
+    run, _ = train(config, runs_dir=tmp_path)
+    for changed in ({"seed": 1}, {"val_size": 0}, {"augment": AugmentConfig(flip=False)}):
+        (key,) = changed
+        with pytest.raises(CheckpointError, match=rf"config\.yaml: {key} is .*, and was .* when the checkpoint was"):
+            train(replace(config, **changed), runs_dir=tmp_path, resume=run)
+    train(replace(config, epochs=2), runs_dir=tmp_path, resume=run)
+    with pytest.raises(UsageError, match=r"epochs is 1; .* has finished 2: expected at least that"):
+        train(config, runs_dir=tmp_path, resume=run)
+
+
+def test_sizes_in_progress_cannot_stretch_and_must_fit_the_network(data_dir: Path, tmp_path: Path) -> None:
+    config = tiny(data_dir, sched="none", progressive=((16, 0.5),), epochs=1)
+    run, _ = train(config, runs_dir=tmp_path)
+    with pytest.raises(UsageError, match="the progressive sizing of .* was made for 5 steps and cannot stretch to 10"):
+        train(replace(config, epochs=2), runs_dir=tmp_path, resume=run)
+    with pytest.raises(UsageError, match="progressive is 8; small does not take images of 8x8"):
+        train(tiny(data_dir, progressive=((8, 0.5),)), runs_dir=tmp_path)
+
+
+def test_the_folder_keeps_where_a_run_began_and_went_on(data_dir: Path, tmp_path: Path) -> None:
+    run, _ = train(tiny(data_dir, max_steps=1), runs_dir=tmp_path)
+    began = json.loads((run.path / "env.json").read_text())
+    for count in (1, 2):
+        train(tiny(data_dir, max_steps=1 + count), runs_dir=tmp_path, resume=run)
+        env = json.loads((run.path / "env.json").read_text())
+        assert {key: env[key] for key in began} == began
+        assert len(env["resumed"]) == count
+    assert torch.load(run.last, weights_only=True)["circumstances"]["processor"] == env["processor"]

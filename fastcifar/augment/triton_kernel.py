@@ -214,5 +214,8 @@ class TritonAugment:
         if num:
             grid = (num, triton.cdiv(height * width * 3, BLOCK))
             to = out.view(torch.uint16) if self._dtype == torch.bfloat16 else out
-            _augment[grid](data, offsets, rows, *columns, self._constants, to, **self._settings, enable_fp_fusion=False)
+            with torch.cuda.device_of(out):  # Triton launches on the current device
+                _augment[grid](
+                    data, offsets, rows, *columns, self._constants, to, **self._settings, enable_fp_fusion=False
+                )
         return out.permute(0, 3, 1, 2) if self._channels_last else out  # (N, H, W, 3) -> (N, 3, H, W)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import click
 
 from fastcifar.cli import options, settings
 from fastcifar.cli.settings import AUGMENT, typed
-from fastcifar.config import LR_MODES, LR_SUGGESTIONS, RangeTest
+from fastcifar.config import LR_MODES, LR_SUGGESTIONS, RangeTest, TrainConfig
 
 
 @click.command("lr-find")
@@ -57,6 +58,8 @@ def lr_find(
     Writes the curve (PNG and CSV) to a new folder in the folder of the runs, and prints the train command to run next.
     """
     config = settings.train_config(context, dict(given))
+    lr = (context.default_map or {}).get("lr")  # of the recipe: the rates of Muon's rest keep their ratio to it
+    config = replace(config, lr=lr) if isinstance(lr, float) else config
 
     import json
     import shlex
@@ -68,9 +71,11 @@ def lr_find(
     with Bars() as bars:
         curve, files = find_in_new_folder(config, test, runs_dir, bars)
     changed = typed(context, (*settings.SETTINGS, *AUGMENT, "recipe", "pipeline"))
-    words = ["fastcifar", "train", *settings.as_flags(context, changed)]
-    if not curve.why_not:
-        words += ["--lr", f"{curve.suggestions[suggest]:.3g}"]
+    found = None if curve.why_not else curve.suggestions[suggest]
+    rates = {} if found is None else _rates(config, found)
+    words = ["fastcifar", "train", *settings.as_flags(context, [key for key in changed if key not in rates])]
+    for key, rate in rates.items():
+        words += [f"--{key.replace('_', '-')}", f"{rate:.3g}"]
     line = shlex.join(words)
     if as_json:
         facts = {
@@ -91,3 +96,12 @@ def lr_find(
         click.echo(f"next: {line}")
     for file in files:
         click.echo(file)
+
+
+def _rates(config: TrainConfig, lr: float) -> dict[str, float]:
+    """The rates of a run with the one that was found."""
+    from fastcifar.training.optimizer import at_rate
+
+    found = at_rate(config, lr)
+    names = ("lr", "rest_lr", "bias_lr") if config.optimizer == "muon" else ("lr",)
+    return {name: getattr(found, name) for name in names if getattr(found, name) is not None}

@@ -71,6 +71,7 @@ def _from_recipe(context: click.Context, option: click.Parameter, value: str | N
 
         recipe = recipes.load(value)
         context.default_map = {**(context.default_map or {}), **recipe.settings}
+        context.meta["recipe"] = value  # a file's path, which the next command needs too
         return recipe.name
     return value
 
@@ -179,7 +180,7 @@ MACHINE = [
 
 
 RUN = [
-    click.option("--deterministic", is_flag=True, help="The same result each time, bit for bit, on the same machine."),
+    _setting("--deterministic/--no-deterministic", "The same result each time, bit for bit, on the same machine."),
     _setting("--compile/--no-compile", "torch.compile the network: pays in long runs on a GPU."),
     _setting("--sync-bn/--no-sync-bn", "With several processes: batch normalisation over all their images."),
     _setting("--max-steps", "End after this many steps, evaluation included.", type=int),
@@ -217,7 +218,7 @@ def as_flags(context: click.Context, keys: Iterable[str]) -> list[str]:
     for param in context.command.params:
         if param.name not in keys:
             continue
-        value = context.params[param.name]
+        value = context.meta["recipe"] if param.name == "recipe" else context.params[param.name]
         if isinstance(param, click.Option) and param.is_bool_flag:
             words.append(param.opts[0] if value else param.secondary_opts[0])
         else:

@@ -10,11 +10,8 @@ import click
 
 from fastcifar.cli import options, settings
 from fastcifar.cli.settings import AUGMENT, flags, typed
-from fastcifar.config import TrainConfig
+from fastcifar.config import CHANGEABLE, TrainConfig
 from fastcifar.errors import Stopped
-
-CHANGEABLE = ("epochs", "max_steps", "data_dir", "device", "loader", "amp", "compile", "log_every")
-"""What may differ when a run is resumed; everything else is the run's own."""
 
 
 @click.command()

@@ -7,6 +7,7 @@ from fastcifar.config.range_test import LR_MODES, LR_SUGGESTIONS, RangeTest
 from fastcifar.config.train import (
     AMP_MODES,
     ANNEALS,
+    CHANGEABLE,
     LOADERS,
     MAX_SEED,
     MONITORS,
@@ -22,6 +23,7 @@ __all__ = [
     "AMP_MODES",
     "ANNEALS",
     "CAM_METHODS",
+    "CHANGEABLE",
     "CROP_MODES",
     "CUTOUT_FILLS",
     "FLIP_MODES",

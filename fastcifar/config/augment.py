@@ -65,8 +65,8 @@ class AugmentConfig:
         require_int("value_shift", self.value_shift, 0, 255)
         require_number("colour_p", self.colour_p, 0, 1)
         require_int("cutout_size", self.cutout_size, 0, 16_383)
-        if self.cutout_min_size is not None:
-            require_int("cutout_min_size", self.cutout_min_size, 1, max(self.cutout_size, 1))
+        if self.cutout_min_size is not None and self.cutout_size:
+            require_int("cutout_min_size", self.cutout_min_size, 1, self.cutout_size)
         require_number("cutout_p", self.cutout_p, 0, 1)
         require_int("cutout_holes", self.cutout_holes, 1, 64)
         require_choice("cutout_fill", self.cutout_fill, CUTOUT_FILLS)
@@ -77,7 +77,7 @@ class AugmentConfig:
     @property
     def smallest_cutout(self) -> int:
         """The least height and width of a hole."""
-        return self.cutout_size if self.cutout_min_size is None else self.cutout_min_size
+        return self.cutout_size if self.cutout_min_size is None or not self.cutout_size else self.cutout_min_size
 
     @property
     def shifts_colour(self) -> bool:

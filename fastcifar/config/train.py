@@ -20,6 +20,8 @@ REST_OPTIMIZERS = ("adamw", "sgd")
 TTAS = ("none", "flip", "flip-shift")
 AMP_MODES = ("auto", "bf16", "fp16", "off")
 MAX_SEED = 2**63 - 1
+CHANGEABLE = ("epochs", "max_steps", "data_dir", "device", "loader", "amp", "compile", "log_every")
+"""What may differ when a run is resumed; everything else is the run's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,11 +59,11 @@ class TrainConfig:
     muon_steps: int = 5
     """muon: Newton-Schulz steps that make an update orthogonal; each costs time, and 3 do in a short training."""
     momentum: float = 0.9
-    """Momentum of SGD and Muon."""
+    """Momentum of SGD and Muon, first beta of AdamW; onecycle swings it by 0.05 either way."""
     nesterov: bool = True
     """Nesterov's momentum, where momentum is above 0."""
     weight_decay: float = 5e-4
-    """L2 penalty (SGD), decoupled decay (AdamW, Muon, and all of the rest beside Muon); unit filters have none."""
+    """L2 penalty (SGD, also beside Muon), decoupled decay (AdamW, Muon); unit filters have none."""
     decay_all: bool = True
     """Weight decay and L1 on biases and normalisation too, not only on filters and matrices."""
     l1: float = 0.0
@@ -137,6 +139,10 @@ class TrainConfig:
         require_choice("optimizer", self.optimizer, OPTIMIZERS)
         if self.lr != "auto":
             require_float("lr", self.lr, 0.0, above=True)
+        elif self.optimizer == "muon":
+            raise UsageError(
+                "lr is 'auto' with optimizer 'muon'; expected a number: 'fastcifar lr-find' finds all rates"
+            )
         require_choice("rest_optimizer", self.rest_optimizer, REST_OPTIMIZERS)
         require_float("rest_lr", self.rest_lr, 0.0, above=True)
         if self.bias_lr is not None:
@@ -181,11 +187,16 @@ class TrainConfig:
         require_choice("anneal", self.anneal, ANNEALS)
         if not isinstance(self.lr, str) and self.min_lr > self.lr:
             raise UsageError(f"min_lr is {self.min_lr:g}, above lr, {self.lr:g}; expected less")
+        rest = min(self.rest_lr, self.rest_lr if self.bias_lr is None else self.bias_lr)
+        if self.optimizer == "muon" and self.min_lr > rest:
+            raise UsageError(
+                f"min_lr is {self.min_lr:g}, above the rate of the rest beside muon, {rest:g}; expected less"
+            )
         before = 0.0
         for stage in self.progressive:
             if len(stage) != 2:
                 raise UsageError(f"progressive is {self.progressive}; expected pairs of side and share, such as 24:0.5")
-            require_int("the side in progressive", stage[0], 8, 16_383)
+            require_int("the side in progressive", stage[0], 8, 1_024)
             require_number("the share in progressive", stage[1], before, 1.0)
             before = stage[1]
 

@@ -33,8 +33,20 @@ def make_model(config: ModelConfig, num_classes: int, image_shape: tuple[int, in
         height, width, _ = image_shape
         raise UsageError(f"the images are {height}x{width}; {config.name} needs {smallest}x{smallest}: try resnet18")
     if not hasattr(model, "stages"):
+        if not any(param.requires_grad for param in model.parameters()):
+            raise UsageError(f"model {config.name!r} has no parameters to train; expected at least one")
         model.stages = _stages(model, config.name, num_classes, image_shape)  # type: ignore[assignment]
     return model
+
+
+def require_side(model: nn.Module, side: int, name: str) -> None:
+    """Raise UsageError if the network does not take images of side x side."""
+    try:
+        with evaluating(model), torch.no_grad():
+            model(torch.zeros(1, 3, side, side, device=next(model.parameters()).device))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(f"progressive is {side}; {name} does not take images of {side}x{side} ({reason})") from error
 
 
 @contextmanager
@@ -45,6 +57,25 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def _buffers_kept(model: nn.Module) -> Iterator[None]:
+    """In the block, the network is in training mode; its buffers and torch's generator are then what they were."""
+    modes = [(module, module.training) for module in model.modules()]
+    held = [(module, dict(module._buffers)) for module in model.modules()]
+    values = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        with torch.random.fork_rng(devices=[]):
+            model.train()
+            yield
+    finally:
+        for module, buffers in held:
+            module._buffers.update(buffers)
+        for buffer, value in values:
+            buffer.copy_(value)
         for module, training in modes:
             module.training = training
 
@@ -74,7 +105,9 @@ def _from_torchvision(name: str) -> Callable[..., nn.Module]:
             f"model is {name!r}; expected one of: {', '.join(MODELS)}, a name of torchvision.models (such as "
             "resnet34 or mobilenet_v3_small), or package.module:function"
         )
-    return partial(found, weights=None)
+    # two of torchvision's give further answers while training, unless they are told not to
+    further = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    return partial(found, weights=None, **further)
 
 
 def _stages(model: nn.Module, name: str, num_classes: int, image_shape: tuple[int, int, int]) -> tuple[str, ...]:
@@ -90,18 +123,24 @@ def _stages(model: nn.Module, name: str, num_classes: int, image_shape: tuple[in
         return hook
 
     hooks = [module.register_forward_hook(keep(of)) for of, module in model.named_modules() if of]
+    images = torch.zeros(2, channels, height, width)
     try:
-        with evaluating(model), torch.no_grad():
-            logits = model(torch.zeros(2, channels, height, width))
+        with torch.no_grad():
+            with _buffers_kept(model):
+                answers = [model(images)]  # while training it may answer otherwise
+            with evaluating(model):
+                deepest.clear()
+                answers.append(model(images))
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise UsageError(f"model {name!r} does not take images of {height}x{width} ({reason})") from error
     finally:
         for hook in hooks:
             hook.remove()
-    if not isinstance(logits, torch.Tensor) or logits.shape != (2, num_classes):
-        found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-        raise UsageError(f"model {name!r} gives {found} for 2 images; expected logits, (2, {num_classes})")
+    for logits in answers:
+        if not isinstance(logits, torch.Tensor) or logits.shape != (2, num_classes):
+            found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+            raise UsageError(f"model {name!r} gives {found} for 2 images; expected logits, (2, {num_classes})")
     return tuple(deepest[size] for size in sorted(deepest, reverse=True))
 
 

@@ -57,7 +57,7 @@ class Stage(nn.Sequential):
 
 
 class SmallNet(nn.Module):
-    """1,972,480 parameters for ten classes. Maps of 32x32 images: 15, 7 and 3 pixels a side."""
+    """1,971,328 parameters to train for ten classes. Maps of 32x32 images: 15, 7 and 3 pixels a side."""
 
     stages = ("layer1", "layer2", "layer3")
     smallest_side = 9

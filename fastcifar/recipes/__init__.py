@@ -55,7 +55,8 @@ def load(name: str) -> Recipe:
         config, settings = _config(raw["settings"])
     except (UsageError, TypeError, ValueError) as error:
         raise UsageError(f"{path}: {error}") from error
-    name = path.stem
+    if path.parent != FOLDER:
+        name = path.name if path.stem in names() else path.stem  # which is not ours
     return Recipe(name=name, config=replace(config, recipe=name), settings=settings, about=about)
 
 

@@ -28,7 +28,7 @@ from fastcifar.models import make_model
 from fastcifar.training.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
-FORMAT = 2
+FORMAT = 3
 KEYS = {"model", "step", "schedule", "progress", "rng", "config", "data", "num_steps", "circumstances"}
 
 
@@ -94,7 +94,8 @@ def _load(path: Path) -> dict[str, Any]:
 
 def save_weights(path: Path, model: nn.Module, network: ModelConfig, data: DataInfo, **facts: Any) -> None:
     """Write the weights as safetensors, with what is needed to use them: network, classes, mean and std."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    # cloned: safetensors refuses weights that two layers share
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
     described = {"model": asdict(network), **data.__dict__, **facts}
     metadata = {key: json.dumps(value) for key, value in described.items()}
     write_atomically(path, lambda partial: save_file(tensors, partial, metadata))
@@ -119,7 +120,8 @@ def load_weights(path: Path, trusted: str | None = None) -> tuple[nn.Module, Dat
         )
         network = ModelConfig(**metadata["model"])
         require_trust(path, network, trusted)
-        model = make_model(network, len(data.class_names), data.image_shape)
+        with torch.random.fork_rng(devices=[]):  # the generator of a run goes on as if no network had been made
+            model = make_model(network, len(data.class_names), data.image_shape)
         model.load_state_dict(tensors)
     except CheckpointError:
         raise

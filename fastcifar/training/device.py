@@ -24,7 +24,10 @@ def choose_device(name: str, local_rank: int | None = None) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if name == "cuda" and local_rank is not None:
         name = f"cuda:{local_rank}"
-    return usable_device(name)
+    device = usable_device(name)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # what names no device, nccl and Triton among it, means this one
+    return device
 
 
 def has_fast_bf16(device: torch.device) -> bool:

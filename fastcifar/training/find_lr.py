@@ -21,7 +21,7 @@ from fastcifar.models import builder, make_model
 from fastcifar.training.checkpoint import DataInfo
 from fastcifar.training.data import Loaders
 from fastcifar.training.device import choose_amp, choose_device, keep_freed_memory
-from fastcifar.training.optimizer import follows_lr, make_optimizer
+from fastcifar.training.optimizer import at_rate, make_optimizer
 from fastcifar.training.processes import Processes
 from fastcifar.training.progress import Reporter
 from fastcifar.training.run_folder import create_run
@@ -38,8 +38,9 @@ def find_for(
     test: RangeTest,
     advance: Callable[[int], None] = lambda count: None,
 ) -> LrCurve:
-    """The range test of the run that `config` describes, on `network`, which is left as it was."""
-    config = replace(config, lr=test.start_lr, min_lr=0.0, ema=0.0)
+    """The range test of the run that `config` describes, on `network`, which is left as it was. All rates rise: those
+    of Muon's rest keep their ratio to `lr`."""
+    config = at_rate(replace(config, min_lr=0.0, ema=0.0), test.start_lr)
     optimizer = make_optimizer(network, config)
     step = Step(network, network, optimizer, config, amp)
 
@@ -47,7 +48,7 @@ def find_for(
         return step(images, labels)[0]
 
     batches = ((batch.images, batch.labels) for epoch in range(test.num_steps) for batch in loader.epoch(epoch))
-    return lr_find(network, optimizer, batches, test=test, step=train_step, rises=follows_lr, advance=advance)
+    return lr_find(network, optimizer, batches, test=test, step=train_step, advance=advance)
 
 
 def first_network(config: TrainConfig, data: DataInfo, device: torch.device) -> nn.Module:
@@ -83,7 +84,11 @@ def find_in_new_folder(
     builder(config.network)  # a name that is wrong is told before the data is read
     with closing(Loaders(config, device, Processes())) as loaders:
         network = first_network(config, loaders.info, device)
-        reporter.begin("range test", test.num_steps)
-        curve = find_for(config, network, loaders.train, choose_amp(device, config.amp), test, reporter.advance)
-    run = create_run(runs_dir, f"lr-find-{config.recipe or config.network.label}")
+        run = create_run(runs_dir, f"lr-find-{config.recipe or config.network.label}")
+        try:
+            reporter.begin("range test", test.num_steps)
+            curve = find_for(config, network, loaders.train, choose_amp(device, config.amp), test, reporter.advance)
+        except BaseException:
+            run.path.rmdir()
+            raise
     return curve, write_curve(curve, run.path)

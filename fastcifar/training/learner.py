@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-from fastcifar.config import RangeTest, TrainConfig
+from fastcifar.config import CHANGEABLE, RangeTest, TrainConfig
 from fastcifar.errors import CheckpointError, DataError, DivergedError, UsageError
 from fastcifar.lr_find import LrCurve
+from fastcifar.models import require_side
 from fastcifar.training import checkpoint
 from fastcifar.training.data import Loaders
 from fastcifar.training.device import choose_amp
@@ -18,7 +19,7 @@ from fastcifar.training.find_lr import AUTO_SUGGESTION, find_for, first_network
 from fastcifar.training.optimizer import make_optimizer
 from fastcifar.training.processes import Processes
 from fastcifar.training.progress import Progress, Reporter
-from fastcifar.training.run_folder import RunFolder
+from fastcifar.training.run_folder import RunFolder, processor
 from fastcifar.training.schedule import STRETCHABLE, Schedule
 from fastcifar.training.step import Step
 from fastcifar.training.sync_norm import synchronised
@@ -33,12 +34,15 @@ class Learner:
         self, config: TrainConfig, loaders: Loaders, device: torch.device, processes: Processes, reporter: Reporter
     ) -> None:
         self.data, self.device, self.processes = loaders.info, device, processes
+        self._test_sha256 = loaders.test.beton.sha256
         self.amp = choose_amp(device, config.amp)
         processes.begin(device)
         self.num_steps = len(loaders.train) * config.epochs
         if config.max_steps is not None:
             self.num_steps = min(self.num_steps, config.max_steps)
         self.network = first_network(config, self.data, device)
+        for side, _ in config.progressive:
+            require_side(self.network, side, config.network.name)
         self.lr_curve: LrCurve | None = None
         if config.lr == "auto":
             curve = processes.of_first(self._find_lr(config, loaders, reporter) if processes.first else None)
@@ -82,7 +86,7 @@ class Learner:
             "progress": asdict(self.progress),
             "rng": generators,
             "config": asdict(self.config),
-            "data": {"train": self.data.sha256, "classes": list(self.data.class_names)},
+            "data": {"train": self.data.sha256, "test": self._test_sha256, "classes": list(self.data.class_names)},
             "num_steps": self.num_steps,
             "circumstances": self._circumstances(),
         }
@@ -94,23 +98,20 @@ class Learner:
             "number of threads": torch.get_num_threads(),
             "number of processes": self.processes.count,
             "device": self.device.type,
+            "processor": processor(),
         }
 
     def restore(self, run: RunFolder) -> None:
         """Go on from weights/last.pt. Raises CheckpointError, DataError or UsageError if that cannot be."""
         state = checkpoint.load_last(run)
-        if state["data"]["train"] != self.data.sha256:
-            raise DataError(
-                f"{run.path}: was trained on a train.beton with SHA-256 {state['data']['train'][:16]}…; that in "
-                f"{self.config.data_dir} has {self.data.sha256[:16]}…: convert the same source again or start a new run"
-            )
-        old, sched = state["config"], self.config.sched
-        if sched not in STRETCHABLE and state["num_steps"] != self.num_steps:
-            raise UsageError(
-                f"the {sched} schedule of {run.path} was made for {state['num_steps']} steps and cannot "
-                f"stretch to {self.num_steps}; expected the same --epochs ({old['epochs']}) and --max-steps "
-                f"({old['max_steps']})"
-            )
+        for name, now_there in (("train", self.data.sha256), ("test", self._test_sha256)):
+            if (then := state["data"][name]) != now_there:
+                raise DataError(
+                    f"{run.path}: was trained with a {name}.beton of SHA-256 {then[:16]}…; that in "
+                    f"{self.config.data_dir} has {now_there[:16]}…: convert the same source again or start a new run"
+                )
+        self._require_same_settings(run, state["config"])
+        self._require_same_length(run, state)
         now = self._circumstances()
         for what, then in state["circumstances"].items():
             if then != now.get(what):
@@ -133,6 +134,29 @@ class Learner:
             ) from error
         log.info("resumed %s after step %d (epoch %d)", run.path, self.progress.step, self.progress.epoch + 1)
         self.processes.everyones(None)  # all have read it before the first writes it again
+
+    def _require_same_settings(self, run: RunFolder, old: dict[str, Any]) -> None:
+        now = asdict(self.config)
+        for key in now.keys() - set(CHANGEABLE):
+            if now[key] != old.get(key):
+                raise CheckpointError(
+                    f"{run.config}: {key} is {now[key]}, and was {old.get(key)} when the checkpoint was written; "
+                    "put it back or start a new run"
+                )
+
+    def _require_same_length(self, run: RunFolder, state: dict[str, Any]) -> None:
+        done, old = state["progress"]["epoch"], state["config"]
+        if self.config.epochs < done:
+            raise UsageError(f"epochs is {self.config.epochs}; {run.path} has finished {done}: expected at least that")
+        sched = self.config.sched
+        fixed = "progressive sizing" if self.config.progressive else f"{sched} schedule"
+        stretches = sched in STRETCHABLE and not self.config.progressive
+        if not stretches and state["num_steps"] != self.num_steps:
+            raise UsageError(
+                f"the {fixed} of {run.path} was made for {state['num_steps']} steps and cannot "
+                f"stretch to {self.num_steps}; expected the same --epochs ({old['epochs']}) and --max-steps "
+                f"({old['max_steps']})"
+            )
 
 
 def _found(curve: LrCurve) -> float:

@@ -6,6 +6,7 @@ import fcntl
 import logging
 import math
 import os
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -113,6 +114,8 @@ class Trainer:
             self.loaders.close()
             raise
         self._saved_at = time.monotonic()
+        self._cut_short = False
+        """--max-steps ended an epoch before its end: what was saved then is what more steps go on from."""
 
     def use(self, run: RunFolder) -> None:
         """Write into this folder."""
@@ -147,7 +150,8 @@ class Trainer:
             self._epoch()
 
     def _save(self) -> None:
-        self.learner.save(self.run)
+        if not self._cut_short:
+            self.learner.save(self.run)
         self._saved_at = time.monotonic()
 
     def _epoch(self) -> None:
@@ -159,7 +163,6 @@ class Trainer:
         began = time.monotonic() - progress.seconds
         own = torch.tensor([progress.loss_sum, progress.correct], dtype=torch.float64) * self.processes.first
         own = own.to(self.device) if self.device.type != "mps" else own.float().to(self.device)
-        logged = own.clone()
 
         def keep_sums() -> None:
             loss_sum, correct = self.processes.total(own.tolist())
@@ -184,9 +187,7 @@ class Trainer:
                 if rest > LONG_S and config.recipe != FAST_RECIPE:
                     log.info("a faster recipe: fastcifar train --recipe %s", FAST_RECIPE)
             if config.log_every and progress.batch % config.log_every == 0:
-                loss_of_these = float(own[0] - logged[0]) / (config.log_every * len(batch.labels))
-                log.info("epoch %d, batch %d: loss %.4f", progress.epoch + 1, progress.batch, loss_of_these)
-                logged.copy_(own)
+                self._log_loss(float(own[0]))
             last = progress.step >= learner.num_steps
             if self._agree(told) and not last:
                 keep_sums()
@@ -197,6 +198,15 @@ class Trainer:
         keep_sums()
         self._require_finite(progress.loss_sum / progress.seen)
         self._end_epoch()
+
+    def _log_loss(self, own: float) -> None:
+        """Say the mean loss of the batches since the last time; `own` is this process's sum in this epoch."""
+        progress = self.learner.progress
+        (total,) = self.processes.total([own])
+        count = (progress.batch - progress.logged_batch) * self.config.batch_size
+        loss = (total - progress.logged_sum) / count
+        log.info("epoch %d, batch %d: loss %.4f", progress.epoch + 1, progress.batch, loss)
+        progress.logged_batch, progress.logged_sum = progress.batch, total
 
     def _resized(self, images: torch.Tensor) -> torch.Tensor:
         for side, until in self.config.progressive:
@@ -223,7 +233,9 @@ class Trainer:
     def _answer(self) -> None:
         """End the run if a signal asked for it; all is saved."""
         if self.request.signum is not None:
-            go_on = f"fastcifar train --resume {self.run.path.name}"
+            line = ["fastcifar", "train", "--resume", str(self.run.path)]
+            line += ["--model", self.config.model] if self.config.network.names_code else []
+            go_on = shlex.join(line) if self.processes.count == 1 else f"torchrun and --resume {self.run.path}"
             raise Stopped(self.request.signum, f"saved at step {self.learner.progress.step}; go on with: {go_on}")
 
     def _tell_rest(self, seconds: float) -> float:
@@ -237,6 +249,9 @@ class Trainer:
     def _end_epoch(self) -> None:
         learner = self.learner
         progress, seconds = learner.progress, learner.progress.seconds
+        whole = progress.batch == len(self.loaders.train)
+        if not whole or self.processes.count > 1:  # torchrun does not wait long for an evaluation to end
+            self._save()
         row: dict[str, Any] = {
             "epoch": progress.epoch + 1,
             "lr": learner.lr,
@@ -256,15 +271,23 @@ class Trainer:
         log.info("%s  lr %.4g  %.0f images/s", text, row["lr"], row["images_per_s"])
         self._tell_rest(seconds)
         learner.schedule.after_epoch(row)
-        if row["val_accuracy"] is None or progress.best is None or row["val_accuracy"] > progress.best["val_accuracy"]:
+        if self._is_best(row, whole):
             progress.best = {key: row[key] for key in ("epoch", "val_loss", "val_accuracy")}
             if self.processes.first:
                 facts = {"epoch": row["epoch"]}
                 checkpoint.save_weights(self.run.best, learner.step.scored, self.config.network, learner.data, **facts)
         progress.begin_next_epoch(row)
+        self._cut_short = not whole
         self._save()
         if self.processes.first:
             self.run.write_results(progress.history)
+
+    def _is_best(self, row: dict[str, Any], whole: bool) -> bool:
+        """Of whole epochs the one that validates best; a part of one counts only if none has ended."""
+        best = self.learner.progress.best
+        if best is None or not whole:
+            return best is None
+        return row["val_accuracy"] is None or bool(row["val_accuracy"] > best["val_accuracy"])
 
     def evaluate(self, model: nn.Module, loader: Loader, what: str, tta: str = "none") -> Answers:
         """What the network answers on the images of all processes; a signal may end this. Raises DivergedError."""

@@ -77,6 +77,6 @@ class Muon(torch.optim.Optimizer):
         update = orthogonalised(direction.reshape(rows, -1), group["num_steps"])  # (O, I, h, w) -> (O, I h w)
         rate = group["lr"] * math.sqrt(max(1.0, rows / update.shape[1]))
         if group["normalise"]:
-            param.mul_(math.sqrt(rows) / param.norm())
+            param.mul_(math.sqrt(rows) / param.norm().clamp(min=1e-7))
         param.mul_(1 - group["lr"] * group["weight_decay"])
         param.add_(update.view(param.shape).to(param.dtype), alpha=-rate)

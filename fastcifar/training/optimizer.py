@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from torch import nn
 from fastcifar.config import TrainConfig
 from fastcifar.training.muon import Muon
 
+log = logging.getLogger(__name__)
 Group = dict[str, Any]
 REST_MOMENTUM = 0.85  # airbench's
 
@@ -33,9 +36,14 @@ def decayed(config: TrainConfig, param: torch.Tensor) -> bool:
     return config.decay_all or param.ndim > 1
 
 
-def follows_lr(group: Group) -> bool:
-    """Whether `lr` is the rate of this parameter group; `rest_lr` is that of the others."""
-    return bool(group.get("follows_lr", True))
+def at_rate(config: TrainConfig, lr: float) -> TrainConfig:
+    """The settings with this rate; beside Muon the rates of the rest change in the same ratio."""
+    if config.optimizer != "muon":
+        return replace(config, lr=lr)
+    assert not isinstance(config.lr, str)
+    ratio = lr / config.lr
+    bias_lr = None if config.bias_lr is None else config.bias_lr * ratio
+    return replace(config, lr=lr, rest_lr=config.rest_lr * ratio, bias_lr=bias_lr)
 
 
 def _trained(model: nn.Module) -> list[nn.Parameter]:
@@ -57,10 +65,12 @@ def _can_fuse(model: nn.Module) -> bool:
 
 
 def _muon(model: nn.Module, config: TrainConfig, lr: float) -> torch.optim.Optimizer:
-    head = next((name for name in reversed(dict(model.named_modules())) if name), "")  # the last layer made
+    owners = [name for name, module in model.named_modules() if name and [*module.parameters(recurse=False)]]
+    head = owners[-1] if owners else ""  # the last layer made
     params = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
     hidden = [param for name, param in params if param.ndim > 1 and not name.startswith(f"{head}.")]
     rest = [param for name, param in params if param.ndim < 2 or name.startswith(f"{head}.")]
+    log.info("muon updates %d filter banks and matrices; %s the rest and %s", len(hidden), config.rest_optimizer, head)
     parts: list[torch.optim.Optimizer] = []
     if hidden:
         nesterov = config.nesterov and config.momentum > 0
@@ -80,14 +90,15 @@ def _muon(model: nn.Module, config: TrainConfig, lr: float) -> torch.optim.Optim
 
 
 def _rest(params: list[nn.Parameter], config: TrainConfig, fused: bool) -> torch.optim.Optimizer:
-    """For what Muon does not update. Decay shrinks each by rest_lr * weight_decay a step, whatever its rate."""
+    """For what Muon does not update. The penalty on each is weighted so that rest_lr * weight_decay counts,
+    whatever its own rate is."""
     groups: list[Group] = []
     for group in _groups(params, config):
         for is_bias in (False, True):
             own = [param for param in group["params"] if (param.ndim < 2) == is_bias]
             lr = config.bias_lr if is_bias and config.bias_lr is not None else config.rest_lr
             decay = group["weight_decay"] * config.rest_lr / lr
-            groups.append({"params": own, "lr": lr, "weight_decay": decay, "follows_lr": False})
+            groups.append({"params": own, "lr": lr, "weight_decay": decay})
     groups = [group for group in groups if group["params"]]
     if config.rest_optimizer == "sgd":
         return torch.optim.SGD(groups, momentum=REST_MOMENTUM, nesterov=True, fused=fused)

@@ -43,6 +43,9 @@ class Progress:
     """Sum of the losses of the images of the epoch under way."""
     correct: int = 0
     seen: int = 0
+    logged_batch: int = 0
+    """Batches of the epoch under way when --log-every last spoke, and the sum of the losses until then."""
+    logged_sum: float = 0.0
     seconds: float = 0.0
     """Time spent in the epoch under way before the run was stopped."""
     best: dict[str, Any] | None = None
@@ -53,8 +56,8 @@ class Progress:
         """The epoch under way has ended with this row of results."""
         self.history.append(row)
         self.epoch += 1
-        self.batch = self.seen = self.correct = 0
-        self.loss_sum = self.seconds = 0.0
+        self.batch = self.seen = self.correct = self.logged_batch = 0
+        self.loss_sum = self.logged_sum = self.seconds = 0.0
 
 
 def duration(seconds: float) -> str:

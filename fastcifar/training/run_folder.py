@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -87,10 +88,14 @@ class RunFolder:
         return self.path / "explain"
 
     def write_config(self, config: TrainConfig) -> None:
-        """Store the settings, and what they ran on (env.json)."""
+        """Store the settings, and what they run on (env.json, which keeps where the run began)."""
         stored = {**asdict(config), "data_dir": str(Path(config.data_dir).absolute())}  # to be found from other folders
         write_text(self.config, yaml.safe_dump(stored, sort_keys=False))
-        write_text(self.path / "env.json", json.dumps(environment(), indent=1) + "\n")
+        env, about = self.path / "env.json", environment()
+        with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):
+            begun = json.loads(env.read_text(encoding="utf-8"))
+            about = {**begun, "resumed": [*begun.get("resumed", []), about]}
+        write_text(env, json.dumps(about, indent=1) + "\n")
 
     def read_config(self) -> TrainConfig:
         """The settings of the run. Raises DataError if they are damaged."""
@@ -154,7 +159,7 @@ def find_run(run: str | None, runs_dir: str | os.PathLike[str], *, trained: bool
     found = RunFolder(path)
     if trained and not found.best.is_file():
         raise CheckpointError(
-            f"{path}: was stopped before its first epoch ended; go on with: fastcifar train --resume {run}"
+            f"{path}: was stopped before its first epoch ended; go on with: fastcifar train --resume {path}"
         )
     return found
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 import torch.distributed as dist
 from torch import nn
+
+log = logging.getLogger(__name__)
 
 
 class _Sum(torch.autograd.Function):
@@ -55,7 +59,9 @@ def synchronised(network: nn.Module, device: torch.device) -> nn.Module:
     """The network with its batch normalisations replaced; it keeps its parameters and buffers."""
     if device.type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
-    for module in network.modules():
+    for name, module in network.named_modules():
         if type(module) is nn.BatchNorm2d:
             module.__class__ = SyncBatchNorm2d
+        elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+            log.warning("--sync-bn: %s (%s) keeps its own statistics on a CPU", name, type(module).__name__)
     return network
