@@ -9,7 +9,7 @@ export NO_ALBUMENTATIONS_UPDATE := 1
 
 setup: $(VENV)/.done
 
-$(VENV)/.done: setup.cfg pyproject.toml scripts/setup.sh
+$(VENV)/.done: setup.cfg pyproject.toml scripts/setup.sh scripts/apt.sh
 	PYTHON="$(PYTHON)" VENV="$(VENV)" FFCV_NEEDS="$(FFCV_NEEDS)" bash scripts/setup.sh
 	touch $@
 

@@ -64,7 +64,7 @@ def read_settings(
             raise ValueError("it is no file")
         if os.path.getsize(path) > most_kib * 2**10:
             raise ValueError(f"it has over {most_kib} KiB")
-        raw = _parse(Path(path).read_text(encoding="utf-8"))
+        raw = parse_plain(Path(path).read_text(encoding="utf-8"))
         if not isinstance(raw, dict):
             raise ValueError("it holds no settings" if key is None else f"it has no {key!r}")
         if key is not None and not isinstance(raw.get(key), dict):
@@ -75,7 +75,7 @@ def read_settings(
         raise UsageError(f"{os.fspath(path)}: not a {kind} ({reason}); expected {expected}") from error
 
 
-def _parse(text: str) -> object:
+def parse_plain(text: str) -> object:
     """What YAML or JSON stands for: plain values only. Raises ValueError, RecursionError or YAMLError.
 
     Aliases are refused, which can stand for more than the memory holds, and deep nesting, which takes the parser long.

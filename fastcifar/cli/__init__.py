@@ -23,6 +23,7 @@ from fastcifar.cli.lr_find import lr_find
 from fastcifar.cli.output import log_to_stderr
 from fastcifar.cli.preview import preview
 from fastcifar.cli.recipes import recipes
+from fastcifar.cli.report import report
 from fastcifar.cli.train import train
 from fastcifar.errors import FastcifarError, Stopped
 
@@ -126,5 +127,5 @@ def main(context: click.Context, debug: bool) -> None:
         click.echo(context.get_help())
 
 
-for _command in (convert, inspect, preview, recipes, lr_find, train, evaluate, explain, bench, doctor):
+for _command in (convert, inspect, preview, recipes, lr_find, train, evaluate, explain, report, bench, doctor):
     main.add_command(_command)

@@ -109,7 +109,7 @@ def explain(
 
     import json
 
-    from fastcifar.cli.output import Bars
+    from fastcifar.cli.output import Bars, write_report
     from fastcifar.explain import explain_run
     from fastcifar.training import find_run
 
@@ -118,6 +118,7 @@ def explain(
         made = explain_run(
             folder, asked, pictures=images, data_dir=data_dir, device=device, trusted=model, reporter=bars
         )
+    report = write_report(folder)
     if as_json:
         facts = {
             "run": str(folder.path),
@@ -126,6 +127,7 @@ def explain(
             "num_shown": made.num_shown,
             "layers": {name: list(size) for name, size in zip(made.layers, made.sizes, strict=False)},
             "files": [str(file) for file in made.files],
+            "report": report and str(report),
         }
         click.echo(json.dumps(facts))
         return
@@ -138,3 +140,5 @@ def explain(
         for file in made.files[:3]:
             click.echo(file)
         click.echo(f"{made.files[3].parent}/ ({made.num_shown} sheets)")
+    if report:
+        click.echo(report)

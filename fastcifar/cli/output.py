@@ -6,14 +6,19 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from fastcifar.errors import FastcifarError
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
+
+    from fastcifar.training import RunFolder
 
 
 class _StderrHandler(logging.Handler):
@@ -128,6 +133,18 @@ class Bars:
         """Show the loss beside the current bar."""
         if self._progress is not None and self._current is not None:
             self._progress.update(self._current, note=f"loss {loss:.3f}")
+
+
+def write_report(run: RunFolder) -> Path | None:
+    """The path of the run's report, written anew; None, with a warning, if it cannot be written: what a command did
+    before is not lost by that."""
+    from fastcifar import report
+
+    try:
+        return report.write_report(run)
+    except FastcifarError as error:
+        logging.getLogger(__name__).warning("no report: %s", error)
+        return None
 
 
 def table(rows: list[tuple[str, Any]]) -> str:

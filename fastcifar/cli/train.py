@@ -49,7 +49,7 @@ def train(
 
     import json
 
-    from fastcifar.cli.output import Bars, table
+    from fastcifar.cli.output import Bars, table, write_report
     from fastcifar.training import find_run
     from fastcifar.training import train as run_training
     from fastcifar.training.processes import join
@@ -69,8 +69,9 @@ def train(
             raise SystemExit(stopped.exit_code) from None
     if not first:
         return
+    report = write_report(run)
     if as_json:
-        click.echo(json.dumps({"run": str(run.path), **metrics}))
+        click.echo(json.dumps({"run": str(run.path), **metrics, "report": report and str(report)}))
         return
     rows = [
         ("test accuracy", f"{metrics['test_accuracy']:.2%}"),
@@ -79,6 +80,8 @@ def train(
     ]
     if "tta_accuracy" in metrics:
         rows.insert(1, (f"with {metrics['tta']}", f"{metrics['tta_accuracy']:.2%}"))
+    if report:
+        rows.append(("report", report))
     click.echo(table(rows))
 
 

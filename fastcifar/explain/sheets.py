@@ -209,7 +209,7 @@ def _write(
         for t, p, c in zip(found.true, found.predicted, found.confidence, strict=True)
     ]
     best = best_layer(table.sizes)
-    shown = f"{METHOD_NAMES[table.methods[0]]} of {_kind(table.targets[0])} at {_layer(table, best)}"
+    shown = f"{METHOD_NAMES[table.methods[0]]} of {target_name(table.targets[0])} at {_layer(table, best)}"
     with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
     sheets = _write_sheets(folder, subjects, table, names, reporter)
@@ -259,7 +259,8 @@ def _layer(table: MapTable, k: int) -> str:
     return f"{table.layers[k]} ({height}x{width})"
 
 
-def _kind(target: str) -> str:
+def target_name(target: str) -> str:
+    """A kind of target, in words."""
     return {"pred": "the predicted class", "true": "the true class"}.get(target, target)
 
 

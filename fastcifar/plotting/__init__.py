@@ -1,9 +1,9 @@
-"""The only importer of matplotlib. Every function returns a Figure; `save` writes one as PNG."""
+"""The only importer of matplotlib. Every function returns a Figure; `save` writes one as PNG, `svg` gives it as SVG."""
 
 from fastcifar.plotting.images import cam_grid, cam_sheet, gallery, preview
 from fastcifar.plotting.rates import rates
 from fastcifar.plotting.scores import confusion, reliability
-from fastcifar.plotting.style import dark, save
+from fastcifar.plotting.style import dark, save, svg
 from fastcifar.plotting.training import curves, lr_curve
 
 __all__ = [
@@ -18,4 +18,5 @@ __all__ = [
     "rates",
     "reliability",
     "save",
+    "svg",
 ]

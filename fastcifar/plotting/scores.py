@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
 
-from fastcifar.plotting.style import HEAT, TRAIN_COLOUR, VAL_COLOUR
+from fastcifar.plotting.style import GREY, HEAT, TRAIN_COLOUR, VAL_COLOUR
 
 MOST_NUMBERED, MOST_NAMED = 20, 50
 
@@ -64,14 +64,14 @@ def reliability(
     filled = counts > 0
     left, width = edges[:-1][filled], 1 / num
     gaps = confidence[filled] - accuracy[filled]
-    bars = {"width": width, "align": "edge", "edgecolor": "white", "lw": 0.5}
+    bars = {"width": width, "align": "edge", "edgecolor": matplotlib.rcParams["axes.facecolor"], "lw": 0.5}
     upper.bar(left, accuracy[filled], color=TRAIN_COLOUR, label="share that is right", **bars)
     upper.bar(left, gaps, bottom=accuracy[filled], color=VAL_COLOUR, alpha=0.35, label="gap to confidence", **bars)
     upper.plot([0, 1], [0, 1], ls="--", lw=1, color=text, alpha=0.6, label="as often right as sure")
     upper.set(ylim=(0, 1), xlim=(0, 1), ylabel="share that is right")
-    upper.set_title(f"{title}\ncalibration error (ECE) {ece:.2%}", size=10, parse_math=False)
+    upper.set_title(f"{title}\ncalibration error (ECE) {ece:.2%}".strip(), size=10, parse_math=False)
     upper.legend(frameon=False, fontsize=8, loc="upper left")
-    lower.bar(left, counts[filled] / counts.sum(), width, align="edge", color="0.6")
+    lower.bar(left, counts[filled] / counts.sum(), width, align="edge", color=GREY)
     lower.set(xlabel="confidence of the answer", ylabel="share of images")
     for axis in (upper, lower):
         axis.grid(alpha=0.25)

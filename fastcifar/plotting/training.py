@@ -6,49 +6,58 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fastcifar.plotting.style import TRAIN_COLOUR, VAL_COLOUR
+from fastcifar.plotting.style import GREY, TRAIN_COLOUR, VAL_COLOUR
 
 if TYPE_CHECKING:
     from fastcifar.lr_find import LrCurve
 
 
-def curves(history: Sequence[dict[str, Any]]) -> Figure:
-    """Loss, accuracy and learning rate by epoch; the best epoch is marked. `history` is that of results.csv."""
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
-    axes = figure.subplots(1, 3)
-    epochs = [row["epoch"] for row in history]
-    for axis, what in zip(axes, ("loss", "accuracy"), strict=False):
-        axis.plot(
-            epochs,
-            [row[f"train_{what}"] for row in history],
-            "o-",
-            ms=3,
-            color=TRAIN_COLOUR,
-            label="training",
-        )
-        if history and history[0][f"val_{what}"] is not None:
-            validation = [row[f"val_{what}"] for row in history]
-            axis.plot(epochs, validation, "o-", ms=3, color=VAL_COLOUR, label="validation")
-            best = int(np.argmax([row["val_accuracy"] for row in history]))
-            axis.axvline(epochs[best], color="0.6", lw=1, ls=":", label=f"best: epoch {epochs[best]}")
-        axis.set(title=what.capitalize(), xlabel="epoch")
-        axis.legend(frameon=False)
-    axes[1].yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    axes[2].plot(epochs, [row["lr"] for row in history], "o-", ms=3, color="0.3")
-    axes[2].set(
-        title="Learning rate at the end of the epoch",
-        xlabel="epoch",
-        yscale="log" if _positive(history) else "linear",
-    )
-    for axis in axes:
+PANELS = ("loss", "accuracy", "lr")
+
+
+def curves(history: Sequence[dict[str, Any]], panels: Sequence[str] = PANELS) -> Figure:
+    """Loss, accuracy and learning rate by epoch, side by side, or some of these; the best epoch is marked.
+
+    `history` is that of results.csv.
+    """
+    figure = Figure(figsize=(4 * len(panels), 3.6), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, what in zip(axes, panels, strict=True):
+        if what == "lr":
+            _draw_rates(axis, history)
+        else:
+            _draw_both(axis, history, what)
+        axis.set_xlabel("epoch")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def _draw_both(axis: Any, history: Sequence[dict[str, Any]], what: str) -> None:
+    epochs = [row["epoch"] for row in history]
+    marked = {"ms": 3, "marker": "o"}
+    axis.plot(epochs, [row[f"train_{what}"] for row in history], color=TRAIN_COLOUR, label="training", **marked)
+    if history and history[0][f"val_{what}"] is not None:
+        validation = [row[f"val_{what}"] for row in history]
+        axis.plot(epochs, validation, color=VAL_COLOUR, label="validation", **marked)
+        best = int(np.argmax([row["val_accuracy"] for row in history]))
+        axis.axvline(epochs[best], color=GREY, lw=1, ls=":", label=f"best: epoch {epochs[best]}")
+    axis.set_title(what.capitalize())
+    axis.legend(frameon=False)
+    if what == "accuracy":
+        axis.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+
+
+def _draw_rates(axis: Any, history: Sequence[dict[str, Any]]) -> None:
+    rates = [row["lr"] for row in history]
+    axis.plot([row["epoch"] for row in history], rates, "o-", ms=3, color=matplotlib.rcParams["text.color"])
+    axis.set(title="Learning rate at the end of the epoch", yscale="log" if _positive(history) else "linear")
 
 
 def _positive(history: Sequence[dict[str, Any]]) -> bool:
@@ -60,7 +69,7 @@ def lr_curve(curve: LrCurve) -> Figure:
     """Loss over learning rate of a range test, raw and smoothed, with the suggestions or the reason for none."""
     figure = Figure(figsize=(7.5, 4.2), layout="constrained")
     axis = figure.subplots()
-    axis.plot(curve.rates, curve.losses, color="0.75", lw=1, label="loss")
+    axis.plot(curve.rates, curve.losses, color=GREY, alpha=0.7, lw=1, label="loss")
     axis.plot(curve.rates, curve.smoothed, color=TRAIN_COLOUR, lw=2, label="smoothed")
     marks = zip(curve.suggestions.items(), ("o", "v", "s"), (VAL_COLOUR, "#999933", "#117733"), strict=False)
     for (name, rate), marker, colour in marks:
@@ -73,7 +82,7 @@ def lr_curve(curve: LrCurve) -> Figure:
         low, start = curve.smoothed.min(), np.median(curve.smoothed[:10])
         axis.set_ylim(low - 0.1 * abs(start - low) - 0.05, start + max(start - low, 0.2))  # not the explosion
     note = f"No suggestion: {curve.why_not}" if curve.why_not else curve.ended
-    figure.supxlabel("\n".join(textwrap.wrap(note, 100)), fontsize=8, color="0.4")
+    figure.supxlabel("\n".join(textwrap.wrap(note, 100)), fontsize=8)
     axis.legend(frameon=False)
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)

@@ -109,15 +109,9 @@ def load_weights(path: Path, trusted: str | None = None) -> tuple[nn.Module, Dat
     """
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
+            metadata = _metadata(file)
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is no dict)
-        data = DataInfo(
-            class_names=tuple(metadata["class_names"]),
-            image_shape=tuple(metadata["image_shape"]),
-            mean=tuple(metadata["mean"]),
-            std=tuple(metadata["std"]),
-            sha256=metadata["sha256"],
-        )
+        data = _data_info(metadata)
         network = ModelConfig(**metadata["model"])
         require_trust(path, network, trusted)
         with torch.random.fork_rng(devices=[]):  # the generator of a run goes on as if no network had been made
@@ -126,9 +120,39 @@ def load_weights(path: Path, trusted: str | None = None) -> tuple[nn.Module, Dat
     except CheckpointError:
         raise
     except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise CheckpointError(f"{path}: not the weights of a known network ({reason})") from error
+        raise _unknown(path, error) from error
     return model.eval(), data, metadata
+
+
+def read_info(path: Path) -> DataInfo:
+    """What the weights in `path` say of their data; no tensor is read and no network made.
+
+    Raises CheckpointError (exit code 6) if the file is missing or damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return _data_info(_metadata(file))
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
+        raise _unknown(path, error) from error
+
+
+def _metadata(file: Any) -> dict[str, Any]:
+    return {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
+
+
+def _data_info(metadata: dict[str, Any]) -> DataInfo:
+    return DataInfo(
+        class_names=tuple(metadata["class_names"]),
+        image_shape=tuple(metadata["image_shape"]),
+        mean=tuple(metadata["mean"]),
+        std=tuple(metadata["std"]),
+        sha256=metadata["sha256"],
+    )
+
+
+def _unknown(path: Path, error: Exception) -> CheckpointError:
+    reason = " ".join(str(error).split())[:300]
+    return CheckpointError(f"{path}: not the weights of a known network ({reason})")
 
 
 def require_trust(path: Path, network: ModelConfig, trusted: str | None) -> None:

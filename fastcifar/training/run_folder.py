@@ -87,6 +87,10 @@ class RunFolder:
     def explain(self) -> Path:
         return self.path / "explain"
 
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
     def write_config(self, config: TrainConfig) -> None:
         """Store the settings, and what they run on (env.json, which keeps where the run began)."""
         stored = {**asdict(config), "data_dir": str(Path(config.data_dir).absolute())}  # to be found from other folders

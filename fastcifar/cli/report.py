@@ -1,0 +1,26 @@
+"""`fastcifar report`: one page of all that is known of a run."""
+
+from __future__ import annotations
+
+import click
+
+from fastcifar.cli import options
+
+
+@click.command()
+@click.argument("run", required=False)
+@options.runs_dir
+@options.as_json
+def report(run: str | None, runs_dir: str, as_json: bool) -> None:
+    """Write report.html of RUN (a name or path; the latest if not given) into its folder.
+
+    Settings, curves, scores of the test images, the explained images with their sheets: one file that needs no other.
+    """
+    import json
+
+    from fastcifar.report import write_report
+    from fastcifar.training import find_run
+
+    folder = find_run(run, runs_dir, trained=True)
+    file = write_report(folder)
+    click.echo(json.dumps({"run": str(folder.path), "file": str(file)}) if as_json else file)

@@ -1,0 +1,40 @@
+"""The report of a run: one self-contained HTML page, made of what its folder holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fastcifar.errors import DataError
+from fastcifar.files import write_text
+from fastcifar.report import course
+from fastcifar.report.explained import explained
+from fastcifar.report.page import Contents, render
+from fastcifar.report.reading import RunFiles, clean
+from fastcifar.report.scored import scored
+from fastcifar.training.run_folder import RunFolder
+
+__all__ = ["write_report"]
+
+
+def write_report(run: RunFolder) -> Path:
+    """Write report.html into the folder of a run; returns its path. Neither the data nor the network is needed.
+
+    What is not there is left out; a file that is damaged is named in the page. Raises DataError (4) if there is
+    nothing to tell, FastcifarError (1) if the page cannot be written.
+    """
+    files = RunFiles(run.path)
+    found = {
+        "headline": files.attempt(course.headline),
+        "circumstances": files.attempt(course.circumstances),
+        "settings": files.attempt(course.settings),
+        "curves": files.attempt(course.curves),
+        "scored": files.attempt(scored),
+        "range_test": files.attempt(course.range_test),
+        "explained": files.attempt(explained),
+        "pictures": files.attempt(lambda files: explained(files, "explain/pictures")),
+    }
+    if not any(found.values()) and not files.notes:
+        raise DataError(f"{run.path}: has no results to report; train it with 'fastcifar train'")
+    contents = Contents(name=clean(run.path.resolve().name), notes=tuple(files.notes), **found)  # type: ignore[arg-type]
+    write_text(run.report, render(contents))
+    return run.report

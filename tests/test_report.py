@@ -1,0 +1,537 @@
+"""The report of a run: what it tells, what it leaves out, and what it does not let in."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import logging
+import os
+import re
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+from click.testing import CliRunner
+
+from fastcifar.cli import main
+from fastcifar.cli import output as cli_output
+from fastcifar.config import TrainConfig
+from fastcifar.errors import DataError, FastcifarError
+from fastcifar.report import course, write_report
+from fastcifar.report.explained import explained
+from fastcifar.report.reading import RunFiles, clean
+from fastcifar.report.scored import scored
+from fastcifar.training import RunFolder
+from tests import run_folders as make
+
+NAMES = ("cat", "dog", "ship", "tree")
+HOSTILE = (
+    "<script>document.title='ran'</script>",
+    '"><img src=x onerror="document.title=\'ran\'">',
+    "</style><script>document.title='ran'</script>",
+    "{{7*7}}{% raw %}",
+    "W" * 5_000,
+    "قطة \u202egnp.exe",
+    "👩‍🚀🐱",
+    "a\nb\x00\x1b[2J\ud800$",
+)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    run = make.whole_run(tmp_path_factory.mktemp("runs") / "a-run", NAMES, model="somebody.module:network")
+    return write_report(run).read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    """An empty run folder."""
+    (tmp_path / "run").mkdir()
+    return RunFolder(tmp_path / "run")
+
+
+def text_of(page: str) -> str:
+    """What a reader sees."""
+    body = re.sub(r"<(style|script)>.*?</\1>", "", page, flags=re.DOTALL)
+    return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", body)).split())
+
+
+def headings(page: str) -> list[tuple[int, str]]:
+    return [(int(level), text_of(text)) for level, text in re.findall(r"<h(\d)[^>]*>(.*?)</h\1>", page, re.DOTALL)]
+
+
+def notes_of(page: str) -> list[str]:
+    """Lines about files that could not be read."""
+    found = re.search(r'<section class="notes".*?</section>', page, re.DOTALL)
+    return [html.unescape(note) for note in re.findall(r"<li>(.*?)</li>", found[0])] if found else []
+
+
+def report_of(run: RunFolder) -> str:
+    return write_report(run).read_text(encoding="utf-8")
+
+
+def test_the_page_tells_how_the_run_ended(page: str) -> None:
+    text = text_of(page)
+    for told in (
+        "a-run",
+        "test accuracy 75.00%",
+        "with flip 78.00%",
+        "test loss 0.8125",
+        "training time 5 min 25 s",
+        "Network small",
+        "Recipe fast",
+        "Device A processor",
+    ):
+        assert told in text
+
+
+def test_the_sections_follow_each_other_with_headings_in_order(page: str) -> None:
+    found = headings(page)
+    assert [text for level, text in found if level == 2] == [
+        "Training",
+        "Test",
+        "Where it looked",
+        "Own pictures",
+        "Range test of the learning rate",
+        "Settings",
+    ]
+    assert [text for level, text in found if level == 1] == ["a-run"]
+    levels = [level for level, _ in found]
+    assert all(after - before <= 1 for before, after in pairwise(levels))
+
+
+def test_the_test_table_is_that_of_the_predictions(page: str, tmp_path: Path) -> None:
+    run = make.whole_run(tmp_path / "run", NAMES)
+    with np.load(run.predictions) as found:
+        guess, label = found["logits"].argmax(axis=1), found["label"]
+    text = text_of(page)
+    assert f"Accuracy {(guess == label).mean():.2%}" in text
+    for i, name in enumerate(NAMES):
+        hits = ((guess == i) & (label == i)).sum()
+        assert f"{name} {hits / (guess == i).sum():.2%} {hits / (label == i).sum():.2%} 15" in text
+    worst = max(((guess == j) & (label == i)).sum() for i in range(4) for j in range(4) if i != j)
+    assert f"{worst}×" in text
+
+
+def test_the_settings_are_told_and_those_that_are_not_the_defaults_first(page: str) -> None:
+    changed, rest = page.split("<details>\n    <summary>All", 1)
+    changed = text_of(changed.split('id="settings"', 1)[1])
+    assert "model small" in changed
+    assert "lr 0.25" in changed
+    assert "momentum" not in changed
+    assert "augment: crop_padding 4" in text_of(rest)
+
+
+def test_curves_and_range_test_are_drawn_for_both_colour_schemes(page: str) -> None:
+    pictures = re.findall(r"<picture>(.*?)</picture>", page, re.DOTALL)
+    assert len(pictures) == 6
+    for picture in pictures:
+        light, dark = (base64.b64decode(part) for part in re.findall(r"base64,([^\"]+)", picture)[::-1])
+        assert b"#16181d" in dark
+        assert b"#16181d" not in light
+        assert re.search(r'alt="[^"]{20,}"', picture)
+    assert "best validation accuracy 75.00%, in epoch 3" in text_of(page)
+    assert "valley" in text_of(page)
+
+
+def test_every_explained_image_has_a_card_with_its_sheet(page: str) -> None:
+    cards = re.findall(r'<li class="card".*?</li>', page, re.DOTALL)
+    assert len(cards) == 8
+    first = text_of(cards[0])
+    assert "True: cat , predicted: → dog" in first
+    assert "75.0% confident, loss 4.00 Test image 0" in first
+    assert "my cat.jpg" in text_of(cards[6])
+    assert "loss" not in text_of(cards[6])
+    for card in cards:
+        assert card.count("data:image/png;base64,") == 2
+        assert card.count("data:image/webp;base64,") == 1
+    assert "Grad-CAM for the predicted class at layer1 (8x8)" in text_of(page)
+
+
+def test_the_same_run_gives_the_same_page(tmp_path: Path) -> None:
+    run = make.whole_run(tmp_path / "run", NAMES)
+    assert report_of(run) == report_of(run)
+
+
+def test_nothing_is_loaded_from_anywhere(page: str) -> None:
+    for attribute in ("src", "srcset", "href"):
+        for address in re.findall(rf'\b{attribute}="([^"]*)"', page):
+            assert re.match(r"data:|#", address), address
+    style, script = (
+        re.search(r"<style>(.*?)</style>", page, re.DOTALL),
+        re.search(r"<script>(.*?)</script>", page, re.DOTALL),
+    )
+    assert style
+    assert script
+    assert not re.search(r"url\(|@import|https?:", style[1] + script[1])
+    assert not re.search(r"https?://", re.sub(r"base64,[^\"]*", "", page))
+
+
+def test_the_policy_allows_exactly_the_style_and_script_of_the_page(page: str) -> None:
+    (policy,) = re.findall(r'http-equiv="Content-Security-Policy" content="([^"]+)"', page)
+    rules = dict(rule.strip().split(" ", 1) for rule in html.unescape(policy).split(";"))
+    hashes = {}
+    for tag in ("style", "script"):
+        (text,) = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
+        hashes[tag] = f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+    assert rules == {
+        "default-src": "'none'",
+        "img-src": "data:",
+        "style-src": hashes["style"],
+        "script-src": hashes["script"],
+        "base-uri": "'none'",
+        "form-action": "'none'",
+    }
+    assert not re.search(r"<[^>]*\s(style|on\w+)=", page)
+    assert '<meta name="referrer" content="no-referrer">' in page
+    assert '<html lang="en">' in page
+
+
+def test_what_is_not_there_is_left_out_with_its_heading(run: RunFolder) -> None:
+    make.write_metrics(run)
+    page = report_of(run)
+    assert [text for _, text in headings(page)] == ["run"]
+    assert "Settings" not in page
+    assert "<section" not in page
+
+
+def test_a_run_without_validation_has_curves_too(run: RunFolder) -> None:
+    make.write_results(run, validated=False)
+    assert "Training loss" in text_of(report_of(run))
+    assert "Validation" not in text_of(report_of(run))
+
+
+def test_a_folder_with_nothing_to_tell_is_refused(run: RunFolder) -> None:
+    with pytest.raises(DataError, match="run: has no results to report; train it with 'fastcifar train'"):
+        write_report(run)
+    assert not run.report.exists()
+
+
+def test_neither_the_data_nor_the_code_of_a_network_is_needed(run: RunFolder) -> None:
+    make.write_weights(run, NAMES, model="nobody.has_this:network")
+    make.write_predictions(run, 4)
+    found = scored(RunFiles(run.path))
+    assert found
+    assert [row.name for row in found.classes] == list(NAMES)
+
+
+def test_classes_have_numbers_where_the_weights_are_damaged(run: RunFolder) -> None:
+    make.write_weights(run, NAMES)
+    make.write_predictions(run, 4)
+    run.best.write_bytes(b"no weights")
+    files = RunFiles(run.path)
+    found = scored(files)
+    assert found
+    assert [row.name for row in found.classes] == ["class 0", "class 1", "class 2", "class 3"]
+    assert files.notes[0].startswith("weights/best.safetensors: damaged: ")
+
+
+def test_predictions_of_other_weights_are_named(run: RunFolder) -> None:
+    make.write_weights(run, NAMES)
+    make.write_predictions(run, 4)
+    make.write_weights(run, NAMES[::-1])
+    assert "predictions.npz: made with other weights than weights/best.safetensors" in text_of(report_of(run))
+
+
+def test_names_are_shown_as_text(tmp_path: Path) -> None:
+    page = report_of(make.whole_run(tmp_path / "<b>run", HOSTILE))
+    assert page.count("<script>") == 1
+    assert 'onerror="' not in page.replace("&#34;", "'")
+    assert not re.search(r"<img src=x|<b>", page)
+    assert page.count("</style>") == 1
+    text = text_of(page)
+    assert "<b>run" in text
+    for name in HOSTILE:
+        assert clean(name).encode("utf-8", "replace").decode() in text
+    assert "W" * 201 not in page
+    assert not set("\x00\x1b\u202e") & set(page)
+
+
+RESULTS_HEAD = b"epoch,lr,train_loss,train_accuracy,val_loss,val_accuracy,seconds,images_per_s\n"
+TEXTS = ("", "{", "[1]", '{"test_accuracy": "much"}', '{"test_accuracy": 2}', '{"test_accuracy": true}', "[" * 9_999)
+
+
+@pytest.mark.parametrize("content", [*TEXTS, '{"test_accuracy": 1e999}', f'{{"test_loss": {"9" * 400}}}'])
+def test_damaged_metrics_are_named(run: RunFolder, content: str) -> None:
+    run.metrics.write_text(content)
+    assert text_of(report_of(run)).count("metrics.json: damaged: ") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metrics.json", b"\xff\xfe"),
+        ("env.json", b'{"started": "yesterday"}'),
+        ("env.json", b'{"command": {"a": 1}}'),
+        ("config.yaml", b"a: &a [1]\nb: *a"),
+        ("config.yaml", b"- 1"),
+        ("config.yaml", b"a: 0x" + b"f" * 9_999),
+        ("config.yaml", b"!!python/object/apply:os.system ['false']"),
+        ("config.yaml", b"".join(b"k%d: 1\n" % i for i in range(600))),
+        ("results.csv", b"epoch,loss\n1,2\n"),
+        ("results.csv", RESULTS_HEAD + b"1,x,1,1,,,1,1\n"),
+        ("results.csv", RESULTS_HEAD + b"1,1,nan,1,,,1,1\n"),
+        ("results.csv", RESULTS_HEAD + b"1,1\n"),
+        ("lr_find/lr_find.csv", b"lr,loss,smoothed_loss\n1,2,3\n0.5,2,3\n"),
+        ("lr_find/lr_find.csv", b"lr,loss,smoothed_loss\n-1,2,3\n"),
+        ("explain/index.csv", b"index,true\n1,cat\n"),
+        ("explain/index.csv", b"index,true,predicted,confidence,loss,file\n1,cat,dog,much,1,sheets/a.png\n"),
+        ("explain/index.csv", b"index,true,predicted,confidence,loss,file\n1,cat,dog,0.5,-1,sheets/a.png\n"),
+        ("predictions.npz", b"PK"),
+    ],
+)  # fmt: skip
+def test_a_damaged_file_is_named_in_one_line_and_left_out(run: RunFolder, name: str, content: bytes) -> None:
+    (run.path / name).parent.mkdir(exist_ok=True)
+    (run.path / name).write_bytes(content)
+    page = report_of(run)
+    (note,) = notes_of(page)
+    assert note.startswith(f"{name}: ")
+    assert [text for level, text in headings(page) if level == 2] == ["Not all could be read"]
+
+
+def test_files_that_are_too_large_or_no_files_are_named(run: RunFolder) -> None:
+    with run.metrics.open("wb") as file:
+        file.truncate(9 * 2**20)
+    run.predictions.mkdir()
+    os.mkfifo(run.config)
+    text = text_of(report_of(run))
+    assert "metrics.json: has 9.0 MiB; expected at most 8" in text
+    assert "predictions.npz: damaged: it is no file" in text
+    assert "config.yaml: damaged: it is no file" in text
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"label": np.array([object()] * 60)}, "holds Python objects, which are not read"),
+        ({"label": np.zeros(3, np.int64)}, "do not fit together"),
+        ({"label": np.full(60, 4)}, "it has labels 4..4 and 4 classes"),
+        ({"label": np.full(60, -1)}, "it has labels -1..-1 and 4 classes"),
+        ({"logits": np.full((60, 4), np.nan, np.float32)}, "not finite"),
+        ({"logits": np.zeros((60, 4), np.complex64)}, "not finite float32"),
+        ({"logits": np.zeros(60, np.float32)}, "do not fit together"),
+        ({"logits": np.zeros((60, 5_000), np.float32)}, "has 5,000 classes; expected 2..1,000"),
+        ({"logits": np.zeros((0, 4), np.float32), "label": np.zeros(0, np.int64)}, "do not fit together"),
+    ],
+)
+def test_damaged_predictions_are_refused(run: RunFolder, changed: dict[str, np.ndarray], reason: str) -> None:
+    make.write_predictions(run, 4)
+    with np.load(run.predictions) as found:
+        arrays = {key: found[key] for key in found}
+    np.savez(run.predictions, **{**arrays, **changed}, allow_pickle=True)
+    files = RunFiles(run.path)
+    assert files.attempt(scored) is None
+    assert files.notes[0].startswith("predictions.npz: ")
+    assert reason in files.notes[0]
+
+
+def test_an_array_that_claims_to_be_huge_is_refused_before_it_takes_memory(run: RunFolder) -> None:
+    make.write_predictions(run, 4)
+    content = run.predictions.read_bytes()
+    np.savez(run.predictions, **{key: np.zeros(1) for key in ("index", "label", "logits", "weights_sha256")})
+    content = run.predictions.read_bytes()
+    run.predictions.write_bytes(content.replace(b"'shape': (1,), }        ", b"'shape': (99999999,), } "))
+    files = RunFiles(run.path)
+    assert files.attempt(scored) is None
+    assert "predictions.npz: damaged: " in files.notes[0]
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "../../secret.png",
+        "/etc/passwd",
+        "sheets/../../../secret.png",
+        "sheets/link.png",
+        "sheets/deep/a.png",
+        "sheets/text.png",
+        "sheets/huge.png",
+        "sheets/a\0.png",
+        "sheets/x.txt",
+        "secret.png",
+        "",
+    ],
+)
+def test_only_sheets_of_the_run_are_read(run: RunFolder, file: str) -> None:
+    secret = run.path.parent / "secret.png"
+    PIL.Image.new("RGB", (50, 50), "red").save(secret)
+    make.write_explained(run, NAMES, 1)
+    sheets = run.explain / "sheets"
+    (sheets / "link.png").symlink_to(secret)
+    (sheets / "text.png").write_text("no picture")
+    header = (sheets / "00000.png").read_bytes()
+    (sheets / "huge.png").write_bytes(header[:16] + b"\0\1\0\0\0\1\0\0" + header[24:])
+    for path in (run.path / "secret.png", run.explain / "secret.png", sheets / "x.txt"):
+        path.write_bytes(secret.read_bytes())
+    make.write_index(run.explain / "index.csv", [["0", "cat", "dog", "0.5", "1.5", file]])
+    page = report_of(run)
+    assert "data:image/webp" not in page
+    assert "<dialog" not in page
+    assert len(re.findall(r'<li class="card"', page)) == 1
+    (note,) = notes_of(page)
+    assert note.startswith("explain/")
+
+
+def test_what_lies_behind_a_link_is_not_read(run: RunFolder, tmp_path: Path) -> None:
+    other = RunFolder(tmp_path / "other")
+    other.path.mkdir()
+    make.write_metrics(other)
+    make.write_explained(other, NAMES)
+    run.metrics.symlink_to(other.metrics)
+    run.explain.symlink_to(other.explain)
+    text = text_of(report_of(run))
+    assert "metrics.json: a link, or behind one; only what lies in the run folder is read" in text
+    assert "explain/index.csv: a link, or behind one" in text
+    assert "75.00%" not in text
+
+
+def test_a_run_folder_that_is_itself_a_link_is_reported(run: RunFolder, tmp_path: Path) -> None:
+    make.write_metrics(run)
+    (tmp_path / "link").symlink_to(run.path)
+    assert "75.00%" in text_of(report_of(RunFolder(tmp_path / "link")))
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"images": np.zeros((5, 8, 8, 3), np.uint8)}, "its arrays do not fit together, or not the 6 images"),
+        ({"images": np.zeros((6, 8, 8, 3), np.float32)}, "its arrays do not fit together"),
+        ({"maps": np.full((2, 1, 6, 2, 8, 8), 7, np.float32)}, "its maps are not within 0..1"),
+        ({"maps": np.full((2, 1, 6, 2, 8, 8), np.nan, np.float32)}, "its maps are not within 0..1"),
+        ({"sizes": np.zeros((2, 2))}, "its arrays do not fit together"),
+        ({"layers": np.array(["layer1"])}, "its arrays do not fit together"),
+        ({"layers": np.array([1, 2])}, "its arrays do not fit together"),
+        ({"has_evidence": np.ones(6, np.bool_)}, "its arrays do not fit together"),
+        ({"index": np.arange(6) + 1}, "its images are not those of index.csv"),
+    ],
+)
+def test_cards_have_no_pictures_where_the_maps_are_damaged(
+    run: RunFolder, changed: dict[str, np.ndarray], reason: str
+) -> None:
+    make.write_explained(run, NAMES)
+    make.write_maps(run.explain / "maps.npz", 6, **changed)
+    files = RunFiles(run.path)
+    found = files.attempt(explained)
+    assert found
+    assert all(card.image is None and card.overlay is None and card.sheet for card in found.cards)
+    (note,) = files.notes
+    assert note.startswith("explain/maps.npz: damaged: ")
+    assert reason in note
+
+
+def test_cards_can_do_without_maps_and_sheets(run: RunFolder) -> None:
+    make.write_explained(run, NAMES, sheets=False)
+    (run.explain / "maps.npz").unlink()
+    page = report_of(run)
+    assert len(re.findall(r'<li class="card"', page)) == 6
+    assert "<dialog" not in page
+    assert "Not all could be read" not in page
+
+
+def test_a_map_without_evidence_says_so(run: RunFolder) -> None:
+    make.write_explained(run, NAMES, 2)
+    evidence = np.ones((2, 1, 2, 2), np.bool_)
+    evidence[0, 0, 1, 0] = False
+    make.write_maps(run.explain / "maps.npz", 2, has_evidence=evidence)
+    assert text_of(report_of(run)).count("no evidence at this layer") == 1
+
+
+def test_at_most_200_images_are_shown_and_the_page_says_so(run: RunFolder) -> None:
+    make.write_explained(run, NAMES, 203, sheets=False)
+    page = report_of(run)
+    assert len(re.findall(r'<li class="card"', page)) == 200
+    assert "The first 200 of 203 are shown" in text_of(page)
+
+
+def test_many_damaged_sheets_do_not_flood_the_page(run: RunFolder) -> None:
+    make.write_explained(run, NAMES, 100, sheets=False)
+    for i in range(100):
+        (run.explain / "sheets" / f"{i:05d}.png").write_text("no picture")
+    notes = notes_of(report_of(run))
+    assert len(notes) == 21
+    assert notes[-1] == "and more"
+
+
+def test_an_image_larger_than_its_card_is_reduced(run: RunFolder) -> None:
+    make.write_explained(run, NAMES, 1)
+    side = 400
+    make.write_maps(
+        run.explain / "maps.npz",
+        1,
+        images=np.zeros((1, side, side, 3), np.uint8),
+        maps=np.zeros((2, 1, 1, 2, side, side), np.float32),
+    )
+    found = explained(RunFiles(run.path))
+    assert found
+    (card,) = found.cards
+    assert card.image
+    assert card.overlay
+    assert (card.image.width, card.overlay.height) == (192, 192)
+
+
+@pytest.mark.parametrize("num_classes", [2, 100])
+def test_any_number_of_classes_can_be_reported(run: RunFolder, num_classes: int) -> None:
+    make.write_weights(run, [f"class-{i:03d}" for i in range(num_classes)])
+    make.write_predictions(run, num_classes, n=300)
+    text = text_of(report_of(run))
+    assert f"class-{num_classes - 1:03d}" in text
+
+
+def test_durations_are_told_in_fitting_units() -> None:
+    assert [course.duration(s) for s in (0.4, 59, 61, 3599, 3600, 90_061)] == [
+        "0 s",
+        "59 s",
+        "1 min 1 s",
+        "59 min 59 s",
+        "1 h 0 min",
+        "25 h 1 min",
+    ]
+
+
+def test_the_command_writes_the_report_of_a_run(tmp_path: Path) -> None:
+    run = make.whole_run(tmp_path / "runs" / "a", NAMES)
+    command = ["report", "--runs-dir", str(tmp_path / "runs")]
+    answer = CliRunner().invoke(main, [*command, "a"])
+    assert (answer.exit_code, answer.stdout) == (0, f"{run.report}\n")
+    facts = json.loads(CliRunner().invoke(main, [*command, "--json"]).stdout)
+    assert facts == {"run": str(run.path), "file": str(run.report)}
+    assert run.report.read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def test_the_command_refuses_what_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for args, code in ((["report", "empty"], 6), (["report", "nothing"], 4), (["report"], 6)):
+        answer = CliRunner().invoke(main, [*args, "--runs-dir", str(tmp_path)])
+        assert answer.exit_code == code
+        assert len(answer.stderr.splitlines()) == 1
+
+
+def test_a_report_that_cannot_be_written_is_a_warning(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(run: RunFolder) -> Path:
+        raise FastcifarError("report.html: cannot be written (No space left on device)")
+
+    monkeypatch.setattr("fastcifar.report.write_report", broken)
+    with caplog.at_level(logging.WARNING, "fastcifar"):
+        assert cli_output.write_report(run) is None
+    assert [record.getMessage() for record in caplog.records] == [
+        "no report: report.html: cannot be written (No space left on device)"
+    ]
+
+
+def test_train_and_explain_leave_a_report(data_dir: Path, tmp_path: Path) -> None:
+    args = ["--model", "small", "--batch-size", "100", "--max-steps", "1", "--json"]
+    runs = ["--runs-dir", str(tmp_path)]
+    trained = json.loads(CliRunner().invoke(main, ["train", "--data-dir", str(data_dir), *args, *runs]).stdout)
+    page = Path(trained["report"])
+    assert page == tmp_path / "small" / "report.html"
+    assert "Where it looked" not in page.read_text(encoding="utf-8")
+    made = json.loads(CliRunner().invoke(main, ["explain", "--n", "2", "--json", *runs]).stdout)
+    assert made["report"] == str(page)
+    assert len(re.findall(r'<li class="card"', page.read_text(encoding="utf-8"))) == 2
+    assert TrainConfig().model != "small"

@@ -1,0 +1,229 @@
+"""The report in headless Chromium: it opens, filters, can be used by the keyboard, and runs nothing of a name.
+
+Skipped where Chromium or its driver is missing, unless FASTCIFAR_BROWSER=required.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastcifar.report import write_report
+from fastcifar.report.reading import clean
+from tests import run_folders as make
+from tests.test_report import HOSTILE, NAMES
+
+
+@pytest.fixture(scope="module")
+def driver() -> Iterator[Any]:
+    browser, service = (shutil.which(name) for name in ("chromium", "chromedriver"))
+    if not browser or not service:
+        missing = "chromium or chromedriver is not installed"
+        (pytest.fail if os.environ.get("FASTCIFAR_BROWSER") == "required" else pytest.skip)(missing)
+    webdriver = pytest.importorskip("selenium.webdriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = browser
+    for flag in ("--headless=new", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"):
+        options.add_argument(flag)
+    if os.geteuid() == 0:
+        options.add_argument("--no-sandbox")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    found = webdriver.Chrome(options=options, service=webdriver.ChromeService(service))
+    yield found
+    found.quit()
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_report(make.whole_run(tmp_path_factory.mktemp("runs") / "a-run", NAMES))
+
+
+@pytest.fixture(scope="module")
+def hostile_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_report(make.whole_run(tmp_path_factory.mktemp("runs") / "<img src=x onerror=alert(1)>", HOSTILE))
+
+
+def opened(driver: Any, file: Path, width: int = 1400, scheme: str = "light") -> Any:
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    for kind in ("browser", "performance"):
+        driver.get_log(kind)  # what was before
+    driver.get(file.as_uri())
+    return driver
+
+
+def css(driver: Any, selector: str) -> list[Any]:
+    return driver.find_elements("css selector", selector)
+
+
+def press(driver: Any, *keys: str) -> None:
+    from selenium.webdriver import ActionChains
+
+    ActionChains(driver).send_keys(*keys).perform()
+
+
+def choose(driver: Any, field: str, name: str) -> None:
+    from selenium.webdriver.support.ui import Select
+
+    Select(css(driver, f"select[name={field}]")[0]).select_by_visible_text(name)
+
+
+def shown(driver: Any) -> list[str]:
+    cards = css(driver, "#test-image-cards > .card")
+    return ["→".join(e.text for e in css(card, "h3 bdi")) for card in cards if card.is_displayed()]
+
+
+def count(driver: Any) -> str:
+    return str(css(driver, "#count")[0].text)
+
+
+def test_it_opens_without_a_console_message_and_asks_nobody(driver: Any, file: Path) -> None:
+    opened(driver, file)
+    assert driver.title == "a-run · fastcifar"
+    assert driver.execute_script("return [...document.images].every(i => i.complete && i.naturalWidth > 0)")
+    assert driver.get_log("browser") == []
+    asked = [
+        entry["message"] for entry in driver.get_log("performance") if "Network.requestWillBeSent" in entry["message"]
+    ]
+    assert [message for message in asked if '"url":"data:' not in message and file.as_uri() not in message] == []
+
+
+def test_filters_show_the_matching_cards_and_count_them(driver: Any, file: Path) -> None:
+    opened(driver, file)
+    everything = ["cat→dog", "dog→ship", "ship→tree", "tree→cat", "cat→dog", "dog→dog"]
+    assert shown(driver) == everything
+    assert count(driver) == "6 of 6 images"
+    choose(driver, "true", "cat")
+    assert shown(driver) == ["cat→dog"] * 2
+    assert count(driver) == "2 of 6 images"
+    choose(driver, "predicted", "ship")
+    assert shown(driver) == []
+    assert count(driver) == "0 of 6 images"
+    assert css(driver, "#nothing")[0].text.startswith("Nothing matches")
+    css(driver, "#filters button[type=reset]")[0].click()
+    assert len(shown(driver)) == 6
+    assert count(driver) == "6 of 6 images"
+    assert not css(driver, "#nothing")[0].is_displayed()
+    choose(driver, "predicted", "dog")
+    assert len(shown(driver)) == 3
+    assert css(driver, "#count")[0].get_attribute("aria-live") == "polite"
+    assert len([card for card in css(driver, "#picture-cards > .card") if card.is_displayed()]) == 2
+
+
+def test_a_sheet_opens_and_closes_by_the_keyboard(driver: Any, file: Path) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    opened(driver, file)
+    button, dialog = css(driver, "#test-image-cards .open")[1], css(driver, "#test-image-2")[0]
+    for close in ([Keys.ESCAPE], [Keys.ENTER]):  # the focus is on the button that closes
+        driver.execute_script("arguments[0].focus()", button)
+        press(driver, Keys.ENTER)
+        assert dialog.is_displayed()
+        assert dialog.find_element("css selector", "img").is_displayed()
+        inside = "return arguments[0].contains(document.activeElement)"
+        assert driver.execute_script(inside, dialog)
+        press(driver, *close)
+        assert not dialog.is_displayed()
+        assert driver.switch_to.active_element == button
+    assert driver.get_log("browser") == []
+
+
+def test_a_sheet_opens_by_a_click_on_the_card(driver: Any, file: Path) -> None:
+    opened(driver, file)
+    card = css(driver, "#picture-cards > .card")[0]
+    driver.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", card)
+    from selenium.webdriver import ActionChains
+
+    ActionChains(driver).move_to_element(card.find_element("css selector", ".pair")).click().perform()
+    assert css(driver, "#picture-1")[0].is_displayed()
+    css(driver, "#picture-1 [data-closes]")[0].click()
+    assert not css(driver, "#picture-1")[0].is_displayed()
+
+
+def test_the_skip_link_is_the_first_stop_and_leads_to_the_report(driver: Any, file: Path) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    opened(driver, file)
+    press(driver, Keys.TAB)
+    assert driver.switch_to.active_element.text == "Skip to the report"
+    press(driver, Keys.ENTER)
+    assert driver.switch_to.active_element.tag_name == "main"
+
+
+def test_hostile_names_are_text_and_nothing_runs(driver: Any, hostile_file: Path) -> None:
+    opened(driver, hostile_file)
+    assert driver.title.endswith(" · fastcifar")
+    assert driver.get_log("browser") == []
+    assert len(css(driver, "script")) == 1
+    assert css(driver, "[onerror], [onclick], img[src='x']") == []
+    text = driver.find_element("css selector", "body").text
+    for name in HOSTILE:
+        assert clean(name) in text
+    from selenium.webdriver.support.ui import Select
+
+    names = {option.text for option in Select(css(driver, "select[name=true]")[0]).options}
+    assert {clean(name) for name in HOSTILE[:4]} <= names
+    choose(driver, "true", clean(HOSTILE[0]))
+    assert len(shown(driver)) == 1
+
+
+@pytest.mark.parametrize("width", [360, 1400])
+def test_the_page_does_not_scroll_sideways(driver: Any, file: Path, hostile_file: Path, width: int) -> None:
+    for page in (file, hostile_file):
+        opened(driver, page, width)
+        for details in css(driver, "details"):
+            driver.execute_script("arguments[0].open = true", details)
+        assert driver.execute_script("return document.documentElement.scrollWidth") == width
+        driver.execute_script("document.getElementById('test-image-1').showModal()")
+        assert driver.execute_script("return document.documentElement.scrollWidth") == width
+        assert css(driver, "#test-image-1")[0].rect["width"] <= width
+
+
+CONTRAST = """
+const canvas = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
+const rgb = colour => { canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
+                        return [...canvas.getImageData(0, 0, 1, 1).data]; };
+const light = c => c.slice(0, 3).map(v => v / 255).map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+                    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+const ground = e => { for (; e; e = e.parentElement) { const c = rgb(getComputedStyle(e).backgroundColor);
+                                                       if (c[3] === 255) return c; } };
+const found = [];
+for (const e of document.body.querySelectorAll("*")) {
+  const own = [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim());
+  if (!own || ["SCRIPT", "NOSCRIPT"].includes(e.tagName)) continue;
+  const [a, b] = [light(rgb(getComputedStyle(e).color)), light(ground(e))].sort((x, y) => y - x);
+  found.push([(a + 0.05) / (b + 0.05), e.tagName, e.textContent.trim().slice(0, 40)]);
+}
+return found;
+"""
+
+
+def test_text_can_be_read_in_both_colour_schemes(driver: Any, file: Path) -> None:
+    grounds = []
+    for scheme in ("light", "dark"):
+        opened(driver, file, scheme=scheme)
+        found = driver.execute_script(CONTRAST)
+        assert len(found) > 100
+        assert [row for row in found if row[0] < 4.5] == []
+        grounds.append(driver.execute_script("return getComputedStyle(document.body).backgroundColor"))
+        picture = "return document.querySelector('.curves img').currentSrc"
+        grounds.append(driver.execute_script(picture))
+    assert len(set(grounds)) == 4
+
+
+def test_every_scrolling_part_can_be_reached_by_the_keyboard(driver: Any, file: Path) -> None:
+    opened(driver, file, 360)
+    loose = """return [...document.querySelectorAll("main *")].filter(e => {
+        const style = getComputedStyle(e);
+        return ["auto", "scroll"].includes(style.overflowX) && e.scrollWidth > e.clientWidth
+               && !(e.tabIndex === 0 && e.getAttribute("aria-label"));
+    }).map(e => e.outerHTML.slice(0, 80))"""
+    assert driver.execute_script(loose) == []
+    assert css(driver, ".scroll[role=region][aria-label][tabindex='0']")
