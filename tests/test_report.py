@@ -9,6 +9,8 @@ import json
 import logging
 import os
 import re
+import signal
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from click.testing import CliRunner
 from fastcifar.cli import main
 from fastcifar.cli import output as cli_output
 from fastcifar.config import TrainConfig
-from fastcifar.errors import DataError, FastcifarError
+from fastcifar.errors import DataError, FastcifarError, Stopped
 from fastcifar.report import course, write_report
 from fastcifar.report.explained import explained
 from fastcifar.report.reading import RunFiles, clean
@@ -510,18 +512,44 @@ def test_the_command_refuses_what_is_no_run(tmp_path: Path) -> None:
         assert len(answer.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (FastcifarError("report.html: cannot be written (No space left on device)"), "report.html: cannot be written"),
+        (ZeroDivisionError("by zero"), "ZeroDivisionError: by zero"),
+    ],
+)
 def test_a_report_that_cannot_be_written_is_a_warning(
-    run: RunFolder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    run: RunFolder,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+    reason: str,
 ) -> None:
-    def broken(run: RunFolder) -> Path:
-        raise FastcifarError("report.html: cannot be written (No space left on device)")
-
-    monkeypatch.setattr("fastcifar.report.write_report", broken)
+    monkeypatch.setattr("fastcifar.report.write_report", raising(error))
     with caplog.at_level(logging.WARNING, "fastcifar"):
         assert cli_output.write_report(run) is None
-    assert [record.getMessage() for record in caplog.records] == [
-        "no report: report.html: cannot be written (No space left on device)"
-    ]
+    (record,) = caplog.records
+    assert record.getMessage().startswith(f"no report: {reason}")
+
+
+def test_a_signal_while_the_report_is_written_stops_the_program(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastcifar.report.write_report", raising(Stopped(signal.SIGTERM, "now")))
+    with pytest.raises(Stopped):
+        cli_output.write_report(run)
+    make.write_explained(run, NAMES, 1)
+    monkeypatch.setattr("PIL.Image.open", raising(Stopped(signal.SIGTERM, "now")))
+    with pytest.raises(Stopped):
+        explained(RunFiles(run.path))
+
+
+def raising(error: Exception) -> Callable[..., Path]:
+    def fail(*args: object, **settings: object) -> Path:
+        raise error
+
+    return fail
 
 
 def test_train_and_explain_leave_a_report(data_dir: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fastcifar.errors import FastcifarError
+from fastcifar.errors import FastcifarError, Stopped
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -142,8 +142,11 @@ def write_report(run: RunFolder) -> Path | None:
 
     try:
         return report.write_report(run)
-    except FastcifarError as error:
-        logging.getLogger(__name__).warning("no report: %s", error)
+    except Stopped:
+        raise
+    except Exception as error:  # noqa: BLE001 (hours of training do not end in an error for the sake of a page)
+        reason = error if isinstance(error, FastcifarError) else f"{type(error).__name__}: {error}"
+        logging.getLogger(__name__).warning("no report: %s", reason)
         return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -64,9 +65,15 @@ def reliability(
     filled = counts > 0
     left, width = edges[:-1][filled], 1 / num
     gaps = confidence[filled] - accuracy[filled]
-    bars = {"width": width, "align": "edge", "edgecolor": matplotlib.rcParams["axes.facecolor"], "lw": 0.5}
+    bars: dict[str, Any] = {
+        "width": width,
+        "align": "edge",
+        "edgecolor": matplotlib.rcParams["axes.facecolor"],
+        "lw": 0.5,
+    }
     upper.bar(left, accuracy[filled], color=TRAIN_COLOUR, label="share that is right", **bars)
-    upper.bar(left, gaps, bottom=accuracy[filled], color=VAL_COLOUR, alpha=0.35, label="gap to confidence", **bars)
+    hatched: dict[str, Any] = {**bars, "edgecolor": VAL_COLOUR, "color": "none", "hatch": "////"}
+    upper.bar(left, gaps, bottom=accuracy[filled], label="gap to confidence", **hatched)
     upper.plot([0, 1], [0, 1], ls="--", lw=1, color=text, alpha=0.6, label="as often right as sure")
     upper.set(ylim=(0, 1), xlim=(0, 1), ylabel="share that is right")
     upper.set_title(f"{title}\ncalibration error (ECE) {ece:.2%}".strip(), size=10, parse_math=False)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import PIL.Image
 
-from fastcifar.errors import DataError
+from fastcifar.errors import DataError, Stopped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -72,6 +72,8 @@ def sheet(name: str, content: bytes) -> Picture:
             raise ValueError(f"not a PNG of at most {MOST_PIXELS:,} pixels")
         with PIL.Image.open(io.BytesIO(content), formats=("PNG",)) as found:
             return _picture(found.convert("RGB"), "WEBP", quality=SHEET_QUALITY, method=1)
+    except Stopped:
+        raise
     except Exception as error:  # Pillow raises what its decoders raise
         raise DataError(f"{name}: damaged: {' '.join(str(error).split())}") from error
 
