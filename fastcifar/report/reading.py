@@ -24,7 +24,7 @@ from fastcifar.files import parse_plain
 MIB = 2**20
 MOST_TEXT, MOST_ARRAYS = 8 * MIB, 512 * MIB
 MOST_ROWS = 100_000
-MOST_LETTERS, MOST_NOTES = 200, 20
+MOST_LETTERS, MOST_NOTES = 120, 20
 JOINER = "\u200d"  # within emoji
 Made = TypeVar("Made")
 
