@@ -31,7 +31,8 @@ DARK: dict[Any, str] = {
 
 def save(figure: Figure, path: Path) -> None:
     """Write a figure as PNG, whatever the name of `path`."""
-    figure.savefig(path, format="png", dpi=DPI)
+    quickly = {"compress_level": 2}  # a quarter larger than with 6, in a third of the time
+    figure.savefig(path, format="png", dpi=DPI, pil_kwargs=quickly)
 
 
 def svg(figure: Figure) -> bytes:

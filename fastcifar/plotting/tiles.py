@@ -81,7 +81,7 @@ def table(
                 write(x, y - LINE / 2, fitting(tile.caption, width, CAPTION_POINTS), CAPTION_POINTS, color=colour)
     if scale:
         _draw_scale(canvas, bottom + 4, total_width, scale, write)
-    figure.figimage(canvas, origin="upper")
+    figure.figimage(np.rint(canvas * 255).astype(np.uint8), origin="upper")
     return figure
 
 
