@@ -97,7 +97,9 @@ def write_index(path: Path, rows: Sequence[Sequence[str]]) -> None:
 
 def write_maps(path: Path, n: int, own: bool = False, **changed: object) -> None:
     random = np.random.default_rng(2)
+    weights = [run.best for run in map(RunFolder, path.parents) if run.best.is_file()]
     arrays = {
+        "weights_sha256": np.array(checkpoint.file_sha256(weights[0]) if weights else ""),
         "index": np.full(n, -1) if own else np.arange(n),
         "images": random.integers(0, 256, (n, 8, 8, 3), dtype=np.uint8),
         "targets": np.array(["pred", "true"]),

@@ -77,6 +77,7 @@ def test_the_maps_are_kept_and_are_those_of_the_paper(run: RunFolder) -> None:
     with np.load(run.explain / "maps.npz") as found:
         kept: dict[str, Any] = {key: found[key] for key in found}
     answers = Answers(run.predictions)
+    assert str(kept["weights_sha256"]) == checkpoint.file_sha256(run.best)
     assert kept["targets"].tolist() == ["pred", "true"]
     assert kept["methods"].tolist() == list(CAM_METHODS)
     assert kept["layers"].tolist() == ["layer1", "layer2", "layer3"]

@@ -239,6 +239,12 @@ def test_predictions_of_other_weights_are_named(run: RunFolder) -> None:
     assert "predictions.npz: made with other weights than weights/best.safetensors" in text_of(report_of(run))
 
 
+def test_maps_of_other_weights_are_named(run: RunFolder) -> None:
+    assert "made with other weights" not in text_of(report_of(run))
+    make.write_weights(run, NAMES[::-1])
+    assert "explain/: made with other weights than those of the run; 'fastcifar explain'" in text_of(report_of(run))
+
+
 def test_names_are_shown_as_text(tmp_path: Path) -> None:
     page = report_of(make.whole_run(tmp_path / "<b>run", HOSTILE))
     assert page.count("<script>") == 1

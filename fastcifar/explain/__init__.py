@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastcifar.explain.cam import Activations, CamMaps, best_layer
 from fastcifar.explain.evaluation import Evaluation, evaluate_run
 from fastcifar.explain.preview import preview
-from fastcifar.explain.sheets import Explanation, explain_run
+from fastcifar.explain.run import Explanation, explain_run
 
 __all__ = [
     "Activations",

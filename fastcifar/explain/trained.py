@@ -40,6 +40,7 @@ class Trained:
         """
         self.run = run
         self.model, self.info, _ = checkpoint.load_weights(run.best, trusted)
+        self.weights_sha256 = checkpoint.file_sha256(run.best)
         self.device = choose_device(device)
         self.model.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.config = run.read_config()
@@ -78,20 +79,17 @@ class Trained:
     def predictions(self, split: str, beton: Beton, tta: str, reporter: Reporter) -> Predictions:
         """The network's answers, with the autocast of its training. Those of the plain test are kept in
         predictions.npz, and taken from it if they are of these weights and images."""
-        weights = checkpoint.file_sha256(self.run.best)
         kept = split == "test" and tta == "none"
-        known = checkpoint.load_predictions(self.run.predictions, weights, beton.sha256) if kept else None
+        known = checkpoint.load_predictions(self.run.predictions, self.weights_sha256, beton.sha256) if kept else None
         if known is None:
-            known = self._predict(beton, self.rows_of(split, beton), tta, weights, reporter)
+            known = self._predict(beton, self.rows_of(split, beton), tta, reporter)
             if kept:
                 checkpoint.save_predictions(self.run.predictions, known)
         if not np.isfinite(known.logits).all():
             raise CheckpointError(f"{self.run.best}: its answers are not finite; train again with a smaller rate")
         return known
 
-    def _predict(
-        self, beton: Beton, rows: npt.NDArray[np.int64], tta: str, weights: str, reporter: Reporter
-    ) -> Predictions:
+    def _predict(self, beton: Beton, rows: npt.NDArray[np.int64], tta: str, reporter: Reporter) -> Predictions:
         info = self.info
         loader = make_loader(
             beton,
@@ -112,7 +110,7 @@ class Trained:
             index=answers.indices,
             label=answers.labels,
             logits=answers.logits,
-            weights_sha256=weights,
+            weights_sha256=self.weights_sha256,
             data_sha256=beton.sha256,
         )
 

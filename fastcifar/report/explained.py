@@ -11,14 +11,15 @@ import numpy.typing as npt
 
 from fastcifar.errors import DataError
 from fastcifar.explain.cam import best_layer
-from fastcifar.explain.sheets import COLUMNS, METHOD_NAMES, target_name
+from fastcifar.explain.files import COLUMNS, METHOD_NAMES, target_name
 from fastcifar.report.drawing import Picture, pixels, sheet
 from fastcifar.report.reading import MIB, RunFiles, clean, parsed
+from fastcifar.report.scored import weights_sha256
 
 MOST_SHOWN = 200
 MOST_SHEET = 16 * MIB
 TILE, MOST_TILE = 128, 192
-ARRAYS = ("index", "images", "targets", "methods", "layers", "sizes", "maps", "has_evidence")
+ARRAYS = ("weights_sha256", "index", "images", "targets", "methods", "layers", "sizes", "maps", "has_evidence")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +60,7 @@ class Explained:
 class _Maps:
     """The maps that the grid shows, too: of the first target and method, at the layer to look at first."""
 
+    weights_sha256: str
     name: str
     images: npt.NDArray[np.uint8]
     maps: npt.NDArray[np.float32]
@@ -74,6 +76,9 @@ def explained(files: RunFiles, folder: str = "explain") -> Explained | None:
         return None
     shown = [_facts(name, row) for row in rows[:MOST_SHOWN]]
     found = files.attempt(lambda files: _maps(files, f"{folder}/maps.npz", rows))
+    weights = files.attempt(weights_sha256)
+    if found is not None and weights is not None and found.weights_sha256 != weights:
+        files.note(f"{folder}/: made with other weights than those of the run; 'fastcifar explain' makes it anew")
     cards = tuple(_card(files, folder, facts, found, i) for i, facts in enumerate(shown))
     return Explained(
         cards=cards,
@@ -155,6 +160,7 @@ def _maps(files: RunFiles, name: str, rows: list[dict[str, str]]) -> _Maps | Non
     method, target = clean(found["methods"][0], 40), clean(found["targets"][0])
     size = "x".join(str(side) for side in sizes[best])
     return _Maps(
+        weights_sha256=str(found["weights_sha256"]),
         name=f"{METHOD_NAMES.get(method, method)} for {target_name(target)} at {clean(layers[best], 80)} ({size})",
         images=images,
         maps=chosen,

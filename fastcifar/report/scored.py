@@ -75,9 +75,15 @@ def _class_names(files: RunFiles, num: int, sha256: str) -> tuple[str, ...] | No
         raise DataError(f"{WEIGHTS}: damaged: {str(error).removeprefix(f'{path}: ')}") from error
     if len(names) != num or not all(isinstance(name, str) for name in names):
         raise DataError(f"{WEIGHTS}: names {len(names)} classes; {PREDICTIONS} has {num}")
-    if file_sha256(path) != sha256:
+    if weights_sha256(files) != sha256:
         files.note(f"{PREDICTIONS}: made with other weights than {WEIGHTS}; 'fastcifar eval' makes it anew")
     return tuple(clean(name) for name in names)
+
+
+def weights_sha256(files: RunFiles) -> str | None:
+    """Of the weights of the run; None if there are none."""
+    path = files.checked(WEIGHTS, MOST_WEIGHTS)
+    return None if path is None else file_sha256(path)
 
 
 def _described(scores: Scores, names: tuple[str, ...]) -> Scored:

@@ -1,0 +1,136 @@
+"""What `explain` writes: grid, sheets, table and arrays."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastcifar.explain.cam import best_layer
+from fastcifar.explain.maps import MapTable, Subjects
+from fastcifar.explain.trained import write_png
+from fastcifar.files import write_atomically, writing_to
+from fastcifar.training.progress import Reporter
+
+COLUMNS = ("index", "true", "predicted", "confidence", "loss", "file")
+METHOD_NAMES = {"gradcam": "Grad-CAM", "gradcampp": "Grad-CAM++", "hirescam": "HiResCAM"}
+
+
+def write_explanation(
+    folder: Path, subjects: Subjects, table: MapTable, names: tuple[str, ...], heading: str, reporter: Reporter
+) -> tuple[Path, ...]:
+    """Write grid.png, index.csv, maps.npz and sheets/ into `folder`; returns their paths."""
+    from fastcifar import plotting
+    from fastcifar.plotting.images import Named
+
+    found = subjects.verdicts
+    titles = [
+        Named(names[t] if t >= 0 else "", f"{names[p]} {c:.0%}", bool(t == p))
+        for t, p, c in zip(found.true, found.predicted, found.confidence, strict=True)
+    ]
+    best = best_layer(table.sizes)
+    shown = f"{METHOD_NAMES[table.methods[0]]} of {target_name(table.targets[0])} at {_layer(table, best)}"
+    with writing_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    sheets = _write_sheets(folder, subjects, table, names, reporter)
+    grid = write_png(
+        folder / "grid.png",
+        plotting.cam_grid(subjects.images, table.maps[0, 0, :, best], titles, f"{heading}\n{shown}"),
+    )
+    return grid, _write_index(folder, subjects, names), _write_maps(folder, subjects, table), *sheets
+
+
+def _write_sheets(
+    folder: Path, subjects: Subjects, table: MapTable, names: tuple[str, ...], reporter: Reporter
+) -> tuple[Path, ...]:
+    from fastcifar import plotting
+    from fastcifar.plotting.images import SheetRow
+
+    made, place = folder / ".sheets.partial", folder / "sheets"
+    methods = [METHOD_NAMES[method] for method in table.methods]
+    found = subjects.verdicts
+    reporter.begin("sheets", len(subjects.images))
+    with writing_to(made):
+        shutil.rmtree(made, ignore_errors=True)
+        made.mkdir()
+    for i, image in enumerate(subjects.images):
+        rows = [
+            SheetRow(
+                f"{_layer(table, k)}\nfor {names[table.classes[t, i]]}",
+                list(table.maps[t, :, i, k]),
+                table.has_evidence[t, :, i, k].tolist(),
+            )
+            for k in range(len(table.layers))
+            for t in range(len(table.targets))
+        ]
+        true = f"true {names[found.true[i]]}, " if found.true[i] >= 0 else ""
+        loss = f", loss {found.loss[i]:.2f}" if found.true[i] >= 0 else ""
+        title = f"{subjects.names[i]}: {true}predicted {names[found.predicted[i]]} {found.confidence[i]:.0%}{loss}"
+        write_png(made / subjects.files[i], plotting.cam_sheet(image, rows, methods, title))
+        reporter.advance(1)
+    with writing_to(place):
+        shutil.rmtree(place, ignore_errors=True)
+        made.rename(place)
+    return tuple(place / name for name in subjects.files)
+
+
+def _layer(table: MapTable, k: int) -> str:
+    height, width = table.sizes[k]
+    return f"{table.layers[k]} ({height}x{width})"
+
+
+def target_name(target: str) -> str:
+    """A kind of target, in words."""
+    return {"pred": "the predicted class", "true": "the true class"}.get(target, target)
+
+
+def _write_index(folder: Path, subjects: Subjects, names: tuple[str, ...]) -> Path:
+    found, path = subjects.verdicts, folder / "index.csv"
+    rows: list[dict[str, Any]] = []
+    for i, name in enumerate(subjects.files):
+        known = found.true[i] >= 0
+        rows.append(
+            {
+                "index": int(found.index[i]) if known else subjects.names[i],
+                "true": names[found.true[i]] if known else "",
+                "predicted": names[found.predicted[i]],
+                "confidence": round(float(found.confidence[i]), 6),
+                "loss": round(float(found.loss[i]), 6) if known else "",
+                "file": f"sheets/{name}",
+            }
+        )
+
+    def write(partial: Path) -> None:
+        with partial.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+
+    write_atomically(path, write)
+    return path
+
+
+def _write_maps(folder: Path, subjects: Subjects, table: MapTable) -> Path:
+    path = folder / "maps.npz"
+    arrays = {
+        "weights_sha256": np.array(table.weights_sha256),
+        "index": subjects.verdicts.index,
+        "images": subjects.images,
+        "targets": np.array(table.targets),
+        "methods": np.array(table.methods),
+        "layers": np.array(table.layers),
+        "sizes": np.array(table.sizes),
+        "classes": table.classes,
+        "maps": table.maps,
+        "has_evidence": table.has_evidence,
+    }
+
+    def write(partial: Path) -> None:
+        with partial.open("wb") as file:
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+
+    write_atomically(path, write)
+    return path

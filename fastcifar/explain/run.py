@@ -1,0 +1,126 @@
+"""`explain`: images of a run with their class activation maps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fastcifar.checks import require_choice
+from fastcifar.config import ExplainConfig
+from fastcifar.explain.cam import Activations, Size, stages_of
+from fastcifar.explain.choice import Verdicts, choose, verdicts
+from fastcifar.explain.files import write_explanation
+from fastcifar.explain.maps import CAM_BATCH, Subjects, map_table
+from fastcifar.explain.pictures import read_pictures
+from fastcifar.explain.trained import Trained
+from fastcifar.training.progress import Reporter, SilentReporter
+from fastcifar.training.run_folder import RunFolder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explanation:
+    """What was made."""
+
+    num_images: int
+    """Test images, or pictures of the user's."""
+    num_wrong: int | None
+    """Of the test images."""
+    num_shown: int
+    layers: tuple[str, ...]
+    sizes: tuple[Size, ...]
+    """(h, w) of each layer's own maps."""
+    files: tuple[Path, ...]
+    """grid.png, index.csv, maps.npz and the sheets; nothing if there is no image to show."""
+
+
+def explain_run(
+    run: RunFolder,
+    config: ExplainConfig,
+    *,
+    pictures: Sequence[Path] = (),
+    data_dir: str | None = None,
+    device: str = "auto",
+    trusted: str | None = None,
+    reporter: Reporter | None = None,
+) -> Explanation:
+    """Explain test images of a run into its folder explain/, or the user's own pictures into explain/pictures/.
+
+    trusted: 'package.module:function', if that is the run's network and you know what it does.
+    Raises DataError (4) if test.beton or a picture is missing, damaged or of another kind; CheckpointError (6);
+    UsageError (2).
+    """
+    reporter = reporter or SilentReporter()
+    trained = Trained(run, data_dir=data_dir, device=device, trusted=trusted)
+    layers = stages_of(trained.model) if config.layers == ("all",) else config.layers
+    names = trained.info.class_names
+    require_choice("target", config.target, ("pred", "true", "both", *names))
+    if pictures:
+        subjects, num_images, num_wrong = _pictures(trained, pictures, layers), len(pictures), None
+        folder, heading = run.explain / "pictures", f"{run.path.name}: {len(pictures):,} of your pictures"
+    else:
+        subjects, num_images, num_wrong = _test_images(trained, config, reporter)
+        folder, heading = run.explain, f"{run.path.name}: {_described(config, num_images, num_wrong)}"
+    num_shown = len(subjects.images)
+    if not num_shown:
+        return Explanation(num_images=num_images, num_wrong=num_wrong, num_shown=0, layers=layers, sizes=(), files=())
+    table = map_table(trained, subjects, layers, config, reporter)
+    files = write_explanation(folder, subjects, table, names, heading, reporter)
+    return Explanation(
+        num_images=num_images,
+        num_wrong=num_wrong,
+        num_shown=num_shown,
+        layers=layers,
+        sizes=table.sizes,
+        files=files,
+    )
+
+
+def _described(config: ExplainConfig, num_images: int, num_wrong: int) -> str:
+    """What is shown, for the heading."""
+    if not isinstance(config.select, str):
+        return f"{len(config.select):,} of {num_images:,} test images"
+    order = {"loss": "largest loss first", "confidence": "most confident first", "random": "at random"}[config.select]
+    kind = "rightly classified" if config.correct else "misclassified"
+    count = num_images - num_wrong if config.correct else num_wrong
+    return f"{count:,} of {num_images:,} test images {kind}, {order}"
+
+
+def _test_images(trained: Trained, config: ExplainConfig, reporter: Reporter) -> tuple[Subjects, int, int]:
+    beton = trained.open_beton("test")
+    found = verdicts(trained.predictions("test", beton, "none", reporter))
+    chosen = choose(found, config)
+    rows = found.index[chosen]
+    subjects = Subjects(
+        images=beton.images(rows) if len(rows) else np.empty((0, *beton.image_shape), np.uint8),
+        names=tuple(f"test image {row}" for row in rows),
+        files=tuple(f"{row:05d}.png" for row in rows),
+        verdicts=found.at(chosen),
+    )
+    return subjects, len(found.index), int((~found.right).sum())
+
+
+def _pictures(trained: Trained, paths: Sequence[Path], layers: Sequence[str]) -> Subjects:
+    images = read_pictures(paths, trained.info.image_shape)
+    probabilities = torch.cat(
+        [
+            Activations(trained.model, trained.normalised(images[i : i + CAM_BATCH]), layers).logits.softmax(dim=1)
+            for i in range(0, len(images), CAM_BATCH)
+        ]
+    ).cpu()
+    unknown = np.full(len(paths), -1)
+    return Subjects(
+        images=images,
+        names=tuple(path.name for path in paths),
+        files=tuple(f"{i:05d}.png" for i in range(len(paths))),
+        verdicts=Verdicts(
+            index=unknown,
+            true=unknown,
+            predicted=probabilities.argmax(dim=1).numpy(),
+            confidence=probabilities.amax(dim=1).double().numpy(),
+            loss=np.full(len(paths), np.nan),
+        ),
+    )
