@@ -203,6 +203,7 @@ def test_preview_draws_a_recipe(data_dir: Path) -> None:
     assert (result.exit_code, result.stdout) == (0, "b.png\n")
     assert Path("b.png").stat().st_size > 10_000
     assert refused(2, "preview", "--recipe", "nothing", "--data-dir", data_dir)
+    assert run("preview", "--data-dir", data_dir, "--n", 1, "--out", "made/c.png").exit_code == 0
     assert refused(4, "preview", "--data-dir", "nowhere").startswith("nowhere/train.beton: no such file")
 
 
@@ -217,6 +218,11 @@ def test_explain_refuses_in_one_line(data_dir: Path) -> None:
     )
     assert refused(4, "explain", "--image", "a.txt").startswith("a.txt: not a picture that can be read")
     assert "--n: about test images" in refused(2, "explain", "--image", "a.txt", "--n", 3)
+    assert "--target true is about test images" in refused(2, "explain", "--image", "a.txt", "--target", "true")
+    assert "--n cannot be given beside the images that --select names" in refused(
+        2, "explain", "--select", "1", "--n", 3
+    )
+    assert "--seed is of --select random alone" in refused(2, "explain", "--seed", 3)
     assert refused(2, "explain", "--target", "unicorn").startswith("target is 'unicorn'; expected one of: pred, true")
 
 

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 import pytest
 import torch
 
 from fastcifar import make_loader, open_beton
 from fastcifar.config import CAM_METHODS, AugmentConfig, ExplainConfig, TrainConfig
 from fastcifar.converters import Source, convert
-from fastcifar.errors import CheckpointError, DataError, UsageError
+from fastcifar.errors import CheckpointError, DataError, Stopped, UsageError
 from fastcifar.explain import evaluate_run, explain_run, preview
 from fastcifar.explain.pictures import read_picture
 from fastcifar.explain.preview import augmented_versions, images_of_each_class
-from fastcifar.training import RunFolder, checkpoint, train
+from fastcifar.training import RunFolder, checkpoint, find_run, train
 from tests.reference import cam_image, enlarge
 from tests.test_writer import random_split
 
@@ -166,7 +170,13 @@ def test_known_predictions_are_used_and_foreign_ones_are_not(run: RunFolder) -> 
     explain_run(run, ExplainConfig(n=1))
     assert run.predictions.stat().st_mtime_ns == before
     rows = (run.explain / "index.csv").read_text()
-    for broken in (b"", good[: len(good) // 2], b"PK" + bytes(100)):
+    with np.load(run.predictions) as found:
+        arrays = dict(found)
+    file = io.BytesIO()
+    np.savez(file, **{**arrays, "label": arrays["label"] + 99})
+    flipped = bytearray(good)
+    flipped[len(good) // 2] ^= 0xFF
+    for broken in (b"", good[: len(good) // 2], b"PK" + bytes(100), file.getvalue(), bytes(flipped)):
         run.predictions.write_bytes(broken)
         explain_run(run, ExplainConfig(n=1))
         assert (run.explain / "index.csv").read_text() == rows
@@ -181,12 +191,12 @@ def test_own_pictures_are_explained_whatever_their_size(run: RunFolder, tmp_path
     paths = [tmp_path / "wide.jpg", tmp_path / "tiny.png", tmp_path / "glass.png", tmp_path / "grey.webp"]
     for path, shape in zip(paths, [(90, 200, 3), (5, 7, 3), (64, 64, 4), (40, 40)], strict=True):
         PIL.Image.fromarray(random.integers(0, 256, shape, dtype=np.uint8)).save(path)
-    made = explain_run(run, ExplainConfig(target="both"), pictures=paths)
+    made = explain_run(run, ExplainConfig(), pictures=paths)
     folder = run.explain / "pictures"
     assert made.num_wrong is None
     assert made.files[0] == folder / "grid.png"
     rows = table(folder / "index.csv")
-    assert [row["index"] for row in rows] == [path.name for path in paths]
+    assert [row["index"] for row in rows] == [str(path) for path in paths]
     assert all(row["true"] == "" and row["loss"] == "" and 0 < float(row["confidence"]) <= 1 for row in rows)
     assert all((folder / row["file"]).is_file() for row in rows)
     with np.load(folder / "maps.npz") as found:
@@ -215,13 +225,50 @@ def test_a_picture_is_turned_as_its_camera_says(tmp_path: Path) -> None:
     assert (read_picture(tmp_path / "a.png", (32, 32, 3))[:, 16:] == 255).all()
 
 
+def test_sixteen_bits_become_eight(tmp_path: Path) -> None:
+    PIL.Image.fromarray(np.full((32, 32), 51_400, np.uint16)).save(tmp_path / "a.png")
+    assert (read_picture(tmp_path / "a.png", (32, 32, 3)) == 200).all()
+
+
+def test_a_signal_is_no_bad_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    PIL.Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "a.png")
+
+    def stop(*args: Any, **more: Any) -> Any:
+        raise Stopped(signal.SIGTERM, "stopped")
+
+    monkeypatch.setattr(PIL.ImageOps, "fit", stop)
+    with pytest.raises(Stopped):
+        read_picture(tmp_path / "a.png", (32, 32, 3))
+
+
+def test_other_test_images_leave_the_predictions_of_the_run(run: RunFolder, tmp_path: Path) -> None:
+    from fastcifar.converters.synthetic import source
+
+    explain_run(run, ExplainConfig(n=1))
+    before = run.predictions.read_bytes()
+    with source(20, 30, seed=7) as other:
+        convert(other, tmp_path)
+    assert evaluate_run(run, data_dir=str(tmp_path)).scores.confusion.sum() == 30
+    assert run.predictions.read_bytes() == before
+
+
+def test_a_run_of_which_only_the_best_weights_are_left_is_explained(run: RunFolder, tmp_path: Path) -> None:
+    shutil.copytree(run.path, tmp_path / "runs" / "a")
+    for name in ("last.pt", "previous.pt"):
+        (tmp_path / "runs" / "a" / "weights" / name).unlink()
+    for name in ("a", None):
+        assert find_run(name, tmp_path / "runs", trained=True).path.name == "a"
+    with pytest.raises(CheckpointError, match="has no checkpoint yet"):
+        find_run("a", tmp_path / "runs")
+
+
 def test_what_is_no_picture_is_refused(run: RunFolder, tmp_path: Path) -> None:
     no_picture, half = tmp_path / "a.png", tmp_path / "b.png"
     no_picture.write_bytes(b"not a picture")
     PIL.Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(half)
     half.write_bytes(half.read_bytes()[:60])
-    deep = tmp_path / "c.png"
-    PIL.Image.fromarray(np.full((40, 40), 60_000, np.uint16)).save(deep)
+    deep = tmp_path / "c.tiff"
+    PIL.Image.fromarray(np.full((40, 40), 60_000, np.int32)).save(deep)
     postscript = tmp_path / "d.eps"
     postscript.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n")
     for path in (no_picture, half, deep, postscript, tmp_path):

@@ -45,10 +45,13 @@ def pixels_of(figure: Figure) -> np.ndarray:
 @pytest.mark.parametrize("n", [1, 25, 100])
 @pytest.mark.parametrize("name", ["automobile", "W" * 60, "$\\frac{$ <script>"])
 def test_titles_of_the_grid_do_not_overlap(n: int, name: str) -> None:
-    names = [Named(name, f"{name} 100%", False)] * n
+    names = [Named(name, name, False, " 100%")] * n
     heading = f"{name}: 1,234 of 10,000 test images misclassified\nGrad-CAM of the predicted class at layer3 (8x8)"
-    figure = plotting.cam_grid(random_images(n), random_maps(n, 32, 32), names, heading)
+    figure = plotting.cam_grid(random_images(n), random_maps(n, 32, 32), [True, False] * n, names, heading)
     assert check_texts(figure) >= 2 * n + 4
+    guesses = [text.get_text() for text in figure.texts if "100%" in text.get_text()]
+    assert len(guesses) == n  # none is cut off
+    assert sum(guess.endswith(" 100%: no evidence") for guess in guesses) == n // 2
 
 
 @pytest.mark.parametrize("n", [1, 25, 100])
@@ -104,7 +107,9 @@ def test_the_mask_is_the_image_where_the_map_is_1_and_dark_where_it_is_0() -> No
 
 
 def test_many_images_are_drawn_in_part_and_that_is_said() -> None:
-    figure = plotting.cam_grid(random_images(500, 4), random_maps(500, 4, 4), [Named("a", "b", False)] * 500, "heading")
+    figure = plotting.cam_grid(
+        random_images(500, 4), random_maps(500, 4, 4), [True] * 500, [Named("a", "b", False)] * 500, "heading"
+    )
     assert "the first 400 of 500" in [text.get_text() for text in figure.texts]
     versions = random_images(1000, 4).reshape(1000, 1, 4, 4, 3)
     figure = plotting.preview(random_images(1000, 4), versions, ["class"] * 1000, "heading")

@@ -41,6 +41,7 @@ HOSTILE = (
     "👩‍🚀🐱",
     "a\nb\x00\x1b[2J\ud800$",
 )
+PREDICTED = ("index", "label", "logits", "weights_sha256", "data_sha256")
 
 
 @pytest.fixture(scope="module")
@@ -239,7 +240,14 @@ def test_predictions_of_other_weights_are_named(run: RunFolder) -> None:
     assert "predictions.npz: made with other weights than weights/best.safetensors" in text_of(report_of(run))
 
 
-def test_maps_of_other_weights_are_named(run: RunFolder) -> None:
+def test_predictions_of_other_images_are_named(run: RunFolder) -> None:
+    make.write_predictions(run, 4)
+    run.write_metrics({"test_accuracy": 0.5, "test_data_sha256": "a"})
+    assert "predictions.npz: made of other images than those that metrics.json scores" in text_of(report_of(run))
+
+
+def test_maps_of_other_weights_are_named(tmp_path: Path) -> None:
+    run = make.whole_run(tmp_path / "whole", NAMES)
     assert "made with other weights" not in text_of(report_of(run))
     make.write_weights(run, NAMES[::-1])
     assert "explain/: made with other weights than those of the run; 'fastcifar explain'" in text_of(report_of(run))
@@ -340,7 +348,7 @@ def test_damaged_predictions_are_refused(run: RunFolder, changed: dict[str, np.n
 def test_an_array_that_claims_to_be_huge_is_refused_before_it_takes_memory(run: RunFolder) -> None:
     make.write_predictions(run, 4)
     content = run.predictions.read_bytes()
-    np.savez(run.predictions, **{key: np.zeros(1) for key in ("index", "label", "logits", "weights_sha256")})
+    np.savez(run.predictions, **{key: np.zeros(1) for key in PREDICTED})
     content = run.predictions.read_bytes()
     run.predictions.write_bytes(content.replace(b"'shape': (1,), }        ", b"'shape': (99999999,), } "))
     files = RunFiles(run.path)

@@ -19,9 +19,11 @@ pytestmark = pytest.mark.slow
 
 
 def test_the_small_network_reaches_95_percent_in_two_epochs(tmp_path: Path) -> None:
-    with synthetic_source() as source:
+    with synthetic_source(12_000, 2_000) as source:
         convert(source, tmp_path / "data")
-    config = TrainConfig(data_dir=str(tmp_path / "data"), model="small", epochs=2, batch_size=256, sched="cosine")
+    config = TrainConfig(
+        data_dir=str(tmp_path / "data"), model="small", epochs=2, batch_size=64, lr=0.03, sched="cosine"
+    )
     _, metrics = train(config, runs_dir=tmp_path / "runs")
     assert metrics["test_accuracy"] >= 0.95
 

@@ -104,6 +104,12 @@ def explain(
     those of your own pictures to explain/pictures/.
     """
     asked = ExplainConfig(**given)
+    if not isinstance(asked.select, str) and typed(context, ("n",)):
+        raise click.UsageError("--n cannot be given beside the images that --select names", context)
+    if asked.select != "random" and typed(context, ("seed",)):
+        raise click.UsageError("--seed is of --select random alone", context)
+    if images and asked.target in ("true", "both"):
+        raise click.UsageError(f"--target {asked.target} is about test images: nobody said what yours show", context)
     if images and (unused := typed(context, ("n", "select", "correct", "seed"))):
         raise click.UsageError(f"{flags(unused)}: about test images, and cannot be given beside --image", context)
 

@@ -11,7 +11,9 @@ from fastcifar.cli import options, settings
 
 
 @click.command()
-@click.option("--n", default=8, show_default=True, type=click.IntRange(min=1), help="Augmented versions of each image.")
+@click.option(
+    "--n", default=8, show_default=True, type=click.IntRange(1, 200), help="Augmented versions of each image."
+)
 @click.option("--each", default=1, show_default=True, type=click.IntRange(min=1), help="Images of each class.")
 @click.option("--out", default="preview.png", show_default=True, type=click.Path(dir_okay=False), help="The picture.")
 @settings.add(settings.RECIPE, settings.AUGMENTATION, settings.PREVIEWED)

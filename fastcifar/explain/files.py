@@ -28,7 +28,7 @@ def write_explanation(
 
     found = subjects.verdicts
     titles = [
-        Named(names[t] if t >= 0 else "", f"{names[p]} {c:.0%}", bool(t == p))
+        Named(names[t] if t >= 0 else "", names[p], bool(t == p), f" {c:.0%}")
         for t, p, c in zip(found.true, found.predicted, found.confidence, strict=True)
     ]
     best = best_layer(table.sizes)
@@ -38,7 +38,13 @@ def write_explanation(
     sheets = _write_sheets(folder, subjects, table, names, reporter)
     grid = write_png(
         folder / "grid.png",
-        plotting.cam_grid(subjects.images, table.maps[0, 0, :, best], titles, f"{heading}\n{shown}"),
+        plotting.cam_grid(
+            subjects.images,
+            table.maps[0, 0, :, best],
+            table.has_evidence[0, 0, :, best].tolist(),
+            titles,
+            f"{heading}\n{shown}",
+        ),
     )
     return grid, _write_index(folder, subjects, names), _write_maps(folder, subjects, table), *sheets
 
@@ -56,24 +62,27 @@ def _write_sheets(
     with writing_to(made):
         shutil.rmtree(made, ignore_errors=True)
         made.mkdir()
-    for i, image in enumerate(subjects.images):
-        rows = [
-            SheetRow(
-                f"{_layer(table, k)}\nfor {names[table.classes[t, i]]}",
-                list(table.maps[t, :, i, k]),
-                table.has_evidence[t, :, i, k].tolist(),
-            )
-            for k in range(len(table.layers))
-            for t in range(len(table.targets))
-        ]
-        true = f"true {names[found.true[i]]}, " if found.true[i] >= 0 else ""
-        loss = f", loss {found.loss[i]:.2f}" if found.true[i] >= 0 else ""
-        title = f"{subjects.names[i]}: {true}predicted {names[found.predicted[i]]} {found.confidence[i]:.0%}{loss}"
-        write_png(made / subjects.files[i], plotting.cam_sheet(image, rows, methods, title))
-        reporter.advance(1)
-    with writing_to(place):
-        shutil.rmtree(place, ignore_errors=True)
-        made.rename(place)
+    try:
+        for i, image in enumerate(subjects.images):
+            rows = [
+                SheetRow(
+                    f"{_layer(table, k)}\nfor {names[table.classes[t, i]]}",
+                    list(table.maps[t, :, i, k]),
+                    table.has_evidence[t, :, i, k].tolist(),
+                )
+                for k in range(len(table.layers))
+                for t in range(len(table.targets))
+            ]
+            true = f"true {names[found.true[i]]}, " if found.true[i] >= 0 else ""
+            loss = f", loss {found.loss[i]:.2f}" if found.true[i] >= 0 else ""
+            title = f"{subjects.names[i]}: {true}predicted {names[found.predicted[i]]} {found.confidence[i]:.0%}{loss}"
+            write_png(made / subjects.files[i], plotting.cam_sheet(image, rows, methods, title))
+            reporter.advance(1)
+        with writing_to(place):
+            shutil.rmtree(place, ignore_errors=True)
+            made.rename(place)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
     return tuple(place / name for name in subjects.files)
 
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import PIL.Image
 import PIL.ImageOps
 
-from fastcifar.errors import DataError
+from fastcifar.errors import DataError, Stopped
 
 MAX_PIXELS = 50_000_000
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # not those for which Pillow starts programs
@@ -23,12 +23,18 @@ def read_picture(path: Path, image_shape: tuple[int, int, int]) -> npt.NDArray[n
     Raises DataError (4) if it is no picture of FORMATS, or too large.
     """
     height, width, _ = image_shape
+    if not path.exists():
+        raise DataError(f"{path}: no such picture")
+    if not path.is_file():
+        raise DataError(f"{path}: not a picture that can be read (it is no file); expected such as JPEG or PNG")
     PIL.Image.init()  # it knows JPEG, PNG, GIF, BMP and PPM only, before
     try:
         with PIL.Image.open(path, formats=FORMATS) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 raise ValueError(f"it has {picture.width}x{picture.height} pixels, over {MAX_PIXELS:,}")
             upright = PIL.ImageOps.exif_transpose(picture)
+            if upright.mode == "I;16":
+                upright = PIL.Image.fromarray((np.asarray(upright) // 257).astype(np.uint8))
             if upright.mode in ("I", "F") or upright.mode.startswith("I;"):
                 raise ValueError(f"it has mode {upright.mode!r}, not 8 bits a channel")
             if "transparency" in upright.info or "A" in upright.getbands():
@@ -36,8 +42,8 @@ def read_picture(path: Path, image_shape: tuple[int, int, int]) -> npt.NDArray[n
                 upright = PIL.Image.alpha_composite(PIL.Image.new("RGBA", layered.size, "white"), layered)
             fitted = PIL.ImageOps.fit(upright.convert("RGB"), (width, height), PIL.Image.Resampling.LANCZOS)
             return np.asarray(fitted)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such picture") from None
+    except Stopped:
+        raise
     except Exception as error:  # Pillow raises what its decoders raise
         reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
         raise DataError(f"{path}: not a picture that can be read ({reason}); expected such as JPEG or PNG") from error

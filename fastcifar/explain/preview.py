@@ -14,6 +14,7 @@ from fastcifar.beton import Beton
 from fastcifar.checks import require_int
 from fastcifar.config import TrainConfig
 from fastcifar.explain.trained import write_png
+from fastcifar.files import writing_to
 from fastcifar.loaders import make_loader, open_for
 
 
@@ -24,7 +25,9 @@ def preview(config: TrainConfig, path: Path, *, n: int = 8, each: int = 1) -> in
     """
     from fastcifar import plotting
 
-    n, each = require_int("n", n, 1), require_int("each", each, 1)
+    with writing_to(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    n, each = require_int("n", n, 1, 200), require_int("each", each, 1)
     beton = open_for(config.loader, Path(config.data_dir) / "train.beton")
     rows = images_of_each_class(beton, each, config.seed)
     versions = augmented_versions(beton, rows, config, n)

@@ -114,7 +114,7 @@ def _pictures(trained: Trained, paths: Sequence[Path], layers: Sequence[str]) ->
     unknown = np.full(len(paths), -1)
     return Subjects(
         images=images,
-        names=tuple(path.name for path in paths),
+        names=tuple(map(str, paths)),
         files=tuple(f"{i:05d}.png" for i in range(len(paths))),
         verdicts=Verdicts(
             index=unknown,

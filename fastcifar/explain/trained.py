@@ -79,7 +79,7 @@ class Trained:
     def predictions(self, split: str, beton: Beton, tta: str, reporter: Reporter) -> Predictions:
         """The network's answers, with the autocast of its training. Those of the plain test are kept in
         predictions.npz, and taken from it if they are of these weights and images."""
-        kept = split == "test" and tta == "none"
+        kept = split == "test" and tta == "none" and self.run.tested_on() in (None, beton.sha256)
         known = checkpoint.load_predictions(self.run.predictions, self.weights_sha256, beton.sha256) if kept else None
         if known is None:
             known = self._predict(beton, self.rows_of(split, beton), tta, reporter)

@@ -32,6 +32,8 @@ class Named(NamedTuple):
     """Empty if nobody knows."""
     guess: str
     right: bool
+    confidence: str = ""
+    """' 87%', or nothing."""
 
 
 class SheetRow(NamedTuple):
@@ -76,25 +78,29 @@ def mask(image: Images, heat: Maps, tile: int = TILE) -> Pixels:
     return enlarged(image, tile) * _enlarged_map(heat, tile)[..., None]
 
 
-def cam_grid(images: Images, maps: Maps, names: Sequence[Named], heading: str) -> Figure:
+def cam_grid(images: Images, maps: Maps, has_evidence: Sequence[bool], names: Sequence[Named], heading: str) -> Figure:
     """Each image beside itself with its map; at most the first 400.
 
-    images: (N, H, W, 3) uint8. maps: (N, H, W) in 0..1.
+    images: (N, H, W, 3) uint8. maps: (N, H, W) in 0..1. has_evidence: (N,); where not, it is said.
     """
     if len(images) > MOST_IN_GRID:
         heading += f"\nthe first {MOST_IN_GRID} of {len(images):,}"
         images, maps, names = images[:MOST_IN_GRID], maps[:MOST_IN_GRID], names[:MOST_IN_GRID]
     pairs = [
-        (Tile(enlarged(image, TILE), f"true: {name.true}" if name.true else ""), _guessed(overlay(image, heat), name))
-        for image, heat, name in zip(images, maps, names, strict=True)
+        (
+            Tile(enlarged(image, TILE), f"true: {name.true}" if name.true else ""),
+            _guessed(overlay(image, heat), name, f),
+        )
+        for image, heat, f, name in zip(images, maps, has_evidence, names, strict=False)
     ]
     columns = min(math.ceil(len(pairs) ** 0.5), MAX_COLUMNS)
     rows = [[tile for pair in pairs[i : i + columns] for tile in pair] for i in range(0, len(pairs), columns)]
     return table(rows, heading, near=2, scale=SCALE)
 
 
-def _guessed(pixels: Pixels, name: Named) -> Tile:
-    return Tile(pixels, name.guess, TRAIN_COLOUR if name.right else VAL_COLOUR)
+def _guessed(pixels: Pixels, name: Named, has_evidence: bool) -> Tile:
+    suffix = name.confidence if has_evidence else f"{name.confidence}: no evidence"
+    return Tile(pixels, name.guess, suffix, TRAIN_COLOUR if name.right else VAL_COLOUR)
 
 
 def cam_sheet(image: Images, rows: Sequence[SheetRow], methods: Sequence[str], heading: str) -> Figure:

@@ -23,6 +23,7 @@ MARGIN, GAP, NEAR, LINE = 16, 20, 4, 17
 CAPTION_POINTS, HEADING_POINTS = 8, 11
 HEADING_LINE = 22
 LEAST_WIDTH = 560
+MOST_BESIDE = 200
 MAX_SIDE = 60_000  # what matplotlib can draw is a little more
 
 
@@ -32,6 +33,8 @@ class Tile(NamedTuple):
     pixels: npt.NDArray[np.float64]
     """(h, w, 3) in 0..1."""
     caption: str = ""
+    suffix: str = ""
+    """Ends the caption, and is never shortened."""
     colour: str = ""
     """Of the caption; matplotlib's text colour if empty."""
 
@@ -51,6 +54,7 @@ def table(
     """
     height, width = rows[0][0].pixels.shape[:2]
     columns = max(map(len, rows))
+    labels = ["\n".join(fitting(line, MOST_BESIDE, CAPTION_POINTS) for line in label.split("\n")) for label in labels]
     beside = round(max((text_width(line, CAPTION_POINTS) for label in labels for line in label.split("\n")), default=0))
     left = MARGIN + (beside + 10 if beside else 0)
     xs = [left + i * (width + NEAR) + i // near * (GAP - NEAR) for i in range(columns)]
@@ -78,7 +82,9 @@ def table(
             canvas[y : y + height, x : x + width] = np.dstack([tile.pixels, np.ones((height, width))])
             if tile.caption:
                 colour = tile.colour or matplotlib.rcParams["text.color"]
-                write(x, y - LINE / 2, fitting(tile.caption, width, CAPTION_POINTS), CAPTION_POINTS, color=colour)
+                room = width - text_width(tile.suffix, CAPTION_POINTS)
+                caption = fitting(tile.caption, room, CAPTION_POINTS) + tile.suffix
+                write(x, y - LINE / 2, caption, CAPTION_POINTS, color=colour)
     if scale:
         _draw_scale(canvas, bottom + 4, total_width, scale, write)
     figure.figimage(np.rint(canvas * 255).astype(np.uint8), origin="upper")

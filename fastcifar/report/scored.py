@@ -12,6 +12,7 @@ from fastcifar.report.drawing import Drawing, drawing
 from fastcifar.report.reading import RunFiles, clean
 from fastcifar.scores import Scores, score
 from fastcifar.training.checkpoint import file_sha256, read_info
+from fastcifar.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,7 +48,7 @@ class Scored:
 
 def scored(files: RunFiles) -> Scored | None:
     """Score predictions.npz with the class names that stand in the weights, or numbers where those cannot be read."""
-    found = files.arrays(PREDICTIONS, ("index", "label", "logits", "weights_sha256"))
+    found = files.arrays(PREDICTIONS, ("index", "label", "logits", "weights_sha256", "data_sha256"))
     if found is None:
         return None
     label, logits = found["label"], found["logits"]
@@ -61,6 +62,9 @@ def scored(files: RunFiles) -> Scored | None:
     if label.min() < 0 or label.max() >= num:
         raise DataError(f"{PREDICTIONS}: damaged: it has labels {label.min()}..{label.max()} and {num} classes")
     names = files.attempt(lambda files: _class_names(files, num, str(found["weights_sha256"])))
+    tested_on = RunFolder(files.root).tested_on()
+    if tested_on not in (None, str(found["data_sha256"])):
+        files.note(f"{PREDICTIONS}: made of other images than those that metrics.json scores")
     scores = score(logits.copy(), label.astype(np.int64), num)
     return _described(scores, names or tuple(f"class {i}" for i in range(num)))
 

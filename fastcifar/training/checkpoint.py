@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import zipfile
+import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -195,11 +196,18 @@ def load_predictions(path: Path, weights_sha256: str, data_sha256: str) -> Predi
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             found = {key: file[key] for key in ("index", "label", "logits")}
             owners = str(file["weights_sha256"]), str(file["data_sha256"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error):
         return None
-    if owners != (weights_sha256, data_sha256):
+    if owners != (weights_sha256, data_sha256) or not _fit_together(**found):
         return None
     return Predictions(**found, weights_sha256=weights_sha256, data_sha256=data_sha256)
+
+
+def _fit_together(index: np.ndarray, label: np.ndarray, logits: np.ndarray) -> bool:
+    num = len(index) if index.ndim else 0
+    shapes = index.shape == label.shape == (num,) and logits.ndim == 2 and len(logits) == num > 0
+    kinds = index.dtype == label.dtype == np.int64 and logits.dtype == np.float32
+    return bool(shapes and kinds and label.min() >= 0 and label.max() < logits.shape[1])
 
 
 def file_sha256(path: Path) -> str:

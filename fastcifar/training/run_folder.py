@@ -117,6 +117,13 @@ class RunFolder:
         writer.writerows({key: "" if row[key] is None else row[key] for key in COLUMNS} for row in history)
         write_text(self.results, text.getvalue())
 
+    def tested_on(self) -> str | None:
+        """SHA-256 of the test images that metrics.json scores; None if it does not say."""
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            found = json.loads(self.metrics.read_text(encoding="utf-8")).get("test_data_sha256")
+            return found if isinstance(found, str) else None
+        return None
+
     def write_metrics(self, metrics: dict[str, Any]) -> None:
         """metrics.json: how the run ended."""
         write_text(self.metrics, json.dumps(metrics, indent=1, allow_nan=False) + "\n")
@@ -148,7 +155,8 @@ def find_run(run: str | None, runs_dir: str | os.PathLike[str], *, trained: bool
     """
     root = Path(runs_dir)
     if run is None:
-        saved = [(file.stat().st_mtime_ns, file.parent.parent) for file in root.glob("*/weights/*.pt")]
+        kept = ("best.safetensors", "last.pt", "previous.pt") if trained else ("last.pt", "previous.pt")
+        saved = [(f.stat().st_mtime_ns, f.parent.parent) for name in kept for f in root.glob(f"*/weights/{name}")]
         if trained:
             saved = [(when, path) for when, path in saved if RunFolder(path).best.is_file()]
         if not saved:
@@ -158,10 +166,12 @@ def find_run(run: str | None, runs_dir: str | os.PathLike[str], *, trained: bool
     if not path.is_dir():
         known = ", ".join(sorted(p.name for p in root.glob("*") if p.is_dir())[:12]) or "none yet"
         raise DataError(f"{run}: no such run in {root}; expected a folder or one of: {known}")
-    if not (path / "weights" / "last.pt").is_file() and not (path / "weights" / "previous.pt").is_file():
-        raise CheckpointError(f"{path}: has no checkpoint yet; train it further or choose another run")
     found = RunFolder(path)
-    if trained and not found.best.is_file():
+    if trained and found.best.is_file():
+        return found
+    if not found.last.is_file() and not found.previous.is_file():
+        raise CheckpointError(f"{path}: has no checkpoint yet; train it further or choose another run")
+    if trained:
         raise CheckpointError(
             f"{path}: was stopped before its first epoch ended; go on with: fastcifar train --resume {path}"
         )
