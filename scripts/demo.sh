@@ -29,4 +29,4 @@ part "trained and tested"
 "$BIN/fastcifar" explain --n 25 --methods hirescam,gradcam,gradcampp
 part "explained"
 run=$(ls -td runs/demo* | head -n 1)
-echo "demo: $SECONDS s in all; open demo/$run/explain/grid.png and demo/$run/curves.png; figures in demo/$run/metrics.json"
+echo "demo: $SECONDS s in all; open demo/$run/report.html and demo/$run/explain/grid.png; figures in demo/$run/metrics.json"
