@@ -10,7 +10,6 @@ has Grad-CAM alone.
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -92,11 +91,7 @@ def main(data_dir: str, n: int, device: str, repeats: int, save: bool, as_json: 
     for number in range(repeats):
         click.echo(f"round {number + 1} of {repeats}", err=True)
         for name, run in runs.items():
-            measure.synchronise(where)
-            begin = time.perf_counter()
-            run()
-            measure.synchronise(where)
-            seconds[name].append(time.perf_counter() - begin)
+            seconds[name].append(measure.timed(run, where))
     rows = []
     for name, times in seconds.items():
         found: dict[str, Any] = {"seconds": None, "seconds_min": None, "seconds_max": None}

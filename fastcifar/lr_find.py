@@ -20,6 +20,7 @@ from torch import nn
 
 from fastcifar.config import RangeTest
 from fastcifar.errors import UsageError
+from fastcifar.models import buffers_kept, modes_kept
 
 log = logging.getLogger(__name__)
 WIDTH = 2.0
@@ -180,30 +181,23 @@ def _endless(batches: Iterable[Images]) -> Iterator[Images]:
 @contextmanager
 def _left_as_it_was(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
     """After the block weights, buffers, gradients, modes, the optimiser and the generators are what they were."""
-    held = [(module, dict(module._buffers)) for module in model.modules()]  # a network may put others in their place
-    tensors = [*model.parameters(), *model.buffers()]
+    tensors = list(model.parameters())
     others = random.getstate(), np.random.get_state()
     values = [tensor.detach().clone() for tensor in tensors]
     gradients = [param.grad for param in model.parameters()]
-    modes = [(module, module.training) for module in model.modules()]
     state = deepcopy(optimizer.state_dict())
     for param in model.parameters():
         param.grad = None  # those kept above are not added to
     cuda = sorted({tensor.device.index for tensor in tensors if tensor.device.type == "cuda"})
     try:
-        with torch.random.fork_rng(devices=cuda):
+        with modes_kept(model), buffers_kept(model), torch.random.fork_rng(devices=cuda):
             yield
     finally:
         random.setstate(others[0])
         np.random.set_state(others[1])
-        for module, buffers in held:
-            module._buffers.clear()
-            module._buffers.update(buffers)
         with torch.no_grad():
             for tensor, value in zip(tensors, values, strict=True):
                 tensor.copy_(value)
         for param, gradient in zip(model.parameters(), gradients, strict=True):
             param.grad = gradient
-        for module, mode in modes:
-            module.training = mode
         optimizer.load_state_dict(state)

@@ -123,14 +123,16 @@ def seconds(
 ) -> list[float]:
     """How long calls take, after one that is not counted."""
     function()
-    taken = []
-    for _ in range(repeats):
-        synchronise(device)
-        begin = time.perf_counter()
-        function()
-        synchronise(device)
-        taken.append(time.perf_counter() - begin)
-    return taken
+    return [timed(function, device) for _ in range(repeats)]
+
+
+def timed(function: Callable[[], Any], device: torch.device | None = None) -> float:
+    """How many seconds one call takes."""
+    synchronise(device)
+    begin = time.perf_counter()
+    function()
+    synchronise(device)
+    return time.perf_counter() - begin
 
 
 def anonymous_memory() -> int:

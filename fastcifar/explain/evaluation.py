@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from fastcifar.checks import require_choice
-from fastcifar.config import TTAS
-from fastcifar.explain.choice import Verdicts, verdicts
-from fastcifar.explain.trained import Trained, write_png
+from fastcifar.config import TTAS, ExplainConfig
+from fastcifar.explain.choice import Verdicts, choose, verdicts
+from fastcifar.explain.trained import Trained
 from fastcifar.files import write_text, writing_to
 from fastcifar.scores import Scores, score
 from fastcifar.training import checkpoint
@@ -63,7 +61,6 @@ def evaluate_run(
     title += "" if tta == "none" else f", test-time augmentation {tta}"
     with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    wrong = np.flatnonzero(~found.right)
     worst = tuple(
         {
             "index": int(found.index[k]),
@@ -72,7 +69,7 @@ def evaluate_run(
             "confidence": round(float(found.confidence[k]), 6),
             "loss": round(float(found.loss[k]), 6),
         }
-        for k in wrong[np.argsort(-found.loss[wrong], kind="stable")][:10]
+        for k in choose(found, ExplainConfig(n=10))
     )
     facts = {"run": run.path.name, "split": split, "tta": tta, **scores.facts(names), "worst": list(worst)}
     facts |= {"weights_sha256": predictions.weights_sha256, "data_sha256": predictions.data_sha256}
@@ -94,15 +91,14 @@ def _draw(
     from fastcifar.plotting.images import Named
 
     made = [
-        write_png(folder / "confusion.png", plotting.confusion(scores.confusion, names, title)),
-        write_png(
+        plotting.write_png(folder / "confusion.png", plotting.confusion(scores.confusion, names, title)),
+        plotting.write_png(
             folder / "reliability.png",
             plotting.reliability(scores.bin_confidence, scores.bin_accuracy, scores.bin_count, scores.ece, title),
         ),
     ]
     for name, right in (("wrong", False), ("correct", True)):
-        places = np.flatnonzero(found.right == right)
-        chosen = places[np.argsort(-found.loss[places], kind="stable")][:IN_GALLERY]
+        chosen = choose(found, ExplainConfig(n=IN_GALLERY, correct=right))
         path = folder / f"{name}.png"
         if not len(chosen):
             path.unlink(missing_ok=True)  # of an earlier evaluation
@@ -112,7 +108,7 @@ def _draw(
             for t, p in zip(found.true[chosen], found.predicted[chosen], strict=True)
         ]
         kind = "rightly classified, the least sure first" if right else "misclassified, of largest loss first"
-        heading = f"{title}\n{len(chosen)} of {len(places):,} {kind}"
+        heading = f"{title}\n{len(chosen)} of {(found.right == right).sum():,} {kind}"
         images = images_of(found.index[chosen])
-        made.append(write_png(path, plotting.gallery(images, called, heading)))
+        made.append(plotting.write_png(path, plotting.gallery(images, called, heading)))
     return made

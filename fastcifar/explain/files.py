@@ -11,7 +11,6 @@ import numpy as np
 
 from fastcifar.explain.cam import best_layer
 from fastcifar.explain.maps import MapTable, Subjects
-from fastcifar.explain.trained import write_png
 from fastcifar.files import write_atomically, writing_to
 from fastcifar.training.progress import Reporter
 
@@ -36,7 +35,7 @@ def write_explanation(
     with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
     sheets = _write_sheets(folder, subjects, table, names, reporter)
-    grid = write_png(
+    grid = plotting.write_png(
         folder / "grid.png",
         plotting.cam_grid(
             subjects.images,
@@ -76,7 +75,7 @@ def _write_sheets(
             true = f"true {names[found.true[i]]}, " if found.true[i] >= 0 else ""
             loss = f", loss {found.loss[i]:.2f}" if found.true[i] >= 0 else ""
             title = f"{subjects.names[i]}: {true}predicted {names[found.predicted[i]]} {found.confidence[i]:.0%}{loss}"
-            write_png(made / subjects.files[i], plotting.cam_sheet(image, rows, methods, title))
+            plotting.write_png(made / subjects.files[i], plotting.cam_sheet(image, rows, methods, title))
             reporter.advance(1)
         with writing_to(place):
             shutil.rmtree(place, ignore_errors=True)

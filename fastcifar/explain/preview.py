@@ -9,11 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fastcifar.augment.draws import raw_bits
-from fastcifar.augment.torch_ops import normalisation
 from fastcifar.beton import Beton
 from fastcifar.checks import require_int
 from fastcifar.config import TrainConfig
-from fastcifar.explain.trained import write_png
 from fastcifar.files import writing_to
 from fastcifar.loaders import make_loader, open_for
 
@@ -34,7 +32,7 @@ def preview(config: TrainConfig, path: Path, *, n: int = 8, each: int = 1) -> in
     labels = [beton.class_names[label] for label in beton.labels[rows]]
     what = config.recipe or "the settings given"
     heading = f"Augmentations of {what}, seed {config.seed}: as training sees {beton.path.name}"
-    write_png(path, plotting.preview(beton.images(rows), versions, labels, heading))
+    plotting.write_png(path, plotting.preview(beton.images(rows), versions, labels, heading))
     return len(rows)
 
 
@@ -56,13 +54,12 @@ def augmented_versions(beton: Beton, rows: npt.NDArray[np.int64], config: TrainC
         seed=config.seed,
         rows=rows,
     )
-    mean, inv_std = normalisation(loader.mean, loader.std)
     place = {row: i for i, row in enumerate(rows.tolist())}
     made = np.empty((len(rows), n, *beton.image_shape), np.uint8)
     try:
         for epoch in range(n):
             for batch in loader.epoch(epoch):
-                pixels = batch.images.float().permute(0, 2, 3, 1).cpu().numpy() / inv_std + mean
+                pixels = batch.images.float().permute(0, 2, 3, 1).cpu().numpy() / loader.inv_std32 + loader.mean32
                 made[[place[row] for row in batch.indices.tolist()], epoch] = np.clip(np.rint(pixels), 0, 255)
     finally:
         loader.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -13,21 +12,17 @@ import torch
 from fastcifar.augment.torch_ops import normalisation, normalise
 from fastcifar.beton import Beton
 from fastcifar.errors import CheckpointError, DataError, UsageError
-from fastcifar.files import write_atomically
 from fastcifar.loaders import make_loader, open_for
 from fastcifar.training import checkpoint
 from fastcifar.training.checkpoint import Predictions
+from fastcifar.training.data import EVAL_BATCH
 from fastcifar.training.device import choose_amp, choose_device
 from fastcifar.training.evaluate import evaluate
 from fastcifar.training.progress import Reporter
 from fastcifar.training.run_folder import RunFolder
 from fastcifar.training.split import hold_out
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 log = logging.getLogger(__name__)
-EVAL_BATCH = 1_000
 
 
 class Trained:
@@ -118,11 +113,3 @@ class Trained:
         """(N, H, W, 3) uint8 -> (N, 3, H, W) float32 on the device, as the network was trained."""
         mean, inv_std = (torch.from_numpy(v) for v in normalisation(np.array(self.info.mean), np.array(self.info.std)))
         return normalise(torch.from_numpy(images), mean, inv_std).to(self.device)
-
-
-def write_png(path: Path, figure: Figure) -> Path:
-    """Write a figure, whole or not at all."""
-    from fastcifar import plotting
-
-    write_atomically(path, lambda partial: plotting.save(figure, partial))
-    return path

@@ -52,8 +52,15 @@ def require_side(model: nn.Module, side: int, name: str) -> None:
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """In the block, the network is in evaluation mode; each of its modules is then put back into its own."""
+    with modes_kept(model):
+        model.eval()
+        yield
+
+
+@contextmanager
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """After the block, each module of the network is in the mode that it was in."""
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
         yield
     finally:
@@ -62,22 +69,19 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _buffers_kept(model: nn.Module) -> Iterator[None]:
-    """In the block, the network is in training mode; its buffers and torch's generator are then what they were."""
-    modes = [(module, module.training) for module in model.modules()]
-    held = [(module, dict(module._buffers)) for module in model.modules()]
-    values = [(buffer, buffer.clone()) for buffer in model.buffers()]
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """After the block, the network has the buffers that it had, with the values that they had."""
+    held = [(module, dict(module._buffers)) for module in model.modules()]  # a network may put others in their place
+    values = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     try:
-        with torch.random.fork_rng(devices=[]):
-            model.train()
-            yield
+        yield
     finally:
         for module, buffers in held:
+            module._buffers.clear()
             module._buffers.update(buffers)
-        for buffer, value in values:
-            buffer.copy_(value)
-        for module, training in modes:
-            module.training = training
+        with torch.no_grad():
+            for buffer, value in values:
+                buffer.copy_(value)
 
 
 def builder(config: ModelConfig) -> Callable[..., nn.Module]:
@@ -126,7 +130,8 @@ def _stages(model: nn.Module, name: str, num_classes: int, image_shape: tuple[in
     images = torch.zeros(2, channels, height, width)
     try:
         with torch.no_grad():
-            with _buffers_kept(model):
+            with modes_kept(model), buffers_kept(model), torch.random.fork_rng(devices=[]):
+                model.train()
                 answers = [model(images)]  # while training it may answer otherwise
             with evaluating(model):
                 deepest.clear()

@@ -1,9 +1,9 @@
-"""The only importer of matplotlib. Every function returns a Figure; `save` writes one as PNG, `svg` gives it as SVG."""
+"""The only importer of matplotlib. Every function returns a Figure; `save`, `write_png` and `svg` write one."""
 
 from fastcifar.plotting.images import cam_grid, cam_sheet, gallery, preview
 from fastcifar.plotting.rates import rates
 from fastcifar.plotting.scores import confusion, reliability
-from fastcifar.plotting.style import dark, save, svg
+from fastcifar.plotting.style import dark, save, svg, write_png
 from fastcifar.plotting.training import curves, lr_curve
 
 __all__ = [
@@ -19,4 +19,5 @@ __all__ = [
     "reliability",
     "save",
     "svg",
+    "write_png",
 ]

@@ -5,7 +5,7 @@ Hundreds of matplotlib's axes would take seconds; here all tiles are one array, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -92,13 +92,13 @@ def table(
 
 
 def _draw_scale(
-    canvas: npt.NDArray[np.float64], y: int, total_width: int, ends: tuple[str, str], write: object
+    canvas: npt.NDArray[np.float64], y: int, total_width: int, ends: tuple[str, str], write: Callable[..., None]
 ) -> None:
     bar = 220
     x = (total_width - bar) // 2
     canvas[y : y + 10, x : x + bar] = colormaps[HEAT](np.linspace(0, 1, bar))
-    write(x - 8, y + 5, ends[0], CAPTION_POINTS, ha="right")  # type: ignore[operator]
-    write(x + bar + 8, y + 5, ends[1], CAPTION_POINTS)  # type: ignore[operator]
+    write(x - 8, y + 5, ends[0], CAPTION_POINTS, ha="right")
+    write(x + bar + 8, y + 5, ends[1], CAPTION_POINTS)
 
 
 @lru_cache(maxsize=10_000)

@@ -14,7 +14,6 @@ from fastcifar.explain.cam import best_layer
 from fastcifar.explain.files import COLUMNS, METHOD_NAMES, target_name
 from fastcifar.report.drawing import Picture, pixels, sheet
 from fastcifar.report.reading import MIB, RunFiles, clean, parsed
-from fastcifar.report.scored import weights_sha256
 
 MOST_SHOWN = 200
 MOST_SHEET = 16 * MIB
@@ -76,7 +75,7 @@ def explained(files: RunFiles, folder: str = "explain") -> Explained | None:
         return None
     shown = [_facts(name, row) for row in rows[:MOST_SHOWN]]
     found = files.attempt(lambda files: _maps(files, f"{folder}/maps.npz", rows))
-    weights = files.attempt(weights_sha256)
+    weights = files.attempt(lambda files: files.weights_sha256)
     if found is not None and weights is not None and found.weights_sha256 != weights:
         files.note(f"{folder}/: made with other weights than those of the run; 'fastcifar explain' makes it anew")
     cards = tuple(_card(files, folder, facts, found, i) for i, facts in enumerate(shown))

@@ -11,6 +11,7 @@ import stat
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,10 +21,12 @@ import yaml
 
 from fastcifar.errors import DataError
 from fastcifar.files import parse_plain
+from fastcifar.training.checkpoint import file_sha256
 
 MIB = 2**20
 MOST_TEXT, MOST_ARRAYS = 8 * MIB, 512 * MIB
 MOST_ROWS = 100_000
+WEIGHTS, MOST_WEIGHTS = "weights/best.safetensors", 2**36
 MOST_LETTERS, MOST_NOTES = 120, 20
 JOINER = "\u200d"  # within emoji
 Made = TypeVar("Made")
@@ -35,6 +38,12 @@ class RunFiles:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.notes: list[str] = []
+
+    @cached_property
+    def weights_sha256(self) -> str | None:
+        """Of the weights of the run; None if there are none. Raises DataError, see `checked`."""
+        path = self.checked(WEIGHTS, MOST_WEIGHTS)
+        return None if path is None else file_sha256(path)
 
     def attempt(self, make: Callable[[RunFiles], Made | None]) -> Made | None:
         """What `make` makes, or None and a note if a file that it needs is damaged."""

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastcifar.errors import CheckpointError, DataError
+from fastcifar.report.course import METRICS
 from fastcifar.report.drawing import Drawing, drawing
-from fastcifar.report.reading import RunFiles, clean
+from fastcifar.report.reading import MOST_WEIGHTS, WEIGHTS, RunFiles, clean
 from fastcifar.scores import Scores, score
-from fastcifar.training.checkpoint import file_sha256, read_info
-from fastcifar.training.run_folder import RunFolder
+from fastcifar.training.checkpoint import read_info
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PREDICTIONS, WEIGHTS = "predictions.npz", "weights/best.safetensors"
-MOST_CLASSES, MOST_WEIGHTS = 1_000, 2**36
+PREDICTIONS = "predictions.npz"
+MOST_CLASSES = 1_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ def scored(files: RunFiles) -> Scored | None:
     if label.min() < 0 or label.max() >= num:
         raise DataError(f"{PREDICTIONS}: damaged: it has labels {label.min()}..{label.max()} and {num} classes")
     names = files.attempt(lambda files: _class_names(files, num, str(found["weights_sha256"])))
-    tested_on = RunFolder(files.root).tested_on()
+    tested_on = (files.attempt(lambda files: files.facts(METRICS)) or {}).get("test_data_sha256")
     if tested_on not in (None, str(found["data_sha256"])):
         files.note(f"{PREDICTIONS}: made of other images than those that metrics.json scores")
     scores = score(logits.copy(), label.astype(np.int64), num)
@@ -79,15 +79,9 @@ def _class_names(files: RunFiles, num: int, sha256: str) -> tuple[str, ...] | No
         raise DataError(f"{WEIGHTS}: damaged: {str(error).removeprefix(f'{path}: ')}") from error
     if len(names) != num or not all(isinstance(name, str) for name in names):
         raise DataError(f"{WEIGHTS}: names {len(names)} classes; {PREDICTIONS} has {num}")
-    if weights_sha256(files) != sha256:
+    if files.weights_sha256 != sha256:
         files.note(f"{PREDICTIONS}: made with other weights than {WEIGHTS}; 'fastcifar eval' makes it anew")
     return tuple(clean(name) for name in names)
-
-
-def weights_sha256(files: RunFiles) -> str | None:
-    """Of the weights of the run; None if there are none."""
-    path = files.checked(WEIGHTS, MOST_WEIGHTS)
-    return None if path is None else file_sha256(path)
 
 
 def _described(scores: Scores, names: tuple[str, ...]) -> Scored:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from fastcifar.config import LR_SUGGESTIONS, RangeTest, TrainConfig
-from fastcifar.files import write_atomically, write_text, writing_to
+from fastcifar.files import write_text, writing_to
 from fastcifar.loaders import Loader
 from fastcifar.lr_find import LrCurve, lr_find
 from fastcifar.models import builder, make_model
@@ -70,7 +70,7 @@ def write_curve(curve: LrCurve, folder: Path) -> tuple[Path, Path]:
     writer.writerows(zip(curve.rates.tolist(), curve.losses.tolist(), curve.smoothed.tolist(), strict=True))
     table, picture = folder / "lr_find.csv", folder / "lr_find.png"
     write_text(table, text.getvalue())
-    write_atomically(picture, lambda partial: plotting.save(plotting.lr_curve(curve), partial))
+    plotting.write_png(picture, plotting.lr_curve(curve))
     return table, picture
 
 

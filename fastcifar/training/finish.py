@@ -8,7 +8,6 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from fastcifar.files import write_atomically
 from fastcifar.loaders import Loader
 from fastcifar.models import count_parameters
 from fastcifar.training import checkpoint
@@ -87,4 +86,4 @@ def _draw_curves(run: RunFolder, history: list[dict[str, Any]]) -> None:
     from fastcifar import plotting
 
     run.write_results(history)
-    write_atomically(run.curves, lambda partial: plotting.save(plotting.curves(history), partial))
+    plotting.write_png(run.curves, plotting.curves(history))
