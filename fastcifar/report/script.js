@@ -37,7 +37,10 @@ if (form) {
 
   form.addEventListener("change", choose);
   form.addEventListener("submit", (event) => event.preventDefault());
-  form.addEventListener("reset", () => setTimeout(choose)); // the fields are put back after this event
+  form.querySelector("button").addEventListener("click", () => {
+    form.reset();
+    choose();
+  });
   form.hidden = false;
   choose(); // a reloaded page may have kept its choice
 }
