@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import operator
 import sys
+from collections.abc import Collection
 from typing import Any
 
 from fastcifar.errors import UsageError
+
+MOST_LISTED = 20
 
 
 def require_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
     """Raise UsageError unless `value` is one of `allowed`."""
     if value not in allowed:
-        raise UsageError(f"{name} is {value!r}; expected one of: {', '.join(allowed)}")
+        raise UsageError(f"{name} is {value!r}; expected one of: {listed(allowed, value)}")
+
+
+def listed(names: Collection[str], wanted: object) -> str:
+    """The names, with commas between them; of many, those like the one that was wanted, and the first."""
+    if len(names) <= MOST_LISTED:
+        return ", ".join(names)
+    like = difflib.get_close_matches(str(wanted), names, 3)
+    shown = list(dict.fromkeys([*like, *names]))[:MOST_LISTED]
+    return f"{', '.join(shown)} … ({len(names)} in all)"
 
 
 def require_int(name: str, value: Any, low: int, high: int | None = None) -> int:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -19,7 +21,7 @@ import torch
 from fastcifar import make_loader, open_beton
 from fastcifar.config import CAM_METHODS, AugmentConfig, ExplainConfig, TrainConfig
 from fastcifar.converters import Source, convert
-from fastcifar.errors import CheckpointError, DataError, Stopped, UsageError
+from fastcifar.errors import CheckpointError, DataError, FastcifarError, Stopped, UsageError
 from fastcifar.explain import evaluate_run, explain_run, preview
 from fastcifar.explain.pictures import read_picture
 from fastcifar.explain.preview import augmented_versions, images_of_each_class
@@ -140,6 +142,23 @@ def test_a_named_class_is_mapped_for_every_image(run: RunFolder) -> None:
         explain_run(run, ExplainConfig(target="unicorn"))
 
 
+def test_an_explanation_that_cannot_be_written_leaves_the_earlier_one(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def contents() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in run.explain.rglob("*") if path.is_file()}
+
+    def full(file: Any, **arrays: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    explain_run(run, ExplainConfig(n=2))
+    before = contents()
+    monkeypatch.setattr(np, "savez_compressed", full)
+    with pytest.raises(FastcifarError, match=r"maps\.npz: cannot be written \(No space left on device\)"):
+        explain_run(run, ExplainConfig(n=3))
+    assert contents() == before
+
+
 def test_layers_that_do_not_exist_are_refused_with_those_that_do(run: RunFolder) -> None:
     with pytest.raises(UsageError, match="layer is 'layer9'; expected one of: layer1, layer2, layer3; or another"):
         explain_run(run, ExplainConfig(layers=("layer1", "layer9")))
@@ -202,6 +221,8 @@ def test_own_pictures_are_explained_whatever_their_size(run: RunFolder, tmp_path
     with np.load(folder / "maps.npz") as found:
         assert found["targets"].tolist() == ["pred"]  # nobody said what they show
     assert (run.explain / "index.csv").read_text() == before
+    with pytest.raises(UsageError, match="target is 'both', but nobody said what your pictures show"):
+        explain_run(run, ExplainConfig(target="both"), pictures=paths)
 
 
 def test_a_picture_is_cut_to_the_proportions_of_the_data_and_reduced(tmp_path: Path) -> None:

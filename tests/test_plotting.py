@@ -45,18 +45,19 @@ def pixels_of(figure: Figure) -> np.ndarray:
 @pytest.mark.parametrize("n", [1, 25, 100])
 @pytest.mark.parametrize("name", ["automobile", "W" * 60, "$\\frac{$ <script>"])
 def test_titles_of_the_grid_do_not_overlap(n: int, name: str) -> None:
-    names = [Named(name, name, False, " 100%")] * n
+    names = [Named(name, name, False, "9999", " 100%")] * n
     heading = f"{name}: 1,234 of 10,000 test images misclassified\nGrad-CAM of the predicted class at layer3 (8x8)"
     figure = plotting.cam_grid(random_images(n), random_maps(n, 32, 32), [True, False] * n, names, heading)
     assert check_texts(figure) >= 2 * n + 4
     guesses = [text.get_text() for text in figure.texts if "100%" in text.get_text()]
     assert len(guesses) == n  # none is cut off
+    assert sum(text.get_text().endswith(" · 9999") for text in figure.texts) == n
     assert sum(guess.endswith(" 100%: no evidence") for guess in guesses) == n // 2
 
 
 @pytest.mark.parametrize("n", [1, 25, 100])
 def test_texts_of_gallery_preview_and_sheet_do_not_overlap(n: int) -> None:
-    names = [Named("automobile", "truck", False)] * n
+    names = [Named("automobile", "truck", False, "9999")] * n
     check_texts(plotting.gallery(random_images(n), names, "small: " + "many words " * 30))
     versions = random_images(3 * n).reshape(n, 3, 32, 32, 3)
     check_texts(plotting.preview(random_images(n), versions, ["automobile"] * n, "Augmentations"))
@@ -71,7 +72,7 @@ def test_texts_of_gallery_preview_and_sheet_do_not_overlap(n: int) -> None:
 
 def test_the_pixels_of_an_image_are_drawn_as_squares() -> None:
     image = random_images(1, 8)
-    drawn = pixels_of(plotting.gallery(image, [Named("a", "a", True)], "one"))
+    drawn = pixels_of(plotting.gallery(image, [Named("a", "a", True, "1")], "one"))
     large = np.rint(enlarged(image[0], 176) * 255).astype(np.uint8)  # (176, 176, 3): 22 times
     assert np.array_equal(large[::22, ::22], image[0])
     found = [
@@ -108,7 +109,7 @@ def test_the_mask_is_the_image_where_the_map_is_1_and_dark_where_it_is_0() -> No
 
 def test_many_images_are_drawn_in_part_and_that_is_said() -> None:
     figure = plotting.cam_grid(
-        random_images(500, 4), random_maps(500, 4, 4), [True] * 500, [Named("a", "b", False)] * 500, "heading"
+        random_images(500, 4), random_maps(500, 4, 4), [True] * 500, [Named("a", "b", False, "1")] * 500, "heading"
     )
     assert "the first 400 of 500" in [text.get_text() for text in figure.texts]
     versions = random_images(1000, 4).reshape(1000, 1, 4, 4, 3)

@@ -23,7 +23,7 @@ from fastcifar.cli import main
 from fastcifar.cli import output as cli_output
 from fastcifar.config import TrainConfig
 from fastcifar.errors import DataError, FastcifarError, Stopped
-from fastcifar.report import course, write_report
+from fastcifar.report import write_report
 from fastcifar.report.explained import explained
 from fastcifar.report.reading import RunFiles, clean
 from fastcifar.report.scored import scored
@@ -495,17 +495,6 @@ def test_any_number_of_classes_can_be_reported(run: RunFolder, num_classes: int)
     make.write_predictions(run, num_classes, n=300)
     text = text_of(report_of(run))
     assert f"class-{num_classes - 1:03d}" in text
-
-
-def test_durations_are_told_in_fitting_units() -> None:
-    assert [course.duration(s) for s in (0.4, 59, 61, 3599, 3600, 90_061)] == [
-        "0 s",
-        "59 s",
-        "1 min 1 s",
-        "59 min 59 s",
-        "1 h 0 min",
-        "25 h 1 min",
-    ]
 
 
 def test_the_command_writes_the_report_of_a_run(tmp_path: Path) -> None:

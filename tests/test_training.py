@@ -554,7 +554,8 @@ def test_the_schedule_lowers_the_rate(data_dir: Path, tmp_path: Path) -> None:
 
 
 def test_durations_read_well() -> None:
-    assert [duration(s) for s in (4.4, 61, 7_500)] == ["4 s", "1 min 01 s", "2 h 05 min"]
+    found = [duration(s) for s in (0.4, 59, 61, 3599, 3600, 90_061)]
+    assert found == ["0 s", "59 s", "1 min 01 s", "59 min 59 s", "1 h 00 min", "25 h 01 min"]
 
 
 def test_a_config_survives_the_folder(tmp_path: Path) -> None:

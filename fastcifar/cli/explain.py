@@ -108,8 +108,6 @@ def explain(
         raise click.UsageError("--n cannot be given beside the images that --select names", context)
     if asked.select != "random" and typed(context, ("seed",)):
         raise click.UsageError("--seed is of --select random alone", context)
-    if images and asked.target in ("true", "both"):
-        raise click.UsageError(f"--target {asked.target} is about test images: nobody said what yours show", context)
     if images and (unused := typed(context, ("n", "select", "correct", "seed"))):
         raise click.UsageError(f"{flags(unused)}: about test images, and cannot be given beside --image", context)
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fastcifar.checks import require_choice
+from fastcifar.checks import listed, require_choice
 from fastcifar.config import CAM_METHODS
 from fastcifar.errors import UsageError
 from fastcifar.models import evaluating
@@ -148,8 +148,8 @@ def _require_layers(model: nn.Module, layers: Sequence[str]) -> None:
     known = {name for name, _ in model.named_modules() if name}
     for name in layers:
         if name not in known:
-            stages = ", ".join(stages_of(model)) or ", ".join(sorted(known))
-            raise UsageError(f"layer is {name!r}; expected one of: {stages}; or another module of the network")
+            expected = listed(stages_of(model) or sorted(known), name)
+            raise UsageError(f"layer is {name!r}; expected one of: {expected}; or another module of the network")
 
 
 def _require_maps(name: str, output: Any) -> torch.Tensor:

@@ -104,8 +104,8 @@ def _draw(
             path.unlink(missing_ok=True)  # of an earlier evaluation
             continue
         called = [
-            Named(names[t], names[p], bool(t == p))
-            for t, p in zip(found.true[chosen], found.predicted[chosen], strict=True)
+            Named(names[t], names[p], bool(t == p), str(row))
+            for t, p, row in zip(found.true[chosen], found.predicted[chosen], found.index[chosen], strict=True)
         ]
         kind = "rightly classified, the least sure first" if right else "misclassified, of largest loss first"
         heading = f"{title}\n{len(chosen)} of {(found.right == right).sum():,} {kind}"

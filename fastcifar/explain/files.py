@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,74 +16,82 @@ from fastcifar.files import write_atomically, writing_to
 from fastcifar.training.progress import Reporter
 
 COLUMNS = ("index", "true", "predicted", "confidence", "loss", "file")
+WRITTEN = ("grid.png", "index.csv", "maps.npz", "sheets")
 METHOD_NAMES = {"gradcam": "Grad-CAM", "gradcampp": "Grad-CAM++", "hirescam": "HiResCAM"}
 
 
 def write_explanation(
     folder: Path, subjects: Subjects, table: MapTable, names: tuple[str, ...], heading: str, reporter: Reporter
 ) -> tuple[Path, ...]:
-    """Write grid.png, index.csv, maps.npz and sheets/ into `folder`; returns their paths."""
+    """Write grid.png, index.csv, maps.npz and sheets/ into `folder`; returns their paths.
+
+    All is made before anything of an earlier explanation is replaced.
+    """
+    with writing_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder))
+    try:
+        _write_sheets(made / "sheets", subjects, table, names, reporter)
+        _write_grid(made / "grid.png", subjects, table, names, heading)
+        _write_index(made / "index.csv", subjects, names)
+        _write_maps(made / "maps.npz", subjects, table)
+        with writing_to(folder):
+            if (folder / "sheets").is_dir():
+                (folder / "sheets").rename(made / "earlier sheets")
+            for name in WRITTEN:
+                (made / name).replace(folder / name)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+    return tuple(folder / name for name in (*WRITTEN[:-1], *(f"sheets/{file}" for file in subjects.files)))
+
+
+def _write_grid(path: Path, subjects: Subjects, table: MapTable, names: tuple[str, ...], heading: str) -> None:
     from fastcifar import plotting
     from fastcifar.plotting.images import Named
 
     found = subjects.verdicts
     titles = [
-        Named(names[t] if t >= 0 else "", names[p], bool(t == p), f" {c:.0%}")
-        for t, p, c in zip(found.true, found.predicted, found.confidence, strict=True)
+        Named(names[t] if t >= 0 else "", names[p], bool(t == p), name, f" {c:.0%}")
+        for t, p, name, c in zip(found.true, found.predicted, subjects.short_names, found.confidence, strict=True)
     ]
     best = best_layer(table.sizes)
     shown = f"{METHOD_NAMES[table.methods[0]]} of {target_name(table.targets[0])} at {_layer(table, best)}"
-    with writing_to(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    sheets = _write_sheets(folder, subjects, table, names, reporter)
-    grid = plotting.write_png(
-        folder / "grid.png",
-        plotting.cam_grid(
-            subjects.images,
-            table.maps[0, 0, :, best],
-            table.has_evidence[0, 0, :, best].tolist(),
-            titles,
-            f"{heading}\n{shown}",
-        ),
+    figure = plotting.cam_grid(
+        subjects.images,
+        table.maps[0, 0, :, best],
+        table.has_evidence[0, 0, :, best].tolist(),
+        titles,
+        f"{heading}\n{shown}",
     )
-    return grid, _write_index(folder, subjects, names), _write_maps(folder, subjects, table), *sheets
+    plotting.write_png(path, figure)
 
 
 def _write_sheets(
     folder: Path, subjects: Subjects, table: MapTable, names: tuple[str, ...], reporter: Reporter
-) -> tuple[Path, ...]:
+) -> None:
     from fastcifar import plotting
     from fastcifar.plotting.images import SheetRow
 
-    made, place = folder / ".sheets.partial", folder / "sheets"
     methods = [METHOD_NAMES[method] for method in table.methods]
     found = subjects.verdicts
     reporter.begin("sheets", len(subjects.images))
-    with writing_to(made):
-        shutil.rmtree(made, ignore_errors=True)
-        made.mkdir()
-    try:
-        for i, image in enumerate(subjects.images):
-            rows = [
-                SheetRow(
-                    f"{_layer(table, k)}\nfor {names[table.classes[t, i]]}",
-                    list(table.maps[t, :, i, k]),
-                    table.has_evidence[t, :, i, k].tolist(),
-                )
-                for k in range(len(table.layers))
-                for t in range(len(table.targets))
-            ]
-            true = f"true {names[found.true[i]]}, " if found.true[i] >= 0 else ""
-            loss = f", loss {found.loss[i]:.2f}" if found.true[i] >= 0 else ""
-            title = f"{subjects.names[i]}: {true}predicted {names[found.predicted[i]]} {found.confidence[i]:.0%}{loss}"
-            plotting.write_png(made / subjects.files[i], plotting.cam_sheet(image, rows, methods, title))
-            reporter.advance(1)
-        with writing_to(place):
-            shutil.rmtree(place, ignore_errors=True)
-            made.rename(place)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
-    return tuple(place / name for name in subjects.files)
+    with writing_to(folder):
+        folder.mkdir()
+    for i, image in enumerate(subjects.images):
+        rows = [
+            SheetRow(
+                f"{_layer(table, k)}\nfor {names[table.classes[t, i]]}",
+                list(table.maps[t, :, i, k]),
+                table.has_evidence[t, :, i, k].tolist(),
+            )
+            for k in range(len(table.layers))
+            for t in range(len(table.targets))
+        ]
+        true = f"true {names[found.true[i]]}, " if found.true[i] >= 0 else ""
+        loss = f", loss {found.loss[i]:.2f}" if found.true[i] >= 0 else ""
+        title = f"{subjects.names[i]}: {true}predicted {names[found.predicted[i]]} {found.confidence[i]:.0%}{loss}"
+        plotting.write_png(folder / subjects.files[i], plotting.cam_sheet(image, rows, methods, title))
+        reporter.advance(1)
 
 
 def _layer(table: MapTable, k: int) -> str:
@@ -95,8 +104,8 @@ def target_name(target: str) -> str:
     return {"pred": "the predicted class", "true": "the true class"}.get(target, target)
 
 
-def _write_index(folder: Path, subjects: Subjects, names: tuple[str, ...]) -> Path:
-    found, path = subjects.verdicts, folder / "index.csv"
+def _write_index(path: Path, subjects: Subjects, names: tuple[str, ...]) -> None:
+    found = subjects.verdicts
     rows: list[dict[str, Any]] = []
     for i, name in enumerate(subjects.files):
         known = found.true[i] >= 0
@@ -118,11 +127,9 @@ def _write_index(folder: Path, subjects: Subjects, names: tuple[str, ...]) -> Pa
             writer.writerows(rows)
 
     write_atomically(path, write)
-    return path
 
 
-def _write_maps(folder: Path, subjects: Subjects, table: MapTable) -> Path:
-    path = folder / "maps.npz"
+def _write_maps(path: Path, subjects: Subjects, table: MapTable) -> None:
     arrays = {
         "weights_sha256": np.array(table.weights_sha256),
         "index": subjects.verdicts.index,
@@ -141,4 +148,3 @@ def _write_maps(folder: Path, subjects: Subjects, table: MapTable) -> Path:
             np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
     write_atomically(path, write)
-    return path

@@ -26,6 +26,8 @@ class Subjects:
     """(N, H, W, 3)."""
     names: tuple[str, ...]
     """What each is called in headings: 'test image 12', 'my-cat.jpg'."""
+    short_names: tuple[str, ...]
+    """And in the grid: '12', 'my-cat.jpg'."""
     files: tuple[str, ...]
     """Names of their sheets."""
     verdicts: Verdicts
@@ -86,9 +88,6 @@ def map_table(
 
 def _targets(target: str, names: tuple[str, ...], found: Verdicts) -> dict[str, npt.NDArray[np.int64]]:
     """By kind of target the class of each image, (N,)."""
-    known = bool((found.true >= 0).all())
-    if target in ("true", "both") and not known:
-        target = "pred"  # of the user's pictures nobody said what they show
     kinds = {"pred": found.predicted, "true": found.true}
     if target == "both":
         return kinds

@@ -11,6 +11,7 @@ import torch
 
 from fastcifar.checks import require_choice
 from fastcifar.config import ExplainConfig
+from fastcifar.errors import UsageError
 from fastcifar.explain.cam import Activations, Size, stages_of
 from fastcifar.explain.choice import Verdicts, choose, verdicts
 from fastcifar.explain.files import write_explanation
@@ -53,6 +54,8 @@ def explain_run(
     Raises DataError (4) if test.beton or a picture is missing, damaged or of another kind; CheckpointError (6);
     UsageError (2).
     """
+    if pictures and config.target in ("true", "both"):
+        raise UsageError(f"target is {config.target!r}, but nobody said what your pictures show; expected 'pred'")
     reporter = reporter or SilentReporter()
     trained = Trained(run, data_dir=data_dir, device=device, trusted=trusted)
     layers = stages_of(trained.model) if config.layers == ("all",) else config.layers
@@ -97,6 +100,7 @@ def _test_images(trained: Trained, config: ExplainConfig, reporter: Reporter) ->
     subjects = Subjects(
         images=beton.images(rows) if len(rows) else np.empty((0, *beton.image_shape), np.uint8),
         names=tuple(f"test image {row}" for row in rows),
+        short_names=tuple(map(str, rows)),
         files=tuple(f"{row:05d}.png" for row in rows),
         verdicts=found.at(chosen),
     )
@@ -115,6 +119,7 @@ def _pictures(trained: Trained, paths: Sequence[Path], layers: Sequence[str]) ->
     return Subjects(
         images=images,
         names=tuple(map(str, paths)),
+        short_names=tuple(path.name for path in paths),
         files=tuple(f"{i:05d}.png" for i in range(len(paths))),
         verdicts=Verdicts(
             index=unknown,

@@ -32,6 +32,8 @@ class Named(NamedTuple):
     """Empty if nobody knows."""
     guess: str
     right: bool
+    name: str
+    """Of the image: its number in the beton, or that of its file."""
     confidence: str = ""
     """' 87%', or nothing."""
 
@@ -88,7 +90,7 @@ def cam_grid(images: Images, maps: Maps, has_evidence: Sequence[bool], names: Se
         images, maps, names = images[:MOST_IN_GRID], maps[:MOST_IN_GRID], names[:MOST_IN_GRID]
     pairs = [
         (
-            Tile(enlarged(image, TILE), f"true: {name.true}" if name.true else ""),
+            _named(image, name),
             _guessed(overlay(image, heat), name, f),
         )
         for image, heat, f, name in zip(images, maps, has_evidence, names, strict=False)
@@ -96,6 +98,11 @@ def cam_grid(images: Images, maps: Maps, has_evidence: Sequence[bool], names: Se
     columns = min(math.ceil(len(pairs) ** 0.5), MAX_COLUMNS)
     rows = [[tile for pair in pairs[i : i + columns] for tile in pair] for i in range(0, len(pairs), columns)]
     return table(rows, heading, near=2, scale=SCALE)
+
+
+def _named(image: Images, name: Named) -> Tile:
+    large = enlarged(image, TILE)
+    return Tile(large, f"true: {name.true}", f" · {name.name}") if name.true else Tile(large, name.name)
 
 
 def _guessed(pixels: Pixels, name: Named, has_evidence: bool) -> Tile:
@@ -122,7 +129,7 @@ def cam_sheet(image: Images, rows: Sequence[SheetRow], methods: Sequence[str], h
 def gallery(images: Images, names: Sequence[Named], heading: str) -> Figure:
     """Images, each with what it is and what it was taken for. images: (N, H, W, 3) uint8."""
     tiles = [
-        Tile(enlarged(image, TILE), name.guess if name.right else f"{name.true} → {name.guess}")
+        Tile(enlarged(image, TILE), name.guess if name.right else f"{name.true} → {name.guess}", f" · {name.name}")
         for image, name in zip(images, names, strict=True)
     ]
     columns = min(math.ceil(len(tiles) ** 0.5), 10)

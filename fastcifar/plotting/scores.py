@@ -9,10 +9,11 @@ import matplotlib
 import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
 from fastcifar.plotting.style import GREY, HEAT, TRAIN_COLOUR, VAL_COLOUR
 
-MOST_NUMBERED, MOST_NAMED = 20, 50
+MOST_NUMBERED, MOST_LARGE, MOST_NAMED = 20, 50, 120
 
 
 def confusion(counts: npt.NDArray[np.int64], names: Sequence[str], title: str) -> Figure:
@@ -37,11 +38,14 @@ def confusion(counts: npt.NDArray[np.int64], names: Sequence[str], title: str) -
                 axis.text(column, row, f"{counts[row, column]:,}", ha="center", va="center", size=7, color=colour)
     if num <= MOST_NAMED:
         short = [name if len(name) <= 16 else name[:15] + "…" for name in names]
-        axis.set_xticks(range(num), short, rotation=45, ha="right", rotation_mode="anchor", size=8, parse_math=False)
-        axis.set_yticks(range(num), short, size=8, parse_math=False)
+        size, turn = (8, 45) if num <= MOST_LARGE else (5, 90)
+        style: dict[str, Any] = {"size": size, "parse_math": False}
+        upright: dict[str, Any] = {"rotation": turn, "va": "top" if turn == 45 else "center"}
+        axis.set_xticks(range(num), short, ha="right", rotation_mode="anchor", **upright, **style)
+        axis.set_yticks(range(num), short, **style)
     axis.set(xlabel="predicted", ylabel="true")
     axis.set_title(title, parse_math=False, size=10)
-    bar = figure.colorbar(drawn, ax=axis, shrink=0.7, format=lambda value, _: f"{value:.0%}")
+    bar = figure.colorbar(drawn, ax=axis, shrink=0.7, format=PercentFormatter(1.0))
     bar.set_label("share of the true class, mistakes only")
     return figure
 

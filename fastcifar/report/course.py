@@ -13,6 +13,7 @@ from fastcifar.config import TrainConfig
 from fastcifar.errors import DataError
 from fastcifar.report.drawing import Drawing, drawing
 from fastcifar.report.reading import RunFiles, clean, number, parsed
+from fastcifar.training.progress import duration
 from fastcifar.training.run_folder import COLUMNS
 
 if TYPE_CHECKING:
@@ -219,16 +220,6 @@ def range_test(files: RunFiles) -> RangeTest | None:
     said = ", ".join(f"{name} {rate}" for name, rate in suggestions) or "no suggestion"
     alt = f"Training loss over learning rate, from {rates[0]:.3g} to {rates[-1]:.3g}: {said}"
     return RangeTest(drawing=drawing(draw, alt), suggestions=suggestions, why_not=clean(curve.why_not or "", 500))
-
-
-def duration(seconds: float) -> str:
-    """In words of the size that fits: '42 s', '5 min 25 s', '3 h 7 min'."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600:,} h {whole // 60 % 60} min"
 
 
 def _text(found: dict[str, Any], key: str) -> str | None:

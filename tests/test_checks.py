@@ -1,0 +1,23 @@
+"""Messages about wrong values."""
+
+from __future__ import annotations
+
+import pytest
+
+from fastcifar.checks import require_choice
+from fastcifar.errors import UsageError
+
+
+def test_of_many_choices_those_like_the_wrong_one_are_named_first() -> None:
+    with pytest.raises(UsageError) as refusal:
+        require_choice("target", "class-77x", tuple(f"class-{i:02d}" for i in range(100)))
+    message = str(refusal.value)
+    assert message.startswith("target is 'class-77x'; expected one of: class-77, ")
+    assert message.endswith(" … (100 in all)")
+    assert message.count(",") == 19
+
+
+def test_of_few_choices_all_are_named_in_their_order() -> None:
+    with pytest.raises(UsageError) as refusal:
+        require_choice("split", 3, ("test", "val"))
+    assert str(refusal.value) == "split is 3; expected one of: test, val"
