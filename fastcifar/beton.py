@@ -34,6 +34,7 @@ if sys.byteorder != "little":  # pragma: no branch
 
 log = logging.getLogger(__name__)
 VERSION = 2
+MANIFEST_VERSION = 2
 PAGE_SIZE = 8 * 2**20  # FFCV's default
 MIN_PAGE_SIZE, MAX_PAGE_SIZE = 2**21, 2**31
 RAW, JPEG = 1, 0
@@ -60,6 +61,8 @@ RECORD = np.dtype(
         "itemsize": 24,
     }
 )
+PADDING = slice(13, 16)
+"""Of a record: the bytes that nothing is stored in."""
 ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
 TABLES_START = HEADER.itemsize + 2 * FIELD.itemsize
 
@@ -85,7 +88,8 @@ class Manifest:
 
     def to_json(self) -> str:
         """The text of the manifest file."""
-        return json.dumps({"fastcifar_manifest": 1, **asdict(self)}, indent=1, ensure_ascii=False) + "\n"
+        facts = {"fastcifar_manifest": MANIFEST_VERSION, **asdict(self)}
+        return json.dumps({**facts, "checksum": _checksum(facts)}, indent=1, ensure_ascii=False) + "\n"
 
 
 class OpenFile:
@@ -205,7 +209,7 @@ def open_beton(path: str | os.PathLike[str], *, in_memory: bool = False) -> Beto
     labels = records["label"].astype(np.int64)
     if encoding == "jpeg" and (row := jpeg.wrong_header(data, offsets, sizes, image_shape)) is not None:
         _damaged(path, f"image {row} is no JPEG file of {image_shape[0]}x{image_shape[1]}")
-    digest = _sha256(data)
+    digest = _sha256(path, file, len(data))
     manifest = read_manifest(path)
     if manifest is None:
         class_names = tuple(str(i) for i in range(int(labels.max()) + 1))
@@ -253,8 +257,8 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest | None:
 
 
 def _parse_manifest(raw: Any) -> Manifest:
-    if not isinstance(raw, dict) or raw.get("fastcifar_manifest") != 1:
-        raise ValueError("it does not begin with fastcifar_manifest: 1")
+    if not isinstance(raw, dict) or raw.get("fastcifar_manifest") != MANIFEST_VERSION:
+        raise ValueError(f"it does not begin with fastcifar_manifest: {MANIFEST_VERSION}")
     names, shape = raw["class_names"], raw["image_shape"]
     if not isinstance(names, list) or not names or not all(isinstance(n, str) and n and n.isprintable() for n in names):
         raise ValueError("class_names is no list of names")
@@ -273,6 +277,8 @@ def _parse_manifest(raw: Any) -> Manifest:
         statistics.append(triple)
     if not isinstance(raw["sha256"], str) or type(raw["num_samples"]) is not int:
         raise ValueError("sha256 or num_samples is of the wrong kind")
+    if raw.pop("checksum", None) != _checksum(raw):
+        raise ValueError("damaged: its checksum is not that of what it says")
     return Manifest(
         num_samples=raw["num_samples"],
         image_shape=(shape[0], shape[1], shape[2]),
@@ -283,6 +289,11 @@ def _parse_manifest(raw: Any) -> Manifest:
         source=str(raw.get("source", "")),
         versions={str(k): str(v) for k, v in dict(raw.get("versions", {})).items()},
     )
+
+
+def _checksum(facts: dict[str, Any]) -> str:
+    """SHA-256 of what a manifest says, whatever its layout."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def _check_manifest(
@@ -370,10 +381,15 @@ def _map(path: Path, file: OpenFile) -> Bytes:
         raise DataError(f"{path}: cannot be mapped ({error.strerror})") from error
 
 
-def _sha256(data: Bytes) -> str:
-    digest = hashlib.sha256()
-    for start in range(0, len(data), CHUNK):
-        digest.update(data[start : start + CHUNK].data)
+def _sha256(path: Path, file: OpenFile, size: int) -> str:
+    """Of the file, read and not mapped: a page that is gone, because the file became shorter, would kill."""
+    digest, buffer, done = hashlib.sha256(), memoryview(bytearray(2**20)), 0
+    while done < size:
+        count = os.preadv(file.descriptor, [buffer], done)
+        if not count:
+            raise DataError(f"{path}: ends at byte {done}, earlier than when it was opened; start again")
+        digest.update(buffer[: min(count, size - done)])
+        done += count
     return digest.hexdigest()
 
 
@@ -403,6 +419,8 @@ def _check_tables(path: Path, data: Bytes) -> tuple[int, npt.NDArray[np.void], I
     pages_start = -(-records_end // page_size) * page_size
     allocations = data[table_start:].view(ALLOCATION)
     sizes = _sizes(path, allocations, page_size)
+    if data[TABLES_START:records_end].reshape(-1, RECORD.itemsize)[:, PADDING].any():
+        _damaged(path, "its records are not empty where nothing is stored")
     _check_records(path, records, sizes, pages_start, table_start, page_size)
     if (allocations["ptr"] != records["data_ptr"][allocations["sample_id"].astype(np.int64)]).any():
         _damaged(path, "its allocation table and its records disagree on where an image lies")
@@ -410,6 +428,8 @@ def _check_tables(path: Path, data: Bytes) -> tuple[int, npt.NDArray[np.void], I
 
 
 def _check_fields(path: Path, num_fields: int, fields: npt.NDArray[np.void]) -> None:
+    if fields["arguments"].any():
+        _damaged(path, "its descriptors hold arguments, and these fields have none")
     names = [bytes(field["name"]).rstrip(b"\0") for field in fields]
     types = [int(field["type_id"]) for field in fields]
     if num_fields != 2 or names != [b"image", b"label"] or types != [IMAGE_FIELD, INT_FIELD]:

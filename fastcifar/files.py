@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import io
 import json
 import os
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,32 +16,52 @@ from typing import Any
 from fastcifar.errors import FastcifarError, UsageError
 
 MAX_DEPTH = 100
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write` with the path of a temporary file beside `path`; fsync it and rename it into place.
+def write_bytes(path: Path, content: bytes | memoryview, *, earlier: Path | None = None) -> None:
+    """Write `content` to `path`, whole or not at all: to a temporary file beside it, fsync, rename.
 
-    Raises FastcifarError if the disk is full or the folder cannot be written; what was at `path` is then still there.
+    What was at `path` is moved to `earlier`, if given. Raises FastcifarError, with how much was needed, if the disk is
+    full or the folder cannot be written; what was at `path` is then still there.
     """
     partial = path.with_name(f".{path.name}.partial")
     try:
         try:
-            write(partial)
-            descriptor = os.open(partial, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            with partial.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            if earlier is not None and path.exists():
+                os.replace(path, earlier)
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
     except OSError as error:
-        raise FastcifarError(f"{path}: cannot be written ({error.strerror or error})") from error
+        reason = error.strerror or str(error)
+        if error.errno in FULL:
+            reason += f": it takes {len(content) / 2**20:.1f} MiB{_free(path.parent)}"
+        raise FastcifarError(f"{path}: cannot be written ({reason})") from error
+
+
+def _free(folder: Path) -> str:
+    with contextlib.suppress(OSError):
+        return f", {shutil.disk_usage(folder).free / 2**20:.1f} MiB are free"
+    return ""
 
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` as UTF-8, whole or not at all."""
-    write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_arrays(path: Path, **arrays: Any) -> None:
+    """Write arrays as a compressed .npz, whole or not at all."""
+    import numpy as np
+
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)
+    write_bytes(path, file.getbuffer())
 
 
 @contextmanager

@@ -78,7 +78,7 @@ def write_explained(
     """n images; image i is of class i and was taken for the next one, but for the last, which is right."""
     random = np.random.default_rng(1)
     root = run.path / folder
-    (root / "sheets").mkdir(parents=True)
+    (root / "sheets").mkdir(parents=True, exist_ok=True)
     rows = []
     for i in range(n):
         true, guess = names[i % len(names)], names[(i + (i < n - 1)) % len(names)]

@@ -225,6 +225,13 @@ def test_own_pictures_are_explained_whatever_their_size(run: RunFolder, tmp_path
         explain_run(run, ExplainConfig(target="both"), pictures=paths)
 
 
+def test_a_picture_with_an_odd_name_is_explained(run: RunFolder, tmp_path: Path) -> None:
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\n.png"))
+    PIL.Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(path)
+    explain_run(run, ExplainConfig(layers=("layer3",), methods=("gradcam",)), pictures=[path])
+    assert table(run.explain / "pictures" / "index.csv")[0]["index"].endswith("/\ufffd\ufffd.png")
+
+
 def test_a_picture_is_cut_to_the_proportions_of_the_data_and_reduced(tmp_path: Path) -> None:
     image = np.zeros((40, 100, 3), np.uint8)
     image[:, 30:70] = (10, 200, 30)

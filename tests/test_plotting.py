@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -40,6 +41,13 @@ def pixels_of(figure: Figure) -> np.ndarray:
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=120)
     return np.asarray(PIL.Image.open(file).convert("RGB"))
+
+
+def test_names_in_a_script_that_the_font_lacks_are_drawn_without_a_word(tmp_path: Path) -> None:
+    name = "\u732b \u0642\u0637\u0629"
+    grid = plotting.cam_grid(random_images(1), random_maps(1, 32, 32), [True], [Named(name, name, False, name)], name)
+    plotting.write_png(tmp_path / "grid.png", grid)
+    plotting.write_png(tmp_path / "confusion.png", plotting.confusion(np.eye(2, dtype=np.int64), [name, "b"], name))
 
 
 @pytest.mark.parametrize("n", [1, 25, 100])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import shutil
 import tempfile
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 
 from fastcifar.explain.cam import best_layer
 from fastcifar.explain.maps import MapTable, Subjects
-from fastcifar.files import write_atomically, writing_to
+from fastcifar.files import write_arrays, write_text, writing_to
 from fastcifar.training.progress import Reporter
 
 COLUMNS = ("index", "true", "predicted", "confidence", "loss", "file")
@@ -120,13 +121,11 @@ def _write_index(path: Path, subjects: Subjects, names: tuple[str, ...]) -> None
             }
         )
 
-    def write(partial: Path) -> None:
-        with partial.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-
-    write_atomically(path, write)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
 
 
 def _write_maps(path: Path, subjects: Subjects, table: MapTable) -> None:
@@ -143,8 +142,4 @@ def _write_maps(path: Path, subjects: Subjects, table: MapTable) -> None:
         "has_evidence": table.has_evidence,
     }
 
-    def write(partial: Path) -> None:
-        with partial.open("wb") as file:
-            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-
-    write_atomically(path, write)
+    write_arrays(path, **arrays)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,10 +117,11 @@ def _pictures(trained: Trained, paths: Sequence[Path], layers: Sequence[str]) ->
         ]
     ).cpu()
     unknown = np.full(len(paths), -1)
+    names = [_shown(path) for path in paths]
     return Subjects(
         images=images,
-        names=tuple(map(str, paths)),
-        short_names=tuple(path.name for path in paths),
+        names=tuple(names),
+        short_names=tuple(os.path.basename(name) for name in names),
         files=tuple(f"{i:05d}.png" for i in range(len(paths))),
         verdicts=Verdicts(
             index=unknown,
@@ -129,3 +131,9 @@ def _pictures(trained: Trained, paths: Sequence[Path], layers: Sequence[str]) ->
             loss=np.full(len(paths), np.nan),
         ),
     )
+
+
+def _shown(path: Path) -> str:
+    """Its name as text that can be stored and drawn: the name of a file may be anything."""
+    text = os.fsencode(path).decode("utf-8", "replace")
+    return "".join(c if c.isprintable() else "\ufffd" for c in text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +20,6 @@ from fastcifar.training.evaluate import evaluate
 from fastcifar.training.progress import Reporter
 from fastcifar.training.run_folder import RunFolder
 from fastcifar.training.split import hold_out
-
-log = logging.getLogger(__name__)
 
 
 class Trained:
@@ -45,8 +42,6 @@ class Trained:
         """train.beton or test.beton. Raises DataError if it is missing, damaged or not of the network's kind."""
         beton = open_for("auto", Path(self._data_dir or self.config.data_dir) / f"{split}.beton", self.device)
         info = self.info
-        if not beton.verified:
-            log.warning("%s has no manifest: its structure was checked, its pixels cannot be", beton.path)
         if beton.image_shape != info.image_shape or (beton.verified and beton.class_names != info.class_names):
             raise DataError(
                 f"{beton.path}: {len(beton.class_names)} classes, images {beton.image_shape}; the network was trained "

@@ -103,7 +103,13 @@ def open_for(loader: str, path: str | os.PathLike[str], device: torch.device | s
     size = _size_of(path)
     if size and loader != "albumentations" and usable_device(device).type == "cpu":
         threading.Thread(target=_load_cpu_kernel, name="fastcifar-load").start()
-    return open_beton(path, in_memory=loader == "resident" or size < SHARE_OF_MEMORY * free_memory())
+    free = free_memory()
+    if loader == "resident" and size > free:
+        raise UsageError(f"{path}: has {size >> 20:,} MiB, {free >> 20:,} MiB of memory are free; use --loader ffcv")
+    beton = open_beton(path, in_memory=loader == "resident" or size < SHARE_OF_MEMORY * free)
+    if not beton.verified:
+        log.warning("%s has no manifest: its structure was checked, its pixels cannot be", beton.path)
+    return beton
 
 
 def _load_cpu_kernel() -> None:

@@ -3,7 +3,7 @@
 from fastcifar.plotting.images import cam_grid, cam_sheet, gallery, preview
 from fastcifar.plotting.rates import rates
 from fastcifar.plotting.scores import confusion, reliability
-from fastcifar.plotting.style import dark, save, svg, write_png
+from fastcifar.plotting.style import dark, svg, write_png
 from fastcifar.plotting.training import curves, lr_curve
 
 __all__ = [
@@ -17,7 +17,6 @@ __all__ = [
     "preview",
     "rates",
     "reliability",
-    "save",
     "svg",
     "write_png",
 ]

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 
-from fastcifar.plotting.style import DPI, HEAT
+from fastcifar.plotting.style import DPI, HEAT, any_script
 
 MARGIN, GAP, NEAR, LINE = 16, 20, 4, 17
 CAPTION_POINTS, HEADING_POINTS = 8, 11
@@ -104,7 +104,8 @@ def _draw_scale(
 @lru_cache(maxsize=10_000)
 def text_width(text: str, points: float) -> float:
     """Pixels that a line of text takes."""
-    width, _, _ = text_to_path.get_text_width_height_descent(text, FontProperties(size=points), False)
+    with any_script():
+        width, _, _ = text_to_path.get_text_width_height_descent(text, FontProperties(size=points), False)
     return float(width) * DPI / 72 * 1.04  # hinting widens some letters
 
 

@@ -9,7 +9,6 @@ import hashlib
 import io
 import json
 import logging
-import os
 import zipfile
 import zlib
 from dataclasses import asdict, dataclass
@@ -19,12 +18,12 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from fastcifar.config import ModelConfig
 from fastcifar.errors import CheckpointError
-from fastcifar.files import write_atomically
+from fastcifar.files import write_arrays, write_bytes
 from fastcifar.models import make_model
 from fastcifar.training.run_folder import RunFolder
 
@@ -47,12 +46,9 @@ class DataInfo:
 def save_last(run: RunFolder, state: dict[str, Any]) -> None:
     """Write weights/last.pt; what was there becomes weights/previous.pt."""
 
-    def write(partial: Path) -> None:
-        torch.save({"format": FORMAT, **state}, partial)
-        if run.last.exists():
-            os.replace(run.last, run.previous)
-
-    write_atomically(run.last, write)
+    file = io.BytesIO()
+    torch.save({"format": FORMAT, **state}, file)
+    write_bytes(run.last, file.getbuffer(), earlier=run.previous)
 
 
 def load_last(run: RunFolder) -> dict[str, Any]:
@@ -80,6 +76,8 @@ def _load(path: Path) -> dict[str, Any]:
             bad = archive.testzip()
             if bad is not None:
                 raise CheckpointError(f"{path}: damaged ({bad} has a wrong checksum)")
+            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                raise CheckpointError(f"{path}: not a checkpoint of fastcifar: it is compressed")  # or a bomb
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint") from None
@@ -98,8 +96,10 @@ def save_weights(path: Path, model: nn.Module, network: ModelConfig, data: DataI
     # cloned: safetensors refuses weights that two layers share
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
     described = {"model": asdict(network), **data.__dict__, **facts}
+    described["tensors_sha256"] = _tensors_sha256(tensors)
     metadata = {key: json.dumps(value) for key, value in described.items()}
-    write_atomically(path, lambda partial: save_file(tensors, partial, metadata))
+    metadata["facts_sha256"] = json.dumps(_facts_sha256(metadata))
+    write_bytes(path, save(tensors, metadata))
 
 
 def load_weights(path: Path, trusted: str | None = None) -> tuple[nn.Module, DataInfo, dict[str, Any]]:
@@ -112,6 +112,8 @@ def load_weights(path: Path, trusted: str | None = None) -> tuple[nn.Module, Dat
         with safe_open(path, framework="pt") as file:
             metadata = _metadata(file)
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is no dict)
+        if metadata["tensors_sha256"] != _tensors_sha256(tensors):
+            raise ValueError("damaged: the checksum of its tensors is wrong")
         data = _data_info(metadata)
         network = ModelConfig(**metadata["model"])
         require_trust(path, network, trusted)
@@ -138,7 +140,25 @@ def read_info(path: Path) -> DataInfo:
 
 
 def _metadata(file: Any) -> dict[str, Any]:
-    return {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
+    """What the file says of itself. Raises ValueError if that is not what was written."""
+    stored = file.metadata() or {}
+    told = stored.pop("facts_sha256", "null")
+    if json.loads(told) != _facts_sha256(stored):
+        raise ValueError("damaged, or of another version of fastcifar: the checksum of its metadata is wrong")
+    return {key: json.loads(value) for key, value in stored.items()}
+
+
+def _facts_sha256(metadata: dict[str, str]) -> str:
+    return hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()
+
+
+def _tensors_sha256(tensors: dict[str, torch.Tensor]) -> str:
+    """Of names, kinds, shapes and contents. A safetensors file has no checksum of its own."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _data_info(metadata: dict[str, Any]) -> DataInfo:
@@ -181,13 +201,7 @@ class Predictions:
 
 def save_predictions(path: Path, predictions: Predictions) -> None:
     """Write predictions.npz."""
-    stored = dict(predictions.__dict__)
-
-    def write(partial: Path) -> None:
-        with partial.open("wb") as file:
-            np.savez_compressed(file, **stored)
-
-    write_atomically(path, write)
+    write_arrays(path, **predictions.__dict__)
 
 
 def load_predictions(path: Path, weights_sha256: str, data_sha256: str) -> Predictions | None:

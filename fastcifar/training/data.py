@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,6 @@ from fastcifar.training.checkpoint import DataInfo
 from fastcifar.training.processes import Processes
 from fastcifar.training.split import hold_out
 
-log = logging.getLogger(__name__)
 EVAL_BATCH = 1_000
 
 
@@ -41,9 +39,6 @@ class Loaders:
         train, test = (open_for(name, path, device) for path in paths)
         if config.loader == "auto" and config.augment.pipeline is None and "jpeg" in (train.encoding, test.encoding):
             name, self.chosen = "ffcv", "ffcv (the images are JPEG)"
-        for beton in (train, test):
-            if not beton.verified:
-                log.warning("%s has no manifest: its structure was checked, its pixels cannot be", beton.path)
         self._check_pair(train, test)
         num_classes = len(train.class_names)
         rows, val_rows = hold_out(train.labels, num_classes, config.val_size, config.seed)

@@ -23,7 +23,7 @@ import yaml
 import fastcifar
 from fastcifar.config import AugmentConfig, TrainConfig
 from fastcifar.errors import CheckpointError, DataError, UsageError
-from fastcifar.files import write_text, writing_to
+from fastcifar.files import parse_plain, write_text, writing_to
 
 COLUMNS = (
     "epoch",
@@ -104,9 +104,9 @@ class RunFolder:
     def read_config(self) -> TrainConfig:
         """The settings of the run. Raises DataError if they are damaged."""
         try:
-            raw = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+            raw: Any = parse_plain(self.config.read_text(encoding="utf-8"))
             return TrainConfig(**{**raw, "augment": AugmentConfig(**raw["augment"])})
-        except (OSError, yaml.YAMLError, TypeError, KeyError, ValueError, AttributeError) as error:
+        except (OSError, yaml.YAMLError, RecursionError, TypeError, KeyError, ValueError, AttributeError) as error:
             raise DataError(f"{self.config}: not the settings of a run ({_one_line(error)})") from error
 
     def write_results(self, history: list[dict[str, Any]]) -> None:

@@ -1,0 +1,132 @@
+"""A conversion that fails leaves what was there: the old good files, or none."""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fastcifar.beton import manifest_path, open_beton
+from tests.trust.cases import LONGEST_S, contents, count, small_disk, start, the_error, told
+
+Tally = Callable[[str], None]
+WITHIN_S = 35
+FILES = ("test.beton", "test.beton.json", "train.beton", "train.beton.json")
+
+
+@pytest.fixture
+def images(tmp_path: Path, image_folder: Callable[..., Path]) -> Path:
+    return image_folder("images", each=40, side=32)
+
+
+def good_sums(folder: Path) -> dict[str, str]:
+    """SHA-256 of both betons; both are whole, and those of their manifests."""
+    found = {name: open_beton(folder / f"{name}.beton") for name in ("train", "test")}
+    assert all(beton.verified for beton in found.values())
+    return {name: beton.sha256 for name, beton in found.items()}
+
+
+def is_alive(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_killed_conversion_leaves_the_old_files_or_the_new(
+    own_data_dir: Path, images: Path, tmp_path: Path, tally: Tally
+) -> None:
+    old, shared = good_sums(own_data_dir), set(os.listdir("/dev/shm"))
+    arguments = ("convert", "--source", images, "--data-dir")
+    began = time.monotonic()
+    assert told(*arguments, tmp_path / "new")[0] == 0
+    took = time.monotonic() - began
+    new, chosen, num, killed, renewed = good_sums(tmp_path / "new"), random.Random(0), count(4, 100), 0, 0
+    before = contents(own_data_dir)
+    for i in range(num):
+        more = ("--encode", "jpeg") if i % 2 else ()
+        process = start(*arguments, own_data_dir, *more, start_new_session=True)
+        time.sleep(chosen.uniform(0.3, 1) * took)
+        process.kill()
+        process.communicate(timeout=LONGEST_S)
+        killed += process.returncode == -signal.SIGKILL
+        assert not is_alive(process.pid)
+        for name in ("train", "test"):
+            beton = open_beton(own_data_dir / f"{name}.beton")  # whole, or it is refused
+            if not more:
+                assert beton.sha256 in (old[name], new[name])
+            renewed += beton.sha256 != old[name]
+        left = {path.name for path in own_data_dir.iterdir()} - set(FILES)
+        assert left <= {".train.beton.partial", ".test.beton.partial", ".train.beton.partial.json"}
+        for name, content in before.items():
+            (own_data_dir / name).write_bytes(content)
+    assert set(os.listdir("/dev/shm")) <= shared
+    assert told(*arguments, own_data_dir)[0] == 0
+    assert good_sums(own_data_dir) == new
+    assert sorted(path.name for path in own_data_dir.iterdir()) == sorted(FILES)
+    assert killed > num / 2
+    tally(f"{num} kill -9, {killed} before the end: the old files whole, but for {renewed} times the new")
+
+
+def test_a_source_that_fails_is_told_in_time(own_data_dir: Path, images: Path) -> None:
+    old = contents(own_data_dir)
+    (images / "test/dog/39.png").write_bytes((images / "test/dog/39.png").read_bytes()[:100])  # the last one
+    began = time.monotonic()
+    code, _, errors = told("convert", "--source", images, "--data-dir", own_data_dir)
+    assert code == 4
+    assert "test/dog/39.png: not a whole JPEG or PNG image" in the_error(errors)
+    assert time.monotonic() - began < WITHIN_S
+    assert contents(own_data_dir) == old
+
+
+def test_a_full_disk_leaves_the_old_files(own_data_dir: Path, images: Path, tmp_path: Path, tally: Tally) -> None:
+    old = contents(own_data_dir)
+    sizes = (34_000, 36_000, 40_000, 44_000, 48_000, 52_000, 56_000, 60_000, 62_000, 64_000)
+    num = 0
+    for kib in sizes[:: count(5, 1)]:
+        with small_disk(tmp_path / "disk", kib) as disk:
+            if disk is None:
+                pytest.skip("no disk can be mounted here")
+            for name, content in old.items():
+                (disk / name).write_bytes(content)
+            code, _, errors = told("convert", "--source", images, "--data-dir", disk)
+            if code:  # else it was large enough
+                assert code == 1
+                assert "No space left on device" in the_error(errors)
+                assert "nothing was replaced" in errors
+                assert contents(disk) == old
+                num += 1
+    assert num
+    tally(f"{num} full disks: the old files whole")
+
+
+@pytest.mark.parametrize("kib", [100, 9_000])
+def test_a_limit_to_the_size_of_files_is_a_full_disk(own_data_dir: Path, images: Path, kib: int) -> None:
+    old = contents(own_data_dir)
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (kib * 1024, kib * 1024))
+
+    code, _, errors = told("convert", "--source", images, "--data-dir", own_data_dir, preexec_fn=limit)
+    assert code == 1
+    assert "File too large" in the_error(errors)
+    assert contents(own_data_dir) == old
+
+
+def test_one_source_gives_one_file(images: Path, tmp_path: Path, tally: Tally) -> None:
+    num, found = count(2, 10), set()
+    for i in range(num):
+        env = {"PYTHONHASHSEED": str(i), "TZ": f"UTC{i}", "LC_ALL": ("C", "C.UTF-8")[i % 2]}
+        assert told("convert", "--source", images, "--data-dir", tmp_path / str(i), env=env)[0] == 0
+        found.add(tuple(good_sums(tmp_path / str(i)).values()))
+        assert manifest_path(tmp_path / str(i) / "train.beton").is_file()
+    assert len(found) == 1
+    tally(f"{num} conversions of one source: one SHA-256")

@@ -1,0 +1,50 @@
+"""A full disk while training is one line, and the last good checkpoint is intact."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fastcifar.training import RunFolder, checkpoint
+from tests.trust.cases import count, small_disk, the_error, told
+
+FLAGS = ("--model", "small", "--batch-size", 200, "--epochs", 3, "--lr", 0.03, "--deterministic", "--json")
+MIB = (2, 6, 10, 16, 22, 26, 32, 38, 44, 50)
+
+
+@pytest.mark.slow
+def test_a_full_disk_leaves_the_last_good_checkpoint(
+    data_dir: Path, tmp_path: Path, tally: Callable[[str], None]
+) -> None:
+    code, out, errors = told("train", *FLAGS, "--data-dir", data_dir, "--runs-dir", tmp_path / "whole")
+    assert code == 0, errors
+    expected, full, resumed = json.loads(out)["test_loss"], 0, 0
+    for mib in MIB[:: count(4, 1)]:
+        with small_disk(tmp_path / "disk", mib * 1024) as disk:
+            if disk is None:
+                pytest.skip("no disk can be mounted here")
+            train = ("train", *FLAGS, "--data-dir", data_dir, "--runs-dir", disk)
+            code, out, errors = told(*train, "--name", "a")
+            if code == 0:  # it was large enough
+                continue
+            full += 1
+            assert (code, out) == (1, "")
+            line = the_error(errors)
+            assert re.search(r"Error: \S+: cannot be written \(.*: it takes [\d.]+ MiB, [\d.]+ MiB are free\)", line), (
+                line
+            )
+            run = RunFolder(disk / "a")
+            subprocess.run(["mount", "-o", "remount,size=200m", str(disk)], check=True, capture_output=True)
+            if run.last.exists() or run.previous.exists():
+                assert checkpoint.load_last(run)["progress"]["epoch"] >= 1
+                code, out, errors = told("train", "--resume", "a", "--runs-dir", disk, "--json")
+                assert code == 0, errors
+                assert json.loads(out)["test_loss"] == expected
+                resumed += 1
+    assert full
+    tally(f"{full} full disks: one line each; {resumed} of the runs had a checkpoint and were resumed to the same end")

@@ -1,0 +1,187 @@
+"""No archive writes outside its place, and none fills the disk or the memory: exit code 4, nothing written."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import subprocess
+import sys
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from tests.trust.cases import LONGEST_S, contents, the_error
+
+MOST_MIB = 300
+GIB = 2**30
+
+
+def png(height: int, width: int) -> bytes:
+    """A PNG of one colour, whose file is a thousandth of its pixels."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
+
+    head = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, 2, 0, 0, 0])
+    packer, pixels = zlib.compressobj(9), b""
+    for _ in range(height):
+        pixels += packer.compress(bytes(1 + 3 * width))
+    body = pixels + packer.flush()
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+
+def small() -> bytes:
+    file = io.BytesIO()
+    PIL.Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+HONEST = {f"{split}/{name}/0.png": small() for split in ("train", "test") for name in ("cat", "dog")}
+
+
+def tar(path: Path) -> tarfile.TarFile:
+    archive = tarfile.open(path, "w")  # noqa: SIM115 (used in a `with` block)
+    for name, content in HONEST.items():
+        member = tarfile.TarInfo(name)
+        member.size = len(content)
+        archive.addfile(member, io.BytesIO(content))
+    return archive
+
+
+def member(
+    name: str, kind: bytes = tarfile.REGTYPE, link: str = "", content: bytes | None = None
+) -> Callable[..., None]:
+    def make(path: Path) -> None:
+        with tar(path) as archive:
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, link
+            body = small() if content is None else content
+            info.size = len(body) if kind == tarfile.REGTYPE else 0
+            archive.addfile(info, io.BytesIO(body))
+
+    return make
+
+
+def sparse(path: Path) -> None:
+    """A member of 10 GiB of which nothing is stored: GNU's old format for sparse files."""
+    with tar(path) as archive:
+        info = tarfile.TarInfo("train/cat/sparse.png")
+        info.type = tarfile.GNUTYPE_SPARSE
+        block = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+        block[386:398] = b"%011o\0" % 0  # a piece at 0
+        block[398:410] = b"%011o\0" % 0  # of 0 bytes
+        block[483:495] = (1 << 95 | 10 * GIB).to_bytes(12, "big")  # the whole file
+        block[148:156] = b" " * 8
+        block[148:156] = b"%06o\0 " % sum(block)
+        archive.fileobj.write(bytes(block))  # type: ignore[union-attr]
+        archive.offset += len(block)
+
+
+def zeros(path: Path) -> None:
+    """10 GiB of zeros in a tar of 10 MiB."""
+    info = tarfile.TarInfo("train/cat/zeros.png")
+    info.size = 10 * GIB
+    one = gzip.compress(bytes(64 * 2**20), 1)
+    with path.open("wb") as file:
+        file.write(gzip.compress(info.tobuf()))
+        for _ in range(160):  # gzip's pieces, one after another, are one stream
+            file.write(one)
+
+
+def zipped(name: str, content: bytes, again: int = 1) -> Callable[[Path], None]:
+    def make(path: Path) -> None:
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, pytest.MonkeyPatch.context() as patch:
+            import warnings
+
+            patch.setattr(warnings, "warn", lambda *args, **more: None)  # of a name twice
+            for honest, body in HONEST.items():
+                archive.writestr(honest, body)
+            for _ in range(again):
+                archive.writestr(name, content)
+
+    return make
+
+
+OUTSIDE, NO_FILE = "points outside the archive", "is a link, a device or a sparse file"
+TWICE, TOO_LARGE = "stands there twice", "is 13000x13000"
+ARCHIVES: dict[str, tuple[Callable[[Path], None], str]] = {
+    "up.tar": (member("../escaped.png"), OUTSIDE),
+    "inside-up.tar": (member("train/cat/../../../escaped.png"), OUTSIDE),
+    "absolute.tar": (member("/tmp/escaped-by-fastcifar/train/cat/escaped.png"), OUTSIDE),
+    "symlink.tar": (member("train/cat/link.png", tarfile.SYMTYPE, "/etc/passwd"), NO_FILE),
+    "hardlink.tar": (member("train/cat/link.png", tarfile.LNKTYPE, "/etc/passwd"), NO_FILE),
+    "device.tar": (member("train/cat/device.png", tarfile.CHRTYPE), NO_FILE),
+    "block.tar": (member("train/cat/device.png", tarfile.BLKTYPE), NO_FILE),
+    "fifo.tar": (member("train/cat/pipe.png", tarfile.FIFOTYPE), NO_FILE),
+    "twice.tar": (member("train/cat/0.png"), TWICE),
+    "sparse.tar": (sparse, NO_FILE),
+    "zeros.tar.gz": (zeros, "has 10737418240 bytes"),
+    "bomb.tar": (member("train/cat/bomb.png", content=png(13_000, 13_000)), TOO_LARGE),
+    "first-bomb.tar": (member("train/aaa/bomb.png", content=png(13_000, 13_000)), TOO_LARGE),
+    "up.zip": (zipped("../escaped.png", small()), OUTSIDE),
+    "absolute.zip": (zipped("/tmp/escaped-by-fastcifar/train/cat/escaped.png", small()), OUTSIDE),
+    "backslash.zip": (zipped("train\\cat\\..\\..\\..\\escaped.png", small()), OUTSIDE),
+    "twice.zip": (zipped("train/cat/0.png", small()), TWICE),
+    "bomb.zip": (zipped("train/cat/bomb.png", png(13_000, 13_000)), TOO_LARGE),
+    "zeros.zip": (zipped("train/cat/zeros.png", bytes(GIB // 2)), "it has over 67108864 bytes"),
+}
+
+
+MEASURED = """
+import atexit, sys
+from fastcifar.cli import main
+
+def tell():  # not ru_maxrss: a started program inherits that of the one which started it
+    status = open("/proc/self/status").read()
+    print("peak", status.split("VmHWM:")[1].split()[0], flush=True)
+
+atexit.register(tell)
+main(sys.argv[1:])
+"""
+
+
+def peak_mib(*args: object, cwd: Path) -> tuple[int, str, float]:
+    """Exit code, stderr and the largest memory of a `fastcifar` process."""
+    command = [sys.executable, "-c", MEASURED, *map(str, args)]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=LONGEST_S, check=False)
+    return done.returncode, done.stderr, int(done.stdout.split("peak ")[1]) / 1024
+
+
+@pytest.fixture(scope="module")
+def usual_mib(tmp_path_factory: pytest.TempPathFactory) -> float:
+    """What an honest archive of four small images takes."""
+    folder = tmp_path_factory.mktemp("honest")
+    tar(folder / "honest.tar").close()
+    code, errors, peak = peak_mib("convert", "--source", "honest.tar", cwd=folder)
+    assert code == 0, errors
+    return peak
+
+
+@pytest.mark.parametrize("name", list(ARCHIVES))
+def test_a_hostile_archive_is_refused(
+    name: str, usual_mib: float, tmp_path: Path, tally: Callable[[str], None]
+) -> None:
+    work = tmp_path / "a" / "b" / "work"
+    work.mkdir(parents=True)
+    make, reason = ARCHIVES[name]
+    make(work / name)
+    before, free = contents(tmp_path), os.statvfs(tmp_path).f_bavail
+    code, errors, peak = peak_mib("convert", "--source", name, cwd=work)
+    line = the_error(errors)
+    assert code == 4, line
+    assert name in line
+    assert reason in line
+    found = contents(tmp_path)
+    assert found == before
+    assert not Path("/tmp/escaped-by-fastcifar").exists()
+    assert not list(tmp_path.rglob("escaped*"))
+    assert peak - usual_mib < MOST_MIB, f"{peak:.0f} MiB, where an honest archive takes {usual_mib:.0f}"
+    assert (free - os.statvfs(tmp_path).f_bavail) * os.statvfs(tmp_path).f_frsize < GIB
+    tally(f"{name}: refused, {peak - usual_mib:+.0f} MiB")

@@ -1,0 +1,95 @@
+"""kill -9 at random moments: the run resumes to the weights it would have had, each epoch once in results.csv."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fastcifar.training import RunFolder
+from tests.trust.cases import count, start
+
+KILLS = count(2, 50)
+EPOCHS = 20
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_again_and_again_ends_as_one_that_is_not(
+    data_dir: Path, tmp_path: Path, tally: Callable[[str], None]
+) -> None:
+    chosen = random.Random(0)
+    settings = [
+        "--model",
+        "small",
+        "--batch-size",
+        90,
+        "--epochs",
+        EPOCHS,
+        "--lr",
+        0.02,
+        "--dropout",
+        0.2,
+        "--ema",
+        0.9,
+    ]
+    common = [*settings, "--deterministic", "--data-dir", data_dir, "--runs-dir", tmp_path]
+    begin = time.monotonic()
+    whole = start("train", *common, "--name", "whole", "--json")
+    out, errors = whole.communicate(timeout=600)
+    assert whole.returncode == 0, errors
+    took = time.monotonic() - begin
+
+    expected = json.loads(out)
+    killed = runs = 0
+    while killed < KILLS:
+        runs += 1
+        name = f"killed-{runs}"
+        told, kills = _killed_again_and_again(common, tmp_path, name, chosen, took, KILLS - killed)
+        killed += kills
+        weights = [torch.load(RunFolder(tmp_path / each).last, weights_only=True) for each in ("whole", name)]
+        for part in ("model", "step"):
+            flat = [_tensors(state[part]) for state in weights]
+            assert len(flat[0]) == len(flat[1]) > 10
+            assert all(torch.equal(a, b) for a, b in zip(*flat, strict=True))
+        rows = list(csv.DictReader(RunFolder(tmp_path / name).results.read_text().splitlines()))
+        assert [int(row["epoch"]) for row in rows] == list(range(1, EPOCHS + 1))
+        for key in ("test_accuracy", "test_loss", "best", "steps"):
+            assert told[key] == expected[key]
+    tally(f"{killed} kill -9 of {runs} runs: each ended with the same weights, each epoch once in results.csv")
+
+
+def _killed_again_and_again(
+    common: list[object], folder: Path, name: str, chosen: random.Random, took: float, most: int
+) -> tuple[dict[str, Any], int]:
+    """Train, kill and resume until the run ends, with at most so many kills; its metrics, and how many there were."""
+    killed, saved = 0, RunFolder(folder / name)
+    process = start("train", *common, "--name", name, "--json")
+    while True:
+        while process.poll() is None and not (saved.last.exists() or saved.previous.exists()):
+            time.sleep(0.02)  # without a checkpoint there is nothing to resume; no result depends on this wait
+        if killed < most:
+            try:
+                process.wait(chosen.uniform(0, 0.9 * took))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                killed += 1
+        told, errors = process.communicate(timeout=600)
+        if process.returncode == 0:
+            return json.loads(told), killed
+        assert process.returncode == -9, errors
+        process = start("train", "--resume", name, "--runs-dir", folder, "--json")
+
+
+def _tensors(value: object) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value]
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return [tensor for entry in inner for tensor in _tensors(entry)]
