@@ -261,8 +261,10 @@ def _arrange(where: Path, files: list[ImageFile]) -> tuple[tuple[str, ...], dict
     root: tuple[str, ...] | None = None
     for file in files:
         parts = PurePosixPath(file.name).parts
-        if ".." in parts or PurePosixPath(file.name).is_absolute() or "\\" in file.name:
+        if ".." in parts or PurePosixPath(file.name).is_absolute():
             raise DataError(f"{where}: {file.name!r} points outside the archive; refused")
+        if "\\" in file.name:  # which some programs take for a '/'
+            raise DataError(f"{where}: {file.name!r} has a backslash in its name; rename it")
         if not _is_wanted(file.name):
             continue
         depth = next((i for i, part in enumerate(parts[:2]) if part in SPLITS), None)

@@ -75,7 +75,6 @@ def _plain(value: float) -> float | None:
 def score(logits: npt.NDArray[np.float32], labels: Ints, num_classes: int) -> Scores:
     """Scores of logits, (N, C) float32 and finite, against labels, (N,) int64."""
     from torchmetrics.functional.classification import (
-        multiclass_calibration_error,
         multiclass_confusion_matrix,
         multiclass_precision,
         multiclass_recall,
@@ -95,14 +94,16 @@ def score(logits: npt.NDArray[np.float32], labels: Ints, num_classes: int) -> Sc
     def mean(values: Floats) -> Floats:
         return np.bincount(bins, values, NUM_BINS) / np.maximum(count, 1)
 
+    sure, correct = mean(confidence.numpy()), mean(right)
     return Scores(
         accuracy=int(np.trace(confusion)) / len(labels),
         loss=max(0.0, F.cross_entropy(answers, true).item()),
         precision=np.where(confusion.sum(axis=0) > 0, precision, np.nan),
         recall=np.where(confusion.sum(axis=1) > 0, recall, np.nan),
         confusion=confusion,
-        ece=float(multiclass_calibration_error(probabilities, true, num_classes, n_bins=NUM_BINS)),
-        bin_confidence=mean(confidence.numpy()),
-        bin_accuracy=mean(right),
+        # not torchmetrics' calibration error, which puts a confidence of exactly 1 into a bin of its own
+        ece=float(np.abs(sure - correct) @ count / len(labels)),
+        bin_confidence=sure,
+        bin_accuracy=correct,
         bin_count=count,
     )

@@ -100,6 +100,7 @@ def write_maps(path: Path, n: int, own: bool = False, **changed: object) -> None
     weights = [run.best for run in map(RunFolder, path.parents) if run.best.is_file()]
     arrays = {
         "weights_sha256": np.array(checkpoint.file_sha256(weights[0]) if weights else ""),
+        "selection": np.array(f"{n} of your pictures" if own else f"{n} of 60 test images"),
         "index": np.full(n, -1) if own else np.arange(n),
         "images": random.integers(0, 256, (n, 8, 8, 3), dtype=np.uint8),
         "targets": np.array(["pred", "true"]),

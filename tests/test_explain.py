@@ -23,9 +23,11 @@ from fastcifar.config import CAM_METHODS, AugmentConfig, ExplainConfig, TrainCon
 from fastcifar.converters import Source, convert
 from fastcifar.errors import CheckpointError, DataError, FastcifarError, Stopped, UsageError
 from fastcifar.explain import evaluate_run, explain_run, preview
+from fastcifar.explain.choice import verdicts
 from fastcifar.explain.pictures import read_picture
 from fastcifar.explain.preview import augmented_versions, images_of_each_class
 from fastcifar.training import RunFolder, checkpoint, find_run, train
+from fastcifar.training.checkpoint import Predictions
 from tests.reference import cam_image, enlarge
 from tests.test_writer import random_split
 
@@ -148,15 +150,42 @@ def test_an_explanation_that_cannot_be_written_leaves_the_earlier_one(
     def contents() -> dict[Path, bytes]:
         return {path: path.read_bytes() for path in run.explain.rglob("*") if path.is_file()}
 
-    def full(file: Any, **arrays: Any) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    real, calls = os.fsync, 0
+
+    def full(descriptor: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 4:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(descriptor)
 
     explain_run(run, ExplainConfig(n=2))
     before = contents()
-    monkeypatch.setattr(np, "savez_compressed", full)
-    with pytest.raises(FastcifarError, match=r"maps\.npz: cannot be written \(No space left on device\)"):
-        explain_run(run, ExplainConfig(n=3))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(FastcifarError, match=r"\(No space left on device: it takes .* MiB, .* are free\)"):
+            explain_run(run, ExplainConfig(n=3))
     assert contents() == before
+    for last in range(1, 9):  # 4 files are moved out of the way, 4 to their place
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "rename", failing(last))
+            with pytest.raises(FastcifarError, match="cannot be written"):
+                explain_run(run, ExplainConfig(n=3))
+        assert contents() == before
+
+
+def failing(last: int) -> Any:
+    """`Path.rename`, which fails once: the `last` time."""
+    real, calls = Path.rename, 0
+
+    def rename(path: Path, target: Path) -> Path:
+        nonlocal calls
+        calls += 1
+        if calls == last:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(path, target)
+
+    return rename
 
 
 def test_layers_that_do_not_exist_are_refused_with_those_that_do(run: RunFolder) -> None:
@@ -278,6 +307,73 @@ def test_other_test_images_leave_the_predictions_of_the_run(run: RunFolder, tmp_
         convert(other, tmp_path)
     assert evaluate_run(run, data_dir=str(tmp_path)).scores.confusion.sum() == 30
     assert run.predictions.read_bytes() == before
+
+
+def test_galleries_say_what_each_image_is_and_what_it_was_taken_for(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fastcifar import plotting
+
+    drawn: list[tuple[Any, str]] = []
+
+    def gallery(images: np.ndarray, names: Any, heading: str) -> Any:
+        drawn.append((names, heading))
+        return real(images, names, heading)
+
+    real = plotting.gallery
+    monkeypatch.setattr(plotting, "gallery", gallery)
+    evaluate_run(run)
+    found, names = Answers(run.predictions), checkpoint.load_weights(run.best)[1].class_names
+    (wrong, heading), (right, _) = drawn
+    assert "misclassified, of largest loss first" in heading
+    for shown in (*wrong, *right):
+        row = int(shown.name)
+        assert (shown.true, shown.guess) == (names[found.label[row]], names[found.guess[row]])
+        assert shown.right == (found.label[row] == found.guess[row])
+    assert {named.right for named in wrong} == {False}
+    assert {named.right for named in right} == {True}
+
+
+@pytest.mark.parametrize(
+    ("asked", "heading"),
+    [
+        ({"n": 3}, "3 of {wrong} misclassified among 200 test images, largest loss first"),
+        ({"n": 2, "select": "confidence"}, "2 of {wrong} misclassified among 200 test images, most confident first"),
+        (
+            {"n": 2, "select": "random", "correct": True},
+            "2 of {right} rightly classified among 200 test images, at random",
+        ),
+        ({"select": (4, 2)}, "2 of 200 test images"),
+    ],
+)
+def test_the_heading_says_what_is_shown(run: RunFolder, asked: dict[str, Any], heading: str) -> None:
+    explain_run(run, ExplainConfig(layers=("layer3",), methods=("gradcam",), **asked))
+    found = Answers(run.predictions)
+    with np.load(run.explain / "maps.npz") as kept:
+        assert str(kept["selection"]) == heading.format(wrong=len(found.wrong), right=len(found.right))
+
+
+def test_all_layers_and_one_of_them_are_each_once(run: RunFolder) -> None:
+    made = explain_run(run, ExplainConfig(n=1, layers=("layer2", "all"), methods=("gradcam",)))
+    assert made.layers == ("layer2", "layer1", "layer3")
+
+
+def test_a_network_without_maps_is_refused(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastcifar.explain.run.stages_of", lambda model: ())
+    with pytest.raises(UsageError, match="small has no stage that gives maps; name a layer that does"):
+        explain_run(run, ExplainConfig(n=1))
+    assert explain_run(run, ExplainConfig(n=1, layers=("layer3",))).layers == ("layer3",)
+
+
+def test_no_loss_is_below_zero(run: RunFolder) -> None:
+    sure = Predictions(
+        index=np.arange(2),
+        label=np.array([0, 1]),
+        logits=np.array([[90, -90], [-90, 90]], np.float32),
+        weights_sha256="",
+        data_sha256="",
+    )
+    assert [str(loss) for loss in verdicts(sure).loss.tolist()] == ["0.0", "0.0"]
 
 
 def test_a_run_of_which_only_the_best_weights_are_left_is_explained(run: RunFolder, tmp_path: Path) -> None:
@@ -433,7 +529,8 @@ def test_preview_shows_what_training_sees(data_dir: Path, tmp_path: Path) -> Non
     augment = AugmentConfig(crop_padding=4, cutout_size=8, rotate_degrees=10, hue_shift=20, colour_p=0.5)
     config = TrainConfig(data_dir=str(data_dir), augment=augment, seed=3)
     beton = open_beton(data_dir / "train.beton")
-    rows = images_of_each_class(beton, 2, 3)
+    rows = images_of_each_class(beton, 2, 3, np.arange(100, 500))
+    assert ((rows >= 100) & (rows < 500)).all()
     assert beton.labels[rows].tolist() == [c for c in range(10) for _ in range(2)]
     versions = augmented_versions(beton, rows, config, 3)
     loader = make_loader(beton, augment=augment, batch_size=600, seed=3, dtype=torch.uint8)

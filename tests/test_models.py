@@ -49,6 +49,30 @@ def test_a_network_of_torchvision_gets_its_stages() -> None:
     assert model.training
 
 
+class ChannelsLast(torch.nn.Module):
+    """Works on (N, h, w, C) in between, as transformers of images do."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.maps = torch.nn.Conv2d(3, 8, 3, padding=1)
+        self.norm = torch.nn.LayerNorm(8)
+        self.head = torch.nn.Linear(8, num_classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.norm(self.maps(images).permute(0, 2, 3, 1)).mean(dim=(1, 2)))
+
+
+def channels_last(num_classes: int) -> torch.nn.Module:
+    return ChannelsLast(num_classes)
+
+
+def test_only_what_is_in_proportion_to_the_images_is_a_stage() -> None:
+    model = make_model(ModelConfig(name=f"{__name__}:channels_last"), 5, (32, 32, 3))
+    assert model.stages == ("maps",)
+    with pytest.raises(UsageError, match=r"layer 'norm' gives a tensor of shape \(2, 32, 32, 8\); expected maps"):
+        Activations(model, torch.zeros(2, 3, 32, 32), ["norm"])
+
+
 def test_a_network_that_does_not_fit_the_images_is_refused() -> None:
     with pytest.raises(UsageError, match="model 'alexnet' does not take images of 32x32"):
         make_model(ModelConfig(name="alexnet"), 10)

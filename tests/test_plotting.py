@@ -78,6 +78,70 @@ def test_texts_of_gallery_preview_and_sheet_do_not_overlap(n: int) -> None:
     assert "layer4 (4x4)\nfor automobile" in texts
 
 
+def test_both_classes_of_a_mistake_can_be_read_however_long_their_names_are() -> None:
+    for true, guess in (("aquarium_fish", "sweet_pepper"), ("W" * 80, "truck"), ("cat", "W" * 80)):
+        figure = plotting.gallery(random_images(1), [Named(true, guess, False, "1234")], "")
+        (caption,) = [text.get_text() for text in figure.texts if "→" in text.get_text()]
+        first, second = caption.removesuffix(" · 1234").split(" → ")
+        assert first.startswith(true[:3])
+        assert second.startswith(guess[:3])
+        check_texts(figure)
+
+
+@pytest.mark.parametrize(("height", "width"), [(96, 12), (12, 96), (2, 3), (300, 400), (700, 20)])
+def test_texts_do_not_overlap_whatever_the_images_look_like(height: int, width: int) -> None:
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (30, height, width, 3), dtype=np.uint8)
+    maps = random.random((30, height, width), dtype=np.float32)
+    names = [Named("automobile", "truck", False, "9999", " 100%")] * 30
+    grid = plotting.cam_grid(images, maps, [True] * 30, names, "heading")
+    check_texts(grid)
+    assert sum("tr" in text.get_text() for text in grid.texts) == 60
+    row = SheetRow("layer4 (4x4)", list(maps[:2]), [True, False])
+    check_texts(plotting.cam_sheet(images[0], [row] * 3, ["Grad-CAM", "Grad-CAM++"], "test image 3: true cat"))
+    check_texts(plotting.preview(images, images[:, None], ["automobile"] * 30, "Augmentations"))
+
+
+def test_large_images_are_reduced() -> None:
+    image = np.zeros((1_000, 2_000, 3), np.uint8)
+    image[:, 1_000:] = 255
+    drawn = enlarged(image, 176)
+    assert drawn.shape == (88, 176, 3)
+    assert (drawn[:, :88] == 0).all()
+    assert (drawn[:, 88:] == 1).all()
+    assert overlay(image, np.zeros((1_000, 2_000), np.float32), 176).shape == (88, 176, 3)
+
+
+def test_what_nobody_knows_is_not_drawn_as_wrong() -> None:
+    figure = plotting.cam_grid(
+        random_images(1), random_maps(1, 32, 32), [True], [Named("", "truck", False, "mine.jpg", " 9%")], "h"
+    )
+    colours = {text.get_text(): text.get_color() for text in figure.texts}
+    assert colours["truck 9%"] == colours["mine.jpg"]
+
+
+@pytest.mark.parametrize("num", [2, 10, 20, 100])
+def test_no_label_of_an_svg_is_cut(num: int) -> None:
+    figure = plotting.confusion(np.eye(num, dtype=np.int64), [f"class {i}" for i in range(num)], "title")
+    figure.set_dpi(72)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    for axis in figure.axes:
+        box = axis.get_tightbbox(canvas.get_renderer())
+        assert box is not None
+        assert min(box.x0, box.y0) >= 0
+        assert box.x1 <= figure.bbox.x1
+        assert box.y1 <= figure.bbox.y1
+
+
+def test_the_bars_of_the_calibration_stand_in_their_bins() -> None:
+    counts = np.array([0, 4, 0, 0, 6])
+    figure = plotting.reliability(np.full(5, 0.5), np.array([0, 0.25, 0, 0, 0.75]), counts, 0.1, "title")
+    bars = [bar for bar in figure.axes[0].patches if bar.get_hatch() is None]
+    assert [round(bar.get_x(), 6) for bar in bars] == [0.2, 0.8]
+    assert [round(bar.get_height(), 6) for bar in bars] == [0.25, 0.75]
+
+
 def test_the_pixels_of_an_image_are_drawn_as_squares() -> None:
     image = random_images(1, 8)
     drawn = pixels_of(plotting.gallery(image, [Named("a", "a", True, "1")], "one"))

@@ -456,6 +456,25 @@ def test_a_map_without_evidence_says_so(run: RunFolder) -> None:
     assert text_of(report_of(run)).count("no evidence at this layer") == 1
 
 
+def test_the_map_of_a_card_is_of_the_first_target_and_method_at_the_best_layer(run: RunFolder) -> None:
+    make.write_explained(run, NAMES, 2)
+    maps = np.zeros((2, 3, 2, 2, 8, 8), np.float32)
+    maps[0, 0, :, 0] = 1
+    methods = np.array(["hirescam", "gradcam", "gradcampp"])
+    evidence = np.ones((2, 3, 2, 2), np.bool_)
+    make.write_maps(run.explain / "maps.npz", 2, maps=maps, methods=methods, has_evidence=evidence)
+    found = explained(RunFiles(run.path))
+    assert found
+    assert found.map_name == "HiResCAM for the predicted class at layer1 (8x8)"
+    before = [card.overlay for card in found.cards]
+    maps[1:], maps[:, 1:], maps[..., 1, :, :] = 0.5, 0.5, 0.5  # none of the others is drawn
+    make.write_maps(run.explain / "maps.npz", 2, maps=maps, methods=methods, has_evidence=evidence)
+    again = explained(RunFiles(run.path))
+    assert again
+    assert [card.overlay for card in again.cards] == before
+    assert "2 of 60 test images." in text_of(report_of(run))
+
+
 def test_at_most_200_images_are_shown_and_the_page_says_so(run: RunFolder) -> None:
     make.write_explained(run, NAMES, 203, sheets=False)
     page = report_of(run)

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from fastcifar.scores import NUM_BINS, score
 
@@ -64,6 +65,31 @@ def test_the_facts_are_json_and_a_class_without_images_has_none(answers: tuple[n
         "num_images": 0,
     }
     assert facts["num_images"] == 500
+
+
+def test_the_calibration_error_is_that_of_the_bins_also_for_those_who_are_quite_sure() -> None:
+    """torchmetrics gives 7.6%, as if there were sixteen bins."""
+    labels = np.concatenate([np.arange(200) < 10, np.zeros(100)]).astype(np.int64)[:200]
+    logits = np.zeros((200, 2), np.float32)
+    logits[:100, 0], logits[100:, 0] = 40, 3
+    labels[100:] = 0
+    found = score(logits, labels, 2)
+    confidence = np.concatenate([np.ones(100), np.full(100, 1 / (1 + np.exp(-3)))])
+    expected = abs(confidence.mean() - 0.95)  # all are in the last bin
+    assert found.ece == pytest.approx(expected, abs=1e-9)
+    assert found.ece == pytest.approx(
+        float(np.abs(found.bin_confidence - found.bin_accuracy) @ found.bin_count) / 200, abs=1e-12
+    )
+
+
+def test_the_calibration_error_is_torchmetrics_where_nobody_is_quite_sure() -> None:
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
+    random = np.random.default_rng(3)
+    logits, labels = random.normal(size=(1_000, 5)).astype(np.float32) * 2, random.integers(0, 5, 1_000)
+    probabilities = torch.from_numpy(logits).double().softmax(dim=1)
+    theirs = multiclass_calibration_error(probabilities, torch.from_numpy(labels), 5, n_bins=15)
+    assert score(logits, labels, 5).ece == pytest.approx(float(theirs), abs=1e-6)
 
 
 @pytest.mark.parametrize("num_classes", [2, 100])

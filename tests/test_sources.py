@@ -292,7 +292,7 @@ def test_a_hostile_zip_is_refused(image_folder: ImageFolder, name: str) -> None:
     path = pack(image_folder(), "zip")
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(name, b"x")
-    with pytest.raises(DataError, match="points outside"):
+    with pytest.raises(DataError, match="points outside|has a backslash in its name"):
         pixels(path)
 
 

@@ -36,7 +36,7 @@ class Program(click.Group):
         debug = "--debug" in given
         given = [arg for arg in given if arg != "--debug"]
         extra.pop("standalone_mode", None)
-        before, hook = _terminate_politely(), sys.unraisablehook
+        before, hook = _handle_signals(), sys.unraisablehook
         sys.unraisablehook = lambda lost: _ask_again(lost, hook)
         try:
             with log_to_stderr(debug):
@@ -48,8 +48,8 @@ class Program(click.Group):
             code = _tell(error)
         finally:
             sys.unraisablehook = hook
-            if before is not None:
-                signal.signal(signal.SIGTERM, before)
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
         sys.exit(code)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -84,15 +84,24 @@ def _one_line(message: str) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in message).split())
 
 
-def _terminate_politely() -> Any:
-    """Let SIGTERM unwind the program, so that it clears up; returns the handler to put back, None if none is set."""
+def _handle_signals() -> dict[int, Any]:
+    """Let Ctrl-C and SIGTERM unwind the program, so that it clears up; returns the handlers to put back."""
 
     def stop(signum: int, frame: FrameType | None) -> None:
-        raise Stopped(signum, "nothing was replaced that was not complete")
+        torch = getattr(sys.modules.get("torch"), "__spec__", None)
+        if getattr(torch, "_initializing", False):  # what is raised while torch is imported ends the process
+            _send_later(signum)
+        elif signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        else:
+            raise Stopped(signum, "nothing was replaced that was not complete")
 
     if threading.current_thread() is not threading.main_thread():
-        return None
-    return signal.signal(signal.SIGTERM, stop)
+        return {}
+    signums = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, or somebody else's
+        signums.append(signal.SIGINT)
+    return {signum: signal.signal(signum, stop) for signum in signums}
 
 
 def _ask_again(lost: sys.UnraisableHookArgs, otherwise: Callable[[sys.UnraisableHookArgs], Any]) -> None:
@@ -104,7 +113,15 @@ def _ask_again(lost: sys.UnraisableHookArgs, otherwise: Callable[[sys.Unraisable
     else:
         otherwise(lost)
         return
-    timer = threading.Timer(0.05, os.kill, (os.getpid(), signum))  # not from here: it would be dropped again
+    _send_later(signum)  # not from here: it would be dropped again
+
+
+def _send_later(signum: int) -> None:
+    def send() -> None:
+        if signal.getsignal(signum) not in (signal.SIG_DFL, signal.default_int_handler):  # the program has not ended
+            os.kill(os.getpid(), signum)
+
+    timer = threading.Timer(0.05, send)
     timer.daemon = True
     timer.start()
 

@@ -22,7 +22,10 @@ class Selection(click.ParamType):  # type: ignore[type-arg,unused-ignore]
         if not isinstance(value, str) or value in config.SELECTIONS:
             return value
         try:
-            return tuple(int(part) for part in value.split(",") if part.strip())
+            parts = [part.strip() for part in value.split(",") if part.strip()]
+            if not all(part.isascii() and part.isdigit() for part in parts):
+                raise ValueError
+            return tuple(map(int, parts))
         except ValueError:
             known = ", ".join(config.SELECTIONS)
             self.fail(
@@ -138,8 +141,8 @@ def explain(
     if made.num_wrong is not None:
         click.echo(f"{made.num_wrong:,} of {made.num_images:,} test images misclassified by {folder.path}")
         if isinstance(asked.select, str) and made.num_shown < asked.n:
-            nothing = "" if made.num_shown else ": nothing to draw"
-            click.echo(f"{asked.n} were asked for, {made.num_shown} are there{nothing}")
+            nothing = "" if made.num_shown else ": nothing to draw, and what was drawn before stays"
+            click.echo(f"{asked.n:,} were asked for, {made.num_shown:,} are there{nothing}")
     if made.files:
         for file in made.files[:3]:
             click.echo(file)

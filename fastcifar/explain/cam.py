@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from fastcifar.checks import listed, require_choice
 from fastcifar.config import CAM_METHODS
 from fastcifar.errors import UsageError
-from fastcifar.models import evaluating
+from fastcifar.models import evaluating, gives_maps
 
 SMALLEST_MAP = 5
 Size = tuple[int, int]
@@ -47,6 +47,7 @@ class Activations:
     def __init__(self, model: nn.Module, images: torch.Tensor, layers: Sequence[str]) -> None:
         """images: (N, 3, H, W) float, normalised, on the network's device; it is run in float32.
 
+        A module that is used several times gives what it gave last.
         Raises UsageError if the network has no such layer, or one gives no maps.
         """
         _require_layers(model, layers)
@@ -60,7 +61,7 @@ class Activations:
         ):
             # the images carry a gradient, so that a frozen network gives one too
             self._scores = model(images.detach().to(torch.float32, copy=True).requires_grad_())
-        self._found = [_require_maps(name, found.get(name)) for name in layers]
+        self._found = [_require_maps(name, found.get(name), self._image_size) for name in layers]
         self.logits = self._scores.detach()
         self.sizes = tuple((a.shape[2], a.shape[3]) for a in self._found)
 
@@ -152,10 +153,16 @@ def _require_layers(model: nn.Module, layers: Sequence[str]) -> None:
             raise UsageError(f"layer is {name!r}; expected one of: {expected}; or another module of the network")
 
 
-def _require_maps(name: str, output: Any) -> torch.Tensor:
+def _require_maps(name: str, output: Any, image_size: Size) -> torch.Tensor:
     if not isinstance(output, torch.Tensor) or output.ndim != 4:
         gives = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, torch.Tensor) else "no tensor"
         raise UsageError(f"layer {name!r} gives {gives}; expected one that gives maps, (N, C, h, w)")
+    if not gives_maps(output, image_size):
+        shape, (height, width) = tuple(output.shape), image_size
+        raise UsageError(
+            f"layer {name!r} gives a tensor of shape {shape}; expected maps, (N, C, h, w), in proportion to images "
+            f"of {height}x{width}"
+        )
     if not output.requires_grad:
         raise UsageError(f"layer {name!r} is cut off from the gradient; expected one that is trained through")
     return output

@@ -48,7 +48,7 @@ def verdicts(predictions: Predictions) -> Verdicts:
         true=predictions.label,
         predicted=logits.argmax(dim=1).numpy(),
         confidence=logits.softmax(dim=1).amax(dim=1).numpy(),
-        loss=F.cross_entropy(logits, labels, reduction="none").clamp(min=0).numpy(),
+        loss=F.cross_entropy(logits, labels, reduction="none").clamp(min=0).numpy() + 0.0,  # not -0.0
     )
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import io
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -22,28 +24,54 @@ METHOD_NAMES = {"gradcam": "Grad-CAM", "gradcampp": "Grad-CAM++", "hirescam": "H
 
 
 def write_explanation(
-    folder: Path, subjects: Subjects, table: MapTable, names: tuple[str, ...], heading: str, reporter: Reporter
+    folder: Path,
+    subjects: Subjects,
+    table: MapTable,
+    names: tuple[str, ...],
+    run_name: str,
+    selection: str,
+    reporter: Reporter,
 ) -> tuple[Path, ...]:
     """Write grid.png, index.csv, maps.npz and sheets/ into `folder`; returns their paths.
 
-    All is made before anything of an earlier explanation is replaced.
+    selection: which images these are, in words. All is made before anything of an earlier explanation is replaced,
+    and that is put back if not everything can be.
     """
     with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
         made = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder))
     try:
         _write_sheets(made / "sheets", subjects, table, names, reporter)
-        _write_grid(made / "grid.png", subjects, table, names, heading)
+        _write_grid(made / "grid.png", subjects, table, names, f"{run_name}: {selection}")
         _write_index(made / "index.csv", subjects, names)
-        _write_maps(made / "maps.npz", subjects, table)
+        _write_maps(made / "maps.npz", subjects, table, selection)
         with writing_to(folder):
-            if (folder / "sheets").is_dir():
-                (folder / "sheets").rename(made / "earlier sheets")
-            for name in WRITTEN:
-                (made / name).replace(folder / name)
+            _put_in_place(made, folder)
     finally:
         shutil.rmtree(made, ignore_errors=True)
     return tuple(folder / name for name in (*WRITTEN[:-1], *(f"sheets/{file}" for file in subjects.files)))
+
+
+def _put_in_place(made: Path, folder: Path) -> None:
+    """Move what was made into `folder`, and what was there out of it: all, or nothing."""
+    earlier = made / "earlier"
+    earlier.mkdir()
+    moved: list[tuple[Path, Path]] = []
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)  # another explanation of the run may end at the same moment
+        there = [name for name in WRITTEN if (folder / name).exists()]
+        moves = [(folder / name, earlier / name) for name in there]
+        moves += [(made / name, folder / name) for name in WRITTEN]
+        for before, after in moves:
+            before.rename(after)
+            moved.append((before, after))
+    except BaseException:
+        for before, after in reversed(moved):
+            after.rename(before)
+        raise
+    finally:
+        os.close(descriptor)
 
 
 def _write_grid(path: Path, subjects: Subjects, table: MapTable, names: tuple[str, ...], heading: str) -> None:
@@ -128,8 +156,9 @@ def _write_index(path: Path, subjects: Subjects, names: tuple[str, ...]) -> None
     write_text(path, text.getvalue())
 
 
-def _write_maps(path: Path, subjects: Subjects, table: MapTable) -> None:
+def _write_maps(path: Path, subjects: Subjects, table: MapTable, selection: str) -> None:
     arrays = {
+        "selection": np.array(selection),
         "weights_sha256": np.array(table.weights_sha256),
         "index": subjects.verdicts.index,
         "images": subjects.images,

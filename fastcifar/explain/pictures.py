@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,7 +24,7 @@ def read_picture(path: Path, image_shape: tuple[int, int, int]) -> npt.NDArray[n
     Raises DataError (4) if it is no picture of FORMATS, or too large.
     """
     height, width, _ = image_shape
-    if not path.exists():
+    if not os.path.exists(path):  # which a name that is too long does not, either
         raise DataError(f"{path}: no such picture")
     if not path.is_file():
         raise DataError(f"{path}: not a picture that can be read (it is no file); expected such as JPEG or PNG")

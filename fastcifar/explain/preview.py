@@ -14,6 +14,7 @@ from fastcifar.checks import require_int
 from fastcifar.config import TrainConfig
 from fastcifar.files import writing_to
 from fastcifar.loaders import make_loader, open_for
+from fastcifar.training.split import hold_out
 
 
 def preview(config: TrainConfig, path: Path, *, n: int = 8, each: int = 1) -> int:
@@ -27,19 +28,22 @@ def preview(config: TrainConfig, path: Path, *, n: int = 8, each: int = 1) -> in
         path.parent.mkdir(parents=True, exist_ok=True)
     n, each = require_int("n", n, 1, 200), require_int("each", each, 1)
     beton = open_for(config.loader, Path(config.data_dir) / "train.beton")
-    rows = images_of_each_class(beton, each, config.seed)
+    train_rows, _ = hold_out(beton.labels, len(beton.class_names), config.val_size, config.seed)
+    rows = images_of_each_class(beton, each, config.seed, train_rows)
     versions = augmented_versions(beton, rows, config, n)
     labels = [beton.class_names[label] for label in beton.labels[rows]]
     what = config.recipe or "the settings given"
     heading = f"Augmentations of {what}, seed {config.seed}: as training sees {beton.path.name}"
+    for side, until in config.progressive:
+        heading += f"\nuntil {until:.0%} of the steps are done, then reduced to {side} pixels"
     plotting.write_png(path, plotting.preview(beton.images(rows), versions, labels, heading))
     return len(rows)
 
 
-def images_of_each_class(beton: Beton, each: int, seed: int) -> npt.NDArray[np.int64]:
-    """(M,): up to `each` rows of every class that has images, class after class, drawn with `seed`."""
+def images_of_each_class(beton: Beton, each: int, seed: int, of: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """(M,): of the rows `of`, up to `each` of every class that has some, class after class, drawn with `seed`."""
     keys = raw_bits(seed, 0, "preview", len(beton))
-    by_class = np.lexsort((keys, beton.labels))
+    by_class = of[np.lexsort((keys[of], beton.labels[of]))]
     starts = np.searchsorted(beton.labels[by_class], np.arange(len(beton.class_names) + 1))
     return np.concatenate([by_class[a : min(a + each, b)] for a, b in pairwise(starts)])
 

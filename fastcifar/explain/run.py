@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -59,20 +60,20 @@ def explain_run(
         raise UsageError(f"target is {config.target!r}, but nobody said what your pictures show; expected 'pred'")
     reporter = reporter or SilentReporter()
     trained = Trained(run, data_dir=data_dir, device=device, trusted=trusted)
-    layers = stages_of(trained.model) if config.layers == ("all",) else config.layers
+    layers = _layers(trained, config)
     names = trained.info.class_names
     require_choice("target", config.target, ("pred", "true", "both", *names))
     if pictures:
         subjects, num_images, num_wrong = _pictures(trained, pictures, layers), len(pictures), None
-        folder, heading = run.explain / "pictures", f"{run.path.name}: {len(pictures):,} of your pictures"
+        folder, selection = run.explain / "pictures", f"{len(pictures):,} of your pictures"
     else:
         subjects, num_images, num_wrong = _test_images(trained, config, reporter)
-        folder, heading = run.explain, f"{run.path.name}: {_described(config, num_images, num_wrong)}"
+        folder, selection = run.explain, _described(config, len(subjects.images), num_images, num_wrong)
     num_shown = len(subjects.images)
     if not num_shown:
         return Explanation(num_images=num_images, num_wrong=num_wrong, num_shown=0, layers=layers, sizes=(), files=())
     table = map_table(trained, subjects, layers, config, reporter)
-    files = write_explanation(folder, subjects, table, names, heading, reporter)
+    files = write_explanation(folder, subjects, table, names, run.path.name, selection, reporter)
     return Explanation(
         num_images=num_images,
         num_wrong=num_wrong,
@@ -83,14 +84,23 @@ def explain_run(
     )
 
 
-def _described(config: ExplainConfig, num_images: int, num_wrong: int) -> str:
+def _layers(trained: Trained, config: ExplainConfig) -> tuple[str, ...]:
+    """Those that are asked for, each once; 'all' stands for the network's stages."""
+    stages = stages_of(trained.model)
+    if "all" in config.layers and not stages:
+        raise UsageError(f"{trained.config.model} has no stage that gives maps; name a layer that does")
+    named = [stages if name == "all" else (name,) for name in config.layers]
+    return tuple(dict.fromkeys(chain.from_iterable(named)))
+
+
+def _described(config: ExplainConfig, num_shown: int, num_images: int, num_wrong: int) -> str:
     """What is shown, for the heading."""
     if not isinstance(config.select, str):
-        return f"{len(config.select):,} of {num_images:,} test images"
+        return f"{num_shown:,} of {num_images:,} test images"
     order = {"loss": "largest loss first", "confidence": "most confident first", "random": "at random"}[config.select]
     kind = "rightly classified" if config.correct else "misclassified"
     count = num_images - num_wrong if config.correct else num_wrong
-    return f"{count:,} of {num_images:,} test images {kind}, {order}"
+    return f"{num_shown:,} of {count:,} {kind} among {num_images:,} test images, {order}"
 
 
 def _test_images(trained: Trained, config: ExplainConfig, reporter: Reporter) -> tuple[Subjects, int, int]:

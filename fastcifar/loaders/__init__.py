@@ -69,12 +69,12 @@ def make_loader(
         loader, why = choose_loader(_size_of(beton), device)
         if augment is not None and augment.pipeline is not None:
             loader, why = "albumentations", "augment is a pipeline of Albumentations"
-        log.info("loader: %s (%s)", loader, why)
     if not isinstance(beton, Beton):
         beton = open_for(loader, beton, device)
-    if asked == "auto" and beton.encoding == "jpeg" and loader != "albumentations":
-        loader = "ffcv"
-        log.info("loader: ffcv (the images are JPEG)")
+    if asked == "auto":
+        if beton.encoding == "jpeg" and loader != "albumentations":
+            loader, why = "ffcv", "the images are JPEG"
+        log.info("loader: %s (%s)", loader, why)
     config = LoaderConfig(
         augment=(augment or AugmentConfig()) if train else NO_AUGMENT,
         batch_size=batch_size,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -121,7 +123,7 @@ def _stages(model: nn.Module, name: str, num_classes: int, image_shape: tuple[in
 
     def keep(of: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            if isinstance(output, torch.Tensor) and output.ndim == 4 and min(output.shape[2:]) > 1:
+            if isinstance(output, torch.Tensor) and gives_maps(output, image_shape) and min(output.shape[2:]) > 1:
                 deepest[tuple(output.shape[2:])] = of
 
         return hook
@@ -149,9 +151,17 @@ def _stages(model: nn.Module, name: str, num_classes: int, image_shape: tuple[in
     return tuple(deepest[size] for size in sorted(deepest, reverse=True))
 
 
+def gives_maps(output: torch.Tensor, image_shape: tuple[int, ...]) -> bool:
+    """Whether this is (N, C, h, w), by h and w being in proportion to the image's: some networks give (N, h, w, C)."""
+    (height, width), shape = image_shape[:2], output.shape
+    return output.ndim == 4 and abs(shape[2] * width - shape[3] * height) <= max(height, width)
+
+
 def _imported(name: str) -> Any:
     module_name, _, function_name = name.partition(":")
     try:
+        if os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())  # last: nothing of it takes the place of an installed module
         function = getattr(importlib.import_module(module_name), function_name)
     except Exception as error:  # the module may do anything when it is imported
         raise UsageError(

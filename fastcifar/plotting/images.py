@@ -48,17 +48,27 @@ class SheetRow(NamedTuple):
 
 
 def enlarged(image: Images, tile: int) -> Pixels:
-    """(H, W, 3) uint8 -> 0..1, each pixel a square: without blur, to about `tile` pixels."""
-    factor = _factor(image.shape, tile)
+    """(H, W, 3) uint8 -> 0..1, each pixel a square: without blur, to about `tile` pixels. Twice as large, or larger,
+    it is reduced to that."""
+    height, width = _drawn_size(image.shape, tile)
+    if max(image.shape[:2]) > max(height, width):
+        return np.asarray(PIL.Image.fromarray(image).resize((width, height), PIL.Image.Resampling.BOX)) / 255.0
+    factor = height // image.shape[0]
     return (image / 255.0).repeat(factor, axis=0).repeat(factor, axis=1)
 
 
-def _factor(shape: tuple[int, ...], tile: int) -> int:
-    return max(1, round(tile / max(shape[:2])))
+def _drawn_size(shape: tuple[int, ...], tile: int) -> tuple[int, int]:
+    """Height and width of an image in a figure."""
+    height, width = shape[:2]
+    side = max(height, width)
+    if side >= 2 * tile:
+        return max(1, round(height * tile / side)), max(1, round(width * tile / side))
+    factor = max(1, round(tile / side))
+    return height * factor, width * factor
 
 
 def _enlarged_map(heat: Maps, tile: int) -> Pixels:
-    height, width = (side * _factor(heat.shape, tile) for side in heat.shape)
+    height, width = _drawn_size(heat.shape, tile)
     # the map is smooth by nature: enlarged bilinearly, as it was to the size of the image
     large = PIL.Image.fromarray(heat.astype(np.float32)).resize((width, height), PIL.Image.Resampling.BILINEAR)
     return np.clip(np.asarray(large, dtype=np.float64), 0, 1)
@@ -107,7 +117,8 @@ def _named(image: Images, name: Named) -> Tile:
 
 def _guessed(pixels: Pixels, name: Named, has_evidence: bool) -> Tile:
     suffix = name.confidence if has_evidence else f"{name.confidence}: no evidence"
-    return Tile(pixels, name.guess, suffix, TRAIN_COLOUR if name.right else VAL_COLOUR)
+    colour = TRAIN_COLOUR if name.right else VAL_COLOUR
+    return Tile(pixels, name.guess, suffix, colour if name.true else "")
 
 
 def cam_sheet(image: Images, rows: Sequence[SheetRow], methods: Sequence[str], heading: str) -> Figure:
@@ -141,7 +152,7 @@ def preview(originals: Images, augmented: npt.NDArray[np.uint8], labels: Sequenc
 
     originals: (N, H, W, 3) uint8. augmented: (N, versions, H, W, 3) uint8. labels: a name for each row.
     """
-    most = (MAX_SIDE - 200) // (max(originals.shape[1], SMALL_TILE + 16) + 20)
+    most = (MAX_SIDE - 200) // (2 * SMALL_TILE + 20)
     if len(originals) > most:
         heading += f"\nthe first {most} of {len(originals)}"
     lines = []

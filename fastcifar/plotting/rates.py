@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from fastcifar.config import LOADERS
-from fastcifar.plotting.style import VAL_COLOUR
+from fastcifar.plotting.style import VAL_COLOUR, within
 
 
 def rates(rows: Sequence[dict[str, Any]], note: str = "") -> Figure:
@@ -19,7 +19,7 @@ def rates(rows: Sequence[dict[str, Any]], note: str = "") -> Figure:
     shown = sorted((row for row in rows if row["images_per_s"]), key=lambda row: row["images_per_s"])
     limits = [row for row in shown if row["name"] == "limit-copy-cast"]
     shown = [row for row in shown if row not in limits]
-    figure = Figure(figsize=(8, 0.6 + 0.36 * len(shown)), layout="constrained")
+    figure = Figure(figsize=(8, 0.6 + 0.36 * len(shown)), layout=within())
     axis = figure.subplots()
     for place, row in enumerate(shown):
         ours = row["name"] in LOADERS

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from fastcifar.plotting.style import GREY, HEAT, TRAIN_COLOUR, VAL_COLOUR
+from fastcifar.plotting.style import GREY, HEAT, TRAIN_COLOUR, VAL_COLOUR, within
 
 MOST_NUMBERED, MOST_LARGE, MOST_NAMED = 20, 50, 120
 
@@ -25,7 +25,7 @@ def confusion(counts: npt.NDArray[np.int64], names: Sequence[str], title: str) -
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     wrong = np.where(np.eye(num, dtype=bool), np.nan, share)
     side = min(max(4.5, 1.6 + 0.55 * num), 14)
-    figure = Figure(figsize=(side + 1.2, side), layout="constrained")
+    figure = Figure(figsize=(side + 1.2, side), layout=within())
     axis = figure.subplots()
     most = np.nanmax(wrong) if num > 1 and np.nanmax(wrong) > 0 else 1.0
     drawn = axis.imshow(wrong, cmap=HEAT, vmin=0, vmax=most)
@@ -63,7 +63,7 @@ def reliability(
     """
     num = len(counts)
     edges = np.linspace(0, 1, num + 1)
-    figure = Figure(figsize=(5, 5), layout="constrained")
+    figure = Figure(figsize=(5, 5), layout=within())
     upper, lower = figure.subplots(2, 1, height_ratios=[3, 1], sharex=True)
     text = matplotlib.rcParams["text.color"]
     filled = counts > 0

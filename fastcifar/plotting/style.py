@@ -11,6 +11,7 @@ from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from fastcifar.files import write_bytes
 
@@ -29,6 +30,11 @@ DARK: dict[Any, str] = {
     "ytick.color": "#c4c8cf",
     "grid.color": "#8a8f98",
 }
+
+
+def within() -> ConstrainedLayoutEngine:
+    """The layout of a figure with axes: room enough that no label is cut, in an SVG too (which has 72 dots an inch)."""
+    return ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.06)
 
 
 def write_png(path: Path, figure: Figure) -> Path:

@@ -22,7 +22,8 @@ from fastcifar.plotting.style import DPI, HEAT, any_script
 MARGIN, GAP, NEAR, LINE = 16, 20, 4, 17
 CAPTION_POINTS, HEADING_POINTS = 8, 11
 HEADING_LINE = 22
-LEAST_WIDTH = 560
+LEAST_WIDTH, LEAST_COLUMN = 560, 96
+ARROW = " → "
 MOST_BESIDE = 200
 MAX_SIDE = 60_000  # what matplotlib can draw is a little more
 
@@ -54,11 +55,12 @@ def table(
     """
     height, width = rows[0][0].pixels.shape[:2]
     columns = max(map(len, rows))
+    column = max(width, LEAST_COLUMN) if any(tile.caption for row in rows for tile in row) else width
     labels = ["\n".join(fitting(line, MOST_BESIDE, CAPTION_POINTS) for line in label.split("\n")) for label in labels]
     beside = round(max((text_width(line, CAPTION_POINTS) for label in labels for line in label.split("\n")), default=0))
     left = MARGIN + (beside + 10 if beside else 0)
-    xs = [left + i * (width + NEAR) + i // near * (GAP - NEAR) for i in range(columns)]
-    total_width = max(xs[-1] + width + MARGIN, LEAST_WIDTH)
+    xs = [left + i * (column + NEAR) + i // near * (GAP - NEAR) for i in range(columns)]
+    total_width = max(xs[-1] + column + MARGIN, LEAST_WIDTH)
     lines = [line for part in heading.split("\n") for line in wrapped(part, total_width - 2 * MARGIN, HEADING_POINTS)]
     top = MARGIN + HEADING_LINE * len(lines) + 4
     tops, bottom = [], top
@@ -66,7 +68,7 @@ def table(
         tops.append(bottom + (LINE if any(tile.caption for tile in row) else 0))
         bottom = tops[-1] + height + GAP // 2
     total_height = bottom + (LINE + 14 if scale else 6)
-    canvas = np.zeros((total_height, total_width, 4))  # transparent: the figure's own colour shows
+    canvas = np.zeros((total_height, total_width, 4), np.uint8)  # transparent: the figure's own colour shows
     figure = Figure(figsize=(total_width / DPI, total_height / DPI), dpi=DPI)
 
     def write(x: float, y: float, text: str, points: float, **style: str) -> None:
@@ -79,24 +81,41 @@ def table(
         if labels:
             write(MARGIN, y + height / 2, labels[i], CAPTION_POINTS)
         for x, tile in zip(xs, row, strict=False):
-            canvas[y : y + height, x : x + width] = np.dstack([tile.pixels, np.ones((height, width))])
+            canvas[y : y + height, x : x + width] = _opaque(tile.pixels)
             if tile.caption:
                 colour = tile.colour or matplotlib.rcParams["text.color"]
-                room = width - text_width(tile.suffix, CAPTION_POINTS)
-                caption = fitting(tile.caption, room, CAPTION_POINTS) + tile.suffix
+                caption = captioned(tile, column)
                 write(x, y - LINE / 2, caption, CAPTION_POINTS, color=colour)
     if scale:
         _draw_scale(canvas, bottom + 4, total_width, scale, write)
-    figure.figimage(np.rint(canvas * 255).astype(np.uint8), origin="upper")
+    figure.figimage(canvas, origin="upper")
     return figure
 
 
+def _opaque(pixels: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
+    """(h, w, 3) in 0..1 -> (h, w, 4) uint8."""
+    return np.rint(np.dstack([pixels, np.ones(pixels.shape[:2])]) * 255).astype(np.uint8)
+
+
+def captioned(tile: Tile, width: float) -> str:
+    """The caption, shortened where it is wider than that: each part by itself, so that something is left of both."""
+    room = max(width - text_width(tile.suffix, CAPTION_POINTS), 0)
+    parts = tile.caption.split(ARROW) if tile.caption.count(ARROW) == 1 else [tile.caption]
+    if len(parts) == 2:
+        first, second = (text_width(part, CAPTION_POINTS) for part in parts)
+        room -= text_width(ARROW, CAPTION_POINTS)
+        rooms = [max(room / 2, room - second), max(room / 2, room - first)]
+    else:
+        rooms = [room]
+    return ARROW.join(fitting(p, r, CAPTION_POINTS) for p, r in zip(parts, rooms, strict=True)) + tile.suffix
+
+
 def _draw_scale(
-    canvas: npt.NDArray[np.float64], y: int, total_width: int, ends: tuple[str, str], write: Callable[..., None]
+    canvas: npt.NDArray[np.uint8], y: int, total_width: int, ends: tuple[str, str], write: Callable[..., None]
 ) -> None:
     bar = 220
     x = (total_width - bar) // 2
-    canvas[y : y + 10, x : x + bar] = colormaps[HEAT](np.linspace(0, 1, bar))
+    canvas[y : y + 10, x : x + bar] = colormaps[HEAT](np.linspace(0, 1, bar), bytes=True)
     write(x - 8, y + 5, ends[0], CAPTION_POINTS, ha="right")
     write(x + bar + 8, y + 5, ends[1], CAPTION_POINTS)
 

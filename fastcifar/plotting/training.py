@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fastcifar.plotting.style import GREY, TRAIN_COLOUR, VAL_COLOUR
+from fastcifar.plotting.style import GREY, TRAIN_COLOUR, VAL_COLOUR, within
 
 if TYPE_CHECKING:
     from fastcifar.lr_find import LrCurve
@@ -25,7 +25,7 @@ def curves(history: Sequence[dict[str, Any]], panels: Sequence[str] = PANELS) ->
 
     `history` is that of results.csv.
     """
-    figure = Figure(figsize=(4 * len(panels), 3.6), layout="constrained")
+    figure = Figure(figsize=(4 * len(panels), 3.6), layout=within())
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, what in zip(axes, panels, strict=True):
         if what == "lr":
@@ -67,7 +67,7 @@ def _positive(history: Sequence[dict[str, Any]]) -> bool:
 
 def lr_curve(curve: LrCurve) -> Figure:
     """Loss over learning rate of a range test, raw and smoothed, with the suggestions or the reason for none."""
-    figure = Figure(figsize=(7.5, 4.2), layout="constrained")
+    figure = Figure(figsize=(7.5, 4.2), layout=within())
     axis = figure.subplots()
     axis.plot(curve.rates, curve.losses, color=GREY, alpha=0.7, lw=1, label="loss")
     axis.plot(curve.rates, curve.smoothed, color=TRAIN_COLOUR, lw=2, label="smoothed")

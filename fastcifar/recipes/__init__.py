@@ -46,7 +46,8 @@ def load(name: str) -> Recipe:
             raise UsageError(f"recipe is {name!r}; expected one of: {', '.join(names())}, or a .yaml file{hint}")
         path = Path(name)
     raw = read_settings(path, "recipe", "YAML: see 'fastcifar recipes fast'", most_kib=64)
-    unknown = sorted(map(str, raw.keys() - {*ABOUT, "settings"}))
+    keys = map(str, raw.keys() - {*ABOUT, "settings"})
+    unknown = sorted(key if key.isprintable() else repr(key) for key in keys)
     if unknown or not isinstance(raw.get("settings"), dict):
         what = f"unknown keys {', '.join(unknown)}" if unknown else "no settings"
         raise UsageError(f"{path}: {what}; expected settings and, if you like, {', '.join(ABOUT)}")

@@ -18,7 +18,18 @@ from fastcifar.report.reading import MIB, RunFiles, clean, parsed
 MOST_SHOWN = 200
 MOST_SHEET = 16 * MIB
 TILE, MOST_TILE = 128, 192
-ARRAYS = ("weights_sha256", "index", "images", "targets", "methods", "layers", "sizes", "maps", "has_evidence")
+ARRAYS = (
+    "weights_sha256",
+    "selection",
+    "index",
+    "images",
+    "targets",
+    "methods",
+    "layers",
+    "sizes",
+    "maps",
+    "has_evidence",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +56,8 @@ class Explained:
     cards: tuple[Card, ...]
     num_images: int
     """In index.csv; the cards are the first of them."""
+    selection: str
+    """Which images these are, as `explain` was asked; empty without maps.npz."""
     map_name: str
     """What the overlays show; empty without them."""
     true_names: tuple[str, ...]
@@ -60,6 +73,7 @@ class _Maps:
     """The maps that the grid shows, too: of the first target and method, at the layer to look at first."""
 
     weights_sha256: str
+    selection: str
     name: str
     images: npt.NDArray[np.uint8]
     maps: npt.NDArray[np.float32]
@@ -82,6 +96,7 @@ def explained(files: RunFiles, folder: str = "explain") -> Explained | None:
     return Explained(
         cards=cards,
         num_images=len(rows),
+        selection=found.selection if found else "",
         map_name=found.name if found else "",
         true_names=tuple(sorted({card.true for card in cards if card.true})),
         predicted_names=tuple(sorted({card.predicted for card in cards})),
@@ -107,7 +122,8 @@ def _card(files: RunFiles, folder: str, facts: dict[str, Any], found: _Maps | No
     file, image, laid = facts.pop("file"), None, None
     if found is not None:
         image = pixels(found.images[i], MOST_TILE)
-        laid = pixels(np.rint(overlay(found.images[i], found.maps[i], TILE) * 255).astype(np.uint8), MOST_TILE)
+        tile = TILE if max(found.images.shape[1:3]) < TILE else MOST_TILE
+        laid = pixels(np.rint(overlay(found.images[i], found.maps[i], tile) * 255).astype(np.uint8), MOST_TILE)
     return Card(
         **facts,
         image=image,
@@ -160,6 +176,7 @@ def _maps(files: RunFiles, name: str, rows: list[dict[str, str]]) -> _Maps | Non
     size = "x".join(str(side) for side in sizes[best])
     return _Maps(
         weights_sha256=str(found["weights_sha256"]),
+        selection=clean(found["selection"]),
         name=f"{METHOD_NAMES.get(method, method)} for {target_name(target)} at {clean(layers[best], 80)} ({size})",
         images=images,
         maps=chosen,

@@ -162,6 +162,8 @@ def find_run(run: str | None, runs_dir: str | os.PathLike[str], *, trained: bool
         if not saved:
             raise CheckpointError(f"{root}: no run with a checkpoint; make one with 'fastcifar train'")
         return RunFolder(max(saved)[1])
+    if not run.strip():
+        raise DataError(f"run is {run!r}; expected its name or path, or nothing for the latest")
     path = root / run if (root / run).is_dir() else Path(run)
     if not path.is_dir():
         known = ", ".join(sorted(p.name for p in root.glob("*") if p.is_dir())[:12]) or "none yet"
@@ -178,11 +180,18 @@ def find_run(run: str | None, runs_dir: str | os.PathLike[str], *, trained: bool
     return found
 
 
+class _LogFile(logging.FileHandler):
+    """A log whose disk may be full: the run goes on until something that counts cannot be written, and tells that."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (its name in logging)
+        pass
+
+
 @contextmanager
 def log_file(path: Path) -> Iterator[None]:
     """In the block, what fastcifar logs is also appended to `path`, with the time."""
     with writing_to(path):
-        handler = logging.FileHandler(path, encoding="utf-8")
+        handler = _LogFile(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger = logging.getLogger("fastcifar")
     level = logger.level

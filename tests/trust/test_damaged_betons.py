@@ -9,9 +9,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from fastcifar import beton, make_loader
 from fastcifar.beton import TABLES_START, manifest_path, open_beton
@@ -152,6 +155,59 @@ def test_flipped_bits_without_a_manifest_are_refused_or_harmless(path: Path, tmp
     done = subprocess.run([sys.executable, "-c", code, str(kept)], timeout=LONGEST_S, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode()
     tally(f"{num:,} flipped bits of the tables, no manifest: {refused:,} refused, {opened} opened without harm")
+
+
+FIELDS = {
+    "header": beton.HEADER.names,
+    "records": beton.RECORD.names,
+    "allocations": beton.ALLOCATION.names,
+}
+NUMBERS = st.one_of(
+    st.integers(0, 2**64 - 1),
+    st.integers(0, 64),
+    st.sampled_from([2**n + d for n in (8, 11, 16, 21, 22, 31, 32, 62, 63) for d in (-1, 0, 1)]),
+)
+CHANGES = st.lists(
+    st.tuples(
+        st.sampled_from([(table, name) for table, names in FIELDS.items() for name in names or ()]),
+        st.integers(0, NUM - 1),
+        NUMBERS,
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+@settings(
+    max_examples=count(100, 5_000),
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(changes=CHANGES)
+def test_whatever_stands_in_the_fields_is_refused_or_harmless(path: Path, changes: list[Any]) -> None:
+    """Several fields at once, with numbers near what is allowed; nobody vouches for them."""
+    whole = path.read_bytes()
+    manifest_path(path).unlink(missing_ok=True)
+
+    def damage(header: Any, records: Any, allocations: Any) -> None:
+        for (table, name), row, number in changes:
+            found = {"header": header, "records": records, "allocations": allocations}[table]
+            bits = np.array([number], np.uint64).view(np.uint8)[: found.dtype[name].itemsize]
+            found[name][0 if table == "header" else row] = bits.view(found.dtype[name])[0]
+
+    rewrite(path, damage)
+    try:
+        found = opened_or_refused(path)
+        if found is not None:
+            size = np.prod(found.image_shape)
+            assert (found.offsets >= TABLES_START).all()
+            assert (found.offsets + size <= len(found.data)).all()
+            assert found.images(np.arange(len(found))).shape == (len(found), *found.image_shape)
+            assert 0 <= found.labels.min() <= found.labels.max() < beton.MAX_CLASSES
+    finally:
+        path.write_bytes(whole)
 
 
 @pytest.mark.parametrize("with_manifest", [True, False])

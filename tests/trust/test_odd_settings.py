@@ -1,0 +1,104 @@
+"""Whatever a file of settings or facts holds is read, or refused in one line: nothing else comes out of its door."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fastcifar import recipes
+from fastcifar.beton import manifest_path, read_manifest
+from fastcifar.config import TrainConfig
+from fastcifar.errors import FastcifarError
+from fastcifar.report import write_report
+from fastcifar.training import RunFolder
+from tests.trust.cases import count
+
+KEYS = st.one_of(st.sampled_from([*TrainConfig.__dataclass_fields__, "settings", "title"]), st.text(max_size=8))
+LEAVES = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=20), st.sampled_from([10**400, "1e-3", "é"])
+)
+VALUES = st.recursive(
+    LEAVES,
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(KEYS, inner, max_size=6)),
+    max_leaves=12,
+)
+TEXTS = st.one_of(
+    VALUES.map(lambda value: yaml.safe_dump(value, allow_unicode=True)),
+    VALUES.map(json.dumps),
+    st.text(max_size=60),
+    st.text(alphabet="{}[]:,-&*!|>'\"#%@ \n\ta1", max_size=40),
+)
+FUZZED: dict[str, Any] = {
+    "max_examples": count(60, 3_000),
+    "deadline": None,
+    "derandomize": True,
+    "database": None,
+    "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+}
+
+
+def in_one_line(read: Callable[[], object]) -> None:
+    try:
+        read()
+    except FastcifarError as error:
+        if not str(error) or "\n" in str(error):
+            raise
+
+
+@settings(**FUZZED)
+@given(text=TEXTS, inner=VALUES)
+def test_recipes(tmp_path: Path, text: str, inner: Any) -> None:
+    file = tmp_path / "r.yaml"
+    for content in (text, yaml.safe_dump({"settings": inner})):
+        file.write_bytes(content.encode("utf-8", "surrogatepass"))
+        in_one_line(lambda: recipes.load(str(file)))
+
+
+@settings(**FUZZED)
+@given(text=TEXTS, changed=st.dictionaries(KEYS, LEAVES, min_size=1, max_size=3))
+def test_settings_of_a_run(tmp_path: Path, text: str, changed: dict[str, Any]) -> None:
+    run = RunFolder(tmp_path)
+    run.write_config(TrainConfig())
+    honest = yaml.safe_load(run.config.read_text(encoding="utf-8"))
+    for content in (text, yaml.safe_dump({**honest, **changed})):
+        run.config.write_bytes(content.encode("utf-8", "surrogatepass"))
+        in_one_line(run.read_config)
+
+
+@settings(**FUZZED)
+@given(text=TEXTS, changed=st.dictionaries(st.sampled_from(["mean", "std", "class_names", "sha256"]), VALUES))
+def test_manifests(own_data_dir: Path, text: str, changed: dict[str, Any]) -> None:
+    path = own_data_dir / "train.beton"
+    file = manifest_path(path)
+    honest = file.read_text(encoding="utf-8")
+    for content in (text, json.dumps({**json.loads(honest), **changed})):
+        file.write_bytes(content.encode("utf-8", "surrogatepass"))
+        in_one_line(lambda: read_manifest(path))
+    file.write_text(honest, encoding="utf-8")
+
+
+@settings(**{**FUZZED, "max_examples": count(10, 300)})
+@given(texts=st.tuples(*[TEXTS] * 4))
+def test_facts_in_a_report(tmp_path: Path, texts: tuple[str, ...]) -> None:
+    run = RunFolder(tmp_path)
+    for file, text in zip((run.config, run.metrics, run.results, run.path / "env.json"), texts, strict=True):
+        file.write_bytes(text.encode("utf-8", "surrogatepass"))
+    page = write_report(run).read_text(encoding="utf-8")
+    assert page.lower().startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "{" * 100_000, "a: " * 50_000, "- " * 100_000, "&a [*a]"])
+def test_deep_and_circular_files(tmp_path: Path, content: str) -> None:
+    run, file = RunFolder(tmp_path), tmp_path / "r.yaml"
+    for path in (file, run.config, run.metrics):
+        path.write_text(content)
+    in_one_line(lambda: recipes.load(str(file)))
+    in_one_line(run.read_config)
+    write_report(run)
