@@ -64,7 +64,7 @@ def test_a_killed_conversion_leaves_the_old_files_or_the_new(
                 assert beton.sha256 in (old[name], new[name])
             renewed += beton.sha256 != old[name]
         left = {path.name for path in own_data_dir.iterdir()} - set(FILES)
-        assert left <= {".train.beton.partial", ".test.beton.partial", ".train.beton.partial.json"}
+        assert left <= {f".{name}.beton.partial{end}" for name in ("train", "test") for end in ("", ".json")}
         for name, content in before.items():
             (own_data_dir / name).write_bytes(content)
     assert set(os.listdir("/dev/shm")) <= shared
