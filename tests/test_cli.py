@@ -337,6 +337,13 @@ def test_wrong_settings(args: list[str], line: str) -> None:
     assert refused(2, "train", *args).startswith(line)
 
 
+def test_of_several_processes_one_tells_of_a_wrong_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    for rank, told in (("0", 1), ("1", 0)):
+        monkeypatch.setenv("RANK", rank)
+        result = run("train", "--sched", "sometimes")
+        assert (result.exit_code, len(result.stderr.splitlines())) == (2, told)
+
+
 def test_an_unknown_command() -> None:
     assert refused(2, "trian").startswith("No such command 'trian'")
 

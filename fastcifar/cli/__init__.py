@@ -75,7 +75,8 @@ def _tell(error: Exception) -> int:
     else:
         message = f"{type(error).__name__}: {error} (not foreseen: please report it, with what --debug adds)"
         code = 1
-    click.echo(f"Error: {_one_line(message)}", err=True)
+    if code != 2 or os.environ.get("RANK", "0") == "0":  # of several processes that are used wrongly the first speaks
+        click.echo(f"Error: {_one_line(message)}", err=True)
     return code
 
 

@@ -88,7 +88,7 @@ def test_a_source_that_fails_is_told_in_time(own_data_dir: Path, images: Path) -
 
 def test_a_full_disk_leaves_the_old_files(own_data_dir: Path, images: Path, tmp_path: Path, tally: Tally) -> None:
     old = contents(own_data_dir)
-    sizes = (34_000, 36_000, 40_000, 44_000, 48_000, 52_000, 56_000, 60_000, 62_000, 64_000)
+    sizes = (33_200, 34_000, 36_000, 38_000, 40_000, 41_200, 42_000, 44_000, 46_000, 48_000)
     num = 0
     for kib in sizes[:: count(5, 1)]:
         with small_disk(tmp_path / "disk", kib) as disk:

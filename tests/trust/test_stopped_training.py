@@ -19,9 +19,9 @@ LONGEST_STEP_AND_SAVE_S = 10.0
 
 @pytest.mark.slow
 def test_ctrl_c_ends_a_run_within_a_step(data_dir: Path, tmp_path: Path, tally: Callable[[str], None]) -> None:
-    chosen, num, longest = random.Random(0), count(2, 50), 0.0
+    chosen, num, longest = random.Random(0), count(2, 60), 0.0
     for i in range(num):
-        name, signum = f"run-{i}", (signal.SIGINT, signal.SIGTERM)[i % 2]
+        name, signum = f"run-{i}", signal.SIGTERM if i % 6 == 1 else signal.SIGINT
         flags = ("--model", "small", "--batch-size", 20, "--epochs", 500, "--data-dir", data_dir)
         process = start("train", *flags, "--runs-dir", tmp_path, "--name", name)
         run, deadline = RunFolder(tmp_path / name), time.monotonic() + LONGEST_S
