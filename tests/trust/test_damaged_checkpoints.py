@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,21 +69,18 @@ def damaged(whole: bytes, random: np.random.Generator, num: int) -> Any:
 def test_a_damaged_checkpoint_is_noticed_and_the_one_before_is_used(
     run: RunFolder, tally: Tally, caplog: pytest.LogCaptureFixture
 ) -> None:
-    whole, num, unharmed = run.last.read_bytes(), count(120, 1_200), 0
+    whole, num = run.last.read_bytes(), count(120, 1_200)
     assert same(checkpoint.load_last(run), state(2.0))
     for content in damaged(whole, np.random.default_rng(0), num):
         run.last.write_bytes(content)
         caplog.clear()
         with caplog.at_level(logging.WARNING):
             found = checkpoint.load_last(run)
-        if same(found, state(2.0)):  # the bit means nothing: a time, a flag of the zip file
-            unharmed += 1
-            continue
         assert same(found, state(1.0))
         assert f"going on from {run.previous}" in caplog.text
         assert caplog.text.count("\n") == 1
     run.last.write_bytes(whole)
-    tally(f"{num:,} damaged last.pt: {num - unharmed:,} noticed, {unharmed} without a change of what it holds, 0 wrong")
+    tally(f"{num:,} damaged last.pt, five flipped bits for each truncation: all noticed, the one before used")
 
 
 KILLED_SAVE = """
@@ -151,10 +150,10 @@ def test_damaged_weights_are_refused(run: RunFolder, tally: Tally) -> None:
 
 def test_a_compressed_checkpoint_is_refused(run: RunFolder) -> None:
     """A small file that takes more memory than there is."""
-    import zipfile
-
-    with zipfile.ZipFile(run.last, "w", zipfile.ZIP_DEFLATED) as archive:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", bytes(2**20))
+    run.last.write_bytes(checkpoint._sealed(file.getvalue()))
     run.previous.unlink()
     with pytest.raises(CheckpointError, match="it is compressed"):
         checkpoint.load_last(run)

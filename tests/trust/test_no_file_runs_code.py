@@ -103,14 +103,19 @@ def pickled_arrays(path: Path, marker: Path) -> None:
 
 def zip_of(marker: Path) -> bytes:
     """What torch.load would take for a checkpoint."""
+    return sealed({"model": Payload(marker)})
+
+
+def sealed(state: object) -> bytes:
+    """A checkpoint whose checksum holds."""
     file = io.BytesIO()
-    torch.save({"model": Payload(marker)}, file)
-    return file.getvalue()
+    torch.save(state, file)
+    return checkpoint._sealed(file.getvalue())
 
 
 def whole_state(run: RunFolder, marker: Path) -> None:
     """A checkpoint as ours, with a payload among what it holds."""
-    torch.save({**torch.load(run.last, weights_only=True), "extra": Payload(marker)}, run.last)
+    run.last.write_bytes(sealed({**torch.load(run.last, weights_only=True), "extra": Payload(marker)}))
 
 
 YAML = "!!python/object/apply:builtins.open [{marker}, w]"
