@@ -43,6 +43,14 @@ UNREADABLE = (
     ValueError,
     RuntimeError,
 )
+MAX_HEADER_BYTES = 2**20
+EXTENSIONS_OF_HEADERS = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
 LAYOUT = "expected train/<class>/* and test/<class>/*, JPEG or PNG"
 
 
@@ -92,7 +100,8 @@ def decode(where: Path, file: ImageFile) -> Image:
             picture = PIL.Image.open(io.BytesIO(content), formats=("JPEG", "PNG"))
             if max(picture.size) > MAX_SIDE:
                 raise refuse(f"is {picture.height}x{picture.width}; expected at most {MAX_SIDE} pixels a side")
-            if picture.mode in ("I", "F") or picture.mode.startswith("I;"):
+            deep = any("16" in str(tile[3]) for tile in picture.tile)  # Pillow would leave out half of the bits
+            if deep or picture.mode in ("I", "F") or picture.mode.startswith("I;"):
                 raise refuse(f"has mode {picture.mode!r}; expected 8 bits a channel")
             has_alpha = "transparency" in picture.info or "A" in picture.getbands()
             if has_alpha and picture.convert("RGBA").getchannel("A").getextrema() != (255, 255):
@@ -189,16 +198,19 @@ def _tar_files(path: Path, resources: ExitStack) -> list[ImageFile]:
         return lambda: os.pread(spool.fileno(), size, offset)
 
     offset = 0
-    with _decompressed(path) as stream, tarfile.open(fileobj=stream, mode="r|", tarinfo=_StrictTarInfo) as archive:
-        for member in archive:
+    with _decompressed(path) as stream, tarfile.open(fileobj=stream, mode="r|", tarinfo=StrictTarInfo) as archive:
+        for number, member in enumerate(archive):
+            archive.members = []  # type: ignore[attr-defined] # tarfile keeps them all
+            if number >= MAX_FILES:
+                raise DataError(f"{path}: holds over {MAX_FILES} files")
             if member.isdir():
                 continue
             if not member.isreg() or member.issparse():
                 raise DataError(f"{path}: {member.name} is a link, a device or a sparse file; expected plain files")
-            if not _is_wanted(member.name):
-                continue
             if member.size > MAX_FILE_BYTES:
                 raise DataError(f"{path}: {member.name} has {member.size} bytes; expected at most {MAX_FILE_BYTES}")
+            if not _is_wanted(member.name):
+                continue
             room -= member.size
             if room < 0:
                 raise DataError(f"{path}: unpacked it would fill over half of what {tempfile.gettempdir()} has free")
@@ -207,18 +219,22 @@ def _tar_files(path: Path, resources: ExitStack) -> list[ImageFile]:
             spool.write(content.read())
             files.append(ImageFile(member.name, reader(offset, member.size)))
             offset += member.size
-            if len(files) > MAX_FILES:
-                raise DataError(f"{path}: holds over {MAX_FILES} files")
         _read_to_the_end(stream)
     spool.flush()
     return files
 
 
-class _StrictTarInfo(tarfile.TarInfo):
-    """A header that is damaged or missing is an error: tarfile takes it for the end of the archive."""
+class StrictTarInfo(tarfile.TarInfo):
+    """A header that is damaged or missing is an error: tarfile takes it for the end of the archive. So is one that is
+    long, such as a name of a gigabyte: tarfile reads it into memory."""
+
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in EXTENSIONS_OF_HEADERS and self.size > MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header has {self.size} bytes; expected at most {MAX_HEADER_BYTES}")
+        return super()._proc_member(archive)  # type: ignore[misc]
 
     @classmethod
-    def fromtarfile(cls, archive: tarfile.TarFile) -> _StrictTarInfo:
+    def fromtarfile(cls, archive: tarfile.TarFile) -> StrictTarInfo:
         try:
             return super().fromtarfile(archive)
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined] # the empty block that ends an archive

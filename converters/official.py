@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from fastcifar.converters.images import StrictTarInfo
 from fastcifar.converters.sources import Image, Source
 from fastcifar.errors import DataError, UsageError
 
@@ -85,7 +86,7 @@ def open_archive(path: Path) -> Source | None:
 def _dataset_of(path: Path) -> str | None:
     """Which official dataset the first member of the tar at `path` belongs to."""
     try:
-        with tarfile.open(path, "r|*") as archive:
+        with tarfile.open(path, "r|*", tarinfo=StrictTarInfo) as archive:
             member = archive.next()
     except (tarfile.TarError, EOFError, OSError, ValueError):
         return None

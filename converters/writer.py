@@ -20,6 +20,7 @@ from PIL import __version__ as pillow_version
 from fastcifar import __version__, beton, jpeg
 from fastcifar.converters.sources import Source, Split
 from fastcifar.errors import DataError, FastcifarError
+from fastcifar.files import create_anew
 
 SPLITS = ("train", "test")
 Progress = Callable[[str, int], None]
@@ -53,6 +54,7 @@ def convert(
                         raise FastcifarError(f"{file}: is a folder, where a file is to be written; move it away")
             staged = {name: folder / f".{name}.beton.partial" for name in SPLITS}
             for file in staged.values():
+                beton.manifest_path(file).unlink(missing_ok=True)  # a killed conversion's: `_compare` would believe it
                 cleanup.callback(file.unlink, missing_ok=True)
             manifests = {name: _stage(source, name, staged[name], report, jpeg_quality) for name in SPLITS}
             for name in SPLITS:
@@ -112,7 +114,7 @@ def _write(
     shape: tuple[int, int, int] | None = None
     done = used = told = 0
 
-    with file.open("wb") as out:
+    with create_anew(file) as out:
         out.seek(pages_start)
 
         def flush() -> None:
@@ -211,8 +213,8 @@ def _put_in_place(staged: Path, target: Path, manifest: beton.Manifest) -> None:
     manifest_file = beton.manifest_path(target)
     partial = staged.with_name(f"{staged.name}.json")
     try:
-        with partial.open("w", encoding="utf-8") as out:
-            out.write(manifest.to_json())
+        with create_anew(partial) as out:
+            out.write(manifest.to_json().encode("utf-8"))
             out.flush()
             os.fsync(out.fileno())
         manifest_file.unlink(missing_ok=True)

@@ -28,6 +28,7 @@ import numpy.typing as npt
 
 from fastcifar import jpeg
 from fastcifar.errors import DataError
+from fastcifar.files import each_once, read_whole
 
 if sys.byteorder != "little":  # pragma: no branch
     raise ImportError("beton files are little-endian, this machine is not: fastcifar cannot run here")
@@ -92,13 +93,18 @@ class Manifest:
         return json.dumps({**facts, "checksum": _checksum(facts)}, indent=1, ensure_ascii=False) + "\n"
 
 
+def _times(descriptor: int) -> tuple[int, int, int]:
+    found = os.fstat(descriptor)
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
 class OpenFile:
     """A descriptor that is closed when nothing uses it any more."""
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
         weakref.finalize(self, os.close, descriptor)
-        self._opened = os.fstat(descriptor)
+        self._seen = _times(descriptor)
 
     @property
     def path(self) -> str:
@@ -106,17 +112,19 @@ class OpenFile:
         return f"/proc/self/fd/{self.descriptor}" if sys.platform == "linux" else f"/dev/fd/{self.descriptor}"
 
     @property
-    def changed(self) -> bool:
-        """True if somebody wrote to the file since it was opened here."""
+    def touched(self) -> bool:
+        """True if the file may have been written to since it was opened, or found unchanged.
+
+        The time of writing can be put back (`touch -r`), that of the last change cannot; but that tells of names, too.
+        """
         try:
-            before, now = self._opened, os.fstat(self.descriptor)
+            return _times(self.descriptor) != self._seen
         except OSError:  # closed already: the program ends
             return False
-        if (now.st_size, now.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
-            return True
-        # the time of writing can be put back (`touch -r`), that of the last change cannot. But that tells of names too:
-        # a file that was replaced by another of its name is still what it was
-        return now.st_nlink == before.st_nlink and now.st_ctime_ns != before.st_ctime_ns
+
+    def found_unchanged(self, times: tuple[int, int, int]) -> None:
+        """It was looked at when it had these times."""
+        self._seen = times
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,8 +170,16 @@ class Beton:
         return self.offsets // self.page_size
 
     def check_unchanged(self) -> None:
-        """Raise DataError if the mapped file was written to since it was checked. A private copy never is."""
-        if self.file.changed:
+        """Raise DataError if the file is no longer what was checked. A private copy always is.
+
+        Where size or times of the file have changed it is hashed again: it may have got another name, or lost its own.
+        """
+        if self.private or not self.file.touched:
+            return
+        times = _times(self.file.descriptor)
+        if times[0] == len(self.data) and _sha256(self.path, self.file, len(self.data)) == self.sha256:
+            self.file.found_unchanged(times)
+        else:
             raise DataError(f"{self.path}: was written to while it was used; start again with the new file")
 
     def images(self, rows: npt.ArrayLike) -> Bytes:
@@ -171,13 +187,32 @@ class Beton:
         if self.encoding == "jpeg":
             return np.stack([self._decoded(int(row)) for row in np.asarray(rows)])
         size = int(np.prod(self.image_shape))
+        if not self.private:  # read, not mapped: a page that is gone, because the file became shorter, would kill
+            starts = self.offsets[np.asarray(rows, dtype=np.int64)].ravel()
+            return np.stack([self._read(int(start), size) for start in starts]).reshape(-1, *self.image_shape)
         # every run of `size` bytes of the file as a row, without copying; indexing then copies whole images
         windows = np.lib.stride_tricks.as_strided(self.data, (len(self.data) - size + 1, size), (1, 1), writeable=False)
         return windows[self.offsets[np.asarray(rows, dtype=np.int64)]].reshape(-1, *self.image_shape)
 
+    def _read(self, start: int, size: int) -> Bytes:
+        content = os.pread(self.file.descriptor, size, start)
+        if len(content) < size:
+            raise DataError(f"{self.path}: ends before byte {start + size}, earlier than when it was checked")
+        return np.frombuffer(content, np.uint8)
+
+    def read_whole(self) -> Bytes:
+        """The whole file, (size,) uint8, copied. Raises DataError if it is shorter than when it was checked."""
+        copy, done = np.empty(len(self.data), np.uint8), 0
+        while done < len(copy):
+            count = os.preadv(self.file.descriptor, [copy[done:].data], done)
+            if not count:
+                raise DataError(f"{self.path}: ends at byte {done}, earlier than when it was checked; start again")
+            done += count
+        return copy
+
     def _decoded(self, row: int) -> Bytes:
         try:
-            image = jpeg.decode(self.data[self.offsets[row] : self.offsets[row] + self.sizes[row]])
+            image = jpeg.decode(self._read(int(self.offsets[row]), int(self.sizes[row])))
             if image.shape != self.image_shape:
                 raise ValueError(f"it has shape {image.shape}")
             return image
@@ -247,17 +282,15 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest | None:
     if not file.exists():
         return None
     try:
-        if file.stat().st_size > MAX_MANIFEST_BYTES:
-            raise ValueError(f"it has over {MAX_MANIFEST_BYTES} bytes")
-        raw = json.loads(file.read_text(encoding="utf-8"))
-        return _parse_manifest(raw)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        text = read_whole(file, MAX_MANIFEST_BYTES).decode("utf-8")
+        return _parse_manifest(json.loads(text, object_pairs_hook=each_once))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
         reason = f"no key {error}" if isinstance(error, KeyError) else str(error)
         raise DataError(f"{file}: not a manifest of fastcifar ({reason}); convert again") from error
 
 
 def _parse_manifest(raw: Any) -> Manifest:
-    if not isinstance(raw, dict) or raw.get("fastcifar_manifest") != MANIFEST_VERSION:
+    if not isinstance(raw, dict) or raw.get("fastcifar_manifest") is not MANIFEST_VERSION:
         raise ValueError(f"it does not begin with fastcifar_manifest: {MANIFEST_VERSION}")
     names, shape = raw["class_names"], raw["image_shape"]
     if not isinstance(names, list) or not names or not all(isinstance(n, str) and n and n.isprintable() for n in names):
@@ -269,7 +302,7 @@ def _parse_manifest(raw: Any) -> Manifest:
     statistics = []
     for key in ("mean", "std"):
         values = raw[key]
-        if not isinstance(values, list) or len(values) != 3:
+        if not isinstance(values, list) or len(values) != 3 or not all(type(v) in (int, float) for v in values):
             raise ValueError(f"{key} is no list of three numbers")
         triple = (float(values[0]), float(values[1]), float(values[2]))
         if not all(0.0 <= v <= 255.0 for v in triple):
@@ -342,7 +375,9 @@ def _open_private(path: Path) -> OpenFile:
             with tempfile.TemporaryFile() as unnamed:
                 copy = os.dup(unnamed.fileno())
         try:
-            while chunk := os.read(original.descriptor, CHUNK):
+            left = os.fstat(original.descriptor).st_size  # a file that grows is not followed
+            while chunk := os.read(original.descriptor, min(CHUNK, left)):
+                left -= len(chunk)
                 view = memoryview(chunk)
                 while view:
                     view = view[os.write(copy, view) :]
@@ -410,6 +445,8 @@ def _check_tables(path: Path, data: Bytes) -> tuple[int, npt.NDArray[np.void], I
         _damaged(path, f"page size {page_size} is no power of two from {MIN_PAGE_SIZE} to {MAX_PAGE_SIZE}")
     if num_samples == 0:
         raise DataError(f"{path}: holds no images")
+    if size // page_size > num_samples + num_samples * RECORD.itemsize // page_size + 2:
+        _damaged(path, f"it has {size} bytes, more than {num_samples} images can fill")
     if num_samples > (size - TABLES_START) // (RECORD.itemsize + ALLOCATION.itemsize):
         _damaged(path, f"it says {num_samples} images, more than fit into {size} bytes")
     if table_start + num_samples * ALLOCATION.itemsize != size:
@@ -493,11 +530,11 @@ def _sizes(path: Path, allocations: npt.NDArray[np.void], page_size: int) -> Int
 
 
 def _channel_histogram(beton: Beton) -> Ints:
-    if beton.encoding == "raw":
+    if beton.encoding == "raw" and beton.private:
         return channel_histogram(beton.data, beton.offsets, beton.image_shape)
     counts = np.zeros((3, 256), dtype=np.int64)
-    for row in range(len(beton)):
-        counts += histogram_of(beton.images([row]))
+    for start in range(0, len(beton), 1_024):
+        counts += histogram_of(beton.images(np.arange(start, min(start + 1_024, len(beton)))))
     return counts
 
 

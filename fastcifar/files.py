@@ -6,12 +6,15 @@ import contextlib
 import errno
 import io
 import json
+import math
 import os
 import shutil
-from collections.abc import Iterator
+import stat
+import zipfile
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from fastcifar.errors import FastcifarError, UsageError
 
@@ -28,7 +31,7 @@ def write_bytes(path: Path, content: bytes | memoryview, *, earlier: Path | None
     partial = path.with_name(f".{path.name}.partial")
     try:
         try:
-            with partial.open("wb") as file:
+            with create_anew(partial) as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
@@ -42,6 +45,62 @@ def write_bytes(path: Path, content: bytes | memoryview, *, earlier: Path | None
         if error.errno in FULL:
             reason += f": it takes {len(content) / 2**20:.1f} MiB{_free(path.parent)}"
         raise FastcifarError(f"{path}: cannot be written ({reason})") from error
+
+
+def create_anew(path: Path) -> IO[bytes]:
+    """A new file to write and read, in the place of what is there: not what a link there names, nor a pipe."""
+    path.unlink(missing_ok=True)
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    return open(os.open(path, flags, 0o666), "w+b")
+
+
+def read_whole(path: Path, most: int) -> bytes:
+    """The content of a file. Raises OSError if it cannot be opened, ValueError if it is no file or has over `most`
+    bytes: a pipe, a device or a gigantic file is not waited for."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise ValueError("it is no file")
+        if found.st_size > most:
+            raise ValueError(f"it has {found.st_size / 2**20:,.1f} MiB; expected at most {most / 2**20:,.0f}")
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read(found.st_size)
+    finally:
+        os.close(descriptor)
+
+
+def arrays_in(content: bytes, keys: Sequence[str], most: int) -> dict[str, Any]:
+    """The arrays of an .npz file, of at most `most` bytes in all. Nothing is unpickled.
+
+    Raises ValueError if one is missing, pickled, or not what its header says.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            members = [archive.getinfo(f"{key}.npy") for key in keys]
+            if sum(member.file_size for member in members) > most:
+                raise ValueError(f"its arrays have more than {most >> 20} MiB")
+            return {key: _array(archive, member) for key, member in zip(keys, members, strict=True)}
+    except KeyError as error:
+        raise ValueError(f"or of another version: {' '.join(str(error).split())}") from error
+    except Exception as error:  # what zipfile, zlib and NumPy's reader of headers raise is all kinds of things
+        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Any:
+    import numpy as np
+
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"{member.filename} is compressed in another way than NumPy's")
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read_header(file)
+        if dtype.hasobject or dtype.itemsize == 0:
+            raise ValueError(f"{member.filename} holds Python objects, which are not read")
+        if math.prod(shape) * dtype.itemsize != member.file_size - file.tell():
+            raise ValueError(f"{member.filename} is not as large as its header says")
+        return np.frombuffer(bytearray(file.read()), dtype).reshape(shape, order="F" if fortran else "C")
 
 
 def _free(folder: Path) -> str:
@@ -83,11 +142,7 @@ def read_settings(
     import yaml
 
     try:
-        if os.path.exists(path) and not os.path.isfile(path):
-            raise ValueError("it is no file")
-        if os.path.getsize(path) > most_kib * 2**10:
-            raise ValueError(f"it has over {most_kib} KiB")
-        raw = parse_plain(Path(path).read_text(encoding="utf-8"))
+        raw = parse_plain(read_whole(Path(path), most_kib * 2**10).decode("utf-8"))
         if not isinstance(raw, dict):
             raise ValueError("it holds no settings" if key is None else f"it has no {key!r}")
         if key is not None and not isinstance(raw.get(key), dict):
@@ -106,7 +161,7 @@ def parse_plain(text: str) -> object:
     import yaml
 
     with contextlib.suppress(json.JSONDecodeError):
-        return json.loads(text, object_pairs_hook=_each_once)  # ten times as fast as YAML
+        return json.loads(text, object_pairs_hook=each_once)  # ten times as fast as YAML
     loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     depth = 0
     for event in yaml.parse(text, loader):
@@ -119,14 +174,14 @@ def parse_plain(text: str) -> object:
     while nodes:
         node = nodes.pop()
         if isinstance(node, yaml.MappingNode):
-            _each_once([(key.value, None) for key, _ in node.value if isinstance(key, yaml.ScalarNode)])
+            each_once([(key.value, None) for key, _ in node.value if isinstance(key, yaml.ScalarNode)])
             nodes += [value for _, value in node.value]
         elif isinstance(node, yaml.SequenceNode):
             nodes += node.value
     return yaml.load(text, loader)
 
 
-def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]

@@ -10,6 +10,7 @@ import shutil
 import struct
 import tarfile
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -144,6 +145,18 @@ def test_a_file_that_is_no_image_is_refused(image_folder: ImageFolder, content: 
     folder = image_folder()
     (folder / "train/cat/01.png").write_bytes(content)
     with pytest.raises(DataError, match=r"train/cat/01\.png: not a whole JPEG or PNG image"):
+        pixels(folder)
+
+
+def test_an_image_of_16_bits_a_channel_is_refused(image_folder: ImageFolder) -> None:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
+
+    head, rows = (8).to_bytes(4, "big") * 2 + bytes([16, 2, 0, 0, 0]), zlib.compress(bytes(8 * 49))
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    folder = image_folder()
+    (folder / "train/cat/01.png").write_bytes(png)
+    with pytest.raises(DataError, match="expected 8 bits a channel"):
         pixels(folder)
 
 

@@ -71,13 +71,22 @@ class Trained:
         predictions.npz, and taken from it if they are of these weights and images."""
         kept = split == "test" and tta == "none" and self.run.tested_on() in (None, beton.sha256)
         known = checkpoint.load_predictions(self.run.predictions, self.weights_sha256, beton.sha256) if kept else None
-        if known is None:
+        if known is None or not self._are_of(beton, known):
             known = self._predict(beton, self.rows_of(split, beton), tta, reporter)
             if kept:
                 checkpoint.save_predictions(self.run.predictions, known)
         if not np.isfinite(known.logits).all():
             raise CheckpointError(f"{self.run.best}: its answers are not finite; train again with a smaller rate")
         return known
+
+    def _are_of(self, beton: Beton, found: Predictions) -> bool:
+        """Whether these are answers to every image of the beton, in its order."""
+        shape = (len(beton), len(self.info.class_names))
+        return (
+            found.logits.shape == shape
+            and np.array_equal(found.index, np.arange(len(beton)))
+            and np.array_equal(found.label, beton.labels)
+        )
 
     def _predict(self, beton: Beton, rows: npt.NDArray[np.int64], tta: str, reporter: Reporter) -> Predictions:
         info = self.info

@@ -23,7 +23,7 @@ class ResidentLoader(Loader):
 
     def __init__(self, beton: Beton, config: LoaderConfig, rows: Rows, mean: npt.ArrayLike, std: npt.ArrayLike) -> None:
         super().__init__(beton, config, rows, mean, std)
-        self._bytes = beton.data if beton.private else beton.data.copy()
+        self._bytes = beton.data if beton.private else beton.read_whole()
         beton.check_unchanged()  # what was copied is what was checked
         self._on_cpu = self.cpu_kernel()
         if self._on_cpu is None:

@@ -8,19 +8,16 @@ import json
 import math
 import os
 import stat
-import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import numpy.typing as npt
 import yaml
 
 from fastcifar.errors import DataError
-from fastcifar.files import parse_plain
+from fastcifar.files import arrays_in, parse_plain
 from fastcifar.training.checkpoint import file_sha256
 
 MIB = 2**20
@@ -137,29 +134,9 @@ class RunFiles:
         if content is None:
             return None
         try:
-            with zipfile.ZipFile(io.BytesIO(content)) as archive:
-                members = [archive.getinfo(f"{key}.npy") for key in keys]
-                if sum(member.file_size for member in members) > MOST_ARRAYS:
-                    raise ValueError(f"its arrays have more than {MOST_ARRAYS // MIB} MiB")
-                return {key: _array(archive, member) for key, member in zip(keys, members, strict=True)}
-        except KeyError as error:
-            raise DataError(f"{name}: damaged or of another version: {_one_line(error)}") from error
-        except (zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError, RuntimeError, TypeError) as error:
+            return arrays_in(content, keys, MOST_ARRAYS)
+        except ValueError as error:
             raise DataError(f"{name}: damaged: {_one_line(error)}") from error
-
-
-def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> npt.NDArray[Any]:
-    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise ValueError(f"{member.filename} is compressed in another way than NumPy's")
-    with archive.open(member) as file:
-        version = np.lib.format.read_magic(file)
-        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read_header(file)
-        if dtype.hasobject or dtype.itemsize == 0:
-            raise ValueError(f"{member.filename} holds Python objects, which are not read")
-        if math.prod(shape) * dtype.itemsize != member.file_size - file.tell():
-            raise ValueError(f"{member.filename} is not as large as its header says")
-        return np.frombuffer(file.read(), dtype).reshape(shape, order="F" if fortran else "C")
 
 
 def number(name: str, facts: dict[str, Any], key: str, low: float = -1e30, high: float = 1e30) -> float | None:

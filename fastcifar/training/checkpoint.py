@@ -6,12 +6,13 @@ in a tensor, not those in the directory, which exchange two tensors: so a SHA-25
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
 import logging
+import os
 import zipfile
-import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,13 +26,14 @@ from torch import nn
 from fastcifar.beton import MAX_CLASSES
 from fastcifar.config import ModelConfig
 from fastcifar.errors import CheckpointError
-from fastcifar.files import write_arrays, write_bytes
+from fastcifar.files import arrays_in, read_whole, write_arrays, write_bytes
 from fastcifar.models import make_model
 from fastcifar.training.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 FORMAT = 4
 NO_COMMENT, SEAL_LENGTH = b"\0\0", 64
+MOST_CHECKPOINT, MOST_WEIGHTS, MOST_PREDICTIONS = 2**36, 2**34, 2**30  # bytes
 MAX_SIDE = 65_535  # a beton's
 MOST_HEADER = 100 * 2**20  # as safetensors' own
 KEYS = {"model", "step", "schedule", "progress", "rng", "config", "data", "num_steps", "circumstances"}
@@ -79,14 +81,21 @@ def load_last(run: RunFolder) -> dict[str, Any]:
             reasons.append(str(error))
             continue
         if reasons:
+            _put_aside(run)
             log.warning("%s; going on from %s", reasons[0], path)
         return state
     raise CheckpointError("; ".join(reasons))
 
 
+def _put_aside(run: RunFolder) -> None:
+    """Move a damaged last.pt to damaged.pt: it must not take the place of previous.pt when the next is saved."""
+    with contextlib.suppress(OSError):
+        os.replace(run.last, run.last.with_name("damaged.pt"))
+
+
 def _load(path: Path) -> dict[str, Any]:
     try:
-        content = path.read_bytes()  # what is checked is what is read
+        content = read_whole(path, MOST_CHECKPOINT)  # what is checked is what is read
         if not _holds_its_seal(content):
             raise CheckpointError(f"{path}: damaged, or of another version of fastcifar (its checksum is wrong)")
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -123,7 +132,7 @@ def load_weights(path: Path, trusted: str | None = None) -> tuple[nn.Module, Dat
     Raises CheckpointError (exit code 6) if the file is missing, damaged, or its tensors are not the network's.
     """
     try:
-        content = path.read_bytes()  # not mapped: what is checked is what is read
+        content = read_whole(path, MOST_WEIGHTS)  # not mapped: what is checked is what is read
         tensors, metadata = load(content), _metadata(content)
         if metadata["tensors_sha256"] != _tensors_sha256(tensors):
             raise ValueError("damaged: the checksum of its tensors is wrong")
@@ -135,7 +144,17 @@ def load_weights(path: Path, trusted: str | None = None) -> tuple[nn.Module, Dat
         model.load_state_dict(tensors)
     except CheckpointError:
         raise
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError, RecursionError) as error:
+    except (
+        OSError,
+        SafetensorError,
+        KeyError,
+        ValueError,
+        TypeError,
+        RuntimeError,
+        RecursionError,
+        OverflowError,
+        MemoryError,
+    ) as error:
         raise _unknown(path, error) from error
     return model.eval(), data, metadata
 
@@ -146,12 +165,12 @@ def read_info(path: Path) -> DataInfo:
     Raises CheckpointError (exit code 6) if the file is missing or damaged.
     """
     try:
-        with path.open("rb") as file:
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             size = int.from_bytes(file.read(8), "little")
             if size > MOST_HEADER:
                 raise ValueError("its header is too large")
             return _data_info(_metadata(size.to_bytes(8, "little") + file.read(size)))
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
+    except (OSError, KeyError, ValueError, TypeError, RecursionError, OverflowError) as error:
         raise _unknown(path, error) from error
 
 
@@ -180,18 +199,20 @@ def _tensors_sha256(tensors: dict[str, torch.Tensor]) -> str:
 
 def _data_info(metadata: dict[str, Any]) -> DataInfo:
     names, shape = metadata["class_names"], metadata["image_shape"]
-    numbers = [*metadata["mean"], *metadata["std"]]
-    if not all(isinstance(name, str) for name in names) or not 0 < len(names) <= MAX_CLASSES:
-        raise ValueError(f"class_names is no list of 1 to {MAX_CLASSES} names")
+    mean, std = metadata["mean"], metadata["std"]
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        raise ValueError("class_names is no list of names")
+    if not 0 < len(names) <= MAX_CLASSES or len(set(names)) < len(names):
+        raise ValueError(f"class_names are not 1 to {MAX_CLASSES} different names")
     if len(shape) != 3 or not all(type(side) is int and 0 < side <= MAX_SIDE for side in shape):
         raise ValueError(f"image_shape is no list of three whole numbers, 1 to {MAX_SIDE}")
-    if len(numbers) != 6 or not all(0 <= float(number) <= 255 for number in numbers):
+    if len(mean) != 3 or len(std) != 3 or not all(0 <= float(number) <= 255 for number in (*mean, *std)):
         raise ValueError("mean and std are not three numbers each, 0 to 255")
     return DataInfo(
         class_names=tuple(names),
         image_shape=(shape[0], shape[1], shape[2]),
-        mean=tuple(metadata["mean"]),
-        std=tuple(metadata["std"]),
+        mean=tuple(map(float, mean)),
+        std=tuple(map(float, std)),
         sha256=str(metadata["sha256"]),
     )
 
@@ -232,11 +253,11 @@ def save_predictions(path: Path, predictions: Predictions) -> None:
 def load_predictions(path: Path, weights_sha256: str, data_sha256: str) -> Predictions | None:
     """The predictions of exactly these weights on exactly this data, or None: they must be made anew."""
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-            found = {key: file[key] for key in ("index", "label", "logits")}
-            owners = str(file["weights_sha256"]), str(file["data_sha256"])
-    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error):
+        keys = ("index", "label", "logits", "weights_sha256", "data_sha256")
+        found = arrays_in(read_whole(path, MOST_PREDICTIONS), keys, MOST_PREDICTIONS)
+    except (OSError, ValueError, MemoryError):
         return None
+    owners = str(found.pop("weights_sha256")), str(found.pop("data_sha256"))
     if owners != (weights_sha256, data_sha256) or not _fit_together(**found):
         return None
     return Predictions(**found, weights_sha256=weights_sha256, data_sha256=data_sha256)
@@ -251,4 +272,4 @@ def _fit_together(index: np.ndarray, label: np.ndarray, logits: np.ndarray) -> b
 
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return hashlib.sha256(read_whole(path, MOST_WEIGHTS)).hexdigest()

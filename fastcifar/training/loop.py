@@ -170,7 +170,8 @@ class Trainer:
             progress.seconds = time.monotonic() - began
 
         done = progress.step >= learner.num_steps  # stopped after its last step: only the validation is left
-        for batch in () if done else loader.epoch(progress.epoch, progress.batch):
+        batches = loader.epoch(progress.epoch, progress.batch)
+        for batch in () if done else batches:
             loss, logits = learner.step(self._resized(batch.images), batch.labels)
             progress.step += 1
             progress.batch += 1
@@ -195,6 +196,8 @@ class Trainer:
                 self._answer()
             if last:
                 break
+        batches.close()
+        loader.beton.check_unchanged()  # also after the last step, which does not ask for a batch more
         keep_sums()
         self._require_finite(progress.loss_sum / progress.seen)
         self._end_epoch()

@@ -23,8 +23,9 @@ import yaml
 import fastcifar
 from fastcifar.config import AugmentConfig, TrainConfig
 from fastcifar.errors import CheckpointError, DataError, UsageError
-from fastcifar.files import parse_plain, write_text, writing_to
+from fastcifar.files import parse_plain, read_whole, write_text, writing_to
 
+MOST_TEXT = 8 * 2**20
 COLUMNS = (
     "epoch",
     "lr",
@@ -97,14 +98,14 @@ class RunFolder:
         write_text(self.config, yaml.safe_dump(stored, sort_keys=False))
         env, about = self.path / "env.json", environment()
         with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):
-            begun = json.loads(env.read_text(encoding="utf-8"))
+            begun = json.loads(read_whole(env, MOST_TEXT))
             about = {**begun, "resumed": [*begun.get("resumed", []), about]}
         write_text(env, json.dumps(about, indent=1) + "\n")
 
     def read_config(self) -> TrainConfig:
         """The settings of the run. Raises DataError if they are damaged."""
         try:
-            raw: Any = parse_plain(self.config.read_text(encoding="utf-8"))
+            raw: Any = parse_plain(read_whole(self.config, MOST_TEXT).decode("utf-8"))
             return TrainConfig(**{**raw, "augment": AugmentConfig(**raw["augment"])})
         except (OSError, yaml.YAMLError, RecursionError, TypeError, KeyError, ValueError, AttributeError) as error:
             raise DataError(f"{self.config}: not the settings of a run ({_one_line(error)})") from error
@@ -120,7 +121,7 @@ class RunFolder:
     def tested_on(self) -> str | None:
         """SHA-256 of the test images that metrics.json scores; None if it does not say."""
         with contextlib.suppress(OSError, ValueError, AttributeError):
-            found = json.loads(self.metrics.read_text(encoding="utf-8")).get("test_data_sha256")
+            found = json.loads(read_whole(self.metrics, MOST_TEXT)).get("test_data_sha256")
             return found if isinstance(found, str) else None
         return None
 
@@ -182,6 +183,11 @@ def find_run(run: str | None, runs_dir: str | os.PathLike[str], *, trained: bool
 
 class _LogFile(logging.FileHandler):
     """A log whose disk may be full: the run goes on until something that counts cannot be written, and tells that."""
+
+    def _open(self) -> io.TextIOWrapper:
+        """Not what a link names; a pipe is not waited for."""
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        return open(os.open(self.baseFilename, flags, 0o666), "a", encoding="utf-8")
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (its name in logging)
         pass

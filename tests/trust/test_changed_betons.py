@@ -11,9 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastcifar import AugmentConfig, loaders, make_loader
+from fastcifar import AugmentConfig, loaders, make_loader, open_beton
+from fastcifar.config import TrainConfig
 from fastcifar.errors import DataError
 from fastcifar.loaders import Loader
+from fastcifar.training import train
+from fastcifar.training.progress import SilentReporter
 from tests.trust.cases import count, is_refused
 
 LOADERS = ("resident", "ffcv", "albumentations")
@@ -44,7 +47,13 @@ def overwritten(path: Path) -> None:
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
-CHANGES = (deleted, replaced, truncated, overwritten)
+def overwritten_and_linked(path: Path) -> None:
+    """And another name, which changes the time of the last change for a reason."""
+    overwritten(path)
+    path.with_name("another").hardlink_to(path)
+
+
+CHANGES = (deleted, replaced, truncated, overwritten, overwritten_and_linked)
 
 
 def delivered(loader: Loader, when: str, change: Callable[[], None]) -> list[torch.Tensor]:
@@ -107,7 +116,7 @@ def test_of_what_does_not_fit_a_change_ends_the_run(
         path, found = copy(), []
         with closing(opened(path, name)) as loader:
             assert not loader.beton.private
-            if change in (truncated, overwritten):
+            if change in (truncated, overwritten, overwritten_and_linked):
                 with pytest.raises(DataError) as refusal:
                     delivered(loader, when, lambda: change(path))  # noqa: B023
                 assert is_refused(refusal.value), (change.__name__, when)
@@ -115,6 +124,62 @@ def test_of_what_does_not_fit_a_change_ends_the_run(
             found = delivered(loader, when, lambda: change(path))  # noqa: B023
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)), (change.__name__, when)
     tally(f"{name}, larger than memory: {len(cases)} changes, each unseen or refused by the end of the epoch")
+
+
+@pytest.mark.parametrize("name", LOADERS[1:])
+def test_a_change_in_the_last_epoch_of_a_run_ends_it(
+    own_data_dir: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No batch is asked for after the last step."""
+    monkeypatch.setattr(loaders, "SHARE_OF_MEMORY", 0)
+    config = TrainConfig(
+        data_dir=str(own_data_dir), model="small", epochs=1, batch_size=5, val_size=0, loader=name, shuffle="window"
+    )
+
+    class Changing(SilentReporter):
+        def step(self, step: int, loss: float) -> None:
+            if step == 5:
+                overwritten(own_data_dir / "train.beton")
+
+    with pytest.raises(DataError, match=r"train\.beton: was written to while it was used"):
+        train(config, runs_dir=tmp_path / "runs", reporter=Changing())
+    assert not (tmp_path / "runs" / "small" / "metrics.json").exists()
+
+
+def test_a_new_name_or_time_alone_is_no_change(own_data_dir: Path) -> None:
+    beton = open_beton(own_data_dir / "train.beton")
+    beton.path.with_name("another").hardlink_to(beton.path)
+    beton.check_unchanged()
+    os.utime(beton.path)
+    beton.check_unchanged()
+    overwritten(beton.path)
+    for _ in range(2):  # and it stays changed
+        with pytest.raises(DataError):
+            beton.check_unchanged()
+
+
+def test_a_beton_that_became_shorter_kills_nobody(own_data_dir: Path) -> None:
+    beton = open_beton(own_data_dir / "train.beton")
+    os.truncate(beton.path, 2**20)
+    for use in (lambda: beton.images([3]), lambda: make_loader(beton, loader="resident", batch_size=4)):
+        with pytest.raises(DataError) as refusal:
+            use()
+        assert is_refused(refusal.value)
+
+
+def test_a_file_that_grows_is_not_followed(own_data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, real, calls = own_data_dir / "train.beton", os.read, 0
+
+    def growing(descriptor: int, size: int) -> bytes:
+        nonlocal calls
+        calls += 1
+        assert calls < 100
+        with path.open("ab") as file:
+            file.write(bytes(2**20))
+        return real(descriptor, size)
+
+    monkeypatch.setattr(os, "read", growing)
+    assert len(open_beton(path, in_memory=True)) == 30
 
 
 def test_a_file_that_shrinks_while_it_is_hashed_is_refused(own_data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,6 +118,25 @@ def test_a_save_that_is_killed_leaves_a_whole_checkpoint(run: RunFolder, step: i
     assert {path.name for path in run.last.parent.iterdir()} == {"last.pt", "previous.pt"}
 
 
+def test_a_damaged_checkpoint_never_takes_the_place_of_the_good_one(run: RunFolder) -> None:
+    whole = run.last.read_bytes()
+    run.last.write_bytes(whole[:-100])
+    assert same(checkpoint.load_last(run), state(1.0))
+    torch.save(state(3.0), run.path / "new.pt")
+    command = [sys.executable, "-c", KILLED_SAVE, str(run.path), "2"]  # before it is put in place
+    assert subprocess.run(command, timeout=60, check=False).returncode == -9
+    assert same(checkpoint.load_last(run), state(1.0))
+    assert run.last.with_name("damaged.pt").read_bytes() == whole[:-100]
+
+
+def test_a_folder_in_the_place_of_a_checkpoint_is_put_aside(run: RunFolder) -> None:
+    run.last.unlink()
+    run.last.mkdir()
+    assert same(checkpoint.load_last(run), state(1.0))
+    checkpoint.save_last(run, state(3.0))
+    assert same(checkpoint.load_last(run), state(3.0))
+
+
 def test_two_damaged_checkpoints_are_refused(run: RunFolder) -> None:
     for path in (run.last, run.previous):
         os.truncate(path, path.stat().st_size // 2)

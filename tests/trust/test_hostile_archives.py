@@ -84,6 +84,18 @@ def sparse(path: Path) -> None:
         archive.offset += len(block)
 
 
+def long_header(kind: bytes) -> Callable[[Path], None]:
+    """A name, or a header of PAX, of 700 MiB."""
+
+    def make(path: Path) -> None:
+        info = tarfile.TarInfo("././@LongLink")
+        info.type, info.size = kind, 704 * 2**20
+        one = gzip.compress(bytes(64 * 2**20), 1)
+        path.write_bytes(gzip.compress(info.tobuf(tarfile.GNU_FORMAT)) + one * 11)
+
+    return make
+
+
 def zeros(path: Path) -> None:
     """10 GiB of zeros in a tar of 10 MiB."""
     info = tarfile.TarInfo("train/cat/zeros.png")
@@ -123,6 +135,8 @@ ARCHIVES: dict[str, tuple[Callable[[Path], None], str]] = {
     "twice.tar": (member("train/cat/0.png"), TWICE),
     "sparse.tar": (sparse, NO_FILE),
     "zeros.tar.gz": (zeros, "has 10737418240 bytes"),
+    "name.tar.gz": (long_header(tarfile.GNUTYPE_LONGNAME), "a header has 738197504 bytes"),
+    "pax.tar.gz": (long_header(tarfile.XHDTYPE), "a header has 738197504 bytes"),
     "bomb.tar": (member("train/cat/bomb.png", content=png(13_000, 13_000)), TOO_LARGE),
     "first-bomb.tar": (member("train/aaa/bomb.png", content=png(13_000, 13_000)), TOO_LARGE),
     "up.zip": (zipped("../escaped.png", small()), OUTSIDE),

@@ -1,0 +1,149 @@
+"""Pipes, devices, links and gigantic files in the place of those that are read and written: no hang, no harm."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fastcifar.beton import manifest_path, open_beton
+from fastcifar.config import TrainConfig
+from fastcifar.errors import DataError
+from fastcifar.training import RunFolder, train
+from tests.trust.cases import contents, the_error, told
+
+READ = ("config.yaml", "metrics.json", "predictions.npz", "env.json", "weights/last.pt", "weights/best.safetensors")
+
+
+@pytest.fixture(scope="module")
+def trained(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    runs = tmp_path_factory.mktemp("runs")
+    config = TrainConfig(data_dir=str(data_dir), model="small", epochs=1, batch_size=200, val_size=0)
+    train(config, runs_dir=runs, name="a")
+    return runs
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> RunFolder:
+    shutil.copytree(trained, tmp_path / "runs")
+    return RunFolder(tmp_path / "runs" / "a")
+
+
+def pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def device(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def gigantic(path: Path) -> None:
+    path.touch()
+    os.truncate(path, 2**40)
+
+
+@pytest.mark.parametrize("odd", [pipe, device, gigantic])
+def test_odd_files_in_a_run_folder_neither_hang_nor_crash(run: RunFolder, odd: Callable[[Path], None]) -> None:
+    """In two goes: what only helps, and what the commands need."""
+    for name in READ[1:4]:
+        (run.path / name).unlink()
+        odd(run.path / name)
+    code, _, errors = told("eval", run.path)
+    assert code == 0, errors
+    assert "Traceback" not in errors
+    for name in (READ[0], *READ[4:]):
+        kept = (run.path / name).read_bytes()
+        (run.path / name).unlink()
+        odd(run.path / name)
+        for command in (("eval", run.path), ("train", "--resume", run.path, "--epochs", 2)):
+            code, _, errors = told(*command)
+            assert code in (0, 1, 4, 6), errors
+            assert "not foreseen" not in errors
+            assert "Traceback" not in errors
+        if (run.path / name).is_file() and not (run.path / name).is_symlink():
+            continue
+        (run.path / name).unlink(missing_ok=True)
+        (run.path / name).write_bytes(kept)
+
+
+@pytest.mark.parametrize("odd", [pipe, device, gigantic])
+def test_odd_betons_and_manifests_are_refused(own_data_dir: Path, odd: Callable[[Path], None]) -> None:
+    path = own_data_dir / "train.beton"
+    manifest_path(path).unlink()
+    odd(manifest_path(path))
+    with pytest.raises(DataError, match="not a manifest of fastcifar"):
+        open_beton(path)
+    path.unlink()
+    odd(path)
+    with pytest.raises(DataError):
+        open_beton(path)
+
+
+def test_a_sparse_beton_of_few_images_is_not_hashed_to_its_end(own_data_dir: Path) -> None:
+    path = own_data_dir / "train.beton"
+    content = np.fromfile(path, np.uint8)
+    table = content[-30 * 24 :].tobytes()
+    manifest_path(path).unlink()
+    size = 200 * 2**30
+    with path.open("r+b") as file:
+        file.seek(size - len(table))
+        file.write(table)
+        file.seek(16)
+        file.write((size - len(table)).to_bytes(8, "little"))
+    with pytest.raises(DataError, match="more than 30 images can fill"):
+        open_beton(path)
+
+
+def test_links_in_the_place_of_partial_files_are_not_followed(run: RunFolder, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("kept")
+    for name in (".report.html.partial", ".predictions.npz.partial", "weights/.last.pt.partial"):
+        (run.path / name).symlink_to(victim)
+    run.predictions.unlink()
+    for command in (("report", run.path), ("eval", run.path), ("train", "--resume", run.path, "--epochs", 2)):
+        code, _, errors = told(*command)
+        assert code == 0, errors
+    run.log.unlink()
+    run.log.symlink_to(victim)
+    code, _, errors = told("train", "--resume", run.path, "--epochs", 3)
+    assert code == 1
+    assert "log.txt" in the_error(errors)
+    assert victim.read_text() == "kept"
+    assert not run.report.is_symlink()
+
+
+@pytest.mark.parametrize("partial", [".train.beton.partial", ".train.beton.partial.json", ".test.beton.partial"])
+def test_a_conversion_does_not_write_through_links_or_wait_for_pipes(
+    own_data_dir: Path, image_folder: Callable[..., Path], tmp_path: Path, partial: str
+) -> None:
+    images, victim = image_folder(), tmp_path / "victim"
+    victim.write_text("kept")
+    for odd in (lambda path: path.symlink_to(victim), pipe):
+        odd(own_data_dir / partial)
+        code, _, errors = told("convert", "--source", images, "--data-dir", own_data_dir)
+        assert code == 0, errors
+        assert victim.read_text() == "kept"
+        assert not (own_data_dir / "train.beton").is_symlink()
+        assert len(contents(own_data_dir)) == 4
+
+
+def test_predictions_that_are_not_of_these_images_are_made_anew(run: RunFolder) -> None:
+    """Their owners' hashes are right, and what they hold is not."""
+    with np.load(run.predictions) as found:
+        honest = dict(found)
+    expected = told("eval", run.path, "--json")[1]
+    for changed in (
+        {key: honest[key][:5] for key in ("index", "label", "logits")},
+        {"logits": honest["logits"][:, :3]},
+        {"logits": np.pad(honest["logits"], ((0, 0), (0, 20)))},
+        {"index": np.zeros_like(honest["index"])},
+        {"index": honest["index"] + 10**9},
+        {"label": np.roll(honest["label"], 1)},
+    ):
+        np.savez(run.predictions, **{**honest, **changed})
+        code, out, errors = told("eval", run.path, "--json")
+        assert (code, out) == (0, expected), errors
