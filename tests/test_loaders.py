@@ -398,7 +398,8 @@ def test_albumentations_tells_of_a_file_that_changed(own_data_dir: Path) -> None
     batches = loader.epoch(0)
     next(batches)
     with path.open("r+b") as file:
-        file.write(b"\2")
+        file.seek(8 * 2**20)  # pixels
+        file.write(bytes(100))
     with pytest.raises(DataError, match="was written to while it was used"):
         list(batches)
     loader.close()

@@ -17,7 +17,7 @@ import torch
 from fastcifar.training import RunFolder
 from tests.trust.cases import count, start
 
-KILLS = count(2, 50)
+KILLS = count(1, 50)
 EPOCHS = 20
 
 

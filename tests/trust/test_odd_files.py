@@ -14,7 +14,7 @@ from fastcifar.beton import manifest_path, open_beton
 from fastcifar.config import TrainConfig
 from fastcifar.errors import DataError
 from fastcifar.training import RunFolder, train
-from tests.trust.cases import contents, the_error, told
+from tests.trust.cases import contents, count, the_error, told
 
 READ = ("config.yaml", "metrics.json", "predictions.npz", "env.json", "weights/last.pt", "weights/best.safetensors")
 
@@ -46,7 +46,7 @@ def gigantic(path: Path) -> None:
     os.truncate(path, 2**40)
 
 
-@pytest.mark.parametrize("odd", [pipe, device, gigantic])
+@pytest.mark.parametrize("odd", [pipe, device, gigantic][: count(1, 3)])
 def test_odd_files_in_a_run_folder_neither_hang_nor_crash(run: RunFolder, odd: Callable[[Path], None]) -> None:
     """In two goes: what only helps, and what the commands need."""
     for name in READ[1:4]:
@@ -55,7 +55,7 @@ def test_odd_files_in_a_run_folder_neither_hang_nor_crash(run: RunFolder, odd: C
     code, _, errors = told("eval", run.path)
     assert code == 0, errors
     assert "Traceback" not in errors
-    for name in (READ[0], *READ[4:]):
+    for name in (READ[0], *READ[4:])[: count(2, 3)]:
         kept = (run.path / name).read_bytes()
         (run.path / name).unlink()
         odd(run.path / name)
@@ -143,7 +143,7 @@ def test_predictions_that_are_not_of_these_images_are_made_anew(run: RunFolder) 
         {"index": np.zeros_like(honest["index"])},
         {"index": honest["index"] + 10**9},
         {"label": np.roll(honest["label"], 1)},
-    ):
+    )[:: count(4, 1)]:
         np.savez(run.predictions, **{**honest, **changed})
         code, out, errors = told("eval", run.path, "--json")
         assert (code, out) == (0, expected), errors
