@@ -12,11 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from fastcifar.beton import manifest_path
 from fastcifar.errors import DataError
 
 FULL = bool(os.environ.get("FASTCIFAR_SOAK"))
 LONGEST_S = 120
+soak_only = pytest.mark.skipif(not FULL, reason="takes long: make soak")
 
 
 def count(few: int, all_of_them: int) -> int:

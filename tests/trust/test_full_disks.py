@@ -24,7 +24,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(
     code, out, errors = told("train", *FLAGS, "--data-dir", data_dir, "--runs-dir", tmp_path / "whole")
     assert code == 0, errors
     expected, full, resumed = json.loads(out)["test_loss"], 0, 0
-    for mib in MIB[:: count(4, 1)]:
+    for mib in MIB[:: count(5, 1)]:
         with small_disk(tmp_path / "disk", mib * 1024) as disk:
             if disk is None:
                 pytest.skip("no disk can be mounted here")

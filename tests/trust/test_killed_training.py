@@ -18,7 +18,7 @@ from fastcifar.training import RunFolder
 from tests.trust.cases import count, start
 
 KILLS = count(1, 50)
-EPOCHS = 20
+EPOCHS = count(6, 20)
 
 
 @pytest.mark.slow

@@ -143,7 +143,7 @@ def test_predictions_that_are_not_of_these_images_are_made_anew(run: RunFolder) 
         {"index": np.zeros_like(honest["index"])},
         {"index": honest["index"] + 10**9},
         {"label": np.roll(honest["label"], 1)},
-    )[:: count(4, 1)]:
+    )[:: count(6, 1)]:
         np.savez(run.predictions, **{**honest, **changed})
         code, out, errors = told("eval", run.path, "--json")
         assert (code, out) == (0, expected), errors

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fastcifar.training import RunFolder
-from tests.trust.cases import LONGEST_S, contents, count, start, the_error, told
+from tests.trust.cases import LONGEST_S, contents, count, soak_only, start, the_error, told
 
 EPOCHS = 2
 QUICK = ("--model", "small", "--batch-size", 200, "--epochs", EPOCHS)
@@ -39,6 +39,7 @@ def test_two_runs_of_one_name_get_two_folders(data_dir: Path, tmp_path: Path, ta
     tally(f"{num} times two runs of one name: two folders, each whole")
 
 
+@soak_only
 @pytest.mark.slow
 def test_two_that_resume_one_run_do_not_share_it(data_dir: Path, tmp_path: Path, tally: Callable[[str], None]) -> None:
     num, refused = count(1, 10), 0
@@ -61,6 +62,7 @@ def test_two_that_resume_one_run_do_not_share_it(data_dir: Path, tmp_path: Path,
     tally(f"{num} times two that resumed one run: {refused} times one was refused, never a row twice")
 
 
+@soak_only
 def test_an_old_run_stays_as_it_is(data_dir: Path, tmp_path: Path) -> None:
     train = ("train", *QUICK, "--data-dir", data_dir, "--runs-dir", tmp_path, "--name", "a", "--max-steps", 1)
     assert f"{tmp_path}/a\n" in told(*train)[1]
