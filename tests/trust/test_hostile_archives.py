@@ -17,7 +17,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from tests.trust.cases import LONGEST_S, contents, the_error
+from tests.trust.cases import LONGEST_S, contents, count, the_error
 
 MOST_MIB = 300
 GIB = 2**30
@@ -178,7 +178,7 @@ def usual_mib(tmp_path_factory: pytest.TempPathFactory) -> float:
     return peak
 
 
-@pytest.mark.parametrize("name", list(ARCHIVES))
+@pytest.mark.parametrize("name", list(ARCHIVES)[:: count(3, 1)])
 def test_a_hostile_archive_is_refused(
     name: str, usual_mib: float, tmp_path: Path, tally: Callable[[str], None]
 ) -> None:
