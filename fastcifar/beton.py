@@ -189,30 +189,23 @@ class Beton:
         size = int(np.prod(self.image_shape))
         if not self.private:  # read, not mapped: a page that is gone, because the file became shorter, would kill
             starts = self.offsets[np.asarray(rows, dtype=np.int64)].ravel()
-            return np.stack([self._read(int(start), size) for start in starts]).reshape(-1, *self.image_shape)
+            copied = np.empty((len(starts), size), np.uint8)
+            for image, start in zip(copied, starts.tolist(), strict=True):
+                self.read_into(image, start)
+            return copied.reshape(-1, *self.image_shape)
         # every run of `size` bytes of the file as a row, without copying; indexing then copies whole images
         windows = np.lib.stride_tricks.as_strided(self.data, (len(self.data) - size + 1, size), (1, 1), writeable=False)
         return windows[self.offsets[np.asarray(rows, dtype=np.int64)]].reshape(-1, *self.image_shape)
 
-    def _read(self, start: int, size: int) -> Bytes:
-        content = os.pread(self.file.descriptor, size, start)
-        if len(content) < size:
-            raise DataError(f"{self.path}: ends before byte {start + size}, earlier than when it was checked")
-        return np.frombuffer(content, np.uint8)
-
-    def read_whole(self) -> Bytes:
-        """The whole file, (size,) uint8, copied. Raises DataError if it is shorter than when it was checked."""
-        copy, done = np.empty(len(self.data), np.uint8), 0
-        while done < len(copy):
-            count = os.preadv(self.file.descriptor, [copy[done:].data], done)
-            if not count:
-                raise DataError(f"{self.path}: ends at byte {done}, earlier than when it was checked; start again")
-            done += count
-        return copy
+    def read_into(self, out: Bytes, start: int) -> None:
+        """Fill `out`, (size,) uint8, from byte `start` of the file on. Raises DataError if it ends before."""
+        _read_into(self.path, self.file, out, start)
 
     def _decoded(self, row: int) -> Bytes:
         try:
-            image = jpeg.decode(self._read(int(self.offsets[row]), int(self.sizes[row])))
+            encoded = np.empty(self.sizes[row], np.uint8)
+            self.read_into(encoded, int(self.offsets[row]))
+            image = jpeg.decode(encoded)
             if image.shape != self.image_shape:
                 raise ValueError(f"it has shape {image.shape}")
             return image
@@ -416,15 +409,22 @@ def _map(path: Path, file: OpenFile) -> Bytes:
         raise DataError(f"{path}: cannot be mapped ({error.strerror})") from error
 
 
+def _read_into(path: Path, file: OpenFile, out: Bytes, start: int) -> None:
+    done = 0
+    while done < len(out):
+        count = os.preadv(file.descriptor, [out[done:].data], start + done)
+        if not count:
+            raise DataError(f"{path}: ends at byte {start + done}, earlier than when it was checked; start again")
+        done += count
+
+
 def _sha256(path: Path, file: OpenFile, size: int) -> str:
     """Of the file, read and not mapped: a page that is gone, because the file became shorter, would kill."""
-    digest, buffer, done = hashlib.sha256(), memoryview(bytearray(2**20)), 0
-    while done < size:
-        count = os.preadv(file.descriptor, [buffer], done)
-        if not count:
-            raise DataError(f"{path}: ends at byte {done}, earlier than when it was opened; start again")
-        digest.update(buffer[: min(count, size - done)])
-        done += count
+    digest, buffer = hashlib.sha256(), np.empty(2**20, np.uint8)
+    for start in range(0, size, len(buffer)):
+        chunk = buffer[: size - start]
+        _read_into(path, file, chunk, start)
+        digest.update(chunk.data)
     return digest.hexdigest()
 
 

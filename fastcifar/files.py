@@ -54,20 +54,26 @@ def create_anew(path: Path) -> IO[bytes]:
     return open(os.open(path, flags, 0o666), "w+b")
 
 
-def read_whole(path: Path, most: int) -> bytes:
-    """The content of a file. Raises OSError if it cannot be opened, ValueError if it is no file or has over `most`
-    bytes: a pipe, a device or a gigantic file is not waited for."""
+@contextmanager
+def open_regular(path: Path) -> Iterator[IO[bytes]]:
+    """A file, to read. Raises OSError if it cannot be opened, ValueError if it is none: a pipe is not waited for."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise ValueError("it is no file")
-        if found.st_size > most:
-            raise ValueError(f"it has {found.st_size / 2**20:,.1f} MiB; expected at most {most / 2**20:,.0f}")
         with open(descriptor, "rb", closefd=False) as file:
-            return file.read(found.st_size)
+            yield file
     finally:
         os.close(descriptor)
+
+
+def read_whole(path: Path, most: int) -> bytes:
+    """The content of a file. Raises OSError or ValueError, see `open_regular`, also if it has over `most` bytes."""
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise ValueError(f"it has {size / 2**20:,.1f} MiB; expected at most {most / 2**20:,.0f}")
+        return file.read(size)
 
 
 def arrays_in(content: bytes, keys: Sequence[str], most: int) -> dict[str, Any]:
@@ -182,6 +188,7 @@ def parse_plain(text: str) -> object:
 
 
 def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The pairs as a dictionary, for JSON's `object_pairs_hook`. Raises ValueError if a key is there twice."""
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]

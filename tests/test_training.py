@@ -422,8 +422,9 @@ def test_a_checkpoint_that_would_run_code_is_refused(finished: RunFolder, tmp_pa
 
     file = io.BytesIO()
     torch.save({"format": checkpoints.FORMAT, "model": Payload()}, file)
+    checkpoints._seal(file)
     for path in (finished.last, finished.previous):
-        path.write_bytes(checkpoints._sealed(file.getvalue()))
+        path.write_bytes(file.getvalue())
     with pytest.raises(CheckpointError, match="damaged or not a checkpoint .Weights only load failed"):
         checkpoints.load_last(finished)
     assert not (tmp_path / "executed").exists()

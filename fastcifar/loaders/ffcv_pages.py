@@ -6,7 +6,6 @@ read-only, so that other kernels do not compile any more; that for large files i
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,7 +18,7 @@ from ffcv.loader import loader as ffcv_loader
 from ffcv.memory_managers.process_cache.manager import ProcessCacheManager
 
 from fastcifar.beton import Beton
-from fastcifar.errors import DataError, UsageError
+from fastcifar.errors import UsageError
 from fastcifar.loaders.base import Rows
 
 READ_AHEAD = 1  # pages
@@ -121,13 +120,8 @@ class _Window:
             self._reads.pop(page).result()
 
     def _read(self, page: int, slot: int) -> None:
-        beton, rest = self._beton, memoryview(self._memory[slot])
-        begin = page * beton.page_size
-        while rest and begin < len(beton.data):
-            count = os.preadv(beton.file.descriptor, [rest], begin)
-            if not count:
-                raise DataError(f"{beton.path}: ends at byte {begin}, earlier than when it was checked; start again")
-            begin, rest = begin + count, rest[count:]
+        begin = page * self._beton.page_size
+        self._beton.read_into(self._memory[slot][: len(self._beton.data) - begin], begin)
 
     def __exit__(self, *error: object) -> None:
         self._pool.shutdown(cancel_futures=True)

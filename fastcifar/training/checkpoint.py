@@ -26,16 +26,26 @@ from torch import nn
 from fastcifar.beton import MAX_CLASSES
 from fastcifar.config import ModelConfig
 from fastcifar.errors import CheckpointError
-from fastcifar.files import arrays_in, read_whole, write_arrays, write_bytes
+from fastcifar.files import arrays_in, open_regular, read_whole, write_arrays, write_bytes
 from fastcifar.models import make_model
 from fastcifar.training.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 FORMAT = 4
-NO_COMMENT, SEAL_LENGTH = b"\0\0", 64
+NO_COMMENT, SEAL_LENGTH = b"\0\0", 2 + 64
 MOST_CHECKPOINT, MOST_WEIGHTS, MOST_PREDICTIONS = 2**36, 2**34, 2**30  # bytes
 MAX_SIDE = 65_535  # a beton's
 MOST_HEADER = 100 * 2**20  # as safetensors' own
+UNREADABLE = (
+    OSError,
+    SafetensorError,
+    KeyError,
+    ValueError,
+    TypeError,
+    RuntimeError,
+    OverflowError,
+    MemoryError,
+)
 KEYS = {"model", "step", "schedule", "progress", "rng", "config", "data", "num_steps", "circumstances"}
 
 
@@ -52,20 +62,25 @@ class DataInfo:
 
 def save_last(run: RunFolder, state: dict[str, Any]) -> None:
     """Write weights/last.pt; what was there becomes weights/previous.pt."""
-
     file = io.BytesIO()
     torch.save({"format": FORMAT, **state}, file)
-    write_bytes(run.last, _sealed(file.getvalue()), earlier=run.previous)
+    _seal(file)
+    write_bytes(run.last, file.getbuffer(), earlier=run.previous)
 
 
-def _sealed(archive: bytes) -> bytes:
-    """A zip file without a comment (it ends with the length of it), with its SHA-256 as its comment."""
-    comment = hashlib.sha256(archive).hexdigest().encode()
-    return archive[:-2] + len(comment).to_bytes(2, "little") + comment
+def _seal(file: io.BytesIO) -> None:
+    """Give a zip file without a comment, which ends with the length of it, its SHA-256 as its comment."""
+    seal = _seal_of(file.getbuffer()[: -len(NO_COMMENT)])
+    file.seek(-len(NO_COMMENT), os.SEEK_END)
+    file.write(seal)
 
 
-def _holds_its_seal(content: bytes) -> bool:
-    return content == _sealed(content[: -SEAL_LENGTH - 2] + NO_COMMENT)
+def _seal_of(archive: memoryview) -> bytes:
+    """The length of the comment and the comment, for a zip file up to there."""
+    digest = hashlib.sha256(archive)
+    digest.update(NO_COMMENT)
+    comment = digest.hexdigest().encode()
+    return len(comment).to_bytes(len(NO_COMMENT), "little") + comment
 
 
 def load_last(run: RunFolder) -> dict[str, Any]:
@@ -96,7 +111,7 @@ def _put_aside(run: RunFolder) -> None:
 def _load(path: Path) -> dict[str, Any]:
     try:
         content = read_whole(path, MOST_CHECKPOINT)  # what is checked is what is read
-        if not _holds_its_seal(content):
+        if content[-SEAL_LENGTH:] != _seal_of(memoryview(content)[:-SEAL_LENGTH]):
             raise CheckpointError(f"{path}: damaged, or of another version of fastcifar (its checksum is wrong)")
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
@@ -144,17 +159,7 @@ def load_weights(path: Path, trusted: str | None = None) -> tuple[nn.Module, Dat
         model.load_state_dict(tensors)
     except CheckpointError:
         raise
-    except (
-        OSError,
-        SafetensorError,
-        KeyError,
-        ValueError,
-        TypeError,
-        RuntimeError,
-        RecursionError,
-        OverflowError,
-        MemoryError,
-    ) as error:
+    except UNREADABLE as error:
         raise _unknown(path, error) from error
     return model.eval(), data, metadata
 
@@ -165,12 +170,12 @@ def read_info(path: Path) -> DataInfo:
     Raises CheckpointError (exit code 6) if the file is missing or damaged.
     """
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        with open_regular(path) as file:
             size = int.from_bytes(file.read(8), "little")
             if size > MOST_HEADER:
                 raise ValueError("its header is too large")
             return _data_info(_metadata(size.to_bytes(8, "little") + file.read(size)))
-    except (OSError, KeyError, ValueError, TypeError, RecursionError, OverflowError) as error:
+    except UNREADABLE as error:
         raise _unknown(path, error) from error
 
 

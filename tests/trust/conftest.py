@@ -1,12 +1,15 @@
-"""What was counted stands at the end of the report of `make soak`."""
+"""A trained run, and the counts that stand at the end of the report of `make soak`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fastcifar.config import TrainConfig
+from fastcifar.training import train
 from tests.trust.cases import FULL
 
 COUNTED: list[str] = []
@@ -16,6 +19,15 @@ COUNTED: list[str] = []
 def tally(request: pytest.FixtureRequest) -> Callable[[str], None]:
     """Call it with what was counted."""
     return lambda text: COUNTED.append(f"{request.node.path.stem.removeprefix('test_').replace('_', ' ')}: {text}")
+
+
+@pytest.fixture(scope="session")
+def trained(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of runs with one, `a`. Not to be written to."""
+    runs = tmp_path_factory.mktemp("runs")
+    config = TrainConfig(data_dir=str(data_dir), model="small", epochs=1, batch_size=200, val_size=0)
+    train(config, runs_dir=runs, name="a")
+    return runs
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

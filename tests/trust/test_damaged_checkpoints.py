@@ -172,7 +172,8 @@ def test_a_compressed_checkpoint_is_refused(run: RunFolder) -> None:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", bytes(2**20))
-    run.last.write_bytes(checkpoint._sealed(file.getvalue()))
+    checkpoint._seal(file)
+    run.last.write_bytes(file.getvalue())
     run.previous.unlink()
     with pytest.raises(CheckpointError, match="it is compressed"):
         checkpoint.load_last(run)

@@ -26,8 +26,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from fastcifar.cli import main
-from fastcifar.config import TrainConfig
-from fastcifar.training import RunFolder, checkpoint, train
+from fastcifar.training import RunFolder, checkpoint
 from tests.trust.cases import count
 
 ALLOWED = (0, 1, 2, 3, 4, 6)
@@ -41,14 +40,6 @@ class Payload:
 
     def __reduce__(self) -> tuple[object, tuple[Path]]:
         return Path.touch, (self.marker,)
-
-
-@pytest.fixture(scope="module")
-def trained(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    runs = tmp_path_factory.mktemp("runs")
-    config = TrainConfig(data_dir=str(data_dir), model="small", epochs=1, batch_size=200, val_size=0)
-    train(config, runs_dir=runs, name="a")
-    return runs
 
 
 @pytest.fixture
@@ -111,7 +102,8 @@ def sealed(state: object) -> bytes:
     """A checkpoint whose checksum holds."""
     file = io.BytesIO()
     torch.save(state, file)
-    return checkpoint._sealed(file.getvalue())
+    checkpoint._seal(file)
+    return file.getvalue()
 
 
 def whole_state(run: RunFolder, marker: Path) -> None:

@@ -11,20 +11,11 @@ import numpy as np
 import pytest
 
 from fastcifar.beton import manifest_path, open_beton
-from fastcifar.config import TrainConfig
 from fastcifar.errors import DataError
-from fastcifar.training import RunFolder, train
+from fastcifar.training import RunFolder
 from tests.trust.cases import contents, count, the_error, told
 
 READ = ("config.yaml", "metrics.json", "predictions.npz", "env.json", "weights/last.pt", "weights/best.safetensors")
-
-
-@pytest.fixture(scope="module")
-def trained(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    runs = tmp_path_factory.mktemp("runs")
-    config = TrainConfig(data_dir=str(data_dir), model="small", epochs=1, batch_size=200, val_size=0)
-    train(config, runs_dir=runs, name="a")
-    return runs
 
 
 @pytest.fixture
