@@ -57,14 +57,14 @@ CHANGES = (deleted, replaced, truncated, overwritten, overwritten_and_linked)
 
 
 def delivered(loader: Loader, when: str, change: Callable[[], None]) -> list[torch.Tensor]:
-    """All batches of two epochs; `change` is called before the first, after its first batch, or between them."""
+    """All batches of two epochs; `change` is called before them, between them, or after the first batch of the last."""
     found = []
     if when == "before":
         change()
     for epoch in range(NUM_EPOCHS):
         for number, batch in enumerate(loader.epoch(epoch)):
             found.append(batch.images.clone())
-            if when == "during" and (epoch, number) == (0, 0):
+            if when == "during" and (epoch, number) == (NUM_EPOCHS - 1, 0):
                 change()
         if when == "between" and epoch == 0:
             change()
