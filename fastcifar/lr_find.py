@@ -91,8 +91,8 @@ class LrCurve:
         begin = int(np.flatnonzero(smoothed[: lowest + 1] >= edge)[-1])  # from there on it falls
         slope = np.gradient(smoothed, np.log(rates))
         return {
-            "valley": float(np.sqrt(rates[begin] * rates[lowest])),  # the middle of the way down
             "steepest": float(rates[int(slope[: lowest + 1].argmin())]),
+            "valley": float(np.sqrt(rates[begin] * rates[lowest])),  # the middle of the way down
             "minimum": float(rates[lowest] / 10),  # at the minimum itself the loss is about to rise
         }
 

@@ -210,7 +210,7 @@ def test_the_command_writes_the_curve_and_the_next_command(data_dir: Path, tmp_p
     assert table.read_text().splitlines()[0] == "lr,loss,smoothed_loss"
     assert len(table.read_text().splitlines()) == told["steps"] + 1
     assert picture.read_bytes().startswith(b"\x89PNG")
-    rate = f"{told['suggestions']['valley']:.3g}"
+    rate = f"{told['suggestions']['steepest']:.3g}"
     flags = f"--model small --batch-size 50 --no-flip --data-dir {data_dir}"
     assert told["next"] == f"fastcifar train {flags} --lr {rate}"
     again = CliRunner().invoke(main, arguments[:-1])
@@ -238,7 +238,7 @@ def test_the_next_command_names_a_recipes_file_and_all_rates_of_muon(data_dir: P
     words = shlex.split(facts["next"])
     assert words[:4] == ["fastcifar", "train", "--recipe", str(mine)]
     lr, rest, bias = (float(words[words.index(flag) + 1]) for flag in ("--lr", "--rest-lr", "--bias-lr"))
-    assert lr == pytest.approx(facts["suggestions"]["valley"], rel=0.01)
+    assert lr == pytest.approx(facts["suggestions"]["steepest"], rel=0.01)
     assert (rest, bias) == (pytest.approx(lr / 10, rel=0.01), pytest.approx(50 * lr, rel=0.01))
     assert (tmp_path / "lr-find-fast.yaml" / "lr_find.csv").exists()  # not our own recipe fast
     again = CliRunner().invoke(main, [*words[1:], "--max-steps", "1", "--runs-dir", str(tmp_path), "--json"])

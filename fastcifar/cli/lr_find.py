@@ -28,8 +28,8 @@ from fastcifar.config import LR_MODES, LR_SUGGESTIONS, RangeTest, TrainConfig
     default=LR_SUGGESTIONS[0],
     show_default=True,
     type=click.Choice(LR_SUGGESTIONS),
-    help="Which suggestion the next command uses: the middle of the way down, where the loss falls fastest, or a tenth "
-    "of the rate of the lowest loss.",
+    help="Which suggestion the next command uses: where the loss falls fastest, the middle of the way down (more "
+    "careful), or a tenth of the rate of the lowest loss.",
 )
 @settings.add(
     settings.RECIPE,

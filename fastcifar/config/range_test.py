@@ -8,7 +8,7 @@ from fastcifar.checks import require_choice, require_float, require_int
 from fastcifar.errors import UsageError
 
 LR_MODES = ("exponential", "linear")
-LR_SUGGESTIONS = ("valley", "steepest", "minimum")
+LR_SUGGESTIONS = ("steepest", "valley", "minimum")
 
 
 @dataclass(frozen=True, kw_only=True)
