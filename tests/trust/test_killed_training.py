@@ -52,7 +52,8 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_that_is_not(
     while killed < KILLS:
         runs += 1
         name = f"killed-{runs}"
-        told, kills = _killed_again_and_again(common, tmp_path, name, chosen, took, KILLS - killed)
+        waits = chosen, 0.8 * expected["train_seconds"], 0.9 * took
+        told, kills = _killed_again_and_again(common, tmp_path, name, waits, KILLS - killed)
         killed += kills
         weights = [torch.load(RunFolder(tmp_path / each).last, weights_only=True) for each in ("whole", name)]
         for part in ("model", "step"):
@@ -67,17 +68,21 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_that_is_not(
 
 
 def _killed_again_and_again(
-    common: list[object], folder: Path, name: str, chosen: random.Random, took: float, most: int
+    common: list[object], folder: Path, name: str, waits: tuple[random.Random, float, float], most: int
 ) -> tuple[dict[str, Any], int]:
-    """Train, kill and resume until the run ends, with at most so many kills; its metrics, and how many there were."""
+    """Train, kill and resume until the run ends, with at most so many kills; its metrics, and how many there were.
+
+    waits: seconds at most from the first checkpoint on, while it trains, and from the start of a resumed run on.
+    """
     killed, saved = 0, RunFolder(folder / name)
+    chosen, wait_s, wait_resumed_s = waits
     process = start("train", *common, "--name", name, "--json")
     while True:
         while process.poll() is None and not (saved.last.exists() or saved.previous.exists()):
             time.sleep(0.02)  # without a checkpoint there is nothing to resume; no result depends on this wait
         if killed < most:
             try:
-                process.wait(chosen.uniform(0, 0.9 * took))
+                process.wait(chosen.uniform(0, wait_s))
             except subprocess.TimeoutExpired:
                 process.kill()
                 killed += 1
@@ -85,7 +90,7 @@ def _killed_again_and_again(
         if process.returncode == 0:
             return json.loads(told), killed
         assert process.returncode == -9, errors
-        process = start("train", "--resume", name, "--runs-dir", folder, "--json")
+        process, wait_s = start("train", "--resume", name, "--runs-dir", folder, "--json"), wait_resumed_s
 
 
 def _tensors(value: object) -> list[torch.Tensor]:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import csv
+import fcntl
+import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from fastcifar.training import RunFolder
+from fastcifar.errors import FastcifarError
+from fastcifar.training import RunFolder, train
 from tests.trust.cases import LONGEST_S, contents, count, soak_only, start, the_error, told
 
 EPOCHS = 2
@@ -62,10 +66,26 @@ def test_two_that_resume_one_run_do_not_share_it(data_dir: Path, tmp_path: Path,
     tally(f"{num} times two that resumed one run: {refused} times one was refused, never a row twice")
 
 
+def test_a_run_that_another_process_trains_is_not_resumed(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained / "a", tmp_path / "a")
+    run, before = RunFolder(tmp_path / "a"), contents(tmp_path / "a")
+    more = replace(run.read_config(), epochs=2)
+    taken = os.open(run.path, os.O_RDONLY)
+    try:
+        fcntl.flock(taken, fcntl.LOCK_EX)  # of another opening of the folder: it counts as another process's
+        with pytest.raises(FastcifarError, match=r"/a: another process is training this run; wait for it to end$"):
+            train(more, resume=run)
+        assert contents(tmp_path / "a") == before
+    finally:
+        os.close(taken)
+    train(more, resume=run)
+    assert epochs_of(run) == [1, 2]
+
+
 @soak_only
 def test_an_old_run_stays_as_it_is(data_dir: Path, tmp_path: Path) -> None:
-    train = ("train", *QUICK, "--data-dir", data_dir, "--runs-dir", tmp_path, "--name", "a", "--max-steps", 1)
-    assert f"{tmp_path}/a\n" in told(*train)[1]
+    command = ("train", *QUICK, "--data-dir", data_dir, "--runs-dir", tmp_path, "--name", "a", "--max-steps", 1)
+    assert f"{tmp_path}/a\n" in told(*command)[1]
     before = contents(tmp_path / "a")
-    assert f"{tmp_path}/a-2\n" in told(*train)[1]
+    assert f"{tmp_path}/a-2\n" in told(*command)[1]
     assert contents(tmp_path / "a") == before
