@@ -25,6 +25,7 @@ from typing import IO, cast
 import numpy as np
 import PIL.Image
 
+from fastcifar.beton import MAX_NAME
 from fastcifar.converters.sources import Image, Source
 from fastcifar.errors import DataError
 
@@ -32,7 +33,10 @@ SPLITS = ("train", "test")
 EXTENSIONS = (".jpg", ".jpeg", ".png")
 MAX_FILE_BYTES = 64 * 2**20
 MAX_SIDE = 1_672  # a larger square does not fit into a beton's page
-MAX_FILES = 10_000_000
+MAX_FILES = 300_000
+"""In an archive: each takes under a kilobyte of memory. A folder may have more."""
+MAX_SCANS = 100
+"""Of a JPEG: a progressive one has about ten, and each takes as long as the whole image."""
 UNREADABLE = (
     tarfile.TarError,
     zipfile.BadZipFile,
@@ -51,6 +55,7 @@ EXTENSIONS_OF_HEADERS = (
     tarfile.XGLTYPE,
     tarfile.SOLARIS_XHDTYPE,
 )
+START_OF_SCAN, ZIP_ENTRY = b"\xff\xda", b"PK\1\2"
 LAYOUT = "expected train/<class>/* and test/<class>/*, JPEG or PNG"
 
 
@@ -94,6 +99,8 @@ def decode(where: Path, file: ImageFile) -> Image:
         content = file.read()
     except UNREADABLE as error:
         raise refuse(f"cannot be read ({error})") from error
+    if content.startswith(b"\xff\xd8") and content.count(START_OF_SCAN) > MAX_SCANS:
+        raise refuse(f"has over {MAX_SCANS} scans; save it again")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -127,9 +134,14 @@ def open_folder(path: Path) -> Source:
         raise DataError(f"{error.filename}: cannot be read ({error.strerror})") from error
 
     names = []
+    above: dict[Path, list[tuple[int, int]]] = {}
     for base, folders, files in os.walk(path, followlinks=True, onerror=refuse):
-        inside = Path(base).relative_to(path)
-        if len(inside.parts) > 3:  # deeper than any dataset; a link may lead round in a circle
+        inside, found = Path(base).relative_to(path), os.stat(base)
+        above[inside] = [*(above.get(inside.parent, ()) if inside.parts else ()), (found.st_dev, found.st_ino)]
+        if above[inside][-1] in above[inside][:-1]:  # a link that leads round in a circle
+            folders.clear()
+            continue
+        if len(inside.parts) > 3:  # deeper than any dataset
             folders.clear()
         names += [(inside / name).as_posix() for name in files]
     class_names, splits = _arrange(path, [ImageFile(name, _file_reader(path / name)) for name in names])
@@ -175,6 +187,7 @@ def open_archive(path: Path) -> Source:
 
 
 def _zip_files(path: Path, resources: ExitStack) -> list[ImageFile]:
+    _require_few_entries(path)
     archive = resources.enter_context(zipfile.ZipFile(path))
 
     def reader(member: zipfile.ZipInfo) -> Callable[[], bytes]:
@@ -185,6 +198,17 @@ def _zip_files(path: Path, resources: ExitStack) -> list[ImageFile]:
         return read
 
     return [ImageFile(member.filename, reader(member)) for member in archive.infolist() if not member.is_dir()]
+
+
+def _require_few_entries(path: Path) -> None:
+    """Before zipfile reads them all into memory. The entries that the archive tells of may not be all."""
+    num, end = 0, b""
+    with path.open("rb") as file:
+        while chunk := file.read(2**20):
+            num += (end + chunk).count(ZIP_ENTRY)
+            end = chunk[-len(ZIP_ENTRY) + 1 :]
+    if num > MAX_FILES:
+        raise DataError(f"{path}: holds over {MAX_FILES:,} files; unpack it and convert the folder")
 
 
 def _tar_files(path: Path, resources: ExitStack) -> list[ImageFile]:
@@ -202,7 +226,7 @@ def _tar_files(path: Path, resources: ExitStack) -> list[ImageFile]:
         for number, member in enumerate(archive):
             archive.members = []  # type: ignore[attr-defined] # tarfile keeps them all
             if number >= MAX_FILES:
-                raise DataError(f"{path}: holds over {MAX_FILES} files")
+                raise DataError(f"{path}: holds over {MAX_FILES:,} files; unpack it and convert the folder")
             if member.isdir():
                 continue
             if not member.isreg() or member.issparse():
@@ -305,6 +329,11 @@ def _arrange(where: Path, files: list[ImageFile]) -> tuple[tuple[str, ...], dict
     odd = [name for name in (*class_names, *found["test"]) if not name.isprintable()]
     if odd:
         raise DataError(f"{where}: the class folder {odd[0]!a} has characters that cannot be shown; rename it")
+    long = next((name for name in (*class_names, *found["test"]) if len(name) > MAX_NAME), None)
+    if long is not None:
+        raise DataError(
+            f"{where}: the class folder {long[:20]}… has {len(long):,} characters; expected at most {MAX_NAME}"
+        )
     unknown = sorted(set(found["test"]) - set(class_names))
     if unknown:
         raise DataError(

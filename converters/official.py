@@ -16,7 +16,8 @@ from typing import Any
 
 from fastcifar.converters.images import StrictTarInfo
 from fastcifar.converters.sources import Image, Source
-from fastcifar.errors import DataError, UsageError
+from fastcifar.errors import DataError, FastcifarError, UsageError
+from fastcifar.files import FULL
 
 DATASETS = ("cifar10", "cifar100")
 _TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
@@ -98,6 +99,8 @@ def _open_local(dataset: str, root: Path, shown: Path, *, fetch: bool = False) -
     try:
         return _load(dataset, root, fetch=fetch, description=f"{_TITLES[dataset]}, official archive")
     except (OSError, RuntimeError) as error:
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise FastcifarError(f"{tempfile.gettempdir()}: too full to unpack {shown} ({error.strerror})") from error
         raise DataError(
             f"{shown}: not the official {_TITLES[dataset]} files (a checksum is wrong or a file is missing); "
             "download the archive again"

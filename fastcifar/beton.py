@@ -41,6 +41,8 @@ MIN_PAGE_SIZE, MAX_PAGE_SIZE = 2**21, 2**31
 RAW, JPEG = 1, 0
 INT_FIELD, IMAGE_FIELD = 1, 2
 MAX_CLASSES = 65_536
+MAX_NAME = 255
+"""Characters in the name of a class: a folder's name has no more."""
 MAX_MANIFEST_BYTES = 16 * 2**20
 CHUNK = 8 * 2**20
 
@@ -288,6 +290,8 @@ def _parse_manifest(raw: Any) -> Manifest:
     names, shape = raw["class_names"], raw["image_shape"]
     if not isinstance(names, list) or not names or not all(isinstance(n, str) and n and n.isprintable() for n in names):
         raise ValueError("class_names is no list of names")
+    if max(map(len, names)) > MAX_NAME:
+        raise ValueError(f"class_names has a name of over {MAX_NAME} characters")
     if len(set(names)) != len(names):
         raise ValueError("class_names has a name twice")
     if not isinstance(shape, list) or len(shape) != 3 or not all(type(n) is int for n in shape):

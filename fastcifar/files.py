@@ -19,6 +19,7 @@ from typing import IO, Any
 from fastcifar.errors import FastcifarError, UsageError
 
 MAX_DEPTH = 100
+MAX_BITS = 14_000
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -145,8 +146,6 @@ def read_settings(
 
     Raises UsageError, which calls the file no `kind` and names what was `expected`.
     """
-    import yaml
-
     try:
         raw = parse_plain(read_whole(Path(path), most_kib * 2**10).decode("utf-8"))
         if not isinstance(raw, dict):
@@ -154,16 +153,38 @@ def read_settings(
         if key is not None and not isinstance(raw.get(key), dict):
             raise ValueError(f"it has no {key!r}")
         return raw
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+    except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
         raise UsageError(f"{os.fspath(path)}: not a {kind} ({reason}); expected {expected}") from error
 
 
 def parse_plain(text: str) -> object:
-    """What YAML or JSON stands for: plain values only. Raises ValueError, RecursionError or YAMLError.
+    """What YAML or JSON stands for: plain values only. Raises ValueError for all that is neither.
 
     Aliases are refused, which can stand for more than the memory holds, and deep nesting, which takes the parser long.
     """
+    try:
+        found = _parsed(text)
+        _require_short_numbers(found)
+        return found
+    except Exception as error:  # what the parsers raise for `!!int ""`, `!!bool x` or 100,000 brackets is all kinds
+        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+def _require_short_numbers(found: object) -> None:
+    """Python cannot print a number of over 4,300 digits, not even to refuse it."""
+    left = [found]
+    while left:
+        value = left.pop()
+        if isinstance(value, dict):
+            left += [*value.keys(), *value.values()]
+        elif isinstance(value, (list, tuple, set)):
+            left += value
+        elif isinstance(value, int) and value.bit_length() > MAX_BITS:
+            raise ValueError(f"it holds a number of {value.bit_length()} bits")
+
+
+def _parsed(text: str) -> object:
     import yaml
 
     with contextlib.suppress(json.JSONDecodeError):

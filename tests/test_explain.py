@@ -166,24 +166,29 @@ def test_an_explanation_that_cannot_be_written_leaves_the_earlier_one(
         with pytest.raises(FastcifarError, match=r"\(No space left on device: it takes .* MiB, .* are free\)"):
             explain_run(run, ExplainConfig(n=3))
     assert contents() == before
+    broken = OSError(errno.EIO, os.strerror(errno.EIO))
     for last in range(1, 9):  # 4 files are moved out of the way, 4 to their place
-        with monkeypatch.context() as patch:
-            patch.setattr(Path, "rename", failing(last))
-            with pytest.raises(FastcifarError, match="cannot be written"):
-                explain_run(run, ExplainConfig(n=3))
-        assert contents() == before
+        for error, told in ((broken, FastcifarError), (KeyboardInterrupt(), KeyboardInterrupt)):
+            with monkeypatch.context() as patch:
+                patch.setattr(Path, "rename", failing(last, error))
+                with pytest.raises(told):
+                    explain_run(run, ExplainConfig(n=3))
+            assert contents() == before
 
 
-def failing(last: int) -> Any:
-    """`Path.rename`, which fails once: the `last` time."""
+def failing(last: int, error: BaseException) -> Any:
+    """`Path.rename`, which fails once, the `last` time; a Ctrl-C comes when it is done."""
     real, calls = Path.rename, 0
 
     def rename(path: Path, target: Path) -> Path:
         nonlocal calls
         calls += 1
+        if calls == last and isinstance(error, Exception):
+            raise error
+        moved = real(path, target)
         if calls == last:
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return real(path, target)
+            raise error
+        return moved
 
     return rename
 

@@ -194,6 +194,9 @@ def test_texts_are_shortened_and_wrapped_to_their_place() -> None:
     short = fitting("a very long name of a class", 60, 8)
     assert short.endswith("…")
     assert text_width(short, 8) <= 60
+    for width in (20, 61, 200):  # as long as it may be
+        short = fitting("W" * 9_000, width, 8)
+        assert text_width(short, 8) <= width < text_width(f"W{short}", 8)
     lines = wrapped("one two three four five six", 60, 8)
     assert " ".join(lines) == "one two three four five six"
     assert all(text_width(line, 8) <= 60 for line in lines)

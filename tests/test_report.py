@@ -36,7 +36,7 @@ HOSTILE = (
     '"><img src=x onerror="document.title=\'ran\'">',
     "</style><script>document.title='ran'</script>",
     "{{7*7}}{% raw %}",
-    "W" * 5_000,
+    "W" * 255,
     "قطة \u202egnp.exe",
     "👩‍🚀🐱",
     "a\nb\x00\x1b[2J\ud800$",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
@@ -21,7 +22,7 @@ from torchvision import datasets
 from fastcifar.converters import open_source
 from fastcifar.converters.images import MAX_FILE_BYTES
 from fastcifar.converters.synthetic import CLASS_NAMES, SyntheticSplit
-from fastcifar.errors import DataError, UsageError
+from fastcifar.errors import DataError, FastcifarError, UsageError
 from tests.conftest import ImageFolder
 
 Pixels = dict[str, list[tuple[bytes, int]]]
@@ -375,6 +376,17 @@ class Payload:
         return os.system, (f"touch {self.target}",)
 
     target = ""
+
+
+def test_a_full_disk_is_not_taken_for_a_wrong_checksum(official: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object, **more: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", full)
+    with pytest.raises(
+        FastcifarError, match=r"too full to unpack .*cifar-10-python\.tar\.gz \(No space left on device\)"
+    ):
+        open_source(official.parents[1] / "cifar-10-python.tar.gz")
 
 
 def test_a_changed_batch_is_never_unpickled(official: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from fastcifar.checks import require_choice
 from fastcifar.config import TTAS, ExplainConfig
 from fastcifar.explain.choice import Verdicts, choose, verdicts
 from fastcifar.explain.trained import Trained
-from fastcifar.files import write_text, writing_to
+from fastcifar.files import write_text
 from fastcifar.scores import Scores, score
 from fastcifar.training import checkpoint
 from fastcifar.training.progress import Reporter, SilentReporter
@@ -56,11 +56,9 @@ def evaluate_run(
     predictions = trained.predictions(split, beton, tta, reporter)
     names = trained.info.class_names
     scores, found = score(predictions.logits, predictions.label, len(names)), verdicts(predictions)
-    folder = run.path / "eval" / (split if tta == "none" else f"{split}-{tta}")
+    folder = run.own(run.path / "eval" / (split if tta == "none" else f"{split}-{tta}"))
     title = f"{run.path.name}: {len(found.index):,} {'test' if split == 'test' else 'validation'} images"
     title += "" if tta == "none" else f", test-time augmentation {tta}"
-    with writing_to(folder):
-        folder.mkdir(parents=True, exist_ok=True)
     worst = tuple(
         {
             "index": int(found.index[k]),
@@ -76,6 +74,7 @@ def evaluate_run(
     write_text(folder / "scores.json", json.dumps(facts, indent=1, allow_nan=False) + "\n")
     checkpoint.save_predictions(folder / "predictions.npz", predictions)
     pictures = _draw(folder, title, scores, found, names, beton.images)
+    beton.check_unchanged()
     return Evaluation(
         scores=scores,
         class_names=names,

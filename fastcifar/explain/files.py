@@ -32,13 +32,12 @@ def write_explanation(
     selection: str,
     reporter: Reporter,
 ) -> tuple[Path, ...]:
-    """Write grid.png, index.csv, maps.npz and sheets/ into `folder`; returns their paths.
+    """Write grid.png, index.csv, maps.npz and sheets/ into `folder`, which is there; returns their paths.
 
     selection: which images these are, in words. All is made before anything of an earlier explanation is replaced,
     and that is put back if not everything can be.
     """
     with writing_to(folder):
-        folder.mkdir(parents=True, exist_ok=True)
         made = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder))
     try:
         _write_sheets(made / "sheets", subjects, table, names, reporter)
@@ -56,20 +55,20 @@ def _put_in_place(made: Path, folder: Path) -> None:
     """Move what was made into `folder`, and what was there out of it: all, or nothing."""
     earlier = made / "earlier"
     earlier.mkdir()
-    moved: list[tuple[Path, Path]] = []
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)  # another explanation of the run may end at the same moment
-        there = [name for name in WRITTEN if (folder / name).exists()]
+        there = [name for name in WRITTEN if os.path.lexists(folder / name)]
         moves = [(folder / name, earlier / name) for name in there]
         moves += [(made / name, folder / name) for name in WRITTEN]
-        for before, after in moves:
-            before.rename(after)
-            moved.append((before, after))
-    except BaseException:
-        for before, after in reversed(moved):
-            after.rename(before)
-        raise
+        try:
+            for before, after in moves:
+                before.rename(after)
+        except BaseException:
+            for before, after in reversed(moves):
+                if not os.path.lexists(before):  # a signal may come when it is moved, and before that is known
+                    after.rename(before)
+            raise
     finally:
         os.close(descriptor)
 

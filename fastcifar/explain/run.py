@@ -73,7 +73,7 @@ def explain_run(
     if not num_shown:
         return Explanation(num_images=num_images, num_wrong=num_wrong, num_shown=0, layers=layers, sizes=(), files=())
     table = map_table(trained, subjects, layers, config, reporter)
-    files = write_explanation(folder, subjects, table, names, run.path.name, selection, reporter)
+    files = write_explanation(run.own(folder), subjects, table, names, run.path.name, selection, reporter)
     return Explanation(
         num_images=num_images,
         num_wrong=num_wrong,
@@ -115,6 +115,7 @@ def _test_images(trained: Trained, config: ExplainConfig, reporter: Reporter) ->
         files=tuple(f"{row:05d}.png" for row in rows),
         verdicts=found.at(chosen),
     )
+    beton.check_unchanged()
     return subjects, len(found.index), int((~found.right).sum())
 
 

@@ -132,9 +132,14 @@ def fitting(text: str, width: float, points: float) -> str:
     """The text, shortened where it is wider than that."""
     if text_width(text, points) <= width:
         return text
-    while text and text_width(text + "…", points) > width:
-        text = text[:-1]
-    return text + "…"
+    fits, beyond = 0, len(text)
+    while beyond - fits > 1:
+        middle = (fits + beyond) // 2
+        if text_width(text[:middle] + "…", points) <= width:
+            fits = middle
+        else:
+            beyond = middle
+    return text[:fits] + "…"
 
 
 def wrapped(text: str, width: float, points: float) -> list[str]:

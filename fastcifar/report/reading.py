@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 import os
 import stat
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy.typing as npt
-import yaml
 
 from fastcifar.errors import DataError
 from fastcifar.files import arrays_in, parse_plain
@@ -103,8 +101,8 @@ class RunFiles:
         if text is None:
             return None
         try:
-            found = json.loads(text) if name.endswith(".json") else parse_plain(text)
-        except (ValueError, RecursionError, yaml.YAMLError) as error:
+            found = parse_plain(text)
+        except ValueError as error:
             raise DataError(f"{name}: damaged: {_one_line(error)}") from error
         if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
             raise DataError(f"{name}: damaged: it holds no names with values")

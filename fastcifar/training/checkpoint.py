@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
 
-from fastcifar.beton import MAX_CLASSES
+from fastcifar.beton import MAX_CLASSES, MAX_NAME
 from fastcifar.config import ModelConfig
 from fastcifar.errors import CheckpointError
 from fastcifar.files import arrays_in, open_regular, read_whole, write_arrays, write_bytes
@@ -46,7 +46,17 @@ UNREADABLE = (
     OverflowError,
     MemoryError,
 )
-KEYS = {"model", "step", "schedule", "progress", "rng", "config", "data", "num_steps", "circumstances"}
+KINDS = {
+    "model": dict,
+    "step": dict,
+    "schedule": dict,
+    "progress": dict,
+    "rng": list,
+    "config": dict,
+    "data": dict,
+    "num_steps": int,
+    "circumstances": dict,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,8 +114,14 @@ def load_last(run: RunFolder) -> dict[str, Any]:
 
 def _put_aside(run: RunFolder) -> None:
     """Move a damaged last.pt to damaged.pt: it must not take the place of previous.pt when the next is saved."""
-    with contextlib.suppress(OSError):
-        os.replace(run.last, run.last.with_name("damaged.pt"))
+    aside = run.last.with_name("damaged.pt")
+    try:
+        with contextlib.suppress(FileNotFoundError):  # another process of the run was first
+            os.replace(run.last, aside)
+    except OSError as error:
+        raise CheckpointError(
+            f"{run.last}: damaged, and cannot be moved to {aside.name} ({error.strerror}); move it away yourself"
+        ) from error
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -124,9 +140,14 @@ def _load(path: Path) -> dict[str, Any]:
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path}: damaged or not a checkpoint ({reason})") from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT or not state.keys() >= KEYS:
+    if not isinstance(state, dict) or state.get("format") != FORMAT or not _is_of_our_kind(state):
         raise CheckpointError(f"{path}: not a checkpoint of this version of fastcifar")
     return state
+
+
+def _is_of_our_kind(state: dict[str, Any]) -> bool:
+    kinds = all(isinstance(state.get(key), kind) for key, kind in KINDS.items())
+    return kinds and all(isinstance(state["data"].get(name), str) for name in ("train", "test"))
 
 
 def save_weights(path: Path, model: nn.Module, network: ModelConfig, data: DataInfo, **facts: Any) -> None:
@@ -205,8 +226,8 @@ def _tensors_sha256(tensors: dict[str, torch.Tensor]) -> str:
 def _data_info(metadata: dict[str, Any]) -> DataInfo:
     names, shape = metadata["class_names"], metadata["image_shape"]
     mean, std = metadata["mean"], metadata["std"]
-    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
-        raise ValueError("class_names is no list of names")
+    if not isinstance(names, list) or not all(isinstance(name, str) and 0 < len(name) <= MAX_NAME for name in names):
+        raise ValueError(f"class_names is no list of names of at most {MAX_NAME} characters")
     if not 0 < len(names) <= MAX_CLASSES or len(set(names)) < len(names):
         raise ValueError(f"class_names are not 1 to {MAX_CLASSES} different names")
     if len(shape) != 3 or not all(type(side) is int and 0 < side <= MAX_SIDE for side in shape):

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from fastcifar.errors import CheckpointError
 from fastcifar.loaders import Loader
 from fastcifar.models import count_parameters
 from fastcifar.training import checkpoint
@@ -33,7 +34,10 @@ def finish(run: RunFolder, learner: Learner, loaders: Loaders, evaluate: Evaluat
     if first:
         _draw_curves(run, learner.progress.history)
     learner.processes.everyones(None)  # the best weights are written
-    best, _, _ = checkpoint.load_weights(run.best, trusted=config.network.name)
+    best, _, facts = checkpoint.load_weights(run.best, trusted=config.network.name)
+    kept = learner.progress.best
+    if kept is None or facts.get("epoch") != kept["epoch"]:
+        raise CheckpointError(f"{run.best}: was exchanged while the run went on; mend it with --resume {run.path}")
     best.to(device=learner.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     answers = evaluate(best, loaders.test, "test")
     scores: dict[str, Any] = {"test_accuracy": answers.accuracy, "test_loss": answers.loss}

@@ -104,6 +104,10 @@ class Learner:
     def restore(self, run: RunFolder) -> None:
         """Go on from weights/last.pt. Raises CheckpointError, DataError or UsageError if that cannot be."""
         state = checkpoint.load_last(run)
+        try:
+            self.progress = Progress.restored(state["progress"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise CheckpointError(f"{run.last}: not a checkpoint of fastcifar ({error})") from error
         for name, now_there in (("train", self.data.sha256), ("test", self._test_sha256)):
             if (then := state["data"][name]) != now_there:
                 raise DataError(
@@ -125,15 +129,30 @@ class Learner:
             self.network.load_state_dict(state["model"])
             self.step.load_state_dict(state["step"])
             self.schedule.load_state_dict(state["schedule"])
-            self.progress = Progress(**state["progress"])
             if len(state["rng"]) == self.processes.count:
                 _restore_generators(state["rng"][self.processes.rank], self.device)
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(
                 f"{run.last}: belongs to another network or other settings than {run.config} names"
             ) from error
+        self._require_best(run)
         log.info("resumed %s after step %d (epoch %d)", run.path, self.progress.step, self.progress.epoch + 1)
         self.processes.everyones(None)  # all have read it before the first writes it again
+
+    def _require_best(self, run: RunFolder) -> None:
+        """Forget which epoch was the best if its weights are lost: another's must not be scored for them."""
+        best = self.progress.best
+        if best is None:
+            return
+        try:
+            _, _, facts = checkpoint.load_weights(run.best, trusted=self.config.network.name)
+            if facts.get("epoch") == best["epoch"]:
+                return
+            lost = f"{run.best}: holds the weights of epoch {facts.get('epoch')}"
+        except CheckpointError as error:
+            lost = str(error)
+        log.warning("%s; those of epoch %s, the best, are lost: the best from here on counts", lost, best["epoch"])
+        self.progress.best = None
 
     def _require_same_settings(self, run: RunFolder, old: dict[str, Any]) -> None:
         now = asdict(self.config)
@@ -145,7 +164,7 @@ class Learner:
                 )
 
     def _require_same_length(self, run: RunFolder, state: dict[str, Any]) -> None:
-        done, old = state["progress"]["epoch"], state["config"]
+        done, old = self.progress.epoch, state["config"]
         if self.config.epochs < done:
             raise UsageError(f"epochs is {self.config.epochs}; {run.path} has finished {done}: expected at least that")
         sched = self.config.sched

@@ -120,10 +120,10 @@ class Trainer:
     def use(self, run: RunFolder) -> None:
         """Write into this folder."""
         self.run = run
-        run.last.parent.mkdir(exist_ok=True)
+        run.own(run.last.parent)
         curve = self.learner.lr_curve
         if curve is not None and self.processes.first:
-            write_curve(curve, run.lr_find)
+            write_curve(curve, run.own(run.lr_find))
             log.info("learning rate %.4g, from the range test (%s)", self.learner.config.lr, run.lr_find)
 
     def close(self) -> None:
@@ -148,6 +148,9 @@ class Trainer:
         # an epoch whose steps are done may still have to be validated, after a stop
         while learner.progress.step < learner.num_steps or learner.progress.batch:
             self._epoch()
+        if learner.progress.best is None:  # its weights were lost, and no epoch came after that
+            self._keep(learner.progress.history[-1])
+            self._save()
 
     def _save(self) -> None:
         if not self._cut_short:
@@ -275,15 +278,20 @@ class Trainer:
         self._tell_rest(seconds)
         learner.schedule.after_epoch(row)
         if self._is_best(row, whole):
-            progress.best = {key: row[key] for key in ("epoch", "val_loss", "val_accuracy")}
-            if self.processes.first:
-                facts = {"epoch": row["epoch"]}
-                checkpoint.save_weights(self.run.best, learner.step.scored, self.config.network, learner.data, **facts)
+            self._keep(row)
         progress.begin_next_epoch(row)
         self._cut_short = not whole
         self._save()
         if self.processes.first:
             self.run.write_results(progress.history)
+
+    def _keep(self, row: dict[str, Any]) -> None:
+        """The weights after this epoch are the best so far."""
+        learner = self.learner
+        learner.progress.best = {key: row[key] for key in ("epoch", "val_loss", "val_accuracy")}
+        if self.processes.first:
+            facts = {"epoch": row["epoch"]}
+            checkpoint.save_weights(self.run.best, learner.step.scored, self.config.network, learner.data, **facts)
 
     def _is_best(self, row: dict[str, Any], whole: bool) -> bool:
         """Of whole epochs the one that validates best; a part of one counts only if none has ended."""

@@ -128,5 +128,33 @@ class Several(torch.optim.Optimizer):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
         for part, stored in zip(self.parts, state["parts"], strict=True):
-            part.load_state_dict(stored)
+            load_optimizer(part, stored)
         self._link()
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Give the optimizer the state of a checkpoint. Raises ValueError, KeyError or TypeError if it is not one of these
+    settings: torch looks at no shape, and its fused kernels write wherever a tensor that is too small ends."""
+    if isinstance(optimizer, Several):
+        optimizer.load_state_dict(state)  # part by part, each by this function
+        return
+    groups = optimizer.state_dict()["param_groups"]
+    for old, new in zip(state["param_groups"], groups, strict=True):
+        if old.keys() != new.keys() or any(_kind(old[key]) is not _kind(new[key]) for key in new):
+            raise ValueError("its groups have other settings")
+    optimizer.load_state_dict(state)
+    for param, values in optimizer.state.items():
+        for name, value in values.items():
+            if value is None:
+                continue
+            if not isinstance(value, torch.Tensor) or value.shape != (() if name == "step" else param.shape):
+                raise ValueError(f"its {name} has another shape than the weights")
+            if name != "step":  # and the layout of the weights, which those kernels take for granted
+                values[name] = torch.empty_like(param).copy_(value)
+
+
+def _kind(value: object) -> type:
+    """Numbers are of one kind, and flags, which another device may leave open."""
+    if value is None or isinstance(value, bool):
+        return bool
+    return float if isinstance(value, (int, float)) else type(value)

@@ -52,6 +52,22 @@ class Progress:
     """Epoch, val_loss and val_accuracy of the best epoch."""
     history: list[dict[str, Any]] = field(default_factory=list)
 
+    @classmethod
+    def restored(cls, facts: dict[str, Any]) -> Progress:
+        """That of a checkpoint. Raises ValueError, TypeError or KeyError if it cannot be one."""
+        from fastcifar.training.run_folder import COLUMNS
+
+        found = cls(**facts)
+        counts = (found.epoch, found.batch, found.step, found.correct, found.seen, found.logged_batch)
+        if not all(type(number) is int and number >= 0 for number in counts):
+            raise ValueError("its counts are not whole numbers from 0 on")
+        rows: list[tuple[dict[str, Any], tuple[str, ...]]] = [(row, COLUMNS) for row in found.history]
+        rows += [] if found.best is None else [(found.best, ("epoch", "val_loss", "val_accuracy"))]
+        numbers = [found.loss_sum, found.logged_sum, found.seconds, *(row[key] for row, keys in rows for key in keys)]
+        if len(found.history) != found.epoch or not all(isinstance(n, (int, float, type(None))) for n in numbers):
+            raise ValueError("its results are not numbers, a row for each epoch")
+        return found
+
     def begin_next_epoch(self, row: dict[str, Any]) -> None:
         """The epoch under way has ended with this row of results."""
         self.history.append(row)

@@ -22,7 +22,7 @@ import yaml
 
 import fastcifar
 from fastcifar.config import AugmentConfig, TrainConfig
-from fastcifar.errors import CheckpointError, DataError, UsageError
+from fastcifar.errors import CheckpointError, DataError, FastcifarError, UsageError
 from fastcifar.files import parse_plain, read_whole, write_text, writing_to
 
 MOST_TEXT = 8 * 2**20
@@ -92,13 +92,22 @@ class RunFolder:
     def report(self) -> Path:
         return self.path / "report.html"
 
+    def own(self, folder: Path) -> Path:
+        """`folder`, which lies in this one, made if need be. Raises FastcifarError if it cannot be, or if a link leads
+        out of the run: nothing is written there."""
+        if not Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(self.path)):
+            raise FastcifarError(f"{folder}: is a link that leads out of the run; put a folder there")
+        with writing_to(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
     def write_config(self, config: TrainConfig) -> None:
         """Store the settings, and what they run on (env.json, which keeps where the run began)."""
         stored = {**asdict(config), "data_dir": str(Path(config.data_dir).absolute())}  # to be found from other folders
         write_text(self.config, yaml.safe_dump(stored, sort_keys=False))
         env, about = self.path / "env.json", environment()
         with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):
-            begun = json.loads(read_whole(env, MOST_TEXT))
+            begun: Any = parse_plain(read_whole(env, MOST_TEXT).decode("utf-8"))
             about = {**begun, "resumed": [*begun.get("resumed", []), about]}
         write_text(env, json.dumps(about, indent=1) + "\n")
 
@@ -107,7 +116,7 @@ class RunFolder:
         try:
             raw: Any = parse_plain(read_whole(self.config, MOST_TEXT).decode("utf-8"))
             return TrainConfig(**{**raw, "augment": AugmentConfig(**raw["augment"])})
-        except (OSError, yaml.YAMLError, RecursionError, TypeError, KeyError, ValueError, AttributeError) as error:
+        except (OSError, TypeError, KeyError, ValueError, AttributeError) as error:
             raise DataError(f"{self.config}: not the settings of a run ({_one_line(error)})") from error
 
     def write_results(self, history: list[dict[str, Any]]) -> None:
@@ -121,7 +130,8 @@ class RunFolder:
     def tested_on(self) -> str | None:
         """SHA-256 of the test images that metrics.json scores; None if it does not say."""
         with contextlib.suppress(OSError, ValueError, AttributeError):
-            found = json.loads(read_whole(self.metrics, MOST_TEXT)).get("test_data_sha256")
+            metrics: Any = parse_plain(read_whole(self.metrics, MOST_TEXT).decode("utf-8"))
+            found = metrics.get("test_data_sha256")
             return found if isinstance(found, str) else None
         return None
 

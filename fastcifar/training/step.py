@@ -11,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fastcifar.config import TrainConfig
 from fastcifar.training.device import autocast
-from fastcifar.training.optimizer import decayed
+from fastcifar.training.optimizer import decayed, load_optimizer
 
 
 class Step:
@@ -83,7 +83,7 @@ class Step:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint. Raises KeyError, ValueError or RuntimeError if it does not fit."""
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])
         if self.scaler is not None and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         if self.ema is not None:

@@ -7,15 +7,18 @@ import shutil
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from fastcifar import AugmentConfig, loaders, make_loader, open_beton
-from fastcifar.config import TrainConfig
+from fastcifar.config import ExplainConfig, TrainConfig
 from fastcifar.errors import DataError
+from fastcifar.explain import evaluate_run, explain_run
+from fastcifar.explain.trained import Trained
 from fastcifar.loaders import Loader
-from fastcifar.training import train
+from fastcifar.training import RunFolder, train
 from fastcifar.training.progress import SilentReporter
 from tests.trust.cases import count, is_refused
 
@@ -144,6 +147,33 @@ def test_a_change_in_the_last_epoch_of_a_run_ends_it(
     with pytest.raises(DataError, match=r"train\.beton: was written to while it was used"):
         train(config, runs_dir=tmp_path / "runs", reporter=Changing())
     assert not (tmp_path / "runs" / "small" / "metrics.json").exists()
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda run, data_dir: explain_run(run, ExplainConfig(n=1), data_dir=data_dir),
+        lambda run, data_dir: evaluate_run(run, data_dir=data_dir),
+    ],
+    ids=["explain", "eval"],
+)
+def test_pictures_are_of_the_images_that_were_checked(
+    trained: Path, data_dir: Path, tmp_path: Path, look: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The predictions are known, and the file changes before the images are read."""
+    monkeypatch.setattr(loaders, "SHARE_OF_MEMORY", 0)
+    run = RunFolder(shutil.copytree(trained / "a", tmp_path / "a"))
+    own = shutil.copytree(data_dir, tmp_path / "data")
+    real = Trained.predictions
+
+    def changing(*args: Any) -> Any:
+        found = real(*args)
+        overwritten(own / "test.beton")
+        return found
+
+    monkeypatch.setattr(Trained, "predictions", changing)
+    with pytest.raises(DataError, match=r"test\.beton: was written to while it was used"):
+        look(run, str(own))
 
 
 def test_a_new_name_or_time_alone_is_no_change(own_data_dir: Path) -> None:

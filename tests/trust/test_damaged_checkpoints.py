@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,9 @@ from torch import nn
 
 from fastcifar.config import ModelConfig
 from fastcifar.errors import CheckpointError
-from fastcifar.training import RunFolder, checkpoint
+from fastcifar.training import RunFolder, checkpoint, train
 from fastcifar.training.checkpoint import DataInfo
-from tests.trust.cases import count
+from tests.trust.cases import count, sealed
 
 Tally = Callable[[str], None]
 INFO = DataInfo(class_names=("cat", "dog"), image_shape=(32, 32, 3), mean=(1.5,) * 3, std=(2.5,) * 3, sha256="0" * 64)
@@ -30,13 +32,16 @@ INFO = DataInfo(class_names=("cat", "dog"), image_shape=(32, 32, 3), mean=(1.5,)
 def state(value: float) -> dict[str, Any]:
     torch.manual_seed(int(value))
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(64, 32)).state_dict()
-    parts = {name: {"value": value} for name in checkpoint.KEYS}
-    return {**parts, "model": model, "rng": {"torch": torch.get_rng_state()}, "num_steps": int(value)}
+    parts = {name: {"value": value} for name in checkpoint.KINDS}
+    data = {"train": "0" * 64, "test": "1" * 64}
+    return {**parts, "model": model, "data": data, "rng": [torch.get_rng_state()], "num_steps": int(value)}
 
 
 def flat(value: Any) -> list[Any]:
     if isinstance(value, dict):
         return [entry for key in sorted(value) for entry in [key, *flat(value[key])]]
+    if isinstance(value, list):
+        return [entry for part in value for entry in flat(part)]
     return [value]
 
 
@@ -176,4 +181,124 @@ def test_a_compressed_checkpoint_is_refused(run: RunFolder) -> None:
     run.last.write_bytes(file.getvalue())
     run.previous.unlink()
     with pytest.raises(CheckpointError, match="it is compressed"):
+        checkpoint.load_last(run)
+
+
+def every(value: Any, key: str) -> Any:
+    """The dictionaries that have this key, wherever they stand."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    if isinstance(value, dict) and key in value:
+        yield value
+    for part in inner:
+        yield from every(part, key)
+
+
+def small_momentum(state: dict[str, Any]) -> None:
+    """Fused kernels write beyond the end of such a tensor."""
+    for found in every(state, "momentum_buffer"):
+        found["momentum_buffer"] = torch.zeros(3)
+
+
+def repeated_momentum(state: dict[str, Any]) -> None:
+    """Of the right shape, and one number in memory."""
+    for found in every(state, "momentum_buffer"):
+        found["momentum_buffer"] = torch.zeros(1).expand(found["momentum_buffer"].shape)
+
+
+def rate_in_words(state: dict[str, Any]) -> None:
+    for found in every(state["step"], "lr"):
+        found["lr"] = "fast"
+
+
+HOSTILE: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "small momentum": small_momentum,
+    "rate in words": rate_in_words,
+    "negative batch": lambda state: state["progress"].update(batch=-5),
+    "negative epoch": lambda state: state["progress"].update(epoch=-2),
+    "step in words": lambda state: state["progress"].update(step="x"),
+    "odd history": lambda state: state["progress"].update(history=[{"a": 1}]),
+    "odd best": lambda state: state["progress"].update(best=7),
+    "no data": lambda state: state.update(data={}),
+    "list of settings": lambda state: state.update(config=[]),
+    "odd generators": lambda state: state.update(rng=[{"cpu": torch.zeros(3)}]),
+    "odd circumstances": lambda state: state.update(circumstances=3),
+}
+
+
+@pytest.fixture
+def begun(trained: Path, tmp_path: Path) -> RunFolder:
+    """A run of one epoch."""
+    shutil.copytree(trained / "a", tmp_path / "begun")
+    return RunFolder(tmp_path / "begun")
+
+
+def resumed(run: RunFolder, epochs: int) -> dict[str, Any]:
+    return train(replace(run.read_config(), epochs=epochs), resume=run)[1]
+
+
+@pytest.mark.parametrize("name", list(HOSTILE))
+def test_a_checkpoint_that_somebody_wrote_is_refused(begun: RunFolder, name: str) -> None:
+    """Its checksum holds, and what it says does not fit."""
+    state = torch.load(begun.last, weights_only=True)
+    HOSTILE[name](state)
+    begun.last.write_bytes(sealed(state))
+    begun.previous.unlink(missing_ok=True)
+    with pytest.raises(CheckpointError) as refusal:
+        resumed(begun, 2)
+    assert "\n" not in str(refusal.value)
+
+
+def test_an_odd_layout_in_a_checkpoint_is_harmless(begun: RunFolder) -> None:
+    state = torch.load(begun.last, weights_only=True)
+    repeated_momentum(state)
+    begun.last.write_bytes(sealed(state))
+    assert resumed(begun, 2)["epochs"] == 2
+
+
+def other_epoch(run: RunFolder) -> None:
+    model, data, facts = checkpoint.load_weights(run.best)
+    with torch.no_grad():
+        for param in model.parameters():
+            param.zero_()
+    checkpoint.save_weights(run.best, model, ModelConfig(**facts["model"]), data, epoch=7)
+
+
+LOST: dict[str, Callable[[RunFolder], Any]] = {
+    "missing": lambda run: run.best.unlink(),
+    "cut": lambda run: os.truncate(run.best, 1_000),
+    "of another epoch": other_epoch,
+}
+
+
+@pytest.mark.parametrize("name", list(LOST))
+def test_other_weights_are_not_scored_for_the_best(
+    begun: RunFolder, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    honest = resumed(begun, 1)
+    LOST[name](begun)
+    found = resumed(begun, 1)
+    assert "the best, are lost: the best from here on counts" in caplog.text
+    assert found["test_loss"] == honest["test_loss"]
+    assert found["best"]["epoch"] == checkpoint.load_weights(begun.best)[2]["epoch"] == 1
+
+
+def test_weights_that_are_exchanged_while_it_trains_are_not_scored(
+    begun: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = RunFolder.write_results
+
+    def exchanging(run: RunFolder, history: list[dict[str, Any]]) -> None:
+        real(run, history)
+        other_epoch(run)
+
+    monkeypatch.setattr(RunFolder, "write_results", exchanging)
+    with pytest.raises(CheckpointError, match="was exchanged while the run went on"):
+        resumed(begun, 2)
+
+
+def test_a_damaged_checkpoint_that_cannot_be_put_aside_is_told(run: RunFolder) -> None:
+    """Or the next save would put it in the place of the good one."""
+    run.last.with_name("damaged.pt").mkdir()
+    os.truncate(run.last, 100)
+    with pytest.raises(CheckpointError, match=r"last\.pt: damaged, and cannot be moved to damaged\.pt"):
         checkpoint.load_last(run)

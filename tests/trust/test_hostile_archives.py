@@ -17,6 +17,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from fastcifar.converters import images
+from fastcifar.errors import DataError
 from tests.trust.cases import LONGEST_S, contents, count, the_error
 
 MOST_MIB = 300
@@ -121,6 +123,15 @@ def zipped(name: str, content: bytes, again: int = 1) -> Callable[[Path], None]:
     return make
 
 
+def many_scans() -> bytes:
+    """A progressive JPEG whose last scan stands there 20,000 times: each takes as long as the whole image."""
+    file = io.BytesIO()
+    PIL.Image.new("RGB", (1_600, 1_600)).save(file, "JPEG", progressive=True)
+    whole = file.getvalue()
+    scan = whole[whole.rindex(b"\xff\xda") : -2]
+    return whole[:-2] + scan * 20_000 + whole[-2:]
+
+
 OUTSIDE, NO_FILE = "points outside the archive", "is a link, a device or a sparse file"
 TWICE, TOO_LARGE = "stands there twice", "is 13000x13000"
 ARCHIVES: dict[str, tuple[Callable[[Path], None], str]] = {
@@ -144,6 +155,8 @@ ARCHIVES: dict[str, tuple[Callable[[Path], None], str]] = {
     "backslash.zip": (zipped("train\\cat\\..\\..\\..\\escaped.png", small()), "has a backslash in its name"),
     "twice.zip": (zipped("train/cat/0.png", small()), TWICE),
     "bomb.zip": (zipped("train/cat/bomb.png", png(13_000, 13_000)), TOO_LARGE),
+    "scans.zip": (zipped("train/cat/scans.jpg", many_scans()), "has over 100 scans"),
+    "long.zip": (zipped(f"train/{'c' * 60_000}/0.png", small()), "has 60,000 characters; expected at most 255"),
     "zeros.zip": (zipped("train/cat/zeros.png", bytes(GIB // 2)), "it has over 67108864 bytes"),
 }
 
@@ -199,3 +212,32 @@ def test_a_hostile_archive_is_refused(
     assert peak - usual_mib < MOST_MIB, f"{peak:.0f} MiB, where an honest archive takes {usual_mib:.0f}"
     assert (free - os.statvfs(tmp_path).f_bavail) * os.statvfs(tmp_path).f_frsize < GIB
     tally(f"{name}: refused, {peak - usual_mib:+.0f} MiB")
+
+
+@pytest.mark.parametrize("name", ["many.tar.gz", "many.zip"])
+def test_an_archive_of_too_many_files_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Each takes up to a kilobyte of memory, and a few bytes in an archive."""
+    monkeypatch.setattr(images, "MAX_FILES", 50)
+    path = tmp_path / name
+    if name.endswith("zip"):
+        with zipfile.ZipFile(path, "w") as archive:
+            for i in range(51):
+                archive.writestr(f"train/cat/{i}.png", b"")
+        monkeypatch.delattr(zipfile, "ZipFile")  # they are counted before it reads them all
+    else:
+        with tarfile.open(path, "w:gz") as archive:
+            for i in range(51):
+                archive.addfile(tarfile.TarInfo(f"train/cat/{i}.png"))
+    with pytest.raises(DataError, match="holds over 50 files; unpack it and convert the folder"):
+        images.open_archive(path)
+
+
+def test_links_that_lead_round_in_circles_are_not_followed(tmp_path: Path) -> None:
+    """Fifty of them, each within each other: six million paths."""
+    for name, content in HONEST.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    for i in range(50):
+        (tmp_path / f"l{i}").symlink_to(".")
+    with images.open_folder(tmp_path) as source:
+        assert sum(map(len, source.splits.values())) == len(HONEST)

@@ -5,7 +5,6 @@ Each payload leaves a file `ran` if it is executed, in whatever way.
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import pickle
@@ -27,7 +26,7 @@ from safetensors.torch import save_file
 
 from fastcifar.cli import main
 from fastcifar.training import RunFolder, checkpoint
-from tests.trust.cases import count
+from tests.trust.cases import count, sealed
 
 ALLOWED = (0, 1, 2, 3, 4, 6)
 
@@ -96,14 +95,6 @@ def pickled_arrays(path: Path, marker: Path) -> None:
 def zip_of(marker: Path) -> bytes:
     """What torch.load would take for a checkpoint."""
     return sealed({"model": Payload(marker)})
-
-
-def sealed(state: object) -> bytes:
-    """A checkpoint whose checksum holds."""
-    file = io.BytesIO()
-    torch.save(state, file)
-    checkpoint._seal(file)
-    return file.getvalue()
 
 
 def whole_state(run: RunFolder, marker: Path) -> None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fastcifar.beton import manifest_path, open_beton
-from fastcifar.errors import DataError
-from fastcifar.training import RunFolder
+from fastcifar.config import ExplainConfig
+from fastcifar.errors import DataError, FastcifarError
+from fastcifar.explain import evaluate_run, explain_run
+from fastcifar.training import RunFolder, train
 from tests.trust.cases import contents, count, the_error, told
 
 READ = ("config.yaml", "metrics.json", "predictions.npz", "env.json", "weights/last.pt", "weights/best.safetensors")
@@ -105,6 +108,28 @@ def test_links_in_the_place_of_partial_files_are_not_followed(run: RunFolder, tm
     assert "log.txt" in the_error(errors)
     assert victim.read_text() == "kept"
     assert not run.report.is_symlink()
+
+
+def test_links_in_the_place_of_folders_are_not_followed(run: RunFolder, tmp_path: Path) -> None:
+    """Into another run, or anywhere."""
+    victim = tmp_path / "victim"
+    (victim / "sheets").mkdir(parents=True)
+    (victim / "sheets" / "mine").write_text("kept")
+    shutil.copytree(run.path / "weights", victim / "weights")
+    kept = contents(victim)
+    shutil.rmtree(run.path / "weights")
+    (run.path / "weights").symlink_to(victim / "weights")
+    (run.path / "explain").symlink_to(victim)
+    (run.path / "eval").mkdir()
+    (run.path / "eval" / "test").symlink_to(victim)
+    for write in (
+        lambda: train(replace(run.read_config(), epochs=2), resume=run),
+        lambda: explain_run(run, ExplainConfig(n=1)),
+        lambda: evaluate_run(run),
+    ):
+        with pytest.raises(FastcifarError, match="is a link that leads out of the run"):
+            write()
+        assert contents(victim) == kept
 
 
 @pytest.mark.parametrize("partial", [".train.beton.partial", ".train.beton.partial.json", ".test.beton.partial"])

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from fastcifar import recipes
 from fastcifar.beton import manifest_path, read_manifest
 from fastcifar.config import TrainConfig
-from fastcifar.errors import FastcifarError
+from fastcifar.config.augment import read_pipeline
+from fastcifar.errors import DataError, FastcifarError, UsageError
 from fastcifar.report import write_report
 from fastcifar.training import RunFolder
 from tests.trust.cases import count
@@ -94,11 +95,35 @@ def test_facts_in_a_report(tmp_path: Path, texts: tuple[str, ...]) -> None:
     assert page.lower().startswith("<!doctype html>")
 
 
-@pytest.mark.parametrize("content", ["[" * 100_000, "{" * 100_000, "a: " * 50_000, "- " * 100_000, "&a [*a]"])
-def test_deep_and_circular_files(tmp_path: Path, content: str) -> None:
+HOSTILE = [
+    "[" * 100_000,
+    "{" * 100_000,
+    "a: " * 50_000,
+    "- " * 100_000,
+    "&a [*a]",
+    'lr: !!int ""',
+    'lr: !!float ""',
+    "flip: !!bool x",
+    "lr: !!timestamp x",
+    "lr: 1" + ":0" * 200 + ":0.5",
+    "epochs: 0x" + "f" * 60_000,
+    "? !!set {a, b}\n: 1",
+]
+
+
+@pytest.mark.parametrize("content", HOSTILE, ids=[content[:16] for content in HOSTILE])
+def test_deep_circular_and_mistagged_files(tmp_path: Path, content: str) -> None:
     run, file = RunFolder(tmp_path), tmp_path / "r.yaml"
-    for path in (file, run.config, run.metrics):
+    for path in (file, run.config, run.metrics, run.path / "env.json"):
         path.write_text(content)
-    in_one_line(lambda: recipes.load(str(file)))
-    in_one_line(run.read_config)
+    with pytest.raises(UsageError) as refusal:
+        recipes.load(str(file))
+    assert "\n" not in str(refusal.value)
+    with pytest.raises(UsageError):
+        read_pipeline(file)
+    with pytest.raises(DataError, match="not the settings of a run"):
+        run.read_config()
+    assert run.tested_on() is None
     write_report(run)
+    run.write_config(TrainConfig())
+    assert "resumed" not in json.loads((run.path / "env.json").read_text())
