@@ -8,6 +8,7 @@ import random
 import subprocess
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,15 @@ from fastcifar.training import RunFolder
 from tests.trust.cases import count, start
 
 KILLS = count(1, 50)
-EPOCHS = count(6, 20)
+EPOCHS = count(6, 12)
+LANES = count(1, 2)
+"""Runs at a time: each has one thread."""
 
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_again_and_again_ends_as_one_that_is_not(
     data_dir: Path, tmp_path: Path, tally: Callable[[str], None]
 ) -> None:
-    chosen = random.Random(0)
     settings = [
         "--model",
         "small",
@@ -48,23 +50,30 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_that_is_not(
     took = time.monotonic() - begin
 
     expected = json.loads(out)
-    killed = runs = 0
-    while killed < KILLS:
-        runs += 1
-        name = f"killed-{runs}"
-        waits = chosen, 0.8 * expected["train_seconds"], 0.9 * took
-        told, kills = _killed_again_and_again(common, tmp_path, name, waits, KILLS - killed)
-        killed += kills
-        weights = [torch.load(RunFolder(tmp_path / each).last, weights_only=True) for each in ("whole", name)]
-        for part in ("model", "step"):
-            flat = [_tensors(state[part]) for state in weights]
-            assert len(flat[0]) == len(flat[1]) > 10
-            assert all(torch.equal(a, b) for a, b in zip(*flat, strict=True))
-        rows = list(csv.DictReader(RunFolder(tmp_path / name).results.read_text().splitlines()))
-        assert [int(row["epoch"]) for row in rows] == list(range(1, EPOCHS + 1))
-        for key in ("test_accuracy", "test_loss", "best", "steps"):
-            assert told[key] == expected[key]
-    tally(f"{killed} kill -9 of {runs} runs: each ended with the same weights, each epoch once in results.csv")
+    waits = 0.8 * expected["train_seconds"], 0.9 * took
+
+    def lane(number: int) -> int:
+        """Runs, until there were enough kills, one after another; how many they were."""
+        chosen, killed, runs = random.Random(number), 0, 0
+        while killed < KILLS // LANES:
+            runs += 1
+            name = f"killed-{number}-{runs}"
+            told, kills = _killed_again_and_again(common, tmp_path, name, (chosen, *waits), KILLS // LANES - killed)
+            killed += kills
+            weights = [torch.load(RunFolder(tmp_path / each).last, weights_only=True) for each in ("whole", name)]
+            for part in ("model", "step"):
+                flat = [_tensors(state[part]) for state in weights]
+                assert len(flat[0]) == len(flat[1]) > 10
+                assert all(torch.equal(a, b) for a, b in zip(*flat, strict=True))
+            rows = list(csv.DictReader(RunFolder(tmp_path / name).results.read_text().splitlines()))
+            assert [int(row["epoch"]) for row in rows] == list(range(1, EPOCHS + 1))
+            for key in ("test_accuracy", "test_loss", "best", "steps"):
+                assert told[key] == expected[key]
+        return runs
+
+    with ThreadPoolExecutor(LANES) as pool:
+        runs = sum(pool.map(lane, range(LANES)))
+    tally(f"{KILLS} kill -9 of {runs} runs: each ended with the same weights, each epoch once in results.csv")
 
 
 def _killed_again_and_again(
