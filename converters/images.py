@@ -208,7 +208,11 @@ def _require_few_entries(path: Path) -> None:
             num += (end + chunk).count(ZIP_ENTRY)
             end = chunk[-len(ZIP_ENTRY) + 1 :]
     if num > MAX_FILES:
-        raise DataError(f"{path}: holds over {MAX_FILES:,} files; unpack it and convert the folder")
+        raise _too_many(path)
+
+
+def _too_many(path: Path) -> DataError:
+    return DataError(f"{path}: holds over {MAX_FILES:,} files; unpack it and convert the folder")
 
 
 def _tar_files(path: Path, resources: ExitStack) -> list[ImageFile]:
@@ -226,7 +230,7 @@ def _tar_files(path: Path, resources: ExitStack) -> list[ImageFile]:
         for number, member in enumerate(archive):
             archive.members = []  # type: ignore[attr-defined] # tarfile keeps them all
             if number >= MAX_FILES:
-                raise DataError(f"{path}: holds over {MAX_FILES:,} files; unpack it and convert the folder")
+                raise _too_many(path)
             if member.isdir():
                 continue
             if not member.isreg() or member.issparse():

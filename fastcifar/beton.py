@@ -199,6 +199,12 @@ class Beton:
         windows = np.lib.stride_tricks.as_strided(self.data, (len(self.data) - size + 1, size), (1, 1), writeable=False)
         return windows[self.offsets[np.asarray(rows, dtype=np.int64)]].reshape(-1, *self.image_shape)
 
+    def images_as_checked(self, rows: npt.ArrayLike) -> Bytes:
+        """`images`, for who reads them once: raises DataError if the file is no longer what was checked."""
+        found = self.images(rows)
+        self.check_unchanged()
+        return found
+
     def read_into(self, out: Bytes, start: int) -> None:
         """Fill `out`, (size,) uint8, from byte `start` of the file on. Raises DataError if it ends before."""
         _read_into(self.path, self.file, out, start)

@@ -73,8 +73,7 @@ def evaluate_run(
     facts |= {"weights_sha256": predictions.weights_sha256, "data_sha256": predictions.data_sha256}
     write_text(folder / "scores.json", json.dumps(facts, indent=1, allow_nan=False) + "\n")
     checkpoint.save_predictions(folder / "predictions.npz", predictions)
-    pictures = _draw(folder, title, scores, found, names, beton.images)
-    beton.check_unchanged()
+    pictures = _draw(folder, title, scores, found, names, beton.images_as_checked)
     return Evaluation(
         scores=scores,
         class_names=names,

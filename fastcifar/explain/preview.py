@@ -36,7 +36,7 @@ def preview(config: TrainConfig, path: Path, *, n: int = 8, each: int = 1) -> in
     heading = f"Augmentations of {what}, seed {config.seed}: as training sees {beton.path.name}"
     for side, until in config.progressive:
         heading += f"\nuntil {until:.0%} of the steps are done, then reduced to {side} pixels"
-    plotting.write_png(path, plotting.preview(beton.images(rows), versions, labels, heading))
+    plotting.write_png(path, plotting.preview(beton.images_as_checked(rows), versions, labels, heading))
     return len(rows)
 
 

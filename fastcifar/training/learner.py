@@ -135,11 +135,11 @@ class Learner:
             raise CheckpointError(
                 f"{run.last}: belongs to another network or other settings than {run.config} names"
             ) from error
-        self._require_best(run)
+        self._forget_lost_best(run)
         log.info("resumed %s after step %d (epoch %d)", run.path, self.progress.step, self.progress.epoch + 1)
         self.processes.everyones(None)  # all have read it before the first writes it again
 
-    def _require_best(self, run: RunFolder) -> None:
+    def _forget_lost_best(self, run: RunFolder) -> None:
         """Forget which epoch was the best if its weights are lost: another's must not be scored for them."""
         best = self.progress.best
         if best is None:
