@@ -21,7 +21,7 @@ test: setup
 
 # every promise of SECURITY.md in full: about half an hour on two cores
 soak: setup
-	FASTCIFAR_SOAK=1 $(BIN)/python -m pytest tests/trust --durations=10
+	FASTCIFAR_SOAK=1 $(BIN)/python -m pytest tests/trust -n 2 --dist worksteal --durations=10
 
 # mypy sees the packages as they are installed: converters/ is fastcifar.converters
 lint: setup

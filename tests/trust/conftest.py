@@ -12,13 +12,12 @@ from fastcifar.config import TrainConfig
 from fastcifar.training import train
 from tests.trust.cases import FULL
 
-COUNTED: list[str] = []
-
 
 @pytest.fixture
-def tally(request: pytest.FixtureRequest) -> Callable[[str], None]:
+def tally(request: pytest.FixtureRequest, record_property: Callable[[str, object], None]) -> Callable[[str], None]:
     """Call it with what was counted."""
-    return lambda text: COUNTED.append(f"{request.node.path.stem.removeprefix('test_').replace('_', ' ')}: {text}")
+    subject = request.node.path.stem.removeprefix("test_").replace("_", " ")
+    return lambda text: record_property("counted", f"{subject}: {text}")
 
 
 @pytest.fixture(scope="session")
@@ -31,7 +30,9 @@ def trained(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    if COUNTED and FULL:
+    passed = terminalreporter.stats.get("passed", [])
+    counted = [value for report in passed for name, value in report.user_properties if name == "counted"]
+    if counted and FULL:
         terminalreporter.section("counted")
-        for line in COUNTED:
+        for line in sorted(counted):
             terminalreporter.line(line)
