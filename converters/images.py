@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, cast
+from typing import IO, Any, NoReturn, cast
 
 import numpy as np
 import PIL.Image
@@ -46,6 +46,7 @@ UNREADABLE = (
     OSError,
     ValueError,
     RuntimeError,
+    IndexError,
 )
 MAX_HEADER_BYTES = 2**20
 EXTENSIONS_OF_HEADERS = (
@@ -55,6 +56,8 @@ EXTENSIONS_OF_HEADERS = (
     tarfile.XGLTYPE,
     tarfile.SOLARIS_XHDTYPE,
 )
+MAX_XZ_MEMORY = 100 * 2**20
+"""xz -9 takes 65 MiB to unpack."""
 START_OF_SCAN, ZIP_ENTRY = b"\xff\xda", b"PK\1\2"
 LAYOUT = "expected train/<class>/* and test/<class>/*, JPEG or PNG"
 
@@ -116,14 +119,7 @@ def decode(where: Path, file: ImageFile) -> Image:
             return np.asarray(picture.convert("RGB"))
     except DataError:
         raise
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        EOFError,
-        zlib.error,
-        PIL.Image.DecompressionBombError,
-    ) as error:
+    except Exception as error:  # what Pillow raises for a damaged image is all kinds of things
         raise refuse(f"not a whole JPEG or PNG image ({error})") from error
 
 
@@ -226,7 +222,7 @@ def _tar_files(path: Path, resources: ExitStack) -> list[ImageFile]:
         return lambda: os.pread(spool.fileno(), size, offset)
 
     offset = 0
-    with _decompressed(path) as stream, tarfile.open(fileobj=stream, mode="r|", tarinfo=StrictTarInfo) as archive:
+    with decompressed(path) as stream, tarfile.open(fileobj=stream, mode="r|", tarinfo=StrictTarInfo) as archive:
         for number, member in enumerate(archive):
             archive.members = []  # type: ignore[attr-defined] # tarfile keeps them all
             if number >= MAX_FILES:
@@ -254,12 +250,19 @@ def _tar_files(path: Path, resources: ExitStack) -> list[ImageFile]:
 
 class StrictTarInfo(tarfile.TarInfo):
     """A header that is damaged or missing is an error: tarfile takes it for the end of the archive. So is one that is
-    long, such as a name of a gigabyte: tarfile reads it into memory."""
+    long, such as a name of a gigabyte, or a sparse file, whose map has no end: tarfile reads them into memory."""
 
     def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
         if self.type in EXTENSIONS_OF_HEADERS and self.size > MAX_HEADER_BYTES:
             raise tarfile.ReadError(f"a header has {self.size} bytes; expected at most {MAX_HEADER_BYTES}")
+        if self.type == tarfile.GNUTYPE_SPARSE:
+            self._refuse_sparse()
         return super()._proc_member(archive)  # type: ignore[misc]
+
+    def _refuse_sparse(self, *args: object) -> NoReturn:
+        raise tarfile.ReadError("it has a sparse file; expected plain files")
+
+    _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10 = _refuse_sparse  # in the headers of POSIX archives
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> StrictTarInfo:
@@ -271,7 +274,47 @@ class StrictTarInfo(tarfile.TarInfo):
             raise tarfile.ReadError(f"damaged or cut: {error}") from error
 
 
-def _decompressed(path: Path) -> IO[bytes]:
+class XzFile(io.RawIOBase):
+    """An .xz file, unpacked. `lzma.open` has no bound on memory, and a file may ask for gigabytes."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb")
+        self._decoder = self._new_decoder()
+        self._left = b""
+
+    @staticmethod
+    def _new_decoder() -> lzma.LZMADecompressor:
+        return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=MAX_XZ_MEMORY)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, out: Any) -> int:
+        while True:
+            if self._decoder.eof:  # what follows is padding, or another stream
+                self._left = (self._decoder.unused_data or self._file.read(2**16)).lstrip(b"\0")
+                while not self._left:
+                    padding = self._file.read(2**16)
+                    if not padding:
+                        return 0
+                    self._left = padding.lstrip(b"\0")
+                self._decoder = self._new_decoder()
+            elif self._decoder.needs_input and not self._left:
+                self._left = self._file.read(2**16)
+                if not self._left:
+                    raise EOFError("it ends before its end")
+            given, self._left = self._left, b""
+            found = self._decoder.decompress(given, len(out))
+            if found:
+                out[: len(found)] = found
+                return len(found)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def decompressed(path: Path) -> IO[bytes]:
     """The bytes of a tar. Not by tarfile's own streams, which do not look at gzip's checksum."""
     with path.open("rb") as file:
         magic = file.read(6)
@@ -280,7 +323,7 @@ def _decompressed(path: Path) -> IO[bytes]:
     if magic.startswith(b"BZh"):
         return bz2.open(path)
     if magic == b"\xfd7zXZ\0":
-        return lzma.open(path)
+        return cast("IO[bytes]", io.BufferedReader(XzFile(path), 2**20))
     return path.open("rb")
 
 

@@ -14,13 +14,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fastcifar.converters.images import StrictTarInfo
+from fastcifar.converters.images import UNREADABLE, StrictTarInfo, decompressed
 from fastcifar.converters.sources import Image, Source
 from fastcifar.errors import DataError, FastcifarError, UsageError
 from fastcifar.files import FULL
 
 DATASETS = ("cifar10", "cifar100")
 _TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
+MOST_BYTES = 2**28  # the archives have 170 MB
 _FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
 
 
@@ -74,7 +75,7 @@ def open_archive(path: Path) -> Source | None:
     from torchvision.datasets.utils import check_integrity
 
     expected = _torchvision_class(dataset)
-    if not check_integrity(str(path), expected.tgz_md5):
+    if path.stat().st_size > MOST_BYTES or not check_integrity(str(path), expected.tgz_md5):
         raise DataError(
             f"{path}: the MD5 is not that of the official {_TITLES[dataset]} archive ({expected.tgz_md5}): "
             "damaged, incomplete or changed; download it again"
@@ -87,9 +88,9 @@ def open_archive(path: Path) -> Source | None:
 def _dataset_of(path: Path) -> str | None:
     """Which official dataset the first member of the tar at `path` belongs to."""
     try:
-        with tarfile.open(path, "r|*", tarinfo=StrictTarInfo) as archive:
+        with decompressed(path) as stream, tarfile.open(fileobj=stream, mode="r|", tarinfo=StrictTarInfo) as archive:
             member = archive.next()
-    except (tarfile.TarError, EOFError, OSError, ValueError):
+    except UNREADABLE:
         return None
     first = member.name.removeprefix("./").split("/")[0] if member else ""
     return next((dataset for dataset, name in _FOLDERS.items() if name == first), None)
@@ -97,6 +98,8 @@ def _dataset_of(path: Path) -> str | None:
 
 def _open_local(dataset: str, root: Path, shown: Path, *, fetch: bool = False) -> Source:
     try:
+        if any(file.stat().st_size > MOST_BYTES for file in (root / _FOLDERS[dataset]).glob("*")):
+            raise RuntimeError("too large")  # not read to the end for their checksum
         return _load(dataset, root, fetch=fetch, description=f"{_TITLES[dataset]}, official archive")
     except (OSError, RuntimeError) as error:
         if isinstance(error, OSError) and error.errno in FULL:

@@ -91,7 +91,7 @@ def _stage(source: Source, name: str, file: Path, report: Progress, quality: int
         mean=(float(mean[0]), float(mean[1]), float(mean[2])),
         std=(float(std[0]), float(std[1]), float(std[2])),
         sha256=digest,
-        source=source.description,
+        source=source.description.encode("utf-8", "backslashreplace").decode("utf-8"),  # a name may be no text
         versions={
             "fastcifar": __version__,
             "numpy": np.__version__,

@@ -72,6 +72,7 @@ TABLES_START = HEADER.itemsize + 2 * FIELD.itemsize
 Bytes = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
+NOTHING: Bytes = np.empty(0, np.uint8)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +125,10 @@ class OpenFile:
         except OSError:  # closed already: the program ends
             return False
 
+    def written(self, times: tuple[int, int, int]) -> bool:
+        """Whether these times tell of a write since it was opened."""
+        return times[:2] != self._seen[:2]
+
     def found_unchanged(self, times: tuple[int, int, int]) -> None:
         """It was looked at when it had these times."""
         self._seen = times
@@ -174,12 +179,14 @@ class Beton:
     def check_unchanged(self) -> None:
         """Raise DataError if the file is no longer what was checked. A private copy always is.
 
-        Where size or times of the file have changed it is hashed again: it may have got another name, or lost its own.
+        One that was written to may have had other images in between, whatever it has now. If only the time of its last
+        change is another it is hashed again: it may have got another name, or lost its own.
         """
         if self.private or not self.file.touched:
             return
         times = _times(self.file.descriptor)
-        if times[0] == len(self.data) and _sha256(self.path, self.file, len(self.data)) == self.sha256:
+        same = not self.file.written(times) and _sha256(self.path, self.file, len(self.data)) == self.sha256
+        if same:
             self.file.found_unchanged(times)
         else:
             raise DataError(f"{self.path}: was written to while it was used; start again with the new file")
@@ -217,7 +224,9 @@ class Beton:
             if image.shape != self.image_shape:
                 raise ValueError(f"it has shape {image.shape}")
             return image
-        except (OSError, ValueError, SyntaxError, Warning) as error:
+        except DataError:
+            raise
+        except Exception as error:  # what Pillow raises for a damaged image is all kinds of things
             raise DataError(f"{self.path}: image {row} is damaged ({error}); convert again") from error
 
 
@@ -238,14 +247,21 @@ def open_beton(path: str | os.PathLike[str], *, in_memory: bool = False) -> Beto
     path = Path(path)
     file = _open_private(path) if in_memory else _open_regular(path)
     data = _map(path, file)
-    page_size, records, sizes = _check_tables(path, data)
+    head, tail = _tables(path, file, len(data))
+    page_size, records, sizes = _check_tables(path, len(data), head, tail)
     encoding = "raw" if records["mode"][0] == RAW else "jpeg"
     image_shape = (int(records["height"][0]), int(records["width"][0]), 3)
     offsets = records["data_ptr"].astype(np.int64)
     labels = records["label"].astype(np.int64)
-    if encoding == "jpeg" and (row := jpeg.wrong_header(data, offsets, sizes, image_shape)) is not None:
-        _damaged(path, f"image {row} is no JPEG file of {image_shape[0]}x{image_shape[1]}")
-    digest = _sha256(path, file, len(data))
+    if encoding == "jpeg":
+
+        def bytes_at(start: int, size: int) -> bytes:
+            return _read(path, file, start, start + size).tobytes()
+
+        row = jpeg.wrong_header(bytes_at, offsets, sizes, image_shape)
+        if row is not None:
+            _damaged(path, f"image {row} is no JPEG file of {image_shape[0]}x{image_shape[1]}")
+    digest = _sha256(path, file, len(data), head, tail)
     manifest = read_manifest(path)
     if manifest is None:
         class_names = tuple(str(i) for i in range(int(labels.max()) + 1))
@@ -428,13 +444,24 @@ def _read_into(path: Path, file: OpenFile, out: Bytes, start: int) -> None:
         done += count
 
 
-def _sha256(path: Path, file: OpenFile, size: int) -> str:
-    """Of the file, read and not mapped: a page that is gone, because the file became shorter, would kill."""
-    digest, buffer = hashlib.sha256(), np.empty(2**20, np.uint8)
-    for start in range(0, size, len(buffer)):
-        chunk = buffer[: size - start]
+def _read(path: Path, file: OpenFile, start: int, end: int) -> Bytes:
+    found = np.empty(end - start, np.uint8)
+    _read_into(path, file, found, start)
+    return found
+
+
+def _sha256(path: Path, file: OpenFile, size: int, head: Bytes = NOTHING, tail: Bytes = NOTHING) -> str:
+    """Of the file, read and not mapped: a page that is gone, because the file became shorter, would kill.
+
+    Its first and last bytes are not read again if they are given: they are what was checked.
+    """
+    digest, buffer = hashlib.sha256(head.data), np.empty(2**20, np.uint8)
+    end = size - len(tail)
+    for start in range(len(head), end, len(buffer)):
+        chunk = buffer[: end - start]
         _read_into(path, file, chunk, start)
         digest.update(chunk.data)
+    digest.update(tail.data)
     return digest.hexdigest()
 
 
@@ -442,13 +469,16 @@ def _damaged(path: Path, why: str) -> NoReturn:
     raise DataError(f"{path}: damaged beton: {why}; convert again")
 
 
-def _check_tables(path: Path, data: Bytes) -> tuple[int, npt.NDArray[np.void], Ints]:
-    """Check header, descriptors and both tables of the file `data`; return page size, records and sizes of images."""
-    size = len(data)
-    header = data[: HEADER.itemsize].view(HEADER)[0]
+def _tables(path: Path, file: OpenFile, size: int) -> tuple[Bytes, Bytes]:
+    """What stands before the pages and after them: header, descriptors and records, and the allocation table.
+
+    Both are bounded by the size of the file before they are read.
+    """
+    start = _read(path, file, 0, TABLES_START)
+    header = start[: HEADER.itemsize].view(HEADER)[0]
     if header["version"] != VERSION:
         raise DataError(f"{path}: not a beton of version {VERSION} (it begins with {int(header['version'])})")
-    _check_fields(path, int(header["num_fields"]), data[HEADER.itemsize : TABLES_START].view(FIELD))
+    _check_fields(path, int(header["num_fields"]), start[HEADER.itemsize :].view(FIELD))
     page_size, num_samples = int(header["page_size"]), int(header["num_samples"])
     table_start = int(header["alloc_table_ptr"])
     if page_size & (page_size - 1) or not MIN_PAGE_SIZE <= page_size <= MAX_PAGE_SIZE:
@@ -462,13 +492,19 @@ def _check_tables(path: Path, data: Bytes) -> tuple[int, npt.NDArray[np.void], I
     if table_start + num_samples * ALLOCATION.itemsize != size:
         _damaged(path, f"the allocation table at {table_start} does not end with the file of {size} bytes")
     records_end = TABLES_START + num_samples * RECORD.itemsize
-    records = data[TABLES_START:records_end].view(RECORD)
-    pages_start = -(-records_end // page_size) * page_size
-    allocations = data[table_start:].view(ALLOCATION)
+    head = np.concatenate([start, _read(path, file, TABLES_START, records_end)])
+    return head, _read(path, file, table_start, size)
+
+
+def _check_tables(path: Path, size: int, head: Bytes, tail: Bytes) -> tuple[int, npt.NDArray[np.void], Ints]:
+    """Check both tables of a file of so many bytes; return page size, records and sizes of images."""
+    page_size = int(head[: HEADER.itemsize].view(HEADER)[0]["page_size"])
+    records, allocations = head[TABLES_START:].view(RECORD), tail.view(ALLOCATION)
+    pages_start = -(-len(head) // page_size) * page_size
     sizes = _sizes(path, allocations, page_size)
-    if data[TABLES_START:records_end].reshape(-1, RECORD.itemsize)[:, PADDING].any():
+    if head[TABLES_START:].reshape(-1, RECORD.itemsize)[:, PADDING].any():
         _damaged(path, "its records are not empty where nothing is stored")
-    _check_records(path, records, sizes, pages_start, table_start, page_size)
+    _check_records(path, records, sizes, pages_start, size - len(tail), page_size)
     if (allocations["ptr"] != records["data_ptr"][allocations["sample_id"].astype(np.int64)]).any():
         _damaged(path, "its allocation table and its records disagree on where an image lies")
     return page_size, records, sizes

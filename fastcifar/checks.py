@@ -68,6 +68,16 @@ def require_number(name: str, value: Any, low: float, high: float) -> None:
         raise UsageError(f"{name} is {value!r}; expected a number, {low:g}..{high:g}")
 
 
+def require_path(name: str, value: object) -> None:
+    """Raise UsageError unless `value` is a path that can be written down as UTF-8."""
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise UsageError(f"{name} is {value!r}; expected a path")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise UsageError(f"{name} is {value!a}, which is not UTF-8; rename the folder") from None
+
+
 def require_bool(name: str, value: object) -> None:
     """Raise UsageError unless `value` is True or False."""
     if not isinstance(value, bool):

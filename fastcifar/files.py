@@ -10,6 +10,7 @@ import math
 import os
 import shutil
 import stat
+import sys
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ from fastcifar.errors import FastcifarError, UsageError
 
 MAX_DEPTH = 100
 MAX_BITS = 14_000
+ALWAYS_READ = 2**28
+"""Bytes that are read into memory without asking how much of it is free."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -72,9 +75,25 @@ def read_whole(path: Path, most: int) -> bytes:
     """The content of a file. Raises OSError or ValueError, see `open_regular`, also if it has over `most` bytes."""
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
+        if size > ALWAYS_READ:
+            most = min(most, free_memory() // 2)
         if size > most:
             raise ValueError(f"it has {size / 2**20:,.1f} MiB; expected at most {most / 2**20:,.0f}")
         return file.read(size)
+
+
+def free_memory() -> int:
+    """Bytes that can still be used of this machine's memory (and its control group's)."""
+    if sys.platform != "linux":
+        return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) // 2
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+    except (OSError, ValueError):
+        return free
+    return free if limit == "max" else min(free, int(limit) - used)
 
 
 def arrays_in(content: bytes, keys: Sequence[str], most: int) -> dict[str, Any]:
@@ -165,21 +184,24 @@ def parse_plain(text: str) -> object:
     """
     try:
         found = _parsed(text)
-        _require_short_numbers(found)
+        _require_plain(found)
         return found
     except Exception as error:  # what the parsers raise for `!!int ""`, `!!bool x` or 100,000 brackets is all kinds
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
 
 
-def _require_short_numbers(found: object) -> None:
-    """Python cannot print a number of over 4,300 digits, not even to refuse it."""
+def _require_plain(found: object) -> None:
+    """No dates, sets and bytes, which YAML knows; and no number of over 4,300 digits: Python cannot print it, not even
+    to refuse it."""
     left = [found]
     while left:
         value = left.pop()
         if isinstance(value, dict):
             left += [*value.keys(), *value.values()]
-        elif isinstance(value, (list, tuple, set)):
+        elif isinstance(value, list):
             left += value
+        elif value is not None and not isinstance(value, (str, int, float)):
+            raise ValueError(f"it holds a {type(value).__name__}; expected text, numbers, lists and mappings")
         elif isinstance(value, int) and value.bit_length() > MAX_BITS:
             raise ValueError(f"it holds a number of {value.bit_length()} bits")
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -32,33 +33,32 @@ def decode(encoded: Bytes) -> Bytes:
         return np.asarray(image)
 
 
-def wrong_header(data: Bytes, offsets: Ints, sizes: Ints, image_shape: tuple[int, int, int]) -> int | None:
-    """The first image whose header does not tell `image_shape`; None if all do.
+def wrong_header(
+    bytes_at: Callable[[int, int], bytes], offsets: Ints, sizes: Ints, image_shape: tuple[int, int, int]
+) -> int | None:
+    """The first image whose header does not tell `image_shape`; None if all do. `bytes_at` reads from the file: from
+    where, and how many.
 
     One program's headers are alike: those that hold a frame of the right size where image 0 has it are not looked at
     any closer, apart from image 0. What comes after the headers is not looked at: see `fastcifar.loaders.ffcv_stream`.
     """
     height, width, _ = image_shape
     frame = START_OF_FRAME + b"\x00\x11\x08" + height.to_bytes(2, "big") + width.to_bytes(2, "big") + b"\x03"
-    at = _start_of_frame(data[offsets[0] : offsets[0] + sizes[0]].tobytes(), frame)
-    suspects: Iterable[int] = range(len(offsets))
-    if at >= 0:
-        head = data[offsets[0] : offsets[0] + at + len(frame)]
-        fitting = sizes > len(head)
-        safe = np.where(fitting, offsets, offsets[0])
-        same = fitting.copy()
-        for i, byte in enumerate(head.tolist()):
-            same &= data[safe + i] == byte
-        suspects = [0, *np.flatnonzero(~same).tolist()]
-    for row in suspects:
-        try:
-            with Image.open(
-                io.BytesIO(data[offsets[row] : offsets[row] + sizes[row]].tobytes()), formats=["JPEG"]
-            ) as image:
-                if image.size != (width, height) or image.mode != "RGB":
-                    return row
-        except (OSError, ValueError, SyntaxError):
+    first = bytes_at(int(offsets[0]), int(sizes[0]))
+    at = _start_of_frame(first, frame)
+    head = first[: at + len(frame)] if at >= 0 else None
+    for row, (start, size) in enumerate(zip(offsets.tolist(), sizes.tolist(), strict=True)):
+        if row and head is not None and size > len(head) and bytes_at(start, len(head)) == head:
+            continue
+        if _told_by_header(bytes_at(start, size)) != ((width, height), "RGB"):
             return row
+    return None
+
+
+def _told_by_header(encoded: bytes) -> tuple[tuple[int, int], str] | None:
+    """Width, height and mode; None if Pillow cannot read the header, whatever it raises."""
+    with contextlib.suppress(Exception), Image.open(io.BytesIO(encoded), formats=["JPEG"]) as image:
+        return image.size, image.mode
     return None
 
 

@@ -72,7 +72,7 @@ class LrCurve:
         calm = np.diff(self.losses[: max(5, len(smoothed) // 3)])  # before anything can have been learned
         noise = float(calm.std()) / math.sqrt(2) / math.sqrt(2 * math.sqrt(math.pi) * WIDTH)  # of a smoothed value
         least = max(LEAST_FALL * abs(high), NOISES * noise)
-        if fall < least:
+        if fall <= least:
             return (
                 f"the curve is flat: the smoothed loss fell from {high:.4g} by {fall:.2g}, and {least:.2g} would be "
                 "more than noise; try a wider range of rates, more steps or a larger batch"

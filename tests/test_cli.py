@@ -417,6 +417,30 @@ main(["work"])
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&- <&-"])
+def test_closed_streams_are_no_error(image_folder: ImageFolder, tmp_path: Path, closed: str) -> None:
+    line = f"{sys.executable} -m fastcifar convert --source {image_folder()} --data-dir data {closed}"
+    done = subprocess.run(["sh", "-c", line], capture_output=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert open_beton("data/train.beton").verified
+
+
+def test_names_that_are_no_text(image_folder: ImageFolder, tmp_path: Path) -> None:
+    """A folder may have any bytes for its name, and the files that are written are UTF-8."""
+    images = image_folder("im\udcff")
+    assert run("convert", "--source", images, "--data-dir", "d").exit_code == 0
+    assert run("inspect", "d/train.beton").exit_code == 0
+    os.rename("d", "d\udcff")
+    line = refused(2, "train", "--data-dir", "d\udcff", "--model", "small", "--batch-size", 2, "--epochs", 1)
+    assert "is not UTF-8; rename the folder" in line
+    os.mkdir("cwd\udcff")
+    os.chdir("cwd\udcff")
+    os.rename("../d\udcff", "data")
+    line = refused(2, "train", "--model", "small", "--batch-size", 2, "--epochs", 1)
+    assert "is not UTF-8; rename the folder" in line
+    assert os.listdir(".") == ["data"]
+
+
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_conversion_leaves_nothing_half_done(signum: signal.Signals) -> None:
     for attempt in range(10):

@@ -155,7 +155,7 @@ def test_it_ends_where_the_loss_is_not_finite(bad: float) -> None:
 
 def test_a_flat_curve_gives_no_suggestion_and_says_why() -> None:
     noise = np.random.default_rng(0).normal(0, 0.1, 100)
-    for values in ([2.3] * 100, list(2.3 + noise), list(np.linspace(2.3, 5.0, 100))):
+    for values in ([2.3] * 100, [0.0] * 100, list(2.3 + noise), list(np.linspace(2.3, 5.0, 100))):
         curve = losses_of(values)
         assert curve.suggestions == {}
         assert curve.why_not is not None
@@ -211,7 +211,7 @@ def test_the_command_writes_the_curve_and_the_next_command(data_dir: Path, tmp_p
     assert len(table.read_text().splitlines()) == told["steps"] + 1
     assert picture.read_bytes().startswith(b"\x89PNG")
     rate = f"{told['suggestions']['steepest']:.3g}"
-    flags = f"--model small --batch-size 50 --no-flip --data-dir {data_dir}"
+    flags = f"--model small --batch-size 50 --no-flip --data-dir {data_dir} --runs-dir {tmp_path}"
     assert told["next"] == f"fastcifar train {flags} --lr {rate}"
     again = CliRunner().invoke(main, arguments[:-1])
     assert "next: fastcifar train" in again.stdout
@@ -231,7 +231,7 @@ def test_train_can_find_its_rate_first(data_dir: Path, tmp_path: Path) -> None:
 
 def test_the_next_command_names_a_recipes_file_and_all_rates_of_muon(data_dir: Path, tmp_path: Path) -> None:
     mine = tmp_path / "fast.yaml"
-    mine.write_text("settings: {model: small, optimizer: muon, lr: 0.2, rest_lr: 0.02, bias_lr: 10, batch_size: 60}")
+    mine.write_text("settings: {model: small, optimizer: muon, lr: 2, rest_lr: 0.2, bias_lr: 100, batch_size: 60}")
     arguments = ["lr-find", "--recipe", mine, "--data-dir", data_dir, "--runs-dir", tmp_path, "--steps", 40, "--json"]
     result = CliRunner().invoke(main, list(map(str, arguments)))
     facts = json.loads(result.stdout)
@@ -241,8 +241,15 @@ def test_the_next_command_names_a_recipes_file_and_all_rates_of_muon(data_dir: P
     assert lr == pytest.approx(facts["suggestions"]["steepest"], rel=0.01)
     assert (rest, bias) == (pytest.approx(lr / 10, rel=0.01), pytest.approx(50 * lr, rel=0.01))
     assert (tmp_path / "lr-find-fast.yaml" / "lr_find.csv").exists()  # not our own recipe fast
-    again = CliRunner().invoke(main, [*words[1:], "--max-steps", "1", "--runs-dir", str(tmp_path), "--json"])
+    again = CliRunner().invoke(main, [*words[1:], "--max-steps", "1", "--json"])
     assert again.exit_code == 0, again.stderr
+
+
+def test_a_rate_below_the_least_is_told_as_the_range_tests(data_dir: Path, tmp_path: Path) -> None:
+    arguments = ["train", "--data-dir", data_dir, "--runs-dir", tmp_path, "--model", "small", "--batch-size", "50"]
+    result = CliRunner().invoke(main, [*map(str, arguments), "--lr", "auto", "--min-lr", "50"])
+    assert result.exit_code == 2
+    assert "min_lr is 50, above the rate that the range test found, " in result.stderr
 
 
 def test_auto_is_not_for_muon() -> None:

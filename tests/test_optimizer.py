@@ -160,6 +160,20 @@ def test_the_average_of_the_weights_is_what_is_scored() -> None:
     torch.testing.assert_close(step.scored[4].weight.detach(), expected)  # type: ignore[index]
 
 
+def test_the_averages_of_batch_normalisation_are_averaged_too() -> None:
+    model, images, labels = problem()
+    config = TrainConfig(lr=0.1, ema=0.75)
+    step = Step(model, model, make_optimizer(model, config), config, "off")
+    kept: list[torch.Tensor] = []
+    for number in range(4):
+        step(images * (number + 1), labels)
+        kept.append(model.state_dict()["1.running_mean"].clone())
+    expected = kept[0]
+    for mean in kept[1:]:
+        expected = 0.75 * expected + 0.25 * mean
+    torch.testing.assert_close(step.scored.state_dict()["1.running_mean"], expected)
+
+
 def test_float16_scales_its_loss() -> None:
     model, images, labels = problem()
     config = TrainConfig(lr=0.1)

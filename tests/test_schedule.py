@@ -108,6 +108,20 @@ def test_warmup_rises_in_a_line_and_then_leaves_the_schedule_alone(sched: str) -
         assert rates[6:] == pytest.approx([(1 + math.cos(math.pi * n / 18)) / 2 for n in range(18)])
 
 
+def test_cosine_falls_to_the_least_rate_after_a_warmup_too() -> None:
+    rates = rates_of(TrainConfig(sched="cosine", lr=1.0, warmup_epochs=1.5, min_lr=0.1))
+    assert rates[6:] == pytest.approx([0.1 + 0.9 * (1 + math.cos(math.pi * n / 18)) / 2 for n in range(18)])
+
+
+@pytest.mark.parametrize("cut", [None, 3, 7])
+def test_plateau_counts_no_epoch_of_the_warmup(cut: int | None) -> None:
+    """Nor all epochs after a resume."""
+    config = TrainConfig(sched="plateau", lr=1.0, patience=1, warmup_epochs=3.0)
+    rates = rates_of(config, [1.0, 2.0, 2.0, 2.0, 2.0, 2.0], cut)
+    assert rates[3 * STEPS : 5 * STEPS] == pytest.approx([1.0] * 2 * STEPS)
+    assert rates_of(config, [1.0] * 6, cut)[5 * STEPS :] == pytest.approx([0.2] * STEPS)
+
+
 def test_warmup_longer_than_the_run_does_no_harm() -> None:
     for sched in ("cosine", "none"):
         rates = rates_of(TrainConfig(sched=sched, lr=1.0, warmup_epochs=100.0))

@@ -488,6 +488,7 @@ def test_a_checkpoint_of_another_network_or_data_is_refused(
             {"sched": "onecycle", "warmup_epochs": 1.0},
             "warmup_epochs is given with sched 'onecycle'; it warms up by itself: see pct_start",
         ),
+        ({"warmup_epochs": 1e308}, "warmup_epochs is 1e+308; expected a number, 0..1e+06"),
         ({"min_lr": 1.0}, "min_lr is 1, above lr, 0.1; expected less"),
         ({"progressive": [[24]]}, "progressive is ((24,),); expected pairs of side and share, such as 24:0.5"),
         ({"progressive": [[24, 0.5], [28, 0.2]]}, "the share in progressive is 0.2; expected a number, 0.5..1"),
@@ -578,6 +579,8 @@ def test_more_steps_go_on_inside_the_epoch(data_dir: Path, tmp_path: Path) -> No
     cut, metrics = train(replace(config, max_steps=7), runs_dir=tmp_path, name="cut")
     assert metrics["steps"] == 7
     assert [row["epoch"] for row in results_of(cut)] == ["1", "2"]
+    with pytest.raises(UsageError, match="max_steps is 4; .* has done 7: expected at least that"):
+        train(replace(config, max_steps=4), runs_dir=tmp_path, resume=cut)
     train(replace(config, max_steps=12), runs_dir=tmp_path, resume=cut)
     train(config, runs_dir=tmp_path, resume=cut)
     expected, got = weights_of(whole), weights_of(cut)

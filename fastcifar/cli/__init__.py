@@ -27,11 +27,14 @@ from fastcifar.cli.report import report
 from fastcifar.cli.train import train
 from fastcifar.errors import FastcifarError, Stopped
 
+LAST_STREAM = 2
+
 
 class Program(click.Group):
     """A group whose every failure is one line on stderr and an exit code."""
 
     def main(self, args: Any = None, prog_name: str | None = None, **extra: Any) -> Any:  # type: ignore[override]
+        _open_closed_streams()
         given = list(sys.argv[1:] if args is None else args)
         debug = "--debug" in given
         given = [arg for arg in given if arg != "--debug"]
@@ -54,6 +57,16 @@ class Program(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)  # in the order of use
+
+
+def _open_closed_streams() -> None:
+    """What a shell has closed (`2>&-`) must be nobody else's file, and what is said there is lost, not an error."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= LAST_STREAM:
+        pass
+    os.close(descriptor)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (as long as the program)
 
 
 def _tell(error: Exception) -> int:

@@ -60,7 +60,7 @@ def lr_find(
     """
     config = settings.train_config(context, dict(given))
     lr = (context.default_map or {}).get("lr")  # of the recipe: the rates of Muon's rest keep their ratio to it
-    config = replace(config, lr=lr) if isinstance(lr, float) else config
+    config = config if lr in (None, "auto") else replace(config, lr=lr)
 
     import json
     import shlex
@@ -75,6 +75,7 @@ def lr_find(
     found = None if curve.why_not else curve.suggestions[suggest]
     rates = {} if found is None else _rates(config, found)
     words = ["fastcifar", "train", *settings.as_flags(context, [key for key in changed if key not in rates])]
+    words += ["--runs-dir", runs_dir] if typed(context, ["runs_dir"]) else []
     for key, rate in rates.items():
         words += [f"--{key.replace('_', '-')}", f"{rate:.3g}"]
     line = shlex.join(words)

@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastcifar.checks import make_plain, require_bool, require_choice, require_float, require_int, require_number
+from fastcifar.checks import (
+    make_plain,
+    require_bool,
+    require_choice,
+    require_float,
+    require_int,
+    require_number,
+    require_path,
+)
 from fastcifar.config.augment import AugmentConfig
 from fastcifar.config.model import ModelConfig
 from fastcifar.errors import UsageError
@@ -20,6 +28,7 @@ REST_OPTIMIZERS = ("adamw", "sgd")
 TTAS = ("none", "flip", "flip-shift")
 AMP_MODES = ("auto", "bf16", "fp16", "off")
 MAX_SEED = 2**63 - 1
+MAX_WARMUP = 1e6
 CHANGEABLE = ("epochs", "max_steps", "data_dir", "device", "loader", "amp", "compile", "log_every")
 """What may differ when a run is resumed; everything else is the run's own."""
 
@@ -59,7 +68,7 @@ class TrainConfig:
     muon_steps: int = 5
     """muon: Newton-Schulz steps that make an update orthogonal; each costs time, and 3 do in a short training."""
     momentum: float = 0.9
-    """Momentum of SGD and Muon, first beta of AdamW; onecycle swings it by 0.05 either way."""
+    """Momentum of SGD and Muon, first beta of AdamW; onecycle swings that of SGD and AdamW by 0.05 either way."""
     nesterov: bool = True
     """Nesterov's momentum, where momentum is above 0."""
     weight_decay: float = 5e-4
@@ -134,6 +143,7 @@ class TrainConfig:
             self, "progressive", tuple(_tuple("progressive", p) for p in _tuple("progressive", self.progressive))
         )
         _ = self.network
+        require_path("data_dir", self.data_dir)
         require_int("epochs", self.epochs, 1)
         require_int("batch_size", self.batch_size, 2)  # batch normalisation has no variance of one image
         require_choice("optimizer", self.optimizer, OPTIMIZERS)
@@ -149,8 +159,9 @@ class TrainConfig:
             require_float("bias_lr", self.bias_lr, 0.0, above=True)
         require_int("muon_steps", self.muon_steps, 1, 20)
         require_float("momentum", self.momentum, 0.0, high=1.0)
-        for name in ("weight_decay", "l1", "clip_norm", "min_lr", "warmup_epochs"):
+        for name in ("weight_decay", "l1", "clip_norm", "min_lr"):
             require_float(name, getattr(self, name), 0.0)
+        require_number("warmup_epochs", self.warmup_epochs, 0.0, MAX_WARMUP)
         for name in ("label_smoothing", "ema"):
             require_float(name, getattr(self, name), 0.0, high=1.0)
         for name in ("unit_filters", "nesterov", "decay_all", "compile", "sync_bn", "deterministic"):

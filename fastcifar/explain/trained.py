@@ -31,8 +31,8 @@ class Trained:
         Raises CheckpointError (6) if there are no weights, or none that can be read; UsageError (2).
         """
         self.run = run
-        self.model, self.info, _ = checkpoint.load_weights(run.best, trusted)
-        self.weights_sha256 = checkpoint.file_sha256(run.best)
+        self.model, self.info, facts = checkpoint.load_weights(run.best, trusted)
+        self.weights_sha256: str = facts["file_sha256"]
         self.device = choose_device(device)
         self.model.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.config = run.read_config()

@@ -16,12 +16,12 @@ import numpy.typing as npt
 
 from fastcifar.errors import DataError
 from fastcifar.files import arrays_in, parse_plain
-from fastcifar.training.checkpoint import file_sha256
+from fastcifar.training.checkpoint import MOST_WEIGHTS, file_sha256
 
 MIB = 2**20
 MOST_TEXT, MOST_ARRAYS = 8 * MIB, 512 * MIB
 MOST_ROWS = 100_000
-WEIGHTS, MOST_WEIGHTS = "weights/best.safetensors", 2**36
+WEIGHTS = "weights/best.safetensors"
 MOST_LETTERS, MOST_NOTES = 120, 20
 JOINER = "\u200d"  # within emoji
 Made = TypeVar("Made")
@@ -38,7 +38,10 @@ class RunFiles:
     def weights_sha256(self) -> str | None:
         """Of the weights of the run; None if there are none. Raises DataError, see `checked`."""
         path = self.checked(WEIGHTS, MOST_WEIGHTS)
-        return None if path is None else file_sha256(path)
+        try:
+            return None if path is None else file_sha256(path)
+        except (OSError, ValueError, MemoryError) as error:
+            raise DataError(f"{WEIGHTS}: cannot be read ({error})") from error
 
     def attempt(self, make: Callable[[RunFiles], Made | None]) -> Made | None:
         """What `make` makes, or None and a note if a file that it needs is damaged."""

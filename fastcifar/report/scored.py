@@ -10,9 +10,9 @@ import numpy as np
 from fastcifar.errors import CheckpointError, DataError
 from fastcifar.report.course import METRICS
 from fastcifar.report.drawing import Drawing, drawing
-from fastcifar.report.reading import MOST_WEIGHTS, WEIGHTS, RunFiles, clean
+from fastcifar.report.reading import WEIGHTS, RunFiles, clean
 from fastcifar.scores import Scores, score
-from fastcifar.training.checkpoint import read_info
+from fastcifar.training.checkpoint import MOST_WEIGHTS, read_info
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

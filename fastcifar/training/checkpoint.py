@@ -140,14 +140,16 @@ def _load(path: Path) -> dict[str, Any]:
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path}: damaged or not a checkpoint ({reason})") from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT or not _is_of_our_kind(state):
+    if not isinstance(state, dict) or state.get("format") is not FORMAT or not _is_of_our_kind(state):
         raise CheckpointError(f"{path}: not a checkpoint of this version of fastcifar")
     return state
 
 
 def _is_of_our_kind(state: dict[str, Any]) -> bool:
     kinds = all(isinstance(state.get(key), kind) for key, kind in KINDS.items())
-    return kinds and all(isinstance(state["data"].get(name), str) for name in ("train", "test"))
+    if not kinds or not all(isinstance(state["data"].get(name), str) for name in ("train", "test")):
+        return False
+    return all(isinstance(value, (str, int, float)) for value in state["circumstances"].values())
 
 
 def save_weights(path: Path, model: nn.Module, network: ModelConfig, data: DataInfo, **facts: Any) -> None:
@@ -162,7 +164,8 @@ def save_weights(path: Path, model: nn.Module, network: ModelConfig, data: DataI
 
 
 def load_weights(path: Path, trusted: str | None = None) -> tuple[nn.Module, DataInfo, dict[str, Any]]:
-    """The network in `path`, ready to evaluate in float32 on the CPU; its data; and all metadata.
+    """The network in `path`, ready to evaluate in float32 on the CPU; its data; and all metadata, with the SHA-256 of
+    the file, as it was read, as `file_sha256`.
 
     trusted: 'package.module:function' that the user named; a file alone cannot have code run.
     Raises CheckpointError (exit code 6) if the file is missing, damaged, or its tensors are not the network's.
@@ -173,6 +176,8 @@ def load_weights(path: Path, trusted: str | None = None) -> tuple[nn.Module, Dat
         if metadata["tensors_sha256"] != _tensors_sha256(tensors):
             raise ValueError("damaged: the checksum of its tensors is wrong")
         data = _data_info(metadata)
+        if not all(name.isprintable() for name in data.class_names):
+            raise ValueError("class_names has characters that cannot be shown")
         network = ModelConfig(**metadata["model"])
         require_trust(path, network, trusted)
         with torch.random.fork_rng(devices=[]):  # the generator of a run goes on as if no network had been made
@@ -182,7 +187,7 @@ def load_weights(path: Path, trusted: str | None = None) -> tuple[nn.Module, Dat
         raise
     except UNREADABLE as error:
         raise _unknown(path, error) from error
-    return model.eval(), data, metadata
+    return model.eval(), data, {**metadata, "file_sha256": hashlib.sha256(content).hexdigest()}
 
 
 def read_info(path: Path) -> DataInfo:

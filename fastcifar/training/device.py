@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import sys
 from contextlib import AbstractContextManager, nullcontext
@@ -12,6 +13,7 @@ import torch
 
 from fastcifar.loaders.base import usable_device
 
+log = logging.getLogger(__name__)
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # glibc's <malloc.h>
 
 
@@ -44,6 +46,8 @@ def choose_amp(device: torch.device, amp: str) -> str:
     """'bf16', 'fp16' or 'off' for the setting `amp`."""
     if amp == "auto":
         return "bf16" if has_fast_bf16(device) else "off"
+    if amp == "fp16" and device.type == "cpu":
+        log.warning("float16 on a CPU can be many times slower than bf16 or float32")
     return amp
 
 

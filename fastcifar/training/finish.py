@@ -51,7 +51,7 @@ def finish(run: RunFolder, learner: Learner, loaders: Loaders, evaluate: Evaluat
             index=answers.indices,
             label=answers.labels,
             logits=answers.logits,
-            weights_sha256=checkpoint.file_sha256(run.best),
+            weights_sha256=facts["file_sha256"],
             data_sha256=loaders.test.beton.sha256,
         )
         checkpoint.save_predictions(run.predictions, predictions)

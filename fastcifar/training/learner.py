@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fastcifar.config import CHANGEABLE, RangeTest, TrainConfig
-from fastcifar.errors import CheckpointError, DataError, DivergedError, UsageError
+from fastcifar.errors import CheckpointError, DataError, DivergedError, FastcifarError, UsageError
 from fastcifar.lr_find import LrCurve
 from fastcifar.models import require_side
 from fastcifar.training import checkpoint
@@ -37,7 +37,8 @@ class Learner:
         self._test_sha256 = loaders.test.beton.sha256
         self.amp = choose_amp(device, config.amp)
         processes.begin(device)
-        self.num_steps = len(loaders.train) * config.epochs
+        self._steps_per_epoch = len(loaders.train)
+        self.num_steps = self._steps_per_epoch * config.epochs
         if config.max_steps is not None:
             self.num_steps = min(self.num_steps, config.max_steps)
         self.network = first_network(config, self.data, device)
@@ -47,7 +48,7 @@ class Learner:
         if config.lr == "auto":
             curve = processes.of_first(self._find_lr(config, loaders, reporter) if processes.first else None)
             assert curve is not None
-            config = replace(config, lr=_found(curve))
+            config = _with_rate(config, _found(curve))
             self.lr_curve = curve
         if config.sync_bn and processes.count > 1:  # only now: the range test runs in the first process alone
             self.network = synchronised(self.network, device)
@@ -105,9 +106,19 @@ class Learner:
         """Go on from weights/last.pt. Raises CheckpointError, DataError or UsageError if that cannot be."""
         state = checkpoint.load_last(run)
         try:
-            self.progress = Progress.restored(state["progress"])
-        except (ValueError, TypeError, KeyError) as error:
-            raise CheckpointError(f"{run.last}: not a checkpoint of fastcifar ({error})") from error
+            self._restore(run, state)
+        except FastcifarError:
+            raise
+        except Exception as error:  # it is whole, and somebody else's: what it leads to is all kinds of things
+            raise CheckpointError(
+                f"{run.last}: belongs to another network or other settings than {run.config} names "
+                f"({' '.join(str(error).split())[:300] or type(error).__name__})"
+            ) from error
+        self._forget_lost_best(run)
+        log.info("resumed %s after step %d (epoch %d)", run.path, self.progress.step, self.progress.epoch + 1)
+        self.processes.everyones(None)  # all have read it before the first writes it again
+
+    def _restore(self, run: RunFolder, state: dict[str, Any]) -> None:
         for name, now_there in (("train", self.data.sha256), ("test", self._test_sha256)):
             if (then := state["data"][name]) != now_there:
                 raise DataError(
@@ -125,19 +136,15 @@ class Learner:
                     now.get(what),
                     then,
                 )
-        try:
-            self.network.load_state_dict(state["model"])
-            self.step.load_state_dict(state["step"])
-            self.schedule.load_state_dict(state["schedule"])
-            if len(state["rng"]) == self.processes.count:
-                _restore_generators(state["rng"][self.processes.rank], self.device)
-        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(
-                f"{run.last}: belongs to another network or other settings than {run.config} names"
-            ) from error
-        self._forget_lost_best(run)
-        log.info("resumed %s after step %d (epoch %d)", run.path, self.progress.step, self.progress.epoch + 1)
-        self.processes.everyones(None)  # all have read it before the first writes it again
+        self.progress = found = Progress.restored(state["progress"])
+        steps, images = self._steps_per_epoch, found.batch * self.config.batch_size
+        if found.batch > steps or found.step != found.epoch * steps + found.batch or found.seen != images:
+            raise ValueError(f"step {found.step} is not batch {found.batch} after {found.epoch} epochs of {steps}")
+        self.network.load_state_dict(state["model"])
+        self.step.load_state_dict(state["step"])
+        self.schedule.load_state_dict(state["schedule"])
+        if len(state["rng"]) == self.processes.count:
+            _restore_generators(state["rng"][self.processes.rank], self.device)
 
     def _forget_lost_best(self, run: RunFolder) -> None:
         """Forget which epoch was the best if its weights are lost: another's must not be scored for them."""
@@ -164,9 +171,13 @@ class Learner:
                 )
 
     def _require_same_length(self, run: RunFolder, state: dict[str, Any]) -> None:
-        done, old = self.progress.epoch, state["config"]
-        if self.config.epochs < done:
-            raise UsageError(f"epochs is {self.config.epochs}; {run.path} has finished {done}: expected at least that")
+        facts, old, most = state["progress"], state["config"], self.config.max_steps
+        if self.config.epochs < facts["epoch"]:
+            raise UsageError(
+                f"epochs is {self.config.epochs}; {run.path} has finished {facts['epoch']}: expected at least that"
+            )
+        if most is not None and most < facts["step"]:
+            raise UsageError(f"max_steps is {most}; {run.path} has done {facts['step']}: expected at least that")
         sched = self.config.sched
         fixed = "progressive sizing" if self.config.progressive else f"{sched} schedule"
         stretches = sched in STRETCHABLE and not self.config.progressive
@@ -182,6 +193,15 @@ def _found(curve: LrCurve) -> float:
     if curve.why_not is not None:
         raise DivergedError(f"the range test found no learning rate: {curve.why_not}; or give --lr a number")
     return curve.suggestions[AUTO_SUGGESTION]
+
+
+def _with_rate(config: TrainConfig, lr: float) -> TrainConfig:
+    if config.min_lr > lr:
+        raise UsageError(
+            f"min_lr is {config.min_lr:g}, above the rate that the range test found, {lr:.3g}; expected less, or give "
+            "--lr a number"
+        )
+    return replace(config, lr=lr)
 
 
 def _generators(device: torch.device) -> dict[str, torch.Tensor]:

@@ -10,11 +10,13 @@ import shlex
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from fastcifar.checks import require_path
 from fastcifar.config import TrainConfig
 from fastcifar.errors import DivergedError, FastcifarError, Stopped
 from fastcifar.loaders import Loader
@@ -72,6 +74,8 @@ def train(
             trainer.learner.restore(run)
         if processes.first:
             run.write_config(trainer.learner.config)
+        if resume is None:
+            trainer.learner.save(run)  # stopped at any moment from here on, it goes on
         with trainer.request:
             trainer.fit()
             return run, finish(run, trainer.learner, trainer.loaders, trainer.evaluate)
@@ -98,6 +102,7 @@ class Trainer:
     run: RunFolder
 
     def __init__(self, config: TrainConfig, reporter: Reporter, processes: Processes | None = None) -> None:
+        require_path("data_dir", str(Path(config.data_dir).absolute()))  # so it is stored
         self.config, self.reporter = config, reporter
         self.processes = processes = processes or Processes()
         self.request = StopRequest()
@@ -241,7 +246,9 @@ class Trainer:
         if self.request.signum is not None:
             line = ["fastcifar", "train", "--resume", str(self.run.path)]
             line += ["--model", self.config.model] if self.config.network.names_code else []
-            go_on = shlex.join(line) if self.processes.count == 1 else f"torchrun and --resume {self.run.path}"
+            if self.processes.count > 1:
+                line[:1] = ["torchrun", "--nproc-per-node", str(self.processes.local_count), "-m", "fastcifar"]
+            go_on = shlex.join(line)
             raise Stopped(self.request.signum, f"saved at step {self.learner.progress.step}; go on with: {go_on}")
 
     def _tell_rest(self, seconds: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -142,6 +143,8 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
     for old, new in zip(state["param_groups"], groups, strict=True):
         if old.keys() != new.keys() or any(_kind(old[key]) is not _kind(new[key]) for key in new):
             raise ValueError("its groups have other settings")
+        if not all(math.isfinite(value) for value in old.values() if isinstance(value, (int, float))):
+            raise ValueError("its groups have settings that are not finite")
     optimizer.load_state_dict(state)
     for param, values in optimizer.state.items():
         for name, value in values.items():

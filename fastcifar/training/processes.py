@@ -25,8 +25,10 @@ class Processes:
     What is said travels by gloo, on the CPU, so that a GPU need not be waited for; gradients by nccl on CUDA.
     """
 
-    def __init__(self, rank: int = 0, count: int = 1, local_rank: int = 0) -> None:
+    def __init__(self, rank: int = 0, count: int = 1, local_rank: int = 0, local_count: int | None = None) -> None:
+        """local_rank, local_count: among those on this machine."""
         self.rank, self.count, self.local_rank = rank, count, local_rank
+        self.local_count = count if local_count is None else local_count
         self._talk: Any = None
 
     @property
@@ -113,8 +115,9 @@ def join() -> Processes:
     try:
         rank, count = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         local_rank = int(os.environ.get("LOCAL_RANK", rank))
+        local_count = int(os.environ.get("LOCAL_WORLD_SIZE", count))
     except ValueError:
-        raise UsageError("RANK, WORLD_SIZE or LOCAL_RANK is no number; start several processes with torchrun") from None
+        raise UsageError("RANK, WORLD_SIZE or one of LOCAL_… is no number; start processes with torchrun") from None
     if not 0 <= rank < count:
         raise UsageError(f"RANK is {rank}, WORLD_SIZE {count}; expected a rank below it: start with torchrun")
-    return Processes(rank, count, local_rank)
+    return Processes(rank, count, local_rank, local_count)

@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+UNKNOWN = ("val_loss", "val_accuracy")
+"""Figures that an epoch has only if images are held out."""
+MOST = 1e15
+
 
 class Reporter(Protocol):
     """What shows progress while a run goes on."""
@@ -61,11 +65,19 @@ class Progress:
         counts = (found.epoch, found.batch, found.step, found.correct, found.seen, found.logged_batch)
         if not all(type(number) is int and number >= 0 for number in counts):
             raise ValueError("its counts are not whole numbers from 0 on")
+        if found.correct > found.seen or found.logged_batch > found.batch:
+            raise ValueError("its counts do not fit together")
+        if not all(map(_is_number, (found.loss_sum, found.logged_sum, found.seconds))):
+            raise ValueError("its sums are not numbers")
         rows: list[tuple[dict[str, Any], tuple[str, ...]]] = [(row, COLUMNS) for row in found.history]
         rows += [] if found.best is None else [(found.best, ("epoch", "val_loss", "val_accuracy"))]
-        numbers = [found.loss_sum, found.logged_sum, found.seconds, *(row[key] for row, keys in rows for key in keys)]
-        if len(found.history) != found.epoch or not all(isinstance(n, (int, float, type(None))) for n in numbers):
-            raise ValueError("its results are not numbers, a row for each epoch")
+        if [row["epoch"] for row in found.history] != list(range(1, found.epoch + 1)):
+            raise ValueError("its results are not a row for each epoch")
+        for row, columns in rows:
+            if row.keys() != set(columns):
+                raise ValueError("its results have other columns")
+            if not all(_is_number(value) or (value is None and key in UNKNOWN) for key, value in row.items()):
+                raise ValueError("its results are not numbers")
         return found
 
     def begin_next_epoch(self, row: dict[str, Any]) -> None:
@@ -74,6 +86,10 @@ class Progress:
         self.epoch += 1
         self.batch = self.seen = self.correct = self.logged_batch = 0
         self.loss_sum = self.logged_sum = self.seconds = 0.0
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < MOST  # a NaN is below nothing
 
 
 def duration(seconds: float) -> str:

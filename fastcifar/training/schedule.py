@@ -96,13 +96,27 @@ class Schedule:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint. Raises KeyError if it is of another schedule."""
-        if state["kind"] != self._kind:
-            raise KeyError(f"schedule {state['kind']}")
+        if not _is_like(state, self.state_dict()):
+            raise KeyError(f"it holds no state of a schedule {self._kind}")
         self._warmup_left = state["warmup_left"]
         for name, schedule in self._by_step.items():
             schedule.load_state_dict(state["by_step"][name])
         if self._by_epoch is not None:
             self._by_epoch.load_state_dict(state["by_epoch"])
+
+
+def _is_like(found: Any, fresh: Any) -> bool:
+    """Whether `found` has the keys of `fresh`, and kinds of values that it can have later: a schedule takes whatever
+    it is given for its own attributes, methods too."""
+    if isinstance(fresh, dict):
+        same = isinstance(found, dict) and found.keys() == fresh.keys()
+        return same and all(_is_like(found[key], fresh[key]) for key in fresh)
+    if isinstance(fresh, (list, tuple)):
+        same = isinstance(found, (list, tuple)) and len(found) == len(fresh)
+        return same and all(map(_is_like, found, fresh))
+    if isinstance(fresh, (int, float)) and not isinstance(fresh, bool):
+        return (type(found) in (int, float) and abs(found) < 2**63) or found == fresh
+    return type(found) is type(fresh) and (not isinstance(fresh, str) or found == fresh)
 
 
 def _step(schedule: LRScheduler) -> None:

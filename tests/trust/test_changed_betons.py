@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -20,7 +22,7 @@ from fastcifar.explain.trained import Trained
 from fastcifar.loaders import Loader
 from fastcifar.training import RunFolder, train
 from fastcifar.training.progress import SilentReporter
-from tests.trust.cases import count, is_refused
+from tests.trust.cases import LONGEST_S, count, is_refused
 
 LOADERS = ("resident", "ffcv", "albumentations")
 WHEN = ("before", "during", "between")
@@ -176,16 +178,79 @@ def test_pictures_are_of_the_images_that_were_checked(
         look(run, str(own))
 
 
-def test_a_new_name_or_time_alone_is_no_change(own_data_dir: Path) -> None:
+def test_a_new_name_alone_is_no_change(own_data_dir: Path) -> None:
     beton = open_beton(own_data_dir / "train.beton")
     beton.path.with_name("another").hardlink_to(beton.path)
-    beton.check_unchanged()
-    os.utime(beton.path)
     beton.check_unchanged()
     overwritten(beton.path)
     for _ in range(2):  # and it stays changed
         with pytest.raises(DataError):
             beton.check_unchanged()
+
+
+def test_a_change_that_was_undone_is_a_change(own_data_dir: Path) -> None:
+    """Who knows which images were delivered in between?"""
+    beton = open_beton(own_data_dir / "train.beton")
+    whole = beton.path.read_bytes()
+    overwritten(beton.path)
+    with beton.path.open("r+b") as file:
+        file.write(whole)
+    assert beton.path.read_bytes() == whole
+    with pytest.raises(DataError, match="was written to while it was used"):
+        beton.check_unchanged()
+
+
+def test_the_tables_that_are_checked_are_those_that_are_hashed(
+    own_data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other labels stand there while they are read, and the honest ones again before the file is hashed."""
+    from fastcifar import beton
+
+    path, real = own_data_dir / "train.beton", beton._check_tables
+    whole = path.read_bytes()
+    changed = bytearray(whole)
+    label = beton.TABLES_START + beton.RECORD.fields["label"][1]  # type: ignore[index] # of image 0
+    changed[label] ^= 1
+    path.write_bytes(changed)
+
+    def put_back(*args: Any) -> Any:
+        found = real(*args)
+        path.write_bytes(whole)
+        return found
+
+    monkeypatch.setattr(beton, "_check_tables", put_back)
+    with pytest.raises(DataError, match="damaged or exchanged: SHA-256"):
+        open_beton(path)
+    assert open_beton(path).verified
+
+
+SHRINKING = """
+import os, sys
+from fastcifar import beton
+from fastcifar.errors import DataError
+
+name = sys.argv[2]
+real = getattr(beton, name)
+
+def shrinking(*args):
+    os.truncate(sys.argv[1], 2_000)
+    return real(*args)
+
+setattr(beton, name, shrinking)
+try:
+    beton.open_beton(sys.argv[1])
+except DataError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("moment", ["_tables", "_check_tables", "_sha256"])
+def test_a_file_that_shrinks_while_it_is_opened_is_refused(own_data_dir: Path, moment: str) -> None:
+    """In a process of its own: what reads a page that is gone through a map is killed."""
+    command = [sys.executable, "-c", SHRINKING, str(own_data_dir / "train.beton"), moment]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST_S, check=False)
+    assert done.returncode == 0, done.stderr
+    assert ", earlier than when it was checked" in done.stdout
 
 
 def test_a_beton_that_became_shorter_kills_nobody(own_data_dir: Path) -> None:
@@ -210,19 +275,3 @@ def test_a_file_that_grows_is_not_followed(own_data_dir: Path, monkeypatch: pyte
 
     monkeypatch.setattr(os, "read", growing)
     assert len(open_beton(path, in_memory=True)) == 30
-
-
-def test_a_file_that_shrinks_while_it_is_hashed_is_refused(own_data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A page that is no longer there kills a process that reads it through a map."""
-    from fastcifar import beton
-
-    path, real = own_data_dir / "train.beton", beton.hashlib.sha256
-
-    def shrinking() -> object:
-        os.truncate(path, 2**20)
-        return real()
-
-    monkeypatch.setattr(beton.hashlib, "sha256", shrinking)
-    with pytest.raises(DataError) as refusal:
-        beton.open_beton(path)
-    assert is_refused(refusal.value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import os
 import shutil
@@ -19,6 +20,7 @@ import pytest
 import torch
 from torch import nn
 
+from fastcifar import files
 from fastcifar.config import ModelConfig
 from fastcifar.errors import CheckpointError
 from fastcifar.training import RunFolder, checkpoint, train
@@ -210,6 +212,24 @@ def rate_in_words(state: dict[str, Any]) -> None:
         found["lr"] = "fast"
 
 
+def progress(**facts: Any) -> Callable[[dict[str, Any]], Any]:
+    return lambda state: state["progress"].update(facts)
+
+
+def first_row(**facts: Any) -> Callable[[dict[str, Any]], Any]:
+    return lambda state: state["progress"]["history"][0].update(facts)
+
+
+def plateau(**facts: Any) -> Callable[[dict[str, Any]], Any]:
+    return lambda state: state["schedule"]["by_epoch"].update(facts)
+
+
+def endless_rate(state: dict[str, Any]) -> None:
+    for found in every(state["step"], "lr"):
+        found["lr"] = 10**400
+
+
+TENSOR = torch.zeros(3)
 HOSTILE: dict[str, Callable[[dict[str, Any]], Any]] = {
     "small momentum": small_momentum,
     "rate in words": rate_in_words,
@@ -222,6 +242,31 @@ HOSTILE: dict[str, Callable[[dict[str, Any]], Any]] = {
     "list of settings": lambda state: state.update(config=[]),
     "odd generators": lambda state: state.update(rng=[{"cpu": torch.zeros(3)}]),
     "odd circumstances": lambda state: state.update(circumstances=3),
+    "format": lambda state: state.update(format=TENSOR),
+    "circumstances": lambda state: state["circumstances"].update({"number of threads": TENSOR}),
+    "settings": lambda state: state["config"].update(batch_size=TENSOR),
+    "no seconds": progress(seconds=None),
+    "odd seconds": progress(seconds=float("nan")),
+    "no loss": progress(loss_sum=None),
+    "endless loss": progress(loss_sum=float("inf")),
+    "too many right": progress(correct=10**400),
+    "other step": progress(step=10**30),
+    "beyond the epoch": progress(batch=10**30, step=10**30),
+    "nothing seen": progress(batch=1, seen=0),
+    "no rate": first_row(lr=None),
+    "long number": first_row(train_loss=10**400),
+    "column more": first_row(more=TENSOR),
+    "other epoch": first_row(epoch=7),
+    "best is nothing": lambda state: state["progress"]["best"].update(val_loss=float("nan")),
+    "more of the best": lambda state: state["progress"]["best"].update(more=TENSOR),
+    "bad epochs in words": plateau(num_bad_epochs="x"),
+    "pause in words": plateau(cooldown_counter="1"),
+    "other mode": plateau(mode="max"),
+    "method": plateau(_reduce_lr=3),
+    "no plateau": lambda state: state["schedule"].update(by_epoch=None),
+    "warm-up in words": lambda state: state["schedule"].update(warmup_left="x"),
+    "endless rate": endless_rate,
+    "generators": lambda state: state.update(rng=[TENSOR]),
 }
 
 
@@ -253,6 +298,58 @@ def test_an_odd_layout_in_a_checkpoint_is_harmless(begun: RunFolder) -> None:
     repeated_momentum(state)
     begun.last.write_bytes(sealed(state))
     assert resumed(begun, 2)["epochs"] == 2
+
+
+def test_weights_whose_names_cannot_be_shown_are_refused(run: RunFolder) -> None:
+    from fastcifar.models import make_model
+
+    for name in ("\ud800", "c\x1b[31mat", "d\ndog"):
+        info = replace(INFO, class_names=("cat", name))
+        checkpoint.save_weights(run.best, make_model(ModelConfig(name="small"), 2, (32, 32, 3)), ModelConfig(), info)
+        with pytest.raises(CheckpointError, match="class_names has characters that cannot be shown"):
+            checkpoint.load_weights(run.best)
+
+
+def test_the_hash_is_of_the_weights_that_were_read(begun: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Predictions of the old ones must not be kept as the new ones'."""
+    from fastcifar.explain.trained import Trained
+
+    expected, real = checkpoint.file_sha256(begun.best), checkpoint.make_model
+
+    def exchanging(*args: Any) -> Any:
+        begun.best.write_bytes(b"others")
+        return real(*args)
+
+    monkeypatch.setattr(checkpoint, "make_model", exchanging)
+    assert Trained(begun, data_dir=None, device="cpu", trusted=None).weights_sha256 == expected
+
+
+def test_more_than_memory_holds_is_not_read(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "free_memory", lambda: 2**31)
+    for path, load in ((run.best, checkpoint.load_weights), (run.last, checkpoint._load)):
+        path.touch()
+        os.truncate(path, 2**32)
+        with pytest.raises(CheckpointError, match=r"it has 4,096\.0 MiB; expected at most 1,024"):
+            load(path)
+
+
+def test_a_run_that_was_killed_before_its_first_step_goes_on(
+    begun: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fastcifar.training.loop import Trainer
+
+    config, expected = begun.read_config(), json.loads(begun.metrics.read_text())
+
+    def killed(self: Trainer) -> None:
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "fit", killed)
+        with pytest.raises(SystemExit):
+            train(config, runs_dir=tmp_path / "runs", name="killed")
+    run, found = train(config, resume=RunFolder(tmp_path / "runs" / "killed"))
+    assert found["test_loss"] == expected["test_loss"]
+    assert len(run.results.read_text().splitlines()) == 2
 
 
 def other_epoch(run: RunFolder) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fastcifar.training import RunFolder, checkpoint
+from fastcifar.training import RunFolder
 from tests.trust.cases import FULL, small_disk, the_error, told
 
 FLAGS = ("--model", "small", "--batch-size", 200, "--epochs", 3, "--lr", 0.03, "--deterministic", "--json")
@@ -41,7 +41,6 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(
             run = RunFolder(disk / "a")
             subprocess.run(["mount", "-o", "remount,size=200m", str(disk)], check=True, capture_output=True)
             if run.last.exists() or run.previous.exists():
-                assert checkpoint.load_last(run)["progress"]["epoch"] >= 1
                 code, out, errors = told("train", "--resume", "a", "--runs-dir", disk, "--json")
                 assert code == 0, errors
                 assert json.loads(out)["test_loss"] == expected

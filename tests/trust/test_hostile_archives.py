@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import lzma
 import os
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from fastcifar.converters import images
+from fastcifar.converters import images, official
 from fastcifar.errors import DataError
 from tests.trust.cases import LONGEST_S, contents, count, the_error
 
@@ -86,6 +87,67 @@ def sparse(path: Path) -> None:
         archive.offset += len(block)
 
 
+def blocks_of_a_map(path: Path) -> None:
+    """Of 128 MiB, of a sparse file: GNU's old format, whose map goes on from block to block."""
+    info = tarfile.TarInfo("train/cat/sparse.png")
+    info.type = tarfile.GNUTYPE_SPARSE
+    block = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    block[386:410] = (b"%011o\0" % 0) * 2
+    block[482] = 1  # it goes on
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    more = (b"%011o\0" % 1) * 42 + b"\1" + bytes(7)
+    with gzip.open(path, "wb", 1) as file:
+        file.write(block)
+        for _ in range(128):
+            file.write(more * 2**11)
+
+
+def cut_map(path: Path) -> None:
+    """A map that goes on after the end of the archive."""
+    blocks_of_a_map(path)
+    with gzip.open(path) as file:
+        block = file.read(512)
+    path.write_bytes(block)
+
+
+def numbers_of_a_map(path: Path) -> None:
+    """Of 128 MiB, in the format of PAX."""
+    headers = {"major": "1", "minor": "0", "name": "x", "realsize": "1"}
+    info = tarfile.TarInfo("train/cat/sparse.png")
+    info.pax_headers = {f"GNU.sparse.{key}": value for key, value in headers.items()}
+    info.size = 1
+    with gzip.open(path, "wb", 1) as file:
+        file.write(info.tobuf(tarfile.PAX_FORMAT))
+        file.write(b"999999999999\n" + b"1\n" * 249 + b"1")
+        file.write(b"\n")
+        for _ in range(128):
+            file.write(b"1\n" * 2**19)
+
+
+def nested(path: Path) -> None:
+    """A long name of a long name of a long name …"""
+    info = tarfile.TarInfo("././@LongLink")
+    info.type, info.size = tarfile.GNUTYPE_LONGNAME, 5
+    path.write_bytes((info.tobuf(tarfile.GNU_FORMAT) + b"abcd".ljust(512, b"\0")) * 2_000 + bytes(1_024))
+
+
+def large_dictionary(path: Path) -> None:
+    """An .xz of 101 KiB that asks for 1.5 GiB to be unpacked, and fills as much of them as follows."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        for number in range(10):
+            info = tarfile.TarInfo(f".hidden{number}")
+            info.size = 64 * 2**20
+            archive.addfile(info, io.BytesIO(bytes(info.size)))
+    packed = bytearray(lzma.compress(file.getvalue(), filters=[{"id": lzma.FILTER_LZMA2, "preset": 0}]))
+    end = 12 + (packed[12] + 1) * 4
+    head = packed[12 : end - 4]
+    head[head.index(b"\x21\x01") + 2] = 37  # the size of the dictionary
+    packed[12:end] = head + zlib.crc32(head).to_bytes(4, "little")
+    path.write_bytes(packed)
+
+
 def long_header(kind: bytes) -> Callable[[Path], None]:
     """A name, or a header of PAX, of 700 MiB."""
 
@@ -144,10 +206,15 @@ ARCHIVES: dict[str, tuple[Callable[[Path], None], str]] = {
     "block.tar": (member("train/cat/device.png", tarfile.BLKTYPE), NO_FILE),
     "fifo.tar": (member("train/cat/pipe.png", tarfile.FIFOTYPE), NO_FILE),
     "twice.tar": (member("train/cat/0.png"), TWICE),
-    "sparse.tar": (sparse, NO_FILE),
+    "sparse.tar": (sparse, "it has a sparse file"),
     "zeros.tar.gz": (zeros, "has 10737418240 bytes"),
     "name.tar.gz": (long_header(tarfile.GNUTYPE_LONGNAME), "a header has 738197504 bytes"),
     "pax.tar.gz": (long_header(tarfile.XHDTYPE), "a header has 738197504 bytes"),
+    "map.tar.gz": (blocks_of_a_map, "it has a sparse file"),
+    "pax-map.tar.gz": (numbers_of_a_map, "it has a sparse file"),
+    "cut-map.tar": (cut_map, "it has a sparse file"),
+    "nested.tar": (nested, "not a whole tar or zip archive"),
+    "dictionary.tar.xz": (large_dictionary, "Memory usage limit exceeded"),
     "bomb.tar": (member("train/cat/bomb.png", content=png(13_000, 13_000)), TOO_LARGE),
     "first-bomb.tar": (member("train/aaa/bomb.png", content=png(13_000, 13_000)), TOO_LARGE),
     "up.zip": (zipped("../escaped.png", small()), OUTSIDE),
@@ -230,6 +297,49 @@ def test_an_archive_of_too_many_files_is_refused(tmp_path: Path, monkeypatch: py
                 archive.addfile(tarfile.TarInfo(f"train/cat/{i}.png"))
     with pytest.raises(DataError, match="holds over 50 files; unpack it and convert the folder"):
         images.open_archive(path)
+
+
+def test_an_xz_of_several_streams_and_padding_is_read_whole(tmp_path: Path) -> None:
+    tar(tmp_path / "plain.tar").close()
+    whole, path = (tmp_path / "plain.tar").read_bytes(), tmp_path / "images.tar.xz"
+    parts = whole[:700], whole[700:1_500], whole[1_500:]
+    path.write_bytes(bytes(8).join(map(lzma.compress, parts)) + bytes(4))
+    with images.decompressed(path) as stream:
+        assert stream.read() == whole
+    with images.open_archive(path) as source:
+        assert sum(map(len, source.splits.values())) == len(HONEST)
+    path.write_bytes(lzma.compress(whole)[:-20])
+    with pytest.raises(DataError, match="it ends before its end"):
+        images.open_archive(path)
+
+
+def test_whatever_pillow_raises_is_told(tmp_path: Path) -> None:
+    """For an empty colour profile behind the pixels it is an IndexError."""
+    whole = small()
+    end = whole.index(b"IEND") - 4
+    chunk = bytes(4) + b"iCCP" + zlib.crc32(b"iCCP").to_bytes(4, "big")
+    file = images.ImageFile("train/cat/0.png", lambda: whole[:end] + chunk + whole[end:])
+    with pytest.raises(DataError, match="not a whole JPEG or PNG image"):
+        images.decode(tmp_path, file)
+
+
+def test_gigantic_official_files_are_not_read_for_their_checksum(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(official, "_load", None)
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    (folder / "batches.meta").touch()
+    (folder / "data_batch_1").touch()
+    os.truncate(folder / "data_batch_1", 2**40)
+    with pytest.raises(DataError, match="not the official CIFAR-10 files"):
+        official.open_folder(folder)
+    path = tmp_path / "cifar-10-python.tar"
+    with tarfile.open(path, "w") as archive:
+        archive.addfile(tarfile.TarInfo("cifar-10-batches-py/batches.meta"))
+    os.truncate(path, 2**40)
+    with pytest.raises(DataError, match="the MD5 is not that of the official CIFAR-10 archive"):
+        official.open_archive(path)
 
 
 def test_links_that_lead_round_in_circles_are_not_followed(tmp_path: Path) -> None:

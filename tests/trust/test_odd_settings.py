@@ -73,6 +73,16 @@ def test_settings_of_a_run(tmp_path: Path, text: str, changed: dict[str, Any]) -
         in_one_line(run.read_config)
 
 
+@pytest.mark.parametrize("data_dir", ["a\0b", "", [1], 7, "a\udcffb"])
+def test_a_folder_that_cannot_be(tmp_path: Path, data_dir: Any) -> None:
+    run = RunFolder(tmp_path)
+    run.write_config(TrainConfig())
+    honest = yaml.safe_load(run.config.read_text(encoding="utf-8"))
+    run.config.write_text(json.dumps({**honest, "data_dir": data_dir}))
+    with pytest.raises(DataError, match="data_dir is .*expected a path|data_dir is .*not UTF-8"):
+        run.read_config()
+
+
 @settings(**FUZZED)
 @given(text=TEXTS, changed=st.dictionaries(st.sampled_from(["mean", "std", "class_names", "sha256"]), VALUES))
 def test_manifests(own_data_dir: Path, text: str, changed: dict[str, Any]) -> None:
@@ -108,6 +118,10 @@ HOSTILE = [
     "lr: 1" + ":0" * 200 + ":0.5",
     "epochs: 0x" + "f" * 60_000,
     "? !!set {a, b}\n: 1",
+    "data_dir: 2026-01-01",
+    "started: 2026-01-01",
+    "data_dir: !!binary aGVsbG8=",
+    "data_dir: !!set {a, b}",
 ]
 
 
