@@ -19,7 +19,7 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest
 
-# every promise of SECURITY.md in full: about half an hour on two cores
+# every promise of SECURITY.md in full: under 20 minutes on two cores
 soak: setup
 	FASTCIFAR_SOAK=1 $(BIN)/python -m pytest tests/trust -n 2 --dist worksteal --durations=10
 

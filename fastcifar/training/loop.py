@@ -74,9 +74,9 @@ def train(
             trainer.learner.restore(run)
         if processes.first:
             run.write_config(trainer.learner.config)
-        if resume is None:
-            trainer.learner.save(run)  # stopped at any moment from here on, it goes on
         with trainer.request:
+            if resume is None:
+                trainer.learner.save(run)  # stopped at any moment from here on, it goes on
             trainer.fit()
             return run, finish(run, trainer.learner, trainer.loaders, trainer.evaluate)
 

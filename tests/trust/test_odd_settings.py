@@ -21,6 +21,11 @@ from fastcifar.report import write_report
 from fastcifar.training import RunFolder
 from tests.trust.cases import count
 
+
+def as_yaml(value: object) -> str:
+    return str(yaml.dump(value, Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper), allow_unicode=True))
+
+
 KEYS = st.one_of(st.sampled_from([*TrainConfig.__dataclass_fields__, "settings", "title"]), st.text(max_size=8))
 LEAVES = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=20), st.sampled_from([10**400, "1e-3", "é"])
@@ -31,7 +36,7 @@ VALUES = st.recursive(
     max_leaves=12,
 )
 TEXTS = st.one_of(
-    VALUES.map(lambda value: yaml.safe_dump(value, allow_unicode=True)),
+    VALUES.map(lambda value: as_yaml(value)),
     VALUES.map(json.dumps),
     st.text(max_size=60),
     st.text(alphabet="{}[]:,-&*!|>'\"#%@ \n\ta1", max_size=40),
@@ -57,7 +62,7 @@ def in_one_line(read: Callable[[], object]) -> None:
 @given(text=TEXTS, inner=VALUES)
 def test_recipes(tmp_path: Path, text: str, inner: Any) -> None:
     file = tmp_path / "r.yaml"
-    for content in (text, yaml.safe_dump({"settings": inner})):
+    for content in (text, as_yaml({"settings": inner})):
         file.write_bytes(content.encode("utf-8", "surrogatepass"))
         in_one_line(lambda: recipes.load(str(file)))
 
@@ -68,7 +73,7 @@ def test_settings_of_a_run(tmp_path: Path, text: str, changed: dict[str, Any]) -
     run = RunFolder(tmp_path)
     run.write_config(TrainConfig())
     honest = yaml.safe_load(run.config.read_text(encoding="utf-8"))
-    for content in (text, yaml.safe_dump({**honest, **changed})):
+    for content in (text, as_yaml({**honest, **changed})):
         run.config.write_bytes(content.encode("utf-8", "surrogatepass"))
         in_one_line(run.read_config)
 

@@ -16,7 +16,7 @@ from fastcifar.errors import FastcifarError
 from fastcifar.training import RunFolder, train
 from tests.trust.cases import LONGEST_S, contents, count, soak_only, start, the_error, told
 
-EPOCHS = 2
+EPOCHS, MORE = 2, 5
 QUICK = ("--model", "small", "--batch-size", 200, "--epochs", EPOCHS)
 
 
@@ -51,7 +51,7 @@ def test_two_that_resume_one_run_do_not_share_it(data_dir: Path, tmp_path: Path,
     assert code == 0, errors
     for i in range(num):
         shutil.copytree(tmp_path / "begun", tmp_path / f"b{i}")
-        resume = ("train", "--resume", f"b{i}", "--runs-dir", tmp_path, "--epochs", EPOCHS + 8)
+        resume = ("train", "--resume", f"b{i}", "--runs-dir", tmp_path, "--epochs", EPOCHS + MORE)
         both = [start(*resume) for _ in range(2)]
         codes = []
         for process in both:
@@ -61,7 +61,7 @@ def test_two_that_resume_one_run_do_not_share_it(data_dir: Path, tmp_path: Path,
                 assert "another process is training this run" in the_error(errors)
         assert sorted(codes) in ([0, 0], [0, 1])  # both, if the second began when the first had ended
         refused += codes != [0, 0]
-        assert epochs_of(RunFolder(tmp_path / f"b{i}")) == list(range(1, EPOCHS + 9))
+        assert epochs_of(RunFolder(tmp_path / f"b{i}")) == list(range(1, EPOCHS + MORE + 1))
     assert refused
     tally(f"{num} times two that resumed one run: {refused} times one was refused, never a row twice")
 
