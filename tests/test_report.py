@@ -19,6 +19,7 @@ import PIL.Image
 import pytest
 from click.testing import CliRunner
 
+from fastcifar import files
 from fastcifar.cli import main
 from fastcifar.cli import output as cli_output
 from fastcifar.config import TrainConfig
@@ -307,6 +308,13 @@ def test_a_damaged_file_is_named_in_one_line_and_left_out(run: RunFolder, name: 
     (note,) = notes_of(page)
     assert note.startswith(f"{name}: ")
     assert [text for level, text in headings(page) if level == 2] == ["Not all could be read"]
+
+
+def test_weights_that_the_memory_does_not_hold_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "free_memory", lambda: 2**31)
+    run = make.whole_run(tmp_path / "run", NAMES)
+    os.truncate(run.best, 2**32)
+    assert "best.safetensors: cannot be read (it has 4,096.0 MiB; expected at most 1,024)" in text_of(report_of(run))
 
 
 def test_files_that_are_too_large_or_no_files_are_named(run: RunFolder) -> None:
