@@ -290,24 +290,23 @@ class XzFile(io.RawIOBase):
         return True
 
     def readinto(self, out: Any) -> int:
-        while True:
-            if self._decoder.eof:  # what follows is padding, or another stream
-                self._left = (self._decoder.unused_data or self._file.read(2**16)).lstrip(b"\0")
-                while not self._left:
-                    padding = self._file.read(2**16)
-                    if not padding:
-                        return 0
-                    self._left = padding.lstrip(b"\0")
-                self._decoder = self._new_decoder()
-            elif self._decoder.needs_input and not self._left:
+        found = b""
+        while not found:
+            if not self._left and (self._decoder.eof or self._decoder.needs_input):
                 self._left = self._file.read(2**16)
-                if not self._left:
+                if not self._left and not self._decoder.eof:
                     raise EOFError("it ends before its end")
-            given, self._left = self._left, b""
-            found = self._decoder.decompress(given, len(out))
-            if found:
-                out[: len(found)] = found
-                return len(found)
+                if not self._left:
+                    return 0
+            if self._decoder.eof:  # what follows is padding, or another stream
+                self._left = self._left.lstrip(b"\0")
+                if not self._left:
+                    continue
+                self._decoder = self._new_decoder()
+            found = self._decoder.decompress(self._left, len(out))
+            self._left = self._decoder.unused_data
+        out[: len(found)] = found
+        return len(found)
 
     def close(self) -> None:
         self._file.close()

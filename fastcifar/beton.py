@@ -185,11 +185,9 @@ class Beton:
         if self.private or not self.file.touched:
             return
         times = _times(self.file.descriptor)
-        same = not self.file.written(times) and _sha256(self.path, self.file, len(self.data)) == self.sha256
-        if same:
-            self.file.found_unchanged(times)
-        else:
+        if self.file.written(times) or _sha256(self.path, self.file, len(self.data)) != self.sha256:
             raise DataError(f"{self.path}: was written to while it was used; start again with the new file")
+        self.file.found_unchanged(times)
 
     def images(self, rows: npt.ArrayLike) -> Bytes:
         """The images of `rows` (any integer array of shape (B,)), copied: (B, H, W, 3) uint8."""

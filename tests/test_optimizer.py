@@ -145,33 +145,21 @@ def test_l1_can_leave_biases_alone() -> None:
     assert torch.equal(with_all[0].weight, weights_only[0].weight)  # type: ignore[arg-type]
 
 
-def test_the_average_of_the_weights_is_what_is_scored() -> None:
-    model, images, labels = problem()
-    config = TrainConfig(lr=0.1, ema=0.75)
-    step = Step(model, model, make_optimizer(model, config), config, "off")
-    kept: list[torch.Tensor] = []
-    for _ in range(4):
-        step(images, labels)
-        kept.append(model[4].weight.detach().clone())  # type: ignore[operator]
-    expected = kept[0]
-    for weight in kept[1:]:
-        expected = 0.75 * expected + 0.25 * weight
-    assert step.scored is not model
-    torch.testing.assert_close(step.scored[4].weight.detach(), expected)  # type: ignore[index]
-
-
-def test_the_averages_of_batch_normalisation_are_averaged_too() -> None:
+@pytest.mark.parametrize("key", ["4.weight", "1.running_mean"])
+def test_the_average_of_the_weights_is_what_is_scored(key: str) -> None:
+    """And that of what batch normalisation keeps."""
     model, images, labels = problem()
     config = TrainConfig(lr=0.1, ema=0.75)
     step = Step(model, model, make_optimizer(model, config), config, "off")
     kept: list[torch.Tensor] = []
     for number in range(4):
         step(images * (number + 1), labels)
-        kept.append(model.state_dict()["1.running_mean"].clone())
+        kept.append(model.state_dict()[key].clone())
     expected = kept[0]
-    for mean in kept[1:]:
-        expected = 0.75 * expected + 0.25 * mean
-    torch.testing.assert_close(step.scored.state_dict()["1.running_mean"], expected)
+    for value in kept[1:]:
+        expected = 0.75 * expected + 0.25 * value
+    assert step.scored is not model
+    torch.testing.assert_close(step.scored.state_dict()[key], expected)
 
 
 def test_float16_scales_its_loss() -> None:

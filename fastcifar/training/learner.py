@@ -119,6 +119,7 @@ class Learner:
         self.processes.everyones(None)  # all have read it before the first writes it again
 
     def _restore(self, run: RunFolder, state: dict[str, Any]) -> None:
+        self.progress = found = Progress.restored(state["progress"])
         for name, now_there in (("train", self.data.sha256), ("test", self._test_sha256)):
             if (then := state["data"][name]) != now_there:
                 raise DataError(
@@ -136,7 +137,6 @@ class Learner:
                     now.get(what),
                     then,
                 )
-        self.progress = found = Progress.restored(state["progress"])
         steps, images = self._steps_per_epoch, found.batch * self.config.batch_size
         if found.batch > steps or found.step != found.epoch * steps + found.batch or found.seen != images:
             raise ValueError(f"step {found.step} is not batch {found.batch} after {found.epoch} epochs of {steps}")
@@ -171,13 +171,13 @@ class Learner:
                 )
 
     def _require_same_length(self, run: RunFolder, state: dict[str, Any]) -> None:
-        facts, old, most = state["progress"], state["config"], self.config.max_steps
-        if self.config.epochs < facts["epoch"]:
+        done, old, most = self.progress, state["config"], self.config.max_steps
+        if self.config.epochs < done.epoch:
             raise UsageError(
-                f"epochs is {self.config.epochs}; {run.path} has finished {facts['epoch']}: expected at least that"
+                f"epochs is {self.config.epochs}; {run.path} has finished {done.epoch}: expected at least that"
             )
-        if most is not None and most < facts["step"]:
-            raise UsageError(f"max_steps is {most}; {run.path} has done {facts['step']}: expected at least that")
+        if most is not None and most < done.step:
+            raise UsageError(f"max_steps is {most}; {run.path} has done {done.step}: expected at least that")
         sched = self.config.sched
         fixed = "progressive sizing" if self.config.progressive else f"{sched} schedule"
         stretches = sched in STRETCHABLE and not self.config.progressive

@@ -72,43 +72,41 @@ def member(
     return make
 
 
-def sparse(path: Path) -> None:
-    """A member of 10 GiB of which nothing is stored: GNU's old format for sparse files."""
-    with tar(path) as archive:
-        info = tarfile.TarInfo("train/cat/sparse.png")
-        info.type = tarfile.GNUTYPE_SPARSE
-        block = bytearray(info.tobuf(tarfile.GNU_FORMAT))
-        block[386:398] = b"%011o\0" % 0  # a piece at 0
-        block[398:410] = b"%011o\0" % 0  # of 0 bytes
-        block[483:495] = (1 << 95 | 10 * GIB).to_bytes(12, "big")  # the whole file
-        block[148:156] = b" " * 8
-        block[148:156] = b"%06o\0 " % sum(block)
-        archive.fileobj.write(bytes(block))  # type: ignore[union-attr]
-        archive.offset += len(block)
-
-
-def blocks_of_a_map(path: Path) -> None:
-    """Of 128 MiB, of a sparse file: GNU's old format, whose map goes on from block to block."""
+def sparse_block(at: int, value: bytes) -> bytes:
+    """A header in GNU's old format for sparse files, of one piece of no bytes, with `value` at byte `at`."""
     info = tarfile.TarInfo("train/cat/sparse.png")
     info.type = tarfile.GNUTYPE_SPARSE
     block = bytearray(info.tobuf(tarfile.GNU_FORMAT))
     block[386:410] = (b"%011o\0" % 0) * 2
-    block[482] = 1  # it goes on
+    block[at : at + len(value)] = value
     block[148:156] = b" " * 8
     block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+MAP_GOES_ON = sparse_block(482, b"\1")
+
+
+def sparse(path: Path) -> None:
+    """A member of 10 GiB of which nothing is stored."""
+    with tar(path) as archive:
+        block = sparse_block(483, (1 << 95 | 10 * GIB).to_bytes(12, "big"))
+        archive.fileobj.write(block)  # type: ignore[union-attr]
+        archive.offset += len(block)
+
+
+def blocks_of_a_map(path: Path) -> None:
+    """Of 128 MiB: the map goes on from block to block."""
     more = (b"%011o\0" % 1) * 42 + b"\1" + bytes(7)
     with gzip.open(path, "wb", 1) as file:
-        file.write(block)
+        file.write(MAP_GOES_ON)
         for _ in range(128):
             file.write(more * 2**11)
 
 
 def cut_map(path: Path) -> None:
     """A map that goes on after the end of the archive."""
-    blocks_of_a_map(path)
-    with gzip.open(path) as file:
-        block = file.read(512)
-    path.write_bytes(block)
+    path.write_bytes(MAP_GOES_ON)
 
 
 def numbers_of_a_map(path: Path) -> None:
