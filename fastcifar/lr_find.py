@@ -35,6 +35,9 @@ NOISES = 8
 """And so many standard deviations of the smoothed noise: among a hundred values of noise alone, 6 are met."""
 EDGE = 0.05
 """The valley begins where so much of the fall is done."""
+RISEN = 1.5
+"""Times the first loss: from there on nothing is looked at. A network that was destroyed there may fall back to the
+loss of one constant answer, which is no learning."""
 
 Images = tuple[torch.Tensor, torch.Tensor]
 TrainStep = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -80,12 +83,16 @@ class LrCurve:
         return None
 
     def _fall(self) -> tuple[float, float]:
-        lowest = int(self.smoothed.argmin())
+        lowest = self._lowest()
         return float(self.smoothed[: lowest + 1].max()), float(self.smoothed[lowest])
+
+    def _lowest(self) -> int:
+        risen = np.flatnonzero(self.smoothed > RISEN * abs(self.smoothed[0]))
+        return int(self.smoothed[: risen[0] if len(risen) else None].argmin())
 
     def _suggest(self) -> dict[str, float]:
         smoothed, rates = self.smoothed, self.rates
-        lowest = int(smoothed.argmin())
+        lowest = self._lowest()
         high, low = self._fall()
         edge = high - EDGE * (high - low)
         begin = int(np.flatnonzero(smoothed[: lowest + 1] >= edge)[-1])  # from there on it falls
@@ -93,7 +100,7 @@ class LrCurve:
         return {
             "steepest": float(rates[int(slope[: lowest + 1].argmin())]),
             "valley": float(np.sqrt(rates[begin] * rates[lowest])),  # the middle of the way down
-            "minimum": float(rates[lowest] / 10),  # at the minimum itself the loss is about to rise
+            "minimum": float(rates[lowest]),  # fastai's is a tenth of it: its smoothing lags behind
         }
 
 

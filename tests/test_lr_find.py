@@ -172,8 +172,18 @@ def test_the_valley_is_the_middle_of_the_way_down() -> None:
     losses = np.interp(np.log10(rates_of(test)), [-4, -3, -1, 0], [2.0, 2.0, 1.0, 3.0])
     curve = LrCurve(rates=rates_of(test), losses=losses, ended="end_lr reached")
     assert np.log10(curve.suggestions["valley"]) == pytest.approx(-2, abs=0.15)
-    assert np.log10(curve.suggestions["minimum"]) == pytest.approx(-2, abs=0.15)
+    assert np.log10(curve.suggestions["minimum"]) == pytest.approx(-1, abs=0.15)
     assert -3 < np.log10(curve.suggestions["steepest"]) < -1
+
+
+def test_what_a_destroyed_network_falls_back_to_does_not_count() -> None:
+    test = RangeTest(num_steps=100, start_lr=1e-4, end_lr=1.0)
+    ways = [2.4, 2.4, 2.2, 7.0, 2.1], [2.4, 2.4, 2.4, 7.0, 2.1]
+    learned, destroyed = (np.interp(np.log10(rates_of(test)), [-4, -3, -2, -1, 0], way) for way in ways)
+    curve = LrCurve(rates=rates_of(test), losses=learned, ended="end_lr reached")
+    assert np.log10(curve.suggestions["minimum"]) == pytest.approx(-2, abs=0.15)
+    flat = LrCurve(rates=rates_of(test), losses=destroyed, ended="end_lr reached")
+    assert str(flat.why_not).startswith("the curve is flat")
 
 
 @pytest.mark.parametrize(
@@ -198,8 +208,12 @@ def test_no_batches_are_refused() -> None:
         lr_find(model, torch.optim.SGD(model.parameters(), lr=0.1), [])
 
 
-def test_the_command_writes_the_curve_and_the_next_command(data_dir: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("optimizer", "taken"), [("sgd", "minimum"), ("adamw", "steepest")])
+def test_the_command_writes_the_curve_and_the_next_command(
+    data_dir: Path, tmp_path: Path, optimizer: str, taken: str
+) -> None:
     common = ["--data-dir", str(data_dir), "--runs-dir", str(tmp_path), "--model", "small", "--batch-size", "50"]
+    common += ["--optimizer", optimizer]
     arguments = ["lr-find", *common, "--no-flip", "--steps", "40", "--start-lr", "1e-4", "--json"]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.stderr
@@ -210,9 +224,10 @@ def test_the_command_writes_the_curve_and_the_next_command(data_dir: Path, tmp_p
     assert table.read_text().splitlines()[0] == "lr,loss,smoothed_loss"
     assert len(table.read_text().splitlines()) == told["steps"] + 1
     assert picture.read_bytes().startswith(b"\x89PNG")
-    rate = f"{told['suggestions']['steepest']:.3g}"
-    flags = f"--model small --batch-size 50 --no-flip --data-dir {data_dir} --runs-dir {tmp_path}"
-    assert told["next"] == f"fastcifar train {flags} --lr {rate}"
+    rate = f"{told['suggestions'][taken]:.3g}"
+    flags = f"--model small --batch-size 50 --optimizer {optimizer} --no-flip"
+    folders = f"--data-dir {data_dir} --runs-dir {tmp_path}"
+    assert told["next"] == f"fastcifar train {flags} {folders} --lr {rate}"
     again = CliRunner().invoke(main, arguments[:-1])
     assert "next: fastcifar train" in again.stdout
     assert str(tmp_path / "lr-find-small-2") in again.stdout
@@ -223,8 +238,9 @@ def test_train_can_find_its_rate_first(data_dir: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(main, [*arguments, "--batch-size", "50", "--max-steps", "2", "--json"])
     assert result.exit_code == 0, result.stderr
     told = json.loads(result.stdout)
-    assert 1e-5 < told["lr"] < 10
     run = Path(told["run"])
+    points = np.loadtxt(run / "lr_find" / "lr_find.csv", delimiter=",", skiprows=1)
+    assert told["lr"] == points[points[:, 2].argmin(), 0]  # for SGD, that of the lowest loss
     assert (run / "lr_find" / "lr_find.png").exists()
     assert f"lr: {told['lr']}" in (run / "config.yaml").read_text()
 

@@ -9,7 +9,7 @@ import click
 
 from fastcifar.cli import options, settings
 from fastcifar.cli.settings import AUGMENT, typed
-from fastcifar.config import LR_MODES, LR_SUGGESTIONS, RangeTest, TrainConfig
+from fastcifar.config import AUTO_SUGGESTIONS, LR_MODES, LR_SUGGESTIONS, RangeTest, TrainConfig
 
 
 @click.command("lr-find")
@@ -25,11 +25,11 @@ from fastcifar.config import LR_MODES, LR_SUGGESTIONS, RangeTest, TrainConfig
 )
 @click.option(
     "--suggest",
-    default=LR_SUGGESTIONS[0],
+    default="auto",
     show_default=True,
-    type=click.Choice(LR_SUGGESTIONS),
-    help="Which suggestion the next command uses: where the loss falls fastest, the middle of the way down (more "
-    "careful), or a tenth of the rate of the lowest loss.",
+    type=click.Choice(("auto", *LR_SUGGESTIONS)),
+    help="Which suggestion the next command uses: the rate of the lowest loss, the one where the loss falls fastest, "
+    "or the middle of the way down (more careful); auto: the first for sgd, the second for the others.",
 )
 @settings.add(
     settings.RECIPE,
@@ -72,7 +72,8 @@ def lr_find(
     with Bars() as bars:
         curve, files = find_in_new_folder(config, test, runs_dir, bars)
     changed = typed(context, (*settings.SETTINGS, *AUGMENT, "recipe", "pipeline"))
-    found = None if curve.why_not else curve.suggestions[suggest]
+    rule = AUTO_SUGGESTIONS[config.optimizer] if suggest == "auto" else suggest
+    found = None if curve.why_not else curve.suggestions[rule]
     rates = {} if found is None else _rates(config, found)
     words = ["fastcifar", "train", *settings.as_flags(context, [key for key in changed if key not in rates])]
     words += ["--runs-dir", runs_dir] if typed(context, ["runs_dir"]) else []

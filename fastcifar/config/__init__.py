@@ -3,7 +3,7 @@
 from fastcifar.config.augment import CROP_MODES, CUTOUT_FILLS, FLIP_MODES, NO_AUGMENT, AugmentConfig, read_pipeline
 from fastcifar.config.explain import CAM_METHODS, SELECTIONS, ExplainConfig
 from fastcifar.config.model import MODELS, NORMS, ModelConfig
-from fastcifar.config.range_test import LR_MODES, LR_SUGGESTIONS, RangeTest
+from fastcifar.config.range_test import AUTO_SUGGESTIONS, LR_MODES, LR_SUGGESTIONS, RangeTest
 from fastcifar.config.train import (
     AMP_MODES,
     ANNEALS,
@@ -22,6 +22,7 @@ from fastcifar.config.train import (
 __all__ = [
     "AMP_MODES",
     "ANNEALS",
+    "AUTO_SUGGESTIONS",
     "CAM_METHODS",
     "CHANGEABLE",
     "CROP_MODES",

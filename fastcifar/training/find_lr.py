@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastcifar.config import LR_SUGGESTIONS, RangeTest, TrainConfig
+from fastcifar.config import RangeTest, TrainConfig
 from fastcifar.files import write_text, writing_to
 from fastcifar.loaders import Loader
 from fastcifar.lr_find import LrCurve, lr_find
@@ -26,10 +26,6 @@ from fastcifar.training.processes import Processes
 from fastcifar.training.progress import Reporter
 from fastcifar.training.run_folder import create_run
 from fastcifar.training.step import Step
-
-AUTO_SUGGESTION = LR_SUGGESTIONS[0]
-"""It comes closest to the best rate. The small network, SGD, batches of 128, one epoch: 29% at the rate of the valley
-(0.0003), 51% to 61% at that of the steepest (0.002 to 0.006), 63% at 0.02, 44% at 0.06."""
 
 
 def find_for(

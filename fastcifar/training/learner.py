@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 
-from fastcifar.config import CHANGEABLE, RangeTest, TrainConfig
+from fastcifar.config import AUTO_SUGGESTIONS, CHANGEABLE, RangeTest, TrainConfig
 from fastcifar.errors import CheckpointError, DataError, DivergedError, FastcifarError, UsageError
 from fastcifar.lr_find import LrCurve
 from fastcifar.models import require_side
 from fastcifar.training import checkpoint
 from fastcifar.training.data import Loaders
 from fastcifar.training.device import choose_amp
-from fastcifar.training.find_lr import AUTO_SUGGESTION, find_for, first_network
+from fastcifar.training.find_lr import find_for, first_network
 from fastcifar.training.optimizer import make_optimizer
 from fastcifar.training.processes import Processes
 from fastcifar.training.progress import Progress, Reporter
@@ -48,7 +48,7 @@ class Learner:
         if config.lr == "auto":
             curve = processes.of_first(self._find_lr(config, loaders, reporter) if processes.first else None)
             assert curve is not None
-            config = _with_rate(config, _found(curve))
+            config = _with_rate(config, _found(curve, config.optimizer))
             self.lr_curve = curve
         if config.sync_bn and processes.count > 1:  # only now: the range test runs in the first process alone
             self.network = synchronised(self.network, device)
@@ -189,10 +189,10 @@ class Learner:
             )
 
 
-def _found(curve: LrCurve) -> float:
+def _found(curve: LrCurve, optimizer: str) -> float:
     if curve.why_not is not None:
         raise DivergedError(f"the range test found no learning rate: {curve.why_not}; or give --lr a number")
-    return curve.suggestions[AUTO_SUGGESTION]
+    return curve.suggestions[AUTO_SUGGESTIONS[optimizer]]
 
 
 def _with_rate(config: TrainConfig, lr: float) -> TrainConfig:
