@@ -70,7 +70,7 @@ class LrCurve:
         smoothed = self.smoothed
         if len(smoothed) < LEAST_POINTS:
             return f"{self.ended} after {len(smoothed)} steps; begin at a smaller rate or take more steps"
-        high, low = self._fall()
+        _, high, low = self._fall()
         fall = high - low
         calm = np.diff(self.losses[: max(5, len(smoothed) // 3)])  # before anything can have been learned
         noise = float(calm.std()) / math.sqrt(2) / math.sqrt(2 * math.sqrt(math.pi) * WIDTH)  # of a smoothed value
@@ -82,18 +82,15 @@ class LrCurve:
             )
         return None
 
-    def _fall(self) -> tuple[float, float]:
-        lowest = self._lowest()
-        return float(self.smoothed[: lowest + 1].max()), float(self.smoothed[lowest])
-
-    def _lowest(self) -> int:
+    def _fall(self) -> tuple[int, float, float]:
+        """The step of the lowest smoothed loss; the highest until there, and the lowest."""
         risen = np.flatnonzero(self.smoothed > RISEN * abs(self.smoothed[0]))
-        return int(self.smoothed[: risen[0] if len(risen) else None].argmin())
+        lowest = int(self.smoothed[: risen[0] if len(risen) else None].argmin())
+        return lowest, float(self.smoothed[: lowest + 1].max()), float(self.smoothed[lowest])
 
     def _suggest(self) -> dict[str, float]:
         smoothed, rates = self.smoothed, self.rates
-        lowest = self._lowest()
-        high, low = self._fall()
+        lowest, high, low = self._fall()
         edge = high - EDGE * (high - low)
         begin = int(np.flatnonzero(smoothed[: lowest + 1] >= edge)[-1])  # from there on it falls
         slope = np.gradient(smoothed, np.log(rates))
