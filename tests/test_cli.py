@@ -417,6 +417,31 @@ main(["work"])
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_an_error_is_told_also_if_a_signal_comes_now(signum: signal.Signals) -> None:
+    code = f"""
+import os, click
+from fastcifar.cli import main
+from fastcifar.errors import DataError
+
+echo = click.echo
+
+def interrupted(*args, **kwargs):
+    os.kill(os.getpid(), {int(signum)})
+    echo(*args, **kwargs)
+
+click.echo = interrupted
+
+@main.command()
+def work():
+    raise DataError("the disk is gone")
+
+main(["work"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (4, "Error: the disk is gone\n")
+
+
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&- <&-"])
 def test_closed_streams_are_no_error(image_folder: ImageFolder, tmp_path: Path, closed: str) -> None:
     line = f"{sys.executable} -m fastcifar convert --source {image_folder()} --data-dir data {closed}"

@@ -30,6 +30,7 @@ from fastcifar.errors import CheckpointError, DataError, DivergedError, Fastcifa
 from fastcifar.training import RunFolder, find_run, loop, train
 from fastcifar.training import checkpoint as checkpoints
 from fastcifar.training.evaluate import predict
+from fastcifar.training.processes import Processes
 from fastcifar.training.progress import SilentReporter, duration
 from fastcifar.training.run_folder import create_run
 from fastcifar.training.split import hold_out
@@ -136,6 +137,50 @@ def test_sigterm_saves_and_ends_with_143(data_dir: Path, tmp_path: Path) -> None
         train(tiny(data_dir), runs_dir=tmp_path, reporter=Interrupts(2, signal.SIGTERM))
     assert caught.value.exit_code == 143
     assert checkpoints.load_last(RunFolder(tmp_path / "small"))["progress"]["step"] == 2
+
+
+def test_a_signal_that_comes_while_the_processes_agree_is_answered_at_the_next_step(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agree, calls = Processes.largest, []
+
+    def interrupted(self: Processes, *numbers: int) -> list[int]:
+        agreed = agree(self, *numbers)
+        calls.append(numbers)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return agreed
+
+    monkeypatch.setattr(Processes, "largest", interrupted)
+    with pytest.raises(Stopped, match="saved at step 4"):
+        train(tiny(data_dir), runs_dir=tmp_path)
+
+
+def test_an_error_is_told_also_if_a_signal_follows_it(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`torchrun` sends one to what is left as soon as a process has died."""
+
+    class Fails(SilentReporter):
+        def step(self, step: int, loss: float) -> None:
+            raise DataError("the disk is gone")
+
+    end = Processes.end
+
+    def interrupted(self: Processes) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        end(self)
+
+    def stop(signum: int, frame: Any) -> None:
+        raise Stopped(signum, "at once")
+
+    monkeypatch.setattr(Processes, "end", interrupted)
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        with pytest.raises(DataError, match="the disk is gone"):
+            train(tiny(data_dir), runs_dir=tmp_path, reporter=Fails())
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class InterruptsEvaluation(SilentReporter):

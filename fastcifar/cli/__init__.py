@@ -48,6 +48,8 @@ class Program(click.Group):
         except Exception as error:
             if debug:
                 raise
+            for signum in before:
+                signal.signal(signum, signal.SIG_IGN)  # it ends now, and says why
             code = _tell(error)
         finally:
             sys.unraisablehook = hook

@@ -59,8 +59,9 @@ def train(
     """
     processes = join()
     with ExitStack() as stack:
+        request = stack.enter_context(StopRequest())  # left last: what has failed is told, also if a signal follows
         stack.enter_context(processes.noticing_losses())
-        trainer = stack.enter_context(closing(Trainer(config, reporter or SilentReporter(), processes)))
+        trainer = stack.enter_context(closing(Trainer(config, reporter or SilentReporter(), processes, request)))
         run = resume
         if run is None and processes.first:
             run = create_run(runs_dir, (config.recipe or config.network.label) if name is None else name)
@@ -74,11 +75,11 @@ def train(
             trainer.learner.restore(run)
         if processes.first:
             run.write_config(trainer.learner.config)
-        with trainer.request:
-            if resume is None:
-                trainer.learner.save(run)  # stopped at any moment from here on, it goes on
-            trainer.fit()
-            return run, finish(run, trainer.learner, trainer.loaders, trainer.evaluate)
+        request.begin()
+        if resume is None:
+            trainer.learner.save(run)  # stopped at any moment from here on, it goes on
+        trainer.fit()
+        return run, finish(run, trainer.learner, trainer.loaders, trainer.evaluate)
 
 
 @contextmanager
@@ -101,11 +102,9 @@ class Trainer:
 
     run: RunFolder
 
-    def __init__(self, config: TrainConfig, reporter: Reporter, processes: Processes | None = None) -> None:
+    def __init__(self, config: TrainConfig, reporter: Reporter, processes: Processes, request: StopRequest) -> None:
         require_path("data_dir", str(Path(config.data_dir).absolute()))  # so it is stored
-        self.config, self.reporter = config, reporter
-        self.processes = processes = processes or Processes()
-        self.request = StopRequest()
+        self.config, self.reporter, self.processes, self.request = config, reporter, processes, request
         self.device = choose_device(config.device, processes.local_rank if processes.count > 1 else None)
         if config.deterministic:
             make_deterministic(self.device)
@@ -198,10 +197,11 @@ class Trainer:
             if config.log_every and progress.batch % config.log_every == 0:
                 self._log_loss(float(own[0]))
             last = progress.step >= learner.num_steps
-            if self._agree(told) and not last:
+            signum, save = self._agree(told)
+            if save and not last:
                 keep_sums()
                 self._save()
-                self._answer()
+                self._answer(signum)
             if last:
                 break
         batches.close()
@@ -225,31 +225,30 @@ class Trainer:
                 return resized(images, side)
         return images
 
-    def _agree(self, loss: float | None) -> bool:
-        """Whether all save now: one was asked to stop, or it is time. Raises if a loss is not finite."""
+    def _agree(self, loss: float | None) -> tuple[int, bool]:
+        """The signal that one was asked to stop by, or 0, and whether all save now. Raises if a loss is not finite."""
         overdue = time.monotonic() - self._saved_at > SAVE_EVERY_S
         diverged = loss is not None and not math.isfinite(loss)
-        signum, save, stop = self.processes.largest(self.request.signum or 0, overdue, diverged)
+        signum, save, stop = self.processes.largest(self.request.signum, overdue, diverged)
         if stop:
             self._require_finite(math.nan if loss is None else loss)
             self._require_finite(math.nan)
-        self.request.signum = signum or None
-        return bool(signum or save)
+        return signum, bool(signum or save)
 
     def _require_finite(self, loss: float, what: str = "loss") -> None:
         if not math.isfinite(loss):
             step, lr = self.learner.progress.step, self.learner.lr
             raise DivergedError(f"the {what} is {loss} at step {step}, learning rate {lr:g}; try a smaller --lr")
 
-    def _answer(self) -> None:
+    def _answer(self, signum: int) -> None:
         """End the run if a signal asked for it; all is saved."""
-        if self.request.signum is not None:
+        if signum:
             line = ["fastcifar", "train", "--resume", str(self.run.path)]
             line += ["--model", self.config.model] if self.config.network.names_code else []
             if self.processes.count > 1:
                 line[:1] = ["torchrun", "--nproc-per-node", str(self.processes.local_count), "-m", "fastcifar"]
             go_on = shlex.join(line)
-            raise Stopped(self.request.signum, f"saved at step {self.learner.progress.step}; go on with: {go_on}")
+            raise Stopped(signum, f"saved at step {self.learner.progress.step}; go on with: {go_on}")
 
     def _tell_rest(self, seconds: float) -> float:
         """Say how long the rest takes if it goes on as in this epoch, of which `seconds` are over; return that."""
@@ -312,17 +311,16 @@ class Trainer:
 
         def advance(count: int) -> None:
             self.reporter.advance(count * self.processes.count)
-            if self.processes.count == 1 and self.request.signum is not None:
+            if self.processes.count == 1 and self.request.signum:
                 self._save()
-                self._answer()
+                self._answer(self.request.signum)
 
         self.processes.share_buffers(model)
         self.reporter.begin(what, loader.num_images * self.processes.count)
         answers = evaluate(model, loader, amp=self.learner.amp, tta=tta, advance=advance, processes=self.processes)
-        (signum,) = self.processes.largest(self.request.signum or 0)
+        (signum,) = self.processes.largest(self.request.signum)
         if signum:
-            self.request.signum = signum
             self._save()
-            self._answer()
+            self._answer(signum)
         self._require_finite(answers.loss, f"{what} loss")
         return answers

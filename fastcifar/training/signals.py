@@ -9,17 +9,20 @@ from typing import Any
 
 
 class StopRequest:
-    """In its `with` block a first signal only sets `signum`; a second one ends the program at once."""
+    """From `begin` to the end of its `with` block a first signal only sets `signum`; a second ends the program."""
 
     def __init__(self) -> None:
-        self.signum: int | None = None
+        self.signum = 0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
+        return self
+
+    def begin(self) -> None:
+        """From now on a signal is a request."""
         if threading.current_thread() is threading.main_thread():
             for signum in (signal.SIGINT, signal.SIGTERM):
                 self._before[signum] = signal.signal(signum, self._ask)
-        return self
 
     def _ask(self, signum: int, frame: FrameType | None) -> None:
         self.signum = signum
