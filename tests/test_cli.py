@@ -344,6 +344,14 @@ def test_of_several_processes_one_tells_of_a_wrong_setting(monkeypatch: pytest.M
         assert (result.exit_code, len(result.stderr.splitlines())) == (2, told)
 
 
+def test_what_is_wrong_for_one_process_is_not_kept_to_itself(monkeypatch: pytest.MonkeyPatch, data_dir: Path) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    line = refused(2, "train", "--data-dir", data_dir, "--device", "cuda:99")
+    assert line.startswith("process 1 of 2: ")
+    assert "cuda:99" in line
+
+
 def test_an_unknown_command() -> None:
     assert refused(2, "trian").startswith("No such command 'trian'")
 

@@ -162,6 +162,20 @@ def test_shared_batch_norm_is_batch_norm(tmp_path: Path) -> None:
         torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
+def test_a_resumed_run_adds_gradients_in_the_same_order(data_dir: Path, tmp_path: Path) -> None:
+    """With more than two processes the order of addition shows in the last bits."""
+    for name, *stops in (("whole", 4), ("cut", 2, 4)):
+        for number, steps in enumerate(stops):
+            settings = {"max-steps": steps, "batch-size": 60}
+            again = ["--resume", name, "--runs-dir", tmp_path, "--max-steps", steps]
+            _, errors = ended(process := start(3, *(again if number else flags(data_dir, tmp_path, name, **settings))))
+            assert process.returncode == 0, errors
+            assert "find_unused_parameters" not in errors
+    whole, cut = (torch.load(tmp_path / name / "weights" / "last.pt", weights_only=True) for name in ("whole", "cut"))
+    assert all(torch.equal(whole["model"][key], cut["model"][key]) for key in whole["model"])
+
+
 def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 

@@ -107,6 +107,11 @@ def weights_of(run: RunFolder) -> dict[str, torch.Tensor]:
     return torch.load(run.last, weights_only=True)["model"]
 
 
+def same_weights(one: RunFolder, other: RunFolder) -> None:
+    expected, got = weights_of(one), weights_of(other)
+    assert all(torch.equal(expected[key], got[key]) for key in expected)
+
+
 @pytest.mark.parametrize(
     ("sched", "at_step"), [("plateau", 3), ("plateau", 5), ("cosine", 7), ("cosine", 10), ("none", 1)]
 )
@@ -121,8 +126,7 @@ def test_resume_gives_the_same_weights(data_dir: Path, tmp_path: Path, at_step: 
     assert signal.getsignal(signal.SIGINT) is handler
     cut = RunFolder(tmp_path / "cut")
     train(config, runs_dir=tmp_path, resume=cut)
-    expected, got = weights_of(whole), weights_of(cut)
-    assert all(torch.equal(expected[key], got[key]) for key in expected)
+    same_weights(whole, cut)
 
     def without_times(run: RunFolder) -> list[dict[str, str]]:
         rows = results_of(run)
@@ -210,11 +214,20 @@ def test_every_loader_trains_to_the_same_weights(data_dir: Path, tmp_path: Path)
     from fastcifar.loaders import missing_part
 
     names = [name for name in ("resident", "ffcv", "albumentations") if missing_part(name) is None]
-    runs = [train(tiny(data_dir, deterministic=True, loader=n, epochs=1), runs_dir=tmp_path, name=n)[0] for n in names]
-    expected = weights_of(runs[0])
+    config = tiny(data_dir, deterministic=True, dropout=0.3, epochs=1)
+    runs = [train(replace(config, loader=name), runs_dir=tmp_path, name=name)[0] for name in names]
     for run in runs[1:]:
-        got = weights_of(run)
-        assert all(torch.equal(expected[key], got[key]) for key in expected)
+        same_weights(runs[0], run)
+
+
+def test_resume_gives_the_same_dropout_on_every_loader(data_dir: Path, tmp_path: Path) -> None:
+    pytest.importorskip("albumentations")
+    config = tiny(data_dir, deterministic=True, dropout=0.3, loader="albumentations")
+    whole, _ = train(config, runs_dir=tmp_path, name="whole")
+    with pytest.raises(Stopped):
+        train(config, runs_dir=tmp_path, name="cut", reporter=Interrupts(6, signal.SIGINT))
+    cut, _ = train(config, runs_dir=tmp_path, resume=RunFolder(tmp_path / "cut"))
+    same_weights(whole, cut)
 
 
 def test_more_epochs_may_be_asked_for(data_dir: Path, tmp_path: Path) -> None:
@@ -303,6 +316,19 @@ def test_tta_is_the_mean_over_its_views(tta: str) -> None:
     if tta == "flip-shift":
         assert torch.equal(seen[2][:, :, 1:, 1:], images[:, :, :-1, :-1])  # moved down and right by one
         assert torch.equal(seen[4][:, :, :-1, :-1], images[:, :, 1:, 1:])
+
+
+def test_with_nothing_held_out_the_last_weights_are_scored(
+    data_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = tiny(data_dir, val_size=0, deterministic=True)  # 6 steps an epoch
+    run, metrics = train(replace(config, max_steps=8), runs_dir=tmp_path)
+    assert (metrics["weights"], metrics["best"]["epoch"]) == ("of the last epoch", 2)
+    expected, scored = weights_of(run), load_file(run.best)
+    assert all(torch.equal(expected[key], scored[key]) for key in expected)
+    train(replace(config, max_steps=9), runs_dir=tmp_path, resume=run)
+    same_weights(train(replace(config, max_steps=9), runs_dir=tmp_path)[0], run)
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 def test_max_steps_ends_with_an_evaluation(data_dir: Path, tmp_path: Path) -> None:
@@ -675,8 +701,11 @@ def test_settings_that_were_changed_in_the_folder_are_refused(data_dir: Path, tm
         with pytest.raises(CheckpointError, match=rf"config\.yaml: {key} is .*, and was .* when the checkpoint was"):
             train(replace(config, **changed), runs_dir=tmp_path, resume=run)
     train(replace(config, epochs=2), runs_dir=tmp_path, resume=run)
-    with pytest.raises(UsageError, match=r"epochs is 1; .* has finished 2: expected at least that"):
+    with pytest.raises(UsageError, match=r"epochs is 1; .* has begun 2: expected at least that"):
         train(config, runs_dir=tmp_path, resume=run)
+    begun, _ = train(replace(config, epochs=2, max_steps=7), runs_dir=tmp_path)
+    with pytest.raises(UsageError, match=r"epochs is 1; .* has begun 2: expected at least that"):
+        train(replace(config, max_steps=7), runs_dir=tmp_path, resume=begun)
 
 
 def test_sizes_in_progress_cannot_stretch_and_must_fit_the_network(data_dir: Path, tmp_path: Path) -> None:

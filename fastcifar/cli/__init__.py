@@ -25,7 +25,7 @@ from fastcifar.cli.preview import preview
 from fastcifar.cli.recipes import recipes
 from fastcifar.cli.report import report
 from fastcifar.cli.train import train
-from fastcifar.errors import FastcifarError, Stopped
+from fastcifar.errors import FastcifarError, Stopped, UsageError
 
 LAST_STREAM = 2
 
@@ -90,7 +90,8 @@ def _tell(error: Exception) -> int:
     else:
         message = f"{type(error).__name__}: {error} (not foreseen: please report it, with what --debug adds)"
         code = 1
-    if code != 2 or os.environ.get("RANK", "0") == "0":  # of several processes that are used wrongly the first speaks
+    shared = isinstance(error, (click.ClickException, UsageError))  # by all processes: the first speaks
+    if not shared or os.environ.get("RANK", "0") == "0":
         click.echo(f"Error: {_one_line(message)}", err=True)
     return code
 

@@ -11,7 +11,7 @@ import click
 from fastcifar.cli import options, settings
 from fastcifar.cli.settings import AUGMENT, flags, typed
 from fastcifar.config import CHANGEABLE, TrainConfig
-from fastcifar.errors import Stopped
+from fastcifar.errors import FastcifarError, Stopped, UsageError
 
 
 @click.command()
@@ -54,7 +54,8 @@ def train(
     from fastcifar.training import train as run_training
     from fastcifar.training.processes import join
 
-    run, first = None, join().first
+    processes = join()
+    run, first = None, processes.first
     if resume is not None:
         run = find_run(resume or None, runs_dir)
         config = _resumed(context, run.read_config(), config)
@@ -67,6 +68,12 @@ def train(
             if first:
                 raise
             raise SystemExit(stopped.exit_code) from None
+        except UsageError as error:
+            if first:
+                raise
+            alone = FastcifarError(f"process {processes.rank} of {processes.count}: {error}")  # it may be the only one
+            alone.exit_code = error.exit_code
+            raise alone from None
     if not first:
         return
     report = write_report(run)

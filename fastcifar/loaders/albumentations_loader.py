@@ -66,6 +66,7 @@ class AlbumentationsLoader(Loader):
             multiprocessing_context="fork" if num_workers and sys.platform == "linux" else None,
             worker_init_fn=_leave_signals_to_the_parent,
             timeout=TIMEOUT_S if num_workers else 0,  # a killed worker is an error, not a hang
+            generator=torch.Generator(),  # it draws a seed for each worker, which none uses: not from torch's own
         )
 
     def _epoch(self, epoch: int, start: int) -> Generator[Batch, None, None]:

@@ -34,6 +34,7 @@ class Learner:
         self, config: TrainConfig, loaders: Loaders, device: torch.device, processes: Processes, reporter: Reporter
     ) -> None:
         self.data, self.device, self.processes = loaders.info, device, processes
+        self._held_out = loaders.val is not None
         self._test_sha256 = loaders.test.beton.sha256
         self.amp = choose_amp(device, config.amp)
         processes.begin(device)
@@ -54,7 +55,7 @@ class Learner:
             self.network = synchronised(self.network, device)
         self.config = config
         self.optimizer = make_optimizer(self.network, config)
-        model = processes.wrap(self.network, device)
+        model = processes.wrap(self.network, device, config.deterministic)
         called: Any = torch.compile(model) if config.compile else model
         self.step = Step(called, self.network, self.optimizer, config, self.amp)
         self.schedule = Schedule(self.optimizer, config, self.num_steps, len(loaders.train))
@@ -158,7 +159,8 @@ class Learner:
             lost = f"{run.best}: holds the weights of epoch {facts.get('epoch')}"
         except CheckpointError as error:
             lost = str(error)
-        log.warning("%s; those of epoch %s, the best, are lost: the best from here on counts", lost, best["epoch"])
+        if self._held_out:  # else the last epoch's are wanted, and are made again
+            log.warning("%s; those of epoch %s, the best, are lost: the best from here on counts", lost, best["epoch"])
         self.progress.best = None
 
     def _require_same_settings(self, run: RunFolder, old: dict[str, Any]) -> None:
@@ -172,12 +174,11 @@ class Learner:
 
     def _require_same_length(self, run: RunFolder, state: dict[str, Any]) -> None:
         done, old, most = self.progress, state["config"], self.config.max_steps
-        if self.config.epochs < done.epoch:
-            raise UsageError(
-                f"epochs is {self.config.epochs}; {run.path} has finished {done.epoch}: expected at least that"
-            )
         if most is not None and most < done.step:
             raise UsageError(f"max_steps is {most}; {run.path} has done {done.step}: expected at least that")
+        if self.num_steps < done.step:
+            begun = -(-done.step // self._steps_per_epoch)
+            raise UsageError(f"epochs is {self.config.epochs}; {run.path} has begun {begun}: expected at least that")
         sched = self.config.sched
         fixed = "progressive sizing" if self.config.progressive else f"{sched} schedule"
         stretches = sched in STRETCHABLE and not self.config.progressive

@@ -300,11 +300,12 @@ class Trainer:
             checkpoint.save_weights(self.run.best, learner.step.scored, self.config.network, learner.data, **facts)
 
     def _is_best(self, row: dict[str, Any], whole: bool) -> bool:
-        """Of whole epochs the one that validates best; a part of one counts only if none has ended."""
+        """Of whole epochs the one that validates best; a part of one counts if none has ended. Without validation the
+        last."""
         best = self.learner.progress.best
-        if best is None or not whole:
-            return best is None
-        return row["val_accuracy"] is None or bool(row["val_accuracy"] > best["val_accuracy"])
+        if best is None or row["val_accuracy"] is None:
+            return True
+        return whole and bool(row["val_accuracy"] > best["val_accuracy"])
 
     def evaluate(self, model: nn.Module, loader: Loader, what: str, tta: str = "none") -> Answers:
         """What the network answers on the images of all processes; a signal may end this. Raises DivergedError."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,6 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 from fastcifar.errors import FastcifarError, UsageError
 
 T = TypeVar("T")
+PATIENCE = timedelta(hours=12)
+"""The first process may be long over what it does alone, as a range test; one that has ended is noticed at once."""
 
 
 class Processes:
@@ -40,7 +43,7 @@ class Processes:
         """Meet the others."""
         if self.count > 1:
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-            self._talk = dist.new_group(backend="gloo")
+            self._talk = dist.new_group(backend="gloo", timeout=PATIENCE)
 
     def end(self) -> None:
         """Leave."""
@@ -48,11 +51,19 @@ class Processes:
             dist.destroy_process_group()
             self._talk = None
 
-    def wrap(self, network: nn.Module, device: torch.device) -> nn.Module:
-        """The network, with its gradients averaged over the processes."""
+    def wrap(self, network: nn.Module, device: torch.device, deterministic: bool = False) -> nn.Module:
+        """The network, with its gradients averaged over the processes.
+
+        deterministic: add them in the same order in each step. torch packs them anew after the first step that it
+        makes, which is another one where a run goes on, and the order depends on the place in the pack.
+        """
         if self.count == 1:
             return network
-        return DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None)
+        wrapped = DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None)
+        if deterministic:
+            # a lambda: torch refuses annotations that are text, which those of this module are
+            wrapped.register_comm_hook(self.count, lambda state, bucket: _mean_of_each(state, bucket))
+        return wrapped
 
     def largest(self, *numbers: int) -> list[int]:
         """The largest of each number in any process."""
@@ -108,6 +119,12 @@ class Processes:
                 f"process {self.rank} of {self.count} stopped: another process of this run has ended (its own message "
                 "says why); go on from what was saved last with the same torchrun line and --resume"
             ) from error
+
+
+def _mean_of_each(count: int, bucket: Any) -> torch.futures.Future[torch.Tensor]:
+    """The mean over `count` processes of each gradient of a pack, each sent by itself."""
+    sent: Any = [dist.all_reduce(gradient, async_op=True).get_future() for gradient in bucket.gradients()]
+    return torch.futures.collect_all(sent).then(lambda _: bucket.buffer().div_(count))
 
 
 def join() -> Processes:
