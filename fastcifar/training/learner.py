@@ -128,6 +128,9 @@ class Learner:
                     f"{self.config.data_dir} has {now_there[:16]}…: convert the same source again or start a new run"
                 )
         self._require_same_settings(run, state["config"])
+        steps, images = self._steps_per_epoch, found.batch * self.config.batch_size
+        if found.batch > steps or found.step != found.epoch * steps + found.batch or found.seen != images:
+            raise ValueError(f"step {found.step} is not batch {found.batch} after {found.epoch} epochs of {steps}")
         self._require_same_length(run, state)
         now = self._circumstances()
         for what, then in state["circumstances"].items():
@@ -138,9 +141,6 @@ class Learner:
                     now.get(what),
                     then,
                 )
-        steps, images = self._steps_per_epoch, found.batch * self.config.batch_size
-        if found.batch > steps or found.step != found.epoch * steps + found.batch or found.seen != images:
-            raise ValueError(f"step {found.step} is not batch {found.batch} after {found.epoch} epochs of {steps}")
         self.network.load_state_dict(state["model"])
         self.step.load_state_dict(state["step"])
         self.schedule.load_state_dict(state["schedule"])
@@ -156,11 +156,13 @@ class Learner:
             _, _, facts = checkpoint.load_weights(run.best, trusted=self.config.network.name)
             if facts.get("epoch") == best["epoch"]:
                 return
+            if not self._held_out and facts.get("epoch") == self.progress.epoch + 1:
+                self.progress.best = None  # written at the end of the epoch that is gone on with: it will be again
+                return
             lost = f"{run.best}: holds the weights of epoch {facts.get('epoch')}"
         except CheckpointError as error:
             lost = str(error)
-        if self._held_out:  # else the last epoch's are wanted, and are made again
-            log.warning("%s; those of epoch %s, the best, are lost: the best from here on counts", lost, best["epoch"])
+        log.warning("%s; those of epoch %s, the best, are lost: the best from here on counts", lost, best["epoch"])
         self.progress.best = None
 
     def _require_same_settings(self, run: RunFolder, old: dict[str, Any]) -> None:
