@@ -220,7 +220,7 @@ def test_every_loader_trains_to_the_same_weights(data_dir: Path, tmp_path: Path)
         same_weights(runs[0], run)
 
 
-def test_resume_gives_the_same_dropout_on_every_loader(data_dir: Path, tmp_path: Path) -> None:
+def test_resume_gives_the_same_dropout_on_the_albumentations_loader(data_dir: Path, tmp_path: Path) -> None:
     pytest.importorskip("albumentations")
     config = tiny(data_dir, deterministic=True, dropout=0.3, loader="albumentations")
     whole, _ = train(config, runs_dir=tmp_path, name="whole")
