@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from fastcifar import config
@@ -30,8 +32,8 @@ def evaluate(
     split: str,
     tta: str,
     model: str | None,
-    data_dir: str | None,
-    runs_dir: str,
+    data_dir: Path | None,
+    runs_dir: Path,
     device: str,
     as_json: bool,
 ) -> None:

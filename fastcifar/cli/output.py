@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fastcifar.errors import FastcifarError, Stopped
+from fastcifar.paths import command_line as command_line  # which the layers below show commands by, too
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ def evaluate_run(
     *,
     split: str = "test",
     tta: str = "none",
-    data_dir: str | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
     device: str = "auto",
     trusted: str | None = None,
     reporter: Reporter | None = None,

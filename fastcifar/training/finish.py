@@ -11,6 +11,7 @@ from torch import nn
 from fastcifar.errors import CheckpointError
 from fastcifar.loaders import Loader
 from fastcifar.models import count_parameters
+from fastcifar.paths import command_line
 from fastcifar.training import checkpoint
 from fastcifar.training.checkpoint import Predictions
 from fastcifar.training.data import Loaders
@@ -37,7 +38,8 @@ def finish(run: RunFolder, learner: Learner, loaders: Loaders, evaluate: Evaluat
     best, _, facts = checkpoint.load_weights(run.best, trusted=config.network.name)
     kept = learner.progress.best
     if kept is None or facts.get("epoch") != kept["epoch"]:
-        raise CheckpointError(f"{run.best}: was exchanged while the run went on; mend it with --resume {run.path}")
+        go_on = command_line("fastcifar", "train", "--resume", run.path)
+        raise CheckpointError(f"{run.best}: was exchanged while the run went on; write it again with: {go_on}")
     best.to(device=learner.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     answers = evaluate(best, loaders.test, "test")
     scores: dict[str, Any] = {"test_accuracy": answers.accuracy, "test_loss": answers.loss}
