@@ -24,6 +24,7 @@ from fastcifar.cli import options
 @options.run_data_dir
 @options.runs_dir
 @options.device
+@options.threads
 @options.as_json
 def evaluate(
     run: str | None,
@@ -33,6 +34,7 @@ def evaluate(
     data_dir: str | None,
     runs_dir: str,
     device: str,
+    threads: int | None,
     as_json: bool,
 ) -> None:
     """Score RUN (a name or path; the latest if not given): accuracy, loss, precision and recall of each class,
@@ -45,7 +47,9 @@ def evaluate(
     from fastcifar.cli.output import Bars, table
     from fastcifar.explain import evaluate_run
     from fastcifar.training import find_run
+    from fastcifar.training.device import choose_threads
 
+    choose_threads(threads)
     folder = find_run(run, runs_dir, trained=True)
     with Bars() as bars:
         made = evaluate_run(

@@ -86,6 +86,7 @@ class Names(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 @options.run_data_dir
 @options.runs_dir
 @options.device
+@options.threads
 @options.as_json
 @click.pass_context
 def explain(
@@ -97,6 +98,7 @@ def explain(
     data_dir: str | None,
     runs_dir: str,
     device: str,
+    threads: int | None,
     as_json: bool,
     **given: Any,
 ) -> None:
@@ -119,7 +121,9 @@ def explain(
     from fastcifar.cli.output import Bars, write_report
     from fastcifar.explain import explain_run
     from fastcifar.training import find_run
+    from fastcifar.training.device import choose_threads
 
+    choose_threads(threads)
     folder = find_run(run, runs_dir, trained=True)
     with Bars() as bars:
         made = explain_run(

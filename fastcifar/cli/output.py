@@ -129,10 +129,12 @@ class Bars:
         if self._progress is not None and self._current is not None:
             self._progress.advance(self._current, count)
 
-    def step(self, step: int, loss: float) -> None:
-        """Show the loss beside the current bar."""
+    def step(self, step: int, loss: float, rest_s: float) -> None:
+        """Show the loss and the time left of the whole run next to the current bar."""
         if self._progress is not None and self._current is not None:
-            self._progress.update(self._current, note=f"loss {loss:.3f}")
+            from fastcifar.training.progress import duration
+
+            self._progress.update(self._current, note=f"loss {loss:.3f}, {duration(rest_s)} left in all")
 
 
 def write_report(run: RunFolder) -> Path | None:

@@ -175,6 +175,7 @@ DATA = [
 PREVIEWED = [_LOADER, _SEED, options.data_dir]
 MACHINE = [
     options.device,
+    options.threads,
     _setting("--amp", "Autocast; auto is bf16 where the device is fast at it.", type=click.Choice(config.AMP_MODES)),
 ]
 

@@ -29,7 +29,8 @@ TTAS = ("none", "flip", "flip-shift")
 AMP_MODES = ("auto", "bf16", "fp16", "off")
 MAX_SEED = 2**63 - 1
 MAX_WARMUP = 1e6
-CHANGEABLE = ("epochs", "max_steps", "data_dir", "device", "loader", "amp", "compile", "log_every")
+MAX_THREADS = 1_024
+CHANGEABLE = ("epochs", "max_steps", "data_dir", "device", "threads", "loader", "amp", "compile", "log_every")
 """What may differ when a run is resumed; everything else is the run's own."""
 
 
@@ -119,6 +120,8 @@ class TrainConfig:
     """'full', or 'window' for betons larger than memory."""
     device: str = "auto"
     """'auto' (CUDA, else MPS, else CPU), or a torch device."""
+    threads: int | None = None
+    """Threads on the CPU; None: as many as the CPUs that the process may use."""
     amp: str = "auto"
     """Autocast: 'bf16', 'fp16' (with loss scaling), 'off', or 'auto' (bf16 where the device is fast at it)."""
     compile: bool = False
@@ -171,6 +174,8 @@ class TrainConfig:
         require_choice("loader", self.loader, LOADERS)
         require_choice("shuffle", self.shuffle, ("full", "window"))
         require_choice("amp", self.amp, AMP_MODES)
+        if self.threads is not None:
+            require_int("threads", self.threads, 1, MAX_THREADS)
         if self.val_size is not None:
             require_int("val_size", self.val_size, 0)
         require_int("seed", self.seed, 0, MAX_SEED)

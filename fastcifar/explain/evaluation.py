@@ -14,6 +14,7 @@ from fastcifar.explain.trained import Trained
 from fastcifar.files import write_text
 from fastcifar.scores import Scores, score
 from fastcifar.training import checkpoint
+from fastcifar.training.device import standard_torch_defaults
 from fastcifar.training.progress import Reporter, SilentReporter
 from fastcifar.training.run_folder import RunFolder
 
@@ -32,6 +33,7 @@ class Evaluation:
     files: tuple[Path, ...]
 
 
+@standard_torch_defaults()
 def evaluate_run(
     run: RunFolder,
     *,

@@ -20,6 +20,7 @@ from fastcifar.explain.files import write_explanation
 from fastcifar.explain.maps import CAM_BATCH, Subjects, map_table
 from fastcifar.explain.pictures import read_pictures
 from fastcifar.explain.trained import Trained
+from fastcifar.training.device import standard_torch_defaults
 from fastcifar.training.progress import Reporter, SilentReporter
 from fastcifar.training.run_folder import RunFolder
 
@@ -40,6 +41,7 @@ class Explanation:
     """grid.png, index.csv, maps.npz and the sheets; nothing if there is no image to show."""
 
 
+@standard_torch_defaults()
 def explain_run(
     run: RunFolder,
     config: ExplainConfig,

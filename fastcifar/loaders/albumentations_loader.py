@@ -106,7 +106,9 @@ class AlbumentationsLoader(Loader):
 
     def _answers(self, workers: DataLoader[Any]) -> Iterator[torch.Tensor]:
         try:
-            yield from workers
+            with torch.device("cpu"):  # the iterator makes tensors, whatever torch.set_default_device says
+                answers = iter(workers)
+            yield from answers
         except FastcifarError as error:
             message = str(error).strip()
             if not message.startswith("Caught "):  # raised here: there are no workers

@@ -20,7 +20,13 @@ from fastcifar.lr_find import LrCurve, lr_find
 from fastcifar.models import builder, make_model
 from fastcifar.training.checkpoint import DataInfo
 from fastcifar.training.data import Loaders
-from fastcifar.training.device import choose_amp, choose_device, keep_freed_memory
+from fastcifar.training.device import (
+    choose_amp,
+    choose_device,
+    choose_threads,
+    keep_freed_memory,
+    standard_torch_defaults,
+)
 from fastcifar.training.optimizer import at_rate, make_optimizer
 from fastcifar.training.processes import Processes
 from fastcifar.training.progress import Reporter
@@ -72,11 +78,13 @@ def write_curve(curve: LrCurve, folder: Path) -> tuple[Path, Path]:
     return table, picture
 
 
+@standard_torch_defaults()
 def find_in_new_folder(
     config: TrainConfig, test: RangeTest, runs_dir: str, reporter: Reporter
 ) -> tuple[LrCurve, tuple[Path, Path]]:
     """The range test of `fastcifar lr-find`: a fresh network on the images of `config`; its files in a new folder."""
     device = choose_device(config.device)
+    choose_threads(config.threads)
     if device.type == "cpu":
         keep_freed_memory()
     builder(config.network)  # a name that is wrong is told before the data is read
