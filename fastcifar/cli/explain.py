@@ -147,9 +147,10 @@ def explain(
         if isinstance(asked.select, str) and made.num_shown < asked.n:
             nothing = "" if made.num_shown else ": nothing to draw, and what was drawn before stays"
             click.echo(f"{asked.n:,} were asked for, {made.num_shown:,} are there{nothing}")
-    if made.files:
-        for file in made.files[:3]:
-            click.echo(file)
-        click.echo(f"{made.files[3].parent}/ ({made.num_shown} sheets)")
+    sheets = [file for file in made.files if file.parent.name == "sheets"]
+    for file in made.files[: len(made.files) - len(sheets)]:
+        click.echo(file)
+    if sheets:
+        click.echo(f"{sheets[0].parent}/ ({len(sheets)} sheets)")
     if report:
         click.echo(report)

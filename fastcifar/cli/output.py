@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fastcifar.errors import FastcifarError, Stopped
+from fastcifar.errors import Stopped
+from fastcifar.pictures import why
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -44,12 +46,15 @@ def log_to_stderr(debug: bool = False) -> Iterator[None]:
     # warnings of other people's packages are for developers: --debug shows them
     others, quiet = logging.getLogger("py.warnings"), logging.NullHandler()
     others.addHandler(quiet)
+    if not debug:
+        logging.getLogger("matplotlib").addHandler(quiet)  # of a matplotlibrc, which does not matter here, and of fonts
     logging.captureWarnings(not debug)
     try:
         yield
     finally:
         logging.captureWarnings(False)
         others.removeHandler(quiet)
+        logging.getLogger("matplotlib").removeHandler(quiet)
         logger.removeHandler(handler)
         logger.setLevel(level)
 
@@ -147,8 +152,8 @@ def write_report(run: RunFolder) -> Path | None:
     except Stopped:
         raise
     except Exception as error:  # noqa: BLE001 (hours of training do not end in an error for the sake of a page)
-        reason = error if isinstance(error, FastcifarError) else f"{type(error).__name__}: {error}"
-        logging.getLogger(__name__).warning("no report: %s", reason)
+        again = shlex.join(["fastcifar", "report", str(run.path)])
+        logging.getLogger(__name__).warning("no report: %s; write it with: %s", why(error), again)
         return None
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from fastcifar.plotting.context import own_context
 from fastcifar.plotting.style import GREY, TRAIN_COLOUR, VAL_COLOUR, within
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 PANELS = ("loss", "accuracy", "lr")
 
 
+@own_context()
 def curves(history: Sequence[dict[str, Any]], panels: Sequence[str] = PANELS) -> Figure:
     """Loss, accuracy and learning rate by epoch, side by side, or some of these; the best epoch is marked.
 
@@ -33,7 +35,9 @@ def curves(history: Sequence[dict[str, Any]], panels: Sequence[str] = PANELS) ->
         else:
             _draw_both(axis, history, what)
         axis.set_xlabel("epoch")
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        if len(history) == 1:  # room on both sides, less than to the next epoch
+            axis.set_xlim(history[0]["epoch"] - 0.6, history[0]["epoch"] + 0.6)
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
     return figure
@@ -65,6 +69,7 @@ def _positive(history: Sequence[dict[str, Any]]) -> bool:
     return bool(rates) and min(rates) > 0 and max(rates) / min(rates) > 10
 
 
+@own_context()
 def lr_curve(curve: LrCurve) -> Figure:
     """Loss over learning rate of a range test, raw and smoothed, with the suggestions or the reason for none."""
     figure = Figure(figsize=(7.5, 4.2), layout=within())

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -18,6 +18,7 @@ from fastcifar.files import write_text, writing_to
 from fastcifar.loaders import Loader
 from fastcifar.lr_find import LrCurve, lr_find
 from fastcifar.models import builder, make_model
+from fastcifar.pictures import pictures
 from fastcifar.training.checkpoint import DataInfo
 from fastcifar.training.data import Loaders
 from fastcifar.training.device import (
@@ -32,6 +33,9 @@ from fastcifar.training.processes import Processes
 from fastcifar.training.progress import Reporter
 from fastcifar.training.run_folder import create_run
 from fastcifar.training.step import Step
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def find_for(
@@ -62,26 +66,31 @@ def first_network(config: TrainConfig, data: DataInfo, device: torch.device) -> 
     return network.to(device=device, memory_format=torch.channels_last)
 
 
-def write_curve(curve: LrCurve, folder: Path) -> tuple[Path, Path]:
-    """Write lr_find.csv and lr_find.png into `folder`."""
-    from fastcifar import plotting
-
+def write_curve(curve: LrCurve, folder: Path) -> tuple[Path, ...]:
+    """Write lr_find.csv and then lr_find.png into `folder`; returns the paths of those that were written."""
     with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("lr", "loss", "smoothed_loss"))
     writer.writerows(zip(curve.rates.tolist(), curve.losses.tolist(), curve.smoothed.tolist(), strict=True))
-    table, picture = folder / "lr_find.csv", folder / "lr_find.png"
+    table = folder / "lr_find.csv"
     write_text(table, text.getvalue())
-    plotting.write_png(picture, plotting.lr_curve(curve))
-    return table, picture
+
+    def curve_drawn() -> Figure:
+        from fastcifar import plotting
+
+        return plotting.lr_curve(curve)
+
+    with pictures(folder, f"the curve is in {table}") as draw:
+        picture = draw("lr_find.png", curve_drawn)
+    return (table, picture) if picture else (table,)
 
 
 @standard_torch_defaults()
 def find_in_new_folder(
     config: TrainConfig, test: RangeTest, runs_dir: str, reporter: Reporter
-) -> tuple[LrCurve, tuple[Path, Path]]:
+) -> tuple[LrCurve, tuple[Path, ...]]:
     """The range test of `fastcifar lr-find`: a fresh network on the images of `config`; its files in a new folder."""
     device = choose_device(config.device)
     choose_threads(config.threads)

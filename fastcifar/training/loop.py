@@ -6,7 +6,6 @@ import fcntl
 import logging
 import math
 import os
-import shlex
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -33,7 +32,7 @@ from fastcifar.training.device import (
 )
 from fastcifar.training.evaluate import Answers, evaluate
 from fastcifar.training.find_lr import write_curve
-from fastcifar.training.finish import finish
+from fastcifar.training.finish import finish, resume_command
 from fastcifar.training.learner import Learner
 from fastcifar.training.processes import Processes, join
 from fastcifar.training.progress import Pace, Reporter, SilentReporter, duration
@@ -282,11 +281,7 @@ class Trainer:
     def _answer(self, signum: int) -> None:
         """End the run if a signal asked for it; all is saved."""
         if signum:
-            line = ["fastcifar", "train", "--resume", str(self.run.path)]
-            line += ["--model", self.config.model] if self.config.network.names_code else []
-            if self.processes.count > 1:
-                line[:1] = ["torchrun", "--nproc-per-node", str(self.processes.local_count), "-m", "fastcifar"]
-            go_on = shlex.join(line)
+            go_on = resume_command(self.run, self.config, self.processes)
             raise Stopped(signum, f"saved at step {self.learner.progress.step}; go on with: {go_on}")
 
     def _log_rest(self) -> None:
