@@ -139,6 +139,7 @@ def explain(
             "layers": {name: list(size) for name, size in zip(made.layers, made.sizes, strict=False)},
             "files": [str(file) for file in made.files],
             "report": report and str(report),
+            "pictures": list(made.pictures),
         }
         click.echo(json.dumps(facts))
         return
@@ -147,6 +148,9 @@ def explain(
         if isinstance(asked.select, str) and made.num_shown < asked.n:
             nothing = "" if made.num_shown else ": nothing to draw, and what was drawn before stays"
             click.echo(f"{asked.n:,} were asked for, {made.num_shown:,} are there{nothing}")
+    for picture in made.pictures:
+        classes = ", ".join(f"{name} {probability:.1%}" for name, probability in picture["classes"])
+        click.echo(f"{picture['file']}: {classes}")
     sheets = [file for file in made.files if file.parent.name == "sheets"]
     for file in made.files[: len(made.files) - len(sheets)]:
         click.echo(file)

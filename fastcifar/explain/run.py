@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +25,9 @@ from fastcifar.training.device import standard_torch_defaults
 from fastcifar.training.progress import Reporter, SilentReporter
 from fastcifar.training.run_folder import RunFolder
 
+NUM_TOP = 3
+"""Classes that are reported of each picture of the user's."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Explanation:
@@ -39,6 +43,9 @@ class Explanation:
     """(h, w) of each layer's own maps."""
     files: tuple[Path, ...]
     """grid.png, index.csv, maps.npz and the sheets; nothing if there is no image to show."""
+    pictures: tuple[dict[str, Any], ...] = ()
+    """Of each picture of the user's the file, and the `classes` of highest probability, each a name and a probability;
+    the most probable first."""
 
 
 @standard_torch_defaults()
@@ -65,8 +72,9 @@ def explain_run(
     layers = _layers(trained, config)
     names = trained.info.class_names
     require_choice("target", config.target, ("pred", "true", "both", *names))
+    top: tuple[dict[str, Any], ...] = ()
     if pictures:
-        subjects, num_images, num_wrong = _pictures(trained, pictures, layers), len(pictures), None
+        (subjects, top), num_images, num_wrong = _pictures(trained, pictures, layers), len(pictures), None
         folder, selection = run.explain / "pictures", f"{len(pictures):,} of your pictures"
     else:
         subjects, num_images, num_wrong = _test_images(trained, config, reporter)
@@ -83,6 +91,7 @@ def explain_run(
         layers=layers,
         sizes=table.sizes,
         files=files,
+        pictures=top,
     )
 
 
@@ -120,7 +129,10 @@ def _test_images(trained: Trained, config: ExplainConfig, reporter: Reporter) ->
     return subjects, len(found.index), int((~found.right).sum())
 
 
-def _pictures(trained: Trained, paths: Sequence[Path], layers: Sequence[str]) -> Subjects:
+def _pictures(
+    trained: Trained, paths: Sequence[Path], layers: Sequence[str]
+) -> tuple[Subjects, tuple[dict[str, Any], ...]]:
+    """The pictures as images, and the most probable classes of each."""
     images = read_pictures(paths, trained.info.image_shape)
     probabilities = torch.cat(
         [
@@ -130,7 +142,12 @@ def _pictures(trained: Trained, paths: Sequence[Path], layers: Sequence[str]) ->
     ).cpu()
     unknown = np.full(len(paths), -1)
     names = [_shown(path) for path in paths]
-    return Subjects(
+    best = probabilities.double().topk(min(NUM_TOP, probabilities.shape[1]), dim=1)
+    top = tuple(
+        {"file": name, "classes": [(trained.info.class_names[i], p) for i, p in zip(classes, values, strict=True)]}
+        for name, classes, values in zip(names, best.indices.tolist(), best.values.tolist(), strict=True)
+    )
+    subjects = Subjects(
         images=images,
         names=tuple(names),
         short_names=tuple(os.path.basename(name) for name in names),
@@ -143,6 +160,7 @@ def _pictures(trained: Trained, paths: Sequence[Path], layers: Sequence[str]) ->
             loss=np.full(len(paths), np.nan),
         ),
     )
+    return subjects, top
 
 
 def _shown(path: Path) -> str:
