@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from typing import Any, Protocol
 
-import torch
 from torch import nn
 
 from fastcifar.errors import CheckpointError
 from fastcifar.loaders import Loader
 from fastcifar.models import count_parameters
+from fastcifar.models.trial import place
 from fastcifar.training import checkpoint
 from fastcifar.training.checkpoint import Predictions
 from fastcifar.training.data import Loaders
@@ -38,7 +38,7 @@ def finish(run: RunFolder, learner: Learner, loaders: Loaders, evaluate: Evaluat
     kept = learner.progress.best
     if kept is None or facts.get("epoch") != kept["epoch"]:
         raise CheckpointError(f"{run.best}: was exchanged while the run went on; mend it with --resume {run.path}")
-    best.to(device=learner.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    place(best, learner.device)
     answers = evaluate(best, loaders.test, "test")
     scores: dict[str, Any] = {"test_accuracy": answers.accuracy, "test_loss": answers.loss}
     if config.tta != "none":
