@@ -20,7 +20,7 @@ from torch import nn
 
 from fastcifar.config import RangeTest
 from fastcifar.errors import UsageError
-from fastcifar.models import buffers_kept, modes_kept
+from fastcifar.models.restore import buffers_kept, modes_kept
 
 log = logging.getLogger(__name__)
 WIDTH = 2.0

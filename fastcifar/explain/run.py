@@ -15,12 +15,13 @@ import torch
 from fastcifar.checks import require_choice
 from fastcifar.config import ExplainConfig
 from fastcifar.errors import UsageError
-from fastcifar.explain.cam import Activations, Size, stages_of
+from fastcifar.explain.cam import Activations, Size
 from fastcifar.explain.choice import Verdicts, choose, verdicts
 from fastcifar.explain.files import write_explanation
 from fastcifar.explain.maps import CAM_BATCH, Subjects, map_table
 from fastcifar.explain.pictures import read_pictures
 from fastcifar.explain.trained import Trained
+from fastcifar.models import stages_of
 from fastcifar.training.device import standard_torch_defaults
 from fastcifar.training.progress import Reporter, SilentReporter
 from fastcifar.training.run_folder import RunFolder
@@ -99,7 +100,9 @@ def _layers(trained: Trained, config: ExplainConfig) -> tuple[str, ...]:
     """Those that are asked for, each once; 'all' stands for the network's stages."""
     stages = stages_of(trained.model)
     if "all" in config.layers and not stages:
-        raise UsageError(f"{trained.config.model} has no stage that gives maps; name a layer that does")
+        raise UsageError(
+            f"{trained.config.model} has no stage that gives maps; name a layer that does, and is not scripted"
+        )
     named = [stages if name == "all" else (name,) for name in config.layers]
     return tuple(dict.fromkeys(chain.from_iterable(named)))
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -18,6 +18,7 @@ from fastcifar.files import write_text, writing_to
 from fastcifar.loaders import Loader
 from fastcifar.lr_find import LrCurve, lr_find
 from fastcifar.models import builder, make_model
+from fastcifar.models.trial import place
 from fastcifar.pictures import pictures
 from fastcifar.training.checkpoint import DataInfo
 from fastcifar.training.data import Loaders
@@ -62,8 +63,7 @@ def find_for(
 def first_network(config: TrainConfig, data: DataInfo, device: torch.device) -> nn.Module:
     """The network as a run begins with it, its weights drawn from the seed."""
     torch.manual_seed(config.seed)
-    network: Any = make_model(config.network, len(data.class_names), data.image_shape)
-    return network.to(device=device, memory_format=torch.channels_last)
+    return place(make_model(config.network, len(data.class_names), data.image_shape), device)
 
 
 def write_curve(curve: LrCurve, folder: Path) -> tuple[Path, ...]:

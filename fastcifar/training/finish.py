@@ -6,13 +6,13 @@ import logging
 import shlex
 from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
 from torch import nn
 
 from fastcifar.config import TrainConfig
 from fastcifar.errors import CheckpointError
 from fastcifar.loaders import Loader
 from fastcifar.models import count_parameters
+from fastcifar.models.trial import place
 from fastcifar.pictures import pictures
 from fastcifar.training import checkpoint
 from fastcifar.training.checkpoint import Predictions
@@ -45,7 +45,7 @@ def finish(run: RunFolder, learner: Learner, loaders: Loaders, evaluate: Evaluat
     kept = learner.progress.best
     if kept is None or facts.get("epoch") != kept["epoch"]:
         raise CheckpointError(f"{run.best}: was exchanged while the run went on; mend it with --resume {run.path}")
-    best.to(device=learner.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    place(best, learner.device)
     answers = evaluate(best, loaders.test, "test")
     scores: dict[str, Any] = {"test_accuracy": answers.accuracy, "test_loss": answers.loss}
     if config.tta != "none":
