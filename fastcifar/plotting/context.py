@@ -25,7 +25,7 @@ def _settings_hidden() -> Iterator[None]:
     hidden = {name: os.environ.pop(name) for name in ("MPLBACKEND", "MATPLOTLIBRC") if name in os.environ}
 
     def packaged(path: Any) -> bool:
-        return exists(path) and (os.path.basename(path) != "matplotlibrc" or "mpl-data" in path)
+        return exists(path) and (not str(path).endswith("matplotlibrc") or "mpl-data" in str(path))
 
     os.path.exists = packaged  # the working folder's matplotlibrc is read first, whatever the variables say
     try:
@@ -44,13 +44,13 @@ with _settings_hidden():
     import matplotlib.backends.backend_svg
 
 if _is_first:  # whoever uses matplotlib in this process next finds the user's settings, as far as they are valid
-    with warnings.catch_warnings(), suppress(Exception):
+    with warnings.catch_warnings(), suppress(OSError, ValueError, KeyError):
         warnings.simplefilter("ignore")
-        _settings = matplotlib.rc_params()
+        _settings = matplotlib.rc_params_from_file(matplotlib.matplotlib_fname(), use_default_template=False)
         matplotlib.rcParams.update(_settings)
         matplotlib.rcParamsOrig.update(_settings)
     if os.environ.get("MPLBACKEND"):
-        with suppress(Exception):
+        with suppress(ValueError):
             matplotlib.rcParams["backend"] = os.environ["MPLBACKEND"]
 
 _LIGHT: dict[Any, Any] = {key: value for key, value in matplotlib.rcParamsDefault.items() if key != "backend"}
@@ -71,8 +71,9 @@ _is_dark = ContextVar("_is_dark", default=False)
 
 @contextmanager
 def _unheeded() -> Iterator[None]:
-    """In the block, warnings and rounding are no errors, whatever the user's code made of them."""
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
+    """In the block, warnings and rounding are no errors, and numbers are printed as usual (an SVG's identifiers are
+    hashes of such texts), whatever the user's code has set."""
+    with warnings.catch_warnings(), np.errstate(all="ignore"), np.printoptions(legacy=False):
         warnings.simplefilter("ignore")
         yield
 

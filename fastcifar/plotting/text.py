@@ -10,6 +10,7 @@ from functools import lru_cache
 from matplotlib import font_manager, ft2font
 from matplotlib.font_manager import FontProperties, fontManager
 
+from fastcifar.errors import Stopped
 from fastcifar.plotting.context import own_context
 
 log = logging.getLogger(__name__)
@@ -98,6 +99,8 @@ def _found_in(names: Sequence[str], characters: set[str]) -> set[str]:
             path = fontManager.findfont(FontProperties(family=[name]), fallback_to_default=False)
             font = ft2font.FT2Font(path)
             found = {c for c in left if font.get_char_index(ord(c))}
+        except Stopped:
+            raise
         except Exception as error:  # noqa: BLE001 (a font that is damaged, or no longer there)
             log.debug("%s: not a font that matplotlib can use (%s)", name, error)
             continue
@@ -126,6 +129,8 @@ def _add_new_fonts() -> bool:
     for path in sorted(set(font_manager.findSystemFonts()) - {entry.fname for entry in fontManager.ttflist}):
         try:
             fontManager.addfont(path)
+        except Stopped:
+            raise
         except Exception as error:  # noqa: BLE001 (a font that is damaged, or of bitmaps)
             log.debug("%s: not a font that matplotlib can use (%s)", path, error)
     return len(fontManager.ttflist) > before

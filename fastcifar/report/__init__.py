@@ -41,8 +41,8 @@ def write_report(run: RunFolder) -> Path:
         raise DataError(f"{run.path}: has no results to report; train it with 'fastcifar train'")
     if files.not_drawn:
         again = shlex.join(["fastcifar", "report", str(run.path)])
-        count = len(files.not_drawn)
-        log.warning("%s: %d pictures not drawn (%s); draw them with: %s", run.report, count, files.not_drawn[0], again)
+        lost = len(files.not_drawn), files.not_drawn[0]
+        log.warning("%s: %d of its pictures not drawn (%s); draw them with: %s", run.report, *lost, again)
     contents = Contents(name=clean(run.path.resolve().name), notes=tuple(files.notes), **found)  # type: ignore[arg-type]
     write_text(run.report, render(contents))
     return run.report

@@ -24,7 +24,7 @@ MOST_TEXT, MOST_ARRAYS = 8 * MIB, 512 * MIB
 MOST_ROWS = 100_000
 WEIGHTS = "weights/best.safetensors"
 MOST_LETTERS, MOST_NOTES = 120, 20
-JOINER = "\u200d"  # within emoji
+JOINERS = "\u200c\u200d"  # within Persian and Indic words, and emoji
 Made = TypeVar("Made")
 
 
@@ -178,7 +178,8 @@ def parsed(name: str, row: dict[str, str], key: str, low: float = -1e30, high: f
 def clean(value: object, most: int = MOST_LETTERS) -> str:
     """As text that can be shown and stored: one line of at most `most` characters, without those that steer."""
     text = str(value)
-    shown = "".join(c if c.isprintable() or c == JOINER else " " if c.isspace() else "\ufffd" for c in text[: 2 * most])
+    kept = text[: 2 * most]
+    shown = "".join(c if c.isprintable() or c in JOINERS else " " if c.isspace() else "\ufffd" for c in kept)
     shown = " ".join(shown.split())
     return shown if len(shown) <= most and len(text) <= 2 * most else shown[: most - 1] + "…"
 
