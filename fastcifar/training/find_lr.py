@@ -55,8 +55,8 @@ def first_network(config: TrainConfig, data: DataInfo, device: torch.device) -> 
     return place(make_model(config.network, len(data.class_names), data.image_shape), device)
 
 
-def write_curve(curve: LrCurve, folder: Path) -> tuple[Path, Path]:
-    """Write lr_find.csv and lr_find.png into `folder`."""
+def write_curve(curve: LrCurve, folder: Path, chosen: str) -> tuple[Path, Path]:
+    """Write lr_find.csv and lr_find.png, where the suggestion `chosen` is labelled, into `folder`."""
     from fastcifar import plotting
 
     with writing_to(folder):
@@ -67,12 +67,12 @@ def write_curve(curve: LrCurve, folder: Path) -> tuple[Path, Path]:
     writer.writerows(zip(curve.rates.tolist(), curve.losses.tolist(), curve.smoothed.tolist(), strict=True))
     table, picture = folder / "lr_find.csv", folder / "lr_find.png"
     write_text(table, text.getvalue())
-    plotting.write_png(picture, plotting.lr_curve(curve))
+    plotting.write_png(picture, plotting.lr_curve(curve, chosen))
     return table, picture
 
 
 def find_in_new_folder(
-    config: TrainConfig, test: RangeTest, runs_dir: str, reporter: Reporter
+    config: TrainConfig, test: RangeTest, chosen: str, runs_dir: str, reporter: Reporter
 ) -> tuple[LrCurve, tuple[Path, Path]]:
     """The range test of `fastcifar lr-find`: a fresh network on the images of `config`; its files in a new folder."""
     device = choose_device(config.device)
@@ -88,4 +88,4 @@ def find_in_new_folder(
         except BaseException:
             run.path.rmdir()
             raise
-    return curve, write_curve(curve, run.path)
+    return curve, write_curve(curve, run.path, chosen)
