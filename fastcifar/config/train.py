@@ -16,6 +16,7 @@ from fastcifar.checks import (
 )
 from fastcifar.config.augment import AugmentConfig
 from fastcifar.config.model import ModelConfig
+from fastcifar.config.rates import DEFAULT_LR, network_kind
 from fastcifar.errors import UsageError
 
 SHUFFLES = ("full", "window", "none")
@@ -56,8 +57,8 @@ class TrainConfig:
     """Images in one step, of all processes together; the last, partial batch of an epoch is dropped."""
     optimizer: str = "sgd"
     """'sgd', 'adamw', or 'muon' (for filters and matrices; `rest_optimizer` for biases, norms and the last layer)."""
-    lr: float | str = 0.1
-    """Learning rate: the highest that the schedule reaches; 'auto' runs the range test first."""
+    lr: float | str | None = None
+    """Learning rate: the highest that the schedule reaches; 'auto' runs the range test first; None: see `rate`."""
     rest_optimizer: str = "adamw"
     """muon: 'adamw' or 'sgd', which updates the rest."""
     rest_lr: float = 0.01
@@ -150,9 +151,9 @@ class TrainConfig:
         require_int("epochs", self.epochs, 1)
         require_int("batch_size", self.batch_size, 2)  # batch normalisation has no variance of one image
         require_choice("optimizer", self.optimizer, OPTIMIZERS)
-        if self.lr != "auto":
+        if self.lr not in ("auto", None):
             require_float("lr", self.lr, 0.0, above=True)
-        elif self.optimizer == "muon":
+        if self.lr == "auto" and self.optimizer == "muon":
             raise UsageError(
                 "lr is 'auto' with optimizer 'muon'; expected a number: 'fastcifar lr-find' finds all rates"
             )
@@ -201,8 +202,8 @@ class TrainConfig:
         require_float("div_factor", self.div_factor, 1.0)
         require_float("final_div_factor", self.final_div_factor, 1.0)
         require_choice("anneal", self.anneal, ANNEALS)
-        if not isinstance(self.lr, str) and self.min_lr > self.lr:
-            raise UsageError(f"min_lr is {self.min_lr:g}, above lr, {self.lr:g}; expected less")
+        if self.lr != "auto" and self.min_lr > self.rate:
+            raise UsageError(f"min_lr is {self.min_lr:g}, above lr, {self.rate:g}; expected less")
         rest = min(self.rest_lr, self.rest_lr if self.bias_lr is None else self.bias_lr)
         if self.optimizer == "muon" and self.min_lr > rest:
             raise UsageError(
@@ -215,6 +216,12 @@ class TrainConfig:
             require_int("the side in progressive", stage[0], 8, 1_024)
             require_number("the share in progressive", stage[1], before, 1.0)
             before = stage[1]
+
+    @property
+    def rate(self) -> float:
+        """The learning rate as a number: `lr`, or the default of the network and the optimiser. Not for 'auto'."""
+        assert not isinstance(self.lr, str)
+        return DEFAULT_LR[network_kind(self.model, self.norm)][self.optimizer] if self.lr is None else self.lr
 
     @property
     def network(self) -> ModelConfig:

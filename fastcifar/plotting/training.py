@@ -70,16 +70,29 @@ def _positive(history: Sequence[dict[str, Any]]) -> bool:
 
 
 @own_context()
-def lr_curve(curve: LrCurve) -> Figure:
-    """Loss over learning rate of a range test, raw and smoothed, with the suggestions or the reason for none."""
+def lr_curve(curve: LrCurve, chosen: str | None = None) -> Figure:
+    """Loss over learning rate of a range test, raw and smoothed, with the suggestions, the chosen one labelled, or the
+    reason for none."""
     figure = Figure(figsize=(7.5, 4.2), layout=within())
     axis = figure.subplots()
     axis.plot(curve.rates, curve.losses, color=GREY, alpha=0.7, lw=1, label="loss")
-    axis.plot(curve.rates, curve.smoothed, color=TRAIN_COLOUR, lw=2, label="smoothed")
+    axis.plot(curve.smoothed_rates, curve.smoothed, color=TRAIN_COLOUR, lw=2, label="smoothed")
     marks = zip(curve.suggestions.items(), ("o", "v", "s"), (VAL_COLOUR, "#999933", "#117733"), strict=False)
     for (name, rate), marker, colour in marks:
-        height = np.interp(rate, curve.rates, curve.smoothed)
-        axis.plot([rate], [height], marker, color=colour, ms=8, label=f"{name}: {rate:.3g}")
+        height = np.interp(rate, curve.smoothed_rates, curve.smoothed)
+        taken = name == chosen
+        axis.plot([rate], [height], marker, color=colour, ms=10 if taken else 6, label=f"{name}: {rate:.3g}")
+        if taken:
+            axis.axvline(rate, color=colour, lw=1, ls=":")
+            axis.annotate(
+                f"chosen: {rate:.3g}",
+                (rate, 0),
+                xycoords=axis.get_xaxis_transform(),
+                xytext=(5, 5),
+                textcoords="offset points",
+                color=colour,
+                bbox={"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": "none", "alpha": 0.8},
+            )
     axis.set(xlabel="learning rate", ylabel="training loss", title="Learning-rate range test")
     if len(curve.rates) > 1 and curve.rates[-1] > 100 * curve.rates[0]:
         axis.set_xscale("log")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastcifar.config import TrainConfig
+from fastcifar.config import AUTO_SUGGESTIONS, TrainConfig
 from fastcifar.errors import DataError
 from fastcifar.report.drawing import Drawing, drawing
 from fastcifar.report.reading import RunFiles, clean, number, parsed
@@ -211,10 +211,13 @@ def range_test(files: RunFiles) -> RangeTest | None:
     losses = np.array([parsed(RANGE_TEST, row, "loss") for row in rows])
     curve = LrCurve(rates=rates, losses=losses, ended=f"{len(rates):,} steps")
 
+    optimizer = (files.facts(CONFIG) or {}).get("optimizer")
+    chosen = AUTO_SUGGESTIONS.get(str(optimizer))
+
     def draw() -> Figure:
         from fastcifar import plotting
 
-        return plotting.lr_curve(curve)
+        return plotting.lr_curve(curve, chosen)
 
     suggestions = tuple((name, f"{rate:.3g}") for name, rate in curve.suggestions.items())
     said = ", ".join(f"{name} {rate}" for name, rate in suggestions) or "no suggestion"

@@ -66,8 +66,9 @@ def first_network(config: TrainConfig, data: DataInfo, device: torch.device) -> 
     return place(make_model(config.network, len(data.class_names), data.image_shape), device)
 
 
-def write_curve(curve: LrCurve, folder: Path) -> tuple[Path, ...]:
-    """Write lr_find.csv and then lr_find.png into `folder`; returns the paths of those that were written."""
+def write_curve(curve: LrCurve, folder: Path, chosen: str) -> tuple[Path, ...]:
+    """Write lr_find.csv and then lr_find.png, where the suggestion `chosen` is labelled, into `folder`; return the paths
+    of those that were written."""
     with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
@@ -80,7 +81,7 @@ def write_curve(curve: LrCurve, folder: Path) -> tuple[Path, ...]:
     def curve_drawn() -> Figure:
         from fastcifar import plotting
 
-        return plotting.lr_curve(curve)
+        return plotting.lr_curve(curve, chosen)
 
     with pictures(folder, f"the curve is in {table}") as draw:
         picture = draw("lr_find.png", curve_drawn)
@@ -89,7 +90,7 @@ def write_curve(curve: LrCurve, folder: Path) -> tuple[Path, ...]:
 
 @standard_torch_defaults()
 def find_in_new_folder(
-    config: TrainConfig, test: RangeTest, runs_dir: str, reporter: Reporter
+    config: TrainConfig, test: RangeTest, chosen: str, runs_dir: str, reporter: Reporter
 ) -> tuple[LrCurve, tuple[Path, ...]]:
     """The range test of `fastcifar lr-find`: a fresh network on the images of `config`; its files in a new folder."""
     device = choose_device(config.device)
@@ -106,4 +107,4 @@ def find_in_new_folder(
         except BaseException:
             run.path.rmdir()
             raise
-    return curve, write_curve(curve, run.path)
+    return curve, write_curve(curve, run.path, chosen)

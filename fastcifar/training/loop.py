@@ -16,12 +16,13 @@ import torch
 from torch import nn
 
 from fastcifar.checks import require_path
-from fastcifar.config import TrainConfig
+from fastcifar.config import AUTO_SUGGESTIONS, TrainConfig
 from fastcifar.cpus import OtherLoad, available_cpus
 from fastcifar.errors import DivergedError, FastcifarError, Stopped
 from fastcifar.loaders import Loader
 from fastcifar.models import builder, count_parameters
 from fastcifar.training import checkpoint
+from fastcifar.training.advice import tell_default_rate, warn_of_guessing
 from fastcifar.training.data import Loaders
 from fastcifar.training.device import (
     choose_device,
@@ -133,6 +134,7 @@ class Trainer:
         """Steps since this process began or resumed the run."""
         self._val_s = 0.0
         """How long the last evaluation of the validation images took."""
+        self._told_guessing = False
         self._cut_short = False
         """--max-steps ended an epoch before its end: what was saved then is what more steps go on from."""
 
@@ -142,8 +144,10 @@ class Trainer:
         run.own(run.last.parent)
         curve = self.learner.lr_curve
         if curve is not None and self.processes.first:
-            write_curve(curve, run.own(run.lr_find))
+            write_curve(curve, run.own(run.lr_find), AUTO_SUGGESTIONS[self.config.optimizer])
             log.info("learning rate %.4g, from the range test (%s)", self.learner.config.lr, run.lr_find)
+        if self.config.lr is None:
+            tell_default_rate(self.config)
 
     def close(self) -> None:
         """Give back the loaders' threads and processes."""
@@ -321,6 +325,8 @@ class Trainer:
             row["val_loss"], row["val_accuracy"] = answers.loss, answers.accuracy
             text += f"  validation loss {answers.loss:.4f} accuracy {answers.accuracy:.2%}"
         log.info("%s  lr %.4g  %.0f images/s", text, row["lr"], row["images_per_s"])
+        if whole and not self._told_guessing:
+            self._told_guessing = warn_of_guessing(learner.config, row, len(learner.data.class_names))
         learner.schedule.after_epoch(row)
         if self._is_best(row, whole):
             self._keep(row)

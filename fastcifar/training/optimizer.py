@@ -27,8 +27,7 @@ MATRICES: dict[type[nn.Module], tuple[str, ...]] = {
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """The optimiser of `config`, whose rate is a number by now."""
-    lr = config.lr
-    assert not isinstance(lr, str)
+    lr = config.rate
     if config.optimizer == "muon":
         return _muon(model, config, lr)
     groups = _groups(_trained(model), config)
@@ -48,8 +47,7 @@ def at_rate(config: TrainConfig, lr: float) -> TrainConfig:
     """The settings with this rate; beside Muon the rates of the rest change in the same ratio."""
     if config.optimizer != "muon":
         return replace(config, lr=lr)
-    assert not isinstance(config.lr, str)
-    ratio = lr / config.lr
+    ratio = lr / config.rate
     bias_lr = None if config.bias_lr is None else config.bias_lr * ratio
     return replace(config, lr=lr, rest_lr=config.rest_lr * ratio, bias_lr=bias_lr)
 
