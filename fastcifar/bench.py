@@ -16,6 +16,7 @@ from fastcifar.beton import Beton
 from fastcifar.config import AugmentConfig, TrainConfig
 from fastcifar.loaders import Batch, Loader, make_loader, missing_part
 from fastcifar.models import make_model
+from fastcifar.models.trial import place
 from fastcifar.training.device import choose_amp, keep_freed_memory
 from fastcifar.training.optimizer import make_optimizer
 from fastcifar.training.step import Step
@@ -67,8 +68,7 @@ def step_rows(
         for name in models:
             tell(f"training step of {name}")
             config = TrainConfig(model=name, lr=0.01)
-            model: Any = make_model(config.network, len(beton.class_names), beton.image_shape)
-            model = model.to(device, memory_format=torch.channels_last)
+            model = place(make_model(config.network, len(beton.class_names), beton.image_shape), device)
             step = Step(model, model, make_optimizer(model, config), config, amp)
             rows += _steps(name, step, loader, device, repeats)
     finally:

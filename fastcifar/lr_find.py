@@ -20,20 +20,20 @@ from torch import nn
 
 from fastcifar.config import RangeTest
 from fastcifar.errors import UsageError
-from fastcifar.models import buffers_kept, modes_kept
+from fastcifar.models.restore import buffers_kept, modes_kept
 
 log = logging.getLogger(__name__)
-WIDTH = 2.0
-"""Standard deviation of the smoothing, in steps."""
+WINDOW, MIN_WINDOW = 0.1, 3.0
+"""Smoothing: an exponential average over about so many of the test's steps, but no fewer than MIN_WINDOW."""
 RECENT = 3
 DIVERGED = 4.0
 """The test ends when the mean of the last RECENT losses is so many times its lowest (as fastai's)."""
-LEAST_POINTS = 10
-LEAST_FALL = 0.02
-"""Of the first loss: what falls by less is flat."""
-NOISES = 8
-"""And so many standard deviations of the smoothed noise: among a hundred values of noise alone, 6 are met."""
-EDGE = 0.05
+MIN_POINTS = 8
+MIN_FALL = 0.003
+"""Of the first losses: what falls by less is flat."""
+NOISES = 5
+"""And so many standard deviations of the smoothed noise."""
+EDGE = 0.1
 """The valley begins where so much of the fall is done."""
 RISEN = 1.5
 """Times the first loss: from there on nothing is looked at. A network that was destroyed there may fall back to the
@@ -54,50 +54,63 @@ class LrCurve:
     ended: str
     """Why the test ended: 'end_lr reached', 'the loss diverged' or 'the loss was not finite'."""
     smoothed: npt.NDArray[np.float64] = field(init=False)
-    """(N,) float64: the losses, each averaged with its neighbours on both sides, so that nothing lags behind."""
+    """(N,) float64: of each step the average of the losses up to it, so that no divergence lifts what lies before."""
+    smoothed_rates: npt.NDArray[np.float64] = field(init=False)
+    """(N,) float64: the rates averaged in the same way (their logarithms): where the smoothed losses belong."""
     suggestions: dict[str, float] = field(init=False)
     """Rates, by the name of the rule; empty if there is no suggestion."""
     why_not: str | None = field(init=False)
-    """Why there is no suggestion; None if there is one."""
+    """Why there is no suggestion, and what to change; None if there is one."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "smoothed", smooth(self.losses))
+        object.__setattr__(self, "smoothed", smooth(self.losses, self._window))
+        object.__setattr__(self, "smoothed_rates", np.exp(smooth(np.log(self.rates), self._window)))
         why_not = self._why_not()
         object.__setattr__(self, "why_not", why_not)
         object.__setattr__(self, "suggestions", {} if why_not else self._suggest())
 
+    @property
+    def _window(self) -> float:
+        return max(MIN_WINDOW, WINDOW * len(self.losses))
+
     def _why_not(self) -> str | None:
-        smoothed = self.smoothed
-        if len(smoothed) < LEAST_POINTS:
-            return f"{self.ended} after {len(smoothed)} steps; begin at a smaller rate or take more steps"
+        num = len(self.losses)
+        if num == 0:
+            return f"{self.ended} at the first step, whatever the rate; check the images, the network and --amp"
+        if num < MIN_POINTS:
+            return f"{self.ended} after {num} steps; begin at a smaller rate (--start-lr) or take more steps (--steps)"
         _, high, low = self._fall()
-        fall = high - low
-        calm = np.diff(self.losses[: max(5, len(smoothed) // 3)])  # before anything can have been learned
-        noise = float(calm.std()) / math.sqrt(2) / math.sqrt(2 * math.sqrt(math.pi) * WIDTH)  # of a smoothed value
-        least = max(LEAST_FALL * abs(high), NOISES * noise)
-        if fall <= least:
+        calm = np.diff(self.losses[: max(5, num // 3)])  # before anything can have been learned
+        noise = float(calm.std()) / math.sqrt(2) / math.sqrt(2 * self._window - 1)  # of a smoothed value
+        least = max(MIN_FALL * abs(high), NOISES * noise)
+        if high - low <= least:
+            further = "a higher --end-lr, " if self.ended == "end_lr reached" else ""
             return (
-                f"the curve is flat: the smoothed loss fell from {high:.4g} by {fall:.2g}, and {least:.2g} would be "
-                "more than noise; try a wider range of rates, more steps or a larger batch"
+                f"the curve is flat: the smoothed loss fell from {high:.4g} by {max(0.0, high - low):.2g}, and "
+                f"{least:.2g} would be more than noise; try {further}more --steps or a larger --batch-size"
             )
         return None
 
     def _fall(self) -> tuple[int, float, float]:
-        """The step of the lowest smoothed loss; the highest until there, and the lowest."""
-        risen = np.flatnonzero(self.smoothed > RISEN * abs(self.smoothed[0]))
-        lowest = int(self.smoothed[: risen[0] if len(risen) else None].argmin())
-        return lowest, float(self.smoothed[: lowest + 1].max()), float(self.smoothed[lowest])
+        """The step of the lowest smoothed loss; what the loss was at first, and the lowest."""
+        first = max(3, len(self.losses) // 4)  # in these an average is still one of a few noisy losses
+        high = float(self.losses[:first].mean())
+        risen = np.flatnonzero(self.smoothed[first:] > RISEN * abs(high))
+        end = first + int(risen[0]) if len(risen) else len(self.smoothed)
+        lowest = first - 1 + int(self.smoothed[first - 1 : end].argmin())
+        return lowest, high, float(self.smoothed[lowest])
 
     def _suggest(self) -> dict[str, float]:
-        smoothed, rates = self.smoothed, self.rates
+        smoothed, rates = self.smoothed, self.smoothed_rates
         lowest, high, low = self._fall()
         edge = high - EDGE * (high - low)
-        begin = int(np.flatnonzero(smoothed[: lowest + 1] >= edge)[-1])  # from there on it falls
-        slope = np.gradient(smoothed, np.log(rates))
+        above = np.flatnonzero(smoothed[: lowest + 1] >= edge)
+        begin = int(above[-1]) if len(above) else 0  # from there on it falls
+        slope = np.gradient(smoothed[: lowest + 1], np.log(rates[: lowest + 1])) if lowest else np.zeros(1)
         return {
-            "steepest": float(rates[int(slope[: lowest + 1].argmin())]),
+            "steepest": float(rates[begin + int(slope[begin:].argmin())]),
             "valley": float(np.sqrt(rates[begin] * rates[lowest])),  # the middle of the way down
-            "minimum": float(rates[lowest]),  # fastai's is a tenth of it: its smoothing lags behind
+            "minimum": float(rates[lowest]),
         }
 
 
@@ -107,11 +120,14 @@ def rates_of(test: RangeTest) -> npt.NDArray[np.float64]:
     return space(test.start_lr, test.end_lr, test.num_steps)
 
 
-def smooth(losses: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """(N,) -> (N,) float64: mean of each value and its neighbours, weighted by a Gaussian of `WIDTH` steps."""
-    places = np.arange(len(losses))
-    weights = np.exp(-0.5 * ((places[:, None] - places) / WIDTH) ** 2)
-    return weights @ losses / weights.sum(axis=1)
+def smooth(values: npt.NDArray[np.float64], window: float) -> npt.NDArray[np.float64]:
+    """(N,) -> (N,) float64: the exponential average of each value and those before it, over about `window` of them,
+    its weights divided by their sum (as fastai and torch-lr-finder)."""
+    smoothed, kept, average, weight = np.empty(len(values)), 1 - 1 / window, 0.0, 0.0
+    for i, value in enumerate(values):
+        average, weight = value + kept * average, 1 + kept * weight
+        smoothed[i] = average / weight
+    return smoothed
 
 
 def lr_find(

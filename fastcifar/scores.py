@@ -1,4 +1,7 @@
-"""How good a network's answers are: accuracy, precision, recall, confusion, calibration. Computed by torchmetrics."""
+"""How good a network's answers are: accuracy, precision, recall, confusion, calibration.
+
+Counted here: torchmetrics would import matplotlib's pyplot, which a notebook's MPLBACKEND can make impossible.
+"""
 
 from __future__ import annotations
 
@@ -72,21 +75,18 @@ def _plain(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
+def _shares(counts: Ints, of: Ints) -> Floats:
+    """NaN where there is nothing to share."""
+    return np.where(of > 0, counts / np.maximum(of, 1), np.nan)
+
+
 def score(logits: npt.NDArray[np.float32], labels: Ints, num_classes: int) -> Scores:
     """Scores of logits, (N, C) float32 and finite, against labels, (N,) int64."""
-    from torchmetrics.functional.classification import (
-        multiclass_confusion_matrix,
-        multiclass_precision,
-        multiclass_recall,
-    )
-
     answers, true = torch.from_numpy(logits).double(), torch.from_numpy(labels)
     probabilities = answers.softmax(dim=1)
     confidence, guesses = probabilities.max(dim=1)
-    each: dict[str, Any] = {"num_classes": num_classes, "average": "none"}
-    confusion = multiclass_confusion_matrix(guesses, true, num_classes).numpy()
-    precision = multiclass_precision(guesses, true, **each).double().numpy()
-    recall = multiclass_recall(guesses, true, **each).double().numpy()
+    pairs = np.bincount(labels * num_classes + guesses.numpy(), minlength=num_classes**2)
+    confusion = pairs.reshape(num_classes, num_classes)
     bins = np.minimum((confidence.numpy() * NUM_BINS).astype(np.int64), NUM_BINS - 1)
     count = np.bincount(bins, minlength=NUM_BINS)
     right = (guesses == true).double().numpy()
@@ -98,8 +98,8 @@ def score(logits: npt.NDArray[np.float32], labels: Ints, num_classes: int) -> Sc
     return Scores(
         accuracy=int(np.trace(confusion)) / len(labels),
         loss=max(0.0, F.cross_entropy(answers, true).item()),
-        precision=np.where(confusion.sum(axis=0) > 0, precision, np.nan),
-        recall=np.where(confusion.sum(axis=1) > 0, recall, np.nan),
+        precision=_shares(confusion.diagonal(), confusion.sum(axis=0)),
+        recall=_shares(confusion.diagonal(), confusion.sum(axis=1)),
         confusion=confusion,
         # not torchmetrics' calibration error, which puts a confidence of exactly 1 into a bin of its own
         ece=float(np.abs(sure - correct) @ count / len(labels)),

@@ -337,16 +337,21 @@ def test_wrong_settings(args: list[str], line: str) -> None:
     assert refused(2, "train", *args).startswith(line)
 
 
+def under_torchrun(monkeypatch: pytest.MonkeyPatch, rank: str) -> None:
+    variables = {"RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    for name, value in {**variables, "TORCHELASTIC_RUN_ID": "none"}.items():
+        monkeypatch.setenv(name, value)
+
+
 def test_of_several_processes_one_tells_of_a_wrong_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     for rank, told in (("0", 1), ("1", 0)):
-        monkeypatch.setenv("RANK", rank)
+        under_torchrun(monkeypatch, rank)
         result = run("train", "--sched", "sometimes")
         assert (result.exit_code, len(result.stderr.splitlines())) == (2, told)
 
 
 def test_what_is_wrong_for_one_process_is_not_kept_to_itself(monkeypatch: pytest.MonkeyPatch, data_dir: Path) -> None:
-    monkeypatch.setenv("RANK", "1")
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    under_torchrun(monkeypatch, "1")
     line = refused(2, "train", "--data-dir", data_dir, "--device", "cuda:99")
     assert line.startswith("process 1 of 2: ")
     assert "cuda:99" in line

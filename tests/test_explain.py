@@ -155,7 +155,7 @@ def test_an_explanation_that_cannot_be_written_leaves_the_earlier_one(
     def full(descriptor: int) -> None:
         nonlocal calls
         calls += 1
-        if calls > 4:
+        if calls > 1:  # the table is there, the maps are not
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(descriptor)
 

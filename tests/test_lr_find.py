@@ -13,6 +13,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from fastcifar import plotting
 from fastcifar.cli import main
 from fastcifar.config import RangeTest, TrainConfig
 from fastcifar.errors import UsageError
@@ -162,9 +163,60 @@ def test_a_flat_curve_gives_no_suggestion_and_says_why() -> None:
         assert curve.why_not.startswith("the curve is flat")
 
 
+def test_a_divergence_does_not_lift_the_curve_before_it() -> None:
+    rates = np.geomspace(1e-4, 10, 30)
+    calm = LrCurve(rates=rates, losses=np.linspace(2.3, 2.0, 30), ended="")
+    blown = LrCurve(rates=rates, losses=np.concatenate([np.linspace(2.3, 2.0, 30)[:20], np.full(10, 500.0)]), ended="")
+    assert np.array_equal(calm.smoothed[:20], blown.smoothed[:20])
+    assert blown.suggestions["minimum"] < rates[20]
+
+
+@pytest.mark.parametrize("num_steps", [20, 30, 100])
+@pytest.mark.parametrize("fall", [0.05, 1.0])
+def test_few_steps_are_enough_where_the_loss_falls(num_steps: int, fall: float) -> None:
+    rates = np.geomspace(1e-4, 10, num_steps)
+    shape = np.interp(np.log10(rates), [-4, -3, -1.5, -0.5, 1], [2.3, 2.3, 2.3 - fall, 20, 400])
+    noise = np.random.default_rng(0).normal(0, 0.1 * fall, num_steps)
+    curve = LrCurve(rates=rates, losses=shape + noise, ended="the loss diverged")
+    assert -2.5 < np.log10(curve.suggestions["minimum"]) < -1.4
+    assert -3.2 < np.log10(curve.suggestions["valley"]) < -1.9
+    assert curve.suggestions["valley"] <= curve.suggestions["minimum"]
+
+
+def test_noise_alone_gives_no_suggestion() -> None:
+    generator = np.random.default_rng(0)
+    for num_steps in (30, 100, 300):
+        rates = np.geomspace(1e-4, 10, num_steps)
+        for losses in generator.normal(2.3, 0.05, (20, num_steps)):
+            assert not LrCurve(rates=rates, losses=losses, ended="").suggestions
+
+
+def test_a_failed_test_says_what_to_change() -> None:
+    whole, cut = (
+        LrCurve(rates=np.geomspace(1e-4, 10, 30), losses=np.full(30, 2.3), ended=ended)
+        for ended in ("end_lr reached", "the loss diverged")
+    )
+    assert str(whole.why_not).endswith("try a higher --end-lr, more --steps or a larger --batch-size")
+    assert str(cut.why_not).endswith("try more --steps or a larger --batch-size")
+
+
+def test_the_range_is_that_of_the_optimiser_unless_given() -> None:
+    assert RangeTest.of("adamw").end_lr == 1
+    assert RangeTest.of("sgd", start_lr=None, end_lr=3.0) == RangeTest(start_lr=1e-4, end_lr=3.0)
+
+
+def test_the_chosen_rate_is_labelled_in_the_picture() -> None:
+    rates = np.geomspace(1e-4, 1, 30)
+    curve = LrCurve(rates=rates, losses=np.interp(np.log10(rates), [-4, -1, 0], [2.3, 1.0, 9.0]), ended="")
+    labels = [text.get_text() for text in plotting.lr_curve(curve, "valley").axes[0].texts]
+    assert labels == [f"chosen: {curve.suggestions['valley']:.3g}"]
+
+
 def test_too_few_steps_give_no_suggestion() -> None:
     curve = losses_of([2.0, 1.0, 0.5, float("nan"), 1.0])
-    assert curve.why_not == "the loss was not finite after 3 steps; begin at a smaller rate or take more steps"
+    assert str(curve.why_not).startswith("the loss was not finite after 3 steps; begin at a smaller rate (--start-lr)")
+    at_once = losses_of([float("nan"), 1.0])
+    assert str(at_once.why_not).startswith("the loss was not finite at the first step, whatever the rate; check the")
 
 
 def test_the_valley_is_the_middle_of_the_way_down() -> None:
@@ -172,7 +224,7 @@ def test_the_valley_is_the_middle_of_the_way_down() -> None:
     losses = np.interp(np.log10(rates_of(test)), [-4, -3, -1, 0], [2.0, 2.0, 1.0, 3.0])
     curve = LrCurve(rates=rates_of(test), losses=losses, ended="end_lr reached")
     assert np.log10(curve.suggestions["valley"]) == pytest.approx(-2, abs=0.15)
-    assert np.log10(curve.suggestions["minimum"]) == pytest.approx(-1, abs=0.15)
+    assert np.log10(curve.suggestions["minimum"]) == pytest.approx(-1.15, abs=0.2)  # or a little before
     assert -3 < np.log10(curve.suggestions["steepest"]) < -1
 
 
@@ -181,7 +233,7 @@ def test_what_a_destroyed_network_falls_back_to_does_not_count() -> None:
     ways = [2.4, 2.4, 2.2, 7.0, 2.1], [2.4, 2.4, 2.4, 7.0, 2.1]
     learned, destroyed = (np.interp(np.log10(rates_of(test)), [-4, -3, -2, -1, 0], way) for way in ways)
     curve = LrCurve(rates=rates_of(test), losses=learned, ended="end_lr reached")
-    assert np.log10(curve.suggestions["minimum"]) == pytest.approx(-2, abs=0.15)
+    assert np.log10(curve.suggestions["minimum"]) == pytest.approx(-2.2, abs=0.2)
     flat = LrCurve(rates=rates_of(test), losses=destroyed, ended="end_lr reached")
     assert str(flat.why_not).startswith("the curve is flat")
 
@@ -208,7 +260,7 @@ def test_no_batches_are_refused() -> None:
         lr_find(model, torch.optim.SGD(model.parameters(), lr=0.1), [])
 
 
-@pytest.mark.parametrize(("optimizer", "taken"), [("sgd", "minimum"), ("adamw", "steepest")])
+@pytest.mark.parametrize(("optimizer", "taken"), [("sgd", "minimum"), ("adamw", "valley")])
 def test_the_command_writes_the_curve_and_the_next_command(
     data_dir: Path, tmp_path: Path, optimizer: str, taken: str
 ) -> None:
@@ -240,7 +292,8 @@ def test_train_can_find_its_rate_first(data_dir: Path, tmp_path: Path) -> None:
     told = json.loads(result.stdout)
     run = Path(told["run"])
     points = np.loadtxt(run / "lr_find" / "lr_find.csv", delimiter=",", skiprows=1)
-    assert told["lr"] == points[points[:, 2].argmin(), 0]  # for SGD, that of the lowest loss
+    curve = LrCurve(rates=points[:, 0], losses=points[:, 1], ended="")
+    assert told["lr"] == pytest.approx(curve.suggestions["minimum"])  # for SGD
     assert (run / "lr_find" / "lr_find.png").exists()
     assert f"lr: {told['lr']}" in (run / "config.yaml").read_text()
 
@@ -254,7 +307,7 @@ def test_the_next_command_names_a_recipes_file_and_all_rates_of_muon(data_dir: P
     words = shlex.split(facts["next"])
     assert words[:4] == ["fastcifar", "train", "--recipe", str(mine)]
     lr, rest, bias = (float(words[words.index(flag) + 1]) for flag in ("--lr", "--rest-lr", "--bias-lr"))
-    assert lr == pytest.approx(facts["suggestions"]["steepest"], rel=0.01)
+    assert lr == pytest.approx(facts["suggestions"]["valley"], rel=0.01)
     assert (rest, bias) == (pytest.approx(lr / 10, rel=0.01), pytest.approx(50 * lr, rel=0.01))
     assert (tmp_path / "lr-find-fast.yaml" / "lr_find.csv").exists()  # not our own recipe fast
     again = CliRunner().invoke(main, [*words[1:], "--max-steps", "1", "--json"])

@@ -62,10 +62,12 @@ def test_evaluation_is_shared_without_padding() -> None:
     assert max(map(len, parts)) - min(map(len, parts)) == 1
 
 
-@pytest.mark.parametrize(("rank", "count"), [("2", "2"), ("-1", "2"), ("one", "2"), ("0", "")])
+@pytest.mark.parametrize(("rank", "count"), [("2", "2"), ("-1", "2"), ("one", "2"), ("0", "two")])
 def test_a_wrong_environment_is_refused(rank: str, count: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", rank)
     monkeypatch.setenv("WORLD_SIZE", count)
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("MASTER_PORT", "1")
     with pytest.raises(UsageError, match="torchrun"):
         join()
 

@@ -98,7 +98,7 @@ class Interrupts(SilentReporter):
     def __init__(self, at_step: int, signum: int) -> None:
         self.at_step, self.signum = at_step, signum
 
-    def step(self, step: int, loss: float) -> None:
+    def step(self, step: int, loss: float, rest_s: float) -> None:
         if step == self.at_step:
             os.kill(os.getpid(), self.signum)
 
@@ -166,7 +166,7 @@ def test_an_error_is_told_also_if_a_signal_follows_it(
     """`torchrun` sends one to what is left as soon as a process has died."""
 
     class Fails(SilentReporter):
-        def step(self, step: int, loss: float) -> None:
+        def step(self, step: int, loss: float, rest_s: float) -> None:
             raise DataError("the disk is gone")
 
     end = Processes.end

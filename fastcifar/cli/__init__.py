@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -34,7 +35,8 @@ class Program(click.Group):
     """A group whose every failure is one line on stderr and an exit code."""
 
     def main(self, args: Any = None, prog_name: str | None = None, **extra: Any) -> Any:  # type: ignore[override]
-        _open_closed_streams()
+        _prepare_streams()
+        _prepare_environment()
         given = list(sys.argv[1:] if args is None else args)
         debug = "--debug" in given
         given = [arg for arg in given if arg != "--debug"]
@@ -61,14 +63,30 @@ class Program(click.Group):
         return list(self.commands)  # in the order of use
 
 
-def _open_closed_streams() -> None:
-    """What a shell has closed (`2>&-`) must be nobody else's file, and what is said there is lost, not an error."""
+def _prepare_streams() -> None:
+    """What a shell has closed (`2>&-`) must be nobody else's file, and what is said there is lost, not an error; nor is
+    a character that the stream's encoding does not have: it is replaced."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= LAST_STREAM:
         pass
     os.close(descriptor)
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (as long as the program)
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper) and (stream.errors == "strict" or not _is_utf8(stream.encoding)):
+            stream.reconfigure(errors="replace")
+
+
+def _prepare_environment() -> None:
+    """Set what libraries read from the environment when they are imported, before torch is."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads sleep: see benchmarks/busy.py
+    if os.environ.get("WORLD_SIZE", "") in ("", "0", "1"):  # left behind by a scheduler or an earlier session
+        for name in ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+            os.environ.pop(name, None)
+
+
+def _is_utf8(encoding: str) -> bool:
+    return encoding.lower().replace("-", "").replace("_", "") == "utf8"
 
 
 def _tell(error: Exception) -> int:
@@ -90,8 +108,8 @@ def _tell(error: Exception) -> int:
     else:
         message = f"{type(error).__name__}: {error} (not foreseen: please report it, with what --debug adds)"
         code = 1
-    shared = isinstance(error, (click.ClickException, UsageError))  # by all processes: the first speaks
-    if not shared or os.environ.get("RANK", "0") == "0":
+    shared = isinstance(error, (click.ClickException, UsageError))  # by all processes of torchrun: the first speaks
+    if not shared or "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK") == "0":
         click.echo(f"Error: {_one_line(message)}", err=True)
     return code
 

@@ -26,6 +26,7 @@ from fastcifar.config import MODELS
 )
 @click.option("--repeats", type=click.IntRange(5), default=5, show_default=True, help="Measurements of each.")
 @options.device
+@options.threads
 @options.data_dir
 @options.as_json
 def bench(
@@ -35,6 +36,7 @@ def bench(
     dtype: str,
     repeats: int,
     device: str,
+    threads: int | None,
     data_dir: Path,
     as_json: bool,
 ) -> None:
@@ -50,9 +52,10 @@ def bench(
     from fastcifar import measure
     from fastcifar.bench import loader_rows, step_rows
     from fastcifar.loaders import open_for
-    from fastcifar.training.device import choose_device
+    from fastcifar.training.device import choose_device, choose_threads
 
     log = logging.getLogger("fastcifar.bench")
+    choose_threads(threads)
     on = choose_device(device)
     beton = open_for("resident", data_dir / "train.beton")
     rows = loader_rows(

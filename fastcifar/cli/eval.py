@@ -26,6 +26,7 @@ from fastcifar.cli import options
 @options.run_data_dir
 @options.runs_dir
 @options.device
+@options.threads
 @options.as_json
 def evaluate(
     run: str | None,
@@ -35,6 +36,7 @@ def evaluate(
     data_dir: Path | None,
     runs_dir: Path,
     device: str,
+    threads: int | None,
     as_json: bool,
 ) -> None:
     """Score RUN (a name or path; the latest if not given): accuracy, loss, precision and recall of each class,
@@ -47,7 +49,9 @@ def evaluate(
     from fastcifar.cli.output import Bars, table
     from fastcifar.explain import evaluate_run
     from fastcifar.training import find_run
+    from fastcifar.training.device import choose_threads
 
+    choose_threads(threads)
     folder = find_run(run, runs_dir, trained=True)
     with Bars() as bars:
         made = evaluate_run(

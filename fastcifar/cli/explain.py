@@ -91,6 +91,7 @@ class Names(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 @options.run_data_dir
 @options.runs_dir
 @options.device
+@options.threads
 @options.as_json
 @click.pass_context
 def explain(
@@ -102,6 +103,7 @@ def explain(
     data_dir: Path | None,
     runs_dir: Path,
     device: str,
+    threads: int | None,
     as_json: bool,
     **given: Any,
 ) -> None:
@@ -124,8 +126,10 @@ def explain(
     from fastcifar.cli.output import Bars, write_report
     from fastcifar.explain import explain_run
     from fastcifar.training import find_run
+    from fastcifar.training.device import choose_threads
 
     run, more = _sorted_out(context, words, runs_dir, bool(images))
+    choose_threads(threads)
     folder = find_run(run, runs_dir, trained=True)
     with Bars() as bars:
         made = explain_run(
@@ -141,6 +145,7 @@ def explain(
             "layers": {name: list(size) for name, size in zip(made.layers, made.sizes, strict=False)},
             "files": [str(file) for file in made.files],
             "report": report and str(report),
+            "pictures": list(made.pictures),
         }
         click.echo(json.dumps(facts))
         return
@@ -149,10 +154,14 @@ def explain(
         if isinstance(asked.select, str) and made.num_shown < asked.n:
             nothing = "" if made.num_shown else ": nothing to draw, and what was drawn before stays"
             click.echo(f"{asked.n:,} were asked for, {made.num_shown:,} are there{nothing}")
-    if made.files:
-        for file in made.files[:3]:
-            click.echo(file)
-        click.echo(f"{made.files[3].parent}/ ({made.num_shown} sheets)")
+    for picture in made.pictures:
+        classes = ", ".join(f"{name} {probability:.1%}" for name, probability in picture["classes"])
+        click.echo(f"{picture['file']}: {classes}")
+    sheets = [file for file in made.files if file.parent.name == "sheets"]
+    for file in made.files[: len(made.files) - len(sheets)]:
+        click.echo(file)
+    if sheets:
+        click.echo(f"{sheets[0].parent}/ ({len(sheets)} sheets)")
     if report:
         click.echo(report)
 

@@ -10,13 +10,18 @@ import click
 
 from fastcifar.cli import options, settings
 from fastcifar.cli.settings import AUGMENT, typed
-from fastcifar.config import AUTO_SUGGESTIONS, LR_MODES, LR_SUGGESTIONS, RangeTest, TrainConfig
+from fastcifar.config import AUTO_SUGGESTIONS, LR_MODES, LR_RANGES, LR_SUGGESTIONS, RangeTest, TrainConfig
+
+_RANGES = {
+    which: ", ".join(f"{rates[i]:g} for {name}" for name, rates in LR_RANGES.items())
+    for i, which in enumerate(("start", "end"))
+}
 
 
 @click.command("lr-find")
 @click.option("--steps", default=RangeTest.num_steps, show_default=True, type=int, help="Steps, and rates tried.")
-@click.option("--start-lr", default=RangeTest.start_lr, show_default=True, type=float, help="Rate of the first step.")
-@click.option("--end-lr", default=RangeTest.end_lr, show_default=True, type=float, help="Rate of the last step.")
+@click.option("--start-lr", type=float, help=f"Rate of the first step.  [default: {_RANGES['start']}]")
+@click.option("--end-lr", type=float, help=f"Rate of the last step.  [default: {_RANGES['end']}]")
 @click.option(
     "--mode",
     default=RangeTest.mode,
@@ -30,7 +35,7 @@ from fastcifar.config import AUTO_SUGGESTIONS, LR_MODES, LR_SUGGESTIONS, RangeTe
     show_default=True,
     type=click.Choice(("auto", *LR_SUGGESTIONS)),
     help="Which suggestion the next command uses: the rate of the lowest loss, the one where the loss falls fastest, "
-    "or the middle of the way down (more careful); auto: the first for sgd, the second for the others.",
+    "or the middle of the way down (more careful); auto: the first for sgd, the last for the others.",
 )
 @settings.add(
     settings.RECIPE,
@@ -47,8 +52,8 @@ def lr_find(
     context: click.Context,
     /,
     steps: int,
-    start_lr: float,
-    end_lr: float,
+    start_lr: float | None,
+    end_lr: float | None,
     mode: str,
     suggest: str,
     runs_dir: Path,
@@ -68,11 +73,11 @@ def lr_find(
     from fastcifar.cli.output import Bars, command_line, table
     from fastcifar.training.find_lr import find_in_new_folder
 
-    test = RangeTest(num_steps=steps, start_lr=start_lr, end_lr=end_lr, mode=mode)
-    with Bars() as bars:
-        curve, files = find_in_new_folder(config, test, runs_dir, bars)
-    changed = typed(context, (*settings.SETTINGS, *AUGMENT, "recipe", "pipeline"))
+    test = RangeTest.of(config.optimizer, num_steps=steps, start_lr=start_lr, end_lr=end_lr, mode=mode)
     rule = AUTO_SUGGESTIONS[config.optimizer] if suggest == "auto" else suggest
+    with Bars() as bars:
+        curve, files = find_in_new_folder(config, test, rule, runs_dir, bars)
+    changed = typed(context, (*settings.SETTINGS, *AUGMENT, "recipe", "pipeline"))
     found = None if curve.why_not else curve.suggestions[rule]
     rates = {} if found is None else _rates(config, found)
     words = ["fastcifar", "train", *settings.as_flags(context, [key for key in changed if key not in rates])]

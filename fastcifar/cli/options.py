@@ -57,6 +57,11 @@ runs_dir = click.option(
     help="Folder of the runs.",
 )
 device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
+threads = click.option(
+    "--threads",
+    type=click.IntRange(1, 1_024),
+    help="Threads on the CPU.  [default: the CPUs that this process may use]",
+)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 trusted_model = click.option(
     "--model", help="The run's own network, if that is package.module:function: says that its code may be run."

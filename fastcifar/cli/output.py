@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fastcifar.errors import FastcifarError, Stopped
+from fastcifar.errors import Stopped
 from fastcifar.paths import command_line as command_line  # which the layers below show commands by, too
+from fastcifar.pictures import why
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,12 +46,15 @@ def log_to_stderr(debug: bool = False) -> Iterator[None]:
     # warnings of other people's packages are for developers: --debug shows them
     others, quiet = logging.getLogger("py.warnings"), logging.NullHandler()
     others.addHandler(quiet)
+    if not debug:
+        logging.getLogger("matplotlib").addHandler(quiet)  # of a matplotlibrc, which does not matter here, and of fonts
     logging.captureWarnings(not debug)
     try:
         yield
     finally:
         logging.captureWarnings(False)
         others.removeHandler(quiet)
+        logging.getLogger("matplotlib").removeHandler(quiet)
         logger.removeHandler(handler)
         logger.setLevel(level)
 
@@ -130,10 +134,12 @@ class Bars:
         if self._progress is not None and self._current is not None:
             self._progress.advance(self._current, count)
 
-    def step(self, step: int, loss: float) -> None:
-        """Show the loss beside the current bar."""
+    def step(self, step: int, loss: float, rest_s: float) -> None:
+        """Show the loss and the time left of the whole run next to the current bar."""
         if self._progress is not None and self._current is not None:
-            self._progress.update(self._current, note=f"loss {loss:.3f}")
+            from fastcifar.training.progress import duration
+
+            self._progress.update(self._current, note=f"loss {loss:.3f}, {duration(rest_s)} left in all")
 
 
 def write_report(run: RunFolder) -> Path | None:
@@ -146,8 +152,8 @@ def write_report(run: RunFolder) -> Path | None:
     except Stopped:
         raise
     except Exception as error:  # noqa: BLE001 (hours of training do not end in an error for the sake of a page)
-        reason = error if isinstance(error, FastcifarError) else f"{type(error).__name__}: {error}"
-        logging.getLogger(__name__).warning("no report: %s", reason)
+        again = command_line("fastcifar", "report", run.path)
+        logging.getLogger(__name__).warning("no report: %s; write it with: %s", why(error), again)
         return None
 
 

@@ -79,6 +79,10 @@ def _from_recipe(context: click.Context, option: click.Parameter, value: str | N
     return value
 
 
+_RATES = "; ".join(
+    f"{network} " + ", ".join(f"{rate:g} {name}" for name, rate in rates.items())
+    for network, rates in config.DEFAULT_LR.items()
+)
 RECIPE = [
     click.option(
         "--recipe",
@@ -116,7 +120,7 @@ OPTIMIZER = [
 ]
 SCHEDULE = [
     _setting("--epochs", "Passes over the training images.", type=int),
-    _setting("--lr", "Learning rate at its highest; auto: from a range test.", type=Rate()),
+    _setting("--lr", f"Learning rate at its highest; auto: from a range test.  [default: {_RATES}]", type=Rate()),
     _setting(
         "--sched",
         "plateau, step, multistep: by epoch; onecycle, cosine: step by step.",
@@ -178,6 +182,7 @@ DATA = [
 PREVIEWED = [_LOADER, _SEED, options.data_dir]
 MACHINE = [
     options.device,
+    options.threads,
     _setting("--amp", "Autocast; auto is bf16 where the device is fast at it.", type=click.Choice(config.AMP_MODES)),
 ]
 

@@ -3,7 +3,8 @@
 from fastcifar.config.augment import CROP_MODES, CUTOUT_FILLS, FLIP_MODES, NO_AUGMENT, AugmentConfig, read_pipeline
 from fastcifar.config.explain import CAM_METHODS, SELECTIONS, ExplainConfig
 from fastcifar.config.model import MODELS, NORMS, ModelConfig
-from fastcifar.config.range_test import AUTO_SUGGESTIONS, LR_MODES, LR_SUGGESTIONS, RangeTest
+from fastcifar.config.range_test import AUTO_SUGGESTIONS, LR_MODES, LR_RANGES, LR_SUGGESTIONS, RangeTest
+from fastcifar.config.rates import DEFAULT_LR
 from fastcifar.config.train import (
     AMP_MODES,
     ANNEALS,
@@ -27,9 +28,11 @@ __all__ = [
     "CHANGEABLE",
     "CROP_MODES",
     "CUTOUT_FILLS",
+    "DEFAULT_LR",
     "FLIP_MODES",
     "LOADERS",
     "LR_MODES",
+    "LR_RANGES",
     "LR_SUGGESTIONS",
     "MAX_SEED",
     "MODELS",

@@ -17,6 +17,7 @@ from fastcifar.checks import (
 )
 from fastcifar.config.augment import AugmentConfig
 from fastcifar.config.model import ModelConfig
+from fastcifar.config.rates import DEFAULT_LR, network_kind
 from fastcifar.errors import UsageError
 from fastcifar.paths import data_folder
 
@@ -31,7 +32,8 @@ TTAS = ("none", "flip", "flip-shift")
 AMP_MODES = ("auto", "bf16", "fp16", "off")
 MAX_SEED = 2**63 - 1
 MAX_WARMUP = 1e6
-CHANGEABLE = ("epochs", "max_steps", "data_dir", "device", "loader", "amp", "compile", "log_every")
+MAX_THREADS = 1_024
+CHANGEABLE = ("epochs", "max_steps", "data_dir", "device", "threads", "loader", "amp", "compile", "log_every")
 """What may differ when a run is resumed; everything else is the run's own."""
 
 
@@ -57,8 +59,8 @@ class TrainConfig:
     """Images in one step, of all processes together; the last, partial batch of an epoch is dropped."""
     optimizer: str = "sgd"
     """'sgd', 'adamw', or 'muon' (for filters and matrices; `rest_optimizer` for biases, norms and the last layer)."""
-    lr: float | str = 0.1
-    """Learning rate: the highest that the schedule reaches; 'auto' runs the range test first."""
+    lr: float | str | None = None
+    """Learning rate: the highest that the schedule reaches; 'auto' runs the range test first; None: see `rate`."""
     rest_optimizer: str = "adamw"
     """muon: 'adamw' or 'sgd', which updates the rest."""
     rest_lr: float = 0.01
@@ -121,6 +123,8 @@ class TrainConfig:
     """'full', or 'window' for betons larger than memory."""
     device: str = "auto"
     """'auto' (CUDA, else MPS, else CPU), or a torch device."""
+    threads: int | None = None
+    """Threads on the CPU; None: as many as the CPUs that the process may use."""
     amp: str = "auto"
     """Autocast: 'bf16', 'fp16' (with loss scaling), 'off', or 'auto' (bf16 where the device is fast at it)."""
     compile: bool = False
@@ -150,9 +154,9 @@ class TrainConfig:
         require_int("epochs", self.epochs, 1)
         require_int("batch_size", self.batch_size, 2)  # batch normalisation has no variance of one image
         require_choice("optimizer", self.optimizer, OPTIMIZERS)
-        if self.lr != "auto":
+        if self.lr not in ("auto", None):
             require_float("lr", self.lr, 0.0, above=True)
-        elif self.optimizer == "muon":
+        if self.lr == "auto" and self.optimizer == "muon":
             raise UsageError(
                 "lr is 'auto' with optimizer 'muon'; expected a number: 'fastcifar lr-find' finds all rates"
             )
@@ -174,6 +178,8 @@ class TrainConfig:
         require_choice("loader", self.loader, LOADERS)
         require_choice("shuffle", self.shuffle, ("full", "window"))
         require_choice("amp", self.amp, AMP_MODES)
+        if self.threads is not None:
+            require_int("threads", self.threads, 1, MAX_THREADS)
         if self.val_size is not None:
             require_int("val_size", self.val_size, 0)
         require_int("seed", self.seed, 0, MAX_SEED)
@@ -199,8 +205,8 @@ class TrainConfig:
         require_float("div_factor", self.div_factor, 1.0)
         require_float("final_div_factor", self.final_div_factor, 1.0)
         require_choice("anneal", self.anneal, ANNEALS)
-        if not isinstance(self.lr, str) and self.min_lr > self.lr:
-            raise UsageError(f"min_lr is {self.min_lr:g}, above lr, {self.lr:g}; expected less")
+        if self.lr != "auto" and self.min_lr > self.rate:
+            raise UsageError(f"min_lr is {self.min_lr:g}, above lr, {self.rate:g}; expected less")
         rest = min(self.rest_lr, self.rest_lr if self.bias_lr is None else self.bias_lr)
         if self.optimizer == "muon" and self.min_lr > rest:
             raise UsageError(
@@ -213,6 +219,12 @@ class TrainConfig:
             require_int("the side in progressive", stage[0], 8, 1_024)
             require_number("the share in progressive", stage[1], before, 1.0)
             before = stage[1]
+
+    @property
+    def rate(self) -> float:
+        """The learning rate as a number: `lr`, or the default of the network and the optimiser. Not for 'auto'."""
+        assert not isinstance(self.lr, str)
+        return DEFAULT_LR[network_kind(self.model, self.norm)][self.optimizer] if self.lr is None else self.lr
 
     @property
     def network(self) -> ModelConfig:

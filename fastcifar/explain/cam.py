@@ -18,7 +18,9 @@ from torch.nn import functional as F
 from fastcifar.checks import listed, require_choice
 from fastcifar.config import CAM_METHODS
 from fastcifar.errors import UsageError
-from fastcifar.models import evaluating, gives_maps
+from fastcifar.models import stages_of
+from fastcifar.models.restore import evaluating
+from fastcifar.models.trial import following, gives_maps
 
 SMALLEST_MAP = 5
 Size = tuple[int, int]
@@ -52,16 +54,9 @@ class Activations:
         """
         _require_layers(model, layers)
         self._image_size: Size = (images.shape[2], images.shape[3])
-        with (
-            evaluating(model),
-            torch.inference_mode(False),
-            torch.enable_grad(),
-            torch.autocast(images.device.type, enabled=False),
-            _captured(model, layers) as found,
-        ):
-            # the images carry a gradient, so that a frozen network gives one too
-            self._scores = model(images.detach().to(torch.float32, copy=True).requires_grad_())
-        self._found = [_require_maps(name, found.get(name), self._image_size) for name in layers]
+        with evaluating(model), _captured(model, layers) as found, following(model, images) as followed:
+            self._scores = model(followed)
+        self._found = [_require_maps(name, found.get(name), tuple(images.shape)) for name in layers]
         self.logits = self._scores.detach()
         self.sizes = tuple((a.shape[2], a.shape[3]) for a in self._found)
 
@@ -140,31 +135,28 @@ def _captured(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Any
             hook.remove()
 
 
-def stages_of(model: nn.Module) -> tuple[str, ...]:
-    """The layers of which maps are drawn when none are named, from shallow to deep."""
-    return tuple(getattr(model, "stages", ()))
-
-
 def _require_layers(model: nn.Module, layers: Sequence[str]) -> None:
-    known = {name for name, _ in model.named_modules() if name}
+    known = {name: module for name, module in model.named_modules() if name}
     for name in layers:
         if name not in known:
             expected = listed(stages_of(model) or sorted(known), name)
             raise UsageError(f"layer is {name!r}; expected one of: {expected}; or another module of the network")
+        if isinstance(known[name], torch.jit.ScriptModule):
+            raise UsageError(f"layer {name!r} is scripted, so its output cannot be read; expected one in Python code")
 
 
-def _require_maps(name: str, output: Any, image_size: Size) -> torch.Tensor:
+def _require_maps(name: str, output: Any, image_shape: tuple[int, ...]) -> torch.Tensor:
     if not isinstance(output, torch.Tensor) or output.ndim != 4:
         gives = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, torch.Tensor) else "no tensor"
         raise UsageError(f"layer {name!r} gives {gives}; expected one that gives maps, (N, C, h, w)")
-    if not gives_maps(output, image_size):
-        shape, (height, width) = tuple(output.shape), image_size
+    if not gives_maps(output, image_shape):
+        num, _, height, width = image_shape
         raise UsageError(
-            f"layer {name!r} gives a tensor of shape {shape}; expected maps, (N, C, h, w), in proportion to images "
-            f"of {height}x{width}"
+            f"layer {name!r} gives a tensor of shape {tuple(output.shape)}; expected maps, (N, C, h, w), of {num} "
+            f"images and in proportion to {height}x{width}"
         )
     if not output.requires_grad:
-        raise UsageError(f"layer {name!r} is cut off from the gradient; expected one that is trained through")
+        raise UsageError(f"layer {name!r} gives what no gradient reaches from the images; expected maps of them")
     return output
 
 

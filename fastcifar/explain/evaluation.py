@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
 
 from fastcifar.checks import require_choice
 from fastcifar.config import TTAS, ExplainConfig
 from fastcifar.explain.choice import Verdicts, choose, verdicts
 from fastcifar.explain.trained import Trained
 from fastcifar.files import write_text
+from fastcifar.paths import command_line, data_folder
+from fastcifar.pictures import pictures
 from fastcifar.scores import Scores, score
 from fastcifar.training import checkpoint
+from fastcifar.training.device import standard_torch_defaults
 from fastcifar.training.progress import Reporter, SilentReporter
 from fastcifar.training.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SPLITS = ("test", "val")
 IN_GALLERY = 64
@@ -33,6 +45,7 @@ class Evaluation:
     files: tuple[Path, ...]
 
 
+@standard_torch_defaults()
 def evaluate_run(
     run: RunFolder,
     *,
@@ -74,40 +87,61 @@ def evaluate_run(
     facts |= {"weights_sha256": predictions.weights_sha256, "data_sha256": predictions.data_sha256}
     write_text(folder / "scores.json", json.dumps(facts, indent=1, allow_nan=False) + "\n")
     checkpoint.save_predictions(folder / "predictions.npz", predictions)
-    pictures = _draw(folder, title, scores, found, names, beton.images_as_checked)
+    again: list[Any] = ["fastcifar", "eval", run.path, "--split", split, "--tta", tta]
+    again += ["--data-dir", data_folder(data_dir)] if data_dir else []
+    again += ["--model", trusted] if trusted else []
+    made = _draw(
+        folder, title, scores, found, names, beton.images_as_checked, f"draw them with: {command_line(*again)}"
+    )
     return Evaluation(
         scores=scores,
         class_names=names,
         worst=worst,
-        files=(folder / "scores.json", *pictures, folder / "predictions.npz"),
+        files=(folder / "scores.json", *made, folder / "predictions.npz"),
     )
 
 
 def _draw(
-    folder: Path, title: str, scores: Scores, found: Verdicts, names: tuple[str, ...], images_of: Any
+    folder: Path,
+    title: str,
+    scores: Scores,
+    found: Verdicts,
+    names: tuple[str, ...],
+    images_of: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.uint8]],
+    again: str,
 ) -> list[Path]:
-    from fastcifar import plotting
-    from fastcifar.plotting.images import Named
+    """The pictures that could be drawn."""
 
-    made = [
-        plotting.write_png(folder / "confusion.png", plotting.confusion(scores.confusion, names, title)),
-        plotting.write_png(
-            folder / "reliability.png",
-            plotting.reliability(scores.bin_confidence, scores.bin_accuracy, scores.bin_count, scores.ece, title),
-        ),
-    ]
-    for name, right in (("wrong", False), ("correct", True)):
-        chosen = choose(found, ExplainConfig(n=IN_GALLERY, correct=right))
-        path = folder / f"{name}.png"
-        if not len(chosen):
-            path.unlink(missing_ok=True)  # of an earlier evaluation
-            continue
+    def confusion() -> Figure:
+        from fastcifar import plotting
+
+        return plotting.confusion(scores.confusion, plotting.class_labels(names), title)
+
+    def reliability() -> Figure:
+        from fastcifar import plotting
+
+        return plotting.reliability(scores.bin_confidence, scores.bin_accuracy, scores.bin_count, scores.ece, title)
+
+    def gallery(chosen: npt.NDArray[np.int64], images: npt.NDArray[np.uint8], right: bool) -> Figure:
+        from fastcifar import plotting
+        from fastcifar.plotting.images import Named
+
+        labels = plotting.class_labels(names)
         called = [
-            Named(names[t], names[p], bool(t == p), str(row))
+            Named(labels[t], labels[p], bool(t == p), str(row))
             for t, p, row in zip(found.true[chosen], found.predicted[chosen], found.index[chosen], strict=True)
         ]
         kind = "rightly classified, the least sure first" if right else "misclassified, of largest loss first"
         heading = f"{title}\n{len(chosen)} of {(found.right == right).sum():,} {kind}"
-        images = images_of(found.index[chosen])
-        made.append(plotting.write_png(path, plotting.gallery(images, called, heading)))
-    return made
+        return plotting.gallery(images, called, heading)
+
+    with pictures(folder, again) as draw:
+        made = [draw("confusion.png", confusion), draw("reliability.png", reliability)]
+        for name, right in (("wrong", False), ("correct", True)):
+            chosen = choose(found, ExplainConfig(n=IN_GALLERY, correct=right))
+            if len(chosen):
+                made.append(draw(f"{name}.png", partial(gallery, chosen, images_of(found.index[chosen]), right)))
+            else:
+                with suppress(OSError):
+                    (folder / f"{name}.png").unlink(missing_ok=True)  # of an earlier evaluation
+    return [path for path in made if path is not None]

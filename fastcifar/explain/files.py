@@ -7,8 +7,9 @@ import io
 import os
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,7 +17,11 @@ from fastcifar.explain.cam import best_layer
 from fastcifar.explain.maps import MapTable, Subjects
 from fastcifar.file_system import locked
 from fastcifar.files import write_arrays, write_text, writing_to
+from fastcifar.pictures import pictures
 from fastcifar.training.progress import Reporter
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COLUMNS = ("index", "true", "predicted", "confidence", "loss", "file")
 WRITTEN = ("grid.png", "index.csv", "maps.npz", "sheets")
@@ -32,23 +37,30 @@ def write_explanation(
     selection: str,
     reporter: Reporter,
 ) -> tuple[Path, ...]:
-    """Write grid.png, index.csv, maps.npz and sheets/ into `folder`, which is there; returns their paths.
+    """Write index.csv, maps.npz and then grid.png and sheets/ into `folder`, which is there; returns their paths.
 
     selection: which images these are, in words. All is made before anything of an earlier explanation is replaced,
-    and that is put back if not everything can be.
+    and that is put back if not everything can be. A picture that cannot be drawn is left out, with a warning.
     """
     with writing_to(folder):
         made = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder))
     try:
-        _write_sheets(made / "sheets", subjects, table, names, reporter)
-        _write_grid(made / "grid.png", subjects, table, names, f"{run_name}: {selection}")
         _write_index(made / "index.csv", subjects, names)
         _write_maps(made / "maps.npz", subjects, table, selection)
+        with writing_to(folder):
+            (made / "sheets").mkdir()
+        with pictures(folder, "repeat the command to draw them", made_in=made) as draw:
+            draw("grid.png", partial(_grid, subjects, table, names, f"{run_name}: {selection}"))
+            reporter.begin("sheets", len(subjects.files))
+            for i, file in enumerate(subjects.files):
+                draw(f"sheets/{file}", partial(_sheet, i, subjects, table, names))
+                reporter.advance(1)
         with writing_to(folder):
             _put_in_place(made, folder)
     finally:
         shutil.rmtree(made, ignore_errors=True)
-    return tuple(folder / name for name in (*WRITTEN[:-1], *(f"sheets/{file}" for file in subjects.files)))
+    paths = [folder / name for name in (*WRITTEN[:-1], *(f"sheets/{file}" for file in subjects.files))]
+    return tuple(path for path in paths if path.exists())
 
 
 def _put_in_place(made: Path, folder: Path) -> None:
@@ -58,7 +70,7 @@ def _put_in_place(made: Path, folder: Path) -> None:
     with locked(folder):  # another explanation of the run may end at the same moment
         there = [name for name in WRITTEN if os.path.lexists(folder / name)]
         moves = [(folder / name, earlier / name) for name in there]
-        moves += [(made / name, folder / name) for name in WRITTEN]
+        moves += [(made / name, folder / name) for name in WRITTEN if (made / name).exists()]
         try:
             for before, after in moves:
                 before.rename(after)
@@ -69,53 +81,47 @@ def _put_in_place(made: Path, folder: Path) -> None:
             raise
 
 
-def _write_grid(path: Path, subjects: Subjects, table: MapTable, names: tuple[str, ...], heading: str) -> None:
+def _grid(subjects: Subjects, table: MapTable, names: tuple[str, ...], heading: str) -> Figure:
     from fastcifar import plotting
     from fastcifar.plotting.images import Named
 
-    found = subjects.verdicts
+    found, labels = subjects.verdicts, plotting.class_labels(names)
     titles = [
-        Named(names[t] if t >= 0 else "", names[p], bool(t == p), name, f" {c:.0%}")
+        Named(labels[t] if t >= 0 else "", labels[p], bool(t == p), name, f" {c:.0%}")
         for t, p, name, c in zip(found.true, found.predicted, subjects.short_names, found.confidence, strict=True)
     ]
     best = best_layer(table.sizes)
-    shown = f"{METHOD_NAMES[table.methods[0]]} of {target_name(table.targets[0])} at {_layer(table, best)}"
-    figure = plotting.cam_grid(
+    target = target_name(table.targets[0])
+    target = labels[names.index(target)] if target in names else target
+    shown = f"{METHOD_NAMES[table.methods[0]]} of {target} at {_layer(table, best)}"
+    return plotting.cam_grid(
         subjects.images,
         table.maps[0, 0, :, best],
         table.has_evidence[0, 0, :, best].tolist(),
         titles,
         f"{heading}\n{shown}",
     )
-    plotting.write_png(path, figure)
 
 
-def _write_sheets(
-    folder: Path, subjects: Subjects, table: MapTable, names: tuple[str, ...], reporter: Reporter
-) -> None:
+def _sheet(i: int, subjects: Subjects, table: MapTable, names: tuple[str, ...]) -> Figure:
     from fastcifar import plotting
     from fastcifar.plotting.images import SheetRow
 
+    found, labels = subjects.verdicts, plotting.class_labels(names)
+    rows = [
+        SheetRow(
+            f"{_layer(table, k)}\nfor {labels[table.classes[t, i]]}",
+            list(table.maps[t, :, i, k]),
+            table.has_evidence[t, :, i, k].tolist(),
+        )
+        for k in range(len(table.layers))
+        for t in range(len(table.targets))
+    ]
+    true = f"true {labels[found.true[i]]}, " if found.true[i] >= 0 else ""
+    loss = f", loss {found.loss[i]:.2f}" if found.true[i] >= 0 else ""
+    title = f"{subjects.names[i]}: {true}predicted {labels[found.predicted[i]]} {found.confidence[i]:.0%}{loss}"
     methods = [METHOD_NAMES[method] for method in table.methods]
-    found = subjects.verdicts
-    reporter.begin("sheets", len(subjects.images))
-    with writing_to(folder):
-        folder.mkdir()
-    for i, image in enumerate(subjects.images):
-        rows = [
-            SheetRow(
-                f"{_layer(table, k)}\nfor {names[table.classes[t, i]]}",
-                list(table.maps[t, :, i, k]),
-                table.has_evidence[t, :, i, k].tolist(),
-            )
-            for k in range(len(table.layers))
-            for t in range(len(table.targets))
-        ]
-        true = f"true {names[found.true[i]]}, " if found.true[i] >= 0 else ""
-        loss = f", loss {found.loss[i]:.2f}" if found.true[i] >= 0 else ""
-        title = f"{subjects.names[i]}: {true}predicted {names[found.predicted[i]]} {found.confidence[i]:.0%}{loss}"
-        plotting.write_png(folder / subjects.files[i], plotting.cam_sheet(image, rows, methods, title))
-        reporter.advance(1)
+    return plotting.cam_sheet(subjects.images[i], rows, methods, title)
 
 
 def _layer(table: MapTable, k: int) -> str:

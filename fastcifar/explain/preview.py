@@ -13,20 +13,20 @@ from fastcifar.augment.draws import raw_bits
 from fastcifar.beton import Beton
 from fastcifar.checks import require_int
 from fastcifar.config import TrainConfig
-from fastcifar.errors import UsageError
+from fastcifar.errors import FastcifarError, UsageError
 from fastcifar.file_system import make_folder
 from fastcifar.loaders import make_loader, open_for
 from fastcifar.paths import user_path
+from fastcifar.pictures import why
 from fastcifar.training.split import hold_out
 
 
 def preview(config: TrainConfig, path: str | os.PathLike[str], *, n: int = 8, each: int = 1) -> int:
     """Draw `each` training images of every class beside `n` augmented versions, those of the first n epochs, to `path`.
 
-    Returns the number of images. Raises DataError (4) if train.beton is missing or damaged; UsageError (2).
+    Returns the number of images. Raises DataError (4) if train.beton is missing or damaged; UsageError (2);
+    FastcifarError (1) if the picture cannot be drawn or written.
     """
-    from fastcifar import plotting
-
     path = user_path(path, "the picture")
     if path.is_dir():
         raise UsageError(f"{path}: a folder; expected the name of a picture, e.g. {path / 'preview.png'}")
@@ -36,12 +36,21 @@ def preview(config: TrainConfig, path: str | os.PathLike[str], *, n: int = 8, ea
     train_rows, _ = hold_out(beton.labels, len(beton.class_names), config.val_size, config.seed)
     rows = images_of_each_class(beton, each, config.seed, train_rows)
     versions = augmented_versions(beton, rows, config, n)
-    labels = [beton.class_names[label] for label in beton.labels[rows]]
     what = config.recipe or "the settings given"
     heading = f"Augmentations of {what}, seed {config.seed}: as training sees {beton.path.name}"
     for side, until in config.progressive:
         heading += f"\nuntil {until:.0%} of the steps are done, then reduced to {side} pixels"
-    plotting.write_png(path, plotting.preview(beton.images_as_checked(rows), versions, labels, heading))
+    images = beton.images_as_checked(rows)
+    try:
+        from fastcifar import plotting
+
+        labels = plotting.class_labels(beton.class_names)
+        figure = plotting.preview(images, versions, [labels[label] for label in beton.labels[rows]], heading)
+        plotting.write_png(path, figure)
+    except FastcifarError:
+        raise
+    except Exception as error:  # whatever matplotlib, Pillow or the memory fail with
+        raise FastcifarError(f"{path}: cannot be drawn ({why(error)})") from error
     return len(rows)
 
 

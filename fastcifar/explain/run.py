@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,14 +15,19 @@ import torch
 from fastcifar.checks import require_choice
 from fastcifar.config import ExplainConfig
 from fastcifar.errors import UsageError
-from fastcifar.explain.cam import Activations, Size, stages_of
+from fastcifar.explain.cam import Activations, Size
 from fastcifar.explain.choice import Verdicts, choose, verdicts
 from fastcifar.explain.files import write_explanation
 from fastcifar.explain.maps import CAM_BATCH, Subjects, map_table
 from fastcifar.explain.picture_paths import read_pictures
 from fastcifar.explain.trained import Trained
+from fastcifar.models import stages_of
+from fastcifar.training.device import standard_torch_defaults
 from fastcifar.training.progress import Reporter, SilentReporter
 from fastcifar.training.run_folder import RunFolder
+
+NUM_TOP = 3
+"""Classes that are reported of each picture of the user's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +44,12 @@ class Explanation:
     """(h, w) of each layer's own maps."""
     files: tuple[Path, ...]
     """grid.png, index.csv, maps.npz and the sheets; nothing if there is no image to show."""
+    pictures: tuple[dict[str, Any], ...] = ()
+    """Of each picture of the user's the file, and the `classes` of highest probability, each a name and a probability;
+    the most probable first."""
 
 
+@standard_torch_defaults()
 def explain_run(
     run: RunFolder,
     config: ExplainConfig,
@@ -64,8 +74,9 @@ def explain_run(
     layers = _layers(trained, config)
     names = trained.info.class_names
     require_choice("target", config.target, ("pred", "true", "both", *names))
+    top: tuple[dict[str, Any], ...] = ()
     if pictures:
-        subjects, num_wrong = _pictures(trained, pictures, layers), None
+        (subjects, top), num_wrong = _pictures(trained, pictures, layers), None
         num_images = len(subjects.images)
         folder, selection = run.explain / "pictures", f"{num_images:,} of your pictures"
     else:
@@ -83,6 +94,7 @@ def explain_run(
         layers=layers,
         sizes=table.sizes,
         files=files,
+        pictures=top,
     )
 
 
@@ -90,7 +102,9 @@ def _layers(trained: Trained, config: ExplainConfig) -> tuple[str, ...]:
     """Those that are asked for, each once; 'all' stands for the network's stages."""
     stages = stages_of(trained.model)
     if "all" in config.layers and not stages:
-        raise UsageError(f"{trained.config.model} has no stage that gives maps; name a layer that does")
+        raise UsageError(
+            f"{trained.config.model} has no stage that gives maps; name a layer that does, and is not scripted"
+        )
     named = [stages if name == "all" else (name,) for name in config.layers]
     return tuple(dict.fromkeys(chain.from_iterable(named)))
 
@@ -120,7 +134,10 @@ def _test_images(trained: Trained, config: ExplainConfig, reporter: Reporter) ->
     return subjects, len(found.index), int((~found.right).sum())
 
 
-def _pictures(trained: Trained, given: Sequence[str | os.PathLike[str]], layers: Sequence[str]) -> Subjects:
+def _pictures(
+    trained: Trained, given: Sequence[str | os.PathLike[str]], layers: Sequence[str]
+) -> tuple[Subjects, tuple[dict[str, Any], ...]]:
+    """The pictures as images, and the most probable classes of each."""
     images, paths = read_pictures(given, trained.info.image_shape)
     probabilities = torch.cat(
         [
@@ -130,7 +147,12 @@ def _pictures(trained: Trained, given: Sequence[str | os.PathLike[str]], layers:
     ).cpu()
     unknown = np.full(len(paths), -1)
     names = [_shown(path) for path in paths]
-    return Subjects(
+    best = probabilities.double().topk(min(NUM_TOP, probabilities.shape[1]), dim=1)
+    top = tuple(
+        {"file": name, "classes": [(trained.info.class_names[i], p) for i, p in zip(classes, values, strict=True)]}
+        for name, classes, values in zip(names, best.indices.tolist(), best.values.tolist(), strict=True)
+    )
+    subjects = Subjects(
         images=images,
         names=tuple(names),
         short_names=tuple(os.path.basename(name) for name in names),
@@ -143,6 +165,7 @@ def _pictures(trained: Trained, given: Sequence[str | os.PathLike[str]], layers:
             loss=np.full(len(paths), np.nan),
         ),
     )
+    return subjects, top
 
 
 def _shown(path: Path) -> str:

@@ -13,6 +13,7 @@ from fastcifar.augment.torch_ops import normalisation, normalise
 from fastcifar.beton import Beton
 from fastcifar.errors import CheckpointError, DataError, UsageError
 from fastcifar.loaders import make_loader, open_for
+from fastcifar.models.trial import place
 from fastcifar.paths import data_folder
 from fastcifar.training import checkpoint
 from fastcifar.training.checkpoint import Predictions
@@ -38,7 +39,7 @@ class Trained:
         self.model, self.info, facts = checkpoint.load_weights(run.best, trusted)
         self.weights_sha256: str = facts["file_sha256"]
         self.device = choose_device(device)
-        self.model.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        place(self.model, self.device)
         self.config = run.read_config()
         self._data_dir = self.config.data_dir if data_dir is None else data_folder(data_dir)
 

@@ -17,8 +17,8 @@ import torch
 from fastcifar.beton import Beton, open_beton
 from fastcifar.checks import require_bool, require_choice, require_int
 from fastcifar.config import LOADERS, NO_AUGMENT, SHUFFLES, AugmentConfig
-from fastcifar.errors import MissingExtraError, UsageError
-from fastcifar.loaders.base import Batch, Loader, LoaderConfig, Rows, usable_device
+from fastcifar.errors import FastcifarError, UsageError
+from fastcifar.loaders.base import Batch, Loader, LoaderConfig, Rows, numba_module, usable_device
 from fastcifar.loaders.conventions import unknown_setting
 from fastcifar.loaders.memory import SHARE_OF_MEMORY, free_memory
 from fastcifar.loaders.resident import ResidentLoader
@@ -128,9 +128,7 @@ def open_for(loader: str, path: str | os.PathLike[str], device: torch.device | s
 
 def _load_cpu_kernel() -> None:
     with contextlib.suppress(Exception):  # told by the loader, which asks for it again
-        from fastcifar.augment.numba_kernel import load
-
-        load()
+        numba_module().load()
 
 
 def _size_of(beton: Beton | str | os.PathLike[str]) -> int:
@@ -163,11 +161,11 @@ def _loader_class(name: str) -> type[Loader]:
     return ResidentLoader
 
 
-def missing_part(name: str) -> MissingExtraError | None:
+def missing_part(name: str) -> FastcifarError | None:
     """Why the loader `name` cannot be used here, or None if it can."""
     try:
         _loader_class(name)
-    except MissingExtraError as error:
+    except FastcifarError as error:
         return error
     return None
 

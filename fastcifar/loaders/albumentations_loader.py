@@ -155,7 +155,8 @@ def _received(workers: DataLoader[Any]) -> Iterator[torch.Tensor]:
     tell that to the main thread, and looks itself only when its time is over."""
     if workers._iterator is not None:
         workers._iterator._timeout = workers.timeout
-    iterator: Any = iter(workers)
+    with torch.device("cpu"):  # the iterator makes tensors, whatever torch.set_default_device says
+        iterator: Any = iter(workers)
     iterator._timeout = min(workers.timeout, LOOK_EVERY_S)
     asked = time.monotonic()
     while True:

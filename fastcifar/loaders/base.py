@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import os
 from abc import ABC, abstractmethod
@@ -82,11 +83,26 @@ class DeviceKernel(Protocol):
     def __call__(self, data: torch.Tensor, offsets: torch.Tensor, rows: torch.Tensor, columns: Any) -> torch.Tensor: ...
 
 
+def numba_module() -> Any:
+    """`fastcifar.augment.numba_kernel`. Raises ImportError where Numba is not installed, switched off by
+    NUMBA_DISABLE_JIT, or refuses its environment variables."""
+    try:
+        import numba
+
+        if getattr(numba.config, "DISABLE_JIT", 0):
+            raise ImportError("NUMBA_DISABLE_JIT is set; unset it to use the compiled kernel")
+        return importlib.import_module("fastcifar.augment.numba_kernel")
+    except ImportError:
+        raise
+    except Exception as error:  # a variable such as NUMBA_NUM_THREADS=0 is a ValueError while Numba is imported
+        raise ImportError(f"Numba failed: {' '.join(str(error).split())}") from error
+
+
 def usable_device(device: torch.device | str) -> torch.device:
     """The device of that name. Raises UsageError if torch has none, or cannot put numbers on it here."""
     try:
         found = torch.device(device)
-        torch.zeros(1, device=found).item()
+        torch.zeros(1, dtype=torch.float32, device=found).item()
     except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise UsageError(f"device is {str(device)!r} ({reason}); expected one that is here, such as cpu") from error
@@ -206,9 +222,9 @@ class Loader(Conventions, ABC):
         if self.config.device.type != "cpu":
             return None
         try:
-            from fastcifar.augment.numba_kernel import NumbaAugment
+            NumbaAugment = numba_module().NumbaAugment  # noqa: N806 (a class)
         except ImportError as error:
-            log.info("the CPU kernel cannot be used (%s): torch operations make the pixels, slower", error)
+            log.warning("the CPU kernel cannot be used (%s): torch operations augment the images, slower", error)
             return None
         shape, config = self.beton.image_shape, self.config
         statistics = (self.fill, self.mean32, self.inv_std32)

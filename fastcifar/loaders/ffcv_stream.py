@@ -34,6 +34,9 @@ try:
     from fastcifar.loaders.ffcv_pages import instead_of_theirs
 except ImportError as error:
     raise MissingExtraError("the ffcv loader", "ffcv", str(error)) from error
+except Exception as error:  # as Numba's, for one of its environment variables
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    raise FastcifarError(f"the ffcv loader cannot be used: {reason}; use --loader resident") from error
 finally:
     torch.set_num_threads(NUM_THREADS)  # importing FFCV sets it to 1
 
@@ -97,7 +100,8 @@ class FfcvLoader(Loader):
         self.beton.check_unchanged()
         if not batches:
             return
-        stream = _Epoch(self._stream, np.concatenate(batches))
+        with torch.device("cpu"):  # whatever torch.set_default_device says
+            stream = _Epoch(self._stream, np.concatenate(batches))
         try:
             for rows_here in batches:
                 images, labels = stream.get()

@@ -5,8 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,7 +15,9 @@ from torch import nn
 from fastcifar.config import MODELS, ModelConfig
 from fastcifar.errors import UsageError
 from fastcifar.models.resnet import ResNet18
+from fastcifar.models.restore import evaluating
 from fastcifar.models.small import SmallNet
+from fastcifar.models.trial import named_stages, try_out
 
 _CHOICES = {"norm": ("resnet18",), "dropout": ("resnet18", "small"), "last_stride": ("resnet18",)}
 
@@ -26,7 +27,7 @@ def make_model(config: ModelConfig, num_classes: int, image_shape: tuple[int, in
 
     A name that is not ours is looked up in `torchvision.models`; 'package.module:function' is imported and called with
     `num_classes=`. So never call this with the name from somebody else's file: see `ModelConfig.names_code`. Such
-    a network is tried on images of `image_shape` (H, W, 3), and gets its `stages` from that.
+    a network is tried on images of `image_shape` (H, W, 3): see `try_out`.
     Raises UsageError if there is no such network, it has no such choice or it does not fit the images.
     """
     model = _call(builder(config), config.name, num_classes)
@@ -34,11 +35,16 @@ def make_model(config: ModelConfig, num_classes: int, image_shape: tuple[int, in
     if min(image_shape[:2]) < smallest:
         height, width, _ = image_shape
         raise UsageError(f"the images are {height}x{width}; {config.name} needs {smallest}x{smallest}: try resnet18")
-    if not hasattr(model, "stages"):
-        if not any(param.requires_grad for param in model.parameters()):
-            raise UsageError(f"model {config.name!r} has no parameters to train; expected at least one")
-        model.stages = _stages(model, config.name, num_classes, image_shape)  # type: ignore[assignment]
+    if config.name not in MODELS:
+        stages = try_out(model, config.name, num_classes, image_shape)
+        free = not hasattr(model, "stages")  # a network may call a list of its modules so
+        setattr(model, "stages" if free else "map_layers", named_stages(model) or stages)
     return model
+
+
+def stages_of(model: nn.Module) -> tuple[str, ...]:
+    """The layers of which maps are drawn when none are named, from shallow to deep."""
+    return getattr(model, "map_layers", None) or named_stages(model) or ()
 
 
 def require_side(model: nn.Module, side: int, name: str) -> None:
@@ -49,41 +55,6 @@ def require_side(model: nn.Module, side: int, name: str) -> None:
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise UsageError(f"progressive is {side}; {name} does not take images of {side}x{side} ({reason})") from error
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """In the block, the network is in evaluation mode; each of its modules is then put back into its own."""
-    with modes_kept(model):
-        model.eval()
-        yield
-
-
-@contextmanager
-def modes_kept(model: nn.Module) -> Iterator[None]:
-    """After the block, each module of the network is in the mode that it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-@contextmanager
-def buffers_kept(model: nn.Module) -> Iterator[None]:
-    """After the block, the network has the buffers that it had, with the values that they had."""
-    held = [(module, dict(module._buffers)) for module in model.modules()]  # a network may put others in their place
-    values = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    try:
-        yield
-    finally:
-        for module, buffers in held:
-            module._buffers.clear()
-            module._buffers.update(buffers)
-        with torch.no_grad():
-            for buffer, value in values:
-                buffer.copy_(value)
 
 
 def builder(config: ModelConfig) -> Callable[..., nn.Module]:
@@ -114,47 +85,6 @@ def _from_torchvision(name: str) -> Callable[..., nn.Module]:
     # two of torchvision's give further answers while training, unless they are told not to
     further = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
     return partial(found, weights=None, **further)
-
-
-def _stages(model: nn.Module, name: str, num_classes: int, image_shape: tuple[int, int, int]) -> tuple[str, ...]:
-    """Of each size of map the deepest module that gives it, found by passing two images through the network."""
-    height, width, channels = image_shape
-    deepest: dict[tuple[int, ...], str] = {}
-
-    def keep(of: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            if isinstance(output, torch.Tensor) and gives_maps(output, image_shape) and min(output.shape[2:]) > 1:
-                deepest[tuple(output.shape[2:])] = of
-
-        return hook
-
-    hooks = [module.register_forward_hook(keep(of)) for of, module in model.named_modules() if of]
-    images = torch.zeros(2, channels, height, width)
-    try:
-        with torch.no_grad():
-            with modes_kept(model), buffers_kept(model), torch.random.fork_rng(devices=[]):
-                model.train()
-                answers = [model(images)]  # while training it may answer otherwise
-            with evaluating(model):
-                deepest.clear()
-                answers.append(model(images))
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UsageError(f"model {name!r} does not take images of {height}x{width} ({reason})") from error
-    finally:
-        for hook in hooks:
-            hook.remove()
-    for logits in answers:
-        if not isinstance(logits, torch.Tensor) or logits.shape != (2, num_classes):
-            found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-            raise UsageError(f"model {name!r} gives {found} for 2 images; expected logits, (2, {num_classes})")
-    return tuple(deepest[size] for size in sorted(deepest, reverse=True))
-
-
-def gives_maps(output: torch.Tensor, image_shape: tuple[int, ...]) -> bool:
-    """Whether this is (N, C, h, w), by h and w being in proportion to the image's: some networks give (N, h, w, C)."""
-    (height, width), shape = image_shape[:2], output.shape
-    return output.ndim == 4 and abs(shape[2] * width - shape[3] * height) <= max(height, width)
 
 
 def _imported(name: str) -> Any:

@@ -12,6 +12,7 @@ import PIL.Image
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
+from fastcifar.plotting.context import own_context
 from fastcifar.plotting.style import HEAT, TRAIN_COLOUR, VAL_COLOUR
 from fastcifar.plotting.tiles import MAX_SIDE, Tile, table
 
@@ -90,6 +91,7 @@ def mask(image: Images, heat: Maps, tile: int = TILE) -> Pixels:
     return enlarged(image, tile) * _enlarged_map(heat, tile)[..., None]
 
 
+@own_context()
 def cam_grid(images: Images, maps: Maps, has_evidence: Sequence[bool], names: Sequence[Named], heading: str) -> Figure:
     """Each image beside itself with its map; at most the first 400.
 
@@ -121,6 +123,7 @@ def _guessed(pixels: Pixels, name: Named, has_evidence: bool) -> Tile:
     return Tile(pixels, name.guess, suffix, colour if name.true else "")
 
 
+@own_context()
 def cam_sheet(image: Images, rows: Sequence[SheetRow], methods: Sequence[str], heading: str) -> Figure:
     """One image at each layer: the image, a heatmap by method, a mask by method."""
     lines = []
@@ -137,6 +140,7 @@ def cam_sheet(image: Images, rows: Sequence[SheetRow], methods: Sequence[str], h
     return table(lines, heading, labels=[row.label for row in rows], scale=SCALE)
 
 
+@own_context()
 def gallery(images: Images, names: Sequence[Named], heading: str) -> Figure:
     """Images, each with what it is and what it was taken for. images: (N, H, W, 3) uint8."""
     tiles = [
@@ -147,6 +151,7 @@ def gallery(images: Images, names: Sequence[Named], heading: str) -> Figure:
     return table([tiles[i : i + columns] for i in range(0, len(tiles), columns)], heading, near=columns)
 
 
+@own_context()
 def preview(originals: Images, augmented: npt.NDArray[np.uint8], labels: Sequence[str], heading: str) -> Figure:
     """A row for each image: the original, and beside it its augmented versions.
 

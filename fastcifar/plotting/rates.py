@@ -8,9 +8,11 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from fastcifar.config import LOADERS
+from fastcifar.plotting.context import own_context
 from fastcifar.plotting.style import VAL_COLOUR, within
 
 
+@own_context()
 def rates(rows: Sequence[dict[str, Any]], note: str = "") -> Figure:
     """Images a second by loader, with the spread of the repeats; ours in colour.
 

@@ -11,11 +11,16 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from fastcifar.plotting.style import GREY, HEAT, TRAIN_COLOUR, VAL_COLOUR, within
+from fastcifar.plotting.context import own_context
+from fastcifar.plotting.style import DPI, GREY, HEAT, TRAIN_COLOUR, VAL_COLOUR, within
+from fastcifar.plotting.text import families, printable
+from fastcifar.plotting.tiles import wrapped
 
 MOST_NUMBERED, MOST_LARGE, MOST_NAMED = 20, 50, 120
+TITLE_POINTS = 10
 
 
+@own_context()
 def confusion(counts: npt.NDArray[np.int64], names: Sequence[str], title: str) -> Figure:
     """Of each true class (row), the share that was taken for each class (column); up to 20 classes with the counts.
 
@@ -37,19 +42,27 @@ def confusion(counts: npt.NDArray[np.int64], names: Sequence[str], title: str) -
                 colour = "black" if light else "white"
                 axis.text(column, row, f"{counts[row, column]:,}", ha="center", va="center", size=7, color=colour)
     if num <= MOST_NAMED:
-        short = [name if len(name) <= 16 else name[:15] + "…" for name in names]
+        short = [printable(name if len(name) <= 16 else f"{name[:15]}…") for name in names]
         size, turn = (8, 45) if num <= MOST_LARGE else (5, 90)
-        style: dict[str, Any] = {"size": size, "parse_math": False}
+        style: dict[str, Any] = {"size": size, "family": families("".join(short)), "parse_math": False}
         upright: dict[str, Any] = {"rotation": turn, "va": "top" if turn == 45 else "center"}
         axis.set_xticks(range(num), short, ha="right", rotation_mode="anchor", **upright, **style)
         axis.set_yticks(range(num), short, **style)
     axis.set(xlabel="predicted", ylabel="true")
-    axis.set_title(title, parse_math=False, size=10)
+    _draw_title(axis, title)
     bar = figure.colorbar(drawn, ax=axis, shrink=0.7, format=PercentFormatter(1.0))
     bar.set_label("share of the true class, mistakes only")
     return figure
 
 
+def _draw_title(axis: Any, title: str) -> None:
+    """Wrapped to three quarters of the figure's width, which is about that of the axes."""
+    room = 0.75 * axis.figure.get_figwidth() * DPI
+    lines = [line for part in title.split("\n") for line in wrapped(printable(part), room, TITLE_POINTS)]
+    axis.set_title("\n".join(lines), size=TITLE_POINTS, family=families(title), parse_math=False)
+
+
+@own_context()
 def reliability(
     confidence: npt.NDArray[np.float64],
     accuracy: npt.NDArray[np.float64],
@@ -80,7 +93,7 @@ def reliability(
     upper.bar(left, gaps, bottom=accuracy[filled], label="gap to confidence", **hatched)
     upper.plot([0, 1], [0, 1], ls="--", lw=1, color=text, alpha=0.6, label="as often right as sure")
     upper.set(ylim=(0, 1), xlim=(0, 1), ylabel="share that is right")
-    upper.set_title(f"{title}\ncalibration error (ECE) {ece:.2%}".strip(), size=10, parse_math=False)
+    _draw_title(upper, f"{title}\ncalibration error (ECE) {ece:.2%}".strip())
     upper.legend(frameon=False, fontsize=8, loc="upper left")
     lower.bar(left, counts[filled] / counts.sum(), width, align="edge", color=GREY)
     lower.set(xlabel="confidence of the answer", ylabel="share of images")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 
-from fastcifar.plotting.style import DPI, HEAT, any_script
+from fastcifar.plotting.style import DPI, HEAT
+from fastcifar.plotting.text import LEFT_TO_RIGHT, families, printable
 
 MARGIN, GAP, NEAR, LINE = 16, 20, 4, 17
 CAPTION_POINTS, HEADING_POINTS = 8, 11
@@ -56,12 +57,15 @@ def table(
     height, width = rows[0][0].pixels.shape[:2]
     columns = max(map(len, rows))
     column = max(width, LEAST_COLUMN) if any(tile.caption for row in rows for tile in row) else width
-    labels = ["\n".join(fitting(line, MOST_BESIDE, CAPTION_POINTS) for line in label.split("\n")) for label in labels]
+    labels = [
+        "\n".join(fitting(printable(x), MOST_BESIDE, CAPTION_POINTS) for x in text.split("\n")) for text in labels
+    ]
     beside = round(max((text_width(line, CAPTION_POINTS) for label in labels for line in label.split("\n")), default=0))
     left = MARGIN + (beside + 10 if beside else 0)
     xs = [left + i * (column + NEAR) + i // near * (GAP - NEAR) for i in range(columns)]
     total_width = max(xs[-1] + column + MARGIN, LEAST_WIDTH)
-    lines = [line for part in heading.split("\n") for line in wrapped(part, total_width - 2 * MARGIN, HEADING_POINTS)]
+    parts, room = map(printable, heading.split("\n")), total_width - 2 * MARGIN
+    lines = [line for part in parts for line in wrapped(part, room, HEADING_POINTS)]
     top = MARGIN + HEADING_LINE * len(lines) + 4
     tops, bottom = [], top
     for row in rows:
@@ -72,8 +76,8 @@ def table(
     figure = Figure(figsize=(total_width / DPI, total_height / DPI), dpi=DPI)
 
     def write(x: float, y: float, text: str, points: float, **style: str) -> None:
-        style = {"va": "center", **style}
-        figure.text(x / total_width, 1 - y / total_height, text, size=points, parse_math=False, **style)  # type: ignore[arg-type]
+        own: dict[str, Any] = {"va": "center", "size": points, "family": families(text), "parse_math": False, **style}
+        figure.text(x / total_width, 1 - y / total_height, text, **own)
 
     for i, line in enumerate(lines):
         write(MARGIN, MARGIN + HEADING_LINE * (i + 0.5), line, HEADING_POINTS)
@@ -101,6 +105,7 @@ def captioned(tile: Tile, width: float) -> str:
     """The caption, shortened where it is wider than that: each part by itself, so that something is left of both."""
     room = max(width - text_width(tile.suffix, CAPTION_POINTS), 0)
     parts = tile.caption.split(ARROW) if tile.caption.count(ARROW) == 1 else [tile.caption]
+    parts = list(map(printable, parts))
     if len(parts) == 2:
         first, second = (text_width(part, CAPTION_POINTS) for part in parts)
         room -= text_width(ARROW, CAPTION_POINTS)
@@ -123,8 +128,8 @@ def _draw_scale(
 @lru_cache(maxsize=10_000)
 def text_width(text: str, points: float) -> float:
     """Pixels that a line of text takes."""
-    with any_script():
-        width, _, _ = text_to_path.get_text_width_height_descent(text, FontProperties(size=points), False)
+    font = FontProperties(size=points, family=families(text))
+    width, _, _ = text_to_path.get_text_width_height_descent(text, font, False)
     return float(width) * DPI / 72 * 1.04  # hinting widens some letters
 
 
@@ -139,7 +144,7 @@ def fitting(text: str, width: float, points: float) -> str:
             fits = middle
         else:
             beyond = middle
-    return text[:fits] + "…"
+    return text[:fits] + "…" + LEFT_TO_RIGHT * text.endswith(LEFT_TO_RIGHT)
 
 
 def wrapped(text: str, width: float, points: float) -> list[str]:

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from fastcifar.plotting.context import own_context
 from fastcifar.plotting.style import GREY, TRAIN_COLOUR, VAL_COLOUR, within
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 PANELS = ("loss", "accuracy", "lr")
 
 
+@own_context()
 def curves(history: Sequence[dict[str, Any]], panels: Sequence[str] = PANELS) -> Figure:
     """Loss, accuracy and learning rate by epoch, side by side, or some of these; the best epoch is marked.
 
@@ -33,7 +35,9 @@ def curves(history: Sequence[dict[str, Any]], panels: Sequence[str] = PANELS) ->
         else:
             _draw_both(axis, history, what)
         axis.set_xlabel("epoch")
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        if len(history) == 1:  # room on both sides, less than to the next epoch
+            axis.set_xlim(history[0]["epoch"] - 0.6, history[0]["epoch"] + 0.6)
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
     return figure
@@ -65,16 +69,30 @@ def _positive(history: Sequence[dict[str, Any]]) -> bool:
     return bool(rates) and min(rates) > 0 and max(rates) / min(rates) > 10
 
 
-def lr_curve(curve: LrCurve) -> Figure:
-    """Loss over learning rate of a range test, raw and smoothed, with the suggestions or the reason for none."""
+@own_context()
+def lr_curve(curve: LrCurve, chosen: str | None = None) -> Figure:
+    """Loss over learning rate of a range test, raw and smoothed, with the suggestions, the chosen one labelled, or the
+    reason for none."""
     figure = Figure(figsize=(7.5, 4.2), layout=within())
     axis = figure.subplots()
     axis.plot(curve.rates, curve.losses, color=GREY, alpha=0.7, lw=1, label="loss")
-    axis.plot(curve.rates, curve.smoothed, color=TRAIN_COLOUR, lw=2, label="smoothed")
+    axis.plot(curve.smoothed_rates, curve.smoothed, color=TRAIN_COLOUR, lw=2, label="smoothed")
     marks = zip(curve.suggestions.items(), ("o", "v", "s"), (VAL_COLOUR, "#999933", "#117733"), strict=False)
     for (name, rate), marker, colour in marks:
-        height = np.interp(rate, curve.rates, curve.smoothed)
-        axis.plot([rate], [height], marker, color=colour, ms=8, label=f"{name}: {rate:.3g}")
+        height = np.interp(rate, curve.smoothed_rates, curve.smoothed)
+        taken = name == chosen
+        axis.plot([rate], [height], marker, color=colour, ms=10 if taken else 6, label=f"{name}: {rate:.3g}")
+        if taken:
+            axis.axvline(rate, color=colour, lw=1, ls=":")
+            axis.annotate(
+                f"chosen: {rate:.3g}",
+                (rate, 0),
+                xycoords=axis.get_xaxis_transform(),
+                xytext=(5, 5),
+                textcoords="offset points",
+                color=colour,
+                bbox={"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": "none", "alpha": 0.8},
+            )
     axis.set(xlabel="learning rate", ylabel="training loss", title="Learning-rate range test")
     if len(curve.rates) > 1 and curve.rates[-1] > 100 * curve.rates[0]:
         axis.set_xscale("log")

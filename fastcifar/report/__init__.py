@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from fastcifar.errors import DataError
 from fastcifar.files import write_text
+from fastcifar.paths import command_line
 from fastcifar.report import course
 from fastcifar.report.explained import explained
 from fastcifar.report.page import Contents, render
@@ -14,12 +16,14 @@ from fastcifar.report.scored import scored
 from fastcifar.training.run_folder import RunFolder
 
 __all__ = ["write_report"]
+log = logging.getLogger(__name__)
 
 
 def write_report(run: RunFolder) -> Path:
     """Write report.html into the folder of a run; returns its path. Neither the data nor the network is needed.
 
-    What is not there is left out; a file that is damaged is named in the page. Raises DataError (4) if there is
+    What is not there is left out; a file that is damaged is named in the page, as is a picture that cannot be drawn,
+    which is a warning too. Raises DataError (4) if there is
     nothing to tell, FastcifarError (1) if the page cannot be written.
     """
     files = RunFiles(run.path)
@@ -35,6 +39,10 @@ def write_report(run: RunFolder) -> Path:
     }
     if not any(found.values()) and not files.notes:
         raise DataError(f"{run.path}: has no results to report; train it with 'fastcifar train'")
+    if files.not_drawn:
+        again = command_line("fastcifar", "report", run.path)
+        lost = len(files.not_drawn), files.not_drawn[0]
+        log.warning("%s: %d of its pictures not drawn (%s); draw them with: %s", run.report, *lost, again)
     contents = Contents(name=clean(run.path.resolve().name), notes=tuple(files.notes), **found)  # type: ignore[arg-type]
     write_text(run.report, render(contents))
     return run.report

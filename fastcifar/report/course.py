@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastcifar.config import TrainConfig
+from fastcifar.config import AUTO_SUGGESTIONS, TrainConfig
 from fastcifar.errors import DataError
 from fastcifar.paths import command_line
 from fastcifar.report.drawing import Drawing, drawing
@@ -53,7 +53,7 @@ class Curves:
     """results.csv."""
 
     drawings: tuple[Drawing, ...]
-    """Loss, accuracy, rate."""
+    """Loss, accuracy, rate, or those of them that can be drawn."""
     summary: str
     table: tuple[tuple[str, ...], ...]
     """A row for each epoch: number, rate, training loss and accuracy, and those of validation if there are any."""
@@ -63,7 +63,7 @@ class Curves:
 class RangeTest:
     """lr_find/lr_find.csv."""
 
-    drawing: Drawing
+    drawing: Drawing | None
     suggestions: Pairs
     why_not: str
 
@@ -169,18 +169,18 @@ def curves(files: RunFiles) -> Curves | None:
     if validated[0]:
         best = max(history, key=lambda row: row["val_accuracy"])
         summary += f"; best validation accuracy {best['val_accuracy']:.2%}, in epoch {best['epoch']}"
-    drawings = tuple(_curve(history, panel) for panel in ("loss", "accuracy", "lr"))
-    return Curves(drawings=drawings, summary=summary, table=tuple(_shown(row) for row in history))
+    drawings = [_curve(files, history, panel) for panel in ("loss", "accuracy", "lr")]
+    return Curves(drawings=tuple(filter(None, drawings)), summary=summary, table=tuple(_shown(row) for row in history))
 
 
-def _curve(history: list[dict[str, Any]], panel: str) -> Drawing:
+def _curve(files: RunFiles, history: list[dict[str, Any]], panel: str) -> Drawing | None:
     def draw() -> Figure:
         from fastcifar import plotting
 
         return plotting.curves(history, (panel,))
 
     name = "Learning rate" if panel == "lr" else panel.capitalize()
-    return drawing(draw, f"{name} by epoch; the table below has the numbers")
+    return drawing(files, draw, f"{name} by epoch; the table below has the numbers")
 
 
 def _epoch(row: dict[str, str], validated: bool) -> dict[str, Any]:
@@ -211,15 +211,20 @@ def range_test(files: RunFiles) -> RangeTest | None:
     losses = np.array([parsed(RANGE_TEST, row, "loss") for row in rows])
     curve = LrCurve(rates=rates, losses=losses, ended=f"{len(rates):,} steps")
 
+    optimizer = (files.facts(CONFIG) or {}).get("optimizer")
+    chosen = AUTO_SUGGESTIONS.get(str(optimizer))
+
     def draw() -> Figure:
         from fastcifar import plotting
 
-        return plotting.lr_curve(curve)
+        return plotting.lr_curve(curve, chosen)
 
     suggestions = tuple((name, f"{rate:.3g}") for name, rate in curve.suggestions.items())
     said = ", ".join(f"{name} {rate}" for name, rate in suggestions) or "no suggestion"
     alt = f"Training loss over learning rate, from {rates[0]:.3g} to {rates[-1]:.3g}: {said}"
-    return RangeTest(drawing=drawing(draw, alt), suggestions=suggestions, why_not=clean(curve.why_not or "", 500))
+    return RangeTest(
+        drawing=drawing(files, draw, alt), suggestions=suggestions, why_not=clean(curve.why_not or "", 500)
+    )
 
 
 def _text(found: dict[str, Any], key: str) -> str | None:

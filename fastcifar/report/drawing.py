@@ -13,6 +13,7 @@ import numpy.typing as npt
 import PIL.Image
 
 from fastcifar.errors import DataError, Stopped
+from fastcifar.report.reading import RunFiles
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,14 +41,18 @@ class Drawing:
     alt: str
 
 
-def drawing(draw: Callable[[], Figure], alt: str) -> Drawing:
-    """What `draw` draws, light and dark."""
-    from fastcifar import plotting
+def drawing(files: RunFiles, draw: Callable[[], Figure], alt: str) -> Drawing | None:
+    """What `draw` draws, light and dark; None, with a note, if that fails."""
 
-    light = _svg(draw())
-    with plotting.dark():
-        dark = _svg(draw())
-    return Drawing(light=light, dark=dark, alt=alt)
+    def both() -> Drawing:
+        from fastcifar import plotting
+
+        light = _svg(draw())
+        with plotting.dark():
+            dark = _svg(draw())
+        return Drawing(light=light, dark=dark, alt=alt)
+
+    return files.drawn(both)
 
 
 def _svg(figure: Figure) -> Picture:

@@ -117,13 +117,8 @@ def _facts(name: str, row: dict[str, str]) -> dict[str, Any]:
 
 
 def _card(files: RunFiles, folder: str, facts: dict[str, Any], found: _Maps | None, i: int) -> Card:
-    from fastcifar.plotting.images import overlay
-
-    file, image, laid = facts.pop("file"), None, None
-    if found is not None:
-        image = pixels(found.images[i], MOST_TILE)
-        tile = TILE if max(found.images.shape[1:3]) < TILE else MOST_TILE
-        laid = pixels(np.rint(overlay(found.images[i], found.maps[i], tile) * 255).astype(np.uint8), MOST_TILE)
+    file = facts.pop("file")
+    image, laid = files.drawn(lambda: _pair(found, i)) or (None, None) if found is not None else (None, None)
     return Card(
         **facts,
         image=image,
@@ -131,6 +126,15 @@ def _card(files: RunFiles, folder: str, facts: dict[str, Any], found: _Maps | No
         has_evidence=found is None or bool(found.has_evidence[i]),
         sheet=files.attempt(lambda files: _sheet(files, folder, file)),
     )
+
+
+def _pair(found: _Maps, i: int) -> tuple[Picture, Picture]:
+    """The image, and its map over it."""
+    from fastcifar.plotting.images import overlay
+
+    tile = TILE if max(found.images.shape[1:3]) < TILE else MOST_TILE
+    laid = np.rint(overlay(found.images[i], found.maps[i], tile) * 255).astype(np.uint8)
+    return pixels(found.images[i], MOST_TILE), pixels(laid, MOST_TILE)
 
 
 def _sheet(files: RunFiles, folder: str, file: str) -> Picture | None:

@@ -14,8 +14,9 @@ from typing import Any, TypeVar
 
 import numpy.typing as npt
 
-from fastcifar.errors import DataError
+from fastcifar.errors import DataError, Stopped
 from fastcifar.files import arrays_in, parse_plain
+from fastcifar.pictures import why
 from fastcifar.training.checkpoint import MOST_WEIGHTS, file_sha256
 
 MIB = 2**20
@@ -23,7 +24,7 @@ MOST_TEXT, MOST_ARRAYS = 8 * MIB, 512 * MIB
 MOST_ROWS = 100_000
 WEIGHTS = "weights/best.safetensors"
 MOST_LETTERS, MOST_NOTES = 120, 20
-JOINER = "\u200d"  # within emoji
+JOINERS = "\u200c\u200d"  # within Persian and Indic words, and emoji
 Made = TypeVar("Made")
 
 
@@ -33,6 +34,8 @@ class RunFiles:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.notes: list[str] = []
+        self.not_drawn: list[str] = []
+        """Why, for each picture of the page that could not be drawn."""
 
     @cached_property
     def weights_sha256(self) -> str | None:
@@ -49,6 +52,17 @@ class RunFiles:
             return make(self)
         except DataError as error:
             self.note(str(error))
+            return None
+
+    def drawn(self, draw: Callable[[], Made]) -> Made | None:
+        """What `draw` draws, or None and a note if that fails: the page does without."""
+        try:
+            return draw()
+        except Stopped:
+            raise
+        except Exception as error:  # noqa: BLE001 (whatever matplotlib, Pillow or the memory fail with)
+            self.not_drawn.append(why(error))
+            self.note(f"a picture could not be drawn: {why(error)}")
             return None
 
     def note(self, message: str) -> None:
@@ -164,7 +178,8 @@ def parsed(name: str, row: dict[str, str], key: str, low: float = -1e30, high: f
 def clean(value: object, most: int = MOST_LETTERS) -> str:
     """As text that can be shown and stored: one line of at most `most` characters, without those that steer."""
     text = str(value)
-    shown = "".join(c if c.isprintable() or c == JOINER else " " if c.isspace() else "\ufffd" for c in text[: 2 * most])
+    kept = text[: 2 * most]
+    shown = "".join(c if c.isprintable() or c in JOINERS else " " if c.isspace() else "\ufffd" for c in kept)
     shown = " ".join(shown.split())
     return shown if len(shown) <= most and len(text) <= 2 * most else shown[: most - 1] + "…"
 

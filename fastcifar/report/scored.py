@@ -42,8 +42,8 @@ class Scored:
     classes: tuple[ClassRow, ...]
     confused: tuple[tuple[str, str, int], ...]
     """True class, predicted class, number of images; the most frequent first."""
-    confusion: Drawing
-    reliability: Drawing
+    confusion: Drawing | None
+    reliability: Drawing | None
 
 
 def scored(files: RunFiles) -> Scored | None:
@@ -66,7 +66,7 @@ def scored(files: RunFiles) -> Scored | None:
     if tested_on not in (None, str(found["data_sha256"])):
         files.note(f"{PREDICTIONS}: made of other images than those that metrics.json scores")
     scores = score(logits.copy(), label.astype(np.int64), num)
-    return _described(scores, names or tuple(f"class {i}" for i in range(num)))
+    return _described(files, scores, names or tuple(f"class {i}" for i in range(num)))
 
 
 def _class_names(files: RunFiles, num: int, sha256: str) -> tuple[str, ...] | None:
@@ -84,11 +84,11 @@ def _class_names(files: RunFiles, num: int, sha256: str) -> tuple[str, ...] | No
     return tuple(clean(name) for name in names)
 
 
-def _described(scores: Scores, names: tuple[str, ...]) -> Scored:
+def _described(files: RunFiles, scores: Scores, names: tuple[str, ...]) -> Scored:
     def confusion() -> Figure:
         from fastcifar import plotting
 
-        return plotting.confusion(scores.confusion, names, "")
+        return plotting.confusion(scores.confusion, plotting.class_labels(names), "")
 
     def reliability() -> Figure:
         from fastcifar import plotting
@@ -115,8 +115,8 @@ def _described(scores: Scores, names: tuple[str, ...]) -> Scored:
             for i, name in enumerate(names)
         ),
         confused=pairs,
-        confusion=drawing(confusion, f"Confusion matrix of {len(names)} classes: {said}"),
+        confusion=drawing(files, confusion, f"Confusion matrix of {len(names)} classes: {said}"),
         reliability=drawing(
-            reliability, f"Share of right answers by confidence; expected calibration error {scores.ece:.2%}"
+            files, reliability, f"Share of right answers by confidence; expected calibration error {scores.ece:.2%}"
         ),
     )

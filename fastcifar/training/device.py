@@ -6,11 +6,13 @@ import ctypes
 import logging
 import os
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
 
+from fastcifar.cpus import available_cpus
 from fastcifar.loaders.base import usable_device
 
 log = logging.getLogger(__name__)
@@ -30,6 +32,12 @@ def choose_device(name: str, local_rank: int | None = None) -> torch.device:
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # what names no device, nccl and Triton among it, means this one
     return device
+
+
+def choose_threads(count: int | None) -> None:
+    """Let torch and the loaders use `count` threads; with None as many as torch chose (its own default is the affinity
+    mask, or OMP_NUM_THREADS), but no more than the limits of control groups allow."""
+    torch.set_num_threads(count or min(torch.get_num_threads(), available_cpus()))
 
 
 def has_fast_bf16(device: torch.device) -> bool:
@@ -56,6 +64,24 @@ def autocast(device: torch.device, amp: str) -> AbstractContextManager[object]:
     if amp == "off":
         return nullcontext()
     return torch.autocast(device.type, torch.bfloat16 if amp == "bf16" else torch.float16)
+
+
+@contextmanager
+def standard_torch_defaults() -> Iterator[None]:
+    """In the block, torch makes float32 tensors on the CPU and records gradients, as in a fresh process, whatever
+    `set_default_device`, `set_default_dtype` or `no_grad` the caller has in force."""
+    dtype = torch.get_default_dtype()
+    elsewhere = torch.get_default_device().type != "cpu"  # the context slows every operation: only where it is needed
+    torch.set_default_dtype(torch.float32)
+    try:
+        with (
+            torch.device("cpu") if elsewhere else nullcontext(),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+        ):
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
 
 
 def keep_freed_memory() -> bool:

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fastcifar.loaders import Loader
-from fastcifar.models import evaluating
+from fastcifar.models.restore import evaluating
 from fastcifar.training.device import autocast
 from fastcifar.training.processes import Processes
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -19,14 +19,25 @@ from fastcifar.files import write_text, writing_to
 from fastcifar.loaders import Loader
 from fastcifar.lr_find import LrCurve, lr_find
 from fastcifar.models import builder, make_model
+from fastcifar.models.trial import place
+from fastcifar.pictures import pictures
 from fastcifar.training.checkpoint import DataInfo
 from fastcifar.training.data import Loaders
-from fastcifar.training.device import choose_amp, choose_device, keep_freed_memory
+from fastcifar.training.device import (
+    choose_amp,
+    choose_device,
+    choose_threads,
+    keep_freed_memory,
+    standard_torch_defaults,
+)
 from fastcifar.training.optimizer import at_rate, make_optimizer
 from fastcifar.training.processes import Processes
 from fastcifar.training.progress import Reporter
 from fastcifar.training.run_folder import create_run
 from fastcifar.training.step import Step
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def find_for(
@@ -53,31 +64,38 @@ def find_for(
 def first_network(config: TrainConfig, data: DataInfo, device: torch.device) -> nn.Module:
     """The network as a run begins with it, its weights drawn from the seed."""
     torch.manual_seed(config.seed)
-    network: Any = make_model(config.network, len(data.class_names), data.image_shape)
-    return network.to(device=device, memory_format=torch.channels_last)
+    return place(make_model(config.network, len(data.class_names), data.image_shape), device)
 
 
-def write_curve(curve: LrCurve, folder: Path) -> tuple[Path, Path]:
-    """Write lr_find.csv and lr_find.png into `folder`."""
-    from fastcifar import plotting
-
+def write_curve(curve: LrCurve, folder: Path, chosen: str) -> tuple[Path, ...]:
+    """Write lr_find.csv and then lr_find.png, where the suggestion `chosen` is labelled, into `folder`; return the
+    paths of those that were written."""
     with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("lr", "loss", "smoothed_loss"))
     writer.writerows(zip(curve.rates.tolist(), curve.losses.tolist(), curve.smoothed.tolist(), strict=True))
-    table, picture = folder / "lr_find.csv", folder / "lr_find.png"
+    table = folder / "lr_find.csv"
     write_text(table, text.getvalue())
-    plotting.write_png(picture, plotting.lr_curve(curve))
-    return table, picture
+
+    def curve_drawn() -> Figure:
+        from fastcifar import plotting
+
+        return plotting.lr_curve(curve, chosen)
+
+    with pictures(folder, f"the curve is in {table}") as draw:
+        picture = draw("lr_find.png", curve_drawn)
+    return (table, picture) if picture else (table,)
 
 
+@standard_torch_defaults()
 def find_in_new_folder(
-    config: TrainConfig, test: RangeTest, runs_dir: str | os.PathLike[str], reporter: Reporter
-) -> tuple[LrCurve, tuple[Path, Path]]:
+    config: TrainConfig, test: RangeTest, chosen: str, runs_dir: str | os.PathLike[str], reporter: Reporter
+) -> tuple[LrCurve, tuple[Path, ...]]:
     """The range test of `fastcifar lr-find`: a fresh network on the images of `config`; its files in a new folder."""
     device = choose_device(config.device)
+    choose_threads(config.threads)
     if device.type == "cpu":
         keep_freed_memory()
     builder(config.network)  # a name that is wrong is told before the data is read
@@ -90,4 +108,4 @@ def find_in_new_folder(
         except BaseException:
             run.path.rmdir()
             raise
-    return curve, write_curve(curve, run.path)
+    return curve, write_curve(curve, run.path, chosen)

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
 from torch import nn
 
+from fastcifar.config import TrainConfig
 from fastcifar.errors import CheckpointError
 from fastcifar.loaders import Loader
 from fastcifar.models import count_parameters
+from fastcifar.models.trial import place
 from fastcifar.paths import command_line
+from fastcifar.pictures import pictures
 from fastcifar.training import checkpoint
 from fastcifar.training.checkpoint import Predictions
 from fastcifar.training.data import Loaders
 from fastcifar.training.evaluate import Answers
 from fastcifar.training.learner import Learner
+from fastcifar.training.processes import Processes
 from fastcifar.training.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 log = logging.getLogger(__name__)
 
@@ -29,18 +35,18 @@ class Evaluate(Protocol):
 
 
 def finish(run: RunFolder, learner: Learner, loaders: Loaders, evaluate: Evaluate) -> dict[str, Any]:
-    """Score the test images with weights/best.safetensors; write curves.png, predictions.npz and metrics.json, and
-    return what that holds. Called in all processes, written by the first."""
+    """Score the test images with weights/best.safetensors; write results.csv, predictions.npz, metrics.json and, after
+    them, curves.png; return what metrics.json holds. Called in all processes, written by the first."""
     first, config = learner.processes.first, learner.config
     if first:
-        _draw_curves(run, learner.progress.history)
+        run.write_results(learner.progress.history)
     learner.processes.everyones(None)  # the best weights are written
     best, _, facts = checkpoint.load_weights(run.best, trusted=config.network.name)
     kept = learner.progress.best
     if kept is None or facts.get("epoch") != kept["epoch"]:
         go_on = command_line("fastcifar", "train", "--resume", run.path)
         raise CheckpointError(f"{run.best}: was exchanged while the run went on; write it again with: {go_on}")
-    best.to(device=learner.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    place(best, learner.device)
     answers = evaluate(best, loaders.test, "test")
     scores: dict[str, Any] = {"test_accuracy": answers.accuracy, "test_loss": answers.loss}
     if config.tta != "none":
@@ -60,6 +66,8 @@ def finish(run: RunFolder, learner: Learner, loaders: Loaders, evaluate: Evaluat
         run.write_metrics(metrics)
     images = len(answers.labels)
     log.info("test accuracy %.2f%%, loss %.4f, on %d images", answers.accuracy * 100, answers.loss, images)
+    if first:
+        _draw_curves(run, learner)
     return metrics
 
 
@@ -88,8 +96,21 @@ def _facts(learner: Learner, loaders: Loaders) -> dict[str, Any]:
     }
 
 
-def _draw_curves(run: RunFolder, history: list[dict[str, Any]]) -> None:
-    from fastcifar import plotting
+def resume_command(run: RunFolder, config: TrainConfig, processes: Processes) -> str:
+    """The command that goes on with a run; after its last step it writes again what `finish` writes."""
+    line: list[Any] = ["fastcifar", "train", "--resume", run.path]
+    line += ["--model", config.model] if config.network.names_code else []
+    if processes.count > 1:
+        line[:1] = ["torchrun", "--nproc-per-node", str(processes.local_count), "-m", "fastcifar"]
+    return command_line(*line)
 
-    run.write_results(history)
-    plotting.write_png(run.curves, plotting.curves(history))
+
+def _draw_curves(run: RunFolder, learner: Learner) -> None:
+    def curves() -> Figure:
+        from fastcifar import plotting
+
+        return plotting.curves(learner.progress.history)
+
+    again = f"draw it with: {resume_command(run, learner.config, learner.processes)}"
+    with pictures(run.path, again) as draw:
+        draw(run.curves.name, curves)

@@ -46,6 +46,8 @@ class Learner:
         for side, _ in config.progressive:
             require_side(self.network, side, config.network.name)
         self.lr_curve: LrCurve | None = None
+        if config.lr is None:
+            config = replace(config, lr=config.rate)
         if config.lr == "auto":
             curve = processes.of_first(self._find_lr(config, loaders, reporter) if processes.first else None)
             assert curve is not None
@@ -64,7 +66,7 @@ class Learner:
             torch.manual_seed((config.seed + processes.rank) % 2**63)  # of dropout: the images are not drawn from it
 
     def _find_lr(self, config: TrainConfig, loaders: Loaders, reporter: Reporter) -> LrCurve:
-        test, batches = RangeTest(), loaders.whole_batches()
+        test, batches = RangeTest.of(config.optimizer), loaders.whole_batches()
         reporter.begin("range test of the learning rate", test.num_steps)
         try:
             return find_for(config, self.network, batches, self.amp, test, reporter.advance)

@@ -14,21 +14,28 @@ import torch
 from torch import nn
 
 from fastcifar.checks import require_utf8
-from fastcifar.config import TrainConfig
+from fastcifar.config import AUTO_SUGGESTIONS, TrainConfig
+from fastcifar.cpus import OtherLoad, available_cpus
 from fastcifar.errors import DivergedError, Stopped
 from fastcifar.file_system import locked
 from fastcifar.loaders import Loader
 from fastcifar.models import builder, count_parameters
-from fastcifar.paths import command_line
 from fastcifar.training import checkpoint
+from fastcifar.training.advice import tell_default_rate, warn_of_guessing
 from fastcifar.training.data import Loaders
-from fastcifar.training.device import choose_device, keep_freed_memory, make_deterministic
+from fastcifar.training.device import (
+    choose_device,
+    choose_threads,
+    keep_freed_memory,
+    make_deterministic,
+    standard_torch_defaults,
+)
 from fastcifar.training.evaluate import Answers, evaluate
 from fastcifar.training.find_lr import write_curve
-from fastcifar.training.finish import finish
+from fastcifar.training.finish import finish, resume_command
 from fastcifar.training.learner import Learner
 from fastcifar.training.processes import Processes, join
-from fastcifar.training.progress import Reporter, SilentReporter, duration
+from fastcifar.training.progress import Pace, Reporter, SilentReporter, duration
 from fastcifar.training.run_folder import RunFolder, create_run, log_file
 from fastcifar.training.signals import StopRequest
 from fastcifar.training.step import resized
@@ -36,11 +43,13 @@ from fastcifar.training.step import resized
 log = logging.getLogger(__name__)
 SAVE_EVERY_S = 300.0
 ESTIMATE_AFTER = 20
+BUSY_SHARE = 0.2  # of the CPUs: what other processes use before it is worth a line
 LONG_S = 3600.0
 FAST_RECIPE = "fast"
 CHECK_LOSS_EVERY = 20  # on a GPU, where looking at a number waits for the device
 
 
+@standard_torch_defaults()
 def train(
     config: TrainConfig,
     *,
@@ -90,6 +99,7 @@ class Trainer:
         require_utf8("data_dir", str(Path(config.data_dir).absolute()))  # so it is stored
         self.config, self.reporter, self.processes, self.request = config, reporter, processes, request
         self.device = choose_device(config.device, processes.local_rank if processes.count > 1 else None)
+        choose_threads(config.threads)
         if config.deterministic:
             make_deterministic(self.device)
         if self.device.type == "cpu" and not keep_freed_memory():
@@ -102,6 +112,13 @@ class Trainer:
             self.loaders.close()
             raise
         self._saved_at = time.monotonic()
+        self._pace = Pace()
+        self._others: OtherLoad | None = OtherLoad()
+        self._steps_here = 0
+        """Steps since this process began or resumed the run."""
+        self._val_s = 0.0
+        """How long the last evaluation of the validation images took."""
+        self._told_guessing = False
         self._cut_short = False
         """--max-steps ended an epoch before its end: what was saved then is what more steps go on from."""
 
@@ -111,8 +128,10 @@ class Trainer:
         run.own(run.last.parent)
         curve = self.learner.lr_curve
         if curve is not None and self.processes.first:
-            write_curve(curve, run.own(run.lr_find))
+            write_curve(curve, run.own(run.lr_find), AUTO_SUGGESTIONS[self.config.optimizer])
             log.info("learning rate %.4g, from the range test (%s)", self.learner.config.lr, run.lr_find)
+        if self.config.lr is None:
+            tell_default_rate(self.config)
 
     def close(self) -> None:
         """Give back the loaders' threads and processes."""
@@ -160,10 +179,15 @@ class Trainer:
             progress.loss_sum, progress.correct = loss_sum, round(correct)
             progress.seconds = time.monotonic() - began
 
+        self._pace.start()
         done = progress.step >= learner.num_steps  # stopped after its last step: only the validation is left
         batches = loader.epoch(progress.epoch, progress.batch)
         for batch in () if done else batches:
-            loss, logits = learner.step(self._resized(batch.images), batch.labels)
+            side = self._side(progress.step)
+            images = batch.images if side is None else resized(batch.images, side)
+            loss, logits = learner.step(images, batch.labels)
+            self._pace.step(self._work(progress.step, progress.step + 1))
+            self._steps_here += 1
             progress.step += 1
             progress.batch += 1
             progress.seen += config.batch_size
@@ -171,12 +195,12 @@ class Trainer:
             told = None
             if self.device.type == "cpu" or progress.step % CHECK_LOSS_EVERY == 0:
                 told = float(loss)
-                self.reporter.step(progress.step, told)
+                self.reporter.step(progress.step, told, self._rest_s())
             learner.schedule.after_step()
             self.reporter.advance(config.batch_size)
-            if progress.step == ESTIMATE_AFTER and progress.epoch == 0:
-                rest = self._tell_rest(time.monotonic() - began)
-                if rest > LONG_S and config.recipe != FAST_RECIPE:
+            if self._steps_here == ESTIMATE_AFTER:
+                self._log_rest()
+                if progress.epoch == 0 and self._rest_s() > LONG_S and config.recipe != FAST_RECIPE:
                     log.info("a faster recipe: fastcifar train --recipe %s", FAST_RECIPE)
             if config.log_every and progress.batch % config.log_every == 0:
                 self._log_loss(float(own[0]))
@@ -203,11 +227,29 @@ class Trainer:
         log.info("epoch %d, batch %d: loss %.4f", progress.epoch + 1, progress.batch, loss)
         progress.logged_batch, progress.logged_sum = progress.batch, total
 
-    def _resized(self, images: torch.Tensor) -> torch.Tensor:
+    def _side(self, step: int) -> int | None:
+        """The side that images are resized to in this step; None: they are not."""
         for side, until in self.config.progressive:
-            if self.learner.progress.step < until * self.learner.num_steps:
-                return resized(images, side)
-        return images
+            if step < until * self.learner.num_steps:
+                return side
+        return None
+
+    def _work(self, begin: int, end: int) -> float:
+        """The work of these steps, in steps on images of full size."""
+        height, width, _ = self.learner.data.image_shape
+        work, stages = 0.0, [(side**2 / (height * width), until) for side, until in self.config.progressive]
+        for share, until in [*stages, (1.0, 1.0)]:
+            last = min(end, math.ceil(until * self.learner.num_steps))
+            work += share * max(last - begin, 0)
+            begin = max(begin, last)
+        return work
+
+    def _rest_s(self) -> float:
+        """Seconds that the rest of the run takes at the present pace."""
+        progress, config = self.learner.progress, self.config
+        evaluations = config.epochs - progress.epoch if config.max_steps is None else 1
+        steps = self._pace.seconds_for(self._work(progress.step, self.learner.num_steps))
+        return steps + self._val_s * evaluations
 
     def _agree(self, loss: float | None) -> tuple[int, bool]:
         """The signal that one was asked to stop by, or 0, and whether all save now. Raises if a loss is not finite."""
@@ -227,20 +269,20 @@ class Trainer:
     def _answer(self, signum: int) -> None:
         """End the run if a signal asked for it; all is saved."""
         if signum:
-            line: list[Any] = ["fastcifar", "train", "--resume", self.run.path]
-            line += ["--model", self.config.model] if self.config.network.names_code else []
-            if self.processes.count > 1:
-                line[:1] = ["torchrun", "--nproc-per-node", str(self.processes.local_count), "-m", "fastcifar"]
-            step = self.learner.progress.step
-            raise Stopped(signum, f"saved at step {step}; go on with: {command_line(*line)}")
+            go_on = resume_command(self.run, self.config, self.processes)
+            raise Stopped(signum, f"saved at step {self.learner.progress.step}; go on with: {go_on}")
 
-    def _tell_rest(self, seconds: float) -> float:
-        """Say how long the rest takes if it goes on as in this epoch, of which `seconds` are over; return that."""
-        progress = self.learner.progress
-        rest = seconds / progress.batch * (self.learner.num_steps - progress.step)
-        if rest > 0:
-            log.info("about %s to go", duration(rest))
-        return rest
+    def _log_rest(self) -> None:
+        """Log how long the rest takes; once in a run, too, that other processes slow it down."""
+        if self.learner.progress.step < self.learner.num_steps:
+            log.info("about %s left", duration(self._rest_s()))
+        others, own = self._others, available_cpus()
+        busy = others.cpus() if others is not None and self.processes.count == 1 else None
+        if busy is not None and busy > BUSY_SHARE * own:
+            log.info("other processes keep %.1f of %d CPUs busy: training is slower than alone", busy, own)
+            self._others = None
+        elif others is not None:
+            self._others = OtherLoad()
 
     def _end_epoch(self) -> None:
         learner = self.learner
@@ -261,15 +303,19 @@ class Trainer:
         text = f"epoch {row['epoch']}/{self.config.epochs}"
         text += f"  train loss {row['train_loss']:.4f} accuracy {row['train_accuracy']:.2%}"
         if self.loaders.val is not None:
+            began = time.monotonic()
             answers = self.evaluate(learner.step.scored, self.loaders.val, "validation")
+            self._val_s = time.monotonic() - began
             row["val_loss"], row["val_accuracy"] = answers.loss, answers.accuracy
             text += f"  validation loss {answers.loss:.4f} accuracy {answers.accuracy:.2%}"
         log.info("%s  lr %.4g  %.0f images/s", text, row["lr"], row["images_per_s"])
-        self._tell_rest(seconds)
+        if whole and not self._told_guessing:
+            self._told_guessing = warn_of_guessing(learner.config, row, len(learner.data.class_names))
         learner.schedule.after_epoch(row)
         if self._is_best(row, whole):
             self._keep(row)
         progress.begin_next_epoch(row)
+        self._log_rest()
         self._cut_short = not whole
         self._save()
         if self.processes.first:

@@ -55,7 +55,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, settings)
         for group in self.param_groups:
             for param in group["params"]:
-                if param.ndim < 2:
+                if param.ndim not in (2, 4):
                     raise ValueError(f"Muon is for matrices and filters; got a parameter of shape {tuple(param.shape)}")
 
     @torch.no_grad()

@@ -17,12 +17,17 @@ from fastcifar.training.muon import Muon
 log = logging.getLogger(__name__)
 Group = dict[str, Any]
 REST_MOMENTUM = 0.85  # airbench's
+MATRICES: dict[type[nn.Module], tuple[str, ...]] = {
+    nn.Linear: ("weight",),
+    nn.Conv2d: ("weight",),
+    nn.MultiheadAttention: ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"),
+}
+"""Layers that multiply by a matrix, and what they call it."""
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """The optimiser of `config`, whose rate is a number by now."""
-    lr = config.lr
-    assert not isinstance(lr, str)
+    lr = config.rate
     if config.optimizer == "muon":
         return _muon(model, config, lr)
     groups = _groups(_trained(model), config)
@@ -33,16 +38,16 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
 
 
 def decayed(config: TrainConfig, param: torch.Tensor) -> bool:
-    """Whether weight decay and L1 act on this parameter."""
-    return config.decay_all or param.ndim > 1
+    """Whether weight decay and L1 act on this parameter: if not on all, on filters and matrices, not on a scale or a
+    token, whose shape may be (C, 1, 1) or (1, 1, C)."""
+    return config.decay_all or sum(size > 1 for size in param.shape) > 1
 
 
 def at_rate(config: TrainConfig, lr: float) -> TrainConfig:
     """The settings with this rate; beside Muon the rates of the rest change in the same ratio."""
     if config.optimizer != "muon":
         return replace(config, lr=lr)
-    assert not isinstance(config.lr, str)
-    ratio = lr / config.lr
+    ratio = lr / config.rate
     bias_lr = None if config.bias_lr is None else config.bias_lr * ratio
     return replace(config, lr=lr, rest_lr=config.rest_lr * ratio, bias_lr=bias_lr)
 
@@ -62,16 +67,29 @@ def _groups(params: list[nn.Parameter], config: TrainConfig) -> list[Group]:
 
 
 def _can_fuse(model: nn.Module) -> bool:
-    return next(model.parameters()).device.type in ("cpu", "cuda")
+    return all(param.is_floating_point() and param.device.type in ("cpu", "cuda") for param in model.parameters())
+
+
+def muon_names(model: nn.Module) -> list[str]:
+    """The parameters that Muon updates: the weights (2-D, 4-D) of linear, attention and convolution layers, but for the
+    last of those. Not of these: tokens, position embeddings and biases, LayerScale, embeddings, parametrizations."""
+    layers = [module for module in model.modules() if isinstance(module, tuple(MATRICES))]
+    head = set(layers[-1].parameters()) if layers else set()
+    weights = {
+        param
+        for module in layers
+        for name, param in module.named_parameters(recurse=False)
+        if any(isinstance(module, kind) and name in MATRICES[kind] for kind in MATRICES) and param.ndim in (2, 4)
+    }
+    return [name for name, param in model.named_parameters() if param in weights - head]
 
 
 def _muon(model: nn.Module, config: TrainConfig, lr: float) -> torch.optim.Optimizer:
-    owners = [name for name, module in model.named_modules() if name and [*module.parameters(recurse=False)]]
-    head = owners[-1] if owners else ""  # the last layer made
+    names = set(muon_names(model))
     params = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
-    hidden = [param for name, param in params if param.ndim > 1 and not name.startswith(f"{head}.")]
-    rest = [param for name, param in params if param.ndim < 2 or name.startswith(f"{head}.")]
-    log.info("muon updates %d filter banks and matrices; %s the rest and %s", len(hidden), config.rest_optimizer, head)
+    hidden = [param for name, param in params if name in names]
+    rest = [param for name, param in params if name not in names]
+    log.info("muon updates %d filter banks and matrices; %s the rest", len(hidden), config.rest_optimizer)
     parts: list[torch.optim.Optimizer] = []
     if hidden:
         nesterov = config.nesterov and config.momentum > 0

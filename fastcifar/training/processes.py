@@ -69,7 +69,7 @@ class Processes:
         """The largest of each number in any process."""
         if self.count == 1:
             return list(numbers)
-        told = torch.tensor(numbers)
+        told = torch.tensor(numbers, dtype=torch.int64, device="cpu")
         dist.all_reduce(told, dist.ReduceOp.MAX, group=self._talk)
         return told.tolist()
 
@@ -77,7 +77,7 @@ class Processes:
         """The sum of each number over the processes, in float64."""
         if self.count == 1:
             return numbers
-        told = torch.tensor(numbers, dtype=torch.float64)
+        told = torch.tensor(numbers, dtype=torch.float64, device="cpu")
         dist.all_reduce(told, group=self._talk)
         return told.tolist()
 
@@ -128,13 +128,34 @@ def _mean_of_each(count: int, bucket: Any) -> torch.futures.Future[torch.Tensor]
 
 
 def join() -> Processes:
-    """This process, from the environment that `torchrun` sets; one alone without it."""
-    try:
-        rank, count = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        local_rank = int(os.environ.get("LOCAL_RANK", rank))
-        local_count = int(os.environ.get("LOCAL_WORLD_SIZE", count))
-    except ValueError:
-        raise UsageError("RANK, WORLD_SIZE or one of LOCAL_… is no number; start processes with torchrun") from None
+    """This process, from the environment that `torchrun` sets. One alone unless WORLD_SIZE is above 1: schedulers and
+    earlier sessions leave RANK and the like behind. Raises UsageError if the variables do not fit together."""
+    count = _environment_number("WORLD_SIZE", 1)
+    if count <= 1:
+        return Processes()
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if missing:
+        raise UsageError(
+            f"the environment variable WORLD_SIZE is {count}, and {', '.join(missing)} not set; start with torchrun, "
+            "which sets them all, or unset WORLD_SIZE to train in one process"
+        )
+    rank = _environment_number("RANK", 0)
     if not 0 <= rank < count:
-        raise UsageError(f"RANK is {rank}, WORLD_SIZE {count}; expected a rank below it: start with torchrun")
-    return Processes(rank, count, local_rank, local_count)
+        raise UsageError(
+            f"the environment variable RANK is {rank}; expected 0..{count - 1}, below WORLD_SIZE; start with torchrun, "
+            "or unset WORLD_SIZE to train in one process"
+        )
+    return Processes(
+        rank, count, _environment_number("LOCAL_RANK", rank), _environment_number("LOCAL_WORLD_SIZE", count)
+    )
+
+
+def _environment_number(name: str, default: int) -> int:
+    text = os.environ.get(name) or default
+    try:
+        return int(text)
+    except ValueError:
+        raise UsageError(
+            f"the environment variable {name} is {text!r}; expected a whole number, as torchrun sets it; unset it to "
+            "train in one process"
+        ) from None

@@ -1,0 +1,98 @@
+"""Is the suggestion of the range test a good rate? Trainings at it, at a third of it and at three times it.
+
+    python benchmarks/lr_find_check.py --data-dir data --networks small,resnet18:layer,mobilenet_v3_small --seeds 3
+
+`fastcifar lr-find` suggests a rate for each network, optimiser and seed; `fastcifar train` takes each of the three at
+a constant rate, on all training images, and scores test.beton: make it of images that no final score is told of. A
+row is saved as soon as it is there, and those that are there are not measured again.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import Command, save_rows, show  # noqa: E402
+from benchmarks.subprocesses import told_by  # noqa: E402
+from fastcifar import measure  # noqa: E402
+from fastcifar.config import AUTO_SUGGESTIONS, OPTIMIZERS  # noqa: E402
+
+FACTORS = (1.0, 1 / 3, 3.0)
+KEYS = ("name", "optimizer", "seed", "steps", "batch_size", "epochs", "factor")
+
+
+def known_rows(data_dir: str) -> list[dict[str, Any]]:
+    """Those that were saved for this data."""
+    path = ROOT / "benchmarks" / "results" / f"{Path(__file__).stem}.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [row for line in map(json.loads, lines) if line["data"] == data_dir for row in line["rows"]]
+
+
+def accuracy(flags: list[str], lr: float, epochs: int) -> float | None:
+    """Of the test images after some epochs at a constant rate; None if the training diverged."""
+    constant = ["--epochs", str(epochs), "--sched", "none", "--val-size", "0", "--lr", repr(lr)]
+    try:
+        return float(told_by("fastcifar", "train", "--json", *flags, *constant)["test_accuracy"])
+    except click.ClickException:
+        return None
+
+
+@click.command(cls=Command)
+@click.option("--data-dir", default="data", show_default=True, envvar="FASTCIFAR_DATA_DIR")
+@click.option("--networks", default="small,mobilenet_v3_small,resnet18,resnet18:layer", help="NAME or NAME:NORM, each.")
+@click.option("--optimizers", default="sgd", show_default=True)
+@click.option("--seeds", default=3, show_default=True, type=click.IntRange(1))
+@click.option("--steps", default=100, show_default=True, type=click.IntRange(2), help="Of the range test.")
+@click.option("--batch-size", default=128, show_default=True, type=click.IntRange(2))
+@click.option("--epochs", default=2, show_default=True, type=click.IntRange(1))
+@click.option("--save/--no-save", default=True, show_default=True, help="To benchmarks/results/lr_find_check.jsonl.")
+@click.option("--json", "as_json", is_flag=True)
+def main(
+    data_dir: str, networks: str, optimizers: str, seeds: int, steps: int, batch_size: int, epochs: int, save: bool,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """The suggestion, a third of it and three times it: accuracies."""
+    data = str(Path(data_dir).resolve())
+    rows = known_rows(data)
+    known = {tuple(row[key] for key in KEYS): row for row in rows}
+    cases = [(n, o, s) for o in optimizers.split(",") for n in networks.split(",") for s in range(seeds)]
+    for network, optimizer, seed in cases:
+        if optimizer not in OPTIMIZERS:
+            raise click.BadParameter(f"{optimizer!r}; expected of: {', '.join(OPTIMIZERS)}")
+        model, _, norm = network.partition(":")
+        for factor in FACTORS:
+            row: dict[str, Any] = dict(
+                zip(KEYS, (network, optimizer, seed, steps, batch_size, epochs, round(factor, 3)), strict=True)
+            )
+            key = tuple(row[key] for key in KEYS)
+            if key in known:
+                continue
+            with tempfile.TemporaryDirectory() as runs:
+                flags = ["--data-dir", data, "--runs-dir", runs, "--model", model, "--norm", norm or "batch"]
+                flags += ["--optimizer", optimizer, "--seed", str(seed), "--batch-size", str(batch_size)]
+                if factor == 1:
+                    found = told_by("fastcifar", "lr-find", "--json", "--steps", str(steps), *flags)
+                    lr = found["suggestions"].get(AUTO_SUGGESTIONS[optimizer])
+                    row |= {"suggestions": found["suggestions"], "why_not": found["why_not"]}
+                else:
+                    lr = known[(*key[:-1], 1.0)]["suggested"]
+                row |= {"suggested": lr, "lr": lr and lr * factor}
+                row["accuracy"] = None if lr is None else accuracy(flags, lr * factor, epochs)
+            known[key] = row
+            rows.append(row)
+            if save:
+                save_rows(__file__, [row], measure.circumstances(data, torch.device("cpu")))
+    show(rows, ("name", "optimizer", "seed", "steps", "factor", "lr", "accuracy"), as_json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""What a run says about its learning rate."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from fastcifar.config import TrainConfig
+from fastcifar.paths import command_line
+
+log = logging.getLogger(__name__)
+SMALLER = 5
+
+
+def tell_default_rate(config: TrainConfig) -> None:
+    """Say which rate a run has that was given none, and why."""
+    log.info("learning rate %g, the default of %s with %s", config.rate, config.model, config.optimizer)
+
+
+def warn_of_guessing(config: TrainConfig, row: dict[str, Any], num_classes: int) -> bool:
+    """Warn if the training loss of an epoch, a row of results.csv, is above that of giving each class the same
+    probability: the logarithm of their number, with any label smoothing too. Returns whether it is."""
+    guessing = math.log(num_classes)
+    if row["train_loss"] <= guessing:
+        return False
+    line: list[str | os.PathLike[str]] = ["fastcifar", "lr-find", "--data-dir", Path(config.data_dir)]
+    for key in ("model", "norm", "optimizer", "batch_size"):
+        line += [f"--{key.replace('_', '-')}", str(getattr(config, key))]
+    log.warning(
+        "the training loss of epoch %d, %.4g, is above that of guessing, %.4g (the logarithm of %d classes): the "
+        "network has not learned yet; if that stays so, try a smaller --lr, such as %.2g, or find one: %s",
+        row["epoch"],
+        row["train_loss"],
+        guessing,
+        num_classes,
+        config.rate / SMALLER,
+        command_line(*line),
+    )
+    return True

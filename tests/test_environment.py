@@ -1,0 +1,283 @@
+"""What other people's environments bring along: variables, torch's defaults, encodings, limits of control groups."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from fastcifar import AugmentConfig, make_loader
+from fastcifar.cli import _prepare_streams, main
+from fastcifar.config import TrainConfig
+from fastcifar.cpus import OtherLoad, available_cpus
+from fastcifar.errors import UsageError
+from fastcifar.explain import evaluate_run
+from fastcifar.loaders import missing_part
+from fastcifar.training import train
+from fastcifar.training.device import choose_threads
+from fastcifar.training.processes import join
+from fastcifar.training.progress import Pace
+from tests.test_loaders import LOADERS
+
+ROTATED = AugmentConfig(crop_padding=4, cutout_size=8, rotate_degrees=15.0, hue_shift=20, saturation_shift=10)
+
+
+# ---- variables ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [{"RANK": "16"}, {"RANK": "x", "WORLD_SIZE": "1"}, {"LOCAL_RANK": "3", "WORLD_SIZE": ""}, {"WORLD_SIZE": "0"}],
+)
+def test_a_process_is_alone_unless_world_size_is_above_1(
+    variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    alone = join()
+    assert (alone.rank, alone.count, alone.local_rank) == (0, 1, 0)
+
+
+def test_world_size_without_the_rest_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(UsageError, match="WORLD_SIZE is 4, and RANK, MASTER_ADDR, MASTER_PORT not set; .*unset"):
+        join()
+
+
+def test_a_left_over_rank_hides_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "16")
+    result = CliRunner().invoke(main, ["train", "--lr", "abc"])
+    assert (result.exit_code, result.stderr.count("Error: ")) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "reason"),
+    [("DISABLE_JIT", True, "NUMBA_DISABLE_JIT is set"), ("NUM_THREADS", None, "Numba failed: ")],
+)
+def test_a_numba_that_cannot_compile_leaves_the_pixels_to_torch(
+    variable: str, value: Any, reason: str, data_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    import numba
+
+    expected = next(iter(make_loader(data_dir / "train.beton", batch_size=4))).images
+    if value is None:  # what a wrong variable does to `import numba`
+        monkeypatch.setattr("importlib.import_module", _raising(ValueError("NUMBA_NUM_THREADS is 0")))
+    else:
+        monkeypatch.setattr(numba.config, variable, value)
+    images = next(iter(make_loader(data_dir / "train.beton", batch_size=4))).images
+    assert torch.equal(images, expected)
+    assert reason in caplog.text
+
+
+def _raising(error: Exception) -> Any:
+    def function(*args: object) -> None:
+        raise error
+
+    return function
+
+
+def test_a_numba_that_refuses_its_variables_is_one_line(tmp_path: Path) -> None:
+    env = {**os.environ, "NUMBA_NUM_THREADS": "0"}
+    code = "from fastcifar.loaders import missing_part; print(missing_part('ffcv'))"
+    result = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert "the ffcv loader" in result.stdout
+    if missing_part("ffcv") is None:
+        assert "Number of threads specified must be > 0" in result.stdout
+
+
+def test_idle_threads_sleep(tmp_path: Path) -> None:
+    env = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    command = [sys.executable, "-m", "fastcifar", "report", "nosuch"]
+    env["OMP_DISPLAY_ENV"] = "TRUE"
+    shown = subprocess.run(command, env=env, capture_output=True, text=True, cwd=tmp_path)
+    assert "OMP_WAIT_POLICY = 'PASSIVE'" in shown.stderr
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "utf-8", "cp037"])
+def test_what_a_stream_cannot_encode_is_replaced(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding, errors="strict"))
+    _prepare_streams()
+    print("… \ud800", flush=True, end="")  # noqa: T201
+    assert raw.getvalue().decode(encoding) == ("… ?" if encoding == "utf-8" else "? ?")
+
+
+# ---- torch's defaults --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def torch_defaults() -> Any:
+    """Puts torch's defaults back."""
+    yield
+    torch.set_default_device(None)
+    torch.set_default_dtype(torch.float32)
+
+
+def set_dtype(dtype: torch.dtype) -> AbstractContextManager[None]:
+    torch.set_default_dtype(dtype)
+    return nullcontext()
+
+
+def set_device() -> AbstractContextManager[None]:
+    torch.set_default_device("meta")  # any other than the CPU would do
+    return nullcontext()
+
+
+DEFAULTS = {
+    "float64": lambda: set_dtype(torch.float64),
+    "float16": lambda: set_dtype(torch.float16),
+    "device": set_device,
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+    "numpy_errors": lambda: np.errstate(all="raise"),
+}
+
+
+@pytest.mark.parametrize("loader", [*LOADERS, "torch"])
+@pytest.mark.parametrize("default", ["float64", "device"])
+@pytest.mark.usefixtures("torch_defaults")
+def test_the_defaults_of_torch_change_no_batch(
+    default: str, loader: str, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if loader == "torch":
+        monkeypatch.setattr("fastcifar.loaders.base.numba_module", _raising(ImportError("none")))
+        loader = "resident"
+
+    def batch() -> Any:
+        made = make_loader(data_dir / "train.beton", ROTATED, batch_size=8, loader=loader)
+        try:
+            return next(iter(made))
+        finally:
+            made.close()
+
+    expected = batch()
+    with DEFAULTS[default]():
+        got = batch()
+    assert [tensor.dtype for tensor in got] == [tensor.dtype for tensor in expected]
+    assert all(map(torch.equal, got, expected))
+
+
+@pytest.fixture(scope="module")
+def losses(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[float, ...]:
+    return trained(data_dir, tmp_path_factory.mktemp("plain"))
+
+
+def trained(data_dir: Path, runs_dir: Path) -> tuple[float, ...]:
+    settings: dict[str, Any] = {
+        "model": "small",
+        "lr": 0.03,
+        "batch_size": 100,
+        "epochs": 1,
+        "max_steps": 1,
+        "ema": 0.5,
+    }
+    config = TrainConfig(**settings, data_dir=str(data_dir), val_size=100, device="cpu")
+    run, metrics = train(config, runs_dir=runs_dir)
+    scores = evaluate_run(run, split="test", tta="flip", data_dir=None, device="cpu", trusted=None).scores
+    return metrics["test_loss"], metrics["best"]["val_loss"], scores.loss
+
+
+@pytest.mark.parametrize("default", list(DEFAULTS))
+@pytest.mark.usefixtures("torch_defaults")
+def test_the_defaults_of_torch_change_no_training(
+    default: str, data_dir: Path, tmp_path: Path, losses: tuple[float, ...]
+) -> None:
+    with DEFAULTS[default]():
+        in_force = torch.get_default_dtype()
+        assert trained(data_dir, tmp_path) == losses
+        assert torch.get_default_dtype() is in_force
+
+
+# ---- CPUs --------------------------------------------------------------------------------------------------------
+
+
+def group(root: Path, folder: str, **files: str) -> None:
+    path = root / "sys/fs/cgroup" / folder
+    path.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (path / name.replace("__", ".")).write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("line", "folder", "files", "expected"),
+    [
+        ("0::/a/b\n", "a/b", {"cpu__max": "150000 100000\n"}, 2),
+        ("0::/a/b\n", "a", {"cpu__max": "50000 100000\n"}, 1),  # the limit of a group above
+        ("0::/a/b\n", ".", {"cpu__max": "300000 100000\n"}, 3),
+        ("0::/a/b\n", "a/b", {"cpu__max": "max 100000\n"}, 8),
+        ("3:cpu,cpuacct:/docker/x\n", "cpu", {"cpu__cfs_quota_us": "200000", "cpu__cfs_period_us": "100000"}, 2),
+        ("3:cpu,cpuacct:/x\n", "cpu/x", {"cpu__cfs_quota_us": "-1", "cpu__cfs_period_us": "100000"}, 8),
+        ("3:cpu,cpuacct:/x\n", "cpu/x", {"cpu__cfs_quota_us": "not a number"}, 8),
+        (None, ".", {}, 8),
+    ],
+)
+def test_the_limits_of_control_groups_bound_the_threads(
+    line: str | None, folder: str, files: dict[str, str], expected: int, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    if line is not None:
+        (tmp_path / "proc/self").mkdir(parents=True)
+        (tmp_path / "proc/self/cgroup").write_text(line)
+    group(tmp_path, folder, **files)
+    assert available_cpus(tmp_path) == expected
+
+
+def test_threads_are_those_asked_for_or_no_more_than_the_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    try:
+        choose_threads(3)
+        assert torch.get_num_threads() == 3
+        monkeypatch.setattr("fastcifar.training.device.available_cpus", lambda: 2)
+        choose_threads(None)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_other_processes_are_seen_and_niced_ones_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    def now(seconds: float, user: int, nice: int, own: float) -> None:
+        busy = f"{user} {nice} 0 900 0 0 0 0"
+        text = f"cpu {2 * user} 0 0 0\ncpu0 {busy}\ncpu1 {busy}\ncpu2 9999 0 0 0 0 0 0 0\n"
+        monkeypatch.setattr("fastcifar.cpus.Path.read_text", lambda self, **kind: text)
+        monkeypatch.setattr("fastcifar.cpus.time.monotonic", lambda: seconds)
+        monkeypatch.setattr(os, "times", lambda: os.times_result((own, 0.0, 0.0, 0.0, 0.0)))
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+    monkeypatch.setattr(os, "sysconf", lambda name: 100)
+    now(0.0, user=0, nice=0, own=0.0)
+    load = OtherLoad()
+    assert load.cpus() is None  # too early to say
+    now(10.0, user=1_000, nice=5_000, own=12.0)  # of 20 CPU seconds we had 12
+    assert load.cpus() == pytest.approx(0.8)
+
+
+def test_the_time_left_follows_the_pace_of_the_last_half_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("fastcifar.training.progress.time.monotonic", lambda: clock[0])
+    pace = Pace()
+    assert pace.seconds_for(10.0) == 0.0
+
+    def steps(count: int, seconds: float, work: float = 1.0) -> None:
+        pace.start()
+        for _ in range(count):
+            clock[0] += seconds
+            pace.step(work)
+
+    steps(100, 1.0)
+    assert pace.seconds_for(10.0) == pytest.approx(10.0)
+    clock[0] += 500.0  # an evaluation: `start` leaves it out
+    steps(100, 0.5, work=0.25)  # faster steps on smaller images, which are less work
+    assert pace.seconds_for(10.0) == pytest.approx(20.0)

@@ -1,0 +1,103 @@
+"""Pictures are the same whatever the user has set, and what the user has set stays."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+
+from fastcifar import plotting
+
+ONE_EPOCH = {"epoch": 1, "train_loss": 4.9, "train_accuracy": 0.6, "val_loss": 3.2, "val_accuracy": 0.3, "lr": 0.1}
+DRAW = f"""
+import sys
+from pathlib import Path
+from fastcifar import plotting
+plotting.write_png(Path(sys.argv[1]), plotting.curves([{ONE_EPOCH}]))
+assert "matplotlib.pyplot" not in sys.modules
+import matplotlib
+print(matplotlib.rcParams._get("backend"), matplotlib.rcParams["font.size"], matplotlib.rcParamsOrig["font.size"])
+"""
+
+
+def drawn(folder: Path) -> bytes:
+    """A PNG and an SVG."""
+    picture = plotting.write_png(folder / "picture.png", plotting.curves([ONE_EPOCH]))
+    with plotting.dark():
+        figure = plotting.confusion(np.array([[3, 1], [0, 2]]), ["a_b", "$c$"], "title")
+    return picture.read_bytes() + plotting.svg(figure)
+
+
+def test_a_users_settings_change_no_picture_and_stay(tmp_path: Path) -> None:
+    usual = drawn(tmp_path)
+    theirs = {
+        "text.usetex": True,
+        "font.family": ["Nobody's Font"],
+        "font.size": 30.0,
+        "savefig.bbox": "tight",
+        "savefig.transparent": True,
+        "figure.autolayout": True,
+        "axes.formatter.use_locale": True,
+        "backend": "svg",
+    }
+    before = matplotlib.rcParams["backend"]
+    try:
+        with matplotlib.rc_context(theirs), np.errstate(all="raise"), np.printoptions(legacy="1.13"):
+            assert drawn(tmp_path) == usual
+            assert {key: matplotlib.rcParams[key] for key in theirs} == theirs
+            assert set(np.geterr().values()) == {"raise"}
+    finally:
+        matplotlib.rcParams["backend"] = before
+
+
+def test_a_warning_of_matplotlib_is_no_error(tmp_path: Path) -> None:
+    figure = plotting.curves([ONE_EPOCH])
+    figure.text(0.5, 0.5, "\u732b")  # "Glyph missing from font"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="missing"):
+            figure.savefig(io.BytesIO(), format="png")
+        plotting.write_png(tmp_path / "picture.png", figure)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"MPLBACKEND": "module://matplotlib_inline.backend_inline", "matplotlibrc": b"\xff\xfe not text"}, None),
+        (
+            {"MPLBACKEND": "pdf", "PYTHONWARNINGS": "error", "matplotlibrc": b"font.size: 40\nnonsense\n"},
+            "pdf 40.0 40.0",
+        ),
+    ],
+)
+def test_pictures_are_drawn_whatever_the_environment_says(
+    settings: dict[str, str | bytes], expected: str | None, tmp_path: Path
+) -> None:
+    """In a process of its own: what matters is what it says when matplotlib is imported."""
+    (tmp_path / "matplotlibrc").write_bytes(settings.pop("matplotlibrc"))  # type: ignore[arg-type]
+    environment = {
+        **os.environ,
+        **settings,
+        "MATPLOTLIBRC": str(tmp_path),
+        "MPLCONFIGDIR": str(tmp_path / "matplotlibrc"),
+    }
+    command = [sys.executable, "-c", DRAW, "picture.png"]
+    told = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert told.returncode == 0, told.stderr
+    expected_picture = plotting.write_png(tmp_path / "expected.png", plotting.curves([ONE_EPOCH]))
+    assert (tmp_path / "picture.png").read_bytes() == expected_picture.read_bytes()
+    if expected is not None:  # the user's own settings, for the user
+        assert told.stdout.strip() == expected
+
+
+def test_a_run_of_one_epoch_has_one_tick_on_its_axis() -> None:
+    for panel, axis in zip(("loss", "accuracy", "lr"), plotting.curves([ONE_EPOCH]).axes, strict=True):
+        low, high = axis.get_xlim()
+        assert [tick for tick in axis.get_xticks() if low <= tick <= high] == [1], panel
