@@ -400,7 +400,7 @@ def test_what_is_no_picture_is_refused(run: RunFolder, tmp_path: Path) -> None:
     PIL.Image.fromarray(np.full((40, 40), 60_000, np.int32)).save(deep)
     postscript = tmp_path / "d.eps"
     postscript.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n")
-    for path in (no_picture, half, deep, postscript, tmp_path):
+    for path in (no_picture, half, deep, postscript):
         with pytest.raises(DataError, match=f"{path.name}: not a picture that can be read .*; expected such as JPEG"):
             explain_run(run, ExplainConfig(), pictures=[path])
     with pytest.raises(DataError, match=r"nothing\.png: no such picture"):
