@@ -67,8 +67,8 @@ def first_network(config: TrainConfig, data: DataInfo, device: torch.device) -> 
 
 
 def write_curve(curve: LrCurve, folder: Path, chosen: str) -> tuple[Path, ...]:
-    """Write lr_find.csv and then lr_find.png, where the suggestion `chosen` is labelled, into `folder`; return the paths
-    of those that were written."""
+    """Write lr_find.csv and then lr_find.png, where the suggestion `chosen` is labelled, into `folder`; return the
+    paths of those that were written."""
     with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
