@@ -17,6 +17,7 @@ from typing import Any
 from fastcifar.converters.images import UNREADABLE, StrictTarInfo, decompressed
 from fastcifar.converters.sources import Image, Source
 from fastcifar.errors import DataError, FastcifarError, UsageError
+from fastcifar.file_system import make_folder
 from fastcifar.files import FULL
 
 DATASETS = ("cifar10", "cifar100")
@@ -42,7 +43,7 @@ def download(dataset: str, folder: Path) -> Source:
     """The official archive from its authors' site, kept in `folder` so that it is fetched once."""
     if dataset not in DATASETS:
         raise UsageError(f"dataset is {dataset!r}; expected one of: {', '.join(DATASETS)}")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     try:
         return _load(dataset, folder, fetch=True, description=f"{_TITLES[dataset]}, official archive, downloaded")
     except (OSError, RuntimeError) as error:

@@ -11,7 +11,6 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
@@ -19,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastcifar.errors import DataError
+from fastcifar.paths import data_folder, user_path, why_missing
 
 Image = npt.NDArray[np.uint8]
 
@@ -61,15 +61,15 @@ def open_source(
     from fastcifar.converters import images, official, synthetic
 
     if spec == "download":
-        return official.download(dataset, Path(download_dir))
+        return official.download(dataset, data_folder(download_dir, "download_dir"))
     if spec == "synthetic":
         return synthetic.source()
-    path = Path(spec).expanduser()
+    path = user_path(spec, "source")
     if path.is_dir():
         return official.open_folder(path) or images.open_folder(path)
     if path.is_file():
         return official.open_archive(path) or images.open_archive(path)
     raise DataError(
-        f"{path}: no such file or folder; expected 'download', 'synthetic', a CIFAR archive or its unpacked folder, "
-        "or a folder or archive of images"
+        f"{path}: {why_missing(path, 'no such file or folder')}; expected 'download', 'synthetic', a CIFAR archive or "
+        "its unpacked folder, or a folder or archive of images"
     )

@@ -6,11 +6,10 @@ writer waits for ever on a source that raises or a full disk, and opens the targ
 
 from __future__ import annotations
 
-import fcntl
 import os
 import platform
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,9 @@ from PIL import __version__ as pillow_version
 from fastcifar import __version__, beton, jpeg
 from fastcifar.converters.sources import Source, Split
 from fastcifar.errors import DataError, FastcifarError
+from fastcifar.file_system import locked, make_folder, replace, sync, sync_folder
 from fastcifar.files import create_anew
+from fastcifar.paths import data_folder, why_missing
 
 SPLITS = ("train", "test")
 Progress = Callable[[str, int], None]
@@ -41,24 +42,28 @@ def convert(
     Both files are complete and compared before either is renamed into place, so that a failure leaves what was
     there. Raises DataError for a source that cannot be converted, FastcifarError if the folder cannot be written.
     """
-    folder = Path(data_dir)
+    folder = data_folder(data_dir)
     replaced: list[str] = []
     report = progress or (lambda name, count: None)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder), ExitStack() as cleanup:
+        make_folder(folder)
+        targets = {name: _behind_link(folder / f"{name}.beton") for name in SPLITS}
+        with ExitStack() as cleanup:
+            folders = {path.resolve(): path for path in (*(file.parent for file in targets.values()), folder)}
+            for each in folders.values():
+                cleanup.enter_context(locked(each, "another conversion is writing here; wait for it to end"))
+            manifest_files = {name: _manifest_files(folder / f"{name}.beton", targets[name]) for name in SPLITS}
             for name in SPLITS:
-                target = folder / f"{name}.beton"
-                for file in (target, beton.manifest_path(target)):
+                for file in (targets[name], *manifest_files[name]):
                     if file.is_dir():
                         raise FastcifarError(f"{file}: is a folder, where a file is to be written; move it away")
-            staged = {name: folder / f".{name}.beton.partial" for name in SPLITS}
+            staged = {name: targets[name].with_name(f".{targets[name].name}.partial") for name in SPLITS}
             for file in staged.values():
                 beton.manifest_path(file).unlink(missing_ok=True)  # a killed conversion's: `_compare` would believe it
                 cleanup.callback(file.unlink, missing_ok=True)
             manifests = {name: _stage(source, name, staged[name], report, jpeg_quality) for name in SPLITS}
             for name in SPLITS:
-                _put_in_place(staged[name], folder / f"{name}.beton", manifests[name])
+                _put_in_place(staged[name], targets[name], manifests[name], manifest_files[name])
                 replaced.append(f"{name}.beton")
             return manifests
     except OSError as error:
@@ -67,16 +72,21 @@ def convert(
         raise FastcifarError(f"{where}: cannot write ({error.strerror or error}); {left}") from error
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise FastcifarError(f"{folder}: another conversion is writing here; wait for it to end") from None
-    finally:
-        os.close(descriptor)
+def _behind_link(path: Path) -> Path:
+    """The file to replace: what a link at `path` leads to, and not the link."""
+    if not path.is_symlink():
+        return path
+    target = Path(os.path.realpath(path))
+    if target.is_symlink() or not target.parent.is_dir():
+        raise FastcifarError(f"{path}: {why_missing(path)}; remove the link, or make the folder that it leads to")
+    return target
+
+
+def _manifest_files(path: Path, target: Path) -> list[Path]:
+    """The manifests of the beton at `path`, which lies at `target`: next to either; the latter if there is none."""
+    beside = [Path(f"{file}.json") for file in (path, target)]
+    there = dict.fromkeys(_behind_link(file) for file in beside if os.path.lexists(file))
+    return list(there) or beside[1:]
 
 
 def _stage(source: Source, name: str, file: Path, report: Progress, quality: int | None) -> beton.Manifest:
@@ -158,8 +168,7 @@ def _write(
         out.write(_head(num_samples, table_start))
         mode = beton.RAW if quality is None else beton.JPEG
         out.write(_records(shape, mode, pointers, labels).tobytes())
-        out.flush()
-        os.fsync(out.fileno())
+        sync(out, file)
     return shape, histogram
 
 
@@ -208,22 +217,20 @@ def _compare(split: Split, file: Path, advance: Callable[[int], None], quality: 
     return written.sha256
 
 
-def _put_in_place(staged: Path, target: Path, manifest: beton.Manifest) -> None:
+def _put_in_place(staged: Path, target: Path, manifest: beton.Manifest, manifest_files: list[Path]) -> None:
     """Rename a complete beton into place. At no moment does a manifest lie beside a beton that is not its own."""
-    manifest_file = beton.manifest_path(target)
-    partial = staged.with_name(f"{staged.name}.json")
+    partials = {file: file.with_name(f".{file.stem}.partial.json") for file in manifest_files}
     try:
-        with create_anew(partial) as out:
-            out.write(manifest.to_json().encode("utf-8"))
-            out.flush()
-            os.fsync(out.fileno())
-        manifest_file.unlink(missing_ok=True)
-        os.replace(staged, target)
-        os.replace(partial, manifest_file)
+        for file, partial in partials.items():
+            with create_anew(partial) as out:
+                out.write(manifest.to_json().encode("utf-8"))
+                sync(out, file)
+        for file in manifest_files:
+            file.unlink(missing_ok=True)
+        replace(staged, target)
+        for file, partial in partials.items():
+            replace(partial, file)
     finally:
-        partial.unlink(missing_ok=True)
-    descriptor = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        for partial in partials.values():
+            partial.unlink(missing_ok=True)
+    sync_folder(target.parent)

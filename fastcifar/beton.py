@@ -7,6 +7,7 @@ The layout is that of FFCV 1.0.2 (`ffcv/types.py`, `ffcv/writer.py`, https://git
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -14,7 +15,6 @@ import json
 import logging
 import mmap
 import os
-import stat
 import sys
 import tempfile
 import time
@@ -28,7 +28,9 @@ import numpy.typing as npt
 
 from fastcifar import jpeg
 from fastcifar.errors import DataError
-from fastcifar.files import each_once, read_whole
+from fastcifar.files import each_once, open_descriptor, read_whole
+from fastcifar.memory import free_memory
+from fastcifar.paths import user_path, why_missing
 
 if sys.byteorder != "little":  # pragma: no branch
     raise ImportError("beton files are little-endian, this machine is not: fastcifar cannot run here")
@@ -134,7 +136,7 @@ class OpenFile:
         self._seen = times
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Beton:
     """A checked beton, open for reading.
 
@@ -170,6 +172,11 @@ class Beton:
 
     def __len__(self) -> int:
         return len(self.offsets)
+
+    def __repr__(self) -> str:
+        height, width, _ = self.image_shape
+        classes = f"{len(self.class_names)} classes"
+        return f"Beton({str(self.path)!r}: {len(self):,} images of {height}x{width}, {classes}, {self.encoding})"
 
     @property
     def pages(self) -> Ints:
@@ -229,8 +236,10 @@ class Beton:
 
 
 def manifest_path(path: str | os.PathLike[str]) -> Path:
-    """Where the manifest of the beton at `path` lies."""
-    return Path(f"{os.fspath(path)}.json")
+    """Where the manifest of the beton at `path` lies: next to it, or next to the file that a link there leads to."""
+    beside = Path(f"{os.fspath(path)}.json")
+    behind = os.path.islink(path) and not os.path.lexists(beside)
+    return Path(f"{os.path.realpath(path)}.json") if behind else beside
 
 
 def open_beton(path: str | os.PathLike[str], *, in_memory: bool = False) -> Beton:
@@ -242,7 +251,7 @@ def open_beton(path: str | os.PathLike[str], *, in_memory: bool = False) -> Beto
     Raises DataError (exit code 4) if the file is missing, damaged, not of this kind, or not the one that its
     manifest describes.
     """
-    path = Path(path)
+    path = user_path(path, "beton")
     file = _open_private(path) if in_memory else _open_regular(path)
     data = _map(path, file)
     head, tail = _tables(path, file, len(data))
@@ -294,13 +303,14 @@ def open_beton(path: str | os.PathLike[str], *, in_memory: bool = False) -> Beto
 def read_manifest(path: str | os.PathLike[str]) -> Manifest | None:
     """The manifest beside the beton at `path`, or None if there is none. Raises DataError if it is damaged."""
     file = manifest_path(path)
-    if not file.exists():
+    if not os.path.lexists(file):
         return None
     try:
         text = read_whole(file, MAX_MANIFEST_BYTES).decode("utf-8")
         return _parse_manifest(json.loads(text, object_pairs_hook=each_once))
     except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
         reason = f"no key {error}" if isinstance(error, KeyError) else str(error)
+        reason = reason if file.exists() else why_missing(file)
         raise DataError(f"{file}: not a manifest of fastcifar ({reason}); convert again") from error
 
 
@@ -372,25 +382,22 @@ def _check_manifest(
 
 def _open_regular(path: Path) -> OpenFile:
     try:
-        file = OpenFile(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))  # a named pipe does not block
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; make it with 'fastcifar convert'") from None
+        return OpenFile(open_descriptor(path))
+    except ValueError:
+        held = path / "train.beton"
+        expected = f"a beton, e.g. {held}" if held.is_file() else "a beton, made with 'fastcifar convert'"
+        raise DataError(f"{path}: not a file; expected {expected}") from None
     except OSError as error:
+        if not path.exists():
+            raise DataError(f"{path}: {why_missing(path)}; make it with 'fastcifar convert'") from None
         raise DataError(f"{path}: cannot be opened ({error.strerror})") from error
-    if not stat.S_ISREG(os.fstat(file.descriptor).st_mode):
-        raise DataError(f"{path}: not a file; expected a beton, made with 'fastcifar convert'")
-    return file
 
 
 def _open_private(path: Path) -> OpenFile:
     """A copy of the file that nobody else can reach: in memory where the system has memfd, else without a name."""
     original = _open_regular(path)
     try:
-        if hasattr(os, "memfd_create"):
-            copy = os.memfd_create(path.name[:200], os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        else:
-            with tempfile.TemporaryFile() as unnamed:
-                copy = os.dup(unnamed.fileno())
+        copy, in_memory = _new_unnamed(path.name)
         try:
             left = os.fstat(original.descriptor).st_size  # a file that grows is not followed
             while chunk := os.read(original.descriptor, min(CHUNK, left)):
@@ -398,7 +405,7 @@ def _open_private(path: Path) -> OpenFile:
                 view = memoryview(chunk)
                 while view:
                     view = view[os.write(copy, view) :]
-            if hasattr(os, "memfd_create"):
+            if in_memory:
                 _seal(copy)
         except BaseException:
             os.close(copy)
@@ -408,6 +415,14 @@ def _open_private(path: Path) -> OpenFile:
     return OpenFile(copy)
 
 
+def _new_unnamed(name: str) -> tuple[int, bool]:
+    """A file without a name, and whether it is in memory: old kernels, and some containers, have no memfd."""
+    with contextlib.suppress(OSError, AttributeError):
+        return os.memfd_create(name[:200], os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING), True
+    with tempfile.TemporaryFile() as unnamed:
+        return os.dup(unnamed.fileno()), False
+
+
 def _seal(memfd: int) -> None:
     """Nobody writes to the memory any more. The kernel refuses while it moves a page of it itself: ask again."""
     for wait_s in (0.01, 0.1, 0.5, 1.0, None):
@@ -415,9 +430,7 @@ def _seal(memfd: int) -> None:
             fcntl.fcntl(memfd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
             return
         except OSError as error:
-            if error.errno != errno.EBUSY:
-                raise
-            if wait_s is None:
+            if error.errno != errno.EBUSY or wait_s is None:
                 log.info("the private copy could not be sealed; only this process can reach it")
                 return
             time.sleep(wait_s)
@@ -429,8 +442,12 @@ def _map(path: Path, file: OpenFile) -> Bytes:
         _damaged(path, f"it has {size} bytes, too few for a header")
     try:
         return np.frombuffer(mmap.mmap(file.descriptor, size, access=mmap.ACCESS_READ), dtype=np.uint8)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be mapped ({error.strerror})") from error
+    except OSError as error:  # of some network file systems no file can be mapped
+        if size > free_memory():
+            raise DataError(f"{path}: cannot be mapped ({error.strerror}), nor held in memory") from error
+        data = _read(path, file, 0, size)
+        data.flags.writeable = False
+        return data
 
 
 def _read_into(path: Path, file: OpenFile, out: Bytes, start: int) -> None:

@@ -68,10 +68,8 @@ def require_number(name: str, value: Any, low: float, high: float) -> None:
         raise UsageError(f"{name} is {value!r}; expected a number, {low:g}..{high:g}")
 
 
-def require_path(name: str, value: object) -> None:
-    """Raise UsageError unless `value` is a path that can be written down as UTF-8."""
-    if not isinstance(value, str) or not value or "\0" in value:
-        raise UsageError(f"{name} is {value!r}; expected a path")
+def require_utf8(name: str, value: str) -> None:
+    """Raise UsageError unless the path `value` can be written down as UTF-8."""
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:

@@ -10,7 +10,6 @@ import math
 import os
 import shutil
 import stat
-import sys
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from fastcifar.errors import FastcifarError, UsageError
+from fastcifar.file_system import replace, sync
+from fastcifar.memory import free_memory
+from fastcifar.paths import user_path, why_missing
 
 MAX_DEPTH = 100
 MAX_BITS = 14_000
@@ -37,11 +39,10 @@ def write_bytes(path: Path, content: bytes | memoryview, *, earlier: Path | None
         try:
             with create_anew(partial) as file:
                 file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+                sync(file, path)
             if earlier is not None and path.exists():
-                os.replace(path, earlier)
-            os.replace(partial, path)
+                replace(path, earlier)
+            replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
     except OSError as error:
@@ -61,14 +62,25 @@ def create_anew(path: Path) -> IO[bytes]:
 @contextmanager
 def open_regular(path: Path) -> Iterator[IO[bytes]]:
     """A file, to read. Raises OSError if it cannot be opened, ValueError if it is none: a pipe is not waited for."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(open_descriptor(path), "rb") as file:
+        yield file
+
+
+def open_descriptor(path: Path) -> int:
+    """A descriptor of a file, to read. Raises OSError if it cannot be opened, ValueError if it is none."""
+    flags = os.O_RDONLY | os.O_CLOEXEC
+    try:
+        descriptor = os.open(path, flags | os.O_NONBLOCK)  # a named pipe does not block
+    except BlockingIOError:  # a file server holds a lease on it, and gives it back to who waits
+        descriptor = os.open(path, flags)
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise ValueError("it is no file")
-        with open(descriptor, "rb", closefd=False) as file:
-            yield file
-    finally:
+        os.set_blocking(descriptor, True)  # some file systems answer reads with EAGAIN while they fetch the file
+    except BaseException:
         os.close(descriptor)
+        raise
+    return descriptor
 
 
 def read_whole(path: Path, most: int) -> bytes:
@@ -80,20 +92,6 @@ def read_whole(path: Path, most: int) -> bytes:
         if size > most:
             raise ValueError(f"it has {size / 2**20:,.1f} MiB; expected at most {most / 2**20:,.0f}")
         return file.read(size)
-
-
-def free_memory() -> int:
-    """Bytes that can still be used of this machine's memory (and its control group's)."""
-    if sys.platform != "linux":
-        return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) // 2
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-    except (OSError, ValueError):
-        return free
-    return free if limit == "max" else min(free, int(limit) - used)
 
 
 def arrays_in(content: bytes, keys: Sequence[str], most: int) -> dict[str, Any]:
@@ -166,15 +164,20 @@ def read_settings(
     Raises UsageError, which calls the file no `kind` and names what was `expected`.
     """
     try:
-        raw = parse_plain(read_whole(Path(path), most_kib * 2**10).decode("utf-8"))
+        file = user_path(path, kind)
+        raw = parse_plain(read_whole(file, most_kib * 2**10).decode("utf-8"))
         if not isinstance(raw, dict):
             raise ValueError("it holds no settings" if key is None else f"it has no {key!r}")
         if key is not None and not isinstance(raw.get(key), dict):
             raise ValueError(f"it has no {key!r}")
         return raw
+    except UsageError:
+        raise
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
-        raise UsageError(f"{os.fspath(path)}: not a {kind} ({reason}); expected {expected}") from error
+        reason = " ".join(str(error).split())
+        if isinstance(error, OSError):
+            reason = str(error.strerror) if file.exists() else why_missing(file)
+        raise UsageError(f"{file}: not a {kind} ({reason}); expected {expected}") from error
 
 
 def parse_plain(text: str) -> object:

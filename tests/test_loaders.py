@@ -840,7 +840,7 @@ def test_a_file_that_is_no_pipeline_is_refused(tmp_path: Path, text: str) -> Non
     file.write_text(text)
     with pytest.raises(UsageError, match=r"pipeline\.yaml: not a pipeline"):
         read_pipeline(file)
-    with pytest.raises(UsageError, match="No such file"):
+    with pytest.raises(UsageError, match="no such file"):
         read_pipeline(tmp_path / "nowhere.json")
 
 

@@ -20,6 +20,7 @@ from fastcifar.converters import Source, convert, writer
 from fastcifar.converters.synthetic import SyntheticSplit
 from fastcifar.converters.synthetic import source as synthetic_source
 from fastcifar.errors import DataError, FastcifarError, UsageError
+from fastcifar.file_system import locked
 from fastcifar.loaders import missing_part
 from tests.trust.cases import vouch
 
@@ -204,7 +205,7 @@ def test_a_folder_in_the_way_is_told_before_anything_is_replaced(own_data_dir: P
 
 def test_two_conversions_at_once_do_not_mix(own_data_dir: Path) -> None:
     before = contents(own_data_dir)
-    with writer._locked(own_data_dir), pytest.raises(FastcifarError, match="another conversion is writing here"):
+    with locked(own_data_dir, "in use"), pytest.raises(FastcifarError, match="another conversion is writing here"):
         convert(source_of(GOOD), own_data_dir)
     assert contents(own_data_dir) == before
     convert(source_of(GOOD), own_data_dir)

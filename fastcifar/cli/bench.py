@@ -37,7 +37,7 @@ def bench(
     repeats: int,
     device: str,
     threads: int | None,
-    data_dir: str,
+    data_dir: Path,
     as_json: bool,
 ) -> None:
     """Measure the loaders alone, a training step alone, and both together, on train.beton.
@@ -57,7 +57,7 @@ def bench(
     log = logging.getLogger("fastcifar.bench")
     choose_threads(threads)
     on = choose_device(device)
-    beton = open_for("resident", Path(data_dir) / "train.beton")
+    beton = open_for("resident", data_dir / "train.beton")
     rows = loader_rows(
         beton, batch_size=batch_size, device=on, dtype=getattr(torch, dtype), repeats=repeats, tell=log.info
     )

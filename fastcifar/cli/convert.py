@@ -18,6 +18,7 @@ from fastcifar.cli import options
     show_default=True,
     envvar="FASTCIFAR_SOURCE",
     show_envvar=True,
+    type=options.UserPath(words=("download", "synthetic")),
     metavar="PATH|download|synthetic",
     help="Official CIFAR archive or its unpacked folder; a folder of images (train/<class>/*, test/<class>/*) or a tar "
     "or zip of one; 'download'; 'synthetic'.",
@@ -39,7 +40,7 @@ from fastcifar.cli import options
 @click.option("--quality", type=click.IntRange(1, 100), default=90, show_default=True, help="Of --encode jpeg.")
 @options.data_dir
 @options.as_json
-def convert(source: str, dataset: str, encode: str, quality: int, data_dir: str, as_json: bool) -> None:
+def convert(source: str | Path, dataset: str, encode: str, quality: int, data_dir: Path, as_json: bool) -> None:
     """Write images as FFCV betons, read back and compared, with a manifest.
 
     What was there before is replaced only when both new files are complete.
@@ -60,7 +61,7 @@ def convert(source: str, dataset: str, encode: str, quality: int, data_dir: str,
         click.echo(json.dumps({name: asdict(manifest) for name, manifest in manifests.items()}))
         return
     for name, manifest in manifests.items():
-        path = Path(data_dir) / f"{name}.beton"
+        path = data_dir / f"{name}.beton"
         height, width, _ = manifest.image_shape
         click.echo(
             f"{path}: {manifest.num_samples:,} images of {height}x{width}, {len(manifest.class_names)} classes, "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from fastcifar import config
@@ -31,8 +33,8 @@ def evaluate(
     split: str,
     tta: str,
     model: str | None,
-    data_dir: str | None,
-    runs_dir: str,
+    data_dir: Path | None,
+    runs_dir: Path,
     device: str,
     threads: int | None,
     as_json: bool,

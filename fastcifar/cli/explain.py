@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ from fastcifar import config
 from fastcifar.cli import options
 from fastcifar.cli.settings import flags, typed
 from fastcifar.config import ExplainConfig
+
+FILES_OF_RUNS = (".pt", ".safetensors", ".html", ".yaml", ".json", ".csv", ".npz", ".txt")
 
 
 class Selection(click.ParamType):  # type: ignore[type-arg,unused-ignore]
@@ -43,7 +47,7 @@ class Names(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 
 
 @click.command()
-@click.argument("run", required=False)
+@click.argument("words", nargs=-1, metavar="[RUN]")
 @click.option("--n", default=ExplainConfig.n, show_default=True, type=int, help="How many images, at most.")
 @click.option(
     "--select",
@@ -78,8 +82,9 @@ class Names(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     "--image",
     "images",
     multiple=True,
-    type=click.Path(path_type=Path),
-    help="Explain this picture of yours instead, of any size; may be given several times.",
+    type=options.PATH,
+    help="Explain your own pictures instead, of any size: a file, a folder or a pattern such as 'cats/*.jpg'; may be "
+    "given several times.",
 )
 @click.option("--seed", default=0, show_default=True, type=int, help="Of --select random.")
 @options.trusted_model
@@ -92,11 +97,11 @@ class Names(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 def explain(
     context: click.Context,
     /,
-    run: str | None,
+    words: tuple[str, ...],
     images: tuple[Path, ...],
     model: str | None,
-    data_dir: str | None,
-    runs_dir: str,
+    data_dir: Path | None,
+    runs_dir: Path,
     device: str,
     threads: int | None,
     as_json: bool,
@@ -123,11 +128,12 @@ def explain(
     from fastcifar.training import find_run
     from fastcifar.training.device import choose_threads
 
+    run, more = _sorted_out(context, words, runs_dir, bool(images))
     choose_threads(threads)
     folder = find_run(run, runs_dir, trained=True)
     with Bars() as bars:
         made = explain_run(
-            folder, asked, pictures=images, data_dir=data_dir, device=device, trusted=model, reporter=bars
+            folder, asked, pictures=images + more, data_dir=data_dir, device=device, trusted=model, reporter=bars
         )
     report = write_report(folder)
     if as_json:
@@ -158,3 +164,30 @@ def explain(
         click.echo(f"{sheets[0].parent}/ ({len(sheets)} sheets)")
     if report:
         click.echo(report)
+
+
+def _sorted_out(
+    context: click.Context, words: tuple[str, ...], runs_dir: Path, with_pictures: bool
+) -> tuple[str | None, tuple[Path, ...]]:
+    """The run that `words` name, and the pictures among them: of `--image *.png` a shell makes several words."""
+    runs, pictures = [], []
+    for word in words:
+        path = options.PATH.convert(word, None, context) if word else Path()
+        if word and _is_picture(path, runs_dir) and (with_pictures or path.is_file()):
+            pictures.append(path)
+        else:
+            runs.append(word)
+    if pictures and not with_pictures:
+        raise click.UsageError(f"{pictures[0]} is not a run; give pictures with --image", context)
+    if len(runs) > 1:
+        raise click.UsageError(f"got {len(runs)} runs, {', '.join(map(repr, runs))}; expected one at most", context)
+    return (runs[0] if runs else None), tuple(pictures)
+
+
+def _is_picture(path: Path, runs_dir: Path) -> bool:
+    """Whether there is something at `path` (or a pattern matches) that stands for no run."""
+    from fastcifar.training.run_folder import is_run
+
+    if path.is_file():
+        return path.suffix not in FILES_OF_RUNS or not is_run(path, runs_dir)
+    return (os.path.exists(path) or bool(glob.glob(str(path)))) and not is_run(path, runs_dir)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import click
 
@@ -10,9 +11,9 @@ from fastcifar.cli import options
 
 
 @click.command()
-@click.argument("beton", type=click.Path())
+@click.argument("beton", type=options.PATH)
 @options.as_json
-def inspect(beton: str, as_json: bool) -> None:
+def inspect(beton: Path, as_json: bool) -> None:
     """Show what BETON holds; its structure, and its SHA-256 against the manifest, are checked."""
     import numpy as np
 

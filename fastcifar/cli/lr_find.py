@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import click
@@ -55,7 +56,7 @@ def lr_find(
     end_lr: float | None,
     mode: str,
     suggest: str,
-    runs_dir: str,
+    runs_dir: Path,
     as_json: bool,
     **given: Any,
 ) -> None:
@@ -68,9 +69,8 @@ def lr_find(
     config = config if lr in (None, "auto") else replace(config, lr=lr)
 
     import json
-    import shlex
 
-    from fastcifar.cli.output import Bars, table
+    from fastcifar.cli.output import Bars, command_line, table
     from fastcifar.training.find_lr import find_in_new_folder
 
     test = RangeTest.of(config.optimizer, num_steps=steps, start_lr=start_lr, end_lr=end_lr, mode=mode)
@@ -84,7 +84,7 @@ def lr_find(
     words += ["--runs-dir", runs_dir] if typed(context, ["runs_dir"]) else []
     for key, rate in rates.items():
         words += [f"--{key.replace('_', '-')}", f"{rate:.3g}"]
-    line = shlex.join(words)
+    line = command_line(*words)
     if as_json:
         facts = {
             "suggestions": curve.suggestions,

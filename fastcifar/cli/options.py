@@ -2,29 +2,49 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import click
 
+from fastcifar.errors import UsageError
+from fastcifar.paths import data_folder, user_path
 
-def _expand(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
-    return None if value is None else os.path.expanduser(value)
+
+class UserPath(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """A path that a user gives: the same on the command line, in the environment and in Python."""
+
+    name = "path"
+
+    def __init__(self, read: Callable[[Any], Path] = user_path, words: tuple[str, ...] = ()) -> None:
+        """words: what is no path, but may stand where one is expected."""
+        self._read, self._words = read, words
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> Any:
+        if value in self._words:
+            return value
+        try:
+            return self._read(value)
+        except UsageError as error:
+            self.fail(str(error), param, context)
 
 
+PATH = UserPath()
 data_dir = click.option(
     "--data-dir",
     default="data",
     show_default=True,
     envvar="FASTCIFAR_DATA_DIR",
     show_envvar=True,
-    callback=_expand,
+    type=UserPath(data_folder),
     help="Folder of train.beton and test.beton.",
 )
 run_data_dir = click.option(
     "--data-dir",
     envvar="FASTCIFAR_DATA_DIR",
     show_envvar=True,
-    callback=_expand,
+    type=UserPath(data_folder),
     help="Folder of the betons.  [default: that of the run]",
 )
 runs_dir = click.option(
@@ -33,7 +53,7 @@ runs_dir = click.option(
     show_default=True,
     envvar="FASTCIFAR_RUNS_DIR",
     show_envvar=True,
-    callback=_expand,
+    type=PATH,
     help="Folder of the runs.",
 )
 device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")

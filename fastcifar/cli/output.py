@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fastcifar.errors import Stopped
+from fastcifar.paths import command_line as command_line  # which the layers below show commands by, too
 from fastcifar.pictures import why
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def write_report(run: RunFolder) -> Path | None:
     except Stopped:
         raise
     except Exception as error:  # noqa: BLE001 (hours of training do not end in an error for the sake of a page)
-        again = shlex.join(["fastcifar", "report", str(run.path)])
+        again = command_line("fastcifar", "report", run.path)
         logging.getLogger(__name__).warning("no report: %s; write it with: %s", why(error), again)
         return None
 

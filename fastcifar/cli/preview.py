@@ -15,11 +15,11 @@ from fastcifar.cli import options, settings
     "--n", default=8, show_default=True, type=click.IntRange(1, 200), help="Augmented versions of each image."
 )
 @click.option("--each", default=1, show_default=True, type=click.IntRange(min=1), help="Images of each class.")
-@click.option("--out", default="preview.png", show_default=True, type=click.Path(dir_okay=False), help="The picture.")
+@click.option("--out", default="preview.png", show_default=True, type=options.PATH, help="The picture.")
 @settings.add(settings.RECIPE, settings.AUGMENTATION, settings.PREVIEWED)
 @options.as_json
 @click.pass_context
-def preview(context: click.Context, /, n: int, each: int, out: str, as_json: bool, **given: Any) -> None:
+def preview(context: click.Context, /, n: int, each: int, out: Path, as_json: bool, **given: Any) -> None:
     """Draw training images of every class beside their augmented versions, as a run with these settings sees them."""
     config = settings.train_config(context, dict(given))
 
@@ -27,8 +27,8 @@ def preview(context: click.Context, /, n: int, each: int, out: str, as_json: boo
 
     from fastcifar.explain import preview as draw
 
-    num_images = draw(config, Path(out), n=n, each=each)
+    num_images = draw(config, out, n=n, each=each)
     if as_json:
-        click.echo(json.dumps({"num_images": num_images, "versions": n, "files": [out]}))
+        click.echo(json.dumps({"num_images": num_images, "versions": n, "files": [str(out)]}))
         return
     click.echo(out)

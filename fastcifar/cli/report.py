@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from fastcifar.cli import options
@@ -11,7 +13,7 @@ from fastcifar.cli import options
 @click.argument("run", required=False)
 @options.runs_dir
 @options.as_json
-def report(run: str | None, runs_dir: str, as_json: bool) -> None:
+def report(run: str | None, runs_dir: Path, as_json: bool) -> None:
     """Write report.html of RUN (a name or path; the latest if not given) into its folder.
 
     Settings, curves, scores of the test images, the explained images with their sheets: one file that needs no other.

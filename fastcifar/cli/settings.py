@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import fields
 from typing import Any, TypeVar
@@ -12,6 +13,7 @@ from click.core import ParameterSource
 from fastcifar import config
 from fastcifar.cli import options
 from fastcifar.config import AugmentConfig, TrainConfig, read_pipeline
+from fastcifar.paths import user_path
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Option = Callable[[Command], Command]
@@ -71,7 +73,8 @@ def _from_recipe(context: click.Context, option: click.Parameter, value: str | N
 
         recipe = recipes.load(value)
         context.default_map = {**(context.default_map or {}), **recipe.settings}
-        context.meta["recipe"] = value  # a file's path, which the next command needs too
+        # a file's path, which the next command needs too
+        context.meta["recipe"] = value if value in recipes.names() else user_path(value)
         return recipe.name
     return value
 
@@ -159,7 +162,7 @@ AUGMENTATION = [
     click.option(
         "--augment",
         "pipeline",
-        type=click.Path(),
+        type=options.PATH,
         help="A pipeline of Albumentations, saved by A.save (JSON or YAML), instead of all of these.",
     ),
 ]
@@ -217,9 +220,9 @@ def train_config(context: click.Context, given: dict[str, Any]) -> TrainConfig:
     return TrainConfig(**given, augment=augment)
 
 
-def as_flags(context: click.Context, keys: Iterable[str]) -> list[str]:
-    """What the user gave for `keys`, as words of a command line."""
-    words = []
+def as_flags(context: click.Context, keys: Iterable[str]) -> list[str | os.PathLike[str]]:
+    """What the user gave for `keys`, as words for `command_line`."""
+    words: list[str | os.PathLike[str]] = []
     for param in context.command.params:
         if param.name not in keys:
             continue
@@ -227,8 +230,8 @@ def as_flags(context: click.Context, keys: Iterable[str]) -> list[str]:
         if isinstance(param, click.Option) and param.is_bool_flag:
             words.append(param.opts[0] if value else param.secondary_opts[0])
         else:
-            text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-            words += [param.opts[0], text]
+            text = ",".join(map(str, value)) if isinstance(value, tuple) else value
+            words += [param.opts[0], text if isinstance(text, os.PathLike) else str(text)]
     return words
 
 

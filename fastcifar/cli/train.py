@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import click
@@ -12,6 +13,9 @@ from fastcifar.cli import options, settings
 from fastcifar.cli.settings import AUGMENT, flags, typed
 from fastcifar.config import CHANGEABLE, TrainConfig
 from fastcifar.errors import FastcifarError, Stopped, UsageError
+
+LATEST = "\0"
+"""`--resume` without a value. Not the empty text: that may be a variable that was never set."""
 
 
 @click.command()
@@ -29,7 +33,7 @@ from fastcifar.errors import FastcifarError, Stopped, UsageError
 @click.option(
     "--resume",
     is_flag=False,
-    flag_value="",
+    flag_value=LATEST,
     metavar="[RUN]",
     help="Go on with a run (a name or path; the latest if not given) with its own settings.",
 )
@@ -37,7 +41,7 @@ from fastcifar.errors import FastcifarError, Stopped, UsageError
 @options.as_json
 @click.pass_context
 def train(
-    context: click.Context, /, name: str | None, resume: str | None, runs_dir: str, as_json: bool, **given: Any
+    context: click.Context, /, name: str | None, resume: str | None, runs_dir: Path, as_json: bool, **given: Any
 ) -> None:
     """Train a network on the betons of the data folder.
 
@@ -57,7 +61,7 @@ def train(
     processes = join()
     run, first = None, processes.first
     if resume is not None:
-        run = find_run(resume or None, runs_dir)
+        run = find_run(None if resume == LATEST else resume, runs_dir)
         config = _resumed(context, run.read_config(), config)
     if not first:  # of several processes one speaks
         logging.getLogger("fastcifar").setLevel(logging.ERROR)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,12 +13,13 @@ from fastcifar.checks import (
     require_float,
     require_int,
     require_number,
-    require_path,
+    require_utf8,
 )
 from fastcifar.config.augment import AugmentConfig
 from fastcifar.config.model import ModelConfig
 from fastcifar.config.rates import DEFAULT_LR, network_kind
 from fastcifar.errors import UsageError
+from fastcifar.paths import data_folder
 
 SHUFFLES = ("full", "window", "none")
 LOADERS = ("auto", "resident", "ffcv", "albumentations")
@@ -41,8 +43,8 @@ class TrainConfig:
 
     recipe: str | None = None
     """Name of the recipe that these settings began as."""
-    data_dir: str = "data"
-    """Folder with train.beton and test.beton."""
+    data_dir: str | os.PathLike[str] = "data"
+    """Folder with train.beton and test.beton; kept as text."""
     model: str = "resnet18"
     """Name of the network: see `ModelConfig`."""
     norm: str = "batch"
@@ -147,7 +149,8 @@ class TrainConfig:
             self, "progressive", tuple(_tuple("progressive", p) for p in _tuple("progressive", self.progressive))
         )
         _ = self.network
-        require_path("data_dir", self.data_dir)
+        object.__setattr__(self, "data_dir", str(data_folder(self.data_dir)))
+        require_utf8("data_dir", str(self.data_dir))
         require_int("epochs", self.epochs, 1)
         require_int("batch_size", self.batch_size, 2)  # batch normalisation has no variance of one image
         require_choice("optimizer", self.optimizer, OPTIMIZERS)

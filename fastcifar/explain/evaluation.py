@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import shlex
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ from fastcifar.config import TTAS, ExplainConfig
 from fastcifar.explain.choice import Verdicts, choose, verdicts
 from fastcifar.explain.trained import Trained
 from fastcifar.files import write_text
+from fastcifar.paths import command_line, data_folder
 from fastcifar.pictures import pictures
 from fastcifar.scores import Scores, score
 from fastcifar.training import checkpoint
@@ -50,7 +51,7 @@ def evaluate_run(
     *,
     split: str = "test",
     tta: str = "none",
-    data_dir: str | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
     device: str = "auto",
     trusted: str | None = None,
     reporter: Reporter | None = None,
@@ -86,10 +87,12 @@ def evaluate_run(
     facts |= {"weights_sha256": predictions.weights_sha256, "data_sha256": predictions.data_sha256}
     write_text(folder / "scores.json", json.dumps(facts, indent=1, allow_nan=False) + "\n")
     checkpoint.save_predictions(folder / "predictions.npz", predictions)
-    again = ["fastcifar", "eval", str(run.path), "--split", split, "--tta", tta]
-    again += ["--data-dir", data_dir] if data_dir else []
+    again: list[Any] = ["fastcifar", "eval", run.path, "--split", split, "--tta", tta]
+    again += ["--data-dir", data_folder(data_dir)] if data_dir else []
     again += ["--model", trusted] if trusted else []
-    made = _draw(folder, title, scores, found, names, beton.images_as_checked, f"draw them with: {shlex.join(again)}")
+    made = _draw(
+        folder, title, scores, found, names, beton.images_as_checked, f"draw them with: {command_line(*again)}"
+    )
     return Evaluation(
         scores=scores,
         class_names=names,

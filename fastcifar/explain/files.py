@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import fcntl
 import io
 import os
 import shutil
@@ -16,6 +15,7 @@ import numpy as np
 
 from fastcifar.explain.cam import best_layer
 from fastcifar.explain.maps import MapTable, Subjects
+from fastcifar.file_system import locked
 from fastcifar.files import write_arrays, write_text, writing_to
 from fastcifar.pictures import pictures
 from fastcifar.training.progress import Reporter
@@ -67,9 +67,7 @@ def _put_in_place(made: Path, folder: Path) -> None:
     """Move what was made into `folder`, and what was there out of it: all, or nothing."""
     earlier = made / "earlier"
     earlier.mkdir()
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)  # another explanation of the run may end at the same moment
+    with locked(folder):  # another explanation of the run may end at the same moment
         there = [name for name in WRITTEN if os.path.lexists(folder / name)]
         moves = [(folder / name, earlier / name) for name in there]
         moves += [(made / name, folder / name) for name in WRITTEN if (made / name).exists()]
@@ -81,8 +79,6 @@ def _put_in_place(made: Path, folder: Path) -> None:
                 if not os.path.lexists(before):  # a signal may come when it is moved, and before that is known
                     after.rename(before)
             raise
-    finally:
-        os.close(descriptor)
 
 
 def _grid(subjects: Subjects, table: MapTable, names: tuple[str, ...], heading: str) -> Figure:

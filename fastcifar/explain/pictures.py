@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -48,8 +47,3 @@ def read_picture(path: Path, image_shape: tuple[int, int, int]) -> npt.NDArray[n
     except Exception as error:  # Pillow raises what its decoders raise
         reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
         raise DataError(f"{path}: not a picture that can be read ({reason}); expected such as JPEG or PNG") from error
-
-
-def read_pictures(paths: Sequence[Path], image_shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
-    """(N, H, W, 3) uint8, see `read_picture`."""
-    return np.stack([read_picture(path, image_shape) for path in paths])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,21 +13,24 @@ from fastcifar.augment.draws import raw_bits
 from fastcifar.beton import Beton
 from fastcifar.checks import require_int
 from fastcifar.config import TrainConfig
-from fastcifar.errors import FastcifarError
-from fastcifar.files import writing_to
+from fastcifar.errors import FastcifarError, UsageError
+from fastcifar.file_system import make_folder
 from fastcifar.loaders import make_loader, open_for
+from fastcifar.paths import user_path
 from fastcifar.pictures import why
 from fastcifar.training.split import hold_out
 
 
-def preview(config: TrainConfig, path: Path, *, n: int = 8, each: int = 1) -> int:
+def preview(config: TrainConfig, path: str | os.PathLike[str], *, n: int = 8, each: int = 1) -> int:
     """Draw `each` training images of every class beside `n` augmented versions, those of the first n epochs, to `path`.
 
     Returns the number of images. Raises DataError (4) if train.beton is missing or damaged; UsageError (2);
     FastcifarError (1) if the picture cannot be drawn or written.
     """
-    with writing_to(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    path = user_path(path, "the picture")
+    if path.is_dir():
+        raise UsageError(f"{path}: a folder; expected the name of a picture, e.g. {path / 'preview.png'}")
+    make_folder(path.parent)
     n, each = require_int("n", n, 1, 200), require_int("each", each, 1)
     beton = open_for(config.loader, Path(config.data_dir) / "train.beton")
     train_rows, _ = hold_out(beton.labels, len(beton.class_names), config.val_size, config.seed)

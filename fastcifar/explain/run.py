@@ -19,7 +19,7 @@ from fastcifar.explain.cam import Activations, Size
 from fastcifar.explain.choice import Verdicts, choose, verdicts
 from fastcifar.explain.files import write_explanation
 from fastcifar.explain.maps import CAM_BATCH, Subjects, map_table
-from fastcifar.explain.pictures import read_pictures
+from fastcifar.explain.picture_paths import read_pictures
 from fastcifar.explain.trained import Trained
 from fastcifar.models import stages_of
 from fastcifar.training.device import standard_torch_defaults
@@ -54,14 +54,15 @@ def explain_run(
     run: RunFolder,
     config: ExplainConfig,
     *,
-    pictures: Sequence[Path] = (),
-    data_dir: str | None = None,
+    pictures: Sequence[str | os.PathLike[str]] = (),
+    data_dir: str | os.PathLike[str] | None = None,
     device: str = "auto",
     trusted: str | None = None,
     reporter: Reporter | None = None,
 ) -> Explanation:
     """Explain test images of a run into its folder explain/, or the user's own pictures into explain/pictures/.
 
+    pictures: files, folders and patterns, see `fastcifar.explain.picture_paths.read_pictures`.
     trusted: 'package.module:function', if that is the run's network and you know what it does.
     Raises DataError (4) if test.beton or a picture is missing, damaged or of another kind; CheckpointError (6);
     UsageError (2).
@@ -75,8 +76,9 @@ def explain_run(
     require_choice("target", config.target, ("pred", "true", "both", *names))
     top: tuple[dict[str, Any], ...] = ()
     if pictures:
-        (subjects, top), num_images, num_wrong = _pictures(trained, pictures, layers), len(pictures), None
-        folder, selection = run.explain / "pictures", f"{len(pictures):,} of your pictures"
+        (subjects, top), num_wrong = _pictures(trained, pictures, layers), None
+        num_images = len(subjects.images)
+        folder, selection = run.explain / "pictures", f"{num_images:,} of your pictures"
     else:
         subjects, num_images, num_wrong = _test_images(trained, config, reporter)
         folder, selection = run.explain, _described(config, len(subjects.images), num_images, num_wrong)
@@ -133,10 +135,10 @@ def _test_images(trained: Trained, config: ExplainConfig, reporter: Reporter) ->
 
 
 def _pictures(
-    trained: Trained, paths: Sequence[Path], layers: Sequence[str]
+    trained: Trained, given: Sequence[str | os.PathLike[str]], layers: Sequence[str]
 ) -> tuple[Subjects, tuple[dict[str, Any], ...]]:
     """The pictures as images, and the most probable classes of each."""
-    images = read_pictures(paths, trained.info.image_shape)
+    images, paths = read_pictures(given, trained.info.image_shape)
     probabilities = torch.cat(
         [
             Activations(trained.model, trained.normalised(images[i : i + CAM_BATCH]), layers).logits.softmax(dim=1)

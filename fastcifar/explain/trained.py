@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from fastcifar.beton import Beton
 from fastcifar.errors import CheckpointError, DataError, UsageError
 from fastcifar.loaders import make_loader, open_for
 from fastcifar.models.trial import place
+from fastcifar.paths import data_folder
 from fastcifar.training import checkpoint
 from fastcifar.training.checkpoint import Predictions
 from fastcifar.training.data import EVAL_BATCH
@@ -26,7 +28,9 @@ from fastcifar.training.split import hold_out
 class Trained:
     """The best weights of a run, on a device, in evaluation mode and float32."""
 
-    def __init__(self, run: RunFolder, *, data_dir: str | None, device: str, trusted: str | None) -> None:
+    def __init__(
+        self, run: RunFolder, *, data_dir: str | os.PathLike[str] | None, device: str, trusted: str | None
+    ) -> None:
         """trusted: 'package.module:function', if that is the run's network and you know what it does.
 
         Raises CheckpointError (6) if there are no weights, or none that can be read; UsageError (2).
@@ -37,11 +41,11 @@ class Trained:
         self.device = choose_device(device)
         place(self.model, self.device)
         self.config = run.read_config()
-        self._data_dir = data_dir
+        self._data_dir = self.config.data_dir if data_dir is None else data_folder(data_dir)
 
     def open_beton(self, split: str) -> Beton:
         """train.beton or test.beton. Raises DataError if it is missing, damaged or not of the network's kind."""
-        beton = open_for("auto", Path(self._data_dir or self.config.data_dir) / f"{split}.beton", self.device)
+        beton = open_for("auto", Path(self._data_dir) / f"{split}.beton", self.device)
         info = self.info
         if beton.image_shape != info.image_shape or (beton.verified and beton.class_names != info.class_names):
             raise DataError(

@@ -7,6 +7,8 @@ import importlib.util
 import logging
 import os
 import threading
+from inspect import signature
+from typing import NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -14,11 +16,13 @@ import torch
 
 from fastcifar.beton import Beton, open_beton
 from fastcifar.checks import require_bool, require_choice, require_int
-from fastcifar.config import LOADERS, NO_AUGMENT, AugmentConfig
+from fastcifar.config import LOADERS, NO_AUGMENT, SHUFFLES, AugmentConfig
 from fastcifar.errors import FastcifarError, UsageError
 from fastcifar.loaders.base import Batch, Loader, LoaderConfig, Rows, numba_module, usable_device
+from fastcifar.loaders.conventions import unknown_setting
 from fastcifar.loaders.memory import SHARE_OF_MEMORY, free_memory
 from fastcifar.loaders.resident import ResidentLoader
+from fastcifar.paths import user_path
 
 __all__ = ["Batch", "Loader", "LoaderConfig", "choose_loader", "make_loader", "missing_part", "open_for"]
 
@@ -41,8 +45,10 @@ def make_loader(
     mean: npt.ArrayLike | None = None,
     std: npt.ArrayLike | None = None,
     part: tuple[int, int] = (0, 1),
+    **unknown: NoReturn,
 ) -> Loader:
-    """A loader of `Batch(images, labels, indices)` from a beton (or the path of one).
+    """A loader of `Batch(images, labels, indices)` from a beton (or the path of one): `for images, labels, indices in
+    loader`.
 
     train=True: shuffled, augmented (`AugmentConfig()` if not given), whole batches only. train=False: every image
     once, in the order of the file, unchanged but for normalisation.
@@ -50,14 +56,20 @@ def make_loader(
     loader: 'resident', 'ffcv', 'albumentations' or 'auto'; for one seed all three deliver the same.
     dtype: float32, bfloat16, float16; or uint8 for images that are augmented but not normalised.
     channels_last: the memory format of the images; False gives contiguous ones.
-    rows: deliver these rows of the beton only. shuffle: 'full' or 'window' (see `fastcifar.loaders.order`).
+    rows: deliver these rows of the beton only: their numbers, or a mask with a bool for each image.
+    shuffle: 'full' or 'window' (see `fastcifar.loaders.order`).
     mean, std: (3,) each, 0..255, by which to normalise; the beton's own if not given. For test images give those of
     the training loader (`train_loader.mean`, `train_loader.std`).
     part: (r, n) delivers the r-th of n equal slices of each training batch, for n processes that share it.
 
     Raises UsageError for settings that cannot be used, DataError for a damaged beton, MissingExtraError.
     """
+    if unknown:
+        raise unknown_setting(next(iter(unknown)), list(signature(make_loader).parameters)[:-1])
     require_choice("loader", loader, LOADERS)
+    if isinstance(shuffle, bool):
+        raise UsageError(f"shuffle is {shuffle}; expected 'full' or 'window' (train=True shuffles, train=False not)")
+    require_choice("shuffle", shuffle, SHUFFLES)
     require_int("batch_size", batch_size, 1)
     require_bool("train", train)
     if augment is not None and not isinstance(augment, AugmentConfig):
@@ -65,6 +77,7 @@ def make_loader(
     if not train and augment is not None:
         raise UsageError("augment is given with train=False; expected no augmentation for evaluation")
     device, asked = usable_device(device), loader
+    beton = beton if isinstance(beton, Beton) else user_path(beton, "beton")
     if loader == "auto":
         loader, why = choose_loader(_size_of(beton), device)
         if augment is not None and augment.pipeline is not None:
@@ -100,6 +113,7 @@ def open_for(loader: str, path: str | os.PathLike[str], device: torch.device | s
 
     The CPU kernel, if that is what the loader will use on `device`, is loaded while the file is copied and hashed.
     """
+    path = user_path(path, "beton")
     size = _size_of(path)
     if size and loader != "albumentations" and usable_device(device).type == "cpu":
         threading.Thread(target=_load_cpu_kernel, name="fastcifar-load").start()
@@ -159,7 +173,14 @@ def missing_part(name: str) -> FastcifarError | None:
 def _checked_rows(rows: npt.ArrayLike | None, num_images: int) -> Rows:
     if rows is None:
         return np.arange(num_images)
-    array = np.asarray(rows)
+    try:
+        array = np.asarray(rows)
+    except (TypeError, ValueError, RuntimeError):  # of tensors that are not on the CPU, or lists of unequal length
+        raise UsageError(f"rows is a {type(rows).__name__}; expected whole numbers, or a mask, on the CPU") from None
+    if array.dtype.kind == "b":
+        if array.shape != (num_images,):
+            raise UsageError(f"rows is a mask of shape {array.shape}; expected ({num_images},), a bool for each image")
+        array = np.flatnonzero(array)
     if array.ndim != 1 or array.dtype.kind not in "iu" or not len(array):
         raise UsageError(
             f"rows is {array.dtype} of shape {array.shape}; expected a list of whole numbers, at least one"

@@ -5,16 +5,20 @@ from __future__ import annotations
 import atexit
 import functools
 import os
+import pickle
+import shutil
 import signal
 import sys
+import time
 import weakref
 from collections.abc import Generator, Iterator
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from fastcifar.augment.albumentations_ops import AlbumentationsAugment, Pipeline, augment_batch
 from fastcifar.augment.draws import Choices, raw_bits
@@ -24,6 +28,8 @@ from fastcifar.loaders.base import Batch, Loader, LoaderConfig, Rows, choices_of
 
 MAX_WORKERS = 8
 TIMEOUT_S = 120
+LOOK_EVERY_S = 5
+SIGNS_OF_SHM = ("shared memory", "shm", "No space left", "SIGBUS", "Function not implemented")
 
 
 class AlbumentationsLoader(Loader):
@@ -47,7 +53,7 @@ class AlbumentationsLoader(Loader):
             num_workers = min(
                 len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1, MAX_WORKERS
             )
-        self._num_workers = num_workers
+        self.num_workers = num_workers
         self._workers = self._start()
         self._in_use = False
         # before torch's own turn at the exit, which leaves them to a signal, and takes that for a failure of theirs
@@ -56,7 +62,7 @@ class AlbumentationsLoader(Loader):
         weakref.finalize(self, atexit.unregister, at_exit).atexit = False
 
     def _start(self) -> DataLoader[Any]:
-        num_workers = self._num_workers
+        num_workers = self.num_workers
         return DataLoader(
             _Batches(self.beton, self.config, (self.mean32, self.inv_std32), self.fill),
             sampler=_Requests(),
@@ -75,7 +81,7 @@ class AlbumentationsLoader(Loader):
             try:
                 yield from self._from(workers, epoch, start)
             finally:
-                workers._iterator = None  # ends them
+                _end(workers)
             return
         self._in_use = True
         try:
@@ -106,25 +112,23 @@ class AlbumentationsLoader(Loader):
 
     def _answers(self, workers: DataLoader[Any]) -> Iterator[torch.Tensor]:
         try:
-            with torch.device("cpu"):  # the iterator makes tensors, whatever torch.set_default_device says
-                answers = iter(workers)
-            yield from answers
+            yield from _received(workers)
         except FastcifarError as error:
-            message = str(error).strip()
-            if not message.startswith("Caught "):  # raised here: there are no workers
+            if (reason := _reason_of_worker(error)) is None:  # raised here: there are no workers
                 raise
-            # in a worker: torch puts its traceback around the message
-            raise type(error)(message.splitlines()[-1].partition("Error: ")[2]) from error
-        except (RuntimeError, OSError, EOFError) as error:  # a worker was killed, or does not answer
-            workers._iterator = None
+            raise type(error)(reason) from error
+        except (RuntimeError, OSError, EOFError) as error:  # a worker has failed, was killed, or does not answer
+            reason = _reason_of_worker(error)
+            what = f"failed ({reason})" if reason else f"ended ({_end_of_worker(workers, error)})"
+            _end(workers)
             self.beton.check_unchanged()  # reading beyond the end of a file that became shorter kills
-            reason = " ".join(str(error).split())
-            raise FastcifarError(f"a worker of the albumentations loader ended ({reason})") from error
+            remedy = remedy_for(what, self.config.augment.pipeline is None)
+            raise FastcifarError(f"a worker of the albumentations loader {what}; {remedy}") from error
 
     def close(self) -> None:
         super().close()
         if self._process == os.getpid():
-            self._workers._iterator = None  # ends the worker processes
+            _end(self._workers)
 
 
 def _close_at_exit(reference: weakref.ref[AlbumentationsLoader]) -> None:
@@ -139,6 +143,64 @@ def _leave_signals_to_the_parent(worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
+def _end(workers: DataLoader[Any]) -> None:
+    """End the worker processes. torch does it when the iterator is collected: an error may hold it until the exit."""
+    iterator, workers._iterator = workers._iterator, None
+    if iterator is not None and workers.num_workers:
+        iterator._shutdown_workers()  # type: ignore[attr-defined]
+
+
+def _received(workers: DataLoader[Any]) -> Iterator[torch.Tensor]:
+    """The images of each request. Raises RuntimeError soon after a worker has died, in any thread: torch has a signal
+    tell that to the main thread, and looks itself only when its time is over."""
+    if workers._iterator is not None:
+        workers._iterator._timeout = workers.timeout
+    with torch.device("cpu"):  # the iterator makes tensors, whatever torch.set_default_device says
+        iterator: Any = iter(workers)
+    iterator._timeout = min(workers.timeout, LOOK_EVERY_S)
+    asked = time.monotonic()
+    while True:
+        try:
+            found = next(iterator)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if "timed out" not in str(error) or time.monotonic() - asked > workers.timeout:
+                raise
+            continue
+        yield found
+        asked = time.monotonic()
+
+
+def _reason_of_worker(error: Exception) -> str | None:
+    """What was raised in a worker: torch puts its traceback around the message. None for what was raised here."""
+    message = str(error).strip()
+    return message.splitlines()[-1].partition("Error: ")[2] if message.startswith("Caught ") else None
+
+
+def _end_of_worker(workers: DataLoader[Any], error: Exception) -> str:
+    """How a worker has ended; what torch says, if all are there."""
+    for process in getattr(workers._iterator, "_workers", ()):
+        if process.exitcode is not None and process.exitcode < 0:
+            killer = signal.Signals(-process.exitcode)
+            return f"killed by {killer.name}" + (", perhaps for want of memory" if killer == signal.SIGKILL else "")
+        if process.exitcode:
+            return f"with exit code {process.exitcode}"
+    return " ".join(str(error).split())
+
+
+def remedy_for(what: str, has_choice: bool) -> str:
+    """What a user can do about a worker that failed as `what` says. has_choice: other loaders deliver the same."""
+    other = "use --loader resident, which has no workers" if has_choice else "see that there is more memory"
+    if not any(word in what for word in SIGNS_OF_SHM):
+        return other
+    try:
+        there = f"/dev/shm has {shutil.disk_usage('/dev/shm').total / 2**20:,.0f} MiB"
+    except OSError:
+        there = "there is no /dev/shm"
+    return f"{there}: give it more (docker run --shm-size 2g)" + (f", or {other}" if has_choice else "")
+
+
 class _Requests(Sampler[Any]):
     """What the workers are asked for next: (epoch, rows) of each batch."""
 
@@ -150,6 +212,16 @@ class _Requests(Sampler[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         return iter(list(self.requests))
+
+
+class _Sent:
+    """Something that is pickled already, and arrives as what it was."""
+
+    def __init__(self, pickled: bytes) -> None:
+        self._pickled = pickled
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return pickle.loads, (self._pickled,)
 
 
 class _Batches(Dataset[Any]):
@@ -170,8 +242,18 @@ class _Batches(Dataset[Any]):
         self._epoch: int | None = None
         self._table: Choices | None = None
 
-    def __getitem__(self, request: tuple[int, Rows]) -> torch.Tensor:
-        epoch, rows = request
+    def __getitem__(self, request: tuple[int, Rows]) -> torch.Tensor | _Sent:
+        """The images; in a worker they are put into shared memory here: in the thread in which torch does that, an
+        error is told to nobody."""
+        try:
+            images = self._images(*request)
+            return images if get_worker_info() is None else _Sent(bytes(ForkingPickler.dumps(images)))
+        except FastcifarError:
+            raise
+        except Exception as error:
+            raise RuntimeError(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
+
+    def _images(self, epoch: int, rows: Rows) -> torch.Tensor:
         if self._table is None or self._epoch != epoch:  # a pure function of the epoch: every worker draws the same
             self._epoch, self._table = epoch, choices_of(self._beton, self._config, epoch)
         images = self._beton.images(rows)

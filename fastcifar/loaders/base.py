@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,8 @@ from fastcifar.beton import Beton
 from fastcifar.checks import require_bool, require_choice, require_int
 from fastcifar.config import MAX_SEED, SHUFFLES, AugmentConfig
 from fastcifar.errors import FastcifarError, UsageError
+from fastcifar.loaders.batch import Batch as Batch
+from fastcifar.loaders.conventions import Conventions
 from fastcifar.loaders.order import order
 from fastcifar.threads import Threads
 
@@ -29,17 +31,6 @@ log = logging.getLogger(__name__)
 Rows = npt.NDArray[np.int64]
 LEAST_STD = 1e-6  # of values 0..255: that of a beton in which one byte differs is above it; 1 / 1e-39 overflows float32
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.uint8)
-
-
-class Batch(NamedTuple):
-    """Images with their labels. The tensors are the caller's to keep and to write to."""
-
-    images: torch.Tensor
-    """(N, 3, H, W), in channels_last memory unless asked otherwise: normalised, or 0..255 if the dtype is uint8."""
-    labels: torch.Tensor
-    """(N,) int64."""
-    indices: torch.Tensor
-    """(N,) int64: the rows of the dataset that the images come from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +152,7 @@ def _plan(beton: Beton, config: LoaderConfig, chosen: npt.NDArray[np.bool_], epo
     return batches_of(beton, config, chosen, epoch), choices_of(beton, config, epoch)
 
 
-class Loader(ABC):
+class Loader(Conventions, ABC):
     """Batches of a beton. `epoch(n)` gives those of epoch n; plain iteration gives epoch 0, then 1, and so on."""
 
     name: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from fastcifar.config import AugmentConfig, TrainConfig
 from fastcifar.errors import UsageError
 from fastcifar.files import read_settings
+from fastcifar.paths import user_path
 
 FOLDER = Path(__file__).parent
 ABOUT = ("title", "origin", "reached", "unsaid", "measured")
@@ -36,15 +38,16 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(found, key=lambda name: (known.index(name) if name in known else len(known), name)))
 
 
-def load(name: str) -> Recipe:
+def load(name: str | os.PathLike[str]) -> Recipe:
     """The recipe `name`, or the one in the file of that path. Raises UsageError if it cannot be used, and says why."""
+    name = os.fspath(name)
     path = FOLDER / f"{name}.yaml"
     if name not in names():
         if not name.endswith((".yaml", ".yml")):
             near = difflib.get_close_matches(name, names(), n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise UsageError(f"recipe is {name!r}; expected one of: {', '.join(names())}, or a .yaml file{hint}")
-        path = Path(name)
+        path = user_path(name, "recipe")
     raw = read_settings(path, "recipe", "YAML: see 'fastcifar recipes fast'", most_kib=64)
     keys = map(str, raw.keys() - {*ABOUT, "settings"})
     unknown = sorted(key if key.isprintable() else repr(key) for key in keys)

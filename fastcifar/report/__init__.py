@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import shlex
 from pathlib import Path
 
 from fastcifar.errors import DataError
 from fastcifar.files import write_text
+from fastcifar.paths import command_line
 from fastcifar.report import course
 from fastcifar.report.explained import explained
 from fastcifar.report.page import Contents, render
@@ -40,7 +40,7 @@ def write_report(run: RunFolder) -> Path:
     if not any(found.values()) and not files.notes:
         raise DataError(f"{run.path}: has no results to report; train it with 'fastcifar train'")
     if files.not_drawn:
-        again = shlex.join(["fastcifar", "report", str(run.path)])
+        again = command_line("fastcifar", "report", run.path)
         lost = len(files.not_drawn), files.not_drawn[0]
         log.warning("%s: %d of its pictures not drawn (%s); draw them with: %s", run.report, *lost, again)
     contents = Contents(name=clean(run.path.resolve().name), notes=tuple(files.notes), **found)  # type: ignore[arg-type]

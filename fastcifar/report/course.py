@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ import numpy as np
 
 from fastcifar.config import AUTO_SUGGESTIONS, TrainConfig
 from fastcifar.errors import DataError
+from fastcifar.paths import command_line
 from fastcifar.report.drawing import Drawing, drawing
 from fastcifar.report.reading import RunFiles, clean, number, parsed
 from fastcifar.training.progress import duration
@@ -115,7 +115,7 @@ def circumstances(files: RunFiles) -> Pairs | None:
             ("Device", _text(found, "gpu") or processor),
             ("System", _text(found, "system")),
             ("Versions", versions),
-            ("Command", clean(shlex.join(command), 1_000) if command else None),
+            ("Command", clean(command_line(*command), 1_000) if command else None),
         ]
     )
 

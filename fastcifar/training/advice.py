@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
-import shlex
+import os
+from pathlib import Path
 from typing import Any
 
 from fastcifar.config import TrainConfig
+from fastcifar.paths import command_line
 
 log = logging.getLogger(__name__)
 SMALLER = 5
@@ -24,8 +26,8 @@ def warn_of_guessing(config: TrainConfig, row: dict[str, Any], num_classes: int)
     guessing = math.log(num_classes)
     if row["train_loss"] <= guessing:
         return False
-    line = ["fastcifar", "lr-find"]
-    for key in ("model", "norm", "optimizer", "batch_size", "data_dir"):
+    line: list[str | os.PathLike[str]] = ["fastcifar", "lr-find", "--data-dir", Path(config.data_dir)]
+    for key in ("model", "norm", "optimizer", "batch_size"):
         line += [f"--{key.replace('_', '-')}", str(getattr(config, key))]
     log.warning(
         "the training loss of epoch %d, %.4g, is above that of guessing, %.4g (the logarithm of %d classes): the "
@@ -35,6 +37,6 @@ def warn_of_guessing(config: TrainConfig, row: dict[str, Any], num_classes: int)
         guessing,
         num_classes,
         config.rate / SMALLER,
-        shlex.join(line),
+        command_line(*line),
     )
     return True

@@ -26,6 +26,7 @@ from torch import nn
 from fastcifar.beton import MAX_CLASSES, MAX_NAME
 from fastcifar.config import ModelConfig
 from fastcifar.errors import CheckpointError
+from fastcifar.file_system import replace
 from fastcifar.files import arrays_in, open_regular, read_whole, write_arrays, write_bytes
 from fastcifar.models import make_model
 from fastcifar.training.run_folder import RunFolder
@@ -117,7 +118,7 @@ def _put_aside(run: RunFolder) -> None:
     aside = run.last.with_name("damaged.pt")
     try:
         with contextlib.suppress(FileNotFoundError):  # another process of the run was first
-            os.replace(run.last, aside)
+            replace(run.last, aside)
     except OSError as error:
         raise CheckpointError(
             f"{run.last}: damaged, and cannot be moved to {aside.name} ({error.strerror}); move it away yourself"

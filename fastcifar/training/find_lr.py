@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
@@ -90,7 +91,7 @@ def write_curve(curve: LrCurve, folder: Path, chosen: str) -> tuple[Path, ...]:
 
 @standard_torch_defaults()
 def find_in_new_folder(
-    config: TrainConfig, test: RangeTest, chosen: str, runs_dir: str, reporter: Reporter
+    config: TrainConfig, test: RangeTest, chosen: str, runs_dir: str | os.PathLike[str], reporter: Reporter
 ) -> tuple[LrCurve, tuple[Path, ...]]:
     """The range test of `fastcifar lr-find`: a fresh network on the images of `config`; its files in a new folder."""
     device = choose_device(config.device)

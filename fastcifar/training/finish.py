@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shlex
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import nn
@@ -13,6 +12,7 @@ from fastcifar.errors import CheckpointError
 from fastcifar.loaders import Loader
 from fastcifar.models import count_parameters
 from fastcifar.models.trial import place
+from fastcifar.paths import command_line
 from fastcifar.pictures import pictures
 from fastcifar.training import checkpoint
 from fastcifar.training.checkpoint import Predictions
@@ -44,7 +44,8 @@ def finish(run: RunFolder, learner: Learner, loaders: Loaders, evaluate: Evaluat
     best, _, facts = checkpoint.load_weights(run.best, trusted=config.network.name)
     kept = learner.progress.best
     if kept is None or facts.get("epoch") != kept["epoch"]:
-        raise CheckpointError(f"{run.best}: was exchanged while the run went on; mend it with --resume {run.path}")
+        go_on = command_line("fastcifar", "train", "--resume", run.path)
+        raise CheckpointError(f"{run.best}: was exchanged while the run went on; write it again with: {go_on}")
     place(best, learner.device)
     answers = evaluate(best, loaders.test, "test")
     scores: dict[str, Any] = {"test_accuracy": answers.accuracy, "test_loss": answers.loss}
@@ -97,11 +98,11 @@ def _facts(learner: Learner, loaders: Loaders) -> dict[str, Any]:
 
 def resume_command(run: RunFolder, config: TrainConfig, processes: Processes) -> str:
     """The command that goes on with a run; after its last step it writes again what `finish` writes."""
-    line = ["fastcifar", "train", "--resume", str(run.path)]
+    line: list[Any] = ["fastcifar", "train", "--resume", run.path]
     line += ["--model", config.model] if config.network.names_code else []
     if processes.count > 1:
         line[:1] = ["torchrun", "--nproc-per-node", str(processes.local_count), "-m", "fastcifar"]
-    return shlex.join(line)
+    return command_line(*line)
 
 
 def _draw_curves(run: RunFolder, learner: Learner) -> None:

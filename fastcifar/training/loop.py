@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import math
 import os
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from fastcifar.checks import require_path
+from fastcifar.checks import require_utf8
 from fastcifar.config import AUTO_SUGGESTIONS, TrainConfig
-from fastcifar.errors import DivergedError, FastcifarError, Stopped
+from fastcifar.errors import DivergedError, Stopped
+from fastcifar.file_system import locked
 from fastcifar.loaders import Loader
 from fastcifar.models import builder, count_parameters
 from fastcifar.training import checkpoint
@@ -76,7 +75,7 @@ def train(
         run = processes.of_first(run)
         assert run is not None
         if processes.first:
-            stack.enter_context(_only_one(run))
+            stack.enter_context(locked(run.path, "another process is training this run; wait for it to end"))
             stack.enter_context(log_file(run.log))
         trainer.use(run)
         if resume is not None:
@@ -90,28 +89,13 @@ def train(
         return run, finish(run, trainer.learner, trainer.loaders, trainer.evaluate)
 
 
-@contextmanager
-def _only_one(run: RunFolder) -> Iterator[None]:
-    """No two runs write into one folder."""
-    descriptor = os.open(run.path, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise FastcifarError(f"{run.path}: another process is training this run; wait for it to end") from None
-    try:
-        yield
-    finally:
-        os.close(descriptor)
-
-
 class Trainer:
     """One run: its data, what is trained on them, and the steps until all are done or it is stopped."""
 
     run: RunFolder
 
     def __init__(self, config: TrainConfig, reporter: Reporter, processes: Processes, request: StopRequest) -> None:
-        require_path("data_dir", str(Path(config.data_dir).absolute()))  # so it is stored
+        require_utf8("data_dir", str(Path(config.data_dir).absolute()))  # so it is stored
         self.config, self.reporter, self.processes, self.request = config, reporter, processes, request
         self.device = choose_device(config.device, processes.local_rank if processes.count > 1 else None)
         choose_threads(config.threads)

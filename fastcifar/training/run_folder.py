@@ -23,7 +23,11 @@ import yaml
 import fastcifar
 from fastcifar.config import AugmentConfig, TrainConfig
 from fastcifar.errors import CheckpointError, DataError, FastcifarError, UsageError
+from fastcifar.file_system import make_folder
 from fastcifar.files import parse_plain, read_whole, write_text, writing_to
+from fastcifar.paths import command_line, user_path, why_missing
+
+log = logging.getLogger(__name__)
 
 MOST_TEXT = 8 * 2**20
 COLUMNS = (
@@ -75,6 +79,11 @@ class RunFolder:
     @property
     def previous(self) -> Path:
         return self.path / "weights" / "previous.pt"
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether a training can go on from here."""
+        return self.last.is_file() or self.previous.is_file()
 
     @property
     def best(self) -> Path:
@@ -144,9 +153,9 @@ def create_run(runs_dir: str | os.PathLike[str], name: str) -> RunFolder:
     """Make a new folder `name` in `runs_dir`, or `name-2`, `name-3`, … where it is taken; never an existing one."""
     if not name or name in (".", "..") or Path(name).name != name or not name.isprintable():
         raise UsageError(f"name is {name!r}; expected the name of a folder, without '/'")
-    root = Path(runs_dir)
+    root = user_path(runs_dir, "runs_dir")
+    make_folder(root)
     with writing_to(root):
-        root.mkdir(parents=True, exist_ok=True)
         number = 1
         while True:
             path = root / (name if number == 1 else f"{name}-{number}")
@@ -158,37 +167,75 @@ def create_run(runs_dir: str | os.PathLike[str], name: str) -> RunFolder:
     return RunFolder(path)
 
 
-def find_run(run: str | None, runs_dir: str | os.PathLike[str], *, trained: bool = False) -> RunFolder:
-    """The run of that name or path; the one that was saved last if `run` is None. With `trained`, a run of which at
-    least one epoch has ended.
+def find_run(
+    run: str | os.PathLike[str] | None, runs_dir: str | os.PathLike[str], *, trained: bool = False
+) -> RunFolder:
+    """The run of that name or path, or the one that holds the file of that path (a checkpoint, its report); the one
+    that was saved last if `run` is None. With `trained`, a run of which at least one epoch has ended.
 
-    Raises CheckpointError (exit code 6) if it has no checkpoint, DataError (exit code 4) if there is no such folder.
+    Raises CheckpointError (exit code 6) if it has no checkpoint, DataError (exit code 4) if there is no such run.
     """
-    root = Path(runs_dir)
+    root = user_path(runs_dir, "runs_dir")
     if run is None:
-        kept = ("best.safetensors", "last.pt", "previous.pt") if trained else ("last.pt", "previous.pt")
-        saved = [(f.stat().st_mtime_ns, f.parent.parent) for name in kept for f in root.glob(f"*/weights/{name}")]
-        if trained:
-            saved = [(when, path) for when, path in saved if RunFolder(path).best.is_file()]
-        if not saved:
-            raise CheckpointError(f"{root}: no run with a checkpoint; make one with 'fastcifar train'")
-        return RunFolder(max(saved)[1])
-    if not run.strip():
+        return _latest_run(root, trained)
+    if not os.fsdecode(run).strip():
         raise DataError(f"run is {run!r}; expected its name or path, or nothing for the latest")
-    path = root / run if (root / run).is_dir() else Path(run)
-    if not path.is_dir():
+    given = user_path(run, "run")
+    found = _run_of(given, root)
+    if found is None:
+        if os.path.exists(given):
+            raise DataError(f"{given}: not a run, nor in one; expected the folder of a run, or a file in it")
         known = ", ".join(sorted(p.name for p in root.glob("*") if p.is_dir())[:12]) or "none yet"
-        raise DataError(f"{run}: no such run in {root}; expected a folder or one of: {known}")
-    found = RunFolder(path)
+        why = f"; it is {why_missing(given)}" if os.path.islink(given) else ""
+        raise DataError(f"{run}: no such run in {root}{why}; expected a folder or one of: {known}")
+    if found.path not in (root / given, given):
+        log.info("%s stands for its run, %s", given, found.path)
     if trained and found.best.is_file():
         return found
-    if not found.last.is_file() and not found.previous.is_file():
-        raise CheckpointError(f"{path}: has no checkpoint yet; train it further or choose another run")
+    if not found.has_checkpoint:
+        raise CheckpointError(f"{found.path}: has no checkpoint yet; train it further or choose another run")
     if trained:
-        raise CheckpointError(
-            f"{path}: was stopped before its first epoch ended; go on with: fastcifar train --resume {path}"
-        )
+        go_on = command_line("fastcifar", "train", "--resume", found.path)
+        raise CheckpointError(f"{found.path}: was stopped before its first epoch ended; go on with: {go_on}")
     return found
+
+
+def is_run(given: Path, runs_dir: Path) -> bool:
+    """Whether that is the name or path of a trained run, or the path of something in one."""
+    found = _run_of(given, runs_dir)
+    return found is not None and (found.has_checkpoint or found.best.is_file())
+
+
+def _run_of(given: Path, root: Path) -> RunFolder | None:
+    return next(filter(None, map(_run_at, (root / given, given))), None)
+
+
+def _run_at(path: Path) -> RunFolder | None:
+    """The run at `path`, which is its folder, or a file or folder in it; None if there is none."""
+    if not os.path.exists(path):
+        return None
+    for inside in (path, path.absolute(), path.resolve()):
+        for folder in (inside, *inside.parents):
+            run = RunFolder(folder)
+            if folder.name not in ("", "..") and (run.has_checkpoint or run.best.is_file()):
+                return run
+    return RunFolder(path) if path.is_dir() else None
+
+
+def _latest_run(root: Path, trained: bool) -> RunFolder:
+    kept = ("best.safetensors", "last.pt", "previous.pt") if trained else ("last.pt", "previous.pt")
+    saved = []
+    for file in (file for name in kept for file in root.glob(f"*/weights/{name}")):
+        path = file.parent.parent
+        with contextlib.suppress(OSError):  # removed meanwhile, or a link to nothing
+            if not trained or RunFolder(path).best.is_file():
+                saved.append((file.stat().st_mtime_ns, not path.is_symlink(), path))  # a run, not a link to it
+    if saved:
+        return RunFolder(max(saved)[-1])
+    if RunFolder(root).has_checkpoint:
+        raise CheckpointError(f"{root}: a run, not the folder of runs; give it as RUN, without --runs-dir")
+    why = f" ({why_missing(root)})" if root.is_symlink() and not root.is_dir() else ""
+    raise CheckpointError(f"{root}: no run with a checkpoint{why}; make one with 'fastcifar train'")
 
 
 class _LogFile(logging.FileHandler):

@@ -1,0 +1,86 @@
+"""The paths that a user gives, and the commands that are shown to one: both ways between text and files."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from fastcifar.errors import UsageError
+
+SPLIT_FILES = tuple(f"{split}.beton{suffix}" for split in ("train", "test") for suffix in ("", ".json"))
+URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")  # of two letters at least: one is a drive
+
+
+def user_path(value: Any, name: str = "path") -> Path:
+    """The path that a user gave as text or os.PathLike, with `~` and `~user` expanded. It need not exist.
+
+    name: what it is, for the message. Raises UsageError if it is empty, a URL, of another type, or begins with the
+    home folder of nobody.
+    """
+    try:
+        text = os.fsdecode(value)
+    except TypeError:
+        raise UsageError(f"{name} is {value!r}; expected a path") from None
+    if not text.strip() or "\0" in text:
+        raise UsageError(f"{name} is {text!r}; expected a path")
+    if (url := URL.match(text)) and not os.path.lexists(url[0].rstrip("/")):
+        hint = f": {'/' + unquote(text[url.end() :])}" if url[1].lower() == "file" else "; download the file first"
+        raise UsageError(f"{name} is {text!r}, a URL; expected a path on this machine{hint}")
+    expanded = os.path.expanduser(text)
+    if expanded.startswith("~") and not os.path.lexists(expanded.split("/")[0]):
+        raise UsageError(f"{name} is {text!r}; there is no such user; expected a path, e.g. ./{text}")
+    return Path(expanded)
+
+
+def data_folder(value: Any, name: str = "data_dir") -> Path:
+    """The folder of train.beton and test.beton that a user gave, itself or by the path of one of them."""
+    path = user_path(value, name)
+    if path.name in SPLIT_FILES and not path.is_dir():
+        return path.parent
+    if path.suffix == ".beton" and not path.is_dir():
+        raise UsageError(f"{name} is {str(path)!r}; expected the folder of train.beton and test.beton")
+    return path
+
+
+def why_missing(path: Path, nothing: str = "no such file") -> str:
+    """Why there is nothing at `path`: `nothing`, or what is wrong with the link that is there."""
+    try:
+        path.stat()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return "a link that leads back to itself"
+        for part in (path, *path.parents):
+            if os.path.islink(part) and not os.path.exists(part):
+                return f"{'' if part == path else f'{part} is '}a link to {os.readlink(part)}, which does not exist"
+        if error.errno == errno.ENOTDIR:
+            return "inside a file, not a folder"
+        if error.errno not in (errno.ENOENT, errno.ENAMETOOLONG):
+            return f"cannot be opened ({error.strerror})"
+    return nothing
+
+
+def command_line(*words: str | os.PathLike[str]) -> str:
+    """These words as a command that can be pasted into a shell, on one line.
+
+    A path (os.PathLike) that begins as an option or a home folder does gets './' before it. What cannot be shown, such
+    as a line break, is written as $'\\n', which bash, zsh and ksh understand.
+    """
+    return " ".join(map(_quoted, words))
+
+
+def _quoted(word: str | os.PathLike[str]) -> str:
+    text = os.fspath(word)
+    if not isinstance(word, str) and text.startswith(("-", "~")):
+        text = f"./{text}"
+    if text.isprintable():
+        return shlex.quote(text)
+    shown = (
+        "\\" + c if c in "\\'" else c if c.isprintable() else "".join(f"\\{byte:03o}" for byte in os.fsencode(c))
+        for c in text
+    )
+    return f"$'{''.join(shown)}'"

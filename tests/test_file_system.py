@@ -1,0 +1,233 @@
+"""File systems and containers that lack something: training and conversion go on, with one warning."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import mmap
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastcifar import beton, file_system, files, make_loader, open_beton
+from fastcifar.beton import manifest_path
+from fastcifar.converters import Source, convert
+from fastcifar.converters.synthetic import source as synthetic_source
+from fastcifar.errors import DataError, FastcifarError
+from fastcifar.file_system import locked, make_folder, replace, sync
+from tests.trust.cases import contents
+
+
+@pytest.fixture(autouse=True)
+def nothing_said_yet(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(file_system, "_WARNED", set())
+    caplog.set_level(logging.WARNING)
+
+
+@pytest.fixture
+def source() -> Source:
+    return synthetic_source(30, 20)
+
+
+def refusing(code: int) -> Callable[..., Any]:
+    def refuse(*arguments: object, **more: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    return refuse
+
+
+def the_warning(caplog: pytest.LogCaptureFixture) -> str:
+    (record,) = caplog.records
+    return record.getMessage()
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EBADF, errno.EIO])
+def test_without_locks_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, code: int
+) -> None:
+    monkeypatch.setattr(fcntl, "flock", refusing(code))
+    for _ in range(2):
+        with locked(tmp_path, "in use"), locked(tmp_path):
+            pass
+    assert the_warning(caplog).startswith(f"{tmp_path}: this file system has no locks ({os.strerror(code)})")
+
+
+def test_a_lock_that_another_holds_is_an_error(tmp_path: Path) -> None:
+    with locked(tmp_path), pytest.raises(FastcifarError, match=f"{tmp_path}: in use"), locked(tmp_path, "in use"):
+        pass
+
+
+@pytest.mark.parametrize("of", ["files", "folders"])
+def test_without_fsync_betons_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, source: Source, of: str
+) -> None:
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode) == (of == "folders"):
+            raise OSError(errno.EINVAL if of == "files" else errno.EIO, "refused")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    convert(source, tmp_path / "data")
+    files.write_text(tmp_path / "data" / "more", "text")
+    assert open_beton(tmp_path / "data" / "train.beton").verified
+    assert str(tmp_path / "data") in the_warning(caplog)
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC, errno.EDQUOT])
+def test_lost_data_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    monkeypatch.setattr(os, "fsync", refusing(code))
+    with (tmp_path / "a").open("wb") as file, pytest.raises(OSError, match=os.strerror(code)):
+        sync(file, tmp_path / "a")
+
+
+def test_without_renaming_over_a_file_the_old_one_makes_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, source: Source
+) -> None:
+    real = os.rename
+
+    def rename(before: Path, after: Path) -> None:
+        if os.path.lexists(after):
+            raise FileExistsError(errno.EEXIST, "File exists")
+        real(before, after)
+
+    monkeypatch.setattr(os, "replace", rename)
+    monkeypatch.setattr(os, "rename", rename)
+    for _ in range(2):
+        convert(source, tmp_path)
+    for text in ("one", "two", "three"):
+        files.write_bytes(tmp_path / "last", text.encode(), earlier=tmp_path / "previous")
+    assert open_beton(tmp_path / "train.beton").verified
+    names = {"last", "previous", *(f"{split}.beton{end}" for split in ("train", "test") for end in ("", ".json"))}
+    assert set(contents(tmp_path)) == names
+    assert (tmp_path / "previous").read_text() == "two"
+    assert "does not rename over a file" in the_warning(caplog)
+
+
+def test_what_cannot_be_replaced_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "new").write_text("new")
+    (tmp_path / "old").write_text("old")
+    real = os.rename
+
+    def rename(before: Path, after: Path) -> None:
+        if Path(before).name == "new":
+            raise PermissionError(errno.EPERM, "no")
+        real(before, after)
+
+    monkeypatch.setattr(os, "replace", rename)
+    monkeypatch.setattr(os, "rename", rename)
+    with pytest.raises(PermissionError):
+        replace(tmp_path / "new", tmp_path / "old")
+    assert contents(tmp_path) == {"new": b"new", "old": b"old"}
+
+
+def test_a_file_that_cannot_be_mapped_is_read(own_data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = own_data_dir / "train.beton"
+    expected = open_beton(path).images(range(30))
+    monkeypatch.setattr(mmap, "mmap", refusing(errno.ENODEV))
+    found = open_beton(path)
+    assert (found.images(range(30)) == expected).all()
+    assert not found.data.flags.writeable
+    monkeypatch.setattr(beton, "free_memory", lambda: 1_000)
+    with pytest.raises(DataError, match="cannot be mapped"):
+        open_beton(path)
+
+
+@pytest.mark.parametrize("call", ["memfd_create", "fcntl"])
+def test_without_memory_that_can_be_sealed_there_is_another_copy(
+    own_data_dir: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    monkeypatch.setattr(os if call == "memfd_create" else fcntl, call, refusing(errno.ENOSYS))
+    found = open_beton(own_data_dir / "train.beton", in_memory=True)
+    (own_data_dir / "train.beton").write_bytes(b"")
+    assert found.images(range(30)).any()
+
+
+def test_a_file_under_a_lease_is_waited_for(own_data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file server takes leases: opening without waiting is refused."""
+    real = os.open
+
+    def leased(path: Path, flags: int, *more: Any, **others: Any) -> int:
+        if flags & os.O_NONBLOCK:
+            raise BlockingIOError(errno.EWOULDBLOCK, "leased")
+        return real(path, flags, *more, **others)
+
+    monkeypatch.setattr(os, "open", leased)
+    assert open_beton(own_data_dir / "train.beton").verified
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(FastcifarError, match="file: a file, not a folder"):
+        make_folder(tmp_path / "file")
+    with pytest.raises(FastcifarError, match="inside a file"):
+        make_folder(tmp_path / "file" / "a")
+
+
+def test_the_manifest_is_next_to_the_link_or_next_to_the_file(own_data_dir: Path, tmp_path: Path) -> None:
+    links = tmp_path / "links"
+    links.mkdir()
+    for name in ("one", "two"):
+        (links / f"{name}.beton").symlink_to(own_data_dir / "train.beton" if name == "one" else "one.beton")
+        assert open_beton(links / f"{name}.beton").verified
+        assert make_loader(links / f"{name}.beton", batch_size=10).beton.class_names[0] != "0"
+    manifest_path(own_data_dir / "train.beton").rename(links / "one.beton.json")
+    assert open_beton(links / "one.beton").verified
+    assert not open_beton(links / "two.beton").verified
+    (links / "two.beton.json").symlink_to("nowhere")
+    with pytest.raises(DataError, match="two.beton.json: not a manifest of fastcifar \\(a link to nowhere"):
+        open_beton(links / "two.beton")
+
+
+@pytest.mark.parametrize("kept", ["file", "link", "both", "nothing"])
+def test_converting_onto_a_link_replaces_what_it_leads_to(tmp_path: Path, source: Source, kept: str) -> None:
+    """`kept`: where the manifest was before."""
+    store, data = tmp_path / "store", tmp_path / "data"
+    convert(synthetic_source(40, 20), store)
+    data.mkdir()
+    (data / "train.beton").symlink_to("../store/train.beton")
+    manifest = store / "train.beton.json"
+    if kept in ("link", "both"):
+        (data / manifest.name).write_bytes(manifest.read_bytes())
+    if kept in ("link", "nothing"):
+        manifest.unlink()
+    convert(source, data)
+    assert (data / "train.beton").readlink() == Path("../store/train.beton")
+    assert len(open_beton(data / "train.beton")) == len(open_beton(store / "train.beton")) == 30
+    assert open_beton(data / "train.beton").verified
+    assert open_beton(store / "train.beton").verified or kept == "link"
+    assert not [name for folder in (store, data) for name in contents(folder) if name.startswith(".")]
+
+
+def test_converting_onto_a_link_is_as_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: Source) -> None:
+    store, data = tmp_path / "store", tmp_path / "data"
+    convert(synthetic_source(40, 20), store)
+    data.mkdir()
+    for file in sorted(store.iterdir()):
+        (data / file.name).symlink_to(file)
+    before = contents(store)
+    monkeypatch.setattr(os, "replace", refusing(errno.ENOSPC))
+    with pytest.raises(FastcifarError, match="nothing was replaced"):
+        convert(source, data)
+    assert (store / "train.beton").read_bytes() == before["train.beton"]
+    with locked(store), pytest.raises(FastcifarError, match="another conversion is writing here"):
+        convert(source, data)
+
+
+def test_converting_onto_a_link_to_nowhere_is_told(tmp_path: Path, source: Source) -> None:
+    (tmp_path / "train.beton").symlink_to("gone/train.beton")
+    with pytest.raises(FastcifarError, match="a link to gone/train.beton, which does not exist; remove the link"):
+        convert(source, tmp_path)
+    (tmp_path / "gone").mkdir()
+    convert(source, tmp_path)  # the folder is there: the file is made
+    assert open_beton(tmp_path / "train.beton").verified
+    (tmp_path / "test.beton").unlink()
+    (tmp_path / "test.beton").symlink_to("test.beton")
+    with pytest.raises(FastcifarError, match="a link that leads back to itself"):
+        convert(source, tmp_path)

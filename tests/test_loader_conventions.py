@@ -1,0 +1,244 @@
+"""What users of torch's DataLoader expect of a loader is there, or one line says what is there instead."""
+
+from __future__ import annotations
+
+import copy
+import errno
+import multiprocessing
+import os
+import pickle
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from fastcifar import FastcifarError, make_loader
+from fastcifar.errors import UsageError
+from fastcifar.loaders import Batch, Loader, albumentations_loader
+from fastcifar.loaders.albumentations_loader import AlbumentationsLoader, remedy_for
+
+
+@pytest.fixture(scope="module")
+def loader(data_dir: Path) -> Iterator[Loader]:
+    with closing(make_loader(data_dir / "train.beton", batch_size=32, rows=range(100), loader="resident")) as made:
+        yield made
+
+
+def test_a_loader_has_what_a_dataloader_has(loader: Loader) -> None:
+    assert (len(loader), loader.batch_size, loader.num_workers, loader.drop_last) == (3, 32, 0, True)
+    images = loader.dataset
+    assert len(images) == len(list(images)) == 100  # not that of the beton: a mean over it would be wrong
+    image, label = images[99]
+    assert (image == loader.beton.images([99])[0]).all()
+    assert (label, images.classes) == (loader.beton.labels[99], loader.beton.class_names)
+    with pytest.raises(IndexError):
+        images[100]
+
+
+def test_a_loader_says_what_it_is(loader: Loader) -> None:
+    beton = re.escape(f"Beton({str(loader.beton.path)!r}: 600 images of 32x32, 10 classes, raw)")
+    assert re.fullmatch(
+        rf"ResidentLoader\(100 of {beton} for training, batch_size=32, seed=0, device='cpu', dtype=torch.float32\)",
+        repr(loader),
+    )
+    assert re.fullmatch(rf"Images\(100 of {beton}\)", repr(loader.dataset))
+
+
+def test_three_values_are_unpacked(loader: Loader) -> None:
+    for images, labels, indices in loader:
+        assert len(images) == len(labels) == len(indices) == 32
+    batch = next(iter(loader))
+    first, *rest = batch
+    assert (first is batch.images, len(rest)) == (True, 2)
+    assert [len(tuple(batch)), len([*batch]), len(batch[:2]), len(batch)] == [3, 3, 2, 3]
+    assert isinstance(pickle.loads(pickle.dumps(batch)), Batch)
+    assert isinstance(torch.utils._pytree.tree_map(lambda tensor: tensor, batch), Batch)
+    assert isinstance(batch._replace(labels=labels), tuple)
+
+
+def test_two_values_are_told_to_be_three(loader: Loader) -> None:
+    def loop() -> None:
+        for _images, _labels in loader:  # type: ignore[misc]
+            pass
+
+    def counted() -> None:
+        for _, (_images, _labels) in enumerate(loader):  # type: ignore[misc]
+            pass
+
+    def one() -> None:
+        _images, _labels = next(iter(loader))  # type: ignore[misc]
+
+    def listed() -> object:
+        return [labels for _images, labels in loader.epoch(1)]  # type: ignore[misc]
+
+    def four() -> None:
+        _a, _b, _c, _d = next(iter(loader))  # type: ignore[misc]
+
+    for use, count in ((loop, 2), (counted, 2), (one, 2), (listed, 2), (four, 4)):
+        with pytest.raises(ValueError, match=f"three values, unpacked into {count}; write 'for images, labels, ind"):
+            use()
+
+
+def test_a_batch_can_be_unpacked_in_compiled_code(loader: Loader) -> None:
+    def total(batch: Batch) -> torch.Tensor:
+        images, labels, _indices = batch
+        return images.sum() + labels.sum()
+
+    batch = next(iter(loader))
+    assert torch.compile(total, backend="eager", fullgraph=True)(batch) == total(batch)
+
+
+def ignore(loader: object) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        pickle.dumps,
+        copy.copy,
+        copy.deepcopy,
+        lambda loader: multiprocessing.get_context("spawn").Process(target=ignore, args=(loader,)).start(),
+    ],
+)
+def test_a_loader_that_is_sent_elsewhere_says_what_to_do(loader: Loader, use: Callable[[Loader], object]) -> None:
+    with pytest.raises(UsageError, match="cannot be pickled, copied or sent to another process; call make_loader the"):
+        use(loader)
+
+
+def test_a_loader_needs_no_dataloader(loader: Loader) -> None:
+    uses: list[Callable[[Any], object]] = [
+        lambda loader: loader[0],
+        lambda loader: next(iter(DataLoader(loader))),
+        lambda loader: next(iter(DataLoader(loader, batch_size=None, shuffle=True))),
+    ]
+    for use in uses:
+        with pytest.raises(UsageError, match="no single items, and needs no DataLoader around it"):
+            use(loader)
+
+
+def test_an_attribute_of_others_is_answered(loader: Loader) -> None:
+    with pytest.raises(AttributeError, match=r"no attribute 'sampler'; rows=… chooses images"):
+        loader.sampler  # noqa: B018
+    assert not hasattr(loader, "smapler")
+
+
+@pytest.mark.parametrize(
+    ("setting", "answer"),
+    [
+        ({"shuffle": True}, "shuffle is True; expected 'full' or 'window'"),
+        ({"num_workers": 4}, "no setting 'num_workers'; threads follow torch.set_num_threads"),
+        ({"drop_last": False}, "train=True delivers whole batches only"),
+        ({"pin_memory": True}, "device='cuda'"),
+        ({"indices": [1]}, "rows=…"),
+        ({"batchsize": 4}, "no setting 'batchsize'; did you mean 'batch_size'?"),
+        ({"zzz": 4}, "no setting 'zzz'; expected: beton, augment, batch_size, train"),
+        ({"train": False, "shuffle": "fast"}, "shuffle is 'fast'; expected one of"),
+    ],
+)
+def test_a_setting_of_others_is_answered(data_dir: Path, setting: dict[str, Any], answer: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(answer)):
+        make_loader(data_dir / "train.beton", **setting)
+
+
+def test_rows_may_be_a_mask(data_dir: Path) -> None:
+    mask = np.arange(600) % 3 == 0
+    for rows in (mask, mask.tolist(), torch.from_numpy(mask)):
+        with closing(make_loader(data_dir / "train.beton", batch_size=10, rows=rows)) as loader:
+            assert loader.dataset.indices.tolist() == np.flatnonzero(mask).tolist()
+    wrong: list[tuple[Any, str]] = [
+        (mask[:10], "a mask of shape (10,); expected (600,)"),
+        (mask[None], "a mask of shape (1, 600)"),
+        (np.zeros(600, bool), "at least one"),
+        ([[1, 2], [3]], "rows is a list; expected whole numbers, or a mask"),
+        (torch.ones(3, device="meta"), "rows is a Tensor"),
+    ]
+    for rows, message in wrong:
+        with pytest.raises(UsageError, match=re.escape(message)):
+            make_loader(data_dir / "train.beton", batch_size=10, rows=rows)
+
+
+def failing(data_dir: Path, monkeypatch: pytest.MonkeyPatch, work: Callable[..., Any]) -> AlbumentationsLoader:
+    """A loader whose worker does `work` in place of its own."""
+    pytest.importorskip("albumentations")
+    monkeypatch.setattr(albumentations_loader, "augment_batch", work)
+    loader = make_loader(data_dir / "train.beton", batch_size=20, loader="albumentations")
+    assert isinstance(loader, AlbumentationsLoader)
+    return loader
+
+
+def end_by(signum: int) -> Callable[..., None]:
+    return lambda *arguments: os.kill(os.getpid(), signum)
+
+
+def refuse(*arguments: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def miss(*arguments: object) -> None:
+    raise KeyError("one\ntwo")
+
+
+@pytest.mark.parametrize(
+    ("work", "message"),
+    [
+        (end_by(signal.SIGKILL), r"ended \(killed by SIGKILL, perhaps for want of memory\); use --loader resident"),
+        (end_by(signal.SIGBUS), r"ended \(killed by SIGBUS\); /dev/shm has [0-9,]+ MiB: give it more \(docker run"),
+        (lambda *arguments: os._exit(3), r"ended \(with exit code 3\); use --loader resident"),
+        (miss, r"failed \(KeyError: 'one\\ntwo'\); use --loader resident"),
+        (refuse, r"failed \(OSError: \[Errno 28\] No space left on device\); /dev/shm has [0-9,]+ MiB"),
+    ],
+)
+def test_how_a_worker_ended_is_told(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, work: Callable[..., Any], message: str
+) -> None:
+    with closing(failing(data_dir, monkeypatch, work)) as loader, pytest.raises(FastcifarError, match=message):
+        next(loader.epoch(0))
+
+
+def test_shared_memory_that_is_full_is_told_at_once(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torch does in a thread of the worker, where nobody hears of it: there it was 120 seconds of silence."""
+
+    def full(*arguments: object) -> None:
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
+
+    monkeypatch.setattr(torch.UntypedStorage, "_share_fd_cpu_", full)
+    monkeypatch.setattr(torch.UntypedStorage, "_share_filename_cpu_", full)
+    with closing(make_loader(data_dir / "train.beton", batch_size=20, loader="albumentations")) as loader:
+        began = time.monotonic()
+        with pytest.raises(FastcifarError, match=r"failed \(RuntimeError: unable to .*/dev/shm has .*--shm-size"):
+            next(loader.epoch(0))
+        assert time.monotonic() - began < albumentations_loader.TIMEOUT_S / 2
+
+
+def test_the_end_of_a_worker_is_noticed_in_any_thread(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch has a signal tell it, which only the main thread hears of."""
+    told: list[str] = []
+    monkeypatch.setattr(albumentations_loader, "LOOK_EVERY_S", 0.1)
+
+    def iterate() -> None:
+        with closing(failing(data_dir, monkeypatch, end_by(signal.SIGKILL))) as loader:
+            try:
+                next(loader.epoch(0))
+            except FastcifarError as error:
+                told.append(str(error))
+
+    thread = threading.Thread(target=iterate)
+    thread.start()
+    thread.join(albumentations_loader.TIMEOUT_S / 2)
+    assert "killed by SIGKILL" in told[0]
+
+
+def test_the_remedy_is_one_that_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "--loader" not in remedy_for("failed (No space left on device)", False)  # a pipeline has no other loader
+    monkeypatch.setattr("shutil.disk_usage", refuse)
+    assert remedy_for("failed (unable to open shm)", True).startswith("there is no /dev/shm: give it more")

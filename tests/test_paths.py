@@ -1,0 +1,284 @@
+"""The paths that a user gives are understood the same everywhere, and the commands that are shown can be pasted."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import click
+import numpy as np
+import PIL.Image
+import pytest
+from click.testing import CliRunner
+
+import fastcifar
+from fastcifar import make_loader, open_beton
+from fastcifar.cli import main
+from fastcifar.cli.output import command_line
+from fastcifar.config import TrainConfig, read_pipeline
+from fastcifar.converters import convert, open_source
+from fastcifar.errors import CheckpointError, DataError, FastcifarError, UsageError
+from fastcifar.explain.picture_paths import read_pictures
+from fastcifar.paths import data_folder, user_path, why_missing
+from fastcifar.training import RunFolder, find_run
+from fastcifar.training.run_folder import create_run
+from tests.run_folders import whole_run
+
+ODD = [
+    "plain",
+    "two words",
+    "it's",
+    'a"b',
+    "$HOME",
+    "-x",
+    "--name",
+    "a\nb",
+    "\x1b[31m",
+    "größe ✓",
+    "~other",
+    "a;b",
+    "*",
+]
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The home folder, which is also the current one."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def words_of(line: str) -> list[str]:
+    """The words that a shell makes of a command."""
+    told = subprocess.run(["bash", "-c", f"printf '%s\\0' {line}"], capture_output=True, check=True).stdout
+    return [os.fsdecode(word) for word in told.split(b"\0")[:-1]]
+
+
+def parsed(line: str) -> dict[str, object]:
+    """What Click makes of a command: its parameters. Nothing is run."""
+    words = words_of(line)
+    assert words.pop(0) == "fastcifar"
+    with main.make_context("fastcifar", words, resilient_parsing=False) as context:
+        name, command, rest = main.resolve_command(context, words)
+        assert command is not None
+        with command.make_context(name, rest, parent=context) as inner:
+            return inner.params
+
+
+def test_every_kind_of_path_is_understood(home: Path) -> None:
+    for given in ("~/a b/", home / "a b", str(home / "a b")):
+        assert user_path(given) == home / "a b"
+    assert user_path(b"x") == Path("x")
+    (home / "~real").touch()
+    (home / "s3:").mkdir()
+    assert user_path("~real") == Path("~real")  # nobody's home, but a file
+    assert user_path("s3://x") == Path("s3:/x")  # a folder of that name is there
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("", "expected a path"),
+        ("  ", "expected a path"),
+        (None, "data is None; expected a path"),
+        (3, "expected a path"),
+        ("a\0b", "expected a path"),
+        ("file:///a/b%20c", "a URL; expected a path on this machine: /a/b c"),
+        (Path("https://host/x.zip"), "a URL; expected a path on this machine; download"),
+        ("~nobody-of-that-name/x", "there is no such user"),
+    ],
+)
+def test_what_is_no_path_is_named(home: Path, given: object, message: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(message)):
+        user_path(given, "data")
+
+
+def test_the_data_folder_may_be_named_by_its_betons(home: Path) -> None:
+    (home / "test.beton").mkdir()
+    assert data_folder("d/train.beton") == data_folder("d/train.beton.json") == data_folder("~/d/").relative_to(home)
+    assert data_folder("test.beton") == Path("test.beton")  # a folder of that name
+    assert TrainConfig(data_dir=Path("~/d/test.beton")).data_dir == str(home / "d")
+    with pytest.raises(UsageError, match="expected the folder of"):
+        data_folder("d/mine.beton")
+
+
+def test_links_to_nothing_are_told(home: Path) -> None:
+    (home / "gone").symlink_to("nowhere")
+    (home / "loop").symlink_to("loop")
+    (home / "file").touch()
+    assert why_missing(Path("gone")) == "a link to nowhere, which does not exist"
+    assert why_missing(Path("gone/x")) == "gone is a link to nowhere, which does not exist"
+    assert why_missing(Path("loop")) == "a link that leads back to itself"
+    assert why_missing(Path("file/x")) == "inside a file, not a folder"
+    assert why_missing(Path("x" * 300)) == "no such file"
+    for name, why in (("gone", "a link to nowhere"), ("loop", "leads back to itself")):
+        for call in (open_beton, open_source, read_pipeline, make_loader, lambda path: find_run(path, ".")):
+            with pytest.raises(FastcifarError, match=why):
+                call(name)
+        with pytest.raises(DataError, match=why):
+            read_pictures([name], (8, 8, 3))
+        with pytest.raises(FastcifarError, match=why):
+            create_run(name, "a")
+    with pytest.raises(CheckpointError, match="a link to nowhere"):
+        find_run(None, "gone")
+
+
+def test_the_home_folder_is_found_by_every_option_and_function(home: Path, own_data_dir: Path) -> None:
+    own_data_dir.rename(home / "d")
+    assert len(open_beton("~/d/train.beton")) == len(make_loader("~/d/train.beton", batch_size=4).dataset) == 30
+    with open_source("synthetic") as source, pytest.raises(FastcifarError, match=r"d/train\.beton/x: inside a file"):
+        convert(source, "~/d/train.beton/x")
+    whole_run(home / "runs" / "a", ("cat", "dog"))
+    for run in ("~/runs/a", home / "runs" / "a", "a"):
+        assert find_run(run, "~/runs").path in (home / "runs" / "a", Path("runs/a"))
+    for name, command in main.commands.items():
+        for param in command.params:
+            if isinstance(param.type, click.Path) or (param.name or "").endswith(("_dir", "_path")):
+                assert type(param.type).__name__ == "UserPath", (name, param.name)
+
+
+@pytest.mark.parametrize("variable", ["FASTCIFAR_DATA_DIR", "FASTCIFAR_RUNS_DIR", "FASTCIFAR_SOURCE"])
+def test_the_environment_gives_paths_too(home: Path, variable: str) -> None:
+    command = {"FASTCIFAR_SOURCE": "convert"}.get(variable, "explain")
+    told = CliRunner(env={variable: "~nobody-of-that-name"}).invoke(main, [command])
+    assert told.exit_code == 2
+    assert "there is no such user" in told.output
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "a",
+        "a/weights/last.pt",
+        "runs/a/weights/best.safetensors",
+        "runs/a/weights",
+        "runs/a/report.html",
+        "runs/a/explain/sheets/00000.png",
+        "runs/./a/",
+        "link/weights/last.pt",
+        "mine.pt",
+    ],
+)
+def test_a_file_of_a_run_stands_for_it(home: Path, given: str) -> None:
+    run = whole_run(home / "runs" / "a", ("cat", "dog"))
+    run.report.touch()
+    Path("link").symlink_to("runs/a")
+    Path("mine.pt").symlink_to("runs/a/weights/last.pt")
+    assert find_run(given, "runs", trained=True).path.resolve() == run.path
+
+
+def test_a_run_is_found_from_inside(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = whole_run(home / "runs" / "a", ("cat", "dog"))
+    for folder, given in ((run.path, "."), (run.last.parent, "last.pt"), (run.last.parent, "..")):
+        monkeypatch.chdir(folder)
+        assert find_run(given, "runs").path == run.path
+
+
+def test_a_file_of_no_run_is_named(home: Path) -> None:
+    Path("last.pt").touch()
+    with pytest.raises(DataError, match=re.escape("last.pt: not a run, nor in one")):
+        find_run("last.pt", "runs")
+    whole_run(home / "a", ("cat", "dog"))
+    with pytest.raises(CheckpointError, match="a run, not the folder of runs"):
+        find_run(None, "a")
+
+
+def test_the_latest_run_is_not_a_link_to_it(home: Path) -> None:
+    run = whole_run(home / "runs" / "a", ("cat", "dog"))
+    (home / "runs" / "latest").symlink_to("a")
+    (home / "runs" / "old").symlink_to("nowhere")
+    assert find_run(None, home / "runs") == run
+
+
+def picture(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    PIL.Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(path)
+    return path
+
+
+def test_pictures_are_files_folders_and_patterns(home: Path, caplog: pytest.LogCaptureFixture) -> None:
+    names = ["p/b.png", "p/a.png", "p/deep/c.png", "p/.hidden/d.png", "p/[1].png"]
+    for name in names:
+        picture(home / name)
+    (home / "p" / "notes.txt").write_text("no picture")
+    images, paths = read_pictures(["p", "~/p/a.png", "p/[ab].png", "p/[1].png"], (4, 4, 3))
+    found = ["p/[1].png", "p/a.png", "p/b.png", "p/deep/c.png"]
+    assert [os.path.relpath(path) for path in paths] == [*found, "p/a.png", "p/a.png", "p/b.png", "p/[1].png"]
+    assert images.shape == (8, 4, 4, 3)
+    assert "p: passed over 1 files that are not pictures; the first: p/notes.txt" in caplog.text
+    for given, message in (("*.gif", "no file matches"), ("none.png", "no such picture"), ("p/notes.txt", "not a pic")):
+        with pytest.raises(DataError, match=message):
+            read_pictures([given], (4, 4, 3))
+    (home / "empty").mkdir()
+    with pytest.raises(DataError, match="empty: no picture there, 0 other files"):
+        read_pictures(["empty"], (4, 4, 3))
+
+
+def test_a_shell_may_make_several_words_of_pictures(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastcifar import explain
+
+    seen: list[object] = []
+
+    def stop(run: RunFolder, config: object, *, pictures: tuple[Path, ...], **more: object) -> None:
+        seen.append((run.path.name, [str(path) for path in pictures]))
+        raise DataError("seen")
+
+    monkeypatch.setattr(explain, "explain_run", stop)
+    whole_run(home / "runs" / "a", ("cat", "dog"))
+    whole_run(home / "runs" / "b", ("cat", "dog"))
+    picture(home / "x.png")
+    picture(home / "a" / "y.png")  # a folder of pictures that is called as a run
+    invoke = CliRunner().invoke
+    for words in (["--image", "x.png", "x.png", "a"], ["runs/a", "--image", "x.png", "x.png"]):
+        assert invoke(main, ["explain", *words]).output.endswith("Error: seen\n")
+    assert seen == [("a", ["x.png", "x.png"])] * 2
+    told = invoke(main, ["explain", "a", "b", "--image", "x.png"])
+    assert (told.exit_code, "got 2 runs, 'a', 'b'" in told.output) == (2, True)
+    told = invoke(main, ["explain", "x.png"])
+    assert (told.exit_code, "x.png is not a run; give pictures with --image" in told.output) == (2, True)
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_a_command_can_be_pasted(home: Path, name: str) -> None:
+    line = command_line("fastcifar", "train", "--resume", Path(name), "--runs-dir", Path("runs") / name)
+    assert line.isprintable()
+    params = parsed(line)
+    assert os.path.normpath(str(params["resume"])) == name
+    assert params["runs_dir"] == Path("runs") / name
+    if name.isprintable():
+        assert shlex.split(line) == words_of(line)
+    assert os.path.normpath(parsed(command_line("fastcifar", "explain", Path(name)))["words"][0]) == name  # type: ignore[index]
+
+
+def test_the_commands_in_messages_can_be_pasted(home: Path) -> None:
+    """Of a run that was stopped, and of one that was stopped early, in a folder with an odd name."""
+    odd = home / "it's $HOME; -x"
+    early = whole_run(odd / "early run", ("cat", "dog"))
+    early.best.unlink()
+    with pytest.raises(CheckpointError) as caught:
+        find_run(early.path, odd, trained=True)
+    assert parsed(str(caught.value).partition("go on with: ")[2])["resume"] == str(early.path)
+
+
+def test_no_message_shows_a_command_but_by_the_helper() -> None:
+    """A path in a command that was put together by hand breaks with the first space."""
+    root = Path(fastcifar.__file__).parent
+    by_hand = re.compile(r"fastcifar [a-z-]+ [^\"']*\{|--(resume|runs-dir|data-dir|image) \{|shlex\.")
+    found = [
+        f"{file.name}: {line.strip()}"
+        for file in root.rglob("*.py")
+        for line in file.read_text(encoding="utf-8").splitlines()
+        if by_hand.search(line) and file.name != "paths.py"
+    ]
+    assert not found
+
+
+def test_an_empty_resume_is_no_latest_run(home: Path) -> None:
+    """A variable that was never set: --resume "$RUN"."""
+    told = CliRunner().invoke(main, ["train", "--resume", ""])
+    assert told.exit_code == 4
+    assert "run is ''" in told.output
