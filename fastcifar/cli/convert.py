@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from fastcifar.cli import options
+from fastcifar.cli.settings import as_flags, typed
 
 
 @click.command()
@@ -40,13 +41,23 @@ from fastcifar.cli import options
 @click.option("--quality", type=click.IntRange(1, 100), default=90, show_default=True, help="Of --encode jpeg.")
 @options.data_dir
 @options.as_json
-def convert(source: str | Path, dataset: str, encode: str, quality: int, data_dir: Path, as_json: bool) -> None:
+@click.pass_context
+def convert(
+    context: click.Context,
+    /,
+    source: str | Path,
+    dataset: str,
+    encode: str,
+    quality: int,
+    data_dir: Path,
+    as_json: bool,
+) -> None:
     """Write images as FFCV betons, read back and compared, with a manifest.
 
     What was there before is replaced only when both new files are complete.
     """
     from fastcifar import converters
-    from fastcifar.cli.output import Bars
+    from fastcifar.cli.output import Bars, command_line, show_next
 
     with Bars() as bars:
         bars.begin("opening", None)
@@ -67,3 +78,5 @@ def convert(source: str | Path, dataset: str, encode: str, quality: int, data_di
             f"{path}: {manifest.num_samples:,} images of {height}x{width}, {len(manifest.class_names)} classes, "
             f"from {manifest.source}"
         )
+    inspect = command_line("fastcifar", "inspect", data_dir / "train.beton")
+    show_next(inspect, command_line("fastcifar", "train", *as_flags(context, typed(context, ["data_dir"]))))

@@ -18,7 +18,7 @@ def inspect(beton: Path, as_json: bool) -> None:
     import numpy as np
 
     from fastcifar.beton import manifest_path, open_beton
-    from fastcifar.cli.output import table
+    from fastcifar.cli.output import command_line, show_next, table
 
     opened = open_beton(beton)
     counts = np.bincount(opened.labels, minlength=len(opened.class_names)).tolist()
@@ -55,3 +55,6 @@ def inspect(beton: Path, as_json: bool) -> None:
         ),
     ]
     click.echo(f"{table(rows)}\nclasses\n{classes}")
+    folder: list[str | Path] = [] if beton.parent == Path("data") else ["--data-dir", beton.parent]
+    if beton.name == "train.beton":
+        show_next(command_line("fastcifar", "preview", *folder), command_line("fastcifar", "train", *folder))
