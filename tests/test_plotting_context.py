@@ -52,6 +52,8 @@ def test_a_users_settings_change_no_picture_and_stay(tmp_path: Path) -> None:
         with matplotlib.rc_context(theirs), np.errstate(all="raise"), np.printoptions(legacy="1.13"):
             assert drawn(tmp_path) == usual
             assert {key: matplotlib.rcParams[key] for key in theirs} == theirs
+            with plotting.own_context():
+                assert set(np.geterr().values()) == {"ignore"}
             assert set(np.geterr().values()) == {"raise"}
     finally:
         matplotlib.rcParams["backend"] = before

@@ -26,7 +26,7 @@ from fastcifar.config import TrainConfig
 from fastcifar.errors import DataError, FastcifarError, Stopped
 from fastcifar.report import write_report
 from fastcifar.report.explained import explained
-from fastcifar.report.reading import RunFiles, clean
+from fastcifar.report.reading import RunFiles, clean, clean
 from fastcifar.report.scored import scored
 from fastcifar.training import RunFolder
 from tests import run_folders as make
@@ -252,6 +252,11 @@ def test_maps_of_other_weights_are_named(tmp_path: Path) -> None:
     assert "made with other weights" not in text_of(report_of(run))
     make.write_weights(run, NAMES[::-1])
     assert "explain/: made with other weights than those of the run; 'fastcifar explain'" in text_of(report_of(run))
+
+
+def test_joiners_within_words_stay() -> None:
+    for name in ("\u06a9\u062a\u0627\u0628\u200c\u0647\u0627", "\U0001f469\u200d\U0001f680"):
+        assert clean(name) == name
 
 
 def test_names_are_shown_as_text(tmp_path: Path) -> None:
