@@ -26,7 +26,7 @@ from fastcifar.config import TrainConfig
 from fastcifar.errors import DataError, FastcifarError, Stopped
 from fastcifar.report import write_report
 from fastcifar.report.explained import explained
-from fastcifar.report.reading import RunFiles, clean, clean
+from fastcifar.report.reading import RunFiles, clean
 from fastcifar.report.scored import scored
 from fastcifar.training import RunFolder
 from tests import run_folders as make
