@@ -99,6 +99,11 @@ def test_pictures_are_drawn_whatever_the_environment_says(
         assert told.stdout.strip() == expected
 
 
+def test_the_ticks_of_the_accuracy_say_what_they_are() -> None:
+    (axis,) = plotting.curves([ONE_EPOCH], ("accuracy",)).axes
+    assert [axis.yaxis.get_major_formatter()(value) for value in (0.625, 0.6, 0.07)] == ["62.5%", "60%", "7%"]
+
+
 def test_a_run_of_one_epoch_has_one_tick_on_its_axis() -> None:
     for panel, axis in zip(("loss", "accuracy", "lr"), plotting.curves([ONE_EPOCH]).axes, strict=True):
         low, high = axis.get_xlim()

@@ -53,7 +53,7 @@ def _draw_both(axis: Any, history: Sequence[dict[str, Any]], what: str) -> None:
     axis.set_title(what.capitalize())
     axis.legend(frameon=False)
     if what == "accuracy":
-        axis.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        axis.yaxis.set_major_formatter(lambda value, _: f"{value * 100:.4g}%")
 
 
 def _draw_rates(axis: Any, history: Sequence[dict[str, Any]]) -> None:
