@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import click
 import numpy as np
@@ -18,12 +19,14 @@ import fastcifar
 from fastcifar import make_loader, open_beton
 from fastcifar.cli import main
 from fastcifar.cli.output import command_line
-from fastcifar.config import TrainConfig, read_pipeline
+from fastcifar.config import LR_SUGGESTIONS, TrainConfig, read_pipeline
 from fastcifar.converters import convert, open_source
 from fastcifar.errors import CheckpointError, DataError, FastcifarError, UsageError
 from fastcifar.explain.picture_paths import read_pictures
 from fastcifar.paths import data_folder, user_path, why_missing
-from fastcifar.training import RunFolder, find_run
+from fastcifar.training import RunFolder, find_lr, find_run
+from fastcifar.training.finish import resume_command
+from fastcifar.training.processes import Processes
 from fastcifar.training.run_folder import create_run
 from tests.run_folders import whole_run
 
@@ -256,12 +259,35 @@ def test_a_command_can_be_pasted(home: Path, name: str) -> None:
 
 def test_the_commands_in_messages_can_be_pasted(home: Path) -> None:
     """Of a run that was stopped, and of one that was stopped early, in a folder with an odd name."""
-    odd = home / "it's $HOME; -x"
+    odd = home / "it's  $HOME; -x"
     early = whole_run(odd / "early run", ("cat", "dog"))
     early.best.unlink()
     with pytest.raises(CheckpointError) as caught:
         find_run(early.path, odd, trained=True)
     assert parsed(str(caught.value).partition("go on with: ")[2])["resume"] == str(early.path)
+    told = CliRunner().invoke(main, ["explain", str(early.path)]).output
+    assert parsed(told.partition("go on with: ")[2].rstrip("\n"))["resume"] == str(early.path)
+    config, own = TrainConfig(model="small"), TrainConfig(model="mine:net")
+    assert parsed(resume_command(early, config, Processes()))["resume"] == str(early.path)
+    words = words_of(resume_command(RunFolder(Path("-x")), own, Processes(1, 2, 1)))
+    assert words[:6] == ["torchrun", "--nproc-per-node", "2", "-m", "fastcifar", "train"]
+    assert words[6:] == ["--resume", "./-x", "--model", "mine:net"]
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_the_command_after_a_range_test_can_be_pasted(home: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    recipe = home / name / "my recipe.yaml"
+    recipe.parent.mkdir()
+    recipe.write_text("settings: {epochs: 3}")
+    curve = SimpleNamespace(why_not=None, suggestions=dict.fromkeys(LR_SUGGESTIONS, 0.125), ended="", rates=[1.0])
+    monkeypatch.setattr(find_lr, "find_in_new_folder", lambda *arguments: (curve, ()))
+    given = {"--data-dir": f"./{name}", "--runs-dir": f"runs/{name}", "--recipe": f"./{name}/{recipe.name}"}
+    told = CliRunner().invoke(main, ["lr-find", *(word for pair in given.items() for word in pair)])
+    assert told.exit_code == 0, told.output
+    params = parsed(re.search("^next: (.*)$", told.output, re.MULTILINE)[1])  # type: ignore[index]
+    assert (params["lr"], params["recipe"]) == (0.125, "my recipe")
+    assert params["data_dir"] == Path(name)
+    assert params["runs_dir"] == Path("runs") / name
 
 
 def test_no_message_shows_a_command_but_by_the_helper() -> None:

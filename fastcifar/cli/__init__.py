@@ -116,6 +116,8 @@ def _tell(error: Exception) -> int:
 
 def _one_line(message: str) -> str:
     """The message on one line, without characters that would steer a terminal."""
+    if message.isprintable():  # then the spaces in a command that it shows count
+        return message
     return " ".join("".join(c if c.isprintable() else " " for c in message).split())
 
 
