@@ -25,7 +25,7 @@ from fastcifar.cli.preview import preview
 from fastcifar.cli.recipes import recipes
 from fastcifar.cli.report import report
 from fastcifar.cli.train import train
-from fastcifar.errors import FastcifarError, Stopped, UsageError
+from fastcifar.errors import FastcifarError, Stopped, UsageError, without_addresses
 
 LAST_STREAM = 2
 
@@ -97,8 +97,8 @@ def _tell(error: Exception) -> int:
 
 
 def _one_line(message: str) -> str:
-    """The message on one line, without characters that would steer a terminal."""
-    return " ".join("".join(c if c.isprintable() else " " for c in message).split())
+    """The message on one line, without memory addresses and characters that would steer a terminal."""
+    return " ".join("".join(c if c.isprintable() else " " for c in without_addresses(message)).split())
 
 
 def _handle_signals() -> dict[int, Any]:
