@@ -39,6 +39,11 @@ from fastcifar.cli.settings import as_flags, typed
     help="jpeg: smaller files for large images; only the ffcv loader reads them.",
 )
 @click.option("--quality", type=click.IntRange(1, 100), default=90, show_default=True, help="Of --encode jpeg.")
+@click.option(
+    "--skip-empty-classes",
+    is_flag=True,
+    help="Leave out class folders without an image, which are an error otherwise: classes after them get other labels.",
+)
 @options.data_dir
 @options.as_json
 @click.pass_context
@@ -49,6 +54,7 @@ def convert(
     dataset: str,
     encode: str,
     quality: int,
+    skip_empty_classes: bool,
     data_dir: Path,
     as_json: bool,
 ) -> None:
@@ -57,12 +63,16 @@ def convert(
     What was there before is replaced only when both new files are complete.
     """
     from fastcifar import converters
+    from fastcifar.beton import require_classes
     from fastcifar.cli.output import Bars, command_line, show_next
 
     with Bars() as bars:
         bars.begin("opening", None)
-        with converters.open_source(source, dataset=dataset, download_dir=data_dir) as opened:
+        with converters.open_source(
+            source, dataset=dataset, download_dir=data_dir, skip_empty_classes=skip_empty_classes
+        ) as opened:
             bars.end()
+            require_classes(source, opened.class_names)
             for name, split in opened.splits.items():
                 bars.bar(name, 2 * len(split))  # each image is written, then compared
             manifests = converters.convert(

@@ -37,6 +37,7 @@ from fastcifar.training.processes import Processes, join
 from fastcifar.training.progress import Reporter, SilentReporter
 from fastcifar.training.run_folder import RunFolder, create_run, log_file
 from fastcifar.training.signals import StopRequest
+from fastcifar.training.split import warn_of_few
 from fastcifar.training.step import resized
 from fastcifar.training.time_left import TimeLeft
 
@@ -149,6 +150,7 @@ class Trainer:
             self.loaders.num_train,
             self.loaders.num_val,
         )
+        warn_of_few(self.loaders.num_val, self.loaders.not_validated, self.config.val_size)
         # an epoch whose steps are done may still have to be validated, after a stop
         while learner.progress.step < learner.num_steps or learner.progress.batch:
             self._epoch()
