@@ -1,5 +1,7 @@
 """A folder, tar or zip of images: `train/<class>/*` and `test/<class>/*`, JPEG or PNG, all of one size.
 
+Which file is of which class is found out by `fastcifar.converters.layout`.
+
 The files are taken in the order of their paths, so that a folder and an archive of it give the same beton.
 """
 
@@ -8,6 +10,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import io
+import logging
 import lzma
 import os
 import shutil
@@ -18,19 +21,18 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, Any, NoReturn, cast
 
 import numpy as np
 import PIL.Image
 
-from fastcifar.beton import MAX_NAME
+from fastcifar.converters.layout import LAYOUT, MAX_DEPTH, ImageFile, Listing, arrange, escaped
 from fastcifar.converters.sources import Image, Source
 from fastcifar.errors import DataError
+from fastcifar.image_files import HEAD_BYTES, UNKNOWN, kind_of, upright, why_unreadable
 
-SPLITS = ("train", "test")
-EXTENSIONS = (".jpg", ".jpeg", ".png")
+log = logging.getLogger(__name__)
 MAX_FILE_BYTES = 64 * 2**20
 MAX_SIDE = 1_672  # a larger square does not fit into a beton's page
 MAX_FILES = 300_000
@@ -59,16 +61,10 @@ EXTENSIONS_OF_HEADERS = (
 MAX_XZ_MEMORY = 100 * 2**20
 """xz -9 takes 65 MiB to unpack."""
 START_OF_SCAN, ZIP_ENTRY = b"\xff\xda", b"PK\1\2"
-LAYOUT = "expected train/<class>/* and test/<class>/*, JPEG or PNG"
-
-
-@dataclass(frozen=True)
-class ImageFile:
-    """One image of a source: where it stands, and how to get its bytes."""
-
-    name: str
-    """`train/cat/0001.jpg`, as it is shown in messages."""
-    read: Callable[[], bytes]
+DECODABLE = ("a JPEG image", "a PNG image")
+ARCHIVES = ("a tar archive", "a gzip file", "an xz file", "a bzip2 file")
+UTF8_FLAG = 0x800
+"""Of an entry of a zip: its name is UTF-8. Without it, it is of an encoding that the zip does not name."""
 
 
 class ImageSplit:
@@ -76,27 +72,40 @@ class ImageSplit:
 
     def __init__(self, where: Path, files: list[tuple[ImageFile, int]], first: tuple[str, tuple[int, int]]) -> None:
         self._where, self._files, self._first = where, files, first
+        self._told = False
 
     def __len__(self) -> int:
         return len(self._files)
 
     def __iter__(self) -> Iterator[tuple[Image, int]]:
         first_name, first_size = self._first
+        num_turned = 0
         for file, label in self._files:
-            image = decode(self._where, file)
+            image, turned = _decoded(self._where, file)
+            num_turned += turned
             if image.shape[:2] != first_size:
                 raise DataError(
-                    f"{self._where}: {file.name} is {image.shape[0]}x{image.shape[1]}, {first_name} is "
-                    f"{first_size[0]}x{first_size[1]} (height x width); expected one size for all: resize or remove it"
+                    f"{self._where}: {escaped(file.name)} is {image.shape[0]}x{image.shape[1]}, {escaped(first_name)} "
+                    f"is {first_size[0]}x{first_size[1]} (height x width); expected one size for all: resize or remove "
+                    "it"
                 )
             yield image, label
+        if num_turned and not self._told:  # not again when it is read a second time, to be compared
+            self._told = True
+            what = f"{self._files[0][0].name.partition('/')[0]}/"
+            log.info("%s: %d images of %s turned upright, as their EXIF says", self._where, num_turned, what)
 
 
 def decode(where: Path, file: ImageFile) -> Image:
-    """The image as (H, W, 3) uint8 RGB. Raises DataError if it is no JPEG or PNG that RGB can hold."""
+    """The image as (H, W, 3) uint8 RGB, upright. Raises DataError if it is no JPEG or PNG that RGB can hold."""
+    return _decoded(where, file)[0]
+
+
+def _decoded(where: Path, file: ImageFile) -> tuple[Image, bool]:
+    """The image, see `decode`, and whether its EXIF turned it."""
 
     def refuse(why: str) -> DataError:
-        return DataError(f"{where}: {file.name}: {why}")
+        return DataError(f"{where}: {escaped(file.name)}: {why}")
 
     try:
         content = file.read()
@@ -116,20 +125,24 @@ def decode(where: Path, file: ImageFile) -> Image:
             has_alpha = "transparency" in picture.info or "A" in picture.getbands()
             if has_alpha and picture.convert("RGBA").getchannel("A").getextrema() != (255, 255):
                 raise refuse("has transparent pixels; expected an opaque image")
-            return np.asarray(picture.convert("RGB"))
+            image, turned = upright(picture)
+            return np.asarray(image.convert("RGB")), turned
     except DataError:
         raise
     except Exception as error:  # what Pillow raises for a damaged image is all kinds of things
-        raise refuse(f"not a whole JPEG or PNG image ({error})") from error
+        why = why_unreadable(content[:HEAD_BYTES], error, DECODABLE)
+        raise refuse(
+            f"not a whole JPEG or PNG image: {why}; replace it by a JPEG or PNG image, or remove it"
+        ) from error
 
 
-def open_folder(path: Path) -> Source:
-    """A folder of images."""
+def open_folder(path: Path, *, skip_empty: bool = False) -> Source:
+    """A folder of images. skip_empty: leave out the folders of classes that hold none."""
 
     def refuse(error: OSError) -> None:
         raise DataError(f"{error.filename}: cannot be read ({error.strerror})") from error
 
-    names = []
+    listing = Listing()
     above: dict[Path, list[tuple[int, int]]] = {}
     for base, folders, files in os.walk(path, followlinks=True, onerror=refuse):
         inside, found = Path(base).relative_to(path), os.stat(base)
@@ -137,11 +150,22 @@ def open_folder(path: Path) -> Source:
         if above[inside][-1] in above[inside][:-1]:  # a link that leads round in a circle
             folders.clear()
             continue
-        if len(inside.parts) > 3:  # deeper than any dataset
+        if len(inside.parts) > MAX_DEPTH + 3:  # deeper than any dataset
             folders.clear()
-        names += [(inside / name).as_posix() for name in files]
-    class_names, splits = _arrange(path, [ImageFile(name, _file_reader(path / name)) for name in names])
-    return Source(description=f"images of {path.resolve().name}", class_names=class_names, splits=splits)
+        folders[:] = sorted(name for name in folders if listing.wants((inside / name).as_posix()))
+        if inside.parts:
+            listing.folders.append(inside.as_posix())
+        names = [(inside / name).as_posix() for name in sorted(files)]
+        listing.files += [ImageFile(name, _file_reader(path / name)) for name in names if listing.wants(name)]
+    return _source(path, f"images of {path.resolve().name}", listing, skip_empty, ExitStack())
+
+
+def _source(where: Path, description: str, listing: Listing, skip_empty: bool, resources: ExitStack) -> Source:
+    class_names, files = arrange(where, listing, skip_empty=skip_empty)
+    first = files["train"][0][0]
+    height, width, _ = decode(where, first).shape
+    splits = {name: ImageSplit(where, files[name], (first.name, (height, width))) for name in files}
+    return Source(description=description, class_names=class_names, splits=splits, resources=resources.pop_all())
 
 
 def _file_reader(path: Path) -> Callable[[], bytes]:
@@ -161,30 +185,34 @@ def _bounded(file: IO[bytes]) -> bytes:
     return content
 
 
-def open_archive(path: Path) -> Source:
-    """A tar (plain, gz, xz or bz2) or a zip of a folder of images."""
+def open_archive(path: Path, *, skip_empty: bool = False) -> Source:
+    """A tar (plain, gz, xz or bz2) or a zip of a folder of images. skip_empty: see `open_folder`."""
     with ExitStack() as resources:
-        try:
-            if zipfile.is_zipfile(path):
-                files = _zip_files(path, resources)
-            else:
-                files = _tar_files(path, resources)
-        except DataError:
-            raise
-        except UNREADABLE as error:
-            raise DataError(f"{path}: not a whole tar or zip archive ({error}); {LAYOUT}") from error
-        class_names, splits = _arrange(path, files)
-        return Source(
-            description=f"images of {path.name}",
-            class_names=class_names,
-            splits=splits,
-            resources=resources.pop_all(),
-        )
+        return _source(path, f"images of {path.name}", read_archive(path, resources), skip_empty, resources)
 
 
-def _zip_files(path: Path, resources: ExitStack) -> list[ImageFile]:
-    _require_few_entries(path)
-    archive = resources.enter_context(zipfile.ZipFile(path))
+def read_archive(path: Path, resources: ExitStack) -> Listing:
+    """What a tar or zip holds, to be read as long as `resources` is not closed. Raises DataError if it is damaged."""
+    try:
+        return _zip_files(path, resources) if zipfile.is_zipfile(path) else _tar_files(path, resources)
+    except DataError:
+        raise
+    except UNREADABLE as error:
+        raise DataError(f"{path}: not a whole tar or zip archive ({_why(path, error)}); {LAYOUT}") from error
+
+
+def _why(path: Path, error: Exception) -> str:
+    """Why a file cannot be read as an archive: the reader's own reason, or that it is something else."""
+    with path.open("rb") as file:
+        kind = kind_of(file.read(HEAD_BYTES))
+    if kind == "a ZIP archive":
+        return "it begins as a ZIP archive and has no end: truncated"
+    return str(error) if kind in ARCHIVES or kind.startswith(UNKNOWN) else f"it is {kind}"
+
+
+def _zip_files(path: Path, resources: ExitStack) -> Listing:
+    require_few_entries(path)
+    archive, listing = resources.enter_context(zipfile.ZipFile(path)), Listing()
 
     def reader(member: zipfile.ZipInfo) -> Callable[[], bytes]:
         def read() -> bytes:
@@ -193,10 +221,26 @@ def _zip_files(path: Path, resources: ExitStack) -> list[ImageFile]:
 
         return read
 
-    return [ImageFile(member.filename, reader(member)) for member in archive.infolist() if not member.is_dir()]
+    for member in archive.infolist():
+        name = _name_in_zip(member)
+        if not listing.wants(name):
+            continue
+        if member.is_dir():
+            listing.folders.append(name)
+        else:
+            listing.files.append(ImageFile(name, reader(member)))
+    return listing
 
 
-def _require_few_entries(path: Path) -> None:
+def _name_in_zip(member: zipfile.ZipInfo) -> str:
+    """Its name as in a tar or a folder: UTF-8, and a byte that is not as a surrogate. zipfile takes names without the
+    flag for those of MS-DOS, where programs of other systems write UTF-8 or an encoding of their own."""
+    if member.flag_bits & UTF8_FLAG or member.filename != member.orig_filename:  # or another field of it names it
+        return member.filename
+    return member.filename.encode("cp437").decode("utf-8", "surrogateescape")
+
+
+def require_few_entries(path: Path) -> None:
     """Before zipfile reads them all into memory. The entries that the archive tells of may not be all."""
     num, end = 0, b""
     with path.open("rb") as file:
@@ -211,12 +255,12 @@ def _too_many(path: Path) -> DataError:
     return DataError(f"{path}: holds over {MAX_FILES:,} files; unpack it and convert the folder")
 
 
-def _tar_files(path: Path, resources: ExitStack) -> list[ImageFile]:
+def _tar_files(path: Path, resources: ExitStack) -> Listing:
     # One pass over the stream: a compressed tar cannot be read at random. The files' bytes (never to a path that the
     # archive names) go to an unnamed temporary file, at most half of what the disk has free.
     spool = resources.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 (lives as long as the source)
     room = shutil.disk_usage(tempfile.gettempdir()).free // 2
-    files = []
+    listing = Listing()
 
     def reader(offset: int, size: int) -> Callable[[], bytes]:
         return lambda: os.pread(spool.fileno(), size, offset)
@@ -227,13 +271,18 @@ def _tar_files(path: Path, resources: ExitStack) -> list[ImageFile]:
             archive.members = []  # type: ignore[attr-defined] # tarfile keeps them all
             if number >= MAX_FILES:
                 raise _too_many(path)
-            if member.isdir():
-                continue
-            if not member.isreg() or member.issparse():
-                raise DataError(f"{path}: {member.name} is a link, a device or a sparse file; expected plain files")
+            if not (member.isreg() or member.isdir()) or member.issparse():
+                raise DataError(
+                    f"{path}: {escaped(member.name)} is a link, a device or a sparse file; expected plain files"
+                )
             if member.size > MAX_FILE_BYTES:
-                raise DataError(f"{path}: {member.name} has {member.size} bytes; expected at most {MAX_FILE_BYTES}")
-            if not _is_wanted(member.name):
+                raise DataError(
+                    f"{path}: {escaped(member.name)} has {member.size} bytes; expected at most {MAX_FILE_BYTES}"
+                )
+            if not listing.wants(member.name):
+                continue
+            if member.isdir():
+                listing.folders.append(member.name)
                 continue
             room -= member.size
             if room < 0:
@@ -241,11 +290,11 @@ def _tar_files(path: Path, resources: ExitStack) -> list[ImageFile]:
             content = archive.extractfile(member)
             assert content is not None  # it is a regular file
             spool.write(content.read())
-            files.append(ImageFile(member.name, reader(offset, member.size)))
+            listing.files.append(ImageFile(member.name, reader(offset, member.size)))
             offset += member.size
         _read_to_the_end(stream)
     spool.flush()
-    return files
+    return listing
 
 
 class StrictTarInfo(tarfile.TarInfo):
@@ -332,71 +381,3 @@ def _read_to_the_end(stream: IO[bytes]) -> None:
         if not stream.read(2**20):
             return
     raise tarfile.ReadError("over 1 GiB follow the end of the archive")
-
-
-def _is_wanted(name: str) -> bool:
-    """False for what operating systems leave beside the user's files."""
-    parts = PurePosixPath(name).parts
-    hidden = any(part.startswith(".") and part not in (".", "..") for part in parts)
-    return not hidden and "__MACOSX" not in parts and parts[-1:] != ("Thumbs.db",)
-
-
-def _arrange(where: Path, files: list[ImageFile]) -> tuple[tuple[str, ...], dict[str, ImageSplit]]:
-    """Sort `files` into splits and classes, and check that together they are a dataset."""
-    found: dict[str, dict[str, dict[str, ImageFile]]] = {name: {} for name in SPLITS}
-    root: tuple[str, ...] | None = None
-    for file in files:
-        parts = PurePosixPath(file.name).parts
-        if ".." in parts or PurePosixPath(file.name).is_absolute():
-            raise DataError(f"{where}: {file.name!r} points outside the archive; refused")
-        if "\\" in file.name:  # which some programs take for a '/'
-            raise DataError(f"{where}: {file.name!r} has a backslash in its name; rename it")
-        if not _is_wanted(file.name):
-            continue
-        depth = next((i for i, part in enumerate(parts[:2]) if part in SPLITS), None)
-        if depth is None or len(parts) == depth + 1:
-            continue  # a README beside train/ and test/
-        if root is None:
-            root = parts[:depth]
-        shown = "/".join(parts[depth:])
-        if parts[:depth] != root:
-            raise DataError(f"{where}: {file.name} lies beside another dataset in {'/'.join(root) or '.'}; {LAYOUT}")
-        if len(parts) != depth + 3 or not shown.lower().endswith(EXTENSIONS):
-            raise DataError(f"{where}: {shown}: {LAYOUT}")
-        classes = found[parts[depth]].setdefault(parts[depth + 1], {})
-        if shown in classes:
-            raise DataError(f"{where}: {shown} stands there twice")
-        classes[shown] = ImageFile(shown, file.read)
-
-    for name in SPLITS:
-        if not found[name]:
-            raise DataError(f"{where}: no images in {name}/; {LAYOUT}")
-    class_names = tuple(sorted(found["train"]))
-    odd = [name for name in (*class_names, *found["test"]) if not name.isprintable()]
-    if odd:
-        raise DataError(f"{where}: the class folder {odd[0]!a} has characters that cannot be shown; rename it")
-    long = next((name for name in (*class_names, *found["test"]) if len(name) > MAX_NAME), None)
-    if long is not None:
-        raise DataError(
-            f"{where}: the class folder {long[:20]}… has {len(long):,} characters; expected at most {MAX_NAME}"
-        )
-    unknown = sorted(set(found["test"]) - set(class_names))
-    if unknown:
-        raise DataError(
-            f"{where}: test/{unknown[0]} is a class that train/ does not have; expected one of: {_listed(class_names)}"
-        )
-    first = min(found["train"][class_names[0]].values(), key=lambda file: file.name)
-    shape = decode(where, first).shape
-    splits = {}
-    for name in SPLITS:
-        ordered = [
-            (file, label)
-            for label, class_name in enumerate(class_names)
-            for _, file in sorted(found[name].get(class_name, {}).items())
-        ]
-        splits[name] = ImageSplit(where, ordered, (first.name, (shape[0], shape[1])))
-    return class_names, splits
-
-
-def _listed(names: tuple[str, ...], most: int = 12) -> str:
-    return ", ".join(names[:most]) + (f", … ({len(names)})" if len(names) > most else "")

@@ -1,6 +1,7 @@
-"""CIFAR-10 and CIFAR-100 as their authors publish them. Downloading, checksums and unpacking are torchvision's work.
+"""CIFAR-10 and CIFAR-100 as their authors publish them. Downloading and checksums are torchvision's work.
 
-The batches are pickles, which can run code when opened: torchvision opens one only if its MD5 is the official one.
+The batches are pickles, which can run code when opened: torchvision opens one only if its MD5 is the official one. So
+the files may also come from an archive that was packed again.
 """
 
 from __future__ import annotations
@@ -10,11 +11,21 @@ import os
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterator
-from pathlib import Path
+import zipfile
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from itertools import islice
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from fastcifar.converters.images import UNREADABLE, StrictTarInfo, decompressed
+from fastcifar.converters.images import (
+    MAX_FILE_BYTES,
+    UNREADABLE,
+    StrictTarInfo,
+    decompressed,
+    read_archive,
+    require_few_entries,
+)
 from fastcifar.converters.sources import Image, Source
 from fastcifar.errors import DataError, FastcifarError, UsageError
 from fastcifar.file_system import make_folder
@@ -24,6 +35,17 @@ DATASETS = ("cifar10", "cifar100")
 _TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
 MOST_BYTES = 2**28  # the archives have 170 MB
 _FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
+_PACKINGS = {
+    ("cifar10", "python"): {"cifar-10-batches-py", "batches.meta", "data_batch_1", "test_batch"},
+    ("cifar10", "binary"): {"cifar-10-batches-bin", "batches.meta.txt", "data_batch_1.bin", "test_batch.bin"},
+    ("cifar10", "matlab"): {"cifar-10-batches-mat", "batches.meta.mat", "data_batch_1.mat", "test_batch.mat"},
+    ("cifar100", "python"): {"cifar-100-python"},
+    ("cifar100", "binary"): {"cifar-100-binary", "fine_label_names.txt"},
+    ("cifar100", "matlab"): {"cifar-100-matlab"},
+}
+"""Names of files and folders by which a dataset and a version of it are known."""
+GZIP = b"\x1f\x8b"
+_FIRST = 20  # so many names of a tar are looked at: all of them would have to be unpacked
 
 
 class OfficialSplit:
@@ -61,6 +83,10 @@ def open_folder(path: Path) -> Source | None:
                 with tempfile.TemporaryDirectory() as root:
                     os.symlink(folder.resolve(), Path(root) / name)
                     return _open_local(dataset, Path(root), path)
+    with contextlib.suppress(OSError):
+        if part_of := _require_python_version(path, os.listdir(path)):
+            missing = "batches.meta" if part_of == "cifar10" else "meta, train or test"
+            raise DataError(f"{path}: not the official {_TITLES[part_of]} files ({missing} is missing)")
     return None
 
 
@@ -69,46 +95,111 @@ def _is_cifar100(folder: Path) -> bool:
 
 
 def open_archive(path: Path) -> Source | None:
-    """The official archive at `path`; None if the file is something else."""
-    dataset = _dataset_of(path)
+    """The official archive at `path`, or its files in a .tar or .zip; None if the file is something else."""
+    dataset = _require_python_version(path, _first_names(path))
     if dataset is None:
+        if single := _require_python_version(path, [path.name]):
+            raise DataError(f"{path}: one file of {_TITLES[single]}; expected the folder that it is from")
         return None
     from torchvision.datasets.utils import check_integrity
 
     expected = _torchvision_class(dataset)
-    if path.stat().st_size > MOST_BYTES or not check_integrity(str(path), expected.tgz_md5):
+    with path.open("rb") as file:
+        packed_again = file.read(2) != GZIP
+    size = path.stat().st_size
+    if size > MOST_BYTES or not (packed_again or check_integrity(str(path), expected.tgz_md5)):
         raise DataError(
-            f"{path}: the MD5 is not that of the official {_TITLES[dataset]} archive ({expected.tgz_md5}): "
-            "damaged, incomplete or changed; download it again"
+            f"{path}: the MD5 is not that of the official {_TITLES[dataset]} archive ({expected.tgz_md5}): incomplete "
+            f"({size:,} bytes), damaged or packed again; if its files are whole, unpack it and give the folder"
         )
     with tempfile.TemporaryDirectory() as root:
+        if packed_again:
+            return _open_local(dataset, Path(root), path, packed=path)
         os.symlink(path.resolve(), Path(root) / expected.filename)
         return _open_local(dataset, Path(root), path, fetch=True)  # finds the archive there and only unpacks it
 
 
-def _dataset_of(path: Path) -> str | None:
-    """Which official dataset the first member of the tar at `path` belongs to."""
-    try:
+def _first_names(path: Path) -> list[str]:
+    """Names of members of the tar or zip at `path`, up to a damaged one; none if it is neither."""
+    names: list[str] = []
+    with contextlib.suppress(*UNREADABLE):
+        if zipfile.is_zipfile(path):
+            require_few_entries(path)
+            with zipfile.ZipFile(path) as zipped:
+                return zipped.namelist()
         with decompressed(path) as stream, tarfile.open(fileobj=stream, mode="r|", tarinfo=StrictTarInfo) as archive:
-            member = archive.next()
-    except UNREADABLE:
-        return None
-    first = member.name.removeprefix("./").split("/")[0] if member else ""
-    return next((dataset for dataset, name in _FOLDERS.items() if name == first), None)
+            for member in islice(archive, _FIRST):
+                names.append(member.name)
+                if member.size > MAX_FILE_BYTES:
+                    break
+    return names
 
 
-def _open_local(dataset: str, root: Path, shown: Path, *, fetch: bool = False) -> Source:
+def _require_python_version(path: Path, names: Iterable[str]) -> str | None:
+    """The official dataset whose python version has files of these names; None if they are of none.
+
+    Raises DataError if they are those of another version.
+    """
+    parts = {part for name in names for part in PurePosixPath(name).parts}
+    for (dataset, version), marks in _PACKINGS.items():
+        if parts & marks:
+            if version == "python":
+                return dataset
+            archive = _torchvision_class(dataset)
+            raise DataError(
+                f"{path}: the {version} version of {_TITLES[dataset]}, which is not read; expected the python version, "
+                f"{archive.filename} (MD5 {archive.tgz_md5}), its unpacked folder, or a folder of images"
+            )
+    return None
+
+
+def _unpack(path: Path, dataset: str, folder: Path) -> None:
+    """Write the dataset's files, and no others, from the archive at `path` to `folder`; under names of ours."""
+    folder.mkdir()
+    wanted = set(_checksums(dataset))
+    with ExitStack() as resources:
+        for file in read_archive(path, resources).files:
+            name = PurePosixPath(file.name).name
+            if name in wanted:
+                (folder / name).write_bytes(file.read())
+
+
+def _checksums(dataset: str) -> dict[str, str]:
+    """The MD5 of each file of the python version."""
+    kind = _torchvision_class(dataset)
+    return {**dict(kind.train_list), **dict(kind.test_list), kind.meta["filename"]: kind.meta["md5"]}
+
+
+def _open_local(dataset: str, root: Path, shown: Path, *, fetch: bool = False, packed: Path | None = None) -> Source:
     try:
+        if packed is not None:
+            _unpack(packed, dataset, root / _FOLDERS[dataset])
         if any(file.stat().st_size > MOST_BYTES for file in (root / _FOLDERS[dataset]).glob("*")):
             raise RuntimeError("too large")  # not read to the end for their checksum
         return _load(dataset, root, fetch=fetch, description=f"{_TITLES[dataset]}, official archive")
-    except (OSError, RuntimeError) as error:
+    except UNREADABLE as error:
         if isinstance(error, OSError) and error.errno in FULL:
             raise FastcifarError(f"{tempfile.gettempdir()}: too full to unpack {shown} ({error.strerror})") from error
         raise DataError(
-            f"{shown}: not the official {_TITLES[dataset]} files (a checksum is wrong or a file is missing); "
-            "download the archive again"
+            f"{shown}: not the official {_TITLES[dataset]} files ({_what_differs(dataset, root)}); expected those of "
+            f"{_torchvision_class(dataset).filename}, unchanged"
         ) from error
+
+
+def _what_differs(dataset: str, root: Path) -> str:
+    """Which of the files that were to be loaded is missing or has another checksum."""
+    from torchvision.datasets.utils import calculate_md5
+
+    for name, expected in _checksums(dataset).items():
+        file = root / _FOLDERS[dataset] / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size > MOST_BYTES:
+            return f"{name} has {file.stat().st_size:,} bytes"
+        found = calculate_md5(str(file))
+        if found != expected:
+            return f"{name} has the MD5 {found}, the official one has {expected}"
+    return "they cannot be read"
 
 
 def _load(dataset: str, root: Path, *, fetch: bool, description: str) -> Source:

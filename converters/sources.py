@@ -51,10 +51,16 @@ class Source:
 
 
 def open_source(
-    spec: str | os.PathLike[str], *, dataset: str = "cifar10", download_dir: str | os.PathLike[str] = "data"
+    spec: str | os.PathLike[str],
+    *,
+    dataset: str = "cifar10",
+    download_dir: str | os.PathLike[str] = "data",
+    skip_empty_classes: bool = False,
 ) -> Source:
     """The source that `spec` names: 'download' (of `dataset`, 'cifar10' or 'cifar100', kept in `download_dir`),
     'synthetic', or a path: an official archive or its unpacked folder, a folder of images, or a tar or zip of one.
+
+    skip_empty_classes: leave out class folders that hold no image, which are an error otherwise.
 
     Raises DataError (exit code 4) if there is nothing there, or nothing that can be converted.
     """
@@ -66,9 +72,9 @@ def open_source(
         return synthetic.source()
     path = user_path(spec, "source")
     if path.is_dir():
-        return official.open_folder(path) or images.open_folder(path)
+        return official.open_folder(path) or images.open_folder(path, skip_empty=skip_empty_classes)
     if path.is_file():
-        return official.open_archive(path) or images.open_archive(path)
+        return official.open_archive(path) or images.open_archive(path, skip_empty=skip_empty_classes)
     raise DataError(
         f"{path}: {why_missing(path, 'no such file or folder')}; expected 'download', 'synthetic', a CIFAR archive or "
         "its unpacked folder, or a folder or archive of images"

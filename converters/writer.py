@@ -6,6 +6,7 @@ writer waits for ever on a source that raises or a full disk, and opens the targ
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 from collections.abc import Callable
@@ -17,12 +18,15 @@ import numpy.typing as npt
 from PIL import __version__ as pillow_version
 
 from fastcifar import __version__, beton, jpeg
+from fastcifar.beton_fields import FIELD, IMAGE_FIELD, INT_FIELD
+from fastcifar.converters.layout import listed
 from fastcifar.converters.sources import Source, Split
 from fastcifar.errors import DataError, FastcifarError
 from fastcifar.file_system import locked, make_folder, replace, sync, sync_folder
 from fastcifar.files import create_anew
 from fastcifar.paths import data_folder, why_missing
 
+log = logging.getLogger(__name__)
 SPLITS = ("train", "test")
 Progress = Callable[[str, int], None]
 """Called with the name of the file and how many images more are written or compared."""
@@ -91,7 +95,9 @@ def _manifest_files(path: Path, target: Path) -> list[Path]:
 
 def _stage(source: Source, name: str, file: Path, report: Progress, quality: int | None) -> beton.Manifest:
     split = source.splits[name]
-    shape, histogram = _write(split, file, lambda count: report(name, count), quality)
+    shape, histogram, counts = _write(split, len(source.class_names), file, lambda count: report(name, count), quality)
+    if empty := [name for name, count in zip(source.class_names, counts, strict=True) if not count]:
+        log.warning("%s.beton: no image of %d of %d classes: %s", name, len(empty), len(counts), listed(empty))
     digest = _compare(split, file, lambda count: report(name, count), quality)
     mean, std = beton.channel_statistics(histogram)
     return beton.Manifest(
@@ -112,9 +118,10 @@ def _stage(source: Source, name: str, file: Path, report: Progress, quality: int
 
 
 def _write(
-    split: Split, file: Path, advance: Callable[[int], None], quality: int | None
-) -> tuple[tuple[int, int, int], npt.NDArray[np.int64]]:
-    """Write the images of `split` to `file`, a page at a time; return their shape and the histogram of their values."""
+    split: Split, num_classes: int, file: Path, advance: Callable[[int], None], quality: int | None
+) -> tuple[tuple[int, int, int], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Write the images of `split` to `file`, a page at a time; return their shape, the histogram of their values, and
+    how many each class has."""
     num_samples = len(split)
     tables_end = beton.TABLES_START + num_samples * beton.RECORD.itemsize
     pages_start = -(-tables_end // beton.PAGE_SIZE) * beton.PAGE_SIZE
@@ -153,6 +160,10 @@ def _write(
             page[used : used + len(stored)] = stored
             if quality is not None:
                 histogram += beton.histogram_of(jpeg.decode(stored))
+            if not 0 <= label < num_classes:
+                raise DataError(
+                    f"image {done} has label {label}; expected 0..{num_classes - 1}, of {num_classes} classes"
+                )
             labels[done], pointers[done], sizes[done] = label, out.tell() + used, len(stored)
             used, done = used + len(stored), done + 1
         if shape is None or done != num_samples:
@@ -169,7 +180,7 @@ def _write(
         mode = beton.RAW if quality is None else beton.JPEG
         out.write(_records(shape, mode, pointers, labels).tobytes())
         sync(out, file)
-    return shape, histogram
+    return shape, histogram, np.bincount(labels, minlength=num_classes)
 
 
 def _stored(image: npt.NDArray[np.uint8], quality: int | None) -> npt.NDArray[np.uint8]:
@@ -181,8 +192,8 @@ def _head(num_samples: int, table_start: int) -> bytes:
     header = np.zeros(1, dtype=beton.HEADER)
     header["version"], header["num_fields"], header["page_size"] = beton.VERSION, 2, beton.PAGE_SIZE
     header["num_samples"], header["alloc_table_ptr"] = num_samples, table_start
-    fields = np.zeros(2, dtype=beton.FIELD)
-    fields["type_id"] = beton.IMAGE_FIELD, beton.INT_FIELD
+    fields = np.zeros(2, dtype=FIELD)
+    fields["type_id"] = IMAGE_FIELD, INT_FIELD
     for field, name in zip(fields, (b"image", b"label"), strict=True):
         field["name"][: len(name)] = list(name)
     return header.tobytes() + fields.tobytes()

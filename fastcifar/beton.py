@@ -1,7 +1,8 @@
 """FFCV's beton file, and the manifest beside it: the contract between converters and loaders.
 
-A beton here has the fields `image` (raw uint8, H x W x 3, one size for all) and `label` (int). Its bytes are not
-trusted: every size, pointer and table is checked before anything is used, and the SHA-256 against the manifest.
+A beton of ours has the fields `image` (raw uint8, H x W x 3, one size for all) and `label` (int); in those of others
+they may have other names, and numbers next to them (`fastcifar.beton_fields`). Its bytes are not trusted: every size,
+pointer and table is checked before anything is used, and the SHA-256 against the manifest.
 The layout is that of FFCV 1.0.2 (`ffcv/types.py`, `ffcv/writer.py`, https://github.com/libffcv/ffcv).
 """
 
@@ -19,6 +20,7 @@ import sys
 import tempfile
 import time
 import weakref
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -27,6 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastcifar import jpeg
+from fastcifar.beton_fields import FIELD, MAX_FIELDS, Fields, read_fields
 from fastcifar.errors import DataError
 from fastcifar.files import each_once, open_descriptor, read_whole
 from fastcifar.memory import free_memory
@@ -41,10 +44,10 @@ MANIFEST_VERSION = 2
 PAGE_SIZE = 8 * 2**20  # FFCV's default
 MIN_PAGE_SIZE, MAX_PAGE_SIZE = 2**21, 2**31
 RAW, JPEG = 1, 0
-INT_FIELD, IMAGE_FIELD = 1, 2
 MAX_CLASSES = 65_536
 MAX_NAME = 255
 """Characters in the name of a class: a folder's name has no more."""
+MAX_LISTED = 10
 MAX_MANIFEST_BYTES = 16 * 2**20
 CHUNK = 8 * 2**20
 
@@ -57,7 +60,6 @@ HEADER = np.dtype(
         ("alloc_table_ptr", "<u8"),
     ]
 )
-FIELD = np.dtype([("type_id", "<u1"), ("name", "<u1", 16), ("arguments", "<u1", 1024)])
 RECORD = np.dtype(
     {
         "names": ["mode", "width", "height", "data_ptr", "label"],
@@ -66,10 +68,9 @@ RECORD = np.dtype(
         "itemsize": 24,
     }
 )
-PADDING = slice(13, 16)
-"""Of a record: the bytes that nothing is stored in."""
 ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
 TABLES_START = HEADER.itemsize + 2 * FIELD.itemsize
+"""Of a beton of ours, as RECORD is its record."""
 
 Bytes = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int64]
@@ -169,6 +170,7 @@ class Beton:
     """True if `file` is a copy in memory that nobody else can write to."""
     verified: bool
     """True if a manifest lies beside the file and its SHA-256 is that of the file."""
+    fields: Fields
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -235,6 +237,24 @@ class Beton:
             raise DataError(f"{self.path}: image {row} is damaged ({error}); convert again") from error
 
 
+def require_classes(where: str | os.PathLike[str], class_names: Sequence[str]) -> None:
+    """Raise DataError unless there are two classes or more: a classifier has nothing to learn from one."""
+    if len(class_names) < 2:
+        found = f"the class {class_names[0]!r} alone" if class_names else "no class"
+        raise DataError(f"{os.fspath(where)}: has {found}; expected at least two classes")
+
+
+def empty_classes(beton: Beton) -> str | None:
+    """A warning that names the classes without an image; None if each has one."""
+    counts = np.bincount(beton.labels, minlength=len(beton.class_names))
+    empty = [name for name, count in zip(beton.class_names, counts, strict=True) if not count]
+    if not empty:
+        return None
+    shown = ", ".join(empty[:MAX_LISTED]) + (", …" if len(empty) > MAX_LISTED else "")
+    advice = "" if beton.verified else "; labels are expected to be 0, 1, 2 and so on: a network has an output for each"
+    return f"{beton.path}: no image of {len(empty):,} of {len(counts):,} classes: {shown}{advice}"
+
+
 def manifest_path(path: str | os.PathLike[str]) -> Path:
     """Where the manifest of the beton at `path` lies: next to it, or next to the file that a link there leads to."""
     beside = Path(f"{os.fspath(path)}.json")
@@ -254,8 +274,8 @@ def open_beton(path: str | os.PathLike[str], *, in_memory: bool = False) -> Beto
     path = user_path(path, "beton")
     file = _open_private(path) if in_memory else _open_regular(path)
     data = _map(path, file)
-    head, tail = _tables(path, file, len(data))
-    page_size, records, sizes = _check_tables(path, len(data), head, tail)
+    fields, head, tail = _tables(path, file, len(data))
+    page_size, records, sizes = _check_tables(path, len(data), fields, head, tail)
     encoding = "raw" if records["mode"][0] == RAW else "jpeg"
     image_shape = (int(records["height"][0]), int(records["width"][0]), 3)
     offsets = records["data_ptr"].astype(np.int64)
@@ -293,6 +313,7 @@ def open_beton(path: str | os.PathLike[str], *, in_memory: bool = False) -> Beto
         sha256=digest,
         private=in_memory,
         verified=manifest is not None,
+        fields=fields,
     )
     if manifest is not None:
         return beton
@@ -484,40 +505,48 @@ def _damaged(path: Path, why: str) -> NoReturn:
     raise DataError(f"{path}: damaged beton: {why}; convert again")
 
 
-def _tables(path: Path, file: OpenFile, size: int) -> tuple[Bytes, Bytes]:
-    """What stands before the pages and after them: header, descriptors and records, and the allocation table.
-
-    Both are bounded by the size of the file before they are read.
+def _tables(path: Path, file: OpenFile, size: int) -> tuple[Fields, Bytes, Bytes]:
+    """The fields; what stands before the pages and after them: header, descriptors and records, and the allocation
+    table. Both are bounded by the size of the file before they are read.
     """
-    start = _read(path, file, 0, TABLES_START)
-    header = start[: HEADER.itemsize].view(HEADER)[0]
+    start = _read(path, file, 0, HEADER.itemsize)
+    header = start.view(HEADER)[0]
     if header["version"] != VERSION:
         raise DataError(f"{path}: not a beton of version {VERSION} (it begins with {int(header['version'])})")
-    _check_fields(path, int(header["num_fields"]), start[HEADER.itemsize :].view(FIELD))
+    num_fields = int(header["num_fields"])
+    tables_start = HEADER.itemsize + num_fields * FIELD.itemsize
+    if not 1 <= num_fields <= MAX_FIELDS or tables_start > size:
+        _damaged(path, f"it has {num_fields} fields and {size} bytes")
+    descriptors = _read(path, file, HEADER.itemsize, tables_start)
+    fields = read_fields(path, descriptors.view(FIELD))
+    record_size = fields.record.itemsize
     page_size, num_samples = int(header["page_size"]), int(header["num_samples"])
     table_start = int(header["alloc_table_ptr"])
     if page_size & (page_size - 1) or not MIN_PAGE_SIZE <= page_size <= MAX_PAGE_SIZE:
         _damaged(path, f"page size {page_size} is no power of two from {MIN_PAGE_SIZE} to {MAX_PAGE_SIZE}")
     if num_samples == 0:
         raise DataError(f"{path}: holds no images")
-    if size // page_size > num_samples + num_samples * RECORD.itemsize // page_size + 2:
+    if size // page_size > num_samples + num_samples * record_size // page_size + 2:
         _damaged(path, f"it has {size} bytes, more than {num_samples} images can fill")
-    if num_samples > (size - TABLES_START) // (RECORD.itemsize + ALLOCATION.itemsize):
+    if num_samples > (size - tables_start) // (record_size + ALLOCATION.itemsize):
         _damaged(path, f"it says {num_samples} images, more than fit into {size} bytes")
     if table_start + num_samples * ALLOCATION.itemsize != size:
         _damaged(path, f"the allocation table at {table_start} does not end with the file of {size} bytes")
-    records_end = TABLES_START + num_samples * RECORD.itemsize
-    head = np.concatenate([start, _read(path, file, TABLES_START, records_end)])
-    return head, _read(path, file, table_start, size)
+    records = _read(path, file, tables_start, tables_start + num_samples * record_size)
+    return fields, np.concatenate([start, descriptors, records]), _read(path, file, table_start, size)
 
 
-def _check_tables(path: Path, size: int, head: Bytes, tail: Bytes) -> tuple[int, npt.NDArray[np.void], Ints]:
+def _check_tables(
+    path: Path, size: int, fields: Fields, head: Bytes, tail: Bytes
+) -> tuple[int, npt.NDArray[np.void], Ints]:
     """Check both tables of a file of so many bytes; return page size, records and sizes of images."""
-    page_size = int(head[: HEADER.itemsize].view(HEADER)[0]["page_size"])
-    records, allocations = head[TABLES_START:].view(RECORD), tail.view(ALLOCATION)
+    header = head[: HEADER.itemsize].view(HEADER)[0]
+    page_size = int(header["page_size"])
+    tables = head[HEADER.itemsize + int(header["num_fields"]) * FIELD.itemsize :]
+    records, allocations = tables.view(fields.record), tail.view(ALLOCATION)
     pages_start = -(-len(head) // page_size) * page_size
     sizes = _sizes(path, allocations, page_size)
-    if head[TABLES_START:].reshape(-1, RECORD.itemsize)[:, PADDING].any():
+    if tables.reshape(-1, fields.record.itemsize)[:, fields.padding].any():
         _damaged(path, "its records are not empty where nothing is stored")
     _check_records(path, records, sizes, pages_start, size - len(tail), page_size)
     if (allocations["ptr"] != records["data_ptr"][allocations["sample_id"].astype(np.int64)]).any():
@@ -525,33 +554,28 @@ def _check_tables(path: Path, size: int, head: Bytes, tail: Bytes) -> tuple[int,
     return page_size, records, sizes
 
 
-def _check_fields(path: Path, num_fields: int, fields: npt.NDArray[np.void]) -> None:
-    if fields["arguments"].any():
-        _damaged(path, "its descriptors hold arguments, and these fields have none")
-    names = [bytes(field["name"]).rstrip(b"\0") for field in fields]
-    types = [int(field["type_id"]) for field in fields]
-    if num_fields != 2 or names != [b"image", b"label"] or types != [IMAGE_FIELD, INT_FIELD]:
-        shown = ", ".join(
-            f"{n.decode('ascii', 'backslashreplace')!r} of type {t}" for n, t in zip(names, types, strict=True)
-        )
-        raise DataError(
-            f"{path}: has {num_fields} fields ({shown}, …); expected 'image' (RGBImageField) and 'label' (IntField)"
-        )
-
-
 def _check_records(
     path: Path, records: npt.NDArray[np.void], sizes: Ints, pages_start: int, pages_end: int, page_size: int
 ) -> None:
     modes = records["mode"]
-    if not ((modes == RAW).all() or (modes == JPEG).all()):
-        row = int(np.argmax((modes != RAW) & (modes != JPEG))) or int(np.argmax(modes != modes[0]))
+    unknown = (modes != RAW) & (modes != JPEG)
+    if unknown.any():
+        row = int(np.argmax(unknown))
         _damaged(path, f"image {row} has mode {int(modes[row])}; expected {RAW} (raw) or {JPEG} (JPEG) for all")
+    if (modes != modes[0]).any():
+        row = int(np.argmax(modes != modes[0]))
+        raise DataError(
+            f"{path}: not supported: image {row} has mode {int(modes[row])}, image 0 mode {int(modes[0])} ({RAW}: raw, "
+            f"{JPEG}: JPEG), as FFCV's write_mode 'proportion' mixes them; expected all raw or all JPEG"
+        )
     height, width = int(records["height"][0]), int(records["width"][0])
     other = (records["height"] != height) | (records["width"] != width)
     if other.any():
         row = int(np.argmax(other))
         found = f"{int(records['height'][row])}x{int(records['width'][row])}"
-        raise DataError(f"{path}: image {row} is {found}, image 0 is {height}x{width}; expected one size for all")
+        raise DataError(
+            f"{path}: not supported: image {row} is {found}, image 0 is {height}x{width}; expected one size for all"
+        )
     size = height * width * 3
     if not 0 < size <= page_size:
         _damaged(path, f"images of {height}x{width} do not fit into its pages of {page_size} bytes")
@@ -575,7 +599,10 @@ def _check_records(
     labels = records["label"]
     if (labels < 0).any() or (labels >= MAX_CLASSES).any():
         row = int(np.argmax((labels < 0) | (labels >= MAX_CLASSES)))
-        _damaged(path, f"image {row} has label {int(labels[row])}, expected 0..{MAX_CLASSES - 1}")
+        raise DataError(
+            f"{path}: not supported: image {row} has label {int(labels[row])}; expected the number of its class, "
+            f"0..{MAX_CLASSES - 1}"
+        )
 
 
 def _sizes(path: Path, allocations: npt.NDArray[np.void], page_size: int) -> Ints:

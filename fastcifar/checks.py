@@ -6,6 +6,7 @@ import difflib
 import math
 import operator
 import sys
+import unicodedata
 from collections.abc import Collection
 from typing import Any
 
@@ -17,7 +18,14 @@ MOST_LISTED = 20
 def require_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
     """Raise UsageError unless `value` is one of `allowed`."""
     if value not in allowed:
+        alike = next((other for other in allowed if unicodedata.normalize("NFKC", other) == _normal(value)), None)
+        if alike is not None:  # the two would print alike
+            raise UsageError(f"{name} is {value!a}; expected {alike!a}, the same text in other characters")
         raise UsageError(f"{name} is {value!r}; expected one of: {listed(allowed, value)}")
+
+
+def _normal(value: object) -> object:
+    return unicodedata.normalize("NFKC", value) if isinstance(value, str) else None
 
 
 def listed(names: Collection[str], wanted: object) -> str:

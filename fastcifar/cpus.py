@@ -10,10 +10,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from fastcifar.control_groups import ROOT, control_groups, lines_of
+
 COUNTED = (1, 3, 6, 7)  # columns of a line of /proc/stat: user, system, irq, softirq
 
 
-def available_cpus(root: Path = Path("/")) -> int:
+def available_cpus(root: Path = ROOT) -> int:
     """CPUs of this process's affinity mask, or fewer where a control group (a container's limit) allows fewer."""
     count = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     return max(1, min([count, *(math.ceil(quota) for quota in _quotas(root))]))
@@ -21,25 +23,12 @@ def available_cpus(root: Path = Path("/")) -> int:
 
 def _quotas(root: Path) -> Iterator[float]:
     """CPUs that each control group of this process, and each group above it, may use; those with a limit."""
-    for folder in _control_groups(root):
-        with contextlib.suppress(OSError, ValueError, ZeroDivisionError):  # no such file, or "max"
-            quota, period = (folder / "cpu.max").read_text(encoding="ascii").split()  # version 2
-            yield int(quota) / int(period)
-        with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
-            quota, period = (
-                (folder / f"cpu.cfs_{name}_us").read_text(encoding="ascii") for name in ("quota", "period")
-            )
-            if int(quota) > 0:  # version 1; -1 is no limit
-                yield int(quota) / int(period)
-
-
-def _control_groups(root: Path) -> Iterator[Path]:
-    """The folders of this process's control groups and of those above them, version 1 or 2, that can be seen here."""
-    mounts = (root / "sys/fs/cgroup", root / "sys/fs/cgroup/cpu")  # in a container often that of its own group
-    with contextlib.suppress(OSError):
-        for line in (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines():
-            path = Path(line.split(":", 2)[2].lstrip("/"))
-            yield from (mount / each for mount in mounts for each in (path, *path.parents))
+    for folder, is_v2 in control_groups("cpu", root):
+        names = ("cpu.max",) if is_v2 else ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+        with contextlib.suppress(ValueError, ZeroDivisionError):  # no such file, or "max"
+            quota, period = map(int, " ".join(line for name in names for line in lines_of(folder / name)).split())
+            if quota > 0:  # -1 is no limit in version 1
+                yield quota / period
 
 
 class OtherLoad:

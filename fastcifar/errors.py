@@ -5,13 +5,24 @@ A message is one line: the value given, what was expected, what to do.
 
 from __future__ import annotations
 
+import re
 import signal
+
+_ADDRESS = re.compile(r"( object)? at 0x[0-9a-fA-F]+")
+
+
+def without_addresses(text: str) -> str:
+    """The text without memory addresses, which `repr` writes of objects that have no better one."""
+    return _ADDRESS.sub("", text)
 
 
 class FastcifarError(Exception):
-    """The run failed; the base of every error that a user can cause or meet."""
+    """The run failed; the base of every error that a user can cause or meet. Its message holds no memory address."""
 
     exit_code = 1
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(without_addresses(arg) if isinstance(arg, str) else arg for arg in args))
 
 
 class UsageError(FastcifarError, ValueError):

@@ -9,7 +9,9 @@ from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
+
+from fastcifar.image_files import HEAD_BYTES, why_unreadable
 
 Bytes = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int64]
@@ -26,11 +28,19 @@ def encode(image: Bytes, quality: int) -> Bytes:
 
 def decode(encoded: Bytes) -> Bytes:
     """(size,) uint8 -> (H, W, 3) uint8. Raises ValueError or OSError where it is no JPEG file of colours."""
-    with warnings.catch_warnings(), Image.open(io.BytesIO(encoded.tobytes()), formats=["JPEG"]) as image:
+    content = encoded.tobytes()
+    with warnings.catch_warnings(), _opened(content) as image:
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         if image.mode != "RGB":
             raise ValueError(f"its colours are {image.mode}, expected RGB")
         return np.asarray(image)
+
+
+def _opened(content: bytes) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(content), formats=["JPEG"])
+    except UnidentifiedImageError as error:
+        raise ValueError(why_unreadable(content[:HEAD_BYTES], error, ("a JPEG image",))) from error
 
 
 def wrong_header(

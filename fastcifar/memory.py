@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import resource
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path("/")
+from fastcifar.control_groups import ROOT, control_groups, lines_of
+
 V2 = ("memory.current", ("memory.max", "memory.high"), "inactive_file")
 V1 = ("memory.usage_in_bytes", ("memory.limit_in_bytes",), "total_inactive_file")
 """Of a control group: the file that says what it uses, those that say what it may, and what memory.stat calls the
@@ -38,7 +38,8 @@ def _within_limits(root: Path) -> list[int]:
 
 def _within_groups(root: Path) -> list[int]:
     """What each control group of the process, and each above it, leaves; those that set no limit are left out."""
-    return [left for group, version in _groups(root) for left in _left_in(group, *version)]
+    groups = control_groups("memory", root)
+    return [left for group, is_v2 in groups for left in _left_in(group, *(V2 if is_v2 else V1))]
 
 
 def _left_in(group: Path, usage: str, limits: tuple[str, ...], cache: str) -> Iterator[int]:
@@ -52,43 +53,7 @@ def _left_in(group: Path, usage: str, limits: tuple[str, ...], cache: str) -> It
             yield min(allowed) - used + stat.get(cache, 0)
 
 
-def _groups(root: Path) -> Iterator[tuple[Path, tuple[str, tuple[str, ...], str]]]:
-    """The folders of the control groups of the process that count memory, upwards to where they are mounted."""
-    own = dict.fromkeys(("memory", ""), "/")
-    for line in _lines(root / "proc/self/cgroup"):  # number:controllers:path; without controllers it is version 2
-        controllers, _, path = line.partition(":")[2].partition(":")
-        if path.startswith("/"):
-            own |= {name: path for name in controllers.split(",") if name in own}
-    mounts = [("", "/", "/sys/fs/cgroup"), ("memory", "/", "/sys/fs/cgroup/memory")]  # where they usually are
-    for line in _lines(root / "proc/self/mountinfo"):
-        before, _, after = line.partition(" - ")
-        kind, options = after.split(" ")[0], after.split(" ")[-1].split(",")
-        if kind == "cgroup2" or (kind == "cgroup" and "memory" in options):
-            mounted, where = map(_unescaped, before.split()[3:5])
-            mounts.append(("" if kind == "cgroup2" else "memory", mounted, where))
-    for controller, mounted, where in dict.fromkeys(mounts):
-        top = root / where.lstrip("/")
-        inside = os.path.relpath(own[controller], mounted)  # a container sees only a part of the tree
-        group = top if inside.startswith("..") else top / inside
-        for folder in (group, *group.parents):
-            yield folder, V1 if controller else V2
-            if folder == top:
-                break
-
-
-def _unescaped(text: str) -> str:
-    """A space is \\040 in mountinfo."""
-    return re.sub(r"\\(\d{3})", lambda match: chr(int(match[1], 8)), text)
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(errors="replace").splitlines()
-    except OSError:
-        return []
-
-
 def _facts(path: Path) -> dict[str, int]:
     """Names and numbers of a file such as /proc/meminfo, a pair in a line."""
-    words = (line.replace(":", " ").split() for line in _lines(path))
+    words = (line.replace(":", " ").split() for line in lines_of(path))
     return {pair[0]: int(pair[1]) for pair in words if len(pair) > 1 and pair[1].isdigit()}

@@ -6,6 +6,7 @@ Not in plotting/, which cannot be imported where matplotlib cannot.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -51,6 +52,6 @@ def pictures(folder: Path, again: str, *, made_in: Path | None = None) -> Iterat
 
 
 def why(error: Exception) -> str:
-    """The reason for a failure, on one line."""
-    text = " ".join(str(error).split())
+    """The reason for a failure, on one line, without addresses in memory."""
+    text = re.sub(r" at 0x[0-9a-f]+", "", " ".join(str(error).split()))
     return text if isinstance(error, FastcifarError) else f"{type(error).__name__}: {text}".removesuffix(": ")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import click
 import numpy as np
 import PIL.Image
 import pytest
@@ -14,6 +18,7 @@ import torch
 
 from fastcifar.converters import convert
 from fastcifar.converters.synthetic import source as synthetic_source
+from fastcifar.errors import FastcifarError
 
 REAL_SOURCE = os.environ.pop("FASTCIFAR_SOURCE", "")  # the tests that want it take the fixture `real_source`
 
@@ -30,6 +35,35 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="FASTCIFAR_SOURCE does not name real images"))
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def _no_message_holds_a_memory_address() -> Iterator[None]:
+    """Of all that is raised, logged or printed by the package in any test."""
+    said: list[str] = []
+    init, echo, logger = FastcifarError.__init__, click.echo, logging.getLogger("fastcifar")
+
+    def raised(self: FastcifarError, *args: object) -> None:
+        init(self, *args)
+        said.append(str(self))
+
+    def printed(message: object = None, *args: Any, **more: Any) -> None:
+        said.append(str(message))
+        echo(message, *args, **more)
+
+    class Logged(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append(record.getMessage())
+
+    handler = Logged()
+    logger.addHandler(handler)
+    FastcifarError.__init__, click.echo = raised, printed  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        FastcifarError.__init__, click.echo = init, echo  # type: ignore[method-assign]
+        logger.removeHandler(handler)
+    assert [text for text in said if re.search(r" object at 0x|\bat 0x[0-9a-f]{6}", text)] == []
 
 
 @pytest.fixture(scope="session")

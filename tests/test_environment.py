@@ -25,7 +25,8 @@ from fastcifar.loaders import missing_part
 from fastcifar.training import train
 from fastcifar.training.device import choose_threads
 from fastcifar.training.processes import join
-from fastcifar.training.progress import Pace
+from fastcifar.training.progress import Progress
+from fastcifar.training.time_left import TimeLeft
 from tests.test_loaders import LOADERS
 
 ROTATED = AugmentConfig(crop_padding=4, cutout_size=8, rotate_degrees=15.0, hue_shift=20, saturation_shift=10)
@@ -266,18 +267,20 @@ def test_other_processes_are_seen_and_niced_ones_are_not(monkeypatch: pytest.Mon
 
 def test_the_time_left_follows_the_pace_of_the_last_half_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    monkeypatch.setattr("fastcifar.training.progress.time.monotonic", lambda: clock[0])
-    pace = Pace()
-    assert pace.seconds_for(10.0) == 0.0
+    monkeypatch.setattr("fastcifar.training.time_left.time.monotonic", lambda: clock[0])
+    config = TrainConfig(epochs=2, progressive=((16, 0.5),))
+    left = TimeLeft(config, 400, (32, 32, 3), alone=False)
+    assert left.seconds(Progress()) == 0.0
 
-    def steps(count: int, seconds: float, work: float = 1.0) -> None:
-        pace.start()
-        for _ in range(count):
+    def steps(begin: int, end: int, seconds: float) -> float:
+        left.start()
+        for step in range(begin, end):
             clock[0] += seconds
-            pace.step(work)
+            left.step(step)
+        return left.seconds(Progress(step=end))
 
-    steps(100, 1.0)
-    assert pace.seconds_for(10.0) == pytest.approx(10.0)
-    clock[0] += 500.0  # an evaluation: `start` leaves it out
-    steps(100, 0.5, work=0.25)  # faster steps on smaller images, which are less work
-    assert pace.seconds_for(10.0) == pytest.approx(20.0)
+    assert steps(0, 100, 1.0) == pytest.approx(100 * 1.0 + 200 * 4.0)  # full images are four times the work
+    clock[0] += 500.0  # a validation: `start` leaves it out
+    assert steps(100, 200, 0.5) == pytest.approx(200 * 2.0)
+    left.validation_s = 7.0
+    assert left.seconds(Progress(step=200)) == pytest.approx(200 * 2.0 + 2 * 7.0)

@@ -23,7 +23,7 @@ from fastcifar import AugmentConfig, make_loader, open_beton
 from fastcifar.augment.draws import draws
 from fastcifar.augment.torch_ops import fill_values
 from fastcifar.beton import manifest_path
-from fastcifar.config import read_pipeline
+from fastcifar.config import NO_AUGMENT, read_pipeline
 from fastcifar.converters import Source, convert
 from fastcifar.converters.synthetic import SyntheticSplit
 from fastcifar.errors import DataError, FastcifarError, UsageError
@@ -378,6 +378,63 @@ def test_a_mean_that_is_not_three_numbers_never_reaches_a_kernel(data_dir: Path,
     for name in ("mean", "std"):
         with pytest.raises(UsageError, match=rf"{name} is .*; expected three numbers from 0 to 255"):
             make_loader(data_dir / "train.beton", batch_size=10, **{name: mean})
+
+
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        IMAGENET,
+        {"mean": IMAGENET["mean"]},
+        {"std": IMAGENET["std"]},
+        {"mean": np.full(3, 0.5), "std": [63, 62, 66]},
+        {"mean": (125, 122, 113), "std": torch.tensor([0.25, 0.24, 0.26])},
+        {"mean": (1, 1, 1)},
+        {"mean": (0, 0, 0), "std": (1 / 255,) * 3},
+    ],
+)
+def test_statistics_of_the_scale_0_to_1_are_refused(data_dir: Path, given: dict[str, Any]) -> None:
+    for name in ("resident", "ffcv", "albumentations"):
+        with pytest.raises(UsageError, match=r"expected 0\.\.255; these look like 0\.\.1; multiply by 255"):
+            make_loader(data_dir / "train.beton", batch_size=10, loader=name, **given)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"mean": (0, 0, 0), "std": (1, 1, 1)},
+        {"mean": (125, 122, 113), "std": (1, 1, 1)},
+        {"mean": (0, 0, 0), "std": (255, 255, 255)},
+        {"mean": torch.tensor([125.0, 122.0, 113.0]), "std": np.float32([63, 62, 66])},
+        {"mean": (0.3, 122, 113), "std": (0, 62, 66)},
+    ],
+)
+def test_statistics_that_change_nothing_or_are_of_0_to_255_are_taken(data_dir: Path, given: dict[str, Any]) -> None:
+    loader = make_loader(data_dir / "train.beton", batch_size=10, **given)
+    assert loader.mean.tolist() == pytest.approx(np.asarray(given["mean"]).tolist())
+
+
+def test_statistics_of_very_dark_images_are_taken(tmp_path: Path) -> None:
+    pixels = (np.random.default_rng(0).random((20, 8, 8, 3)) < 0.3).astype(np.uint8)
+    splits = {"train": ArraySplit(pixels), "test": ArraySplit(pixels[:5] * 3)}
+    convert(Source(description="", class_names=("a", "b"), splits=splits), tmp_path)
+    train = make_loader(tmp_path / "train.beton", NO_AUGMENT, batch_size=5)
+    assert train.mean.max() < 1
+    make_loader(tmp_path / "test.beton", train=False, mean=train.mean, std=train.std)
+
+
+@pytest.mark.parametrize("values", [torch.empty(3, device="meta"), torch.ones(3, requires_grad=True) * -1, [[1, 2, 3]]])
+def test_odd_statistics_are_one_line(data_dir: Path, values: Any) -> None:
+    with pytest.raises(UsageError, match="expected three numbers from 0 to 255, for red, green and blue") as caught:
+        make_loader(data_dir / "train.beton", batch_size=10, mean=values)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_std_of_zero_for_channels_that_vary_is_refused(data_dir: Path) -> None:
+    with pytest.raises(UsageError, match=r"std is \(0, 0, 0\); expected 0 only for a channel that never varies"):
+        make_loader(data_dir / "train.beton", batch_size=10, std=(0, 0, 0))
 
 
 def test_resident_keeps_a_copy_of_a_file_that_others_can_write_to(own_data_dir: Path) -> None:

@@ -18,6 +18,7 @@ from fastcifar.models import make_model, stages_of
 from fastcifar.models.trial import place
 from fastcifar.training.checkpoint import DataInfo, load_weights, save_weights
 from fastcifar.training.optimizer import decayed, make_optimizer, muon_names
+from fastcifar.training.step import Step
 
 IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -103,6 +104,17 @@ class MadeWeight(Own):
         return self.net(images + nn.functional.conv2d(images, self.maker(self.code), padding=1).mean(1, keepdim=True))
 
 
+class InWindows(Own):
+    """A module gives four windows of each image, (4 N, 3, 16, 16)."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.windows = nn.Upsample(scale_factor=0.5)
+
+    def forward(self, images: torch.Tensor) -> Any:
+        return self.net(images + self.windows(torch.cat([images] * 4)).mean())
+
+
 class Frozen(Own):
     def forward(self, images: torch.Tensor) -> Any:
         with torch.no_grad():
@@ -128,6 +140,7 @@ def own(name: str) -> ModelConfig:
         ("WithStages", ("net.0", "net.2")),
         ("InPlace", ("net.1", "net.2")),
         ("MadeWeight", ("net.1", "net.2")),
+        ("InWindows", ("net.1", "net.2")),
         ("Frozen", ()),
     ],
 )
@@ -220,6 +233,21 @@ class ExtraState(Own):
 def test_what_cannot_be_trained_or_kept_is_told_before_training(name: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         make_model(own(name), 5)
+
+
+class FewImages(Own):
+    def forward(self, images: torch.Tensor) -> Any:
+        if len(images) > 2:
+            raise ValueError("two images at most")
+        return self.net(images)
+
+
+def test_what_fails_in_training_names_the_network() -> None:
+    config = TrainConfig(model=own("FewImages").name, lr=0.1)
+    model = make_model(config.network, 5)
+    step = Step(model, model, make_optimizer(model, config), config, "off")
+    with pytest.raises(UsageError, match=r"fails on images \(3, 3, 32, 32\) \(ValueError: two images at most\)"):
+        step(torch.zeros(3, 3, 32, 32), torch.zeros(3, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("name", ["weight_norm", "old_spectral_norm", "pruned", "lazy", "WithView"])

@@ -52,6 +52,8 @@ def test_a_users_settings_change_no_picture_and_stay(tmp_path: Path) -> None:
         with matplotlib.rc_context(theirs), np.errstate(all="raise"), np.printoptions(legacy="1.13"):
             assert drawn(tmp_path) == usual
             assert {key: matplotlib.rcParams[key] for key in theirs} == theirs
+            with plotting.own_context():
+                assert set(np.geterr().values()) == {"ignore"}
             assert set(np.geterr().values()) == {"raise"}
     finally:
         matplotlib.rcParams["backend"] = before
@@ -95,6 +97,11 @@ def test_pictures_are_drawn_whatever_the_environment_says(
     assert (tmp_path / "picture.png").read_bytes() == expected_picture.read_bytes()
     if expected is not None:  # the user's own settings, for the user
         assert told.stdout.strip() == expected
+
+
+def test_the_ticks_of_the_accuracy_say_what_they_are() -> None:
+    (axis,) = plotting.curves([ONE_EPOCH], ("accuracy",)).axes
+    assert [axis.yaxis.get_major_formatter()(value) for value in (0.625, 0.6, 0.07)] == ["62.5%", "60%", "7%"]
 
 
 def test_a_run_of_one_epoch_has_one_tick_on_its_axis() -> None:

@@ -254,6 +254,11 @@ def test_maps_of_other_weights_are_named(tmp_path: Path) -> None:
     assert "explain/: made with other weights than those of the run; 'fastcifar explain'" in text_of(report_of(run))
 
 
+def test_joiners_within_words_stay() -> None:
+    for name in ("\u06a9\u062a\u0627\u0628\u200c\u0647\u0627", "\U0001f469\u200d\U0001f680"):
+        assert clean(name) == name
+
+
 def test_names_are_shown_as_text(tmp_path: Path) -> None:
     page = report_of(make.whole_run(tmp_path / "<b>run", HOSTILE))
     assert page.count("<script>") == 1

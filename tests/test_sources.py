@@ -371,6 +371,86 @@ def test_an_archive_with_a_wrong_checksum_is_refused(official: Path) -> None:
         open_source(archive)
 
 
+@pytest.mark.parametrize("how", ["tar", "tar.xz", "zip", "flat zip", "dotted tar"])
+def test_the_official_files_packed_another_way_are_taken(official: Path, tmp_path: Path, how: str) -> None:
+    """As by a browser that unpacks the .gz, or a website that packs its own."""
+    expected = pixels(official)
+    path = tmp_path / f"again.{how.split()[-1]}"
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w") as zipped:
+            for file in official.iterdir():
+                zipped.write(file, file.name if how == "flat zip" else f"cifar-10-batches-py/{file.name}")
+    else:
+        with tarfile.open(path, "w:xz" if how == "tar.xz" else "w") as archive:
+            archive.add(
+                official.parent if how == "dotted tar" else official, "." if how == "dotted tar" else official.name
+            )
+    assert pixels(path) == expected
+    (official / "data_batch_3").write_bytes(b"changed")
+    again = pack(official.parent, "tar")
+    with pytest.raises(DataError, match="not the official CIFAR-10 files .data_batch_3 has the MD5 .*, the official"):
+        open_source(again)
+    (official / "data_batch_3").unlink()
+    for place in (pack(official.parent, "zip"), official):
+        with pytest.raises(DataError, match="not the official CIFAR-10 files .data_batch_3 is missing"):
+            open_source(place)
+
+
+def test_an_archive_whose_checksum_is_wrong_is_not_sent_round_in_a_circle(official: Path) -> None:
+    archive = official.parents[1] / "cifar-10-python.tar.gz"
+    with archive.open("ab") as file:
+        file.write(b"\0")
+    with pytest.raises(DataError, match="unpack it and give the folder") as caught:
+        open_source(archive)
+    assert "download" not in str(caught.value)
+    assert pixels(official)["train"]  # as it says
+
+
+OTHER_VERSIONS = {
+    "binary version of CIFAR-10": ("cifar-10-batches-bin", "data_batch_1.bin"),
+    "matlab version of CIFAR-10": ("cifar-10-batches-mat", "batches.meta.mat"),
+    "binary version of CIFAR-100": ("cifar-100-binary", "train.bin"),
+    "matlab version of CIFAR-100": ("cifar-100-matlab", "train.mat"),
+}
+
+
+@pytest.mark.parametrize("version", list(OTHER_VERSIONS))
+def test_the_other_versions_of_cifar_are_named(tmp_path: Path, version: str) -> None:
+    folder, name = OTHER_VERSIONS[version]
+    root = tmp_path / "data"
+    (root / folder).mkdir(parents=True)
+    (root / folder / name).write_bytes(b"x")
+    python = "cifar-100-python" if "100" in version else "cifar-10-python"
+    for place in (root, pack(root, "tar.gz"), pack(root, "zip")):
+        with pytest.raises(DataError, match=rf"the {version}, which is not read; expected .* {python}\.tar\.gz"):
+            open_source(place)
+
+
+def test_one_file_of_cifar_is_named(official: Path) -> None:
+    with pytest.raises(DataError, match="one file of CIFAR-10; expected the folder that it is from"):
+        open_source(official / "data_batch_1")
+    (official / "batches.meta").unlink()
+    with pytest.raises(DataError, match=r"not the official CIFAR-10 files \(batches\.meta is missing\)"):
+        open_source(official)
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b"<!DOCTYPE html><title>404</title>", "an HTML page"),
+        (b"7z\xbc\xaf\x27\x1c" + bytes(50), "a 7-Zip archive"),
+        (b"Rar!\x1a\x07\0" + bytes(50), "a RAR archive"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "a Git LFS pointer"),
+        (b"", "an empty file"),
+    ],
+)
+def test_what_is_no_archive_is_named(tmp_path: Path, content: bytes, kind: str) -> None:
+    path = tmp_path / "cifar-10-python.tar.gz"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=f"not a whole tar or zip archive .it is {kind}"):
+        open_source(path)
+
+
 class Payload:
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return os.system, (f"touch {self.target}",)

@@ -33,7 +33,6 @@ from fastcifar.training.evaluate import predict
 from fastcifar.training.processes import Processes
 from fastcifar.training.progress import SilentReporter, duration
 from fastcifar.training.run_folder import create_run
-from fastcifar.training.split import hold_out
 
 
 @pytest.fixture(autouse=True)
@@ -583,39 +582,6 @@ def test_an_unknown_device_is_refused(data_dir: Path, tmp_path: Path) -> None:
     for device in ("cuda:99", "toaster", "meta"):
         with pytest.raises(UsageError, match=f"device is '{device}'"):
             train(tiny(data_dir, device=device), runs_dir=tmp_path)
-
-
-def test_the_same_number_of_each_class_is_held_out() -> None:
-    labels = np.random.default_rng(0).integers(0, 10, 1_000)
-    rows, held = hold_out(labels, 10, 200, seed=3)
-    assert np.bincount(labels[held]).tolist() == [20] * 10
-    assert sorted([*rows, *held]) == list(range(1_000))
-    again = hold_out(labels, 10, 200, seed=3)
-    other = hold_out(labels, 10, 200, seed=4)
-    assert (again[1] == held).all()
-    assert (other[1] != held).any()
-
-
-def test_cifar_holds_out_five_thousand() -> None:
-    _, held = hold_out(np.arange(50_000) % 10, 10, None, seed=0)
-    assert len(held) == 5_000
-
-
-@pytest.mark.parametrize(
-    ("val_size", "message"),
-    [
-        (15, "val_size is 15; expected a multiple of 10"),
-        (100, "val_size is 100, 10 of each class.*expected at most 90"),
-    ],
-)
-def test_a_validation_set_that_cannot_be_is_refused(val_size: int, message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        hold_out(np.arange(100) % 10, 10, val_size, seed=0)
-
-
-def test_tiny_data_holds_out_nothing_by_default() -> None:
-    rows, held = hold_out(np.arange(30) % 10, 10, None, seed=0)
-    assert (len(rows), len(held)) == (30, 0)
 
 
 def test_the_schedule_lowers_the_rate(data_dir: Path, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from fastcifar.cli.preview import preview
 from fastcifar.cli.recipes import recipes
 from fastcifar.cli.report import report
 from fastcifar.cli.train import train
-from fastcifar.errors import FastcifarError, Stopped, UsageError
+from fastcifar.errors import FastcifarError, Stopped, UsageError, without_addresses
 
 LAST_STREAM = 2
 
@@ -115,7 +115,8 @@ def _tell(error: Exception) -> int:
 
 
 def _one_line(message: str) -> str:
-    """The message on one line, without characters that would steer a terminal."""
+    """The message on one line, without memory addresses and characters that would steer a terminal."""
+    message = without_addresses(message)
     if message.isprintable():  # then the spaces in a command that it shows count
         return message
     return " ".join("".join(c if c.isprintable() else " " for c in message).split())

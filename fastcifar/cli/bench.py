@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from fastcifar.cli import options
+from fastcifar.cli.settings import as_flags, typed
 from fastcifar.config import MODELS
 
 
@@ -29,7 +30,10 @@ from fastcifar.config import MODELS
 @options.threads
 @options.data_dir
 @options.as_json
+@click.pass_context
 def bench(
+    context: click.Context,
+    /,
     batch_size: int,
     models: tuple[str, ...],
     steps: bool,
@@ -51,6 +55,7 @@ def bench(
 
     from fastcifar import measure
     from fastcifar.bench import loader_rows, step_rows
+    from fastcifar.cli.output import command_line, show_next
     from fastcifar.loaders import open_for
     from fastcifar.training.device import choose_device, choose_threads
 
@@ -72,3 +77,4 @@ def bench(
     click.echo(measure.table(rows, used))
     where = about["gpu"] or f"{about['machine']}, {about['threads']} threads"
     click.echo(f"\n{about['data']}; {where}; torch {about['versions']['torch']}")
+    show_next(command_line("fastcifar", "train", "--recipe", "fast", *as_flags(context, typed(context, ["data_dir"]))))

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from fastcifar.cli import options
+from fastcifar.cli.settings import as_flags, typed
 
 
 @click.command()
@@ -38,20 +39,40 @@ from fastcifar.cli import options
     help="jpeg: smaller files for large images; only the ffcv loader reads them.",
 )
 @click.option("--quality", type=click.IntRange(1, 100), default=90, show_default=True, help="Of --encode jpeg.")
+@click.option(
+    "--skip-empty-classes",
+    is_flag=True,
+    help="Leave out class folders without an image, which are an error otherwise: classes after them get other labels.",
+)
 @options.data_dir
 @options.as_json
-def convert(source: str | Path, dataset: str, encode: str, quality: int, data_dir: Path, as_json: bool) -> None:
+@click.pass_context
+def convert(
+    context: click.Context,
+    /,
+    source: str | Path,
+    dataset: str,
+    encode: str,
+    quality: int,
+    skip_empty_classes: bool,
+    data_dir: Path,
+    as_json: bool,
+) -> None:
     """Write images as FFCV betons, read back and compared, with a manifest.
 
     What was there before is replaced only when both new files are complete.
     """
     from fastcifar import converters
-    from fastcifar.cli.output import Bars
+    from fastcifar.beton import require_classes
+    from fastcifar.cli.output import Bars, command_line, show_next
 
     with Bars() as bars:
         bars.begin("opening", None)
-        with converters.open_source(source, dataset=dataset, download_dir=data_dir) as opened:
+        with converters.open_source(
+            source, dataset=dataset, download_dir=data_dir, skip_empty_classes=skip_empty_classes
+        ) as opened:
             bars.end()
+            require_classes(source, opened.class_names)
             for name, split in opened.splits.items():
                 bars.bar(name, 2 * len(split))  # each image is written, then compared
             manifests = converters.convert(
@@ -67,3 +88,5 @@ def convert(source: str | Path, dataset: str, encode: str, quality: int, data_di
             f"{path}: {manifest.num_samples:,} images of {height}x{width}, {len(manifest.class_names)} classes, "
             f"from {manifest.source}"
         )
+    inspect = command_line("fastcifar", "inspect", data_dir / "train.beton")
+    show_next(inspect, command_line("fastcifar", "train", *as_flags(context, typed(context, ["data_dir"]))))

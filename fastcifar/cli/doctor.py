@@ -17,7 +17,7 @@ def doctor(as_json: bool) -> None:
     """Show versions, device and loaders, and the line that installs what is missing."""
     import json
 
-    from fastcifar.cli.output import table
+    from fastcifar.cli.output import command_line, show_next, table
 
     facts = examine()
     if as_json:
@@ -33,6 +33,7 @@ def doctor(as_json: bool) -> None:
         (f"loader {name}", "works" if state["works"] else state["why"]) for name, state in facts["loaders"].items()
     ]
     click.echo(table(rows))
+    show_next(command_line("fastcifar", "convert"))
 
 
 def examine() -> dict[str, Any]:

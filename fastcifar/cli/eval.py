@@ -46,7 +46,7 @@ def evaluate(
     """
     import json
 
-    from fastcifar.cli.output import Bars, table
+    from fastcifar.cli.output import Bars, command_line, show_next, table
     from fastcifar.explain import evaluate_run
     from fastcifar.training import find_run
     from fastcifar.training.device import choose_threads
@@ -84,6 +84,7 @@ def evaluate(
     click.echo(f"\nmost confused: {'; '.join(pairs)}" if pairs else "\nnothing is misclassified")
     for file in made.files:
         click.echo(file)
+    show_next(command_line("fastcifar", "explain", folder.path, *options.trust_flags(model)))
 
 
 def _share(value: float) -> str:

@@ -123,7 +123,7 @@ def explain(
 
     import json
 
-    from fastcifar.cli.output import Bars, write_report
+    from fastcifar.cli.output import Bars, command_line, show_next, write_report
     from fastcifar.explain import explain_run
     from fastcifar.training import find_run
     from fastcifar.training.device import choose_threads
@@ -164,6 +164,7 @@ def explain(
         click.echo(f"{sheets[0].parent}/ ({len(sheets)} sheets)")
     if report:
         click.echo(report)
+    show_next(command_line("fastcifar", "eval", folder.path, *options.trust_flags(model)))
 
 
 def _sorted_out(

@@ -17,8 +17,8 @@ def inspect(beton: Path, as_json: bool) -> None:
     """Show what BETON holds; its structure, and its SHA-256 against the manifest, are checked."""
     import numpy as np
 
-    from fastcifar.beton import manifest_path, open_beton
-    from fastcifar.cli.output import table
+    from fastcifar.beton import empty_classes, manifest_path, open_beton
+    from fastcifar.cli.output import command_line, show_next, table
 
     opened = open_beton(beton)
     counts = np.bincount(opened.labels, minlength=len(opened.class_names)).tolist()
@@ -27,6 +27,8 @@ def inspect(beton: Path, as_json: bool) -> None:
             f"warning: no manifest {manifest_path(beton)}: the structure was checked, the pixels cannot be",
             err=True,
         )
+    if warning := empty_classes(opened):
+        click.echo(f"warning: {warning}", err=True)
     if as_json:
         facts = {
             "num_samples": len(opened),
@@ -41,7 +43,8 @@ def inspect(beton: Path, as_json: bool) -> None:
         }
         click.echo(json.dumps(facts))
         return
-    classes = "\n".join(f"  {name:<20} {count:>8,}" for name, count in zip(opened.class_names, counts, strict=True))
+    named = zip(opened.class_names, counts, strict=True)
+    classes = "\n".join(f"  {name:<20} {count:>8,}" for name, count in named if count or opened.verified)
     rows = [
         ("images", f"{len(opened):,}"),
         ("image shape", "{} x {} x {}".format(*opened.image_shape)),
@@ -55,3 +58,6 @@ def inspect(beton: Path, as_json: bool) -> None:
         ),
     ]
     click.echo(f"{table(rows)}\nclasses\n{classes}")
+    folder: list[str | Path] = [] if beton.parent == Path("data") else ["--data-dir", beton.parent]
+    if beton.name == "train.beton":
+        show_next(command_line("fastcifar", "preview", *folder), command_line("fastcifar", "train", *folder))

@@ -70,7 +70,7 @@ def lr_find(
 
     import json
 
-    from fastcifar.cli.output import Bars, command_line, table
+    from fastcifar.cli.output import Bars, command_line, show_next, table
     from fastcifar.training.find_lr import find_in_new_folder
 
     test = RangeTest.of(config.optimizer, num_steps=steps, start_lr=start_lr, end_lr=end_lr, mode=mode)
@@ -101,9 +101,10 @@ def lr_find(
     else:
         rows: list[tuple[str, Any]] = [(name, f"{rate:.3g}") for name, rate in curve.suggestions.items()]
         click.echo(table(rows))
-        click.echo(f"next: {line}")
     for file in files:
         click.echo(file)
+    if found is not None:
+        show_next(line)
 
 
 def _rates(config: TrainConfig, lr: float) -> dict[str, float]:

@@ -161,3 +161,9 @@ def table(rows: list[tuple[str, Any]]) -> str:
     """Two columns of text."""
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def show_next(*commands: str) -> None:
+    """Print the commands that usually follow, each ready to be pasted into a shell."""
+    for command in commands:
+        click.echo(f"next: {command}")

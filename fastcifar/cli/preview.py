@@ -8,6 +8,8 @@ from typing import Any
 import click
 
 from fastcifar.cli import options, settings
+from fastcifar.cli.settings import typed
+from fastcifar.cli.train import train
 
 
 @click.command()
@@ -25,6 +27,7 @@ def preview(context: click.Context, /, n: int, each: int, out: Path, as_json: bo
 
     import json
 
+    from fastcifar.cli.output import command_line, show_next
     from fastcifar.explain import preview as draw
 
     num_images = draw(config, out, n=n, each=each)
@@ -32,3 +35,6 @@ def preview(context: click.Context, /, n: int, each: int, out: Path, as_json: bo
         click.echo(json.dumps({"num_images": num_images, "versions": n, "files": [str(out)]}))
         return
     click.echo(out)
+    known = {param.name for param in train.params}
+    given_now = [key for key in typed(context, context.params) if key in known]
+    show_next(command_line("fastcifar", "train", *settings.as_flags(context, given_now)))

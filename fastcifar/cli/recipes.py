@@ -19,7 +19,7 @@ def recipes(name: str | None, as_json: bool) -> None:
     import yaml
 
     from fastcifar import recipes as known
-    from fastcifar.cli.output import table
+    from fastcifar.cli.output import command_line, show_next, table
 
     chosen = [known.load(each) for each in ((name,) if name else known.names())]
     if as_json:
@@ -27,10 +27,12 @@ def recipes(name: str | None, as_json: bool) -> None:
         return
     if name is None:
         click.echo(table([(r.name, r.about.get("title", "")) for r in chosen]))
-        click.echo("\nSettings and history: fastcifar recipes NAME. Use one: fastcifar train --recipe NAME")
+        click.echo()
+        show_next(command_line("fastcifar", "recipes", "fast"), command_line("fastcifar", "train", "--recipe", "fast"))
         return
     (recipe,) = chosen
     for key, text in recipe.about.items():
         click.echo(textwrap.fill(f"{key}: {' '.join(text.split())}", 100, subsequent_indent="  "))
     click.echo("settings:")
     click.echo(textwrap.indent(yaml.safe_dump(recipe.settings, sort_keys=False, allow_unicode=True), "  ").rstrip())
+    show_next(command_line("fastcifar", "train", "--recipe", name))

@@ -20,9 +20,17 @@ def report(run: str | None, runs_dir: Path, as_json: bool) -> None:
     """
     import json
 
+    from fastcifar.cli.output import command_line, show_next
     from fastcifar.report import write_report
     from fastcifar.training import find_run
 
     folder = find_run(run, runs_dir, trained=True)
     file = write_report(folder)
-    click.echo(json.dumps({"run": str(folder.path), "file": str(file)}) if as_json else file)
+    if as_json:
+        click.echo(json.dumps({"run": str(folder.path), "file": str(file)}))
+        return
+    click.echo(file)
+    code = folder.read_config().network
+    show_next(
+        command_line("fastcifar", "explain", folder.path, *options.trust_flags(code.name if code.names_code else None))
+    )

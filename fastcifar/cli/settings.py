@@ -173,7 +173,7 @@ DATA = [
     _setting("--shuffle", "window: for betons larger than memory.", type=click.Choice(("full", "window"))),
     _setting(
         "--val-size",
-        "Training images held out for validation, as many of each class; 0: none.  [default: a tenth]",
+        "Training images held out for validation, of each class its share; 0: none.  [default: a tenth]",
         type=int,
     ),
     _SEED,

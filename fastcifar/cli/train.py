@@ -53,7 +53,7 @@ def train(
 
     import json
 
-    from fastcifar.cli.output import Bars, table, write_report
+    from fastcifar.cli.output import Bars, command_line, show_next, table, write_report
     from fastcifar.training import find_run
     from fastcifar.training import train as run_training
     from fastcifar.training.processes import join
@@ -94,6 +94,11 @@ def train(
     if report:
         rows.append(("report", report))
     click.echo(table(rows))
+    show_next(
+        command_line(
+            "fastcifar", "explain", run.path, *options.trust_flags(config.model if config.network.names_code else None)
+        )
+    )
 
 
 def _resumed(context: click.Context, stored: TrainConfig, given: TrainConfig) -> TrainConfig:

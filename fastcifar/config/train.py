@@ -132,7 +132,7 @@ class TrainConfig:
     sync_bn: bool = False
     """Batch normalisation over the images of all processes."""
     val_size: int | None = None
-    """Training images held out for validation, the same number of each class; 0 trains on all; None is a tenth."""
+    """Training images held out for validation, of each class its share; 0 trains on all; None is a tenth."""
     seed: int = 0
     """Decides initial weights, order, augmentation and the validation images."""
     deterministic: bool = False

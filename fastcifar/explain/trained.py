@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from fastcifar.augment.torch_ops import normalisation, normalise
-from fastcifar.beton import Beton
+from fastcifar.beton import Beton, require_classes
 from fastcifar.errors import CheckpointError, DataError, UsageError
 from fastcifar.loaders import make_loader, open_for
 from fastcifar.models.trial import place
@@ -33,10 +33,12 @@ class Trained:
     ) -> None:
         """trusted: 'package.module:function', if that is the run's network and you know what it does.
 
-        Raises CheckpointError (6) if there are no weights, or none that can be read; UsageError (2).
+        Raises CheckpointError (6) if there are no weights, or none that can be read; DataError (4) if they know one
+        class; UsageError (2).
         """
         self.run = run
         self.model, self.info, facts = checkpoint.load_weights(run.best, trusted)
+        require_classes(run.best, self.info.class_names)
         self.weights_sha256: str = facts["file_sha256"]
         self.device = choose_device(device)
         place(self.model, self.device)
@@ -68,7 +70,7 @@ class Trained:
             raise DataError(f"{beton.path}: not the file that {self.run.path} was trained on; give it with --data-dir")
         _, rows = hold_out(beton.labels, len(self.info.class_names), self.config.val_size, self.config.seed)
         if not len(rows):
-            raise UsageError(f"{self.run.path} was trained on all images (--val-size 0); expected --split test")
+            raise UsageError(f"{self.run.path}: no image was held out from training; expected --split test")
         return rows
 
     def predictions(self, split: str, beton: Beton, tta: str, reporter: Reporter) -> Predictions:

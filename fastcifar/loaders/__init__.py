@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fastcifar.beton import Beton, open_beton
+from fastcifar.beton import Beton, empty_classes, open_beton
 from fastcifar.checks import require_bool, require_choice, require_int
 from fastcifar.config import LOADERS, NO_AUGMENT, SHUFFLES, AugmentConfig
 from fastcifar.errors import FastcifarError, UsageError
@@ -123,6 +123,8 @@ def open_for(loader: str, path: str | os.PathLike[str], device: torch.device | s
     beton = open_beton(path, in_memory=loader == "resident" or size < SHARE_OF_MEMORY * free)
     if not beton.verified:
         log.warning("%s has no manifest: its structure was checked, its pixels cannot be", beton.path)
+    if warning := empty_classes(beton):
+        log.warning("%s", warning)
     return beton
 
 

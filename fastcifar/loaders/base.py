@@ -30,6 +30,7 @@ from fastcifar.threads import Threads
 log = logging.getLogger(__name__)
 Rows = npt.NDArray[np.int64]
 LEAST_STD = 1e-6  # of values 0..255: that of a beton in which one byte differs is above it; 1 / 1e-39 overflows float32
+LARGEST_DARK = 4.0  # of a mean or std, 0..255: for images that are darker a mean or std below 1 is not suspicious
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.uint8)
 
 
@@ -118,16 +119,28 @@ def require_part(part: tuple[int, int], batch_size: int) -> None:
         raise UsageError(f"batch_size is {batch_size}, of {count} processes together; expected a multiple of {count}")
 
 
-def _three(name: str, values: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """A value for each channel, (3,) float64. The kernels trust it after this."""
+def _three(name: str, values: npt.ArrayLike, own: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """A value for each channel, (3,) float64. The kernels trust it after this. own: the statistic of the beton itself,
+    by which values of the scale 0..1 are told from those of very dark images."""
+    shown = " ".join(str(values).split())
+    shown = shown if len(shown) < 80 else f"{shown[:70]}…"
     try:
         array = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RuntimeError):  # torch raises that one for tensors that are on no CPU
         array = np.empty(0)
     if array.shape == (3,) and name == "std" and ((array > 0) & (array < LEAST_STD)).any():
-        raise UsageError(f"std is {values!r}; expected 0 (a channel that never varies) or at least {LEAST_STD:g}")
+        raise UsageError(f"std is {shown}; expected 0 (a channel that never varies) or at least {LEAST_STD:g}")
     if array.shape != (3,) or not ((array >= 0) & (array <= 255)).all():  # a NaN is within nothing
-        raise UsageError(f"{name} is {values!r}; expected three numbers from 0 to 255")
+        raise UsageError(f"{name} is {shown}; expected three numbers from 0 to 255, for red, green and blue")
+    if own.max() <= LARGEST_DARK:
+        return array
+    if name == "std" and not array.any():
+        raise UsageError(
+            f"std is {shown}; expected 0 for channels that never vary alone; leave it out for the data's own"
+        )
+    changes_nothing = (array == (0 if name == "mean" else 1)).all()
+    if array.max() <= 1 and not changes_nothing:
+        raise UsageError(f"{name} is {shown}; expected 0..255; these look like 0..1; multiply by 255")
     return array
 
 
@@ -176,7 +189,7 @@ class Loader(Conventions, ABC):
                 f"expected at most {len(rows)}, the number of images"
             )
         self.beton, self.config = beton, config
-        self.mean, self.std = _three("mean", mean), _three("std", std)
+        self.mean, self.std = _three("mean", mean, beton.mean), _three("std", std, beton.std)
         self.mean32, self.inv_std32 = normalisation(self.mean, self.std)
         self.fill = fill_values(config.augment, self.mean)
         self._chosen = np.zeros(len(beton), dtype=bool)

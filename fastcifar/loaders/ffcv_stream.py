@@ -75,6 +75,7 @@ class FfcvLoader(Loader):
     def __init__(self, beton: Beton, config: LoaderConfig, rows: Rows, mean: npt.ArrayLike, std: npt.ArrayLike) -> None:
         super().__init__(beton, config, rows, mean, std)
         num_threads = torch.get_num_threads()
+        fields = beton.fields
         decoder = JpegDecoder() if beton.encoding == "jpeg" else SimpleRGBImageDecoder()
         try:
             # One worker: its operations are then compiled without Numba's thread pools, which abort the process
@@ -86,7 +87,7 @@ class FfcvLoader(Loader):
                     num_workers=1,
                     os_cache=False,
                     drop_last=False,
-                    pipelines={"image": [decoder], "label": [IntDecoder()]},
+                    pipelines={fields.image: [decoder], fields.label: [IntDecoder()], **dict.fromkeys(fields.unused)},
                 )
         finally:
             torch.set_num_threads(num_threads)  # FFCV sets it to its number of workers
@@ -173,7 +174,7 @@ class _Epoch(EpochIterator):  # type: ignore[misc] # FFCV has no types
             raise item
         if isinstance(item, BaseException):
             raise FastcifarError(f"FFCV failed while reading ({type(item).__name__}: {item})") from item
-        images, labels = item
+        images, labels = item if item[0].ndim == 4 else item[::-1]  # in the order of the file's fields
         return images, labels.reshape(-1)
 
     def close(self) -> None:

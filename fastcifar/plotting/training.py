@@ -35,9 +35,7 @@ def curves(history: Sequence[dict[str, Any]], panels: Sequence[str] = PANELS) ->
         else:
             _draw_both(axis, history, what)
         axis.set_xlabel("epoch")
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        if len(history) == 1:  # room on both sides, less than to the next epoch
-            axis.set_xlim(history[0]["epoch"] - 0.6, history[0]["epoch"] + 0.6)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))  # one epoch: one tick
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
     return figure
@@ -55,7 +53,7 @@ def _draw_both(axis: Any, history: Sequence[dict[str, Any]], what: str) -> None:
     axis.set_title(what.capitalize())
     axis.legend(frameon=False)
     if what == "accuracy":
-        axis.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        axis.yaxis.set_major_formatter(lambda value, _: f"{value * 100:.4g}%")
 
 
 def _draw_rates(axis: Any, history: Sequence[dict[str, Any]]) -> None:

@@ -23,8 +23,8 @@ def write_report(run: RunFolder) -> Path:
     """Write report.html into the folder of a run; returns its path. Neither the data nor the network is needed.
 
     What is not there is left out; a file that is damaged is named in the page, as is a picture that cannot be drawn,
-    which is a warning too. Raises DataError (4) if there is
-    nothing to tell, FastcifarError (1) if the page cannot be written.
+    which is a warning too. Raises DataError (4) if there is nothing to tell, FastcifarError (1) if the page cannot be
+    written.
     """
     files = RunFiles(run.path)
     found = {

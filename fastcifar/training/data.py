@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fastcifar.beton import Beton
+from fastcifar.beton import Beton, require_classes
 from fastcifar.config import TrainConfig
 from fastcifar.errors import DataError, UsageError
 from fastcifar.loaders import Loader, choose_loader, make_loader, open_for
@@ -39,6 +39,7 @@ class Loaders:
         train, test = (open_for(name, path, device) for path in paths)
         if config.loader == "auto" and config.augment.pipeline is None and "jpeg" in (train.encoding, test.encoding):
             name, self.chosen = "ffcv", "ffcv (the images are JPEG)"
+        require_classes(train.path, train.class_names)
         self._check_pair(train, test)
         num_classes = len(train.class_names)
         rows, val_rows = hold_out(train.labels, num_classes, config.val_size, config.seed)
@@ -61,6 +62,8 @@ class Loaders:
         self.val = make_eval(train, val_rows) if len(val_rows) else None
         self.test = make_eval(test, np.arange(len(test)))
         self.num_train, self.num_val = len(rows), len(val_rows)
+        num_val_of = np.bincount(train.labels[val_rows], minlength=num_classes)
+        self.not_validated = [name for name, num in zip(train.class_names, num_val_of, strict=True) if not num]
         self.info = DataInfo(
             class_names=train.class_names,
             image_shape=train.image_shape,

@@ -15,7 +15,6 @@ from torch import nn
 
 from fastcifar.checks import require_utf8
 from fastcifar.config import AUTO_SUGGESTIONS, TrainConfig
-from fastcifar.cpus import OtherLoad, available_cpus
 from fastcifar.errors import DivergedError, Stopped
 from fastcifar.file_system import locked
 from fastcifar.loaders import Loader
@@ -35,15 +34,16 @@ from fastcifar.training.find_lr import write_curve
 from fastcifar.training.finish import finish, resume_command
 from fastcifar.training.learner import Learner
 from fastcifar.training.processes import Processes, join
-from fastcifar.training.progress import Pace, Reporter, SilentReporter, duration
+from fastcifar.training.progress import Reporter, SilentReporter
 from fastcifar.training.run_folder import RunFolder, create_run, log_file
 from fastcifar.training.signals import StopRequest
+from fastcifar.training.split import warn_of_few
 from fastcifar.training.step import resized
+from fastcifar.training.time_left import TimeLeft
 
 log = logging.getLogger(__name__)
 SAVE_EVERY_S = 300.0
 ESTIMATE_AFTER = 20
-BUSY_SHARE = 0.2  # of the CPUs: what other processes use before it is worth a line
 LONG_S = 3600.0
 FAST_RECIPE = "fast"
 CHECK_LOSS_EVERY = 20  # on a GPU, where looking at a number waits for the device
@@ -112,12 +112,10 @@ class Trainer:
             self.loaders.close()
             raise
         self._saved_at = time.monotonic()
-        self._pace = Pace()
-        self._others: OtherLoad | None = OtherLoad()
+        shape = self.learner.data.image_shape
+        self._time_left = TimeLeft(self.learner.config, self.learner.num_steps, shape, processes.count == 1)
         self._steps_here = 0
         """Steps since this process began or resumed the run."""
-        self._val_s = 0.0
-        """How long the last evaluation of the validation images took."""
         self._told_guessing = False
         self._cut_short = False
         """--max-steps ended an epoch before its end: what was saved then is what more steps go on from."""
@@ -152,6 +150,7 @@ class Trainer:
             self.loaders.num_train,
             self.loaders.num_val,
         )
+        warn_of_few(self.loaders.num_val, self.loaders.not_validated, self.config.val_size)
         # an epoch whose steps are done may still have to be validated, after a stop
         while learner.progress.step < learner.num_steps or learner.progress.batch:
             self._epoch()
@@ -179,14 +178,14 @@ class Trainer:
             progress.loss_sum, progress.correct = loss_sum, round(correct)
             progress.seconds = time.monotonic() - began
 
-        self._pace.start()
+        self._time_left.start()
         done = progress.step >= learner.num_steps  # stopped after its last step: only the validation is left
         batches = loader.epoch(progress.epoch, progress.batch)
         for batch in () if done else batches:
             side = self._side(progress.step)
             images = batch.images if side is None else resized(batch.images, side)
             loss, logits = learner.step(images, batch.labels)
-            self._pace.step(self._work(progress.step, progress.step + 1))
+            self._time_left.step(progress.step)
             self._steps_here += 1
             progress.step += 1
             progress.batch += 1
@@ -195,12 +194,13 @@ class Trainer:
             told = None
             if self.device.type == "cpu" or progress.step % CHECK_LOSS_EVERY == 0:
                 told = float(loss)
-                self.reporter.step(progress.step, told, self._rest_s())
+                self.reporter.step(progress.step, told, self._time_left.seconds(progress))
             learner.schedule.after_step()
             self.reporter.advance(config.batch_size)
             if self._steps_here == ESTIMATE_AFTER:
-                self._log_rest()
-                if progress.epoch == 0 and self._rest_s() > LONG_S and config.recipe != FAST_RECIPE:
+                self._time_left.log(progress)
+                slow = progress.epoch == 0 and self._time_left.seconds(progress) > LONG_S
+                if slow and config.recipe != FAST_RECIPE:
                     log.info("a faster recipe: fastcifar train --recipe %s", FAST_RECIPE)
             if config.log_every and progress.batch % config.log_every == 0:
                 self._log_loss(float(own[0]))
@@ -234,23 +234,6 @@ class Trainer:
                 return side
         return None
 
-    def _work(self, begin: int, end: int) -> float:
-        """The work of these steps, in steps on images of full size."""
-        height, width, _ = self.learner.data.image_shape
-        work, stages = 0.0, [(side**2 / (height * width), until) for side, until in self.config.progressive]
-        for share, until in [*stages, (1.0, 1.0)]:
-            last = min(end, math.ceil(until * self.learner.num_steps))
-            work += share * max(last - begin, 0)
-            begin = max(begin, last)
-        return work
-
-    def _rest_s(self) -> float:
-        """Seconds that the rest of the run takes at the present pace."""
-        progress, config = self.learner.progress, self.config
-        evaluations = config.epochs - progress.epoch if config.max_steps is None else 1
-        steps = self._pace.seconds_for(self._work(progress.step, self.learner.num_steps))
-        return steps + self._val_s * evaluations
-
     def _agree(self, loss: float | None) -> tuple[int, bool]:
         """The signal that one was asked to stop by, or 0, and whether all save now. Raises if a loss is not finite."""
         overdue = time.monotonic() - self._saved_at > SAVE_EVERY_S
@@ -271,18 +254,6 @@ class Trainer:
         if signum:
             go_on = resume_command(self.run, self.config, self.processes)
             raise Stopped(signum, f"saved at step {self.learner.progress.step}; go on with: {go_on}")
-
-    def _log_rest(self) -> None:
-        """Log how long the rest takes; once in a run, too, that other processes slow it down."""
-        if self.learner.progress.step < self.learner.num_steps:
-            log.info("about %s left", duration(self._rest_s()))
-        others, own = self._others, available_cpus()
-        busy = others.cpus() if others is not None and self.processes.count == 1 else None
-        if busy is not None and busy > BUSY_SHARE * own:
-            log.info("other processes keep %.1f of %d CPUs busy: training is slower than alone", busy, own)
-            self._others = None
-        elif others is not None:
-            self._others = OtherLoad()
 
     def _end_epoch(self) -> None:
         learner = self.learner
@@ -305,7 +276,7 @@ class Trainer:
         if self.loaders.val is not None:
             began = time.monotonic()
             answers = self.evaluate(learner.step.scored, self.loaders.val, "validation")
-            self._val_s = time.monotonic() - began
+            self._time_left.validation_s = time.monotonic() - began
             row["val_loss"], row["val_accuracy"] = answers.loss, answers.accuracy
             text += f"  validation loss {answers.loss:.4f} accuracy {answers.accuracy:.2%}"
         log.info("%s  lr %.4g  %.0f images/s", text, row["lr"], row["images_per_s"])
@@ -315,7 +286,7 @@ class Trainer:
         if self._is_best(row, whole):
             self._keep(row)
         progress.begin_next_epoch(row)
-        self._log_rest()
+        self._time_left.log(progress)
         self._cut_short = not whole
         self._save()
         if self.processes.first:

@@ -2,47 +2,12 @@
 
 from __future__ import annotations
 
-import time
-from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 UNKNOWN = ("val_loss", "val_accuracy")
 """Figures that an epoch has only if images are held out."""
 MOST = 1e15
-
-
-class Pace:
-    """How long the rest of a run takes at the pace of the last half minute: a machine gets busy, and idle again.
-
-    Work is counted in training steps on images of full size.
-    """
-
-    WINDOW_S = 30.0
-
-    def __init__(self) -> None:
-        self._steps: deque[tuple[float, float]] = deque()  # seconds and work of each
-        self._seconds = self._work = 0.0
-        self.start()
-
-    def start(self) -> None:
-        """The next step begins now."""
-        self._begin = time.monotonic()
-
-    def step(self, work: float) -> None:
-        """A step has ended, and the next begins."""
-        now = time.monotonic()
-        seconds = now - self._begin
-        self._steps.append((seconds, work))
-        self._seconds, self._work = self._seconds + seconds, self._work + work
-        self._begin = now
-        while self._seconds - self._steps[0][0] > self.WINDOW_S:
-            seconds, work = self._steps.popleft()
-            self._seconds, self._work = self._seconds - seconds, self._work - work
-
-    def seconds_for(self, work: float) -> float:
-        """How long that takes; 0 before the first step."""
-        return work * self._seconds / self._work if self._steps else 0.0
 
 
 class Reporter(Protocol):

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fastcifar.config import TrainConfig
+from fastcifar.errors import UsageError
 from fastcifar.training.device import autocast
 from fastcifar.training.optimizer import decayed, load_optimizer
 
@@ -42,8 +43,14 @@ class Step:
     def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(N, 3, H, W) and (N,) -> the loss, () float32, without penalties, and the logits, (N, classes) float32."""
         config = self.config
-        with autocast(images.device, self.amp):
-            logits = self.model(images)
+        try:
+            with autocast(images.device, self.amp):
+                logits = self.model(images)
+        except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
+            if not config.network.names_code or isinstance(error, torch.OutOfMemoryError):
+                raise
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            raise UsageError(f"model {config.model!r} fails on images {tuple(images.shape)} ({reason})") from error
         logits = logits.float()
         loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
         self.optimizer.zero_grad(set_to_none=True)

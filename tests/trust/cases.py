@@ -45,6 +45,7 @@ def told(*args: object, **more: Any) -> tuple[int, str, str]:
 def the_error(errors: str) -> str:
     """The one line on stderr that begins with 'Error: '; no traceback is there, and nothing after it."""
     assert "Traceback" not in errors, errors
+    assert " object at 0x" not in errors, errors
     lines = errors.strip().splitlines()
     assert lines, "nothing was said"
     assert lines[-1].startswith("Error: "), errors

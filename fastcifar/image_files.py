@@ -1,0 +1,149 @@
+"""What the bytes of a picture's file are, told from their beginning, and which way is up.
+
+Shared by what reads other people's pictures: `fastcifar.converters` and `explain --image`.
+"""
+
+from __future__ import annotations
+
+import re
+
+import PIL.Image
+from PIL.Image import Transpose
+
+ORIENTATION = 0x112
+UPRIGHT_BY = dict(
+    zip(
+        range(2, 9),
+        (
+            Transpose.FLIP_LEFT_RIGHT,
+            Transpose.ROTATE_180,
+            Transpose.FLIP_TOP_BOTTOM,
+            Transpose.TRANSPOSE,
+            Transpose.ROTATE_270,
+            Transpose.TRANSVERSE,
+            Transpose.ROTATE_90,
+        ),
+        strict=True,
+    )
+)
+"""What makes a picture upright, by the value of EXIF's orientation tag; 1 is upright."""
+HEAD_BYTES = 1_024
+"""As many of the first bytes as `kind_of` needs."""
+UNKNOWN = "of an unknown kind"
+_SIGNATURES = (
+    (rb"\xff\xd8", "a JPEG image"),
+    (rb"\x89PNG\r\n\x1a\n", "a PNG image"),
+    (rb"GIF8[79]a", "a GIF image"),
+    (rb"RIFF....WEBP", "a WebP image"),
+    (rb"BM.{12}[\x0c\x28\x40\x6c\x7c]\0\0\0", "a BMP image"),
+    (rb"II\*\0|MM\0\*|II\+\0|MM\0\+", "a TIFF image"),
+    (rb"....ftypavi[fs]", "an AVIF image"),
+    (rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", "a HEIC image"),
+    (rb"....ftypcrx ", "a raw camera image"),
+    (rb"....(ftyp|moov|mdat|wide)", "an MP4 or QuickTime video"),
+    (rb"\x1aE\xdf\xa3", "a Matroska or WebM video"),
+    (rb"RIFF....AVI ", "an AVI video"),
+    (rb"\0\0\x01[\xb3\xba]", "an MPEG video"),
+    (rb"FLV\x01", "a Flash video"),
+    (rb"RIFF....WAVE|ID3|OggS|fLaC", "a sound file"),
+    (rb"\xff\x0a|\0\0\0\x0cJXL ", "a JPEG XL image"),
+    (rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51", "a JPEG 2000 image"),
+    (rb"P[1-7][\s#]", "a PPM, PGM or PBM image"),
+    (rb"8BPS", "a Photoshop file"),
+    (rb"\0\0\x01\0[\x01-\xff]\0", "a Windows icon"),
+    (rb"qoif", "a QOI image"),
+    (rb"v/1\x01", "an OpenEXR image"),
+    (rb"DDS ", "a DDS image"),
+    (rb"SIMPLE  =", "a FITS image"),
+    (rb"%PDF-", "a PDF document"),
+    (rb"%!PS", "a PostScript document"),
+    (rb"\{\\rtf", "an RTF document"),
+    (rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "a Microsoft Office document or a Windows thumbnail cache"),
+    (rb"PK(\x03\x04|\x05\x06)", "a ZIP archive"),
+    (rb"\x1f\x8b", "a gzip file"),
+    (rb".{257}ustar", "a tar archive"),
+    (rb"7z\xbc\xaf\x27\x1c", "a 7-Zip archive"),
+    (rb"Rar!\x1a\x07", "a RAR archive"),
+    (rb"\xfd7zXZ\0", "an xz file"),
+    (rb"BZh[1-9]", "a bzip2 file"),
+    (rb"\x28\xb5\x2f\xfd", "a Zstandard file"),
+    (rb"\x93NUMPY", "a NumPy array"),
+    (rb"\x89HDF\r\n\x1a\n", "an HDF5 file"),
+    (rb"PAR1", "a Parquet file"),
+    (rb"SQLite format 3\0", "a SQLite database"),
+    (rb"\x80[\x02-\x05](\x95|[\]}cK(X])", "a Python pickle"),
+    (rb"\x7fELF", "a Linux program"),
+    (rb"MZ.{58}", "a Windows program"),
+    (rb"\0\x05\x16\x07", "an AppleDouble file, which macOS writes next to the user's"),
+    (rb"bplist00", "a macOS property list"),
+    (
+        rb"version https://git-lfs\.github\.com",
+        "a Git LFS pointer, in place of the file itself (git lfs pull fetches it)",
+    ),
+    (
+        rb"\.\./\.git/annex/|/annex/objects/",
+        "a git-annex pointer, in place of the file itself (git annex get fetches it)",
+    ),
+)
+_COMPILED = tuple((re.compile(pattern, re.DOTALL), kind) for pattern, kind in _SIGNATURES)
+_TEXTS = (
+    (r"<!doctype html|<html|<head|<body|<script", "an HTML page, as a website sends in place of a file"),
+    (r"(<\?xml.*?>|<!--.*?-->|<!doctype svg.*?>|\s)*<svg", "an SVG drawing"),
+    (r"<\?xml|<[a-z!]", "an XML file"),
+    (r"data:image/", "text: an image as a data URL"),
+    (r"https?://\S+\s*$", "text: the address of a file"),
+    (r"[{\[]", "text, such as JSON"),
+)
+"""Of files that are text, in lower case."""
+
+
+def kind_of(head: bytes) -> str:
+    """What a file is that begins with these bytes, in words with an article, such as 'a WebP image'."""
+    if not head:
+        return "an empty file"
+    for pattern, kind in _COMPILED:
+        if pattern.match(head):
+            return kind
+    if not head.strip(b"\0"):
+        return "a file of zero bytes, such as an interrupted download or a full disk leaves"
+    text = _text(head)
+    if text is None:
+        return f"{UNKNOWN} (it begins with the bytes {head[:8].hex(' ')})"
+    for expression, kind in _TEXTS:
+        if re.match(expression, text, re.DOTALL):
+            return kind
+    return f"text, and begins with {text[:20]!a}"
+
+
+def _text(head: bytes) -> str | None:
+    """The bytes as text in lower case; None if they are not text."""
+    encoding = "utf-16" if head.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8"
+    text = head[: len(head) // 2 * 2].decode(encoding, "ignore" if len(head) >= HEAD_BYTES else "replace")
+    if "\ufffd" in text or any(not (c.isprintable() or c.isspace()) for c in text.lstrip("\ufeff")):
+        return None
+    return text.lstrip("\ufeff \t\r\n").lower()
+
+
+def why_unreadable(head: bytes, error: BaseException, decodable: tuple[str, ...]) -> str:
+    """Why a decoder of images failed with `error` on a file that begins with `head`: that it is of another kind than
+    those that are `decodable` (such as 'a PNG image'), or the decoder's own reason."""
+    kind = kind_of(head)
+    if kind not in decodable:
+        return f"it is {kind}"
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
+    if not reason or "cannot identify image file" in reason:
+        reason = "its header cannot be read"
+    return f"it begins as {kind} and is truncated or corrupt: {reason}"
+
+
+def upright(picture: PIL.Image.Image) -> tuple[PIL.Image.Image, bool]:
+    """The picture as its EXIF orientation says that it is to be seen, and whether that changed it. An EXIF segment that
+    cannot be read says nothing. What is raised for damaged pixels is the decoder's."""
+    picture.load()  # else `getexif` of a PNG does it, whose errors are not looked at
+    try:
+        orientation = picture.getexif().get(ORIENTATION, 1)
+    except Exception:  # noqa: BLE001 (what Pillow raises for a damaged segment is all kinds of things)
+        return picture, False
+    if orientation not in UPRIGHT_BY:
+        return picture, False
+    return picture.transpose(UPRIGHT_BY[orientation]), True
