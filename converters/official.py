@@ -28,7 +28,7 @@ from fastcifar.converters.images import (
 )
 from fastcifar.converters.sources import Image, Source
 from fastcifar.errors import DataError, FastcifarError, UsageError
-from fastcifar.file_system import make_folder
+from fastcifar.file_system import link_or_copy, make_folder
 from fastcifar.files import FULL
 
 DATASETS = ("cifar10", "cifar100")
@@ -81,7 +81,7 @@ def open_folder(path: Path) -> Source | None:
         for folder in (path, path / name):
             if (folder / "batches.meta").is_file() if dataset == "cifar10" else _is_cifar100(folder):
                 with tempfile.TemporaryDirectory() as root:
-                    os.symlink(folder.resolve(), Path(root) / name)
+                    link_or_copy(folder.resolve(), Path(root) / name)
                     return _open_local(dataset, Path(root), path)
     with contextlib.suppress(OSError):
         if part_of := _require_python_version(path, os.listdir(path)):
@@ -115,7 +115,7 @@ def open_archive(path: Path) -> Source | None:
     with tempfile.TemporaryDirectory() as root:
         if packed_again:
             return _open_local(dataset, Path(root), path, packed=path)
-        os.symlink(path.resolve(), Path(root) / expected.filename)
+        link_or_copy(path.resolve(), Path(root) / expected.filename)
         return _open_local(dataset, Path(root), path, fetch=True)  # finds the archive there and only unpacks it
 
 

@@ -8,6 +8,7 @@ import errno
 import fcntl
 import logging
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -98,6 +99,14 @@ def replace(source: Path, target: Path) -> None:
         _warn(target.parent, "does not rename over a file", error, f"a kill at the wrong moment leaves {aside.name}")
         with contextlib.suppress(OSError):
             aside.unlink()
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """A link at `target` to a file or folder; a copy where the file system has no links, as FAT."""
+    try:
+        os.symlink(source, target)
+    except OSError:
+        (shutil.copytree if source.is_dir() else shutil.copyfile)(source, target)
 
 
 def make_folder(folder: Path) -> None:

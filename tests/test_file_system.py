@@ -19,7 +19,7 @@ from fastcifar.beton import manifest_path
 from fastcifar.converters import Source, convert
 from fastcifar.converters.synthetic import source as synthetic_source
 from fastcifar.errors import DataError, FastcifarError
-from fastcifar.file_system import locked, make_folder, replace, sync
+from fastcifar.file_system import link_or_copy, locked, make_folder, replace, sync
 from tests.trust.cases import contents
 
 
@@ -160,6 +160,15 @@ def test_a_file_under_a_lease_is_waited_for(own_data_dir: Path, monkeypatch: pyt
 
     monkeypatch.setattr(os, "open", leased)
     assert open_beton(own_data_dir / "train.beton").verified
+
+
+def test_without_links_there_is_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "symlink", refusing(errno.EPERM))
+    (tmp_path / "from").mkdir()
+    (tmp_path / "from" / "file").write_text("text")
+    link_or_copy(tmp_path / "from", tmp_path / "folder")
+    link_or_copy(tmp_path / "from" / "file", tmp_path / "file")
+    assert contents(tmp_path) == dict.fromkeys(("from/file", "folder/file", "file"), b"text")
 
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
