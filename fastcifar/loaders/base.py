@@ -136,7 +136,7 @@ def _three(name: str, values: npt.ArrayLike, own: npt.NDArray[np.float64]) -> np
         return array
     if name == "std" and not array.any():
         raise UsageError(
-            f"std is {shown}; expected 0 for channels that never vary alone; leave it out for the data's own"
+            f"std is {shown}; expected 0 only for a channel that never varies; leave std out for the data's own"
         )
     changes_nothing = (array == (0 if name == "mean" else 1)).all()
     if array.max() <= 1 and not changes_nothing:
