@@ -62,7 +62,7 @@ def main(
 ) -> None:  # fmt: skip
     """The suggestion, a third of it and three times it: accuracies."""
     data = str(Path(data_dir).resolve())
-    rows = known_rows(data)
+    rows = known_rows(data_dir)
     known = {tuple(row[key] for key in KEYS): row for row in rows}
     cases = [(n, o, s) for o in optimizers.split(",") for n in networks.split(",") for s in range(seeds)]
     for network, optimizer, seed in cases:
@@ -90,7 +90,7 @@ def main(
             known[key] = row
             rows.append(row)
             if save:
-                save_rows(__file__, [row], measure.circumstances(data, torch.device("cpu")))
+                save_rows(__file__, [row], measure.circumstances(data_dir, torch.device("cpu")))
     show(rows, ("name", "optimizer", "seed", "steps", "factor", "lr", "accuracy"), as_json)
 
 

@@ -74,7 +74,7 @@ def test_the_run_folder_holds_what_the_design_says(data_dir: Path, tmp_path: Pat
     assert metrics["test_loss"] >= 0
     rows = results_of(run)
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
-    assert run.read_config() == tiny(data_dir, epochs=3)
+    assert run.read_config() == tiny(data_dir, epochs=3, lr=0.02)
     env = json.loads((run.path / "env.json").read_text())
     assert env["torch"] == str(torch.__version__)
     log = run.log.read_text()
