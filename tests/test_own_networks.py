@@ -115,6 +115,21 @@ class InWindows(Own):
         return self.net(images + self.windows(torch.cat([images] * 4)).mean())
 
 
+class Reused(nn.Module):
+    """As in torch's tutorials: one pooling, activation and dropout serve all layers; the last two, vectors too."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.conv1, self.conv2, self.conv3 = nn.Conv2d(3, 6, 5), nn.Conv2d(6, 8, 5), nn.Conv2d(8, 8, 3, padding=1)
+        self.pool, self.relu, self.drop = nn.MaxPool2d(2), nn.ReLU(inplace=True), nn.Dropout(0.1)
+        self.fc1, self.fc2 = nn.Linear(8 * 5 * 5, 16), nn.Linear(16, num_classes)
+
+    def forward(self, images: torch.Tensor) -> Any:
+        maps = self.drop(self.pool(self.relu(self.conv1(images))))  # (N, 6, 14, 14)
+        maps = self.conv3(self.pool(self.drop(self.relu(self.conv2(maps)))))  # (N, 8, 5, 5)
+        return self.fc2(self.drop(self.relu(self.fc1(maps.flatten(1)))))
+
+
 class Frozen(Own):
     def forward(self, images: torch.Tensor) -> Any:
         with torch.no_grad():
@@ -141,6 +156,7 @@ def own(name: str) -> ModelConfig:
         ("InPlace", ("net.1", "net.2")),
         ("MadeWeight", ("net.1", "net.2")),
         ("InWindows", ("net.1", "net.2")),
+        ("Reused", ("conv1", "conv2", "conv3")),
         ("Frozen", ()),
     ],
 )
