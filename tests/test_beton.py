@@ -217,6 +217,23 @@ def test_noise_is_refused(tmp_path: Path) -> None:
             open_beton(path)
 
 
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b"", "an empty file"),
+        (b'{"fastcifar_manifest": 2}', "text, such as JSON"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
+        (b"PK\x03\x04" + bytes(100_000), "a ZIP archive"),
+        (bytes(100_000), "a file of zero bytes"),
+    ],
+)
+def test_a_file_of_another_kind_is_named_not_called_damaged(content: bytes, kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "train.beton"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=f"not a beton, but {kind}.*; expected a beton, made with"):
+        open_beton(path)
+
+
 def test_what_is_no_file_is_refused_without_waiting(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file; make it with 'fastcifar convert'"):
         open_beton(tmp_path / "missing.beton")
