@@ -134,7 +134,7 @@ def huge_sides(header: Any, records: Any, allocations: Any) -> None:
 
 HOSTILE: dict[str, tuple[Damage, str]] = {
     "version": (put("header", "version", 3), "not a beton of version 2"),
-    "number of fields": (put("header", "num_fields", 3), "has 3 fields"),
+    "number of fields": (put("header", "num_fields", 3), "a field has the name"),
     "page size no power of two": (put("header", "page_size", 8 * 2**20 + 1), "page size 8388609 is no power of two"),
     "page size 0": (put("header", "page_size", 0), "page size 0 is no power of two"),
     "no samples": (put("header", "num_samples", 0), "holds no images"),
