@@ -326,6 +326,15 @@ def test_muon_leaves_embeddings_scales_tokens_and_parametrizations_to_the_rest()
     assert len(rest) == len(list(model.parameters())) - 1
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_muon_warns_where_it_updates_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    config = TrainConfig(model="mine:net", optimizer="muon", lr=0.02)
+    make_optimizer(Mixed(), config)
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    make_optimizer(scripted(5), config)
+    assert "muon finds no linear or convolution layer to update in mine:net" in caplog.text
+
+
 def test_scales_and_tokens_do_not_decay_where_weights_alone_do() -> None:
     names = [name for name, param in Mixed().named_parameters() if not decayed(TrainConfig(decay_all=False), param)]
     scales = [name for name in names if not name.endswith("bias")]
