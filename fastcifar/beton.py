@@ -460,6 +460,7 @@ def _seal(memfd: int) -> None:
 def _map(path: Path, file: OpenFile) -> Bytes:
     size = os.fstat(file.descriptor).st_size
     if size < TABLES_START:
+        _require_unknown_kind(path, file, size)
         _damaged(path, f"it has {size} bytes, too few for a header")
     try:
         return np.frombuffer(mmap.mmap(file.descriptor, size, access=mmap.ACCESS_READ), dtype=np.uint8)
@@ -501,6 +502,16 @@ def _sha256(path: Path, file: OpenFile, size: int, head: Bytes = NOTHING, tail: 
     return digest.hexdigest()
 
 
+def _require_unknown_kind(path: Path, file: OpenFile, size: int) -> None:
+    """Raise DataError if what does not begin as a beton is a file of another kind: a manifest, an archive, a pointer of
+    Git LFS. To convert again helps with none of them."""
+    from fastcifar.image_files import HEAD_BYTES, UNKNOWN, kind_of
+
+    kind = kind_of(_read(path, file, 0, min(size, HEAD_BYTES)).tobytes())
+    if not kind.startswith(UNKNOWN):
+        raise DataError(f"{path}: not a beton, but {kind}; expected a beton, made with 'fastcifar convert'")
+
+
 def _damaged(path: Path, why: str) -> NoReturn:
     raise DataError(f"{path}: damaged beton: {why}; convert again")
 
@@ -512,6 +523,7 @@ def _tables(path: Path, file: OpenFile, size: int) -> tuple[Fields, Bytes, Bytes
     start = _read(path, file, 0, HEADER.itemsize)
     header = start.view(HEADER)[0]
     if header["version"] != VERSION:
+        _require_unknown_kind(path, file, size)
         raise DataError(f"{path}: not a beton of version {VERSION} (it begins with {int(header['version'])})")
     num_fields = int(header["num_fields"])
     tables_start = HEADER.itemsize + num_fields * FIELD.itemsize

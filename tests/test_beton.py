@@ -134,7 +134,7 @@ def huge_sides(header: Any, records: Any, allocations: Any) -> None:
 
 HOSTILE: dict[str, tuple[Damage, str]] = {
     "version": (put("header", "version", 3), "not a beton of version 2"),
-    "number of fields": (put("header", "num_fields", 3), "has 3 fields"),
+    "number of fields": (put("header", "num_fields", 3), "a field has the name"),
     "page size no power of two": (put("header", "page_size", 8 * 2**20 + 1), "page size 8388609 is no power of two"),
     "page size 0": (put("header", "page_size", 0), "page size 0 is no power of two"),
     "no samples": (put("header", "num_samples", 0), "holds no images"),
@@ -215,6 +215,23 @@ def test_noise_is_refused(tmp_path: Path) -> None:
         path.write_bytes(random.bytes(size))
         with pytest.raises(DataError):
             open_beton(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b"", "an empty file"),
+        (b'{"fastcifar_manifest": 2}', "text, such as JSON"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
+        (b"PK\x03\x04" + bytes(100_000), "a ZIP archive"),
+        (bytes(100_000), "a file of zero bytes"),
+    ],
+)
+def test_a_file_of_another_kind_is_named_not_called_damaged(content: bytes, kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "train.beton"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=f"not a beton, but {kind}.*; expected a beton, made with"):
+        open_beton(path)
 
 
 def test_what_is_no_file_is_refused_without_waiting(tmp_path: Path) -> None:

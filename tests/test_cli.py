@@ -188,6 +188,15 @@ def test_train_and_explain_as_json(data_dir: Path) -> None:
     assert scored["files"][0] == "runs/a/eval/test/scores.json"
 
 
+def test_the_next_command_on_a_run_has_its_data_too(data_dir: Path, tmp_path: Path) -> None:
+    run(*train_args(data_dir, "--name", "a"))
+    config = Path("runs/a/config.yaml")
+    config.write_text(config.read_text().replace(str(data_dir), str(tmp_path / "moved away")))
+    common = ["--data-dir", data_dir]
+    assert f"next: fastcifar eval runs/a --data-dir {data_dir}" in run("explain", "a", "--n", 1, *common).stdout
+    assert f"next: fastcifar explain runs/a --data-dir {data_dir}" in run("eval", "a", *common).stdout
+
+
 def test_eval_prints_the_scores_of_every_class(data_dir: Path) -> None:
     run(*train_args(data_dir, "--name", "a"))
     lines = run("eval", "--split", "val").stdout.splitlines()
@@ -195,12 +204,13 @@ def test_eval_prints_the_scores_of_every_class(data_dir: Path) -> None:
     assert lines[1].split() == ["images", "60", "(val)"]
     assert [line.split()[0] for line in lines[7:17]] == list(open_beton(data_dir / "test.beton").class_names)
     assert lines[18].startswith("most confused: ")
-    assert lines[-1] == "runs/a/eval/val/predictions.npz"
+    assert lines[-2:] == ["runs/a/eval/val/predictions.npz", "next: fastcifar explain runs/a"]
 
 
 def test_preview_draws_a_recipe(data_dir: Path) -> None:
     result = run("preview", "--recipe", "onecycle-l1", "--data-dir", data_dir, "--n", 2, "--out", "b.png")
-    assert (result.exit_code, result.stdout) == (0, "b.png\n")
+    following = f"next: fastcifar train --recipe onecycle-l1 --data-dir {data_dir}"
+    assert (result.exit_code, result.stdout.splitlines()) == (0, ["b.png", following])
     assert Path("b.png").stat().st_size > 10_000
     assert refused(2, "preview", "--recipe", "nothing", "--data-dir", data_dir)
     assert run("preview", "--data-dir", data_dir, "--n", 1, "--out", "made/c.png").exit_code == 0

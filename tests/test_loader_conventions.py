@@ -158,7 +158,7 @@ def test_rows_may_be_a_mask(data_dir: Path) -> None:
     wrong: list[tuple[Any, str]] = [
         (mask[:10], "a mask of shape (10,); expected (600,)"),
         (mask[None], "a mask of shape (1, 600)"),
-        (np.zeros(600, bool), "at least one"),
+        (np.zeros(600, bool), "a mask that chooses no image; expected at least one"),
         ([[1, 2], [3]], "rows is a list; expected whole numbers, or a mask"),
         (torch.ones(3, device="meta"), "rows is a Tensor"),
     ]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from click.testing import CliRunner
@@ -18,6 +19,7 @@ from fastcifar.cli import main
 from fastcifar.config import RangeTest, TrainConfig
 from fastcifar.errors import UsageError
 from fastcifar.lr_find import LrCurve, lr_find, rates_of
+from fastcifar.training import find_lr
 from fastcifar.training.optimizer import at_rate, make_optimizer
 
 
@@ -283,6 +285,30 @@ def test_the_command_writes_the_curve_and_the_next_command(
     again = CliRunner().invoke(main, arguments[:-1])
     assert "next: fastcifar train" in again.stdout
     assert str(tmp_path / "lr-find-small-2") in again.stdout
+
+
+@pytest.mark.parametrize(
+    ("given", "losses", "ended", "expected"),
+    [
+        ((), np.ones(100), "end_lr reached", "lr-find --model small --runs-dir {} --steps 300"),
+        (("--steps", "4"), np.ones(4), "end_lr reached", "lr-find --model small --runs-dir {} --steps 12"),
+        (("--start-lr", "5"), np.ones(4), "the loss diverged", "lr-find --model small --runs-dir {} --start-lr 0.05"),
+        ((), np.ones(0), "the loss was not finite", "inspect data/train.beton"),
+    ],
+)
+def test_a_failed_test_ends_with_the_command_that_may_help(
+    given: tuple[str, ...],
+    losses: npt.NDArray[np.float64],
+    ended: str,
+    expected: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    curve = LrCurve(rates=np.geomspace(1e-4, 1, len(losses)), losses=losses, ended=ended)
+    monkeypatch.setattr(find_lr, "find_in_new_folder", lambda *arguments: (curve, ()))
+    result = CliRunner().invoke(main, ["lr-find", "--model", "small", "--runs-dir", str(tmp_path), *given])
+    assert result.stdout.startswith("no suggestion: ")
+    assert result.stdout.splitlines()[-1] == f"next: fastcifar {expected.format(tmp_path)}"
 
 
 def test_train_can_find_its_rate_first(data_dir: Path, tmp_path: Path) -> None:

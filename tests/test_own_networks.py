@@ -115,6 +115,21 @@ class InWindows(Own):
         return self.net(images + self.windows(torch.cat([images] * 4)).mean())
 
 
+class Reused(nn.Module):
+    """As in torch's tutorials: one pooling, activation and dropout serve all layers; the last two, vectors too."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.conv1, self.conv2, self.conv3 = nn.Conv2d(3, 6, 5), nn.Conv2d(6, 8, 5), nn.Conv2d(8, 8, 3, padding=1)
+        self.pool, self.relu, self.drop = nn.MaxPool2d(2), nn.ReLU(inplace=True), nn.Dropout(0.1)
+        self.fc1, self.fc2 = nn.Linear(8 * 5 * 5, 16), nn.Linear(16, num_classes)
+
+    def forward(self, images: torch.Tensor) -> Any:
+        maps = self.drop(self.pool(self.relu(self.conv1(images))))  # (N, 6, 14, 14)
+        maps = self.conv3(self.pool(self.drop(self.relu(self.conv2(maps)))))  # (N, 8, 5, 5)
+        return self.fc2(self.drop(self.relu(self.fc1(maps.flatten(1)))))
+
+
 class Frozen(Own):
     def forward(self, images: torch.Tensor) -> Any:
         with torch.no_grad():
@@ -141,6 +156,7 @@ def own(name: str) -> ModelConfig:
         ("InPlace", ("net.1", "net.2")),
         ("MadeWeight", ("net.1", "net.2")),
         ("InWindows", ("net.1", "net.2")),
+        ("Reused", ("conv1", "conv2", "conv3")),
         ("Frozen", ()),
     ],
 )
@@ -308,6 +324,15 @@ def test_muon_leaves_embeddings_scales_tokens_and_parametrizations_to_the_rest()
     muon, rest = ([p for group in part.param_groups for p in group["params"]] for part in optimizer.parts)
     assert [*muon] == [model.hidden.weight]
     assert len(rest) == len(list(model.parameters())) - 1
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_muon_warns_where_it_updates_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    config = TrainConfig(model="mine:net", optimizer="muon", lr=0.02)
+    make_optimizer(Mixed(), config)
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    make_optimizer(scripted(5), config)
+    assert "muon finds no linear or convolution layer to update in mine:net" in caplog.text
 
 
 def test_scales_and_tokens_do_not_decay_where_weights_alone_do() -> None:

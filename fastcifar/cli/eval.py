@@ -8,6 +8,7 @@ import click
 
 from fastcifar import config
 from fastcifar.cli import options
+from fastcifar.cli.settings import as_flags, typed
 
 
 @click.command("eval")
@@ -28,7 +29,10 @@ from fastcifar.cli import options
 @options.device
 @options.threads
 @options.as_json
+@click.pass_context
 def evaluate(
+    context: click.Context,
+    /,
     run: str | None,
     split: str,
     tta: str,
@@ -84,7 +88,9 @@ def evaluate(
     click.echo(f"\nmost confused: {'; '.join(pairs)}" if pairs else "\nnothing is misclassified")
     for file in made.files:
         click.echo(file)
-    show_next(command_line("fastcifar", "explain", folder.path, *options.trust_flags(model)))
+    show_next(
+        command_line("fastcifar", "explain", folder.path, *as_flags(context, typed(context, ["model", "data_dir"])))
+    )
 
 
 def _share(value: float) -> str:

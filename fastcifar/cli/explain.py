@@ -11,7 +11,7 @@ import click
 
 from fastcifar import config
 from fastcifar.cli import options
-from fastcifar.cli.settings import flags, typed
+from fastcifar.cli.settings import as_flags, flags, typed
 from fastcifar.config import ExplainConfig
 
 FILES_OF_RUNS = (".pt", ".safetensors", ".html", ".yaml", ".json", ".csv", ".npz", ".txt")
@@ -164,7 +164,10 @@ def explain(
         click.echo(f"{sheets[0].parent}/ ({len(sheets)} sheets)")
     if report:
         click.echo(report)
-    show_next(command_line("fastcifar", "eval", folder.path, *options.trust_flags(model)))
+    needed = as_flags(context, typed(context, ["model", "data_dir"]))
+    if made.num_wrong == 0 and not made.num_shown:
+        show_next(command_line("fastcifar", "explain", folder.path, "--correct", *needed))
+    show_next(command_line("fastcifar", "eval", folder.path, *needed))
 
 
 def _sorted_out(

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from fastcifar.cli import options, settings
 from fastcifar.cli.settings import AUGMENT, typed
 from fastcifar.config import AUTO_SUGGESTIONS, LR_MODES, LR_RANGES, LR_SUGGESTIONS, RangeTest, TrainConfig
+
+if TYPE_CHECKING:
+    from fastcifar.lr_find import LrCurve
 
 _RANGES = {
     which: ", ".join(f"{rates[i]:g} for {name}" for name, rates in LR_RANGES.items())
@@ -103,8 +107,26 @@ def lr_find(
         click.echo(table(rows))
     for file in files:
         click.echo(file)
-    if found is not None:
-        show_next(line)
+    if found is None:
+        line = command_line("fastcifar", *_without_suggestion(context, curve, config, test))
+    show_next(line)
+
+
+def _without_suggestion(
+    context: click.Context, curve: LrCurve, config: TrainConfig, test: RangeTest
+) -> list[str | os.PathLike[str]]:
+    """What follows a test that failed, as words for `command_line`: another test, with more steps or from a smaller
+    rate on; or a look at the data, where the first loss was not finite already."""
+    from fastcifar.lr_find import MIN_POINTS
+
+    if not len(curve.losses):
+        return ["inspect", Path(config.data_dir) / "train.beton"]
+    if len(curve.losses) < MIN_POINTS and curve.ended != "end_lr reached":
+        changed = {"start_lr": f"{test.start_lr / 100:g}"}
+    else:
+        changed = {"steps": str(3 * test.num_steps)}
+    words = ["lr-find", *settings.as_flags(context, set(typed(context, context.params)) - changed.keys())]
+    return words + [word for key, value in changed.items() for word in (f"--{key.replace('_', '-')}", value)]
 
 
 def _rates(config: TrainConfig, lr: float) -> dict[str, float]:

@@ -182,6 +182,8 @@ def _checked_rows(rows: npt.ArrayLike | None, num_images: int) -> Rows:
     if array.dtype.kind == "b":
         if array.shape != (num_images,):
             raise UsageError(f"rows is a mask of shape {array.shape}; expected ({num_images},), a bool for each image")
+        if not array.any():
+            raise UsageError("rows is a mask that chooses no image; expected at least one")
         array = np.flatnonzero(array)
     if array.ndim != 1 or array.dtype.kind not in "iu" or not len(array):
         raise UsageError(

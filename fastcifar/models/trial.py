@@ -74,14 +74,13 @@ def _answers(model: nn.Module, images: torch.Tensor) -> tuple[object, object, tu
     with torch.no_grad(), modes_kept(model), buffers_kept(model):
         model.train()
         trained = model(images)
-    deepest: dict[tuple[int, ...], str] = {}
+    sizes: dict[str, tuple[int, ...] | None] = {}  # in the order in which the modules gave something last
 
     def keep(of: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            if isinstance(output, torch.Tensor) and output.requires_grad and gives_maps(output, images.shape):
-                size = tuple(output.shape[2:])
-                if min(size) > 1:
-                    deepest[size] = of
+            sizes.pop(of, None)  # a module that is used several times stands for what it gave last
+            maps = isinstance(output, torch.Tensor) and output.requires_grad and gives_maps(output, images.shape)
+            sizes[of] = tuple(output.shape[2:]) if maps else None
 
         return hook
 
@@ -96,6 +95,7 @@ def _answers(model: nn.Module, images: torch.Tensor) -> tuple[object, object, tu
     finally:
         for hook in hooks:
             hook.remove()
+    deepest = {size: of for of, size in sizes.items() if size is not None and min(size) > 1}
     return trained, evaluated, tuple(deepest[size] for size in sorted(deepest, reverse=True))
 
 

@@ -90,6 +90,14 @@ def _muon(model: nn.Module, config: TrainConfig, lr: float) -> torch.optim.Optim
     hidden = [param for name, param in params if name in names]
     rest = [param for name, param in params if name not in names]
     log.info("muon updates %d filter banks and matrices; %s the rest", len(hidden), config.rest_optimizer)
+    if not hidden:
+        log.warning(
+            "muon finds no linear or convolution layer to update in %s, but for the last (scripted and traced modules "
+            "hide theirs): %s trains all of it, at --rest-lr %g",
+            config.model,
+            config.rest_optimizer,
+            config.rest_lr,
+        )
     parts: list[torch.optim.Optimizer] = []
     if hidden:
         nesterov = config.nesterov and config.momentum > 0
