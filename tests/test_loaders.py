@@ -479,6 +479,19 @@ def test_a_worker_that_died_of_a_shorter_file_names_the_file(own_data_dir: Path,
         next(loader.epoch(0))
 
 
+def test_a_control_group_limits_the_workers(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastcifar.loaders.albumentations_loader import AlbumentationsLoader
+
+    monkeypatch.setattr("fastcifar.loaders.albumentations_loader.available_cpus", lambda: 1)
+    beton = open_beton(data_dir / "train.beton")
+    config = LoaderConfig(augment=AugmentConfig(), batch_size=100)
+    loader = AlbumentationsLoader(beton, config, np.arange(600), beton.mean, beton.std)
+    try:
+        assert loader.num_workers == 1
+    finally:
+        loader.close()
+
+
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_what_a_pipeline_does_only_sometimes_is_one_line_too(data_dir: Path, tmp_path: Path, num_workers: int) -> None:
     albumentations = pytest.importorskip("albumentations")

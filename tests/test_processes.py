@@ -72,6 +72,15 @@ def test_a_wrong_environment_is_refused(rank: str, count: str, monkeypatch: pyte
         join()
 
 
+@pytest.mark.parametrize("port", ["abc", "-1", "70000"])
+def test_a_wrong_port_is_refused(port: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    variables = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match="MASTER_PORT is .*torchrun"):
+        join()
+
+
 # ---- real processes ----------------------------------------------------------------------------------------------
 
 

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from fastcifar.augment.albumentations_ops import AlbumentationsAugment, Pipeline, augment_batch
 from fastcifar.augment.draws import Choices, raw_bits
 from fastcifar.beton import Beton
+from fastcifar.cpus import available_cpus
 from fastcifar.errors import FastcifarError
 from fastcifar.loaders.base import Batch, Loader, LoaderConfig, Rows, choices_of
 
@@ -50,9 +51,7 @@ class AlbumentationsLoader(Loader):
         if config.augment.pipeline is not None:
             Pipeline(config.augment.pipeline)(beton.images(rows[:1])[0], 0)  # a bad one is told here, not by a worker
         if num_workers is None:
-            num_workers = min(
-                len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1, MAX_WORKERS
-            )
+            num_workers = min(available_cpus(), MAX_WORKERS)
         self.num_workers = num_workers
         self._workers = self._start()
         self._in_use = False

@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fastcifar.errors import FastcifarError, UsageError
 
 T = TypeVar("T")
+MAX_PORT = 2**16
 PATIENCE = timedelta(hours=12)
 """The first process may be long over what it does alone, as a range test; one that has ended is noticed at once."""
 
@@ -138,6 +139,12 @@ def join() -> Processes:
         raise UsageError(
             f"the environment variable WORLD_SIZE is {count}, and {', '.join(missing)} not set; start with torchrun, "
             "which sets them all, or unset WORLD_SIZE to train in one process"
+        )
+    port = _environment_number("MASTER_PORT", 0)
+    if not 0 <= port < MAX_PORT:
+        raise UsageError(
+            f"the environment variable MASTER_PORT is {port}; expected 0..{MAX_PORT - 1}; start with torchrun, "
+            "or unset WORLD_SIZE to train in one process"
         )
     rank = _environment_number("RANK", 0)
     if not 0 <= rank < count:
