@@ -33,7 +33,7 @@ from fastcifar.beton_fields import FIELD, MAX_FIELDS, Fields, read_fields
 from fastcifar.errors import DataError
 from fastcifar.files import each_once, open_descriptor, read_whole
 from fastcifar.memory import free_memory
-from fastcifar.paths import user_path, why_missing
+from fastcifar.paths import SPLIT_FILES, command_line, user_path, why_missing
 
 if sys.byteorder != "little":  # pragma: no branch
     raise ImportError("beton files are little-endian, this machine is not: fastcifar cannot run here")
@@ -410,7 +410,9 @@ def _open_regular(path: Path) -> OpenFile:
         raise DataError(f"{path}: not a file; expected {expected}") from None
     except OSError as error:
         if not path.exists():
-            raise DataError(f"{path}: {why_missing(path)}; make it with 'fastcifar convert'") from None
+            elsewhere = path.parent not in (Path("data"), Path()) and path.name in SPLIT_FILES
+            convert = command_line("fastcifar", "convert", *(["--data-dir", path.parent] if elsewhere else []))
+            raise DataError(f"{path}: {why_missing(path)}; make it with '{convert}'") from None
         raise DataError(f"{path}: cannot be opened ({error.strerror})") from error
 
 

@@ -47,6 +47,11 @@ class OtherLoad:
         return max(0.0, others / seconds) if seconds >= 1.0 else None
 
     @staticmethod
+    def num_cpus() -> int:
+        """The CPUs among which they are counted: those of the affinity mask, whatever a control group allows."""
+        return len(os.sched_getaffinity(0))
+
+    @staticmethod
     def _now() -> tuple[float, float] | None:
         """The time, and the CPU seconds of other processes."""
         if sys.platform != "linux":

@@ -118,7 +118,7 @@ def kind_of(head: bytes) -> str:
 def _text(head: bytes) -> str | None:
     """The bytes as text in lower case; None if they are not text."""
     encoding = "utf-16" if head.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8"
-    text = head[: len(head) // 2 * 2].decode(encoding, "ignore" if len(head) >= HEAD_BYTES else "replace")
+    text = head[: len(head) // 2 * 2 or None].decode(encoding, "ignore" if len(head) >= HEAD_BYTES else "replace")
     if "\ufffd" in text or any(not (c.isprintable() or c.isspace()) for c in text.lstrip("\ufeff")):
         return None
     return text.lstrip("\ufeff \t\r\n").lower()

@@ -204,7 +204,7 @@ def test_a_truncated_file_is_refused(own_data_dir: Path, length: int, with_manif
     path.write_bytes(content[:length])
     if not with_manifest:
         manifest_path(path).unlink()
-    with pytest.raises(DataError, match="damaged"):
+    with pytest.raises(DataError, match="damaged|not a beton, but (an empty file|a file of no known kind)"):
         open_beton(path, in_memory=True)
 
 

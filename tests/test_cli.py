@@ -296,7 +296,7 @@ def test_wrong_paths(tmp_path: Path) -> None:
     )
     (tmp_path / "empty").mkdir()
     assert refused(4, "convert", "--source", tmp_path / "empty").endswith(
-        "empty: no images in train/; expected train/<class>/* and test/<class>/*, JPEG or PNG"
+        "empty: no images in train/; expected train/<class>/* and test/<class>/*, JPEG or PNG; found nothing"
     )
     assert refused(4, "inspect", "nothing.beton") == "nothing.beton: no such file; make it with 'fastcifar convert'"
     assert refused(4, "train") == "data/train.beton: no such file; make it with 'fastcifar convert'"
@@ -380,7 +380,7 @@ def test_what_nobody_foresaw_is_still_one_line(monkeypatch: pytest.MonkeyPatch, 
         raise ZeroDivisionError("by zero")
 
     monkeypatch.setattr("fastcifar.beton.open_beton", broken)
-    assert refused(1, "inspect", "x").startswith("ZeroDivisionError: by zero (not foreseen: please report it")
+    assert refused(1, "inspect", "x").startswith("ZeroDivisionError: by zero (unexpected error; please report it")
     result = CliRunner().invoke(main, ["inspect", "x", "--debug"])
     assert isinstance(result.exception, ZeroDivisionError)
 

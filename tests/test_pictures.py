@@ -135,7 +135,7 @@ def test_the_table_of_a_range_test_does_not_need_its_picture(
     curve = LrCurve(rates=np.geomspace(1e-4, 1, 20), losses=np.linspace(3, 1, 20), ended="end_lr reached")
     monkeypatch.setattr(os, "replace", _full_for_pictures)
     with caplog.at_level(logging.WARNING, "fastcifar"):
-        assert write_curve(curve, tmp_path) == (tmp_path / "lr_find.csv",)
+        assert write_curve(curve, tmp_path, "minimum") == (tmp_path / "lr_find.csv",)
     (record,) = caplog.records
     assert record.getMessage().startswith(f"{tmp_path}/lr_find.png: not drawn ({tmp_path}/lr_find.png: cannot be writ")
 

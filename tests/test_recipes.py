@@ -129,7 +129,7 @@ def test_a_shortened_recipe_takes_the_same_way() -> None:
         ("layernrom", "recipe is 'layernrom'; expected one of: cutout-plateau, "),
         ("layernrom", "did you mean 'layernorm'?"),
         ("../fast", "recipe is '../fast'; expected one of"),
-        ("missing.yaml", "missing.yaml: not a recipe (No such file or directory)"),
+        ("missing.yaml", "missing.yaml: not a recipe (no such file)"),
     ],
 )
 def test_an_unknown_recipe_is_refused(name: str, message: str) -> None:

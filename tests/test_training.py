@@ -327,7 +327,8 @@ def test_with_nothing_held_out_the_last_weights_are_scored(
     assert all(torch.equal(expected[key], scored[key]) for key in expected)
     train(replace(config, max_steps=9), runs_dir=tmp_path, resume=run)
     same_weights(train(replace(config, max_steps=9), runs_dir=tmp_path)[0], run)
-    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    warnings = [record.name for record in caplog.records if record.levelno >= logging.WARNING]
+    assert set(warnings) <= {"fastcifar.training.advice"}  # in so few steps it has not learned
 
 
 def test_max_steps_ends_with_an_evaluation(data_dir: Path, tmp_path: Path) -> None:
@@ -587,7 +588,7 @@ def test_an_unknown_device_is_refused(data_dir: Path, tmp_path: Path) -> None:
 def test_the_schedule_lowers_the_rate(data_dir: Path, tmp_path: Path) -> None:
     run, _ = train(tiny(data_dir, sched="cosine", epochs=2), runs_dir=tmp_path)
     rates = [float(row["lr"]) for row in results_of(run)]
-    assert rates == pytest.approx([0.05, 0.0], abs=1e-9)
+    assert rates == pytest.approx([0.01, 0.0], abs=1e-9)
 
 
 def test_durations_read_well() -> None:

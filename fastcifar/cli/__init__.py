@@ -106,7 +106,7 @@ def _tell(error: Exception) -> int:
     elif isinstance(error, OSError):
         message, code = f"{error.filename or 'output'}: {error.strerror or error}", 1
     else:
-        message = f"{type(error).__name__}: {error} (not foreseen: please report it, with what --debug adds)"
+        message = f"{type(error).__name__}: {error} (unexpected error; please report it with the output of --debug)"
         code = 1
     shared = isinstance(error, (click.ClickException, UsageError))  # by all processes of torchrun: the first speaks
     if not shared or "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK") == "0":

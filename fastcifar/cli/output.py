@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,12 @@ class _StderrHandler(logging.Handler):
     console: Console | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._write(record)
+        except OSError:  # a full disk behind `2> train.log` ends no training: what is logged is lost, as in log.txt
+            sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (as long as the program)
+
+    def _write(self, record: logging.LogRecord) -> None:
         text = record.getMessage() if record.levelno < logging.WARNING else f"warning: {record.getMessage()}"
         if self.console is None:
             click.echo(text, err=True)

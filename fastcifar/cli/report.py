@@ -30,7 +30,4 @@ def report(run: str | None, runs_dir: Path, as_json: bool) -> None:
         click.echo(json.dumps({"run": str(folder.path), "file": str(file)}))
         return
     click.echo(file)
-    code = folder.read_config().network
-    show_next(
-        command_line("fastcifar", "explain", folder.path, *options.trust_flags(code.name if code.names_code else None))
-    )
+    show_next(command_line("fastcifar", "explain", folder.path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import logging
 import os
@@ -97,6 +98,11 @@ def numba_module() -> Any:
         raise
     except Exception as error:  # a variable such as NUMBA_NUM_THREADS=0 is a ValueError while Numba is imported
         raise ImportError(f"Numba failed: {' '.join(str(error).split())}") from error
+
+
+@functools.cache  # once: a run has three loaders
+def _warn_of_slow_pixels(reason: str) -> None:
+    log.warning("the CPU kernel cannot be used (%s): torch operations augment the images, slower", reason)
 
 
 def usable_device(device: torch.device | str) -> torch.device:
@@ -237,7 +243,7 @@ class Loader(Conventions, ABC):
         try:
             NumbaAugment = numba_module().NumbaAugment  # noqa: N806 (a class)
         except ImportError as error:
-            log.warning("the CPU kernel cannot be used (%s): torch operations augment the images, slower", error)
+            _warn_of_slow_pixels(str(error))
             return None
         shape, config = self.beton.image_shape, self.config
         statistics = (self.fill, self.mean32, self.inv_std32)

@@ -30,7 +30,8 @@ class Batch(NamedTuple):
 
         torch's DataLoader delivers two values, so `for images, labels in loader` is what many write, and Python says
         no more than "too many values to unpack". It asks for an iterator before it looks at the number of values: so
-        the instruction that asks tells how many names there are. It takes under a microsecond a batch.
+        the instruction that asks tells how many names there are. It takes about a microsecond a batch. Where C code
+        iterates a batch while its result is unpacked, as in `a, b = map(list, batches)`, that is taken for this, too.
         """
         if torch.compiler.is_compiling():
             return tuple.__iter__(self)

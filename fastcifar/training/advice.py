@@ -26,9 +26,6 @@ def warn_of_guessing(config: TrainConfig, row: dict[str, Any], num_classes: int)
     guessing = math.log(num_classes)
     if row["train_loss"] <= guessing:
         return False
-    line: list[str | os.PathLike[str]] = ["fastcifar", "lr-find", "--data-dir", Path(config.data_dir)]
-    for key in ("model", "norm", "optimizer", "batch_size"):
-        line += [f"--{key.replace('_', '-')}", str(getattr(config, key))]
     log.warning(
         "the training loss of epoch %d, %.4g, is above that of guessing, %.4g (the logarithm of %d classes): the "
         "network has not learned yet; if that stays so, try a smaller --lr, such as %.2g, or find one: %s",
@@ -37,6 +34,14 @@ def warn_of_guessing(config: TrainConfig, row: dict[str, Any], num_classes: int)
         guessing,
         num_classes,
         config.rate / SMALLER,
-        command_line(*line),
+        range_test_line(config),
     )
     return True
+
+
+def range_test_line(config: TrainConfig) -> str:
+    """The command that runs the range test of these settings."""
+    words: list[str | os.PathLike[str]] = ["fastcifar", "lr-find", "--data-dir", Path(config.data_dir)]
+    for key in ("model", "norm", "optimizer", "batch_size"):
+        words += [f"--{key.replace('_', '-')}", str(getattr(config, key))]
+    return command_line(*words)

@@ -13,6 +13,7 @@ from fastcifar.errors import CheckpointError, DataError, DivergedError, Fastcifa
 from fastcifar.lr_find import LrCurve
 from fastcifar.models import require_side
 from fastcifar.training import checkpoint
+from fastcifar.training.advice import range_test_line
 from fastcifar.training.data import Loaders
 from fastcifar.training.device import choose_amp
 from fastcifar.training.find_lr import find_for, first_network
@@ -51,7 +52,7 @@ class Learner:
         if config.lr == "auto":
             curve = processes.of_first(self._find_lr(config, loaders, reporter) if processes.first else None)
             assert curve is not None
-            config = _with_rate(config, _found(curve, config.optimizer))
+            config = _with_rate(config, _found(curve, config))
             self.lr_curve = curve
         if config.sync_bn and processes.count > 1:  # only now: the range test runs in the first process alone
             self.network = synchronised(self.network, device)
@@ -169,8 +170,8 @@ class Learner:
 
     def _require_same_settings(self, run: RunFolder, old: dict[str, Any]) -> None:
         now = asdict(self.config)
-        for key in now.keys() - set(CHANGEABLE):
-            if now[key] != old.get(key):
+        for key in now:
+            if key not in CHANGEABLE and now[key] != old.get(key):
                 raise CheckpointError(
                     f"{run.config}: {key} is {now[key]}, and was {old.get(key)} when the checkpoint was written; "
                     "put it back or start a new run"
@@ -194,10 +195,13 @@ class Learner:
             )
 
 
-def _found(curve: LrCurve, optimizer: str) -> float:
+def _found(curve: LrCurve, config: TrainConfig) -> float:
     if curve.why_not is not None:
-        raise DivergedError(f"the range test found no learning rate: {curve.why_not}; or give --lr a number")
-    return curve.suggestions[AUTO_SUGGESTIONS[optimizer]]
+        raise DivergedError(
+            f"the range test found no learning rate: {curve.why_not}; with {range_test_line(config)}; or give --lr a "
+            "number"
+        )
+    return curve.suggestions[AUTO_SUGGESTIONS[config.optimizer]]
 
 
 def _with_rate(config: TrainConfig, lr: float) -> TrainConfig:

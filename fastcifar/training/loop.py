@@ -113,7 +113,8 @@ class Trainer:
             raise
         self._saved_at = time.monotonic()
         shape = self.learner.data.image_shape
-        self._time_left = TimeLeft(self.learner.config, self.learner.num_steps, shape, processes.count == 1)
+        alone = processes.count == 1 and self.device.type == "cpu" and not self.loaders.train.num_workers
+        self._time_left = TimeLeft(self.learner.config, self.learner.num_steps, shape, alone)
         self._steps_here = 0
         """Steps since this process began or resumed the run."""
         self._told_guessing = False
@@ -280,7 +281,7 @@ class Trainer:
             row["val_loss"], row["val_accuracy"] = answers.loss, answers.accuracy
             text += f"  validation loss {answers.loss:.4f} accuracy {answers.accuracy:.2%}"
         log.info("%s  lr %.4g  %.0f images/s", text, row["lr"], row["images_per_s"])
-        if whole and not self._told_guessing:
+        if whole and progress.step >= ESTIMATE_AFTER and not self._told_guessing:  # in fewer steps none has learned
             self._told_guessing = warn_of_guessing(learner.config, row, len(learner.data.class_names))
         learner.schedule.after_epoch(row)
         if self._is_best(row, whole):

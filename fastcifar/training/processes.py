@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -17,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fastcifar.errors import FastcifarError, UsageError
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 MAX_PORT = 2**16
 PATIENCE = timedelta(hours=12)
@@ -43,7 +47,14 @@ class Processes:
     def begin(self, device: torch.device) -> None:
         """Meet the others."""
         if self.count > 1:
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            if "TORCHELASTIC_RUN_ID" not in os.environ:  # by hand, or variables that something left behind
+                address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+                log.error(  # a level that every process shows
+                    "process %d of %d waits for the others at %s; to train in one process, unset WORLD_SIZE",
+                    *(self.rank, self.count, address),
+                )
+            with _signals_that_end():
+                dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
             self._talk = dist.new_group(backend="gloo", timeout=PATIENCE)
 
     def end(self) -> None:
@@ -122,6 +133,20 @@ class Processes:
             ) from error
 
 
+@contextmanager
+def _signals_that_end() -> Iterator[None]:
+    """In the block, Ctrl-C and SIGTERM end the process at once: Python's handlers do not run while C++ waits."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {signum: signal.signal(signum, signal.SIG_DFL) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
 def _mean_of_each(count: int, bucket: Any) -> torch.futures.Future[torch.Tensor]:
     """The mean over `count` processes of each gradient of a pack, each sent by itself."""
     sent: Any = [dist.all_reduce(gradient, async_op=True).get_future() for gradient in bucket.gradients()]
@@ -163,6 +188,6 @@ def _environment_number(name: str, default: int) -> int:
         return int(text)
     except ValueError:
         raise UsageError(
-            f"the environment variable {name} is {text!r}; expected a whole number, as torchrun sets it; unset it to "
-            "train in one process"
+            f"the environment variable {name} is {text!r}; expected a whole number, as torchrun sets it; unset "
+            "WORLD_SIZE to train in one process"
         ) from None

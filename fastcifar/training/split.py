@@ -34,6 +34,8 @@ def hold_out(
     elif val_size == 0:
         num_held = np.zeros_like(counts)
     else:
+        if not most.any():
+            raise UsageError(f"val_size is {val_size}; expected 0: no class has two training images")
         if not least.sum() <= val_size <= most.sum():
             raise UsageError(
                 f"val_size is {val_size}; expected 0, or {least.sum()}..{most.sum()}: at least one image of each class "
@@ -69,6 +71,9 @@ def warn_of_few(num_val: int, without: list[str], val_size: int | None) -> None:
     """Log a warning if the weights of a run are chosen by too few validation images, or by none of the classes
     `without`; not if none was asked for."""
     if val_size == 0:
+        return
+    if not num_val:
+        log.warning("no validation images: no class has two training images; the weights are those of the last epoch")
         return
     if num_val < MIN_VAL_SIZE:
         log.warning(

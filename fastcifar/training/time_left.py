@@ -7,12 +7,14 @@ import math
 import time
 from collections import deque
 
+import torch
+
 from fastcifar.config import TrainConfig
-from fastcifar.cpus import OtherLoad, available_cpus
+from fastcifar.cpus import OtherLoad
 from fastcifar.training.progress import Progress, duration
 
 log = logging.getLogger(__name__)
-BUSY_SHARE = 0.2  # of the CPUs: what other processes use before it is worth a line
+BUSY_SHARE = 0.2  # of the threads: what other processes use before it is worth a line
 
 
 class Pace:
@@ -52,7 +54,7 @@ class TimeLeft:
     """The time left of a run, from the pace of its last steps and the duration of its last validation."""
 
     def __init__(self, config: TrainConfig, num_steps: int, image_shape: tuple[int, int, int], alone: bool) -> None:
-        """alone: the run has one process; the load of others is not looked for otherwise."""
+        """alone: the run computes in one process, on the CPU; the load of others is not looked for otherwise."""
         height, width, _ = image_shape
         # share of the work of a step on full images, and the step until which it is that
         self._stages = [
@@ -92,9 +94,12 @@ class TimeLeft:
             log.info("about %s left", duration(self.seconds(progress)))
         if self._others is None:
             return
-        busy, own = self._others.cpus(), available_cpus()
-        if busy is not None and busy > BUSY_SHARE * own:
-            log.info("other processes keep %.1f of %d CPUs busy: training is slower than alone", busy, own)
+        busy, threads = self._others.cpus(), torch.get_num_threads()
+        if busy is not None and busy > BUSY_SHARE * threads and self._others.num_cpus() - busy < threads:
+            log.info(
+                "other processes keep %.1f of %d CPUs busy: training with %d threads is slower than alone",
+                *(busy, self._others.num_cpus(), threads),
+            )
             self._others = None
         else:
             self._others = OtherLoad()
