@@ -410,9 +410,11 @@ def _open_regular(path: Path) -> OpenFile:
         raise DataError(f"{path}: not a file; expected {expected}") from None
     except OSError as error:
         if not path.exists():
-            elsewhere = path.parent not in (Path("data"), Path()) and path.name in SPLIT_FILES
-            convert = command_line("fastcifar", "convert", *(["--data-dir", path.parent] if elsewhere else []))
-            raise DataError(f"{path}: {why_missing(path)}; make it with '{convert}'") from None
+            folder: list[str | Path] = []
+            if path.parent not in (Path("data"), Path()) and path.name in SPLIT_FILES:
+                folder = ["--data-dir", path.parent]
+            convert = command_line("fastcifar", "convert", *folder)
+            raise DataError(f"{path}: {why_missing(path)}; make it with: {convert}") from None
         raise DataError(f"{path}: cannot be opened ({error.strerror})") from error
 
 

@@ -113,7 +113,7 @@ def test_bench_reports_loaders_and_steps(data_dir: Path) -> None:
 def test_bench_without_betons_says_what_to_do(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["bench", "--data-dir", str(tmp_path)])
     assert result.exit_code == 4
-    assert "make it with 'fastcifar convert'" in result.stderr
+    assert f"make it with: fastcifar convert --data-dir {tmp_path}" in result.stderr
 
 
 @pytest.mark.usefixtures("brief")

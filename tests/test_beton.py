@@ -235,7 +235,7 @@ def test_a_file_of_another_kind_is_named_not_called_damaged(content: bytes, kind
 
 
 def test_what_is_no_file_is_refused_without_waiting(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no such file; make it with 'fastcifar convert'"):
+    with pytest.raises(DataError, match="no such file; make it with: fastcifar convert"):
         open_beton(tmp_path / "missing.beton")
     with pytest.raises(DataError, match="not a file"):
         open_beton(tmp_path)

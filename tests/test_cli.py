@@ -298,8 +298,8 @@ def test_wrong_paths(tmp_path: Path) -> None:
     assert refused(4, "convert", "--source", tmp_path / "empty").endswith(
         "empty: no images in train/; expected train/<class>/* and test/<class>/*, JPEG or PNG; found nothing"
     )
-    assert refused(4, "inspect", "nothing.beton") == "nothing.beton: no such file; make it with 'fastcifar convert'"
-    assert refused(4, "train") == "data/train.beton: no such file; make it with 'fastcifar convert'"
+    assert refused(4, "inspect", "nothing.beton") == "nothing.beton: no such file; make it with: fastcifar convert"
+    assert refused(4, "train") == "data/train.beton: no such file; make it with: fastcifar convert"
     assert refused(6, "explain") == "runs: no run with a checkpoint; make one with 'fastcifar train'"
     assert refused(4, "explain", "nobody") == "nobody: no such run in runs; expected a folder or one of: none yet"
 

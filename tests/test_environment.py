@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import io
+import logging
 import os
 import subprocess
 import sys
@@ -17,6 +20,7 @@ from click.testing import CliRunner
 
 from fastcifar import AugmentConfig, make_loader
 from fastcifar.cli import _prepare_streams, main
+from fastcifar.cli.output import log_to_stderr
 from fastcifar.config import TrainConfig
 from fastcifar.cpus import OtherLoad, available_cpus
 from fastcifar.errors import UsageError
@@ -284,3 +288,55 @@ def test_the_time_left_follows_the_pace_of_the_last_half_minute(monkeypatch: pyt
     assert steps(100, 200, 0.5) == pytest.approx(200 * 2.0)
     left.validation_s = 7.0
     assert left.seconds(Progress(step=200)) == pytest.approx(200 * 2.0 + 2 * 7.0)
+
+
+# ---- what a reviewer found ---------------------------------------------------------------------------------------
+
+
+def test_a_process_that_waits_for_others_says_so_and_can_be_stopped() -> None:
+    env = {**os.environ, "WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    env.pop("TORCHELASTIC_RUN_ID", None)
+    code = (
+        "import logging, signal, torch; logging.basicConfig(); signal.signal(signal.SIGTERM, lambda *a: None)\n"
+        "from fastcifar.training.processes import join\n"
+        "join().begin(torch.device('cpu'))"
+    )
+    ended = None
+    with subprocess.Popen([sys.executable, "-c", code], env=env, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        while ended is None:  # until it waits, its own handler, which does nothing, takes the signal
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                ended = process.wait(timeout=0.2)
+    assert "process 0 of 2 waits for the others at 127.0.0.1:0; to train in one process, unset WORLD_SIZE" in line
+    assert ended == -15
+
+
+class FullDisk(io.StringIO):
+    def write(self, text: str) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_log_that_cannot_be_written_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    full = FullDisk()
+    monkeypatch.setattr(sys, "stderr", full)
+    with log_to_stderr():
+        logging.getLogger("fastcifar").warning("lost")
+    assert sys.stderr is not full
+    sys.stderr.close()
+
+
+@pytest.mark.parametrize(("busy", "threads", "said"), [(1.5, 2, True), (30.0, 2, False), (63.0, 2, True)])
+def test_a_machine_is_busy_only_where_too_few_cpus_are_left(
+    busy: float, threads: int, said: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    num_cpus = 2 if busy < 2 else 64  # of a container that may use two of them
+    monkeypatch.setattr(OtherLoad, "cpus", lambda self: busy)
+    monkeypatch.setattr(OtherLoad, "num_cpus", lambda self: num_cpus)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    with caplog.at_level(logging.INFO, "fastcifar"):
+        left = TimeLeft(TrainConfig(), 10, (32, 32, 3), alone=True)
+        left.log(Progress(step=10))
+        left.log(Progress(step=10))
+    assert len(caplog.records) == said

@@ -429,7 +429,7 @@ def test_a_name_that_is_no_folders_is_refused(tmp_path: Path, name: str) -> None
 
 
 def test_missing_data_makes_no_run_folder(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"train\.beton: no such file; make it with 'fastcifar convert'"):
+    with pytest.raises(DataError, match=r"train\.beton: no such file; make it with: fastcifar convert --data-dir"):
         train(tiny(tmp_path), runs_dir=tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
 
