@@ -100,6 +100,13 @@ def _stage(source: Source, name: str, file: Path, report: Progress, quality: int
         log.warning("%s.beton: no image of %d of %d classes: %s", name, len(empty), len(counts), listed(empty))
     digest = _compare(split, file, lambda count: report(name, count), quality)
     mean, std = beton.channel_statistics(histogram)
+    if not std.any():
+        log.warning("%s.beton: all pixels of all images are equal (%.3g of 0..255)", name, mean[0])
+    elif mean.max() <= 1:
+        log.warning(
+            "%s.beton: the images are almost black (mean %.2g of 0..255); multiply values of 0..1 by 255 first",
+            *(name, mean.max()),
+        )
     return beton.Manifest(
         num_samples=len(split),
         image_shape=shape,

@@ -110,3 +110,8 @@ def test_a_loss_of_guessing_is_not_warned_of(num_classes: int) -> None:
     assert warn_of_guessing(TrainConfig(), {**row, "train_loss": math.log(num_classes) + 1e-3}, num_classes)
     smoothed = nn.functional.cross_entropy(torch.zeros(1, num_classes), torch.tensor([1]), label_smoothing=0.2)
     assert smoothed.item() == pytest.approx(math.log(num_classes))  # which is why it is not taken into account
+
+
+def test_a_rate_of_a_range_test_is_not_sent_to_another_one(caplog: pytest.LogCaptureFixture) -> None:
+    assert warn_of_guessing(TrainConfig(lr=0.1), {"epoch": 1, "train_loss": 9.0}, 10, was_found=True)
+    assert "lr-find" not in caplog.text

@@ -242,3 +242,11 @@ def test_the_remedy_is_one_that_can_be_had(monkeypatch: pytest.MonkeyPatch) -> N
     assert "--loader" not in remedy_for("failed (No space left on device)", False)  # a pipeline has no other loader
     monkeypatch.setattr("shutil.disk_usage", refuse)
     assert remedy_for("failed (unable to open shm)", True).startswith("there is no /dev/shm: give it more")
+
+
+def test_the_dataset_has_the_labels_that_samplers_ask_for(own_data_dir: Path) -> None:
+    dataset = make_loader(own_data_dir / "train.beton", train=False, batch_size=4, rows=[2, 5, 7]).dataset
+    assert dataset.targets == [dataset[i][1] for i in range(3)]
+    assert [dataset.classes[label] for label in dataset.class_to_idx.values()] == list(dataset.class_to_idx)
+    with pytest.raises(UsageError, match=r"index is slice\(0, 3, None\); expected the number of one image"):
+        dataset[0:3]

@@ -330,3 +330,16 @@ def test_a_comment_that_looks_like_a_header_fools_nobody(tmp_path: Path) -> None
     start, size = np.array([0]), np.array([len(whole)])
     assert jpeg.wrong_header(reader_of(whole), start, size, (32, 32, 3)) == 0
     assert jpeg.wrong_header(reader_of(whole), start, size, (64, 64, 3)) is None
+
+
+@pytest.mark.parametrize(
+    ("values", "warning"),
+    [((0, 1), "the images are almost black"), ((7,), "all pixels of all images are equal"), ((0, 60), "")],
+)
+def test_images_that_hold_almost_nothing_are_warned_of(
+    values: tuple[int, ...], warning: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = [(np.full((8, 8, 3), values[i % len(values)], np.uint8), i % 2) for i in range(4)]
+    with Source(description="made", class_names=("a", "b"), splits={"train": images, "test": images}) as source:
+        convert(source, tmp_path)
+    assert (warning in caplog.text) if warning else not caplog.text

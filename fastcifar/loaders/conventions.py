@@ -4,6 +4,7 @@ is there instead."""
 from __future__ import annotations
 
 import difflib
+import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
@@ -72,8 +73,20 @@ class Images:
 
     def __getitem__(self, place: int) -> tuple[npt.NDArray[np.uint8], int]:
         """Image and label: (H, W, 3) uint8, neither augmented nor normalised, and the number of its class."""
-        row = self.indices[place]
+        try:
+            row = self.indices[operator.index(place)]
+        except TypeError:
+            raise UsageError(f"index is {place!r}; expected the number of one image") from None
         return self.beton.images_as_checked([row])[0], int(self.beton.labels[row])
+
+    @property
+    def targets(self) -> list[int]:
+        """The label of each image, as torchvision's datasets have them."""
+        return self.beton.labels[self.indices].tolist()
+
+    @property
+    def class_to_idx(self) -> dict[str, int]:
+        return {name: label for label, name in enumerate(self.classes)}
 
     @property
     def classes(self) -> tuple[str, ...]:

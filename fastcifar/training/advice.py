@@ -20,21 +20,24 @@ def tell_default_rate(config: TrainConfig) -> None:
     log.info("learning rate %g, the default of %s with %s", config.rate, config.model, config.optimizer)
 
 
-def warn_of_guessing(config: TrainConfig, row: dict[str, Any], num_classes: int) -> bool:
+def warn_of_guessing(config: TrainConfig, row: dict[str, Any], num_classes: int, *, was_found: bool = False) -> bool:
     """Warn if the training loss of an epoch, a row of results.csv, is above that of giving each class the same
-    probability: the logarithm of their number, with any label smoothing too. Returns whether it is."""
+    probability: the logarithm of their number, with any label smoothing too. Returns whether it is.
+
+    was_found: the rate is that of a range test, which is not advised once more.
+    """
     guessing = math.log(num_classes)
     if row["train_loss"] <= guessing:
         return False
     log.warning(
         "the training loss of epoch %d, %.4g, is above that of guessing, %.4g (the logarithm of %d classes): the "
-        "network has not learned yet; if that stays so, try a smaller --lr, such as %.2g, or find one: %s",
+        "network has not learned yet; if that stays so, try a smaller --lr, such as %.2g%s",
         row["epoch"],
         row["train_loss"],
         guessing,
         num_classes,
         config.rate / SMALLER,
-        range_test_line(config),
+        "" if was_found else f", or find one: {range_test_line(config)}",
     )
     return True
 

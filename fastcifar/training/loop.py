@@ -282,7 +282,9 @@ class Trainer:
             text += f"  validation loss {answers.loss:.4f} accuracy {answers.accuracy:.2%}"
         log.info("%s  lr %.4g  %.0f images/s", text, row["lr"], row["images_per_s"])
         if whole and progress.step >= ESTIMATE_AFTER and not self._told_guessing:  # in fewer steps none has learned
-            self._told_guessing = warn_of_guessing(learner.config, row, len(learner.data.class_names))
+            self._told_guessing = warn_of_guessing(
+                learner.config, row, len(learner.data.class_names), was_found=self.config.lr == "auto"
+            )
         learner.schedule.after_epoch(row)
         if self._is_best(row, whole):
             self._keep(row)
