@@ -16,8 +16,9 @@ $(VENV)/.done: setup.cfg pyproject.toml scripts/setup.sh scripts/apt.sh
 demo: setup
 	BIN="$(CURDIR)/$(BIN)" bash scripts/demo.sh
 
+# a worker for each core, each with one thread
 test: setup
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 # every promise of SECURITY.md in full: under 20 minutes on two cores
 soak: setup
