@@ -27,6 +27,7 @@ from fastcifar.errors import UsageError
 from fastcifar.explain import evaluate_run
 from fastcifar.loaders import missing_part
 from fastcifar.training import train
+from fastcifar.training.cpu_threads import CpuThreads
 from fastcifar.training.device import choose_threads
 from fastcifar.training.processes import join
 from fastcifar.training.progress import Progress
@@ -273,7 +274,7 @@ def test_the_time_left_follows_the_pace_of_the_last_half_minute(monkeypatch: pyt
     clock = [0.0]
     monkeypatch.setattr("fastcifar.training.time_left.time.monotonic", lambda: clock[0])
     config = TrainConfig(epochs=2, progressive=((16, 0.5),))
-    left = TimeLeft(config, 400, (32, 32, 3), alone=False)
+    left = TimeLeft(config, 400, (32, 32, 3))
     assert left.seconds(Progress()) == 0.0
 
     def steps(begin: int, end: int, seconds: float) -> float:
@@ -327,16 +328,26 @@ def test_a_log_that_cannot_be_written_ends_nothing(monkeypatch: pytest.MonkeyPat
     sys.stderr.close()
 
 
-@pytest.mark.parametrize(("busy", "threads", "said"), [(1.5, 2, True), (30.0, 2, False), (63.0, 2, True)])
-def test_a_machine_is_busy_only_where_too_few_cpus_are_left(
-    busy: float, threads: int, said: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_threads_give_way_to_busy_processes_and_come_back(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    num_cpus = 2 if busy < 2 else 64  # of a container that may use two of them
-    monkeypatch.setattr(OtherLoad, "cpus", lambda self: busy)
-    monkeypatch.setattr(OtherLoad, "num_cpus", lambda self: num_cpus)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    with caplog.at_level(logging.INFO, "fastcifar"):
-        left = TimeLeft(TrainConfig(), 10, (32, 32, 3), alone=True)
-        left.log(Progress(step=10))
-        left.log(Progress(step=10))
-    assert len(caplog.records) == said
+    clock, load = [0.0], [0.0]
+    monkeypatch.setattr("fastcifar.training.cpu_threads.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr(OtherLoad, "cpus", lambda self: load[0])
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    own, changes = CpuThreads(), [(2, 0.4, 2), (2, 0.9, 1), (2, 2.0, 1), (2, 0.1, 2), (64, 30.0, 2), (64, 63.0, 1)]
+    try:
+        for num_cpus, busy, threads in changes:
+            monkeypatch.setattr(OtherLoad, "num_cpus", lambda self, num_cpus=num_cpus: num_cpus)
+            load[0] = busy
+            own.after_step()  # too early: nothing changes
+            clock[0] += 6.0
+            with caplog.at_level(logging.INFO, "fastcifar"):
+                own.after_step()
+            assert torch.get_num_threads() == threads, (num_cpus, busy)
+        assert len(caplog.records) == 3
+        own.close()
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

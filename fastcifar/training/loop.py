@@ -21,6 +21,7 @@ from fastcifar.loaders import Loader
 from fastcifar.models import builder, count_parameters
 from fastcifar.training import checkpoint
 from fastcifar.training.advice import tell_default_rate, warn_of_guessing
+from fastcifar.training.cpu_threads import CpuThreads
 from fastcifar.training.data import Loaders
 from fastcifar.training.device import (
     choose_device,
@@ -113,8 +114,12 @@ class Trainer:
             raise
         self._saved_at = time.monotonic()
         shape = self.learner.data.image_shape
+        self._time_left = TimeLeft(self.learner.config, self.learner.num_steps, shape)
         alone = processes.count == 1 and self.device.type == "cpu" and not self.loaders.train.num_workers
-        self._time_left = TimeLeft(self.learner.config, self.learner.num_steps, shape, alone)
+        free = (
+            config.threads is None and not config.deterministic
+        )  # the results differ with the number, in the last bits
+        self._threads = CpuThreads() if alone and free else None
         self._steps_here = 0
         """Steps since this process began or resumed the run."""
         self._told_guessing = False
@@ -136,6 +141,8 @@ class Trainer:
         """Give back the loaders' threads and processes."""
         self.loaders.close()
         self.processes.end()
+        if self._threads is not None:
+            self._threads.close()
 
     def fit(self) -> None:
         """Train what is left."""
@@ -187,6 +194,8 @@ class Trainer:
             images = batch.images if side is None else resized(batch.images, side)
             loss, logits = learner.step(images, batch.labels)
             self._time_left.step(progress.step)
+            if self._threads is not None:
+                self._threads.after_step()
             self._steps_here += 1
             progress.step += 1
             progress.batch += 1

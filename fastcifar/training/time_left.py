@@ -1,4 +1,4 @@
-"""How long the rest of a run takes, and whether other processes slow it down."""
+"""How long the rest of a run takes."""
 
 from __future__ import annotations
 
@@ -7,14 +7,10 @@ import math
 import time
 from collections import deque
 
-import torch
-
 from fastcifar.config import TrainConfig
-from fastcifar.cpus import OtherLoad
 from fastcifar.training.progress import Progress, duration
 
 log = logging.getLogger(__name__)
-BUSY_SHARE = 0.2  # of the threads: what other processes use before it is worth a line
 
 
 class Pace:
@@ -53,8 +49,7 @@ class Pace:
 class TimeLeft:
     """The time left of a run, from the pace of its last steps and the duration of its last validation."""
 
-    def __init__(self, config: TrainConfig, num_steps: int, image_shape: tuple[int, int, int], alone: bool) -> None:
-        """alone: the run computes in one process, on the CPU; the load of others is not looked for otherwise."""
+    def __init__(self, config: TrainConfig, num_steps: int, image_shape: tuple[int, int, int]) -> None:
         height, width, _ = image_shape
         # share of the work of a step on full images, and the step until which it is that
         self._stages = [
@@ -63,7 +58,6 @@ class TimeLeft:
         self._stages.append((1.0, num_steps))
         self._config, self._num_steps = config, num_steps
         self._pace = Pace()
-        self._others = OtherLoad() if alone else None
         self.validation_s = 0.0
         """How long the last evaluation of the validation images took."""
 
@@ -89,17 +83,6 @@ class TimeLeft:
         return work
 
     def log(self, progress: Progress) -> None:
-        """Log the time left; once in a run, also that other processes keep the CPUs busy."""
+        """Log the time left."""
         if progress.step < self._num_steps:
             log.info("about %s left", duration(self.seconds(progress)))
-        if self._others is None:
-            return
-        busy, threads = self._others.cpus(), torch.get_num_threads()
-        if busy is not None and busy > BUSY_SHARE * threads and self._others.num_cpus() - busy < threads:
-            log.info(
-                "other processes keep %.1f of %d CPUs busy: training with %d threads is slower than alone",
-                *(busy, self._others.num_cpus(), threads),
-            )
-            self._others = None
-        else:
-            self._others = OtherLoad()
