@@ -15,10 +15,14 @@ from fastcifar.control_groups import ROOT, control_groups, lines_of
 COUNTED = (1, 3, 6, 7)  # columns of a line of /proc/stat: user, system, irq, softirq
 
 
+def cpus_of_mask() -> int:
+    """CPUs of this process's affinity mask, whatever a control group allows."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
 def available_cpus(root: Path = ROOT) -> int:
     """CPUs of this process's affinity mask, or fewer where a control group (a container's limit) allows fewer."""
-    count = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    return max(1, min([count, *(math.ceil(quota) for quota in _quotas(root))]))
+    return max(1, min([cpus_of_mask(), *(math.ceil(quota) for quota in _quotas(root))]))
 
 
 def _quotas(root: Path) -> Iterator[float]:
@@ -48,8 +52,8 @@ class OtherLoad:
 
     @staticmethod
     def num_cpus() -> int:
-        """The CPUs among which they are counted: those of the affinity mask, whatever a control group allows."""
-        return len(os.sched_getaffinity(0))
+        """The CPUs among which they are counted."""
+        return cpus_of_mask()
 
     @staticmethod
     def _now() -> tuple[float, float] | None:

@@ -66,8 +66,3 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON o
 trusted_model = click.option(
     "--model", help="The run's own network, if that is package.module:function: says that its code may be run."
 )
-
-
-def trust_flags(model: str | None) -> list[str]:
-    """The flag that says that the code of a run's network may be run, where a command needed it."""
-    return ["--model", model] if model else []

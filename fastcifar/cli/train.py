@@ -94,11 +94,8 @@ def train(
     if report:
         rows.append(("report", report))
     click.echo(table(rows))
-    show_next(
-        command_line(
-            "fastcifar", "explain", run.path, *options.trust_flags(config.model if config.network.names_code else None)
-        )
-    )
+    trust = ["--model", config.model] if config.network.names_code else []
+    show_next(command_line("fastcifar", "explain", run.path, *trust))
 
 
 def _resumed(context: click.Context, stored: TrainConfig, given: TrainConfig) -> TrainConfig:

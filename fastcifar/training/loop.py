@@ -116,10 +116,8 @@ class Trainer:
         shape = self.learner.data.image_shape
         self._time_left = TimeLeft(self.learner.config, self.learner.num_steps, shape)
         alone = processes.count == 1 and self.device.type == "cpu" and not self.loaders.train.num_workers
-        free = (
-            config.threads is None and not config.deterministic
-        )  # the results differ with the number, in the last bits
-        self._threads = CpuThreads() if alone and free else None
+        may_change = config.threads is None and not config.deterministic  # the last bits depend on the number
+        self._threads = CpuThreads() if alone and may_change else None
         self._steps_here = 0
         """Steps since this process began or resumed the run."""
         self._told_guessing = False
