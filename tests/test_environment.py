@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import torch
 from click.testing import CliRunner
 
 from fastcifar import AugmentConfig, make_loader
-from fastcifar.cli import _prepare_streams, main
+from fastcifar.cli import OPENMP, _prepare_streams, main
 from fastcifar.cli.output import log_to_stderr
 from fastcifar.config import TrainConfig
 from fastcifar.cpus import OtherLoad, available_cpus
@@ -105,11 +106,13 @@ def test_a_numba_that_refuses_its_variables_is_one_line(tmp_path: Path) -> None:
 
 
 def test_idle_threads_sleep(tmp_path: Path) -> None:
-    env = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    env = {name: value for name, value in os.environ.items() if name not in OPENMP}
     command = [sys.executable, "-m", "fastcifar", "report", "nosuch"]
     env["OMP_DISPLAY_ENV"] = "TRUE"
     shown = subprocess.run(command, env=env, capture_output=True, text=True, cwd=tmp_path)
     assert "OMP_WAIT_POLICY = 'PASSIVE'" in shown.stderr
+    own = subprocess.run(command, env=env | {"OMP_WAIT_POLICY": "ACTIVE"}, capture_output=True, text=True, cwd=tmp_path)
+    assert "OMP_WAIT_POLICY = 'ACTIVE'" in own.stderr
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "ascii", "utf-8", "cp037"])
@@ -349,5 +352,21 @@ def test_threads_give_way_to_busy_processes_and_come_back(
         assert len(caplog.records) == 3
         own.close()
         assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_checkpoint_does_not_blame_the_threads_that_gave_way(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = TrainConfig(data_dir=str(data_dir), model="small", batch_size=50, max_steps=2)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    monkeypatch.setattr(CpuThreads, "after_step", lambda self: torch.set_num_threads(1))
+    try:
+        run, _ = train(config, runs_dir=tmp_path)
+        assert torch.load(run.last, weights_only=True)["circumstances"]["number of threads"] == 2
+        train(replace(config, max_steps=3), runs_dir=tmp_path, resume=run)
+        assert "number of threads" not in caplog.text
     finally:
         torch.set_num_threads(before)

@@ -38,6 +38,7 @@ class Learner:
         self._held_out = loaders.val is not None
         self._test_sha256 = loaders.test.beton.sha256
         self.amp = choose_amp(device, config.amp)
+        self._num_threads = torch.get_num_threads()  # also when the training makes way for other processes
         processes.begin(device)
         self._steps_per_epoch = len(loaders.train)
         self.num_steps = self._steps_per_epoch * config.epochs
@@ -100,7 +101,7 @@ class Learner:
     def _circumstances(self) -> dict[str, Any]:
         return {
             "torch": str(torch.__version__),
-            "number of threads": torch.get_num_threads(),
+            "number of threads": self._num_threads,
             "number of processes": self.processes.count,
             "device": self.device.type,
             "processor": processor(),
