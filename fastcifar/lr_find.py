@@ -31,8 +31,8 @@ DIVERGED = 4.0
 MIN_POINTS = 8
 MIN_FALL = 0.003
 """Of the first losses: what falls by less is flat."""
-NOISES = 5
-"""And so many standard deviations of the smoothed noise."""
+NOISES, NOISES_IF_IT_ROSE = 6, 3
+"""And so many standard deviations of the smoothed noise; fewer are enough where the loss rises after the fall."""
 EDGE = 0.1
 """The valley begins where so much of the fall is done."""
 RISEN = 1.5
@@ -79,10 +79,11 @@ class LrCurve:
             return f"{self.ended} at the first step, whatever the rate; check the images, the network and --amp"
         if num < MIN_POINTS:
             return f"{self.ended} after {num} steps; begin at a smaller rate (--start-lr) or take more steps (--steps)"
-        _, high, low = self._fall()
-        calm = np.diff(self.losses[: max(5, num // 3)])  # before anything can have been learned
-        noise = float(calm.std()) / math.sqrt(2) / math.sqrt(2 * self._window - 1)  # of a smoothed value
-        least = max(MIN_FALL * abs(high), NOISES * noise)
+        lowest, high, low = self._fall()
+        calm = np.abs(np.diff(self.losses[: max(5, num // 3)]))  # before anything can have been learned
+        noise = float(np.median(calm)) / 0.954 / math.sqrt(2 * self._window - 1)  # of a smoothed value, if it is normal
+        rose = self.smoothed[lowest:].max() > RISEN * abs(high)
+        least = max(MIN_FALL * abs(high), (NOISES_IF_IT_ROSE if rose else NOISES) * noise)
         if high - low <= least:
             further = "a higher --end-lr, " if self.ended == "end_lr reached" else ""
             return (
@@ -110,7 +111,8 @@ class LrCurve:
         return {
             "steepest": float(rates[begin + int(slope[begin:].argmin())]),
             "valley": float(np.sqrt(rates[begin] * rates[lowest])),  # the middle of the way down
-            "minimum": float(rates[lowest]),
+            # the mean rate of the lowest average lies before the lowest loss, the last one behind it
+            "minimum": float(np.sqrt(rates[lowest] * self.rates[lowest])),
         }
 
 
