@@ -56,7 +56,7 @@ class LrCurve:
     smoothed: npt.NDArray[np.float64] = field(init=False)
     """(N,) float64: of each step the average of the losses up to it, so that no divergence lifts what lies before."""
     smoothed_rates: npt.NDArray[np.float64] = field(init=False)
-    """(N,) float64: the rates averaged in the same way (their logarithms): where the smoothed losses belong."""
+    """(N,) float64: the median rates of those averages: where the smoothed losses belong."""
     suggestions: dict[str, float] = field(init=False)
     """Rates, by the name of the rule; empty if there is no suggestion."""
     why_not: str | None = field(init=False)
@@ -64,7 +64,7 @@ class LrCurve:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "smoothed", smooth(self.losses, self._window))
-        object.__setattr__(self, "smoothed_rates", np.exp(smooth(np.log(self.rates), self._window)))
+        object.__setattr__(self, "smoothed_rates", median_rates(self.rates, self._window))
         why_not = self._why_not()
         object.__setattr__(self, "why_not", why_not)
         object.__setattr__(self, "suggestions", {} if why_not else self._suggest())
@@ -111,8 +111,7 @@ class LrCurve:
         return {
             "steepest": float(rates[begin + int(slope[begin:].argmin())]),
             "valley": float(np.sqrt(rates[begin] * rates[lowest])),  # the middle of the way down
-            # the mean rate of the lowest average lies before the lowest loss, the last one behind it
-            "minimum": float(np.sqrt(rates[lowest] * self.rates[lowest])),
+            "minimum": float(rates[lowest]),
         }
 
 
@@ -130,6 +129,13 @@ def smooth(values: npt.NDArray[np.float64], window: float) -> npt.NDArray[np.flo
         average, weight = value + kept * average, 1 + kept * weight
         smoothed[i] = average / weight
     return smoothed
+
+
+def median_rates(rates: npt.NDArray[np.float64], window: float) -> npt.NDArray[np.float64]:
+    """(N,) -> (N,) float64: the rate below which half of the weight of each average of `smooth` lies."""
+    index, kept = np.arange(len(rates)), 1 - 1 / window
+    lag = np.log((1 + kept ** (index + 1)) / 2) / math.log(kept)
+    return np.exp(np.interp(index - lag, index, np.log(rates))) if len(rates) else rates
 
 
 def lr_find(
