@@ -1,7 +1,8 @@
 """Ten classes of procedural 32x32 images, the same on every machine, for trying things without any data.
 
-A shape or texture of random place, size and colours on a noisy ground. Which class it is does not show in any single
-pixel, so that a linear model fails where a small convolutional network succeeds. Whole-number arithmetic only.
+The largest shape or texture of an image is its class. A smaller one of another class lies behind it, bars and dots lie
+before it, its ground changes from one side to the other, and a few labels are wrong: a small convolutional network is
+right about most images, not about all, and a linear model about few. Whole-number arithmetic only.
 """
 
 from __future__ import annotations
@@ -15,13 +16,22 @@ from fastcifar.converters.sources import Image, Source
 
 CLASS_NAMES = ("disc", "ring", "square", "frame", "triangle", "plus", "cross", "rows", "columns", "checks")
 SIDE = 32
-NUM_TRAIN, NUM_TEST = 50_000, 10_000
-NOISE = 32
+NUM_TRAIN, NUM_TEST = 20_000, 4_000
+NOISE = 64
+"""Grey levels."""
+CONTRAST = 24
+"""Grey levels between a shape and the middle of its ground, in each channel."""
+NUM_CLUTTER = 8
+"""Bars and dots before the shape."""
+WRONG_LABELS = 400
+"""One label in so many is wrong."""
 _CHUNK = 1_000
+
+Mask = npt.NDArray[np.bool_]
 
 
 class SyntheticSplit:
-    """`num_images` images, the same number of each class (within one), made as they are asked for."""
+    """`num_images` images, the same number of each class but for wrong labels, made as they are asked for."""
 
     def __init__(self, num_images: int, seed: int, stream: int) -> None:
         self._num_images, self._seed, self._stream = num_images, seed, stream
@@ -33,7 +43,9 @@ class SyntheticSplit:
         for start in range(0, self._num_images, _CHUNK):
             labels = np.arange(start, min(start + _CHUNK, self._num_images)) % len(CLASS_NAMES)
             bits = np.random.Philox(np.random.SeedSequence([self._seed, self._stream, start]))
-            yield from zip(draw_images(labels, bits), labels.tolist(), strict=True)
+            images, dice = draw_images(labels, bits), (bits.random_raw(len(labels)) >> np.uint64(32)).astype(np.int64)
+            wrong = (labels + 1 + dice // WRONG_LABELS % (len(CLASS_NAMES) - 1)) % len(CLASS_NAMES)
+            yield from zip(images, np.where(dice % WRONG_LABELS == 0, wrong, labels).tolist(), strict=True)
 
 
 def source(num_train: int = NUM_TRAIN, num_test: int = NUM_TEST, seed: int = 0) -> Source:
@@ -53,17 +65,29 @@ def draw_images(labels: npt.NDArray[np.int64], bits: np.random.Philox) -> Image:
         raw = bits.random_raw(num * int(np.prod(shape, dtype=np.int64))).reshape(num, *shape)
         return low + (((raw >> np.uint64(32)) * np.uint64(high - low)) >> np.uint64(32)).astype(np.int64)
 
-    radius = pick(7, 13, 1, 1)
-    dy = np.arange(SIDE)[:, None] - pick(10, 22, 1, 1)  # (N, 32, 1)
-    dx = np.arange(SIDE)[None, :] - pick(10, 22, 1, 1)  # (N, 1, 32)
-    phase_y, phase_x = pick(0, 8, 1, 1), pick(0, 8, 1, 1)
-    period = pick(2, 4, 1, 1)
-    mask = _masks(labels, dy, dx, radius, (dy + 64 + phase_y) // period % 2, (dx + 64 + phase_x) // period % 2)
+    def place(low: int, high: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Of each pixel, how far it is below and to the right of a random point: (N, 32, 1) and (N, 1, 32)."""
+        return np.arange(SIDE)[:, None] - pick(low, high, 1, 1), np.arange(SIDE)[None, :] - pick(low, high, 1, 1)
+
+    def shapes(classes: npt.NDArray[np.int64], radius: npt.NDArray[np.int64], low: int, high: int) -> Mask:
+        (dy, dx), phase_y, phase_x = place(low, high), pick(0, 8, 1, 1), pick(0, 8, 1, 1)
+        period = pick(2, 4, 1, 1)
+        return _masks(classes, dy, dx, radius, (dy + 64 + phase_y) // period % 2, (dx + 64 + phase_x) // period % 2)
+
     ground = pick(0, 256, 1, 1, 3)
-    ink = (ground + pick(80, 176, 1, 1, 3)) % 256  # at least 80 away from the ground in each channel
+    ink = (ground + pick(CONTRAST, 256 - CONTRAST, 1, 1, 3)) % 256  # differs from the ground in each channel
+    slope = pick(-2, 3, 1, 1, 3) * np.arange(-SIDE // 2, SIDE // 2)[:, None, None]
+    pixels = ground + np.where(pick(0, 2, 1, 1, 1) == 0, slope, slope.transpose(0, 2, 1, 3))
+    radius, others = pick(5, 12, 1, 1), (labels + pick(1, len(CLASS_NAMES))) % len(CLASS_NAMES)
+    smaller = radius * pick(6, 9, 1, 1) // 10
+    pixels = np.where(shapes(others, smaller, 3, 29)[..., None], pick(0, 256, 1, 1, 3), pixels)
+    pixels = np.where(shapes(labels, radius, 8, 24)[..., None], ink, pixels)
+    for _ in range(NUM_CLUTTER):
+        dy, dx = place(0, SIDE)
+        mark = (np.abs(dy) <= pick(0, 4, 1, 1)) & (np.abs(dx) <= pick(0, 4, 1, 1))
+        pixels = np.where(mark[..., None], pick(0, 256, 1, 1, 3), pixels)
     noise = bits.random_raw(num * SIDE * SIDE * 3 // 8).view(np.uint8).reshape(num, SIDE, SIDE, 3) % NOISE
-    pixels = np.where(mask[..., None], ink, ground) + noise - NOISE // 2
-    return pixels.clip(0, 255).astype(np.uint8)
+    return (pixels + noise - NOISE // 2).clip(0, 255).astype(np.uint8)
 
 
 def _masks(
@@ -73,7 +97,7 @@ def _masks(
     radius: npt.NDArray[np.int64],
     row: npt.NDArray[np.int64],
     column: npt.NDArray[np.int64],
-) -> npt.NDArray[np.bool_]:
+) -> Mask:
     """Which pixels are inked: (N, 32, 32), each image by the rule of its class."""
     ay, ax = np.abs(dy), np.abs(dx)
     distance2 = dy**2 + dx**2  # (N, 32, 32)

@@ -1,32 +1,36 @@
 #!/usr/bin/env bash
-# Convert, train, explain, in the folder demo/, with the time of each part. $BIN is the folder of the program.
+# Convert, train, explain, with the time of each part: demo.sh synthetic | cifar. $BIN is the folder of the program.
+# synthetic needs no network connection; cifar takes the images that FASTCIFAR_SOURCE names, or downloads CIFAR-10.
 set -euo pipefail
-mkdir -p demo
-cd demo
+case $1 in
+synthetic) folder=demo source=synthetic recipe=shapes ;;
+cifar) folder=demo-cifar source=${FASTCIFAR_SOURCE:-download} recipe=fast ;;
+*) echo "demo.sh: expected synthetic or cifar, not $1" >&2; exit 2 ;;
+esac
+mkdir -p "$folder"
+cd "$folder"
+[ ! -e "../$source" ] || source=../$source # a relative path is meant from where make was called
 unset FASTCIFAR_DATA_DIR FASTCIFAR_RUNS_DIR
-SECONDS=0
-part() { echo "demo: $1 ($((SECONDS - began)) s)"; began=$SECONDS; }
-began=0
+SECONDS=0 began=0 times=
+part() { # NAME COMMAND...
+    local name=$1
+    shift
+    echo "demo: fastcifar $*"
+    "$BIN/fastcifar" "$@"
+    times+=", $name $((SECONDS - began)) s"
+    began=$SECONDS
+}
 
-if [ -n "${FASTCIFAR_SOURCE:-}" ]; then
-    # a relative path is meant from where make was called
-    [ ! -e "../$FASTCIFAR_SOURCE" ] || FASTCIFAR_SOURCE="../$FASTCIFAR_SOURCE"
-    "$BIN/fastcifar" convert --source "$FASTCIFAR_SOURCE"
-else
-    code=0
-    "$BIN/fastcifar" convert --source download || code=$?
-    if [ "$code" -eq 4 ]; then
-        echo "demo: CIFAR-10 cannot be had here, so the demo goes on with synthetic images"
-        "$BIN/fastcifar" convert --source synthetic
-    elif [ "$code" -ne 0 ]; then
-        exit "$code"
-    fi
-fi
-part "converted"
-
-"$BIN/fastcifar" train --recipe fast --name demo
-part "trained and tested"
-"$BIN/fastcifar" explain --n 25 --methods hirescam,gradcam,gradcampp
-part "explained"
+part convert convert --source "$source"
+part train train --recipe "$recipe" --name demo
 run=$(ls -td runs/demo* | head -n 1)
-echo "demo: $SECONDS s in all; open demo/$run/report.html and demo/$run/explain/grid.png; figures in demo/$run/metrics.json"
+part explain explain "$run" --n 25 --methods hirescam,gradcam,gradcampp
+
+echo
+echo "demo: $SECONDS s in all (${times#, }); open:"
+for file in "$run"/{report.html,explain/grid.png,curves.png,metrics.json}; do
+    [ ! -e "$file" ] || echo "    $folder/$file"
+done
+echo "demo: next, in $folder/:"
+echo "    $BIN/fastcifar preview                # what augmentation does to the images"
+echo "    $BIN/fastcifar eval $run      # accuracy of each class, confusion, calibration"

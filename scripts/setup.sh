@@ -1,18 +1,44 @@
 #!/usr/bin/env bash
-# Make the virtual environment $VENV with fastcifar and all its optional parts. FFCV is built from source and needs
-# system packages; where they cannot be had, the set-up says so and goes on without it.
+# Make the virtual environment $VENV with fastcifar and all its optional parts, with uv where there is one, otherwise with
+# pip. TORCH_INDEX=URL takes torch and torchvision from that package index. FFCV is built from source and needs system
+# packages; where they cannot be had, the set-up says so and goes on without it.
 set -euo pipefail
 . "$(dirname "$0")/apt.sh"
+SECONDS=0
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
 
 have_ffcv_needs() { pkg-config --exists opencv4 libturbojpeg 2>/dev/null; }
 
-[ -x "$VENV/bin/python" ] || "$PYTHON" -m venv "$VENV"
-"$VENV/bin/python" -m pip install --quiet --upgrade pip 'setuptools>=77' wheel
-"$VENV/bin/python" -m pip install --quiet --editable '.[albumentations,dev]'
+quietly() { # what the command prints is shown only if it fails
+    "$@" >"$log" 2>&1 || { tail -n 30 "$log" >&2; return 1; }
+}
+
+if command -v uv >/dev/null; then
+    name=uv
+    make_venv() { uv venv --quiet --seed --python "$PYTHON" "$VENV"; }
+    install() { quietly uv pip install --python "$VENV/bin/python" "$@"; }
+else
+    name=pip
+    make_venv() { "$PYTHON" -m venv "$VENV"; }
+    install() { quietly "$VENV/bin/python" -m pip install --disable-pip-version-check "$@"; }
+fi
+
+echo "setup: installing fastcifar and its packages into $VENV with $name"
+[ -x "$VENV/bin/python" ] || make_venv
+if [ -n "${TORCH_INDEX:-}" ]; then
+    echo "setup: torch and torchvision from $TORCH_INDEX"
+    install --index-url "$TORCH_INDEX" torch torchvision
+else
+    echo "setup: torch comes with its CUDA libraries, 5 GB on the disk; TORCH_INDEX=URL takes another one (see README)"
+fi
+install --upgrade pip 'setuptools>=77' wheel
+install --editable '.[albumentations,dev]'
 
 if have_ffcv_needs || apt_install $FFCV_NEEDS; then
-    "$VENV/bin/python" -m pip install --quiet --editable '.[ffcv]' ||
-        echo "setup: FFCV could not be built; everything but the ffcv loader works"
+    echo "setup: building FFCV"
+    install --editable '.[ffcv]' || echo "setup: FFCV could not be built; everything but the ffcv loader works"
 else
     echo "setup: without FFCV; for the ffcv loader: apt-get install $FFCV_NEEDS && make -B setup"
 fi
+echo "setup: done in $SECONDS s; the program is $VENV/bin/fastcifar"

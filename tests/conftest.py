@@ -15,15 +15,29 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from matplotlib.figure import Figure
 
+from fastcifar import plotting
 from fastcifar.converters import convert
 from fastcifar.converters.synthetic import source as synthetic_source
 from fastcifar.errors import FastcifarError
+from fastcifar.models import small
 
+QUICK = pytest.MonkeyPatch()
 REAL_SOURCE = os.environ.pop("FASTCIFAR_SOURCE", "")  # the tests that want it take the fixture `real_source`
 
 
+def quick_training() -> None:
+    """In this process `small` has seven thousand parameters, its curves.png is empty, and no file is synced."""
+    QUICK.setattr(os, "fsync", lambda descriptor: None)
+    QUICK.setattr(small, "WIDTHS", (8, 8, 16))
+    drawn = plotting.curves
+    of_a_run = lambda history, *panels: drawn(history, *panels) if panels else Figure(figsize=(1, 1))  # noqa: E731
+    QUICK.setattr(plotting, "curves", of_a_run)
+
+
 def pytest_configure() -> None:
+    quick_training()
     # a shell's background jobs, and what they start, ignore Ctrl-C; the programs that tests start must not inherit that
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -66,6 +80,18 @@ def _no_message_holds_a_memory_address() -> Iterator[None]:
     assert [text for text in said if re.search(r" object at 0x|\bat 0x[0-9a-f]{6}", text)] == []
 
 
+@pytest.fixture(autouse=True)
+def _full_size(request: pytest.FixtureRequest) -> Iterator[None]:
+    if "full_size" not in request.keywords:
+        yield
+        return
+    QUICK.undo()
+    try:
+        yield
+    finally:
+        quick_training()
+
+
 @pytest.fixture(scope="session")
 def real_source() -> str:
     return REAL_SOURCE
@@ -89,6 +115,22 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with synthetic_source(600, 200) as source:
         convert(source, folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """80 synthetic training images and 40 test images, converted. Not to be written to."""
+    folder = tmp_path_factory.mktemp("tiny")
+    with synthetic_source(80, 40) as source:
+        convert(source, folder)
+    return folder
+
+
+@pytest.fixture
+def ordinary_algorithms() -> Iterator[None]:
+    """Undoes what `--deterministic` sets for the process."""
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture

@@ -95,6 +95,7 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "LEAST_S", 0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("brief")
 def test_bench_reports_loaders_and_steps(data_dir: Path) -> None:
     arguments = ["bench", "--data-dir", str(data_dir), "--batch-size", "100", "--model", "small", "--json"]
@@ -161,6 +162,7 @@ def test_rows_of_every_benchmark_have_the_same_keys() -> None:
     assert set(benchmarks.ROW_KEYS) <= set(rate)
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_loaders_has_the_rows_that_it_promises(data_dir: Path) -> None:
     names = ["resident", "ffcv", "albumentations", "limit-copy-cast", "torchvision-v1", "airbench"]
     only = [part for name in names for part in ("--only", name)]

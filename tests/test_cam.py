@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -23,16 +24,15 @@ Trained = tuple[nn.Module, torch.Tensor, torch.Tensor]
 
 @pytest.fixture(scope="module")
 def trained(data_dir: Path) -> Trained:
-    """A ResNet-18 trained for twenty steps; twelve test images, normalised, and their labels."""
+    """A ResNet-18 trained for six steps; twelve test images, normalised, and their labels."""
     torch.manual_seed(0)
     model = make_model(ModelConfig(name="resnet18"), 10)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
-    train = make_loader(data_dir / "train.beton", batch_size=60)
-    for epoch in range(2):
-        for batch in train.epoch(epoch):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(model(batch.images), batch.labels).backward()
-            optimizer.step()
+    train = make_loader(data_dir / "train.beton", batch_size=32)
+    for batch in islice(train, 6):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(batch.images), batch.labels).backward()
+        optimizer.step()
     test = make_loader(data_dir / "test.beton", train=False, batch_size=12, mean=train.mean, std=train.std)
     batch = next(iter(test))
     model.zero_grad(set_to_none=True)
@@ -51,6 +51,7 @@ def spread(heat: np.ndarray) -> np.ndarray:
     return low / (1e-7 + low.max(axis=(-2, -1), keepdims=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", CAM_METHODS)
 def test_maps_are_the_formula_of_the_paper(trained: Trained, method: str) -> None:
     model, images, labels = trained
@@ -64,6 +65,7 @@ def test_maps_are_the_formula_of_the_paper(trained: Trained, method: str) -> Non
             assert bool(made.has_evidence[i, k]) == bool(raw.max() > 0)
 
 
+@pytest.mark.slow
 def test_grad_cam_is_that_of_pytorch_grad_cam(trained: Trained) -> None:
     peer = pytest.importorskip("pytorch_grad_cam")
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
@@ -77,6 +79,7 @@ def test_grad_cam_is_that_of_pytorch_grad_cam(trained: Trained) -> None:
         np.testing.assert_allclose(spread(ours[:, k]), theirs, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_grad_cam_plus_plus_is_that_of_pytorch_grad_cam_but_for_its_epsilon(
     trained: Trained,
 ) -> None:
@@ -93,6 +96,7 @@ def test_grad_cam_plus_plus_is_that_of_pytorch_grad_cam_but_for_its_epsilon(
             np.testing.assert_allclose(spread(enlarge(raw, (32, 32))), theirs[i], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_grad_cam_is_that_of_captum(trained: Trained) -> None:
     captum = pytest.importorskip("captum.attr")
     model, images, labels = trained
@@ -105,6 +109,7 @@ def test_grad_cam_is_that_of_captum(trained: Trained) -> None:
         np.testing.assert_allclose(ours[:, k], expected, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_all_layers_and_methods_at_once_are_each_alone(trained: Trained) -> None:
     model, images, labels = trained
     kept = Activations(model, images, LAYERS)

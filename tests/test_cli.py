@@ -139,6 +139,7 @@ def test_a_run_finds_its_data_from_another_folder(
     assert run("explain", "--runs-dir", "here/runs", "--n", 1).exit_code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("script") is None, reason="no `script` to play a terminal")
 def test_log_lines_stand_above_the_bar_on_a_terminal(data_dir: Path) -> None:
     command = f"{sys.executable} -m fastcifar train --data-dir {data_dir} --model small --batch-size 100 --max-steps 3"
@@ -396,6 +397,8 @@ def start(*args: object, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env={**os.environ, **environment}, **pipes)
 
 
+@pytest.mark.full_size
+@pytest.mark.slow
 @pytest.mark.parametrize("loader", LOADERS)
 def test_ctrl_c_saves_and_resume_goes_on(data_dir: Path, loader: str) -> None:
     flags = ["--model", "small", "--batch-size", 20, "--epochs", 500, "--loader", loader]
@@ -489,6 +492,7 @@ def test_names_that_are_no_text(image_folder: ImageFolder, tmp_path: Path) -> No
     assert os.listdir(".") == ["data"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_conversion_leaves_nothing_half_done(signum: signal.Signals) -> None:
     for attempt in range(10):

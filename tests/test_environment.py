@@ -105,6 +105,7 @@ def test_a_numba_that_refuses_its_variables_is_one_line(tmp_path: Path) -> None:
         assert "Number of threads specified must be > 0" in result.stdout
 
 
+@pytest.mark.slow
 def test_idle_threads_sleep(tmp_path: Path) -> None:
     env = {name: value for name, value in os.environ.items() if name not in OPENMP}
     command = [sys.executable, "-m", "fastcifar", "report", "nosuch"]

@@ -34,8 +34,11 @@ LOADERS = [
     pytest.param(name, marks=pytest.mark.skipif(missing_part(name) is not None, reason=f"{name} is not installed"))
     for name in ("resident", "ffcv", "albumentations")
 ]
-
-
+FFCV_SLOW = [
+    pytest.param(*case.values, marks=[*case.marks, *([pytest.mark.slow] if case.values == ("ffcv",) else [])])
+    for case in LOADERS
+]
+"""FFCV compiles each pipeline anew."""
 needs_ffcv = pytest.mark.skipif(missing_part("ffcv") is not None, reason="ffcv is not installed")
 
 
@@ -108,7 +111,7 @@ EVERYTHING = AugmentConfig(
         (replace(EVERYTHING, rotate_p=1.0, hue_shift=90, saturation_shift=255, value_shift=255), "reflect"),
     ],
 )
-@pytest.mark.parametrize("name", LOADERS)
+@pytest.mark.parametrize("name", FFCV_SLOW)
 def test_rotation_and_colour_are_the_same_to_a_grey_level(
     data_dir: Path, name: str, augment: AugmentConfig, mode: str
 ) -> None:
@@ -124,7 +127,7 @@ def test_rotation_and_colour_are_the_same_to_a_grey_level(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8])
-@pytest.mark.parametrize("name", LOADERS)
+@pytest.mark.parametrize("name", FFCV_SLOW)
 def test_contiguous_batches_hold_the_same_values(data_dir: Path, name: str, dtype: torch.dtype) -> None:
     settings: dict[str, Any] = {"batch_size": 100, "loader": name, "dtype": dtype}
     usual = epoch_of(make_loader(data_dir / "train.beton", **settings))
@@ -135,7 +138,7 @@ def test_contiguous_batches_hold_the_same_values(data_dir: Path, name: str, dtyp
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.uint8])
-@pytest.mark.parametrize("name", LOADERS)
+@pytest.mark.parametrize("name", FFCV_SLOW)
 def test_every_loader_gives_what_resident_gives(data_dir: Path, name: str, dtype: torch.dtype) -> None:
     expected = epoch_of(make_loader(data_dir / "train.beton", batch_size=64, seed=5, dtype=dtype, loader="resident"), 2)
     got = epoch_of(make_loader(data_dir / "train.beton", batch_size=64, seed=5, dtype=dtype, loader=name), 2)
@@ -148,7 +151,7 @@ def test_every_loader_gives_what_resident_gives(data_dir: Path, name: str, dtype
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8])
-@pytest.mark.parametrize("name", LOADERS)
+@pytest.mark.parametrize("name", FFCV_SLOW)
 def test_without_the_compiled_kernel_the_pixels_are_the_same(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch, name: str, dtype: torch.dtype
 ) -> None:
@@ -266,7 +269,7 @@ def test_plain_iteration_goes_from_epoch_to_epoch(data_dir: Path, name: str) -> 
     assert torch.equal(second[0], expected[0])
 
 
-@pytest.mark.parametrize("name", LOADERS)
+@pytest.mark.parametrize("name", FFCV_SLOW)
 def test_window_shuffle_is_the_same_on_every_loader(tmp_path: Path, name: str) -> None:
     source = Source(
         description="",
@@ -517,7 +520,7 @@ def use_briefly(data_dir: Path, name: str) -> None:
     loader.close()
 
 
-@pytest.mark.parametrize("name", LOADERS)
+@pytest.mark.parametrize("name", FFCV_SLOW)
 def test_leaving_early_leaves_no_thread_descriptor_or_process(data_dir: Path, name: str) -> None:
     use_briefly(data_dir, name)  # what is made once for all stays
     gc.collect()
@@ -559,6 +562,7 @@ FORK = """if True:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LOADERS)
 def test_a_forked_child_can_use_the_loader_of_its_parent(data_dir: Path, name: str) -> None:
     command = [sys.executable, "-W", "ignore", "-c", FORK, str(data_dir / "train.beton"), name]
@@ -591,6 +595,7 @@ def test_a_loader_that_is_dropped_is_gone_at_once(data_dir: Path, name: str, mon
         gc.enable()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LOADERS)
 def test_a_loader_that_is_not_closed_is_no_trouble_at_exit(data_dir: Path, name: str) -> None:
     code = """if True:

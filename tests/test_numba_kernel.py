@@ -179,6 +179,7 @@ def load_from_threads(cache: Path, *limit: str) -> tuple[str, list[str]]:
     return answer.stdout.strip(), answer.stderr.splitlines()
 
 
+@pytest.mark.slow
 def test_a_cache_that_cannot_be_written_is_logged_once(tmp_path: Path) -> None:
     _, (line,) = load_from_threads(tmp_path, "4096")  # as a full disk: the kernel does not fit
     assert line.startswith("the CPU kernel is compiled in each process: its cache cannot be used (OSError: ")

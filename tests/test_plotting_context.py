@@ -15,6 +15,7 @@ import pytest
 
 from fastcifar import plotting
 
+pytestmark = pytest.mark.full_size
 ONE_EPOCH = {"epoch": 1, "train_loss": 4.9, "train_accuracy": 0.6, "val_loss": 3.2, "val_accuracy": 0.3, "lr": 0.1}
 DRAW = f"""
 import sys

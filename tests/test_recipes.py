@@ -22,8 +22,8 @@ def run(*args: object) -> Result:
     return CliRunner().invoke(main, [str(arg) for arg in args])
 
 
-def test_the_eight_recipes_are_there_and_tell_their_history() -> None:
-    assert recipes.names() == (*ORIGINS, "fast", "resnet18")
+def test_the_nine_recipes_are_there_and_tell_their_history() -> None:
+    assert recipes.names() == (*ORIGINS, "fast", "resnet18", "shapes")
     for name in recipes.names():
         recipe = recipes.load(name)
         assert recipe.config.recipe == name

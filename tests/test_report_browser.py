@@ -18,6 +18,8 @@ from fastcifar.report.reading import clean
 from tests import run_folders as make
 from tests.test_report import HOSTILE, NAMES
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def driver() -> Iterator[Any]:

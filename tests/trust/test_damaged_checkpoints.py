@@ -114,6 +114,7 @@ checkpoint.save_last(run, torch.load(run.path / "new.pt"))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 2, 3])
 def test_a_save_that_is_killed_leaves_a_whole_checkpoint(run: RunFolder, step: int) -> None:
     torch.save(state(3.0), run.path / "new.pt")

@@ -13,6 +13,9 @@ from pathlib import Path
 import pytest
 
 from fastcifar.beton import manifest_path, open_beton
+from fastcifar.converters import convert
+from fastcifar.converters.synthetic import source as synthetic_source
+from tests.kills import Changes, changes_in
 from tests.trust.cases import LONGEST_S, contents, count, small_disk, start, the_error, told
 
 Tally = Callable[[str], None]
@@ -40,6 +43,7 @@ def is_alive(group: int) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_a_killed_conversion_leaves_the_old_files_or_the_new(
     own_data_dir: Path, images: Path, tmp_path: Path, tally: Tally
 ) -> None:
@@ -73,6 +77,37 @@ def test_a_killed_conversion_leaves_the_old_files_or_the_new(
     assert sorted(path.name for path in own_data_dir.iterdir()) == sorted(FILES)
     assert killed
     tally(f"{num} kill -9, {killed} before the end: the old files whole, but for {renewed} times the new")
+
+
+@pytest.mark.parametrize("jpeg_quality", [None, 90])
+def test_a_conversion_killed_at_any_change_of_the_disk_leaves_the_old_files_or_the_new(
+    own_data_dir: Path, jpeg_quality: int | None
+) -> None:
+    def convert_again(fatal: int | None = None) -> Changes:
+        with changes_in(own_data_dir, fatal) as changes, synthetic_source(20, 10, seed=1) as source:
+            convert(source, own_data_dir, jpeg_quality=jpeg_quality)
+        return changes
+
+    old = contents(own_data_dir)
+    num = len(convert_again().made)
+    new = contents(own_data_dir)
+    for fatal in range(num):
+        for path in own_data_dir.iterdir():
+            path.unlink()
+        for name, content in old.items():
+            (own_data_dir / name).write_bytes(content)
+        assert convert_again(fatal).died
+        left = contents(own_data_dir)
+        for name in ("train.beton", "test.beton"):
+            assert left[name] in (old[name], new[name])
+            manifest = f"{name}.json"  # it is gone, and the file opens with a warning, in the moment of replacing alone
+            assert manifest not in left or left[manifest] == (old if left[name] == old[name] else new)[manifest]
+            open_beton(own_data_dir / name)
+        assert {name for name in left if not name.startswith(".")} <= set(FILES)
+        assert all(".beton.partial" in name for name in left if name.startswith("."))
+        assert not convert_again().died
+        assert contents(own_data_dir) == new  # nothing that was left is in the way
+    assert num > 10
 
 
 def test_a_source_that_fails_is_told_in_time(own_data_dir: Path, images: Path) -> None:

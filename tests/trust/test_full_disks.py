@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from fastcifar.training import RunFolder
+from fastcifar.errors import FastcifarError
+from fastcifar.training import RunFolder, train
+from tests.kills import changes_in
+from tests.tiny import tiny
 from tests.trust.cases import FULL, small_disk, the_error, told
 
 FLAGS = ("--model", "small", "--batch-size", 200, "--epochs", 3, "--lr", 0.03, "--deterministic", "--json")
@@ -47,3 +50,26 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(
                 resumed += 1
     assert full
     tally(f"{full} full disks: one line each; {resumed} of the runs had a checkpoint and were resumed to the same end")
+
+
+@pytest.mark.usefixtures("ordinary_algorithms")
+def test_a_disk_that_is_full_at_any_file_is_one_line_and_the_run_goes_on_later(tiny_data: Path, tmp_path: Path) -> None:
+    config = tiny(tiny_data, deterministic=True)
+    with changes_in(tmp_path / "whole", full=True) as whole:
+        _, expected = train(config, runs_dir=tmp_path / "whole", name="run")
+    resumed = 0
+    for fatal, change in enumerate(whole.made):
+        runs = tmp_path / str(fatal)
+        with changes_in(runs, fatal, full=True) as disk:
+            if change.endswith(".curves.png.partial"):  # a picture decides nothing
+                train(config, runs_dir=runs, name="run")
+            else:
+                with pytest.raises(FastcifarError, match=r"cannot be written \(No space left on device"):
+                    train(config, runs_dir=runs, name="run")
+        assert disk.died
+        run = RunFolder(runs / "run")
+        if run.last.exists() or run.previous.exists():
+            _, metrics = train(config, runs_dir=runs, resume=run)
+            assert metrics["test_loss"] == expected["test_loss"]
+            resumed += 1
+    assert resumed > 5

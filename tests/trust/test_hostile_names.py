@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from fastcifar.report import write_report
 from fastcifar.report.reading import clean
 from tests import run_folders as make
@@ -48,6 +50,7 @@ NAMES = (
 )
 
 
+@pytest.mark.slow
 def test_hostile_names_are_shown_as_text(
     driver: Any,  # noqa: F811
     tmp_path: Path,

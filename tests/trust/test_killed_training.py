@@ -1,10 +1,11 @@
-"""kill -9 at random moments: the run resumes to the weights it would have had, each epoch once in results.csv."""
+"""A run that is killed resumes to the weights it would have had, each epoch once in results.csv."""
 
 from __future__ import annotations
 
 import csv
 import json
 import random
+import shutil
 import subprocess
 import time
 from collections.abc import Callable
@@ -14,8 +15,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from fastcifar.training import RunFolder
+from fastcifar.errors import CheckpointError
+from fastcifar.training import RunFolder, checkpoint, train
+from tests.kills import Changes, changes_in
+from tests.tiny import tiny
 from tests.trust.cases import count, start
 
 KILLS = count(1, 50)
@@ -74,6 +79,44 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_that_is_not(
     with ThreadPoolExecutor(LANES) as pool:
         runs = sum(pool.map(lane, range(LANES)))
     tally(f"{KILLS} kill -9 of {runs} runs: each ended with the same weights, each epoch once in results.csv")
+
+
+@pytest.mark.usefixtures("ordinary_algorithms")
+def test_a_run_killed_at_any_change_of_the_disk_resumes_to_the_same_end(tiny_data: Path, tmp_path: Path) -> None:
+    config = tiny(tiny_data, deterministic=True, ema=0.9, val_size=20)
+
+    def train_once(runs: Path, fatal: int | None = None, resume: RunFolder | None = None) -> Changes:
+        with changes_in(runs, fatal) as changes:
+            train(config, runs_dir=runs, name="run", resume=resume)
+        return changes
+
+    def outcome(runs: Path) -> tuple[list[torch.Tensor], str, dict[str, Any]]:
+        run = RunFolder(runs / "run")
+        state, metrics = checkpoint.load_last(run), json.loads(run.metrics.read_text())
+        best = load_file(run.best)
+        told = {key: metrics[key] for key in ("test_accuracy", "test_loss", "best", "steps")}
+        rows = [line.rsplit(",", 2)[0] for line in run.results.read_text().splitlines()]  # without the seconds
+        return [*_tensors(state["model"]), *_tensors(state["step"]), *best.values()], "\n".join(rows), told
+
+    num = len(train_once(tmp_path / "whole").made)
+    whole, begun = outcome(tmp_path / "whole"), 0
+    for fatal in range(num):
+        runs = tmp_path / str(fatal)
+        assert train_once(runs, fatal).died
+        run = RunFolder(runs / "run")
+        if not (run.last.exists() or run.previous.exists()):  # before its first step
+            if run.path.exists():
+                with pytest.raises(CheckpointError, match="no such checkpoint"):
+                    train(config, runs_dir=runs, resume=run)
+            continue
+        begun += 1
+        assert not train_once(runs, resume=run).died
+        again = outcome(runs)
+        assert len(again[0]) == len(whole[0]) > 10
+        assert all(torch.equal(a, b) for a, b in zip(again[0], whole[0], strict=True)), fatal
+        assert again[1:] == whole[1:], fatal
+        shutil.rmtree(runs)
+    assert begun > 20
 
 
 def _killed_again_and_again(

@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 
 from fastcifar.cli import main
 from fastcifar.training import RunFolder, checkpoint
-from tests.trust.cases import count, sealed
+from tests.trust.cases import count, sealed, the_error, told
 
 ALLOWED = (0, 1, 2, 3, 4, 6)
 
@@ -128,7 +128,10 @@ POISONS: dict[str, Callable[[RunFolder, Path], Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", list(POISONS)[:: count(3, 1)])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (i % 3)) for i, name in enumerate(list(POISONS)[:: count(3, 1)])],
+)
 def test_no_file_of_a_run_folder_runs_code(name: str, marker: Path, tally: Callable[[str], None]) -> None:
     run = RunFolder(Path("runs/a"))
     if name.startswith("maps"):
@@ -136,6 +139,18 @@ def test_no_file_of_a_run_folder_runs_code(name: str, marker: Path, tally: Calla
     POISONS[name](run, marker)
     use_run(marker)
     tally(f"{name}: not executed")
+
+
+@pytest.mark.slow
+def test_a_program_of_its_own_runs_no_code_either(marker: Path) -> None:
+    zip_checkpoint = zip_of(marker)
+    for path in (RunFolder(Path("runs/a")).last, RunFolder(Path("runs/a")).best):
+        path.write_bytes(zip_checkpoint)
+    for args in (("train", "--resume", "a", "--epochs", 2), ("eval", "a")):
+        code, _, errors = told(*args)
+        assert code == 6, errors
+        the_error(errors)
+        assert not marker.exists()
 
 
 def recipe(settings: str) -> Callable[[Path], tuple[str, ...]]:

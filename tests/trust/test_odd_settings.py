@@ -19,7 +19,7 @@ from fastcifar.config.augment import read_pipeline
 from fastcifar.errors import DataError, FastcifarError, UsageError
 from fastcifar.report import write_report
 from fastcifar.training import RunFolder
-from tests.trust.cases import count
+from tests.trust.cases import count, the_error, told
 
 
 def as_yaml(value: object) -> str:
@@ -146,3 +146,12 @@ def test_deep_circular_and_mistagged_files(tmp_path: Path, content: str) -> None
     write_report(run)
     run.write_config(TrainConfig())
     assert "resumed" not in json.loads((run.path / "env.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("content", HOSTILE[::4])
+def test_a_program_refuses_them_in_one_line(tmp_path: Path, content: str) -> None:
+    (tmp_path / "r.yaml").write_text(content)
+    code, _, errors = told("train", "--recipe", "r.yaml", cwd=tmp_path)
+    assert code == 2, errors
+    the_error(errors)
