@@ -11,8 +11,8 @@ export NO_ALBUMENTATIONS_UPDATE := 1
 setup: $(VENV)/.done
 
 $(VENV)/.done: setup.cfg pyproject.toml scripts/setup.sh scripts/apt.sh
-	PYTHON="$(PYTHON)" VENV="$(VENV)" FFCV_NEEDS="$(FFCV_NEEDS)" bash scripts/setup.sh
-	touch $@
+	@PYTHON="$(PYTHON)" VENV="$(VENV)" TORCH_INDEX="$(TORCH_INDEX)" FFCV_NEEDS="$(FFCV_NEEDS)" bash scripts/setup.sh
+	@touch $@
 
 # synthetic images; no network connection is needed
 demo: setup

@@ -653,6 +653,7 @@ def test_ffcv_leaves_torchs_threads_alone(data_dir: Path) -> None:
         torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_an_error_and_no_hang(data_dir: Path) -> None:
     """In a process of its own: torch raises the error from a signal handler, wherever the main thread is then."""
     if missing_part("albumentations") is not None:

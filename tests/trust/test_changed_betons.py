@@ -244,6 +244,7 @@ except DataError as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["_tables", "_check_tables", "_sha256"])
 def test_a_file_that_shrinks_while_it_is_opened_is_refused(own_data_dir: Path, moment: str) -> None:
     """In a process of its own: what reads a page that is gone through a map is killed."""

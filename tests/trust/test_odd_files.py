@@ -153,6 +153,7 @@ def test_links_in_the_place_of_folders_are_not_followed(run: RunFolder, tmp_path
         assert contents(victim) == kept
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("partial", [".train.beton.partial", ".train.beton.partial.json", ".test.beton.partial"])
 def test_a_conversion_does_not_write_through_links_or_wait_for_pipes(
     own_data_dir: Path, image_folder: Callable[..., Path], tmp_path: Path, partial: str
