@@ -18,7 +18,7 @@ from fastcifar import plotting
 from fastcifar.cli import main
 from fastcifar.config import RangeTest, TrainConfig
 from fastcifar.errors import UsageError
-from fastcifar.lr_find import LrCurve, lr_find, rates_of
+from fastcifar.lr_find import LrCurve, lr_find, median_rates, rates_of
 from fastcifar.training import find_lr
 from fastcifar.training.optimizer import at_rate, make_optimizer
 
@@ -183,6 +183,25 @@ def test_few_steps_are_enough_where_the_loss_falls(num_steps: int, fall: float) 
     assert -2.5 < np.log10(curve.suggestions["minimum"]) < -1.4
     assert -3.2 < np.log10(curve.suggestions["valley"]) < -1.9
     assert curve.suggestions["valley"] <= curve.suggestions["minimum"]
+
+
+def test_a_small_fall_counts_if_the_loss_rises_after_it() -> None:
+    rates, noise = np.geomspace(1e-4, 10, 100), np.random.default_rng(0).normal(0, 0.04, 100)
+    fell = 2.3 - np.interp(np.arange(100), [20, 30, 40], [0, 0.06, 0]) + noise
+    assert not LrCurve(rates=rates, losses=fell, ended="").suggestions
+    rose = fell + np.interp(np.arange(100), [50, 99], [0, 9])
+    assert rates[20] < LrCurve(rates=rates, losses=rose, ended="").suggestions["minimum"] < rates[36]
+
+
+@pytest.mark.parametrize("window", [3.0, 10.0, 50.0])
+def test_half_of_an_average_lies_below_its_rate(window: float) -> None:
+    rates = np.geomspace(1e-4, 10, 80)
+    medians = median_rates(rates, window)
+    assert (np.diff(medians) > 0).sum() > 70
+    for i in (10, 40, 79):
+        weights = (1 - 1 / window) ** np.arange(i, -1, -1)
+        below = weights[rates[: i + 1] <= medians[i]].sum() / weights.sum()
+        assert abs(below - 0.5) <= weights.max() / weights.sum()  # half, but for one step
 
 
 def test_noise_alone_gives_no_suggestion() -> None:
