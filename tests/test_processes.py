@@ -114,7 +114,7 @@ def flags(data_dir: Path, runs_dir: Path, name: str, **more: Any) -> list[object
 def test_two_processes_train_as_one_does(data_dir: Path, tmp_path: Path) -> None:
     runs = {}
     for count in (1, 2):
-        process = start(count, *flags(data_dir, tmp_path, f"of{count}", epochs=2), "--sync-bn", "--json")
+        process = start(count, *flags(data_dir, tmp_path, f"of{count}", epochs=2, lr=0.005), "--sync-bn", "--json")
         out, errors = ended(process)
         assert process.returncode == 0, errors
         assert len(out.strip().splitlines()) == 1  # one speaks

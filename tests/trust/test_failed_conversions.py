@@ -57,7 +57,10 @@ def test_a_killed_conversion_leaves_the_old_files_or_the_new(
     for i in range(num):
         more = ("--encode", "jpeg") if i % 2 else ()
         process = start(*arguments, own_data_dir, *more, start_new_session=True)
-        time.sleep(chosen.uniform(0.3, 1) * took)
+        while process.poll() is None and not list(own_data_dir.glob(".*.partial")):
+            time.sleep(0.001)  # waits for another process to reach a state; no result depends on it
+        if i:
+            time.sleep(chosen.uniform(0, 0.5) * took)
         process.kill()
         process.communicate(timeout=LONGEST_S)
         killed += process.returncode == -signal.SIGKILL
