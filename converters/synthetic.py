@@ -1,8 +1,8 @@
 """Ten classes of procedural 32x32 images, the same on every machine, for trying things without any data.
 
-The largest shape or texture of an image is its class. A smaller one of another class lies behind it, bars and dots lie
-before it, its ground changes from one side to the other, and a few labels are wrong: a small convolutional network is
-right about most images, not about all, and a linear model about few. Whole-number arithmetic only.
+The class of an image is that of its largest shape or texture. A smaller one of another class lies behind it, bars and
+dots in front of it, the background changes from one side to the other, and a few labels are wrong: a small convolutional
+network classifies most images correctly, but not all, and a linear model few. Integer arithmetic only.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ NUM_TRAIN, NUM_TEST = 20_000, 4_000
 NOISE = 64
 """Grey levels."""
 CONTRAST = 24
-"""Grey levels between a shape and the middle of its ground, in each channel."""
+"""Grey levels, at least, between a shape and the middle of the background, in each channel."""
 NUM_CLUTTER = 8
-"""Bars and dots before the shape."""
+"""Bars and dots in front of the shape."""
 WRONG_LABELS = 400
 """One label in so many is wrong."""
 _CHUNK = 1_000
