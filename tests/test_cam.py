@@ -51,7 +51,6 @@ def spread(heat: np.ndarray) -> np.ndarray:
     return low / (1e-7 + low.max(axis=(-2, -1), keepdims=True))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("method", CAM_METHODS)
 def test_maps_are_the_formula_of_the_paper(trained: Trained, method: str) -> None:
     model, images, labels = trained
