@@ -1,8 +1,8 @@
 """Ten classes of procedural 32x32 images, the same on every machine, for trying things without any data.
 
 The class of an image is that of its largest shape or texture. A smaller one of another class lies behind it, bars and
-dots in front of it, the background changes from one side to the other, and a few labels are wrong: a small convolutional
-network classifies most images correctly, but not all, and a linear model few. Integer arithmetic only.
+dots in front of it, the background changes from one side to the other, and a few labels are wrong: a small
+convolutional network classifies most images correctly, but not all, and a linear model few. Integer arithmetic only.
 """
 
 from __future__ import annotations

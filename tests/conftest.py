@@ -28,12 +28,14 @@ REAL_SOURCE = os.environ.pop("FASTCIFAR_SOURCE", "")  # the tests that want it t
 
 
 def quick_training() -> None:
-    """In this process `small` has seven thousand parameters, its curves.png is empty, and no file is synced."""
+    """In this process `small` has seven thousand parameters, a run's curves and a report's drawings are empty, and no
+    file is synced."""
     QUICK.setattr(os, "fsync", lambda descriptor: None)
     QUICK.setattr(small, "WIDTHS", (8, 8, 16))
     drawn = plotting.curves
     of_a_run = lambda history, *panels: drawn(history, *panels) if panels else Figure(figsize=(1, 1))  # noqa: E731
     QUICK.setattr(plotting, "curves", of_a_run)
+    QUICK.setattr(plotting, "svg", lambda figure: b"<svg/>")
 
 
 def pytest_configure() -> None:

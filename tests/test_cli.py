@@ -95,6 +95,7 @@ def test_help_loads_nothing_heavy() -> None:
     assert answer.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_the_core_loads_no_optional_part() -> None:
     code = (
         "import sys; import fastcifar.training, fastcifar.explain, fastcifar.converters, fastcifar.loaders\n"

@@ -96,6 +96,7 @@ def _raising(error: Exception) -> Any:
     return function
 
 
+@pytest.mark.slow
 def test_a_numba_that_refuses_its_variables_is_one_line(tmp_path: Path) -> None:
     env = {**os.environ, "NUMBA_NUM_THREADS": "0"}
     code = "from fastcifar.loaders import missing_part; print(missing_part('ffcv'))"
@@ -200,6 +201,7 @@ def trained(data_dir: Path, runs_dir: Path) -> tuple[float, ...]:
     return metrics["test_loss"], metrics["best"]["val_loss"], scores.loss
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("default", list(DEFAULTS))
 @pytest.mark.usefixtures("torch_defaults")
 def test_the_defaults_of_torch_change_no_training(
@@ -298,6 +300,7 @@ def test_the_time_left_follows_the_pace_of_the_last_half_minute(monkeypatch: pyt
 # ---- what a reviewer found ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_process_that_waits_for_others_says_so_and_can_be_stopped() -> None:
     env = {**os.environ, "WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     env.pop("TORCHELASTIC_RUN_ID", None)

@@ -505,7 +505,7 @@ def test_eval_of_validation_images_that_nobody_held_out_is_refused(data_dir: Pat
         evaluate_run(folder, split="val")
 
 
-@pytest.mark.parametrize("num_classes", [2, 100])
+@pytest.mark.parametrize("num_classes", [2, pytest.param(100, marks=pytest.mark.slow)])
 def test_datasets_with_few_and_with_many_classes(num_classes: int, tmp_path: Path) -> None:
     names = ("<script>alert(1)</script>", *(f"$class_{i}$" for i in range(1, num_classes)))
 

@@ -343,6 +343,7 @@ def test_train_can_find_its_rate_first(data_dir: Path, tmp_path: Path) -> None:
     assert f"lr: {told['lr']}" in (run / "config.yaml").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.full_size
 def test_the_next_command_names_a_recipes_file_and_all_rates_of_muon(data_dir: Path, tmp_path: Path) -> None:
     mine = tmp_path / "fast.yaml"

@@ -70,6 +70,7 @@ def test_a_warning_of_matplotlib_is_no_error(tmp_path: Path) -> None:
         plotting.write_png(tmp_path / "picture.png", figure)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [

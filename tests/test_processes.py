@@ -26,7 +26,7 @@ from fastcifar.training.sync_norm import SyncBatchNorm2d, synchronised
 LIMIT_S = 120
 
 
-@pytest.mark.parametrize("loader", ["resident", "ffcv", "albumentations"])
+@pytest.mark.parametrize("loader", ["resident", pytest.param("ffcv", marks=pytest.mark.slow), "albumentations"])
 @pytest.mark.parametrize("count", [2, 4])
 def test_parts_of_a_batch_are_the_batch(data_dir: Path, loader: str, count: int) -> None:
     if (missing := missing_part(loader)) is not None:

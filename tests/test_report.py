@@ -130,6 +130,7 @@ def test_the_settings_are_told_and_those_that_are_not_the_defaults_first(page: s
     assert "augment: crop_padding 4" in text_of(rest)
 
 
+@pytest.mark.full_size
 def test_curves_and_range_test_are_drawn_for_both_colour_schemes(page: str) -> None:
     pictures = re.findall(r"<picture>(.*?)</picture>", page, re.DOTALL)
     assert len(pictures) == 6

@@ -77,6 +77,7 @@ def test_resampled_pixels_are_within_a_grey_level_of_the_twin_and_equal_to_torch
     np.testing.assert_array_equal(got, by_torch.numpy())
 
 
+@pytest.mark.slow
 def test_it_compiles_for_a_gpu_without_one() -> None:
     """The interpreter takes what the compiler refuses. In a process of its own: here kernels are interpreted."""
     code = """if True:

@@ -57,7 +57,9 @@ def write_with_ffcv(path: Path, split: Any, num_workers: int) -> None:
     ffcv_writer.DatasetWriter(str(path), fields, num_workers=num_workers).from_indexed_dataset(dataset)
 
 
-@pytest.mark.parametrize("num", [1, 2_730, 2_731, pytest.param(6_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "num", [1, pytest.param(2_730, marks=pytest.mark.slow), 2_731, pytest.param(6_000, marks=pytest.mark.slow)]
+)
 def test_writes_byte_for_byte_what_ffcv_writes(tmp_path: Path, num: int) -> None:
     split = SyntheticSplit(num, 1, 0)
     convert(source_of(split), tmp_path)

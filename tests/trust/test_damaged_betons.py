@@ -122,6 +122,7 @@ def test_noise_is_refused(path: Path, tally: Tally) -> None:
     tally(f"{num} files of noise: all refused")
 
 
+@pytest.mark.slow
 def test_flipped_bits_without_a_manifest_are_refused_or_harmless(path: Path, tmp_path: Path, tally: Tally) -> None:
     """What is opened gives N images, and labels that a class can have: in a process of its own, with FFCV too."""
     random, num = np.random.default_rng(5), count(100, 3_000)

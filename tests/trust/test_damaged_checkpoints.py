@@ -126,6 +126,7 @@ def test_a_save_that_is_killed_leaves_a_whole_checkpoint(run: RunFolder, step: i
     assert {path.name for path in run.last.parent.iterdir()} == {"last.pt", "previous.pt"}
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_never_takes_the_place_of_the_good_one(run: RunFolder) -> None:
     whole = run.last.read_bytes()
     run.last.write_bytes(whole[:-100])

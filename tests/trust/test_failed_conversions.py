@@ -82,7 +82,7 @@ def test_a_killed_conversion_leaves_the_old_files_or_the_new(
     tally(f"{num} kill -9, {killed} before the end: the old files whole, but for {renewed} times the new")
 
 
-@pytest.mark.parametrize("jpeg_quality", [None, 90])
+@pytest.mark.parametrize("jpeg_quality", [None, pytest.param(90, marks=pytest.mark.slow)])
 def test_a_conversion_killed_at_any_change_of_the_disk_leaves_the_old_files_or_the_new(
     own_data_dir: Path, jpeg_quality: int | None
 ) -> None:

@@ -256,6 +256,7 @@ def usual_mib(tmp_path_factory: pytest.TempPathFactory) -> float:
     return peak
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(ARCHIVES)[:: count(3, 1)])
 def test_a_hostile_archive_is_refused(
     name: str, usual_mib: float, tmp_path: Path, tally: Callable[[str], None]
