@@ -54,7 +54,6 @@ def trained(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[R
     return RunFolder(runs / "a"), result
 
 
-@pytest.mark.full_size
 def test_a_run_whose_pictures_fail_is_complete(trained: tuple[RunFolder, Result]) -> None:
     run, result = trained
     assert result.exit_code == 0, result.stderr
@@ -87,7 +86,6 @@ def test_the_printed_command_draws_what_failed(
     assert json.loads(run.metrics.read_text()) == metrics
 
 
-@pytest.mark.full_size
 def test_eval_and_explain_keep_their_results_when_pictures_fail(
     trained: tuple[RunFolder, Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -131,7 +131,8 @@ def test_the_settings_are_told_and_those_that_are_not_the_defaults_first(page: s
 
 
 @pytest.mark.full_size
-def test_curves_and_range_test_are_drawn_for_both_colour_schemes(page: str) -> None:
+def test_curves_and_range_test_are_drawn_for_both_colour_schemes(tmp_path: Path) -> None:
+    page = write_report(make.whole_run(tmp_path / "a", NAMES)).read_text(encoding="utf-8")
     pictures = re.findall(r"<picture>(.*?)</picture>", page, re.DOTALL)
     assert len(pictures) == 6
     for picture in pictures:
