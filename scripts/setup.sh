@@ -17,7 +17,7 @@ quietly() { # what the command prints is shown only if it fails
 if command -v uv >/dev/null; then
     name=uv
     make_venv() { uv venv --quiet --seed --python "$PYTHON" "$VENV"; }
-    install() { quietly uv pip install --python "$VENV/bin/python" "$@"; }
+    install() { quietly uv pip install --compile-bytecode --python "$VENV/bin/python" "$@"; }
 else
     name=pip
     make_venv() { "$PYTHON" -m venv "$VENV"; }

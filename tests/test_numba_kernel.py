@@ -173,6 +173,7 @@ LOAD_FROM_THREADS = """if True:
 def load_from_threads(cache: Path, *limit: str) -> tuple[str, list[str]]:
     """What it printed (how often the cache was of use), and the lines of its log, from a process of its own."""
     environment = {"NUMBA_CACHE_DIR": str(cache), "PATH": "/usr/bin", "NUMBA_OPT": "0"}  # 0: compiles faster
+    environment["PYTHONDONTWRITEBYTECODE"] = "1"  # Python would keep modules that were compiled and cut at the limit
     command = [sys.executable, "-c", LOAD_FROM_THREADS, *limit]
     answer = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert answer.returncode == 0, answer.stderr
