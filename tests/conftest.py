@@ -109,22 +109,23 @@ def real_dir(tmp_path_factory: pytest.TempPathFactory, real_source: str) -> Path
     return folder
 
 
+def synthetic_data(folder: Path, num_train: int, num_test: int) -> Path:
+    """`folder`, with so many synthetic images, converted."""
+    with synthetic_source(num_train, num_test) as source:
+        convert(source, folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """600 synthetic training images and 200 test images, converted. Not to be written to."""
-    folder = tmp_path_factory.mktemp("data")
-    with synthetic_source(600, 200) as source:
-        convert(source, folder)
-    return folder
+    return synthetic_data(tmp_path_factory.mktemp("data"), 600, 200)
 
 
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """80 synthetic training images and 40 test images, converted. Not to be written to."""
-    folder = tmp_path_factory.mktemp("tiny")
-    with synthetic_source(80, 40) as source:
-        convert(source, folder)
-    return folder
+    return synthetic_data(tmp_path_factory.mktemp("tiny"), 80, 40)
 
 
 @pytest.fixture
@@ -137,9 +138,7 @@ def ordinary_algorithms() -> Iterator[None]:
 @pytest.fixture
 def own_data_dir(tmp_path: Path) -> Path:
     """30 and 20 synthetic images, converted, for a test to damage."""
-    with synthetic_source(30, 20) as source:
-        convert(source, tmp_path / "data")
-    return tmp_path / "data"
+    return synthetic_data(tmp_path / "data", 30, 20)
 
 
 ImageFolder = Callable[..., Path]

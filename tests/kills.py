@@ -8,6 +8,7 @@ change nothing.
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import sys
 from collections.abc import Iterator
@@ -32,13 +33,12 @@ class Changes:
         self.died = False
 
     def see(self, event: str, args: tuple[Any, ...]) -> None:
-        if event == "open":
-            names = [args[0]] if isinstance(args[2], int) and args[2] & _WRITES else []
-        elif self.full:
-            return  # files can still be renamed and removed
-        else:
-            names = [arg for arg in args if isinstance(arg, (str, bytes, os.PathLike))] if event in _NAMES else []
-        places = [os.fsdecode(name) for name in names if not isinstance(name, int)]
+        writes = event == "open" and isinstance(args[2], int) and args[2] & _WRITES
+        if not writes and (self.full or event not in _NAMES):  # on a full disk files can still be renamed and removed
+            return
+        places = [
+            os.fsdecode(arg) for arg in (args[:1] if writes else args) if isinstance(arg, (str, bytes, os.PathLike))
+        ]
         if not any(place.startswith(self.folder) for place in places):
             return
         if self.died or len(self.made) == self.fatal:
@@ -50,12 +50,17 @@ class Changes:
 
 
 _watched: list[Changes] = []
-_installed: list[bool] = []
 
 
 def _hook(event: str, args: tuple[Any, ...]) -> None:
     for changes in _watched:
         changes.see(event, args)
+
+
+@functools.cache
+def _install() -> None:
+    """Once: a hook stays as long as the process."""
+    sys.addaudithook(_hook)
 
 
 @contextmanager
@@ -65,9 +70,7 @@ def changes_in(folder: Path, fatal: int | None = None, *, full: bool = False) ->
     full: count only files that are opened for writing; from that number on there is no space for them, and the block
     goes on.
     """
-    if not _installed:
-        sys.addaudithook(_hook)  # it stays as long as the process: there is no way to take it out
-        _installed.append(True)
+    _install()
     changes = Changes(folder, fatal, full)
     _watched.append(changes)
     try:

@@ -30,15 +30,23 @@ from fastcifar.errors import DataError, FastcifarError, UsageError
 from fastcifar.loaders import Batch, Loader, LoaderConfig, choose_loader, missing_part
 from tests.reference import augment_image, normalise_image
 
-LOADERS = [
-    pytest.param(name, marks=pytest.mark.skipif(missing_part(name) is not None, reason=f"{name} is not installed"))
-    for name in ("resident", "ffcv", "albumentations")
-]
-FFCV_SLOW = [
-    pytest.param(*case.values, marks=[*case.marks, *([pytest.mark.slow] if case.values == ("ffcv",) else [])])
-    for case in LOADERS
-]
-"""FFCV compiles each pipeline anew."""
+
+def each_loader(**marks: pytest.MarkDecorator) -> list[Any]:
+    """A case for each loader, skipped where it is not installed, with further marks by name."""
+    return [
+        pytest.param(
+            name,
+            marks=[
+                pytest.mark.skipif(missing_part(name) is not None, reason=f"{name} is not installed"),
+                *([marks[name]] if name in marks else []),
+            ],
+        )
+        for name in ("resident", "ffcv", "albumentations")
+    ]
+
+
+LOADERS = each_loader()
+FFCV_SLOW = each_loader(ffcv=pytest.mark.slow)  # it compiles each pipeline anew
 needs_ffcv = pytest.mark.skipif(missing_part("ffcv") is not None, reason="ffcv is not installed")
 
 

@@ -33,12 +33,9 @@ from fastcifar.training.evaluate import predict
 from fastcifar.training.processes import Processes
 from fastcifar.training.progress import SilentReporter, duration
 from fastcifar.training.run_folder import create_run
+from tests.tiny import Interrupts
 
-
-@pytest.fixture(autouse=True)
-def _ordinary_algorithms() -> Any:
-    yield
-    torch.use_deterministic_algorithms(False)
+pytestmark = pytest.mark.usefixtures("ordinary_algorithms")
 
 
 def results_of(run: RunFolder) -> list[dict[str, str]]:
@@ -89,17 +86,6 @@ def test_predictions_are_those_of_the_best_weights(data_dir: Path, tmp_path: Pat
         assert (found["logits"].argmax(1) == found["label"]).mean() == pytest.approx(metrics["test_accuracy"])
         owner = str(found["weights_sha256"])
     assert owner == checkpoints.file_sha256(run.best)
-
-
-class Interrupts(SilentReporter):
-    """Sends a signal to this process at one step."""
-
-    def __init__(self, at_step: int, signum: int) -> None:
-        self.at_step, self.signum = at_step, signum
-
-    def step(self, step: int, loss: float, rest_s: float) -> None:
-        if step == self.at_step:
-            os.kill(os.getpid(), self.signum)
 
 
 def weights_of(run: RunFolder) -> dict[str, torch.Tensor]:

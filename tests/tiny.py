@@ -1,12 +1,14 @@
-"""The least that can be trained: a network of five thousand parameters."""
+"""The least that can be trained: a network of five thousand parameters; and a signal while it is."""
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from torch import nn
 
 from fastcifar.config import TrainConfig
+from fastcifar.training.progress import SilentReporter
 
 NETWORK = "tests.tiny:network"
 
@@ -25,3 +27,14 @@ def tiny(data_dir: object, **settings: Any) -> TrainConfig:
     """A training of some tenths of a second: two epochs of two steps, where `data_dir` has 80 training images."""
     few = {"model": NETWORK, "epochs": 2, "batch_size": 36, "lr": 0.05}
     return TrainConfig(**{"data_dir": str(data_dir), **few, **settings})
+
+
+class Interrupts(SilentReporter):
+    """Sends a signal to this process at one step."""
+
+    def __init__(self, at_step: int, signum: int) -> None:
+        self.at_step, self.signum = at_step, signum
+
+    def step(self, step: int, loss: float, rest_s: float) -> None:
+        if step == self.at_step:
+            os.kill(os.getpid(), self.signum)

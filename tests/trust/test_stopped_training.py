@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import re
 import signal
@@ -15,8 +14,7 @@ import pytest
 
 from fastcifar.errors import Stopped
 from fastcifar.training import RunFolder, checkpoint, train
-from fastcifar.training.progress import SilentReporter
-from tests.tiny import tiny
+from tests.tiny import Interrupts, tiny
 from tests.trust.cases import LONGEST_S, count, start
 
 LONGEST_STEP_AND_SAVE_S = 10.0
@@ -54,19 +52,6 @@ def test_ctrl_c_ends_a_run_within_a_step(data_dir: Path, tmp_path: Path, tally: 
     tally(f"{num} signals, each saved and ended with 130 or 143; the longest took {longest:.2f} s")
 
 
-class Signals(SilentReporter):
-    """Sends this process a signal when so many images have been trained on."""
-
-    def __init__(self, after: int, signum: signal.Signals) -> None:
-        self._left, self._signum = after, signum
-
-    def advance(self, count: int) -> None:
-        if self._left > 0:
-            self._left -= count
-            if self._left <= 0:
-                os.kill(os.getpid(), self._signum)
-
-
 @pytest.mark.usefixtures("ordinary_algorithms")
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_at_any_step_saves_that_step_and_the_run_goes_on(
@@ -78,7 +63,7 @@ def test_a_signal_at_any_step_saves_that_step_and_the_run_goes_on(
     assert num_steps == 4
     for step in range(1, num_steps + 1):
         with pytest.raises(Stopped) as told:
-            train(config, runs_dir=tmp_path, name=f"{step}", reporter=Signals(step * config.batch_size, signum))
+            train(config, runs_dir=tmp_path, name=f"{step}", reporter=Interrupts(step, signum))
         assert told.value.exit_code == 128 + signum
         assert f"saved at step {step}; go on with: fastcifar train --resume" in str(told.value)
         run = RunFolder(tmp_path / f"{step}")
