@@ -36,8 +36,8 @@ def ours(data_dir: str, model: str, batch_size: int, steps: int, device: torch.d
 
     from fastcifar.training.data import Loaders
     from fastcifar.training.device import choose_amp, keep_freed_memory
+    from fastcifar.training.distributed import Processes
     from fastcifar.training.find_lr import find_for
-    from fastcifar.training.processes import Processes
 
     config = TrainConfig(data_dir=data_dir, model=model, batch_size=batch_size)
     if device.type == "cpu":

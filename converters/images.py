@@ -29,8 +29,8 @@ import PIL.Image
 
 from fastcifar.converters.layout import LAYOUT, MAX_DEPTH, ImageFile, Listing, arrange, escaped
 from fastcifar.converters.sources import Image, Source
+from fastcifar.data.image_files import HEAD_BYTES, UNKNOWN, kind_of, upright, why_unreadable
 from fastcifar.errors import DataError
-from fastcifar.image_files import HEAD_BYTES, UNKNOWN, kind_of, upright, why_unreadable
 
 log = logging.getLogger(__name__)
 MAX_FILE_BYTES = 64 * 2**20

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from fastcifar.beton import MAX_NAME
+from fastcifar.data.beton import MAX_NAME
 from fastcifar.errors import DataError
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastcifar.errors import DataError
-from fastcifar.paths import data_folder, user_path, why_missing
+from fastcifar.io.paths import data_folder, user_path, why_missing
 
 Image = npt.NDArray[np.uint8]
 

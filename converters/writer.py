@@ -17,14 +17,15 @@ import numpy as np
 import numpy.typing as npt
 from PIL import __version__ as pillow_version
 
-from fastcifar import __version__, beton, jpeg
-from fastcifar.beton_fields import FIELD, IMAGE_FIELD, INT_FIELD
+from fastcifar import __version__
 from fastcifar.converters.layout import listed
 from fastcifar.converters.sources import Source, Split
+from fastcifar.data import beton, jpeg
+from fastcifar.data.beton_fields import FIELD, IMAGE_FIELD, INT_FIELD
 from fastcifar.errors import DataError, FastcifarError
-from fastcifar.file_system import locked, make_folder, replace, sync, sync_folder
-from fastcifar.files import create_anew
-from fastcifar.paths import data_folder, why_missing
+from fastcifar.io.file_system import locked, make_folder, replace, sync, sync_folder
+from fastcifar.io.files import create_anew
+from fastcifar.io.paths import data_folder, why_missing
 
 log = logging.getLogger(__name__)
 SPLITS = ("train", "test")

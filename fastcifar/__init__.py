@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from fastcifar.beton import Beton as Beton
-    from fastcifar.beton import open_beton as open_beton
     from fastcifar.config import AugmentConfig as AugmentConfig
+    from fastcifar.data.beton import Beton as Beton
+    from fastcifar.data.beton import open_beton as open_beton
     from fastcifar.errors import FastcifarError as FastcifarError
     from fastcifar.loaders import Batch as Batch
     from fastcifar.loaders import make_loader as make_loader
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 _HOMES = {
     "AugmentConfig": "fastcifar.config",
     "Batch": "fastcifar.loaders",
-    "Beton": "fastcifar.beton",
+    "Beton": "fastcifar.data.beton",
     "FastcifarError": "fastcifar.errors",
     "make_loader": "fastcifar.loaders",
-    "open_beton": "fastcifar.beton",
+    "open_beton": "fastcifar.data.beton",
 }
 __all__ = ["AugmentConfig", "Batch", "Beton", "FastcifarError", "__version__", "make_loader", "open_beton"]
 

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from fastcifar import measure
-from fastcifar.beton import Beton
 from fastcifar.config import AugmentConfig, TrainConfig
+from fastcifar.data.beton import Beton
 from fastcifar.loaders import Batch, Loader, make_loader, missing_part
 from fastcifar.models import make_model
-from fastcifar.models.trial import place
+from fastcifar.models.probe import place
 from fastcifar.training.device import choose_amp, keep_freed_memory
 from fastcifar.training.optimizer import make_optimizer
 from fastcifar.training.step import Step

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastcifar import beton
-from fastcifar.beton import ALLOCATION, HEADER, RECORD, TABLES_START, manifest_path, open_beton
 from fastcifar.converters.synthetic import SyntheticSplit
+from fastcifar.data import beton
+from fastcifar.data.beton import ALLOCATION, HEADER, RECORD, TABLES_START, manifest_path, open_beton
 from fastcifar.errors import DataError
 from tests.trust.cases import vouch
 

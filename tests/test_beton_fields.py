@@ -12,10 +12,10 @@ import pytest
 from click.testing import CliRunner
 
 from fastcifar import make_loader
-from fastcifar.beton import ALLOCATION, HEADER, MIN_PAGE_SIZE, Beton, open_beton
-from fastcifar.beton_fields import FIELD, IMAGE
 from fastcifar.cli import main
 from fastcifar.converters import Source, convert
+from fastcifar.data.beton import ALLOCATION, HEADER, MIN_PAGE_SIZE, Beton, open_beton
+from fastcifar.data.beton_fields import FIELD, IMAGE
 from fastcifar.errors import DataError
 from tests.test_writer import random_split
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from fastcifar.checks import require_choice
 from fastcifar.errors import UsageError
+from fastcifar.io.checks import require_choice
 
 
 def test_of_many_choices_those_like_the_wrong_one_are_named_first() -> None:

@@ -19,8 +19,8 @@ from click.testing import CliRunner, Result
 
 import fastcifar
 from fastcifar import open_beton
-from fastcifar.beton import manifest_path
 from fastcifar.cli import main
+from fastcifar.data.beton import manifest_path
 from fastcifar.errors import MissingExtraError
 from tests.conftest import ImageFolder
 from tests.test_loaders import LOADERS
@@ -381,7 +381,7 @@ def test_what_nobody_foresaw_is_still_one_line(monkeypatch: pytest.MonkeyPatch, 
     def broken(*args: object, **settings: object) -> None:
         raise ZeroDivisionError("by zero")
 
-    monkeypatch.setattr("fastcifar.beton.open_beton", broken)
+    monkeypatch.setattr("fastcifar.data.beton.open_beton", broken)
     assert refused(1, "inspect", "x").startswith("ZeroDivisionError: by zero (unexpected error; please report it")
     result = CliRunner().invoke(main, ["inspect", "x", "--debug"])
     assert isinstance(result.exception, ZeroDivisionError)

@@ -23,14 +23,14 @@ from fastcifar import AugmentConfig, make_loader
 from fastcifar.cli import OPENMP, _prepare_streams, main
 from fastcifar.cli.output import log_to_stderr
 from fastcifar.config import TrainConfig
-from fastcifar.cpus import OtherLoad, available_cpus
 from fastcifar.errors import UsageError
 from fastcifar.explain import evaluate_run
 from fastcifar.loaders import missing_part
+from fastcifar.system.cpus import OtherLoad, available_cpus
 from fastcifar.training import train
 from fastcifar.training.cpu_threads import CpuThreads
 from fastcifar.training.device import choose_threads
-from fastcifar.training.processes import join
+from fastcifar.training.distributed import join
 from fastcifar.training.progress import Progress
 from fastcifar.training.time_left import TimeLeft
 from tests.test_loaders import LOADERS
@@ -263,8 +263,8 @@ def test_other_processes_are_seen_and_niced_ones_are_not(monkeypatch: pytest.Mon
     def now(seconds: float, user: int, nice: int, own: float) -> None:
         busy = f"{user} {nice} 0 900 0 0 0 0"
         text = f"cpu {2 * user} 0 0 0\ncpu0 {busy}\ncpu1 {busy}\ncpu2 9999 0 0 0 0 0 0 0\n"
-        monkeypatch.setattr("fastcifar.cpus.Path.read_text", lambda self, **kind: text)
-        monkeypatch.setattr("fastcifar.cpus.time.monotonic", lambda: seconds)
+        monkeypatch.setattr("fastcifar.system.cpus.Path.read_text", lambda self, **kind: text)
+        monkeypatch.setattr("fastcifar.system.cpus.time.monotonic", lambda: seconds)
         monkeypatch.setattr(os, "times", lambda: os.times_result((own, 0.0, 0.0, 0.0, 0.0)))
 
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
@@ -306,7 +306,7 @@ def test_a_process_that_waits_for_others_says_so_and_can_be_stopped() -> None:
     env.pop("TORCHELASTIC_RUN_ID", None)
     code = (
         "import logging, signal, torch; logging.basicConfig(); signal.signal(signal.SIGTERM, lambda *a: None)\n"
-        "from fastcifar.training.processes import join\n"
+        "from fastcifar.training.distributed import join\n"
         "join().begin(torch.device('cpu'))"
     )
     ended = None

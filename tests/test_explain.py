@@ -23,9 +23,9 @@ from fastcifar.config import CAM_METHODS, AugmentConfig, ExplainConfig, TrainCon
 from fastcifar.converters import Source, convert
 from fastcifar.errors import CheckpointError, DataError, FastcifarError, Stopped, UsageError
 from fastcifar.explain import evaluate_run, explain_run, preview
-from fastcifar.explain.choice import verdicts
-from fastcifar.explain.pictures import read_picture
 from fastcifar.explain.preview import augmented_versions, images_of_each_class
+from fastcifar.explain.user_images import read_picture
+from fastcifar.inference.selection import verdicts
 from fastcifar.training import RunFolder, checkpoint, find_run, train
 from fastcifar.training.checkpoint import Predictions
 from tests.reference import cam_image, enlarge
@@ -472,7 +472,7 @@ def test_eval_of_the_validation_images_scores_those_that_were_held_out(run: RunF
 def test_eval_with_test_time_augmentation_leaves_the_plain_predictions(
     run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastcifar.explain.trained.choose_amp", lambda device, amp: "off")
+    monkeypatch.setattr("fastcifar.inference.trained_run.choose_amp", lambda device, amp: "off")
     before = run.predictions.read_bytes()
     plain, flipped = evaluate_run(run), evaluate_run(run, tta="flip")
     assert run.predictions.read_bytes() == before

@@ -14,12 +14,14 @@ from typing import Any
 
 import pytest
 
-from fastcifar import beton, file_system, files, make_loader, open_beton
-from fastcifar.beton import manifest_path
+from fastcifar import make_loader, open_beton
 from fastcifar.converters import Source, convert
 from fastcifar.converters.synthetic import source as synthetic_source
+from fastcifar.data import beton
+from fastcifar.data.beton import manifest_path
 from fastcifar.errors import DataError, FastcifarError
-from fastcifar.file_system import link_or_copy, locked, make_folder, replace, sync
+from fastcifar.io import file_system, files
+from fastcifar.io.file_system import link_or_copy, locked, make_folder, replace, sync
 from tests.trust.cases import contents
 
 

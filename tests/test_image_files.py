@@ -12,12 +12,12 @@ import PIL.Image
 import PIL.ImageOps
 import pytest
 
-from fastcifar import jpeg
-from fastcifar.beton import open_beton
 from fastcifar.converters import convert, open_source
+from fastcifar.data import jpeg
+from fastcifar.data.beton import open_beton
+from fastcifar.data.image_files import HEAD_BYTES, kind_of
 from fastcifar.errors import DataError, FastcifarError, UsageError
-from fastcifar.explain.pictures import read_picture
-from fastcifar.image_files import HEAD_BYTES, kind_of
+from fastcifar.explain.user_images import read_picture
 from tests.conftest import ImageFolder
 from tests.test_sources import pixels
 

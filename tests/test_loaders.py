@@ -20,12 +20,12 @@ import pytest
 import torch
 
 from fastcifar import AugmentConfig, make_loader, open_beton
-from fastcifar.augment.draws import draws
-from fastcifar.augment.torch_ops import fill_values
-from fastcifar.beton import manifest_path
+from fastcifar.augment.params import draws
+from fastcifar.augment.torch_kernel import fill_values
 from fastcifar.config import NO_AUGMENT, read_pipeline
 from fastcifar.converters import Source, convert
 from fastcifar.converters.synthetic import SyntheticSplit
+from fastcifar.data.beton import manifest_path
 from fastcifar.errors import DataError, FastcifarError, UsageError
 from fastcifar.loaders import Batch, Loader, LoaderConfig, choose_loader, missing_part
 from tests.reference import augment_image, normalise_image
@@ -342,7 +342,7 @@ def test_a_file_that_becomes_shorter_stops_the_epoch(paged_dir: Path, tmp_path: 
 def test_a_shuffle_that_needs_more_memory_than_there_is_says_so(
     paged_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fastcifar.loaders import ffcv_stream
+    from fastcifar.loaders import ffcv_loader as ffcv_stream
 
     monkeypatch.setattr(ffcv_stream, "free_memory", lambda: 20 * 2**20)
     loader = make_loader(open_beton(paged_dir / "train.beton"), loader="ffcv", batch_size=500)
@@ -637,7 +637,7 @@ def children() -> list[str]:
 def test_an_error_in_ffcvs_thread_reaches_the_caller(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if missing_part("ffcv") is not None:
         pytest.skip("FFCV is not installed")
-    from fastcifar.loaders import ffcv_stream
+    from fastcifar.loaders import ffcv_loader as ffcv_stream
 
     def fail(*args: object) -> None:
         raise RuntimeError("the decoder broke")
@@ -877,7 +877,7 @@ def saved_alone(albumentations: Any, name: str) -> str | None:
 
 def test_whatever_albumentations_saves_can_be_used() -> None:
     albumentations = pytest.importorskip("albumentations")
-    from fastcifar.augment.albumentations_ops import Pipeline
+    from fastcifar.augment.albumentations_kernel import Pipeline
 
     kinds = (albumentations.ImageOnlyTransform, albumentations.DualTransform)
     names = [name for name, value in vars(albumentations).items() if isinstance(value, type)]
@@ -905,7 +905,7 @@ def test_the_usual_pipeline_of_cifar_can_be_used(data_dir: Path, tmp_path: Path)
 
 def test_advice_of_albumentations_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     albumentations = pytest.importorskip("albumentations")
-    from fastcifar.augment.albumentations_ops import Pipeline
+    from fastcifar.augment.albumentations_kernel import Pipeline
 
     text = saved_alone(albumentations, "ShiftScaleRotate")
     assert text is not None

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fastcifar.memory import free_memory
+from fastcifar.system.memory import free_memory
 
 MIB = 2**20
 V1_UNLIMITED = 9223372036854771712

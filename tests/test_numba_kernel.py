@@ -15,9 +15,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastcifar.augment import torch_ops
-from fastcifar.augment.draws import check_choices, choices_dtype, draws
+from fastcifar.augment import torch_kernel as torch_ops
 from fastcifar.augment.numba_kernel import LEAST_IN_SLICE, NumbaAugment, Recycler
+from fastcifar.augment.params import check_choices, choices_dtype, draws
 from fastcifar.config import NO_AUGMENT, AugmentConfig
 from tests.reference import augment_image, normalise_image
 from tests.test_torch_ops import CASES, MEAN, RESAMPLED, STD, random_images
@@ -43,9 +43,9 @@ def make(
     num_threads: int = 2,
     channels_last: bool = True,
 ) -> NumbaAugment:
-    fill = torch_ops.fill_values(augment, MEAN)
+    fill = torch_kernel.fill_values(augment, MEAN)
     return NumbaAugment(
-        shape, augment, fill, *torch_ops.normalisation(MEAN, STD), dtype, channels_last, num_threads=num_threads
+        shape, augment, fill, *torch_kernel.normalisation(MEAN, STD), dtype, channels_last, num_threads=num_threads
     )
 
 
@@ -66,7 +66,7 @@ def test_same_pixels_as_the_twin(
     assert got.shape == (num, 3, *shape[:2])
     assert got.dtype == dtype
     assert got.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-    fill = torch_ops.fill_values(augment, MEAN)
+    fill = torch_kernel.fill_values(augment, MEAN)
     for image, row in zip(got, rows, strict=True):
         expected = augment_image(images[row], table[row], augment, fill)
         if dtype == torch.uint8:
@@ -112,9 +112,9 @@ def test_any_settings_give_torchs_pixels_and_the_twins(
     kernel = make(augment, shape, torch.uint8)
     got = kernel(data, offsets, np.arange(num), kernel.columns(table)).permute(0, 2, 3, 1).numpy()
     kernel.close()
-    fill = torch_ops.fill_values(augment, MEAN)
-    choices = torch_ops.to_device(table, torch.device("cpu"))
-    by_torch = torch_ops.apply_choices(torch.from_numpy(images), choices, augment, torch.from_numpy(fill))
+    fill = torch_kernel.fill_values(augment, MEAN)
+    choices = torch_kernel.to_device(table, torch.device("cpu"))
+    by_torch = torch_kernel.apply_choices(torch.from_numpy(images), choices, augment, torch.from_numpy(fill))
     np.testing.assert_array_equal(got, by_torch.numpy())
     mixed = augment.rotate_degrees > 0 or augment.shifts_colour
     for i in range(num):
@@ -132,11 +132,11 @@ def test_resampled_pixels_are_within_a_grey_level_of_the_twin_and_equal_to_torch
     kernel = make(augment, shape, torch.uint8)
     got = kernel(data, offsets, np.arange(num), kernel.columns(table)).permute(0, 2, 3, 1).numpy()
     kernel.close()
-    fill = torch_ops.fill_values(augment, MEAN)
+    fill = torch_kernel.fill_values(augment, MEAN)
     expected = np.stack([augment_image(images[i], table[i], augment, fill) for i in range(num)])
     assert np.abs(got.astype(int) - expected).max() <= 1
-    choices = torch_ops.to_device(table, torch.device("cpu"))
-    by_torch = torch_ops.apply_choices(torch.from_numpy(images), choices, augment, torch.from_numpy(fill))
+    choices = torch_kernel.to_device(table, torch.device("cpu"))
+    by_torch = torch_kernel.apply_choices(torch.from_numpy(images), choices, augment, torch.from_numpy(fill))
     np.testing.assert_array_equal(got, by_torch.numpy())
 
 
@@ -252,7 +252,7 @@ def test_every_choice_there_is(shape: tuple[int, int, int], mode: str) -> None:
     kernel = make(augment, shape, torch.uint8)
     got = kernel(data, offsets, np.arange(len(table)), kernel.columns(table)).permute(0, 2, 3, 1).numpy()
     kernel.close()
-    fill = torch_ops.fill_values(augment, MEAN)
+    fill = torch_kernel.fill_values(augment, MEAN)
     for image, source, choice in zip(got, images, table, strict=True):
         np.testing.assert_array_equal(image, augment_image(source, choice, augment, fill))
 
@@ -311,7 +311,7 @@ def test_the_second_start_compiles_nothing(tmp_path: Path) -> None:
     code = """if True:
         import numpy as np, torch
         from fastcifar.augment import numba_kernel
-        from fastcifar.augment.draws import draws
+        from fastcifar.augment.params import draws
         from fastcifar.config import AugmentConfig
         augment, ones = AugmentConfig(cutout_size=2), np.ones(3, np.float32)
         kernel = numba_kernel.NumbaAugment((4, 4, 3), augment, np.zeros(3, np.uint8), ones, ones, torch.float32)

@@ -15,7 +15,7 @@ from fastcifar.config import ModelConfig, TrainConfig
 from fastcifar.errors import UsageError
 from fastcifar.explain import Activations
 from fastcifar.models import make_model, stages_of
-from fastcifar.models.trial import place
+from fastcifar.models.probe import place
 from fastcifar.training.checkpoint import DataInfo, load_weights, save_weights
 from fastcifar.training.optimizer import decayed, make_optimizer, muon_names
 from fastcifar.training.step import Step

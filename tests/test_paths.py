@@ -22,11 +22,11 @@ from fastcifar.cli.output import command_line
 from fastcifar.config import LR_SUGGESTIONS, TrainConfig, read_pipeline
 from fastcifar.converters import convert, open_source
 from fastcifar.errors import CheckpointError, DataError, FastcifarError, UsageError
-from fastcifar.explain.picture_paths import read_pictures
-from fastcifar.paths import data_folder, user_path, why_missing
+from fastcifar.explain.user_image_paths import read_pictures
+from fastcifar.io.paths import data_folder, user_path, why_missing
 from fastcifar.training import RunFolder, find_lr, find_run
+from fastcifar.training.distributed import Processes
 from fastcifar.training.finish import resume_command
-from fastcifar.training.processes import Processes
 from fastcifar.training.run_folder import create_run
 from tests.run_folders import whole_run
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastcifar.beton import open_beton
+from fastcifar.data.beton import open_beton
 
 pytestmark = pytest.mark.real_data
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

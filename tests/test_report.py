@@ -19,15 +19,15 @@ import PIL.Image
 import pytest
 from click.testing import CliRunner
 
-from fastcifar import files
 from fastcifar.cli import main
 from fastcifar.cli import output as cli_output
 from fastcifar.config import TrainConfig
 from fastcifar.errors import DataError, FastcifarError, Stopped
+from fastcifar.io import files
 from fastcifar.report import write_report
-from fastcifar.report.explained import explained
-from fastcifar.report.reading import RunFiles, clean
-from fastcifar.report.scored import scored
+from fastcifar.report.explanations import explained
+from fastcifar.report.predictions import scored
+from fastcifar.report.run_files import RunFiles, clean
 from fastcifar.training import RunFolder
 from tests import run_folders as make
 

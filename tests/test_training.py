@@ -21,16 +21,16 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
-from fastcifar.beton import manifest_path
 from fastcifar.cli import main
 from fastcifar.config import AugmentConfig, TrainConfig
 from fastcifar.converters import convert
 from fastcifar.converters.synthetic import source as synthetic_source
+from fastcifar.data.beton import manifest_path
 from fastcifar.errors import CheckpointError, DataError, DivergedError, FastcifarError, Stopped, UsageError
+from fastcifar.inference.predict import predict
 from fastcifar.training import RunFolder, find_run, loop, train
 from fastcifar.training import checkpoint as checkpoints
-from fastcifar.training.evaluate import predict
-from fastcifar.training.processes import Processes
+from fastcifar.training.distributed import Processes
 from fastcifar.training.progress import SilentReporter, duration
 from fastcifar.training.run_folder import create_run
 from tests.tiny import Interrupts

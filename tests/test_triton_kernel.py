@@ -15,8 +15,8 @@ if DEVICE.type == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined
 pytest.importorskip("triton")
 
-from fastcifar.augment import torch_ops  # noqa: E402
-from fastcifar.augment.draws import draws  # noqa: E402
+from fastcifar.augment import torch_kernel  # noqa: E402
+from fastcifar.augment.params import draws  # noqa: E402
 from fastcifar.augment.triton_kernel import TritonAugment  # noqa: E402
 from fastcifar.config import NO_AUGMENT, AugmentConfig  # noqa: E402
 from tests.reference import augment_image, normalise_image  # noqa: E402
@@ -33,8 +33,8 @@ def augmented(
     channels_last: bool = True,
 ) -> torch.Tensor:
     data, offsets = scattered(images)
-    fill = torch_ops.fill_values(augment, MEAN)
-    statistics = torch_ops.normalisation(MEAN, STD)
+    fill = torch_kernel.fill_values(augment, MEAN)
+    statistics = torch_kernel.normalisation(MEAN, STD)
     kernel = TritonAugment(images.shape[1:], augment, fill, *statistics, dtype, channels_last, DEVICE)
     on_device = [torch.from_numpy(array).to(DEVICE) for array in (data, offsets, rows)]
     return kernel(*on_device, kernel.columns(table)).cpu()
@@ -53,7 +53,7 @@ def test_same_pixels_as_the_twin(
     assert got.shape == (num, 3, *shape[:2])
     assert got.dtype == dtype
     assert got.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-    fill = torch_ops.fill_values(augment, MEAN)
+    fill = torch_kernel.fill_values(augment, MEAN)
     for image, row in zip(got, rows, strict=True):
         expected = augment_image(images[row], table[row], augment, fill)
         if dtype == torch.uint8:
@@ -69,11 +69,11 @@ def test_resampled_pixels_are_within_a_grey_level_of_the_twin_and_equal_to_torch
     images = random_images(num, shape)
     table = draws(augment, 2, 5, num, shape)
     got = augmented(images, table, np.arange(num), augment, torch.uint8).permute(0, 2, 3, 1).numpy()
-    fill = torch_ops.fill_values(augment, MEAN)
+    fill = torch_kernel.fill_values(augment, MEAN)
     expected = np.stack([augment_image(images[i], table[i], augment, fill) for i in range(num)])
     assert np.abs(got.astype(int) - expected).max() <= 1
-    choices = torch_ops.to_device(table, torch.device("cpu"))
-    by_torch = torch_ops.apply_choices(torch.from_numpy(images), choices, augment, torch.from_numpy(fill))
+    choices = torch_kernel.to_device(table, torch.device("cpu"))
+    by_torch = torch_kernel.apply_choices(torch.from_numpy(images), choices, augment, torch.from_numpy(fill))
     np.testing.assert_array_equal(got, by_torch.numpy())
 
 

@@ -13,14 +13,15 @@ import numpy as np
 import pytest
 import torch
 
-from fastcifar import beton, jpeg, make_loader
-from fastcifar.beton import manifest_path, open_beton
+from fastcifar import make_loader
 from fastcifar.config import NO_AUGMENT
 from fastcifar.converters import Source, convert, writer
 from fastcifar.converters.synthetic import SyntheticSplit
 from fastcifar.converters.synthetic import source as synthetic_source
+from fastcifar.data import beton, jpeg
+from fastcifar.data.beton import manifest_path, open_beton
 from fastcifar.errors import DataError, FastcifarError, UsageError
-from fastcifar.file_system import locked
+from fastcifar.io.file_system import locked
 from fastcifar.loaders import missing_part
 from tests.trust.cases import vouch
 

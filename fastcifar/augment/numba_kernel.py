@@ -23,9 +23,9 @@ import numpy.typing as npt
 import torch
 
 from fastcifar.augment import numba_pixels as pixels
-from fastcifar.augment.draws import Choices, draws, rotation_terms
+from fastcifar.augment.params import Choices, draws, rotation_terms
 from fastcifar.config import NO_AUGMENT, AugmentConfig
-from fastcifar.threads import Threads
+from fastcifar.system.thread_pool import Threads
 
 log = logging.getLogger(__name__)
 LEAST_IN_SLICE = 64  # images; handing over less costs more than it brings

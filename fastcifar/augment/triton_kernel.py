@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from fastcifar.augment.draws import Choices, rotation_terms
+from fastcifar.augment.params import Choices, rotation_terms
 from fastcifar.config import AugmentConfig
 
 BLOCK = 1024  # values of a program

@@ -63,8 +63,8 @@ def convert(
     What was there before is replaced only when both new files are complete.
     """
     from fastcifar import converters
-    from fastcifar.beton import require_classes
     from fastcifar.cli.output import Bars, command_line, show_next
+    from fastcifar.data.beton import require_classes
 
     with Bars() as bars:
         bars.begin("opening", None)

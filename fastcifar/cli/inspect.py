@@ -17,8 +17,8 @@ def inspect(beton: Path, as_json: bool) -> None:
     """Show what BETON holds; its structure, and its SHA-256 against the manifest, are checked."""
     import numpy as np
 
-    from fastcifar.beton import empty_classes, manifest_path, open_beton
     from fastcifar.cli.output import command_line, show_next, table
+    from fastcifar.data.beton import empty_classes, manifest_path, open_beton
 
     opened = open_beton(beton)
     counts = np.bincount(opened.labels, minlength=len(opened.class_names)).tolist()

@@ -14,7 +14,7 @@ from fastcifar.cli.settings import AUGMENT, typed
 from fastcifar.config import AUTO_SUGGESTIONS, LR_MODES, LR_RANGES, LR_SUGGESTIONS, RangeTest, TrainConfig
 
 if TYPE_CHECKING:
-    from fastcifar.lr_find import LrCurve
+    from fastcifar.training.lr_finder import LrCurve
 
 _RANGES = {
     which: ", ".join(f"{rates[i]:g} for {name}" for name, rates in LR_RANGES.items())
@@ -117,7 +117,7 @@ def _without_suggestion(
 ) -> list[str | os.PathLike[str]]:
     """What follows a test that failed, as words for `command_line`: another test, with more steps or from a smaller
     rate on; or a look at the data, where the first loss was not finite already."""
-    from fastcifar.lr_find import MIN_POINTS
+    from fastcifar.training.lr_finder import MIN_POINTS
 
     if not len(curve.losses):
         return ["inspect", Path(config.data_dir) / "train.beton"]

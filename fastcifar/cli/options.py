@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from fastcifar.errors import UsageError
-from fastcifar.paths import data_folder, user_path
+from fastcifar.io.paths import data_folder, user_path
 
 
 class UserPath(click.ParamType):  # type: ignore[type-arg,unused-ignore]

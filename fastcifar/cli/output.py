@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fastcifar.errors import Stopped
-from fastcifar.paths import command_line as command_line  # which the layers below show commands by, too
-from fastcifar.pictures import why
+from fastcifar.io.figures import why
+from fastcifar.io.paths import command_line as command_line  # which the layers below show commands by, too
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -13,7 +13,7 @@ from click.core import ParameterSource
 from fastcifar import config
 from fastcifar.cli import options
 from fastcifar.config import AugmentConfig, TrainConfig, read_pipeline
-from fastcifar.paths import user_path
+from fastcifar.io.paths import user_path
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Option = Callable[[Command], Command]

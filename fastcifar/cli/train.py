@@ -56,7 +56,7 @@ def train(
     from fastcifar.cli.output import Bars, command_line, show_next, table, write_report
     from fastcifar.training import find_run
     from fastcifar.training import train as run_training
-    from fastcifar.training.processes import join
+    from fastcifar.training.distributed import join
 
     processes = join()
     run, first = None, processes.first

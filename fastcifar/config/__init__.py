@@ -2,8 +2,8 @@
 
 from fastcifar.config.augment import CROP_MODES, CUTOUT_FILLS, FLIP_MODES, NO_AUGMENT, AugmentConfig, read_pipeline
 from fastcifar.config.explain import CAM_METHODS, SELECTIONS, ExplainConfig
+from fastcifar.config.lr_range_test import AUTO_SUGGESTIONS, LR_MODES, LR_RANGES, LR_SUGGESTIONS, RangeTest
 from fastcifar.config.model import MODELS, NORMS, ModelConfig
-from fastcifar.config.range_test import AUTO_SUGGESTIONS, LR_MODES, LR_RANGES, LR_SUGGESTIONS, RangeTest
 from fastcifar.config.rates import DEFAULT_LR
 from fastcifar.config.train import (
     AMP_MODES,

@@ -6,9 +6,9 @@ import json
 import os
 from dataclasses import dataclass, replace
 
-from fastcifar.checks import make_plain, require_bool, require_choice, require_int, require_number
 from fastcifar.errors import UsageError
-from fastcifar.files import read_settings
+from fastcifar.io.checks import make_plain, require_bool, require_choice, require_int, require_number
+from fastcifar.io.files import read_settings
 
 CROP_MODES = ("zero", "reflect")
 CUTOUT_FILLS = ("mean", "zero")
@@ -17,7 +17,7 @@ FLIP_MODES = ("random", "alternating")
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """What may happen to a training image. What does happen is drawn by `fastcifar.augment.draws`."""
+    """What may happen to a training image. What does happen is drawn by `fastcifar.augment.params`."""
 
     crop_padding: int = 4
     """Pixels added on each side before a crop of the original size; 0 turns the crop off."""

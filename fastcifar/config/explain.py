@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fastcifar.checks import require_bool, require_choice, require_int
 from fastcifar.config.train import MAX_SEED
 from fastcifar.errors import UsageError
+from fastcifar.io.checks import require_bool, require_choice, require_int
 
 CAM_METHODS = ("gradcam", "gradcampp", "hirescam")
 SELECTIONS = ("loss", "confidence", "random")

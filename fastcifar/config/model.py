@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from fastcifar.checks import require_choice, require_float, require_int
 from fastcifar.errors import UsageError
+from fastcifar.io.checks import require_choice, require_float, require_int
 
 MODELS = ("resnet18", "small")
 NORMS = ("batch", "layer", "group")

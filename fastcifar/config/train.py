@@ -6,7 +6,11 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastcifar.checks import (
+from fastcifar.config.augment import AugmentConfig
+from fastcifar.config.model import ModelConfig
+from fastcifar.config.rates import DEFAULT_LR, network_kind
+from fastcifar.errors import UsageError
+from fastcifar.io.checks import (
     make_plain,
     require_bool,
     require_choice,
@@ -15,11 +19,7 @@ from fastcifar.checks import (
     require_number,
     require_utf8,
 )
-from fastcifar.config.augment import AugmentConfig
-from fastcifar.config.model import ModelConfig
-from fastcifar.config.rates import DEFAULT_LR, network_kind
-from fastcifar.errors import UsageError
-from fastcifar.paths import data_folder
+from fastcifar.io.paths import data_folder
 
 SHUFFLES = ("full", "window", "none")
 LOADERS = ("auto", "resident", "ffcv", "albumentations")

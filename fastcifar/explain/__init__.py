@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from fastcifar.explain.cam import Activations, CamMaps, best_layer
-from fastcifar.explain.evaluation import Evaluation, evaluate_run
 from fastcifar.explain.preview import preview
 from fastcifar.explain.run import Explanation, explain_run
+from fastcifar.inference.evaluation import Evaluation, evaluate_run
 
 __all__ = [
     "Activations",

@@ -15,12 +15,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fastcifar.checks import listed, require_choice
 from fastcifar.config import CAM_METHODS
 from fastcifar.errors import UsageError
+from fastcifar.io.checks import listed, require_choice
 from fastcifar.models import stages_of
-from fastcifar.models.restore import evaluating
-from fastcifar.models.trial import following, gives_maps
+from fastcifar.models.probe import following, gives_maps
+from fastcifar.models.state import evaluating
 
 SMALLEST_MAP = 5
 Size = tuple[int, int]

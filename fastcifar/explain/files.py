@@ -15,9 +15,9 @@ import numpy as np
 
 from fastcifar.explain.cam import best_layer
 from fastcifar.explain.maps import MapTable, Subjects
-from fastcifar.file_system import locked
-from fastcifar.files import write_arrays, write_text, writing_to
-from fastcifar.pictures import pictures
+from fastcifar.io.figures import pictures
+from fastcifar.io.file_system import locked
+from fastcifar.io.files import write_arrays, write_text, writing_to
 from fastcifar.training.progress import Reporter
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import torch
 
 from fastcifar.config import ExplainConfig
 from fastcifar.explain.cam import Activations, Size
-from fastcifar.explain.choice import Verdicts
-from fastcifar.explain.trained import Trained
+from fastcifar.inference.selection import Verdicts
+from fastcifar.inference.trained_run import Trained
 from fastcifar.training.progress import Reporter
 
 CAM_BATCH = 50

@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from fastcifar.augment.draws import raw_bits
-from fastcifar.beton import Beton
-from fastcifar.checks import require_int
+from fastcifar.augment.params import raw_bits
 from fastcifar.config import TrainConfig
+from fastcifar.data.beton import Beton
 from fastcifar.errors import FastcifarError, UsageError
-from fastcifar.file_system import make_folder
+from fastcifar.io.checks import require_int
+from fastcifar.io.figures import why
+from fastcifar.io.file_system import make_folder
+from fastcifar.io.paths import user_path
 from fastcifar.loaders import make_loader, open_for
-from fastcifar.paths import user_path
-from fastcifar.pictures import why
 from fastcifar.training.split import hold_out
 
 

@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastcifar.checks import require_choice
 from fastcifar.config import ExplainConfig
 from fastcifar.errors import UsageError
 from fastcifar.explain.cam import Activations, Size
-from fastcifar.explain.choice import Verdicts, choose, verdicts
 from fastcifar.explain.files import write_explanation
 from fastcifar.explain.maps import CAM_BATCH, Subjects, map_table
-from fastcifar.explain.picture_paths import read_pictures
-from fastcifar.explain.trained import Trained
+from fastcifar.explain.user_image_paths import read_pictures
+from fastcifar.inference.selection import Verdicts, choose, verdicts
+from fastcifar.inference.trained_run import Trained
+from fastcifar.io.checks import require_choice
 from fastcifar.models import stages_of
 from fastcifar.training.device import standard_torch_defaults
 from fastcifar.training.progress import Reporter, SilentReporter
@@ -62,7 +62,7 @@ def explain_run(
 ) -> Explanation:
     """Explain test images of a run into its folder explain/, or the user's own pictures into explain/pictures/.
 
-    pictures: files, folders and patterns, see `fastcifar.explain.picture_paths.read_pictures`.
+    pictures: files, folders and patterns, see `fastcifar.explain.user_image_paths.read_pictures`.
     trusted: 'package.module:function', if that is the run's network and you know what it does.
     Raises DataError (4) if test.beton or a picture is missing, damaged or of another kind; CheckpointError (6);
     UsageError (2).

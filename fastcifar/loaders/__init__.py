@@ -14,15 +14,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fastcifar.beton import Beton, empty_classes, open_beton
-from fastcifar.checks import require_bool, require_choice, require_int
 from fastcifar.config import LOADERS, NO_AUGMENT, SHUFFLES, AugmentConfig
+from fastcifar.data.beton import Beton, empty_classes, open_beton
 from fastcifar.errors import FastcifarError, UsageError
+from fastcifar.io.checks import require_bool, require_choice, require_int
+from fastcifar.io.paths import user_path
 from fastcifar.loaders.base import Batch, Loader, LoaderConfig, Rows, numba_module, usable_device
-from fastcifar.loaders.conventions import unknown_setting
+from fastcifar.loaders.dataloader_compat import unknown_setting
 from fastcifar.loaders.memory import SHARE_OF_MEMORY, free_memory
 from fastcifar.loaders.resident import ResidentLoader
-from fastcifar.paths import user_path
 
 __all__ = ["Batch", "Loader", "LoaderConfig", "choose_loader", "make_loader", "missing_part", "open_for"]
 
@@ -153,7 +153,7 @@ def choose_loader(size: int, device: torch.device) -> tuple[str, str]:
 
 def _loader_class(name: str) -> type[Loader]:
     if name == "ffcv":
-        from fastcifar.loaders.ffcv_stream import FfcvLoader
+        from fastcifar.loaders.ffcv_loader import FfcvLoader
 
         return FfcvLoader
     if name == "albumentations":

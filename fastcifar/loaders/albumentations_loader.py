@@ -20,12 +20,12 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from fastcifar.augment.albumentations_ops import AlbumentationsAugment, Pipeline, augment_batch
-from fastcifar.augment.draws import Choices, raw_bits
-from fastcifar.beton import Beton
-from fastcifar.cpus import available_cpus
+from fastcifar.augment.albumentations_kernel import AlbumentationsAugment, Pipeline, augment_batch
+from fastcifar.augment.params import Choices, raw_bits
+from fastcifar.data.beton import Beton
 from fastcifar.errors import FastcifarError
 from fastcifar.loaders.base import Batch, Loader, LoaderConfig, Rows, choices_of
+from fastcifar.system.cpus import available_cpus
 
 MAX_WORKERS = 8
 TIMEOUT_S = 120

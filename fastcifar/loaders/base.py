@@ -17,16 +17,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fastcifar.augment.draws import Choices, check_choices, draws
-from fastcifar.augment.torch_ops import TorchAugment, fill_values, normalisation
-from fastcifar.beton import Beton
-from fastcifar.checks import require_bool, require_choice, require_int
+from fastcifar.augment.params import Choices, check_choices, draws
+from fastcifar.augment.torch_kernel import TorchAugment, fill_values, normalisation
 from fastcifar.config import MAX_SEED, SHUFFLES, AugmentConfig
+from fastcifar.data.beton import Beton
 from fastcifar.errors import FastcifarError, UsageError
+from fastcifar.io.checks import require_bool, require_choice, require_int
 from fastcifar.loaders.batch import Batch as Batch
-from fastcifar.loaders.conventions import Conventions
+from fastcifar.loaders.dataloader_compat import Conventions
 from fastcifar.loaders.order import order
-from fastcifar.threads import Threads
+from fastcifar.system.thread_pool import Threads
 
 log = logging.getLogger(__name__)
 Rows = npt.NDArray[np.int64]

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from ffcv.loader import loader as ffcv_loader
 from ffcv.memory_managers.process_cache.manager import ProcessCacheManager
 
-from fastcifar.beton import Beton
+from fastcifar.data.beton import Beton
 from fastcifar.errors import UsageError
 from fastcifar.loaders.base import Rows
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from fastcifar import memory
+from fastcifar.system import memory
 
 SHARE_OF_MEMORY = 0.7
 """What a dataset may take of the memory that is free."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from fastcifar.augment.draws import raw_bits
+from fastcifar.augment.params import raw_bits
 
 WINDOW_PAGES = 16
 

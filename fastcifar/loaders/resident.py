@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fastcifar.beton import Beton
+from fastcifar.data.beton import Beton
 from fastcifar.loaders.base import Batch, CpuKernel, DeviceKernel, Loader, LoaderConfig, Rows
 
 

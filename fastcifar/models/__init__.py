@@ -14,10 +14,10 @@ from torch import nn
 
 from fastcifar.config import MODELS, ModelConfig
 from fastcifar.errors import UsageError
+from fastcifar.models.probe import named_stages, try_out
 from fastcifar.models.resnet import ResNet18
-from fastcifar.models.restore import evaluating
 from fastcifar.models.small import SmallNet
-from fastcifar.models.trial import named_stages, try_out
+from fastcifar.models.state import evaluating
 
 _CHOICES = {"norm": ("resnet18",), "dropout": ("resnet18", "small"), "last_stride": ("resnet18",)}
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from fastcifar.config import AugmentConfig, TrainConfig
 from fastcifar.errors import UsageError
-from fastcifar.files import read_settings
-from fastcifar.paths import user_path
+from fastcifar.io.files import read_settings
+from fastcifar.io.paths import user_path
 
 FOLDER = Path(__file__).parent
 ABOUT = ("title", "origin", "reached", "unsaid", "measured")

@@ -6,13 +6,13 @@ import logging
 from pathlib import Path
 
 from fastcifar.errors import DataError
-from fastcifar.files import write_text
-from fastcifar.paths import command_line
-from fastcifar.report import course
-from fastcifar.report.explained import explained
+from fastcifar.io.files import write_text
+from fastcifar.io.paths import command_line
+from fastcifar.report import training as course
+from fastcifar.report.explanations import explained
 from fastcifar.report.page import Contents, render
-from fastcifar.report.reading import RunFiles, clean
-from fastcifar.report.scored import scored
+from fastcifar.report.predictions import scored
+from fastcifar.report.run_files import RunFiles, clean
 from fastcifar.training.run_folder import RunFolder
 
 __all__ = ["write_report"]

@@ -7,9 +7,9 @@ import hashlib
 from dataclasses import dataclass
 from importlib import resources
 
-from fastcifar.report.course import Curves, Headline, Pairs, RangeTest, Settings
-from fastcifar.report.explained import MOST_SHOWN, Explained
-from fastcifar.report.scored import Scored
+from fastcifar.report.explanations import MOST_SHOWN, Explained
+from fastcifar.report.predictions import Scored
+from fastcifar.report.training import Curves, Headline, Pairs, RangeTest, Settings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fastcifar.config import TrainConfig
-from fastcifar.paths import command_line
+from fastcifar.io.paths import command_line
 
 log = logging.getLogger(__name__)
 SMALLER = 5

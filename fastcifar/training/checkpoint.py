@@ -23,11 +23,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
 
-from fastcifar.beton import MAX_CLASSES, MAX_NAME
 from fastcifar.config import ModelConfig
+from fastcifar.data.beton import MAX_CLASSES, MAX_NAME
 from fastcifar.errors import CheckpointError
-from fastcifar.file_system import replace
-from fastcifar.files import arrays_in, open_regular, read_whole, write_arrays, write_bytes
+from fastcifar.io.file_system import replace
+from fastcifar.io.files import arrays_in, open_regular, read_whole, write_arrays, write_bytes
 from fastcifar.models import make_model
 from fastcifar.training.run_folder import RunFolder
 

@@ -7,7 +7,7 @@ import time
 
 import torch
 
-from fastcifar.cpus import OtherLoad
+from fastcifar.system.cpus import OtherLoad
 
 log = logging.getLogger(__name__)
 EVERY_S = 5.0

@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fastcifar.beton import Beton, require_classes
 from fastcifar.config import TrainConfig
+from fastcifar.data.beton import Beton, require_classes
 from fastcifar.errors import DataError, UsageError
 from fastcifar.loaders import Loader, choose_loader, make_loader, open_for
 from fastcifar.training.checkpoint import DataInfo
-from fastcifar.training.processes import Processes
+from fastcifar.training.distributed import Processes
 from fastcifar.training.split import hold_out
 
 EVAL_BATCH = 1_000

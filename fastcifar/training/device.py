@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from fastcifar.cpus import available_cpus
 from fastcifar.loaders.base import usable_device
+from fastcifar.system.cpus import available_cpus
 
 log = logging.getLogger(__name__)
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # glibc's <malloc.h>

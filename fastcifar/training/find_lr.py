@@ -15,12 +15,11 @@ import torch
 from torch import nn
 
 from fastcifar.config import RangeTest, TrainConfig
-from fastcifar.files import write_text, writing_to
+from fastcifar.io.figures import pictures
+from fastcifar.io.files import write_text, writing_to
 from fastcifar.loaders import Loader
-from fastcifar.lr_find import LrCurve, lr_find
 from fastcifar.models import builder, make_model
-from fastcifar.models.trial import place
-from fastcifar.pictures import pictures
+from fastcifar.models.probe import place
 from fastcifar.training.checkpoint import DataInfo
 from fastcifar.training.data import Loaders
 from fastcifar.training.device import (
@@ -30,8 +29,9 @@ from fastcifar.training.device import (
     keep_freed_memory,
     standard_torch_defaults,
 )
+from fastcifar.training.distributed import Processes
+from fastcifar.training.lr_finder import LrCurve, lr_find
 from fastcifar.training.optimizer import at_rate, make_optimizer
-from fastcifar.training.processes import Processes
 from fastcifar.training.progress import Reporter
 from fastcifar.training.run_folder import create_run
 from fastcifar.training.step import Step

@@ -9,17 +9,17 @@ from torch import nn
 
 from fastcifar.config import TrainConfig
 from fastcifar.errors import CheckpointError
+from fastcifar.inference.predict import Answers
+from fastcifar.io.figures import pictures
+from fastcifar.io.paths import command_line
 from fastcifar.loaders import Loader
 from fastcifar.models import count_parameters
-from fastcifar.models.trial import place
-from fastcifar.paths import command_line
-from fastcifar.pictures import pictures
+from fastcifar.models.probe import place
 from fastcifar.training import checkpoint
 from fastcifar.training.checkpoint import Predictions
 from fastcifar.training.data import Loaders
-from fastcifar.training.evaluate import Answers
+from fastcifar.training.distributed import Processes
 from fastcifar.training.learner import Learner
-from fastcifar.training.processes import Processes
 from fastcifar.training.run_folder import RunFolder
 
 if TYPE_CHECKING:

@@ -10,15 +10,15 @@ import torch
 
 from fastcifar.config import AUTO_SUGGESTIONS, CHANGEABLE, RangeTest, TrainConfig
 from fastcifar.errors import CheckpointError, DataError, DivergedError, FastcifarError, UsageError
-from fastcifar.lr_find import LrCurve
 from fastcifar.models import require_side
 from fastcifar.training import checkpoint
 from fastcifar.training.advice import range_test_line
 from fastcifar.training.data import Loaders
 from fastcifar.training.device import choose_amp
+from fastcifar.training.distributed import Processes
 from fastcifar.training.find_lr import find_for, first_network
+from fastcifar.training.lr_finder import LrCurve
 from fastcifar.training.optimizer import make_optimizer
-from fastcifar.training.processes import Processes
 from fastcifar.training.progress import Progress, Reporter
 from fastcifar.training.run_folder import RunFolder, processor
 from fastcifar.training.schedule import STRETCHABLE, Schedule

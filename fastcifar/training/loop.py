@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastcifar.checks import require_utf8
 from fastcifar.config import AUTO_SUGGESTIONS, TrainConfig
 from fastcifar.errors import DivergedError, Stopped
-from fastcifar.file_system import locked
+from fastcifar.inference.predict import Answers, evaluate
+from fastcifar.io.checks import require_utf8
+from fastcifar.io.file_system import locked
 from fastcifar.loaders import Loader
 from fastcifar.models import builder, count_parameters
 from fastcifar.training import checkpoint
@@ -30,11 +31,10 @@ from fastcifar.training.device import (
     make_deterministic,
     standard_torch_defaults,
 )
-from fastcifar.training.evaluate import Answers, evaluate
+from fastcifar.training.distributed import Processes, join
 from fastcifar.training.find_lr import write_curve
 from fastcifar.training.finish import finish, resume_command
 from fastcifar.training.learner import Learner
-from fastcifar.training.processes import Processes, join
 from fastcifar.training.progress import Reporter, SilentReporter
 from fastcifar.training.run_folder import RunFolder, create_run, log_file
 from fastcifar.training.signals import StopRequest

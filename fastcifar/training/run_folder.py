@@ -23,9 +23,9 @@ import yaml
 import fastcifar
 from fastcifar.config import AugmentConfig, TrainConfig
 from fastcifar.errors import CheckpointError, DataError, FastcifarError, UsageError
-from fastcifar.file_system import make_folder
-from fastcifar.files import parse_plain, read_whole, write_text, writing_to
-from fastcifar.paths import command_line, user_path, why_missing
+from fastcifar.io.file_system import make_folder
+from fastcifar.io.files import parse_plain, read_whole, write_text, writing_to
+from fastcifar.io.paths import command_line, user_path, why_missing
 
 log = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ import logging
 import numpy as np
 import numpy.typing as npt
 
-from fastcifar.augment.draws import raw_bits
-from fastcifar.beton import MAX_LISTED
+from fastcifar.augment.params import raw_bits
+from fastcifar.data.beton import MAX_LISTED
 from fastcifar.errors import UsageError
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from fastcifar import AugmentConfig, loaders, make_loader, open_beton
 from fastcifar.config import ExplainConfig, TrainConfig
 from fastcifar.errors import DataError
 from fastcifar.explain import evaluate_run, explain_run
-from fastcifar.explain.trained import Trained
+from fastcifar.inference.trained_run import Trained
 from fastcifar.loaders import Loader
 from fastcifar.training import RunFolder, train
 from fastcifar.training.progress import SilentReporter
@@ -204,7 +204,7 @@ def test_the_tables_that_are_checked_are_those_that_are_hashed(
     own_data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Other labels stand there while they are read, and the honest ones again before the file is hashed."""
-    from fastcifar import beton
+    from fastcifar.data import beton
 
     path, real = own_data_dir / "train.beton", beton._check_tables
     whole = path.read_bytes()
@@ -226,7 +226,7 @@ def test_the_tables_that_are_checked_are_those_that_are_hashed(
 
 SHRINKING = """
 import os, sys
-from fastcifar import beton
+from fastcifar.data import beton
 from fastcifar.errors import DataError
 
 name = sys.argv[2]

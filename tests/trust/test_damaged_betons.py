@@ -16,10 +16,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fastcifar import beton, make_loader
-from fastcifar.beton import TABLES_START, manifest_path, open_beton
+from fastcifar import make_loader
 from fastcifar.converters import convert
 from fastcifar.converters.synthetic import source
+from fastcifar.data import beton
+from fastcifar.data.beton import TABLES_START, manifest_path, open_beton
 from fastcifar.errors import DataError
 from tests.test_beton import HOSTILE, rewrite
 from tests.trust.cases import LONGEST_S, contents, count, is_refused, the_error, told, vouch

@@ -20,9 +20,9 @@ import pytest
 import torch
 from torch import nn
 
-from fastcifar import files
 from fastcifar.config import ModelConfig
 from fastcifar.errors import CheckpointError
+from fastcifar.io import files
 from fastcifar.training import RunFolder, checkpoint, train
 from fastcifar.training.checkpoint import DataInfo
 from tests.trust.cases import count, sealed
@@ -314,7 +314,7 @@ def test_weights_whose_names_cannot_be_shown_are_refused(run: RunFolder) -> None
 
 def test_the_hash_is_of_the_weights_that_were_read(begun: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Predictions of the old ones must not be kept as the new ones'."""
-    from fastcifar.explain.trained import Trained
+    from fastcifar.inference.trained_run import Trained
 
     expected, real = checkpoint.file_sha256(begun.best), checkpoint.make_model
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from fastcifar.beton import manifest_path, open_beton
 from fastcifar.converters import convert
 from fastcifar.converters.synthetic import source as synthetic_source
+from fastcifar.data.beton import manifest_path, open_beton
 from tests.kills import Changes, changes_in
 from tests.trust.cases import LONGEST_S, contents, count, small_disk, start, the_error, told
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fastcifar.report import write_report
-from fastcifar.report.reading import clean
+from fastcifar.report.run_files import clean
 from tests import run_folders as make
 from tests.test_report_browser import choose, driver, opened  # noqa: F401 (a fixture)
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from fastcifar import AugmentConfig, FastcifarError, make_loader
-from fastcifar.beton import open_beton
+from fastcifar.data.beton import open_beton
 from fastcifar.errors import DataError
 from fastcifar.loaders import Loader
 from tests.trust.cases import count
@@ -32,7 +32,7 @@ def broken(*args: object, **more: object) -> None:
 def break_operation(loader: Loader, patch: pytest.MonkeyPatch) -> None:
     """The operation that makes the pixels raises: on a thread, in FFCV's thread, in a worker process."""
     if loader.name == "ffcv":
-        from fastcifar.loaders import ffcv_stream
+        from fastcifar.loaders import ffcv_loader as ffcv_stream
 
         patch.setattr(ffcv_stream._Epoch, "run_pipeline", broken)
     elif loader.name == "albumentations":

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastcifar.beton import manifest_path, open_beton
 from fastcifar.config import ExplainConfig
+from fastcifar.data.beton import manifest_path, open_beton
 from fastcifar.errors import DataError, FastcifarError
 from fastcifar.explain import evaluate_run, explain_run
 from fastcifar.report import write_report

@@ -1,0 +1,150 @@
+"""What users of torch's `DataLoader` (and of FFCV's `Loader`) expect of a loader: it is there, or the answer says what
+is there instead."""
+
+from __future__ import annotations
+
+import difflib
+import operator
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+
+from fastcifar.data.beton import Beton
+from fastcifar.errors import UsageError
+
+if TYPE_CHECKING:
+    from fastcifar.loaders.base import LoaderConfig
+
+_ROWS = "rows=… chooses images, and the order follows from seed and epoch: loader.epoch(n)"
+_WORKERS = "threads follow torch.set_num_threads; only loader='albumentations' has worker processes, one for each core"
+_AUGMENT = "augment=AugmentConfig(…) says what happens to the images"
+_NORMALISED = "batches are normalised already, by mean=… and std=…"
+INSTEAD = {
+    "batch_sampler": _ROWS,
+    "collate_fn": "a batch is Batch(images, labels, indices)",
+    "dataset": "the beton, or its path, is the first argument",
+    "distributed": "part=(rank, world_size) gives each process its share of each batch",
+    "drop_last": "train=True delivers whole batches only, train=False every image once",
+    "epochs": "loader.epoch(n) gives the batches of epoch n",
+    "fname": "the beton, or its path, is the first argument",
+    "generator": "seed=… decides order and augmentation",
+    "in_order": "batches come in order",
+    "indices": _ROWS,
+    "multiprocessing_context": _WORKERS,
+    "normalize": _NORMALISED,
+    "num_workers": _WORKERS,
+    "order": "shuffle='full' or 'window', with train=True; the order of the file with train=False",
+    "os_cache": "loader='resident' holds the images in memory, loader='ffcv' reads them from the file",
+    "persistent_workers": _WORKERS,
+    "pin_memory": "device='cuda' delivers batches that are on the GPU",
+    "pipelines": _AUGMENT,
+    "prefetch_factor": _WORKERS,
+    "sampler": _ROWS,
+    "set_epoch": "loader.epoch(n) gives the batches of epoch n",
+    "timeout": _WORKERS,
+    "transform": _AUGMENT,
+    "transforms": _AUGMENT,
+    "worker_init_fn": "seed=… decides order and augmentation",
+    "workers": _WORKERS,
+}
+"""What serves where there is no setting or attribute of this name."""
+
+
+def unknown_setting(name: str, known: Iterable[str]) -> UsageError:
+    """The answer to a setting that `make_loader` does not have."""
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = INSTEAD.get(name) or (f"did you mean {near[0]!r}?" if near else f"expected: {', '.join(known)}")
+    return UsageError(f"make_loader has no setting {name!r}; {hint}")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Images:
+    """The images that a loader delivers, as they are in the beton: for `len(loader.dataset)` and to look at one."""
+
+    beton: Beton
+    indices: npt.NDArray[np.int64]
+    """(N,): their rows of the beton, rising."""
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, place: int) -> tuple[npt.NDArray[np.uint8], int]:
+        """Image and label: (H, W, 3) uint8, neither augmented nor normalised, and the number of its class."""
+        try:
+            row = self.indices[operator.index(place)]
+        except TypeError:
+            raise UsageError(f"index is {place!r}; expected the number of one image") from None
+        return self.beton.images_as_checked([row])[0], int(self.beton.labels[row])
+
+    @property
+    def targets(self) -> list[int]:
+        """The label of each image, as torchvision's datasets have them."""
+        return self.beton.labels[self.indices].tolist()
+
+    @property
+    def class_to_idx(self) -> dict[str, int]:
+        return {name: label for label, name in enumerate(self.classes)}
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.beton.class_names
+
+    def __repr__(self) -> str:
+        return f"Images({len(self):,} of {self.beton!r})"
+
+
+class Conventions:
+    """The part of every loader that `DataLoader` has too."""
+
+    name: str
+    beton: Beton
+    config: LoaderConfig
+    num_workers = 0
+    """Worker processes: only the albumentations loader has some."""
+    _chosen: npt.NDArray[np.bool_]
+
+    @property
+    def dataset(self) -> Images:
+        """The images that are delivered; with drop_last some of them in another epoch."""
+        return Images(self.beton, np.flatnonzero(self._chosen))
+
+    @property
+    def batch_size(self) -> int:
+        """Images in a batch of this process."""
+        return self.config.batch_size // self.config.part[1]
+
+    @property
+    def drop_last(self) -> bool:
+        """Whether only whole batches are delivered."""
+        return self.config.drop_last
+
+    def __repr__(self) -> str:
+        config = self.config
+        what = "training" if config.drop_last else "evaluation"
+        index, count = config.part
+        part = f", part {index} of {count}" if count > 1 else ""
+        return (
+            f"{type(self).__name__}({int(self._chosen.sum()):,} of {self.beton!r} for {what}, batch_size="
+            f"{self.batch_size}{part}, seed={config.seed}, device='{config.device}', dtype={config.dtype})"
+        )
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise UsageError(
+            "a loader cannot be pickled, copied or sent to another process; call make_loader there, with the path of "
+            "the beton; part=(rank, world_size) gives each of several processes its share of each batch"
+        )
+
+    def __getitem__(self, place: object) -> NoReturn:
+        raise UsageError(
+            "a loader has no single items, and needs no DataLoader around it: it delivers batches, "
+            "'for images, labels, indices in loader'; loader.dataset[i] is one image"
+        )
+
+    if not TYPE_CHECKING:  # which would find no misspelled name any more
+
+        def __getattr__(self, name: str) -> NoReturn:
+            hint = f"; {INSTEAD[name]}" if name in INSTEAD else ""
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}")

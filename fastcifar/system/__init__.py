@@ -1,0 +1,1 @@
+"""What the machine offers this process: CPUs, memory, limits of control groups."""

@@ -1,0 +1,232 @@
+"""Several processes: the same images in the same batches, the same weights, one that writes, and no deadlock."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fastcifar.config import AugmentConfig
+from fastcifar.errors import UsageError
+from fastcifar.loaders import make_loader, missing_part
+from fastcifar.training import RunFolder
+from fastcifar.training.distributed import Processes, join
+from fastcifar.training.sync_norm import SyncBatchNorm2d, synchronised
+
+LIMIT_S = 120
+
+
+@pytest.mark.parametrize("loader", ["resident", pytest.param("ffcv", marks=pytest.mark.slow), "albumentations"])
+@pytest.mark.parametrize("count", [2, 4])
+def test_parts_of_a_batch_are_the_batch(data_dir: Path, loader: str, count: int) -> None:
+    if (missing := missing_part(loader)) is not None:
+        pytest.skip(str(missing))
+    augment = AugmentConfig(rotate_degrees=10)
+
+    def batches(part: tuple[int, int]) -> list[tuple[torch.Tensor, ...]]:
+        made = make_loader(data_dir / "train.beton", augment, loader=loader, batch_size=40, seed=3, part=part)
+        try:
+            return list(made.epoch(1, start=10))
+        finally:
+            made.close()
+
+    whole = batches((0, 1))
+    parts = [batches((rank, count)) for rank in range(count)]
+    assert len(whole) == 5
+    for number, batch in enumerate(whole):
+        for column, expected in enumerate(batch):
+            assert torch.equal(torch.cat([part[number][column] for part in parts]), expected)
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(data_dir: Path) -> None:
+    with pytest.raises(UsageError, match="batch_size is 41, of 2 processes together; expected a multiple of 2"):
+        make_loader(data_dir / "train.beton", batch_size=41, part=(0, 2))
+    with pytest.raises(UsageError, match=r"the rank of a process is 2; expected 0\.\.1"):
+        make_loader(data_dir / "train.beton", batch_size=40, part=(2, 2))
+
+
+def test_evaluation_is_shared_without_padding() -> None:
+    rows = np.arange(11)
+    parts = [Processes(rank, 4).part(rows) for rank in range(4)]
+    assert np.concatenate(parts).tolist() == rows.tolist()
+    assert max(map(len, parts)) - min(map(len, parts)) == 1
+
+
+@pytest.mark.parametrize(("rank", "count"), [("2", "2"), ("-1", "2"), ("one", "2"), ("0", "two")])
+def test_a_wrong_environment_is_refused(rank: str, count: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", count)
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("MASTER_PORT", "1")
+    with pytest.raises(UsageError, match="torchrun"):
+        join()
+
+
+@pytest.mark.parametrize("port", ["abc", "-1", "70000"])
+def test_a_wrong_port_is_refused(port: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    variables = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match="MASTER_PORT is .*torchrun"):
+        join()
+
+
+# ---- real processes ----------------------------------------------------------------------------------------------
+
+
+def start(count: int, *args: object) -> subprocess.Popen[str]:
+    program = [sys.executable, "-m"]
+    if count > 1:
+        program += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "-m"]
+    command = [*program, "fastcifar", "train", *map(str, args)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[str, str]:
+    try:
+        return process.communicate(timeout=LIMIT_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        _, errors = process.communicate()
+        pytest.fail(f"still running after {LIMIT_S} s: {errors}")
+
+
+def flags(data_dir: Path, runs_dir: Path, name: str, **more: Any) -> list[object]:
+    settings = {"model": "small", "batch-size": 100, "amp": "off", "lr": 0.02, **more}
+    pairs = [word for key, value in settings.items() for word in (f"--{key}", value)]
+    return [*pairs, "--data-dir", data_dir, "--runs-dir", runs_dir, "--name", name, "--deterministic"]
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_does(data_dir: Path, tmp_path: Path) -> None:
+    runs = {}
+    for count in (1, 2):
+        process = start(count, *flags(data_dir, tmp_path, f"of{count}", epochs=2, lr=0.005), "--sync-bn", "--json")
+        out, errors = ended(process)
+        assert process.returncode == 0, errors
+        assert len(out.strip().splitlines()) == 1  # one speaks
+        runs[count] = json.loads(out)
+    one, two = (RunFolder(Path(runs[count]["run"])) for count in (1, 2))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["of1", "of2"]  # one writes
+    assert runs[2]["processes"] == 2
+    weights = [torch.load(run.last, weights_only=True)["model"] for run in (one, two)]
+    for key, value in weights[0].items():  # torch sums its own statistics in float32, to 1e-4, and it adds up
+        torch.testing.assert_close(weights[1][key], value, rtol=1e-2, atol=1e-2)
+    rows = [list(csv.DictReader(run.results.read_text().splitlines())) for run in (one, two)]
+    for ours, theirs in zip(*rows, strict=True):
+        for key in ("epoch", "train_loss", "val_loss", "val_accuracy"):
+            assert float(ours[key]) == pytest.approx(float(theirs[key]), rel=1e-3)
+    with np.load(two.predictions) as found:
+        assert found["index"].tolist() == list(range(200))  # each test image once, in order
+    log = two.log.read_text()
+    assert log.count("epoch 2/2") == 1
+    assert "2 processes" in log
+
+
+@pytest.mark.slow
+def test_without_batch_norm_the_weights_are_those_of_one_process(data_dir: Path, tmp_path: Path) -> None:
+    settings = {"model": "resnet18", "norm": "group", "batch-size": 20, "max-steps": 3, "l1": 1e-4, "val-size": 0}
+    states = []
+    for count in (1, 2):
+        process = start(count, *flags(data_dir, tmp_path, f"of{count}", **settings))
+        _, errors = ended(process)
+        assert process.returncode == 0, errors
+        states.append(torch.load(tmp_path / f"of{count}" / "weights" / "last.pt", weights_only=True)["model"])
+    for key, value in states[0].items():
+        torch.testing.assert_close(states[1][key], value, rtol=1e-4, atol=1e-4)
+
+
+def test_shared_batch_norm_is_batch_norm(tmp_path: Path) -> None:
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        torch.manual_seed(0)
+        images = torch.randn(6, 5, 4, 3, dtype=torch.float64).float()
+        expected, ours = torch.nn.BatchNorm2d(5), torch.nn.BatchNorm2d(5)
+        torch.nn.init.normal_(expected.weight)
+        ours.load_state_dict(expected.state_dict())
+        shared = synchronised(torch.nn.Sequential(ours), torch.device("cpu"))
+        assert type(shared[0]) is SyncBatchNorm2d  # type: ignore[index]
+        results = []
+        for model in (expected, shared):
+            x = images.clone().requires_grad_()
+            y = model(x)
+            (y * torch.arange(y.numel()).view(y.shape).cos()).sum().backward()
+            results.append([y, x.grad, *(p.grad for p in model.parameters()), *model.buffers()])
+        for a, b in zip(*results, strict=True):
+            torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(shared.eval()(images), expected.eval()(images))
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_a_resumed_run_adds_gradients_in_the_same_order(data_dir: Path, tmp_path: Path) -> None:
+    """With more than two processes the order of addition shows in the last bits."""
+
+    def trained(*args: object) -> None:
+        _, errors = ended(process := start(3, *args))
+        assert process.returncode == 0, errors
+        assert "Warning" not in errors  # of torch's, about how gradients are sent
+
+    trained(*flags(data_dir, tmp_path, "whole", **{"max-steps": 4, "batch-size": 60}))
+    trained(*flags(data_dir, tmp_path, "cut", **{"max-steps": 2, "batch-size": 60}))
+    trained("--resume", "cut", "--runs-dir", tmp_path, "--max-steps", 4)
+    whole, cut = (torch.load(tmp_path / name / "weights" / "last.pt", weights_only=True) for name in ("whole", "cut"))
+    assert all(torch.equal(whole["model"][key], cut["model"][key]) for key in whole["model"])
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def wait_for_results(process: subprocess.Popen[str], run: RunFolder) -> list[int]:
+    """The processes of the run, once it has saved."""
+    deadline = time.monotonic() + LIMIT_S
+    while not run.results.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)  # waits for another process to reach a state; no result depends on it
+    assert run.results.exists()
+    return children(process.pid)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc")
+def test_a_signal_to_one_stops_all_at_one_step_and_they_resume(data_dir: Path, tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "stop")
+    process = start(2, *flags(data_dir, tmp_path, "stop", epochs=1000))
+    os.kill(wait_for_results(process, run)[1], signal.SIGTERM)
+    _, errors = ended(process)
+    assert errors.count("stopped by SIGTERM: saved at step ") == 1
+    state = torch.load(run.last, weights_only=True)
+    step = state["progress"]["step"]
+    assert f"saved at step {step};" in errors
+    assert len(state["rng"]) == 2
+    again = start(2, "--resume", "stop", "--runs-dir", tmp_path, "--max-steps", step + 1, "--json")
+    out, errors = ended(again)
+    assert again.returncode == 0, errors
+    assert json.loads(out)["steps"] == step + 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc")
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_dies_ends_the_others_with_a_clear_line(data_dir: Path, tmp_path: Path, victim: int) -> None:
+    run = RunFolder(tmp_path / "die")
+    process = start(2, *flags(data_dir, tmp_path, "die", epochs=1000))
+    os.kill(wait_for_results(process, run)[victim], signal.SIGKILL)
+    _, errors = ended(process)
+    assert process.returncode != 0
+    assert f"Error: process {1 - victim} of 2 stopped: another process of this run has ended" in errors

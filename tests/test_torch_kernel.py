@@ -1,0 +1,154 @@
+"""The choices applied by torch operations, held against the per-image twin."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fastcifar.augment import torch_kernel as torch_ops
+from fastcifar.augment.params import draws, rotation_terms
+from fastcifar.config import NO_AUGMENT, AugmentConfig
+from tests.reference import augment_image, normalise_image, rotate_image
+
+MEAN, STD = np.array([125.3, 122.95, 113.87]), np.array([62.99, 62.09, 66.70])
+
+CASES = [
+    (AugmentConfig(), (32, 32, 3), 5),
+    (AugmentConfig(crop_mode="reflect"), (32, 32, 3), 5),
+    (AugmentConfig(crop_mode="reflect", crop_padding=6, cutout_size=7), (7, 9, 3), 30),
+    (AugmentConfig(crop_padding=9, cutout_size=5, cutout_fill="zero"), (7, 5, 3), 30),
+    (AugmentConfig(crop_padding=0, cutout_size=7), (7, 8, 3), 10),
+    (AugmentConfig(flip=False, cutout_size=0, crop_padding=1), (1, 1, 3), 20),
+    (AugmentConfig(flip=False, cutout_size=1), (3, 2, 3), 1),
+    (AugmentConfig(), (32, 32, 3), 0),
+    (AugmentConfig(crop_padding=3, cutout_size=6, cutout_min_size=1, cutout_holes=3, cutout_p=0.6), (9, 11, 3), 30),
+    (AugmentConfig(crop_padding=2, flip_mode="alternating", cutout_size=0), (6, 7, 3), 20),
+]
+"""Exact on every pixel."""
+
+COLOUR = AugmentConfig(hue_shift=20, saturation_shift=90, value_shift=60, colour_p=0.8, cutout_size=0)
+RESAMPLED = [
+    (AugmentConfig(rotate_degrees=40.0, rotate_p=0.7, cutout_size=0), (16, 16, 3), 20),
+    (AugmentConfig(rotate_degrees=180.0, crop_mode="reflect", crop_padding=2, cutout_size=3), (9, 20, 3), 12),
+    (AugmentConfig(rotate_degrees=90.0, crop_mode="reflect", crop_padding=0, cutout_size=1), (1, 30, 3), 12),
+    (AugmentConfig(rotate_degrees=15.0, crop_padding=0, flip=False, cutout_size=1), (1, 1, 3), 4),
+    (COLOUR, (12, 12, 3), 30),
+    (AugmentConfig(hue_shift=90, saturation_shift=255, value_shift=255, crop_padding=0, cutout_size=0), (8, 8, 3), 30),
+    (replace(COLOUR, rotate_degrees=15.0, cutout_size=8, cutout_min_size=2, cutout_p=0.75), (16, 12, 3), 20),
+]
+"""Within one grey level of the twin, where a pixel is mixed from others or goes through HSV."""
+
+
+def random_images(num: int, shape: tuple[int, int, int]) -> np.ndarray:
+    return np.random.default_rng(num).integers(0, 256, (num, *shape), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+@pytest.mark.parametrize(("augment", "shape", "num"), CASES)
+def test_same_pixels_as_the_twin(augment: AugmentConfig, shape: tuple[int, int, int], num: int, epoch: int) -> None:
+    images = random_images(num, shape)
+    before = images.copy()
+    table = draws(augment, 1, epoch, num, shape)
+    fill = torch_kernel.fill_values(augment, MEAN)
+    choices = torch_kernel.to_device(table, torch.device("cpu"))
+    got = torch_kernel.apply_choices(torch.from_numpy(images), choices, augment, torch.from_numpy(fill)).numpy()
+    assert got.dtype == np.uint8
+    assert got.shape == images.shape
+    for i in range(num):
+        np.testing.assert_array_equal(got[i], augment_image(images[i], table[i], augment, fill))
+    np.testing.assert_array_equal(images, before)
+
+
+@pytest.mark.parametrize(("augment", "shape", "num"), RESAMPLED)
+def test_resampled_pixels_are_within_a_grey_level_of_the_twin(
+    augment: AugmentConfig, shape: tuple[int, int, int], num: int
+) -> None:
+    images = random_images(num, shape)
+    table = draws(augment, 1, 0, num, shape)
+    fill = torch_kernel.fill_values(augment, MEAN)
+    choices = torch_kernel.to_device(table, torch.device("cpu"))
+    got = torch_kernel.apply_choices(torch.from_numpy(images), choices, augment, torch.from_numpy(fill)).numpy()
+    expected = np.stack([augment_image(images[i], table[i], augment, fill) for i in range(num)])
+    assert np.abs(got.astype(int) - expected).max() <= 1
+    changed = (expected != images).any(axis=(1, 2, 3)).mean()
+    assert changed > 0.3 or images[0].size == 3, "the settings change nothing"
+
+
+@pytest.mark.parametrize("border", ["constant", "reflect"])
+def test_rotation_is_within_a_grey_level_of_opencv(border: str) -> None:
+    cv2 = opencv_5()
+    image = random_images(1, (32, 41, 3))[0]
+    for degrees in np.linspace(-180, 180, 15).astype(np.float32):
+        turn = cv2.getRotationMatrix2D((20, 15.5), float(degrees), 1.0)
+        mode = cv2.BORDER_REFLECT_101 if border == "reflect" else cv2.BORDER_CONSTANT
+        expected = cv2.warpAffine(image, turn, (41, 32), flags=cv2.INTER_LINEAR, borderMode=mode)
+        terms = torch.from_numpy(rotation_terms(np.array([degrees])).astype(np.int64))
+        got = torch_kernel.rotate(torch.from_numpy(image)[None], terms, border == "reflect")[0].numpy()
+        assert np.abs(got.astype(int) - expected).max() <= 1, degrees
+        exact = rotate_image(image, float(degrees), border == "reflect", exactly=True)
+        assert np.abs(got.astype(int) - exact).max() <= 1, degrees
+
+
+@pytest.mark.parametrize("shifts", [(13, -20, 11), (-90, 255, 0), (1, 0, 0), (0, 0, -255), (0, 1, 1)])
+def test_colour_is_within_a_grey_level_of_opencv(shifts: tuple[int, int, int]) -> None:
+    cv2 = opencv_5()
+    image = np.stack(np.meshgrid(*[np.arange(0, 256, 5)] * 3), axis=-1).reshape(52, -1, 3).astype(np.uint8)
+    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV).astype(int)
+    grey = hsv[..., 1] == 0
+    hsv += shifts
+    hsv[..., 0] %= 180
+    hsv[grey, 1] = 0
+    expected = cv2.cvtColor(hsv.clip(0, 255).astype(np.uint8), cv2.COLOR_HSV2RGB)
+    got = torch_kernel._shift_colour(torch.from_numpy(image)[None], torch.tensor(shifts)[:, None])[0].numpy()
+    assert np.abs(got.astype(int) - expected).max() <= 1
+
+
+def opencv_5() -> Any:
+    cv2 = pytest.importorskip("cv2")
+    if int(cv2.__version__.split(".")[0]) < 5:
+        pytest.skip("OpenCV before 5 rotates with up to 6 grey levels of error")
+    return cv2
+
+
+def test_no_augmentation_changes_nothing_and_copies() -> None:
+    images = torch.from_numpy(random_images(4, (8, 8, 3)))
+    choices = torch_kernel.to_device(draws(NO_AUGMENT, 0, 0, 4, (8, 8, 3)), images.device)
+    got = torch_kernel.apply_choices(images, choices, NO_AUGMENT, torch.zeros(3, dtype=torch.uint8))
+    assert torch.equal(got, images)
+    assert got.data_ptr() != images.data_ptr()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_normalise_is_the_twin_rounded(dtype: torch.dtype) -> None:
+    images = random_images(6, (5, 7, 3))
+    mean, inv_std = (torch.from_numpy(v) for v in torch_kernel.normalisation(MEAN, STD))
+    got = torch_kernel.normalise(torch.from_numpy(images), mean, inv_std, dtype)
+    expected = torch.stack([torch.from_numpy(normalise_image(image, MEAN, STD)) for image in images]).to(dtype)
+    assert torch.equal(got, expected)  # bit for bit
+    assert got.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_channel_that_never_varies_stays_finite() -> None:
+    mean, inv_std = torch_kernel.normalisation(np.array([7.0, 0.0, 255.0]), np.zeros(3))
+    assert inv_std.tolist() == [1.0, 1.0, 1.0]
+    assert mean.tolist() == [7.0, 0.0, 255.0]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("augment", "shape", "num"), CASES)
+def test_the_gpu_gives_the_same_pixels(augment: AugmentConfig, shape: tuple[int, int, int], num: int) -> None:
+    images = torch.from_numpy(random_images(num, shape))
+    table = draws(augment, 1, 0, num, shape)
+    fill = torch.from_numpy(torch_kernel.fill_values(augment, MEAN))
+    mean, inv_std = (torch.from_numpy(v) for v in torch_kernel.normalisation(MEAN, STD))
+
+    def run(device: str) -> torch.Tensor:
+        choices = torch_kernel.to_device(table, torch.device(device))
+        out = torch_kernel.apply_choices(images.to(device), choices, augment, fill)
+        return torch_kernel.normalise(out, mean.to(device), inv_std.to(device)).cpu()
+
+    assert torch.equal(run("cuda"), run("cpu"))
