@@ -277,7 +277,7 @@ def test_what_is_missing_is_said_with_the_line_that_installs_it(
 ) -> None:
     for module in ("ffcv", "albumentations"):
         monkeypatch.setitem(sys.modules, module, None)
-    for module in ("loaders.ffcv_stream", "loaders.albumentations_loader", "augment.albumentations_ops"):
+    for module in ("loaders.ffcv_loader", "loaders.albumentations_loader", "augment.albumentations_kernel"):
         monkeypatch.delitem(sys.modules, f"fastcifar.{module}", raising=False)
     line = refused(3, *train_args(data_dir, "--loader", "ffcv"))
     assert line.startswith("the ffcv loader needs ffcv, which is not installed")

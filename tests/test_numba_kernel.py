@@ -15,12 +15,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastcifar.augment import torch_kernel as torch_ops
+from fastcifar.augment import torch_kernel
 from fastcifar.augment.numba_kernel import LEAST_IN_SLICE, NumbaAugment, Recycler
 from fastcifar.augment.params import check_choices, choices_dtype, draws
 from fastcifar.config import NO_AUGMENT, AugmentConfig
 from tests.reference import augment_image, normalise_image
-from tests.test_torch_ops import CASES, MEAN, RESAMPLED, STD, random_images
+from tests.test_torch_kernel import CASES, MEAN, RESAMPLED, STD, random_images
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.uint8]
 

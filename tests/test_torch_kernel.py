@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastcifar.augment import torch_kernel as torch_ops
+from fastcifar.augment import torch_kernel
 from fastcifar.augment.params import draws, rotation_terms
 from fastcifar.config import NO_AUGMENT, AugmentConfig
 from tests.reference import augment_image, normalise_image, rotate_image

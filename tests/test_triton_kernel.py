@@ -21,7 +21,7 @@ from fastcifar.augment.triton_kernel import TritonAugment  # noqa: E402
 from fastcifar.config import NO_AUGMENT, AugmentConfig  # noqa: E402
 from tests.reference import augment_image, normalise_image  # noqa: E402
 from tests.test_numba_kernel import scattered  # noqa: E402
-from tests.test_torch_ops import CASES, MEAN, RESAMPLED, STD, random_images  # noqa: E402
+from tests.test_torch_kernel import CASES, MEAN, RESAMPLED, STD, random_images  # noqa: E402
 
 
 def augmented(

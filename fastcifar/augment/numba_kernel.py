@@ -1,7 +1,7 @@
 """The choices applied on a CPU in one pass over the pixels, compiled by Numba: uint8 in, normalised floats out.
 
 Slices of a batch run on threads of our own, without the GIL: Numba's parallel layers abort beside a second loader and
-die after a fork. The steps are in `numba_pixels`; `torch_ops` does the same with torch.
+die after a fork. The steps are in `numba_pixels`; `torch_kernel` does the same with torch.
 """
 
 from __future__ import annotations

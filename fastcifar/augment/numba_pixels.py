@@ -183,7 +183,7 @@ def rotate(image: Any, picture: Any, height: int, width: int, cos: int, sin: int
 
 @register_jitable
 def shift_colour(picture: Any, num_pixels: int, by_hue: int, by_saturation: int, by_value: int) -> None:
-    """Shift hue, saturation and value in OpenCV's 8-bit HSV: see `torch_ops`."""
+    """Shift hue, saturation and value in OpenCV's 8-bit HSV: see `torch_kernel`."""
     for at in range(0, num_pixels * 3, 3):
         red, green, blue = np.int64(picture[at]), np.int64(picture[at + 1]), np.int64(picture[at + 2])
         most = max(red, green, blue)

@@ -41,7 +41,7 @@ def _look_up(image, y, x, channel, top, left, flip, wanted, H: tl.constexpr, W: 
 def _rotated(
     image, y, x, channel, top, left, flip, cos, sin, wanted, H: tl.constexpr, W: tl.constexpr, REFLECT: tl.constexpr
 ):
-    """The same after a rotation: bilinear, with the integers of `torch_ops.rotate`."""
+    """The same after a rotation: bilinear, with the integers of `torch_kernel.rotate`."""
     from_x, from_y = (2 * x - (W - 1)).to(tl.int64), (2 * y - (H - 1)).to(tl.int64)
     source_x = cos * from_x - sin * from_y + ((W - 1) << 16)
     source_y = sin * from_x + cos * from_y + ((H - 1) << 16)
@@ -61,7 +61,7 @@ def _rotated(
 
 @triton.jit
 def _colour_shifted(red, green, blue, by_hue, by_saturation, by_value):
-    """Shifted in OpenCV's 8-bit HSV: the integers of `torch_ops._shift_colour`."""
+    """Shifted in OpenCV's 8-bit HSV: the integers of `torch_kernel._shift_colour`."""
     most = tl.maximum(tl.maximum(red, green), blue)
     spread = most - tl.minimum(tl.minimum(red, green), blue)
     saturation = (spread * (((255 << 13) + most) // (2 * tl.maximum(most, 1))) + 2048) >> 12
