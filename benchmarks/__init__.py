@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from fastcifar import measure
-from fastcifar.errors import FastcifarError
+from fastcifar.errors import FastcifarError, one_line
 
 ROW_KEYS = ("name", "images_per_s", "images_per_s_min", "images_per_s_max", "first_batch_s")
 
@@ -22,7 +22,7 @@ class Command(click.Command):
         try:
             return super().invoke(context)
         except (FastcifarError, OSError) as error:
-            failure = click.ClickException(" ".join(str(error).split()))
+            failure = click.ClickException(one_line(error))
             failure.exit_code = error.exit_code if isinstance(error, FastcifarError) else 1
             raise failure from error
 

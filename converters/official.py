@@ -28,8 +28,8 @@ from fastcifar.converters.images import (
 )
 from fastcifar.converters.sources import Image, Source
 from fastcifar.errors import DataError, FastcifarError, UsageError
-from fastcifar.io.file_system import link_or_copy, make_folder
-from fastcifar.io.files import FULL
+from fastcifar.io.atomic import FULL
+from fastcifar.io.paths import link_or_copy, make_folder
 
 DATASETS = ("cifar10", "cifar100")
 _TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}

@@ -23,9 +23,9 @@ from fastcifar.converters.sources import Source, Split
 from fastcifar.data import beton, jpeg
 from fastcifar.data.beton_fields import FIELD, IMAGE_FIELD, INT_FIELD
 from fastcifar.errors import DataError, FastcifarError
-from fastcifar.io.file_system import locked, make_folder, replace, sync, sync_folder
-from fastcifar.io.files import create_anew
-from fastcifar.io.paths import data_folder, why_missing
+from fastcifar.io.atomic import create_file, fsync, fsync_folder, replace
+from fastcifar.io.locks import lock_folder
+from fastcifar.io.paths import data_folder, make_folder, why_missing
 
 log = logging.getLogger(__name__)
 SPLITS = ("train", "test")
@@ -56,7 +56,7 @@ def convert(
         with ExitStack() as cleanup:
             folders = {path.resolve(): path for path in (*(file.parent for file in targets.values()), folder)}
             for each in folders.values():
-                cleanup.enter_context(locked(each, "another conversion is writing here; wait for it to end"))
+                cleanup.enter_context(lock_folder(each, "another conversion is writing here; wait for it to end"))
             manifest_files = {name: _manifest_files(folder / f"{name}.beton", targets[name]) for name in SPLITS}
             for name in SPLITS:
                 for file in (targets[name], *manifest_files[name]):
@@ -139,7 +139,7 @@ def _write(
     shape: tuple[int, int, int] | None = None
     done = used = told = 0
 
-    with create_anew(file) as out:
+    with create_file(file) as out:
         out.seek(pages_start)
 
         def flush() -> None:
@@ -187,7 +187,7 @@ def _write(
         out.write(_head(num_samples, table_start))
         mode = beton.RAW if quality is None else beton.JPEG
         out.write(_records(shape, mode, pointers, labels).tobytes())
-        sync(out, file)
+        fsync(out, file)
     return shape, histogram, np.bincount(labels, minlength=num_classes)
 
 
@@ -241,9 +241,9 @@ def _put_in_place(staged: Path, target: Path, manifest: beton.Manifest, manifest
     partials = {file: file.with_name(f".{file.stem}.partial.json") for file in manifest_files}
     try:
         for file, partial in partials.items():
-            with create_anew(partial) as out:
+            with create_file(partial) as out:
                 out.write(manifest.to_json().encode("utf-8"))
-                sync(out, file)
+                fsync(out, file)
         for file in manifest_files:
             file.unlink(missing_ok=True)
         replace(staged, target)
@@ -252,4 +252,4 @@ def _put_in_place(staged: Path, target: Path, manifest: beton.Manifest, manifest
     finally:
         for partial in partials.values():
             partial.unlink(missing_ok=True)
-    sync_folder(target.parent)
+    fsync_folder(target.parent)

@@ -11,18 +11,35 @@ import signal
 _ADDRESS = re.compile(r"( object)? at 0x[0-9a-fA-F]+")
 
 
-def without_addresses(text: str) -> str:
-    """The text without memory addresses, which `repr` writes of objects that have no better one."""
+def one_line(text: object, max_length: int | None = None) -> str:
+    """The text, or the message of an exception, on one line: no memory addresses, no control characters.
+
+    For an exception without a message, the name of its type.
+    """
+    line = _without_addresses(str(text))
+    if not line.isprintable():  # else its spaces may belong to a command
+        line = " ".join("".join(c if c.isprintable() else " " for c in line).split())
+    return (line.strip() or type(text).__name__)[:max_length]
+
+
+def describe(error: BaseException, max_length: int | None = None) -> str:
+    """An error on one line: only the message of one of ours, type and message of any other."""
+    if isinstance(error, FastcifarError):
+        return one_line(error, max_length)
+    return one_line(f"{type(error).__name__}: {error}".removesuffix(": "), max_length)
+
+
+def _without_addresses(text: str) -> str:
     return _ADDRESS.sub("", text)
 
 
 class FastcifarError(Exception):
-    """The run failed; the base of every error that a user can cause or meet. Its message holds no memory address."""
+    """The run failed. Base of all errors that a user can cause; the message has no memory addresses."""
 
     exit_code = 1
 
     def __init__(self, *args: object) -> None:
-        super().__init__(*(without_addresses(arg) if isinstance(arg, str) else arg for arg in args))
+        super().__init__(*(_without_addresses(arg) if isinstance(arg, str) else arg for arg in args))
 
 
 class UsageError(FastcifarError, ValueError):

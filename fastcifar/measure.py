@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from fastcifar.errors import FastcifarError, UsageError
+from fastcifar.errors import FastcifarError, UsageError, one_line
 
 MIN_REPEATS = 5
 LEAST_S = 0.5
@@ -79,7 +79,7 @@ def measure_rates(
             if next(iter(epoch()), None) is None:
                 raise UsageError("an epoch has no batch; expected fewer images in a batch, or more images")
         except (ImportError, FastcifarError) as error:
-            rates[name].note = f"skipped: {' '.join(str(error).split())}"
+            rates[name].note = f"skipped: {one_line(error)}"
             tell(f"{name}: {rates[name].note}")
             continue
         synchronise(device)

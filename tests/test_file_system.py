@@ -20,14 +20,16 @@ from fastcifar.converters.synthetic import source as synthetic_source
 from fastcifar.data import beton
 from fastcifar.data.beton import manifest_path
 from fastcifar.errors import DataError, FastcifarError
-from fastcifar.io import file_system, files
-from fastcifar.io.file_system import link_or_copy, locked, make_folder, replace, sync
+from fastcifar.io import atomic
+from fastcifar.io.atomic import fsync, replace
+from fastcifar.io.locks import lock_folder
+from fastcifar.io.paths import link_or_copy, make_folder
 from tests.trust.cases import contents
 
 
 @pytest.fixture(autouse=True)
 def nothing_said_yet(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(file_system, "_WARNED", set())
+    monkeypatch.setattr(atomic, "_WARNED", set())
     caplog.set_level(logging.WARNING)
 
 
@@ -54,13 +56,17 @@ def test_without_locks_it_goes_on(
 ) -> None:
     monkeypatch.setattr(fcntl, "flock", refusing(code))
     for _ in range(2):
-        with locked(tmp_path, "in use"), locked(tmp_path):
+        with lock_folder(tmp_path, "in use"), lock_folder(tmp_path):
             pass
     assert the_warning(caplog).startswith(f"{tmp_path}: this file system has no locks ({os.strerror(code)})")
 
 
 def test_a_lock_that_another_holds_is_an_error(tmp_path: Path) -> None:
-    with locked(tmp_path), pytest.raises(FastcifarError, match=f"{tmp_path}: in use"), locked(tmp_path, "in use"):
+    with (
+        lock_folder(tmp_path),
+        pytest.raises(FastcifarError, match=f"{tmp_path}: in use"),
+        lock_folder(tmp_path, "in use"),
+    ):
         pass
 
 
@@ -77,7 +83,7 @@ def test_without_fsync_betons_are_written(
 
     monkeypatch.setattr(os, "fsync", fsync)
     convert(source, tmp_path / "data")
-    files.write_text(tmp_path / "data" / "more", "text")
+    atomic.write_text(tmp_path / "data" / "more", "text")
     assert open_beton(tmp_path / "data" / "train.beton").verified
     assert str(tmp_path / "data") in the_warning(caplog)
 
@@ -86,7 +92,7 @@ def test_without_fsync_betons_are_written(
 def test_lost_data_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     monkeypatch.setattr(os, "fsync", refusing(code))
     with (tmp_path / "a").open("wb") as file, pytest.raises(OSError, match=os.strerror(code)):
-        sync(file, tmp_path / "a")
+        fsync(file, tmp_path / "a")
 
 
 def test_without_renaming_over_a_file_the_old_one_makes_room(
@@ -104,12 +110,12 @@ def test_without_renaming_over_a_file_the_old_one_makes_room(
     for _ in range(2):
         convert(source, tmp_path)
     for text in ("one", "two", "three"):
-        files.write_bytes(tmp_path / "last", text.encode(), earlier=tmp_path / "previous")
+        atomic.write_bytes(tmp_path / "last", text.encode(), backup=tmp_path / "previous")
     assert open_beton(tmp_path / "train.beton").verified
     names = {"last", "previous", *(f"{split}.beton{end}" for split in ("train", "test") for end in ("", ".json"))}
     assert set(contents(tmp_path)) == names
     assert (tmp_path / "previous").read_text() == "two"
-    assert "does not rename over a file" in the_warning(caplog)
+    assert "cannot rename over a file" in the_warning(caplog)
 
 
 def test_what_cannot_be_replaced_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,7 +233,7 @@ def test_converting_onto_a_link_is_as_atomic(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(FastcifarError, match="nothing was replaced"):
         convert(source, data)
     assert (store / "train.beton").read_bytes() == before["train.beton"]
-    with locked(store), pytest.raises(FastcifarError, match="another conversion is writing here"):
+    with lock_folder(store), pytest.raises(FastcifarError, match="another conversion is writing here"):
         convert(source, data)
 
 

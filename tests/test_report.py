@@ -23,7 +23,7 @@ from fastcifar.cli import main
 from fastcifar.cli import output as cli_output
 from fastcifar.config import TrainConfig
 from fastcifar.errors import DataError, FastcifarError, Stopped
-from fastcifar.io import files
+from fastcifar.io import reading
 from fastcifar.report import write_report
 from fastcifar.report.explanations import explained
 from fastcifar.report.predictions import scored
@@ -318,7 +318,7 @@ def test_a_damaged_file_is_named_in_one_line_and_left_out(run: RunFolder, name: 
 
 
 def test_weights_that_the_memory_does_not_hold_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "free_memory", lambda: 2**31)
+    monkeypatch.setattr(reading, "free_memory", lambda: 2**31)
     run = make.whole_run(tmp_path / "run", NAMES)
     os.truncate(run.best, 2**32)
     assert "best.safetensors: cannot be read (it has 4,096.0 MiB; expected at most 1,024)" in text_of(report_of(run))

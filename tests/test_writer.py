@@ -21,7 +21,7 @@ from fastcifar.converters.synthetic import source as synthetic_source
 from fastcifar.data import beton, jpeg
 from fastcifar.data.beton import manifest_path, open_beton
 from fastcifar.errors import DataError, FastcifarError, UsageError
-from fastcifar.io.file_system import locked
+from fastcifar.io.locks import lock_folder
 from fastcifar.loaders import missing_part
 from tests.trust.cases import vouch
 
@@ -209,7 +209,7 @@ def test_a_folder_in_the_way_is_told_before_anything_is_replaced(own_data_dir: P
 
 def test_two_conversions_at_once_do_not_mix(own_data_dir: Path) -> None:
     before = contents(own_data_dir)
-    with locked(own_data_dir, "in use"), pytest.raises(FastcifarError, match="another conversion is writing here"):
+    with lock_folder(own_data_dir, "in use"), pytest.raises(FastcifarError, match="another conversion is writing here"):
         convert(source_of(GOOD), own_data_dir)
     assert contents(own_data_dir) == before
     convert(source_of(GOOD), own_data_dir)

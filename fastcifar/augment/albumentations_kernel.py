@@ -17,7 +17,7 @@ import torch
 from fastcifar.augment.params import Choices, rotation_terms
 from fastcifar.augment.torch_kernel import rotate
 from fastcifar.config import AugmentConfig
-from fastcifar.errors import MissingExtraError, UsageError
+from fastcifar.errors import MissingExtraError, UsageError, describe, one_line
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else its import asks the network for a newer version
 try:
@@ -103,7 +103,7 @@ class Pipeline:
                 self._pipeline: Any = albumentations.from_dict(saved)
             unknown = list(_unknown(saved["transform"], self._pipeline))
         except Exception as error:  # whatever its constructors raise for what they are given
-            raise UsageError(f"--augment: Albumentations cannot make this pipeline ({_one_line(error)})") from error
+            raise UsageError(f"--augment: Albumentations cannot make this pipeline ({describe(error)})") from error
         if unknown:
             raise UsageError(
                 f"--augment: Albumentations {albumentations.__version__} does not know {', '.join(unknown)}; "
@@ -111,7 +111,7 @@ class Pipeline:
             )
         for warning in told:
             if "are not valid for transform" not in str(warning.message):  # what those say was looked at above
-                log.info("Albumentations on this pipeline: %s", " ".join(str(warning.message).split()))
+                log.info("Albumentations on this pipeline: %s", one_line(warning.message))
         self._nodes = list(_nodes(self._pipeline))
 
     def __call__(self, image: Image, seed: int) -> Image:
@@ -123,7 +123,7 @@ class Pipeline:
         try:
             out = self._pipeline(image=image)["image"]
         except Exception as error:
-            raise UsageError(f"--augment: the pipeline fails on an image ({_one_line(error)})") from error
+            raise UsageError(f"--augment: the pipeline fails on an image ({describe(error)})") from error
         if not isinstance(out, np.ndarray) or out.dtype != np.uint8 or out.shape != image.shape:
             found = f"{out.dtype} of shape {tuple(out.shape)}"
             raise UsageError(
@@ -157,7 +157,3 @@ def _unknown(saved: dict[str, Any], made: Any) -> Iterator[str]:
             yield f"{name}={json.dumps(saved[name])} of {type(made).__name__}"
     for part, made_part in zip(saved.get("transforms", ()), _parts(made), strict=True):
         yield from _unknown(part, made_part)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -25,6 +25,7 @@ import torch
 from fastcifar.augment import numba_pixels as pixels
 from fastcifar.augment.params import Choices, draws, rotation_terms
 from fastcifar.config import NO_AUGMENT, AugmentConfig
+from fastcifar.errors import describe
 from fastcifar.system.thread_pool import Threads
 
 log = logging.getLogger(__name__)
@@ -48,8 +49,9 @@ def _load() -> Callable[..., None]:
         remedy = f"delete {cached.stats.cache_path}, or see that it can be written"
         return _tried(cached)
     except Exception as error:  # noqa: BLE001 (a full disk; or a damaged file, which unpickled can raise anything)
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        log.warning("the CPU kernel is compiled in each process: its cache cannot be used (%s); %s", reason, remedy)
+        log.warning(
+            "the CPU kernel is compiled in each process: its cache cannot be used (%s); %s", describe(error), remedy
+        )
     return _tried(numba.njit(nogil=True)(pixels.augment_slice))
 
 

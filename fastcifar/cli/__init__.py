@@ -26,7 +26,7 @@ from fastcifar.cli.preview import preview
 from fastcifar.cli.recipes import recipes
 from fastcifar.cli.report import report
 from fastcifar.cli.train import train
-from fastcifar.errors import FastcifarError, Stopped, UsageError, without_addresses
+from fastcifar.errors import FastcifarError, Stopped, UsageError, one_line
 
 LAST_STREAM = 2
 OPENMP = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "100000"}
@@ -105,7 +105,7 @@ def _tell(error: Exception) -> int:
     elif isinstance(error, FastcifarError):
         message, code = str(error), error.exit_code
         if isinstance(error, Stopped):
-            click.echo(_one_line(message), err=True)
+            click.echo(one_line(message), err=True)
             return code
     elif isinstance(error, OSError):
         message, code = f"{error.filename or 'output'}: {error.strerror or error}", 1
@@ -114,16 +114,8 @@ def _tell(error: Exception) -> int:
         code = 1
     shared = isinstance(error, (click.ClickException, UsageError))  # by all processes of torchrun: the first speaks
     if not shared or "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK") == "0":
-        click.echo(f"Error: {_one_line(message)}", err=True)
+        click.echo(f"Error: {one_line(message)}", err=True)
     return code
-
-
-def _one_line(message: str) -> str:
-    """The message on one line, without memory addresses and characters that would steer a terminal."""
-    message = without_addresses(message)
-    if message.isprintable():  # then the spaces in a command that it shows count
-        return message
-    return " ".join("".join(c if c.isprintable() else " " for c in message).split())
 
 
 def _handle_signals() -> dict[int, Any]:

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fastcifar.errors import Stopped
-from fastcifar.io.figures import why
+from fastcifar.errors import Stopped, describe
 from fastcifar.io.paths import command_line as command_line  # which the layers below show commands by, too
 
 if TYPE_CHECKING:
@@ -160,7 +159,7 @@ def write_report(run: RunFolder) -> Path | None:
         raise
     except Exception as error:  # noqa: BLE001 (hours of training do not end in an error for the sake of a page)
         again = command_line("fastcifar", "report", run.path)
-        logging.getLogger(__name__).warning("no report: %s; write it with: %s", why(error), again)
+        logging.getLogger(__name__).warning("no report: %s; write it with: %s", describe(error), again)
         return None
 
 

@@ -6,9 +6,9 @@ import json
 import os
 from dataclasses import dataclass, replace
 
-from fastcifar.errors import UsageError
+from fastcifar.errors import UsageError, one_line
 from fastcifar.io.checks import make_plain, require_bool, require_choice, require_int, require_number
-from fastcifar.io.files import read_settings
+from fastcifar.io.reading import read_settings
 
 CROP_MODES = ("zero", "reflect")
 CUTOUT_FILLS = ("mean", "zero")
@@ -107,11 +107,10 @@ NO_AUGMENT = AugmentConfig(crop_padding=0, flip=False, cutout_size=0)
 def read_pipeline(path: str | os.PathLike[str]) -> AugmentConfig:
     """The augmentation of a file that Albumentations' `A.save` wrote, JSON or YAML. Raises UsageError if it cannot be
     read; whether Albumentations can use it is found out by the loader."""
-    raw = read_settings(path, "pipeline", "a file that albumentations.save wrote", most_kib=1024, key="transform")
+    raw = read_settings(path, "pipeline", "a file that albumentations.save wrote", max_bytes=2**20, key="transform")
     try:
         return replace(NO_AUGMENT, pipeline=json.dumps(raw))
     except (TypeError, ValueError, RecursionError) as error:  # dates, and keys that are no names, in YAML
-        reason = " ".join(str(error).split())
         raise UsageError(
-            f"{os.fspath(path)}: not a pipeline ({reason}); expected a file that albumentations.save wrote"
+            f"{os.fspath(path)}: not a pipeline ({one_line(error)}); expected a file that albumentations.save wrote"
         ) from error

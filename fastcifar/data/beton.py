@@ -31,8 +31,8 @@ import numpy.typing as npt
 from fastcifar.data import jpeg
 from fastcifar.data.beton_fields import FIELD, MAX_FIELDS, Fields, read_fields
 from fastcifar.errors import DataError
-from fastcifar.io.files import each_once, open_descriptor, read_whole
 from fastcifar.io.paths import SPLIT_FILES, command_line, user_path, why_missing
+from fastcifar.io.reading import open_descriptor, read_bytes, reject_duplicate_keys
 from fastcifar.system.memory import free_memory
 
 if sys.byteorder != "little":  # pragma: no branch
@@ -327,8 +327,8 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest | None:
     if not os.path.lexists(file):
         return None
     try:
-        text = read_whole(file, MAX_MANIFEST_BYTES).decode("utf-8")
-        return _parse_manifest(json.loads(text, object_pairs_hook=each_once))
+        text = read_bytes(file, MAX_MANIFEST_BYTES).decode("utf-8")
+        return _parse_manifest(json.loads(text, object_pairs_hook=reject_duplicate_keys))
     except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
         reason = f"no key {error}" if isinstance(error, KeyError) else str(error)
         reason = reason if file.exists() else why_missing(file)

@@ -10,6 +10,8 @@ import re
 import PIL.Image
 from PIL.Image import Transpose
 
+from fastcifar.errors import one_line
+
 ORIENTATION = 0x112
 UPRIGHT_BY = dict(
     zip(
@@ -130,7 +132,7 @@ def why_unreadable(head: bytes, error: BaseException, decodable: tuple[str, ...]
     kind = kind_of(head)
     if kind not in decodable:
         return f"it is {kind}"
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
     if not reason or "cannot identify image file" in reason:
         reason = "its header cannot be read"
     return f"it begins as {kind} and is truncated or corrupt: {reason}"

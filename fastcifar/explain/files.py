@@ -15,9 +15,9 @@ import numpy as np
 
 from fastcifar.explain.cam import best_layer
 from fastcifar.explain.maps import MapTable, Subjects
+from fastcifar.io.atomic import wrap_write_errors, write_arrays, write_text
 from fastcifar.io.figures import pictures
-from fastcifar.io.file_system import locked
-from fastcifar.io.files import write_arrays, write_text, writing_to
+from fastcifar.io.locks import lock_folder
 from fastcifar.training.progress import Reporter
 
 if TYPE_CHECKING:
@@ -42,12 +42,12 @@ def write_explanation(
     selection: which images these are, in words. All is made before anything of an earlier explanation is replaced,
     and that is put back if not everything can be. A picture that cannot be drawn is left out, with a warning.
     """
-    with writing_to(folder):
+    with wrap_write_errors(folder):
         made = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder))
     try:
         _write_index(made / "index.csv", subjects, names)
         _write_maps(made / "maps.npz", subjects, table, selection)
-        with writing_to(folder):
+        with wrap_write_errors(folder):
             (made / "sheets").mkdir()
         with pictures(folder, "repeat the command to draw them", made_in=made) as draw:
             draw("grid.png", partial(_grid, subjects, table, names, f"{run_name}: {selection}"))
@@ -55,7 +55,7 @@ def write_explanation(
             for i, file in enumerate(subjects.files):
                 draw(f"sheets/{file}", partial(_sheet, i, subjects, table, names))
                 reporter.advance(1)
-        with writing_to(folder):
+        with wrap_write_errors(folder):
             _put_in_place(made, folder)
     finally:
         shutil.rmtree(made, ignore_errors=True)
@@ -67,7 +67,7 @@ def _put_in_place(made: Path, folder: Path) -> None:
     """Move what was made into `folder`, and what was there out of it: all, or nothing."""
     earlier = made / "earlier"
     earlier.mkdir()
-    with locked(folder):  # another explanation of the run may end at the same moment
+    with lock_folder(folder):  # another explanation of the run may end at the same moment
         there = [name for name in WRITTEN if os.path.lexists(folder / name)]
         moves = [(folder / name, earlier / name) for name in there]
         moves += [(made / name, folder / name) for name in WRITTEN if (made / name).exists()]

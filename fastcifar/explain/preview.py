@@ -12,11 +12,9 @@ import numpy.typing as npt
 from fastcifar.augment.params import raw_bits
 from fastcifar.config import TrainConfig
 from fastcifar.data.beton import Beton
-from fastcifar.errors import FastcifarError, UsageError
+from fastcifar.errors import FastcifarError, UsageError, describe
 from fastcifar.io.checks import require_int
-from fastcifar.io.figures import why
-from fastcifar.io.file_system import make_folder
-from fastcifar.io.paths import user_path
+from fastcifar.io.paths import make_folder, user_path
 from fastcifar.loaders import make_loader, open_for
 from fastcifar.training.split import hold_out
 
@@ -50,7 +48,7 @@ def preview(config: TrainConfig, path: str | os.PathLike[str], *, n: int = 8, ea
     except FastcifarError:
         raise
     except Exception as error:  # whatever matplotlib, Pillow or the memory fail with
-        raise FastcifarError(f"{path}: cannot be drawn ({why(error)})") from error
+        raise FastcifarError(f"{path}: cannot be drawn ({describe(error)})") from error
     return len(rows)
 
 

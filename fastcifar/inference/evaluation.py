@@ -18,9 +18,9 @@ from fastcifar.config import TTAS, ExplainConfig
 from fastcifar.inference.metrics import Scores, score
 from fastcifar.inference.selection import Verdicts, choose, verdicts
 from fastcifar.inference.trained_run import Trained
+from fastcifar.io.atomic import write_text
 from fastcifar.io.checks import require_choice
 from fastcifar.io.figures import pictures
-from fastcifar.io.files import write_text
 from fastcifar.io.paths import command_line, data_folder
 from fastcifar.training import checkpoint
 from fastcifar.training.device import standard_torch_defaults

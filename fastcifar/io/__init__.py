@@ -1,1 +1,1 @@
-"""Reading files that somebody else wrote, and writing files that are complete or not there at all."""
+"""The boundary to the file system: reading files of unknown origin, and replacing files atomically."""

@@ -6,13 +6,12 @@ Not in plotting/, which cannot be imported where matplotlib cannot.
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from fastcifar.errors import FastcifarError, Stopped
+from fastcifar.errors import Stopped, describe
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,7 +40,7 @@ def pictures(folder: Path, again: str, *, made_in: Path | None = None) -> Iterat
         except Exception as error:  # noqa: BLE001 (whatever matplotlib, Pillow, the memory or the disk fail with)
             with suppress(OSError):
                 path.unlink(missing_ok=True)  # of earlier results
-            failed.append((folder / name, why(error)))
+            failed.append((folder / name, describe(error)))
             return None
         return folder / name
 
@@ -49,9 +48,3 @@ def pictures(folder: Path, again: str, *, made_in: Path | None = None) -> Iterat
     if failed:
         names = ", ".join(str(path) for path, _ in failed[:3]) + f" and {len(failed) - 3} more" * (len(failed) > 3)
         log.warning("%s: not drawn (%s); the results are complete; %s", names, failed[0][1], again)
-
-
-def why(error: Exception) -> str:
-    """The reason for a failure, on one line, without addresses in memory."""
-    text = re.sub(r" at 0x[0-9a-f]+", "", " ".join(str(error).split()))
-    return text if isinstance(error, FastcifarError) else f"{type(error).__name__}: {text}".removesuffix(": ")

@@ -6,11 +6,12 @@ import errno
 import os
 import re
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from fastcifar.errors import UsageError
+from fastcifar.errors import FastcifarError, UsageError
 
 SPLIT_FILES = tuple(f"{split}.beton{suffix}" for split in ("train", "test") for suffix in ("", ".json"))
 URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")  # of two letters at least: one is a drive
@@ -62,6 +63,26 @@ def why_missing(path: Path, nothing: str = "no such file") -> str:
         if error.errno not in (errno.ENOENT, errno.ENAMETOOLONG):
             return f"cannot be opened ({error.strerror})"
     return nothing
+
+
+def make_folder(folder: Path) -> None:
+    """Create `folder` and its parents where they are missing. Raises FastcifarError if that fails."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if isinstance(error, (FileExistsError, NotADirectoryError)) or error.errno == errno.ELOOP:
+            reason = "a file, not a folder" if folder.is_file() else why_missing(folder)
+        else:
+            reason = f"cannot be created ({error.strerror or error})"
+        raise FastcifarError(f"{folder}: {reason}; expected a folder, or a path where one can be created") from error
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Link `target` to a file or folder; copy it where the file system has no links, e.g. FAT."""
+    try:
+        os.symlink(source, target)
+    except OSError:
+        (shutil.copytree if source.is_dir() else shutil.copyfile)(source, target)
 
 
 def command_line(*words: str | os.PathLike[str]) -> str:

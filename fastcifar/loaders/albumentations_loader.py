@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from fastcifar.augment.albumentations_kernel import AlbumentationsAugment, Pipeline, augment_batch
 from fastcifar.augment.params import Choices, raw_bits
 from fastcifar.data.beton import Beton
-from fastcifar.errors import FastcifarError
+from fastcifar.errors import FastcifarError, describe, one_line
 from fastcifar.loaders.base import Batch, Loader, LoaderConfig, Rows, choices_of
 from fastcifar.system.cpus import available_cpus
 
@@ -185,7 +185,7 @@ def _end_of_worker(workers: DataLoader[Any], error: Exception) -> str:
             return f"killed by {killer.name}" + (", perhaps for want of memory" if killer == signal.SIGKILL else "")
         if process.exitcode:
             return f"with exit code {process.exitcode}"
-    return " ".join(str(error).split())
+    return one_line(error)
 
 
 def remedy_for(what: str, has_choice: bool) -> str:
@@ -250,7 +250,7 @@ class _Batches(Dataset[Any]):
         except FastcifarError:
             raise
         except Exception as error:
-            raise RuntimeError(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
+            raise RuntimeError(describe(error)) from error
 
     def _images(self, epoch: int, rows: Rows) -> torch.Tensor:
         if self._table is None or self._epoch != epoch:  # a pure function of the epoch: every worker draws the same

@@ -21,7 +21,7 @@ from fastcifar.augment.params import Choices, check_choices, draws
 from fastcifar.augment.torch_kernel import TorchAugment, fill_values, normalisation
 from fastcifar.config import MAX_SEED, SHUFFLES, AugmentConfig
 from fastcifar.data.beton import Beton
-from fastcifar.errors import FastcifarError, UsageError
+from fastcifar.errors import FastcifarError, UsageError, one_line
 from fastcifar.io.checks import require_bool, require_choice, require_int
 from fastcifar.loaders.batch import Batch as Batch
 from fastcifar.loaders.dataloader_compat import Conventions
@@ -97,7 +97,7 @@ def numba_module() -> Any:
     except ImportError:
         raise
     except Exception as error:  # a variable such as NUMBA_NUM_THREADS=0 is a ValueError while Numba is imported
-        raise ImportError(f"Numba failed: {' '.join(str(error).split())}") from error
+        raise ImportError(f"Numba failed: {one_line(error)}") from error
 
 
 @functools.cache  # once: a run has three loaders
@@ -128,7 +128,7 @@ def require_part(part: tuple[int, int], batch_size: int) -> None:
 def _three(name: str, values: npt.ArrayLike, own: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """A value for each channel, (3,) float64. The kernels trust it after this. own: the statistic of the beton itself,
     by which values of the scale 0..1 are told from those of very dark images."""
-    shown = " ".join(str(values).split())
+    shown = one_line(values)
     shown = shown if len(shown) < 80 else f"{shown[:70]}…"
     try:
         array = np.asarray(values, dtype=np.float64)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from fastcifar.config import MODELS, ModelConfig
-from fastcifar.errors import UsageError
+from fastcifar.errors import UsageError, describe, one_line
 from fastcifar.models.probe import named_stages, try_out
 from fastcifar.models.resnet import ResNet18
 from fastcifar.models.small import SmallNet
@@ -53,7 +53,7 @@ def require_side(model: nn.Module, side: int, name: str) -> None:
         with evaluating(model), torch.no_grad():
             model(torch.zeros(1, 3, side, side, device=next(model.parameters()).device))
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise UsageError(f"progressive is {side}; {name} does not take images of {side}x{side} ({reason})") from error
 
 
@@ -95,7 +95,7 @@ def _imported(name: str) -> Any:
         function = getattr(importlib.import_module(module_name), function_name)
     except Exception as error:  # the module may do anything when it is imported
         raise UsageError(
-            f"model is {name!r}, which cannot be imported ({type(error).__name__}: {' '.join(str(error).split())}); "
+            f"model is {name!r}, which cannot be imported ({describe(error)}); "
             "expected package.module:function, found from this folder or installed"
         ) from error
     if not callable(function):
@@ -108,7 +108,7 @@ def _call(function: Any, name: str, num_classes: int) -> nn.Module:
         model = function(num_classes=num_classes)
     except Exception as error:
         raise UsageError(
-            f"model {name!r} cannot be made ({type(error).__name__}: {' '.join(str(error).split())}); "
+            f"model {name!r} cannot be made ({describe(error)}); "
             "expected a function that takes num_classes and returns a torch.nn.Module"
         ) from error
     if not isinstance(model, nn.Module):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastcifar.errors import UsageError
+from fastcifar.errors import UsageError, one_line
 from fastcifar.models.state import buffers_kept, evaluating, modes_kept, parameters_frozen
 
 NUM_IMAGES = 2
@@ -34,7 +34,7 @@ def try_out(model: nn.Module, name: str, num_classes: int, image_shape: tuple[in
                 model(blank)  # lazy modules are initialised now: the copies below need that
             found = _in_a_layout(model, blank)
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise UsageError(f"model {name!r} does not take images of {height}x{width} ({reason})") from error
     for logits in found[:2]:
         if not isinstance(logits, torch.Tensor) or logits.shape != (NUM_IMAGES, num_classes):

@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from fastcifar.io.files import write_bytes
+from fastcifar.io.atomic import write_bytes
 from fastcifar.plotting.context import own_context
 
 HEAT = "inferno"  # even to the eye, also to the colour-blind

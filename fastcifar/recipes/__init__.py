@@ -10,8 +10,8 @@ from typing import Any
 
 from fastcifar.config import AugmentConfig, TrainConfig
 from fastcifar.errors import UsageError
-from fastcifar.io.files import read_settings
 from fastcifar.io.paths import user_path
+from fastcifar.io.reading import read_settings
 
 FOLDER = Path(__file__).parent
 ABOUT = ("title", "origin", "reached", "unsaid", "measured")
@@ -48,7 +48,7 @@ def load(name: str | os.PathLike[str]) -> Recipe:
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise UsageError(f"recipe is {name!r}; expected one of: {', '.join(names())}, or a .yaml file{hint}")
         path = user_path(name, "recipe")
-    raw = read_settings(path, "recipe", "YAML: see 'fastcifar recipes fast'", most_kib=64)
+    raw = read_settings(path, "recipe", "YAML: see 'fastcifar recipes fast'", max_bytes=64 * 2**10)
     keys = map(str, raw.keys() - {*ABOUT, "settings"})
     unknown = sorted(key if key.isprintable() else repr(key) for key in keys)
     if unknown or not isinstance(raw.get("settings"), dict):

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from fastcifar.errors import DataError
-from fastcifar.io.files import write_text
+from fastcifar.io.atomic import write_text
 from fastcifar.io.paths import command_line
 from fastcifar.report import training as course
 from fastcifar.report.explanations import explained

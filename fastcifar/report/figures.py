@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import PIL.Image
 
-from fastcifar.errors import DataError, Stopped
+from fastcifar.errors import DataError, Stopped, one_line
 from fastcifar.report.run_files import RunFiles
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def sheet(name: str, content: bytes) -> Picture:
     except Stopped:
         raise
     except Exception as error:  # Pillow raises what its decoders raise
-        raise DataError(f"{name}: damaged: {' '.join(str(error).split())}") from error
+        raise DataError(f"{name}: damaged: {one_line(error)}") from error
 
 
 def _picture(picture: PIL.Image.Image, form: str, **settings: int) -> Picture:

@@ -14,9 +14,8 @@ from typing import Any, TypeVar
 
 import numpy.typing as npt
 
-from fastcifar.errors import DataError, Stopped
-from fastcifar.io.figures import why
-from fastcifar.io.files import arrays_in, parse_plain
+from fastcifar.errors import DataError, Stopped, describe, one_line
+from fastcifar.io.reading import load_arrays, parse_yaml
 from fastcifar.training.checkpoint import MOST_WEIGHTS, file_sha256
 
 MIB = 2**20
@@ -61,8 +60,8 @@ class RunFiles:
         except Stopped:
             raise
         except Exception as error:  # noqa: BLE001 (whatever matplotlib, Pillow or the memory fail with)
-            self.not_drawn.append(why(error))
-            self.note(f"a picture could not be drawn: {why(error)}")
+            self.not_drawn.append(describe(error))
+            self.note(f"a picture could not be drawn: {describe(error)}")
             return None
 
     def note(self, message: str) -> None:
@@ -118,7 +117,7 @@ class RunFiles:
         if text is None:
             return None
         try:
-            found = parse_plain(text)
+            found = parse_yaml(text)
         except ValueError as error:
             raise DataError(f"{name}: damaged: {_one_line(error)}") from error
         if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
@@ -149,7 +148,7 @@ class RunFiles:
         if content is None:
             return None
         try:
-            return arrays_in(content, keys, MOST_ARRAYS)
+            return load_arrays(content, keys, MOST_ARRAYS)
         except ValueError as error:
             raise DataError(f"{name}: damaged: {_one_line(error)}") from error
 
@@ -185,4 +184,4 @@ def clean(value: object, most: int = MOST_LETTERS) -> str:
 
 
 def _one_line(error: BaseException) -> str:
-    return clean(" ".join(str(error).split()).strip("'\"") or type(error).__name__)
+    return clean(one_line(error).strip("'\""))

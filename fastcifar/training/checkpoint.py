@@ -25,9 +25,9 @@ from torch import nn
 
 from fastcifar.config import ModelConfig
 from fastcifar.data.beton import MAX_CLASSES, MAX_NAME
-from fastcifar.errors import CheckpointError
-from fastcifar.io.file_system import replace
-from fastcifar.io.files import arrays_in, open_regular, read_whole, write_arrays, write_bytes
+from fastcifar.errors import CheckpointError, one_line
+from fastcifar.io.atomic import replace, write_arrays, write_bytes
+from fastcifar.io.reading import load_arrays, open_regular, read_bytes
 from fastcifar.models import make_model
 from fastcifar.training.run_folder import RunFolder
 
@@ -76,7 +76,7 @@ def save_last(run: RunFolder, state: dict[str, Any]) -> None:
     file = io.BytesIO()
     torch.save({"format": FORMAT, **state}, file)
     _seal(file)
-    write_bytes(run.last, file.getbuffer(), earlier=run.previous)
+    write_bytes(run.last, file.getbuffer(), backup=run.previous)
 
 
 def _seal(file: io.BytesIO) -> None:
@@ -127,7 +127,7 @@ def _put_aside(run: RunFolder) -> None:
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        content = read_whole(path, MOST_CHECKPOINT)  # what is checked is what is read
+        content = read_bytes(path, MOST_CHECKPOINT)  # what is checked is what is read
         if content[-SEAL_LENGTH:] != _seal_of(memoryview(content)[:-SEAL_LENGTH]):
             raise CheckpointError(f"{path}: damaged, or of another version of fastcifar (its checksum is wrong)")
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -172,7 +172,7 @@ def load_weights(path: Path, trusted: str | None = None) -> tuple[nn.Module, Dat
     Raises CheckpointError (exit code 6) if the file is missing, damaged, or its tensors are not the network's.
     """
     try:
-        content = read_whole(path, MOST_WEIGHTS)  # not mapped: what is checked is what is read
+        content = read_bytes(path, MOST_WEIGHTS)  # not mapped: what is checked is what is read
         tensors, metadata = load(content), _metadata(content)
         if metadata["tensors_sha256"] != _tensors_sha256(tensors):
             raise ValueError("damaged: the checksum of its tensors is wrong")
@@ -250,7 +250,7 @@ def _data_info(metadata: dict[str, Any]) -> DataInfo:
 
 
 def _unknown(path: Path, error: Exception) -> CheckpointError:
-    reason = " ".join(str(error).split())[:300]
+    reason = one_line(error, 300)
     return CheckpointError(f"{path}: not the weights of a known network ({reason})")
 
 
@@ -286,7 +286,7 @@ def load_predictions(path: Path, weights_sha256: str, data_sha256: str) -> Predi
     """The predictions of exactly these weights on exactly this data, or None: they must be made anew."""
     try:
         keys = ("index", "label", "logits", "weights_sha256", "data_sha256")
-        found = arrays_in(read_whole(path, MOST_PREDICTIONS), keys, MOST_PREDICTIONS)
+        found = load_arrays(read_bytes(path, MOST_PREDICTIONS), keys, MOST_PREDICTIONS)
     except (OSError, ValueError, MemoryError):
         return None
     owners = str(found.pop("weights_sha256")), str(found.pop("data_sha256"))
@@ -304,4 +304,4 @@ def _fit_together(index: np.ndarray, label: np.ndarray, logits: np.ndarray) -> b
 
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
-    return hashlib.sha256(read_whole(path, MOST_WEIGHTS)).hexdigest()
+    return hashlib.sha256(read_bytes(path, MOST_WEIGHTS)).hexdigest()

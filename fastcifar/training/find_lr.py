@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from fastcifar.config import RangeTest, TrainConfig
+from fastcifar.io.atomic import wrap_write_errors, write_text
 from fastcifar.io.figures import pictures
-from fastcifar.io.files import write_text, writing_to
 from fastcifar.loaders import Loader
 from fastcifar.models import builder, make_model
 from fastcifar.models.probe import place
@@ -70,7 +70,7 @@ def first_network(config: TrainConfig, data: DataInfo, device: torch.device) -> 
 def write_curve(curve: LrCurve, folder: Path, chosen: str) -> tuple[Path, ...]:
     """Write lr_find.csv and then lr_find.png, where the suggestion `chosen` is labelled, into `folder`; return the
     paths of those that were written."""
-    with writing_to(folder):
+    with wrap_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fastcifar.config import AUTO_SUGGESTIONS, CHANGEABLE, RangeTest, TrainConfig
-from fastcifar.errors import CheckpointError, DataError, DivergedError, FastcifarError, UsageError
+from fastcifar.errors import CheckpointError, DataError, DivergedError, FastcifarError, UsageError, one_line
 from fastcifar.models import require_side
 from fastcifar.training import checkpoint
 from fastcifar.training.advice import range_test_line
@@ -117,7 +117,7 @@ class Learner:
         except Exception as error:  # it is whole, and somebody else's: what it leads to is all kinds of things
             raise CheckpointError(
                 f"{run.last}: belongs to another network or other settings than {run.config} names "
-                f"({' '.join(str(error).split())[:300] or type(error).__name__})"
+                f"({one_line(error, 300)})"
             ) from error
         self._forget_lost_best(run)
         log.info("resumed %s after step %d (epoch %d)", run.path, self.progress.step, self.progress.epoch + 1)

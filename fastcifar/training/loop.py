@@ -17,7 +17,7 @@ from fastcifar.config import AUTO_SUGGESTIONS, TrainConfig
 from fastcifar.errors import DivergedError, Stopped
 from fastcifar.inference.predict import Answers, evaluate
 from fastcifar.io.checks import require_utf8
-from fastcifar.io.file_system import locked
+from fastcifar.io.locks import lock_folder
 from fastcifar.loaders import Loader
 from fastcifar.models import builder, count_parameters
 from fastcifar.training import checkpoint
@@ -77,7 +77,7 @@ def train(
         run = processes.of_first(run)
         assert run is not None
         if processes.first:
-            stack.enter_context(locked(run.path, "another process is training this run; wait for it to end"))
+            stack.enter_context(lock_folder(run.path, "another process is training this run; wait for it to end"))
             stack.enter_context(log_file(run.log))
         trainer.use(run)
         if resume is not None:

@@ -22,10 +22,10 @@ import yaml
 
 import fastcifar
 from fastcifar.config import AugmentConfig, TrainConfig
-from fastcifar.errors import CheckpointError, DataError, FastcifarError, UsageError
-from fastcifar.io.file_system import make_folder
-from fastcifar.io.files import parse_plain, read_whole, write_text, writing_to
-from fastcifar.io.paths import command_line, user_path, why_missing
+from fastcifar.errors import CheckpointError, DataError, FastcifarError, UsageError, one_line
+from fastcifar.io.atomic import open_append, wrap_write_errors, write_text
+from fastcifar.io.paths import command_line, make_folder, user_path, why_missing
+from fastcifar.io.reading import parse_yaml, read_bytes
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ class RunFolder:
         out of the run: nothing is written there."""
         if not Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(self.path)):
             raise FastcifarError(f"{folder}: is a link that leads out of the run; put a folder there")
-        with writing_to(folder):
+        with wrap_write_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         return folder
 
@@ -116,17 +116,17 @@ class RunFolder:
         write_text(self.config, yaml.safe_dump(stored, sort_keys=False))
         env, about = self.path / "env.json", environment()
         with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):
-            begun: Any = parse_plain(read_whole(env, MOST_TEXT).decode("utf-8"))
+            begun: Any = parse_yaml(read_bytes(env, MOST_TEXT).decode("utf-8"))
             about = {**begun, "resumed": [*begun.get("resumed", []), about]}
         write_text(env, json.dumps(about, indent=1) + "\n")
 
     def read_config(self) -> TrainConfig:
         """The settings of the run. Raises DataError if they are damaged."""
         try:
-            raw: Any = parse_plain(read_whole(self.config, MOST_TEXT).decode("utf-8"))
+            raw: Any = parse_yaml(read_bytes(self.config, MOST_TEXT).decode("utf-8"))
             return TrainConfig(**{**raw, "augment": AugmentConfig(**raw["augment"])})
         except (OSError, TypeError, KeyError, ValueError, AttributeError) as error:
-            raise DataError(f"{self.config}: not the settings of a run ({_one_line(error)})") from error
+            raise DataError(f"{self.config}: not the settings of a run ({one_line(error)})") from error
 
     def write_results(self, history: list[dict[str, Any]]) -> None:
         """results.csv: a row for each finished epoch."""
@@ -139,7 +139,7 @@ class RunFolder:
     def tested_on(self) -> str | None:
         """SHA-256 of the test images that metrics.json scores; None if it does not say."""
         with contextlib.suppress(OSError, ValueError, AttributeError):
-            metrics: Any = parse_plain(read_whole(self.metrics, MOST_TEXT).decode("utf-8"))
+            metrics: Any = parse_yaml(read_bytes(self.metrics, MOST_TEXT).decode("utf-8"))
             found = metrics.get("test_data_sha256")
             return found if isinstance(found, str) else None
         return None
@@ -155,7 +155,7 @@ def create_run(runs_dir: str | os.PathLike[str], name: str) -> RunFolder:
         raise UsageError(f"name is {name!r}; expected the name of a folder, without '/'")
     root = user_path(runs_dir, "runs_dir")
     make_folder(root)
-    with writing_to(root):
+    with wrap_write_errors(root):
         number = 1
         while True:
             path = root / (name if number == 1 else f"{name}-{number}")
@@ -243,8 +243,7 @@ class _LogFile(logging.FileHandler):
 
     def _open(self) -> io.TextIOWrapper:
         """Not what a link names; a pipe is not waited for."""
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        return open(os.open(self.baseFilename, flags, 0o666), "a", encoding="utf-8")
+        return open_append(self.baseFilename)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (its name in logging)
         pass
@@ -253,7 +252,7 @@ class _LogFile(logging.FileHandler):
 @contextmanager
 def log_file(path: Path) -> Iterator[None]:
     """In the block, what fastcifar logs is also appended to `path`, with the time."""
-    with writing_to(path):
+    with wrap_write_errors(path):
         handler = _LogFile(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger = logging.getLogger("fastcifar")
@@ -290,7 +289,3 @@ def processor() -> str:
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

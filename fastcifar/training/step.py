@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fastcifar.config import TrainConfig
-from fastcifar.errors import UsageError
+from fastcifar.errors import UsageError, describe
 from fastcifar.training.device import autocast
 from fastcifar.training.optimizer import decayed, load_optimizer
 
@@ -49,7 +49,7 @@ class Step:
         except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
             if not config.network.names_code or isinstance(error, torch.OutOfMemoryError):
                 raise
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            reason = describe(error, 300)
             raise UsageError(f"model {config.model!r} fails on images {tuple(images.shape)} ({reason})") from error
         logits = logits.float()
         loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)

@@ -22,7 +22,7 @@ from torch import nn
 
 from fastcifar.config import ModelConfig
 from fastcifar.errors import CheckpointError
-from fastcifar.io import files
+from fastcifar.io import reading
 from fastcifar.training import RunFolder, checkpoint, train
 from fastcifar.training.checkpoint import DataInfo
 from tests.trust.cases import count, sealed
@@ -327,7 +327,7 @@ def test_the_hash_is_of_the_weights_that_were_read(begun: RunFolder, monkeypatch
 
 
 def test_more_than_memory_holds_is_not_read(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "free_memory", lambda: 2**31)
+    monkeypatch.setattr(reading, "free_memory", lambda: 2**31)
     for path, load in ((run.best, checkpoint.load_weights), (run.last, checkpoint._load)):
         path.touch()
         os.truncate(path, 2**32)

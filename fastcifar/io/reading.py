@@ -1,0 +1,176 @@
+"""Bounded reads of files of unknown origin: regular files only, at most so many bytes, plain values only."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+import os
+import stat
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from fastcifar.errors import UsageError, one_line
+from fastcifar.io.paths import user_path, why_missing
+from fastcifar.system.memory import free_memory
+
+MAX_DEPTH = 100
+MAX_BITS = 14_000
+"""Python cannot print integers of more than 4,300 digits, not even in an error message."""
+CHECK_MEMORY_ABOVE = 2**28
+"""Files of more bytes are read only if they take at most half of the free memory."""
+
+
+@contextmanager
+def open_regular(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file for reading. Raises OSError if that fails, ValueError for pipes, devices and folders."""
+    with open(open_descriptor(path), "rb") as file:
+        yield file
+
+
+def open_descriptor(path: Path) -> int:
+    """The descriptor of a file, opened for reading; raises as `open_regular`."""
+    flags = os.O_RDONLY | os.O_CLOEXEC
+    try:
+        descriptor = os.open(path, flags | os.O_NONBLOCK)  # a named pipe does not block
+    except BlockingIOError:  # a file server holds a lease on it, and releases it to a blocking open
+        descriptor = os.open(path, flags)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ValueError("not a regular file")
+        os.set_blocking(descriptor, True)  # some file systems answer reads with EAGAIN while they fetch the file
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def read_bytes(path: Path, max_bytes: int) -> bytes:
+    """The content of a file. Raises as `open_regular`, and ValueError if it has more than `max_bytes`."""
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > CHECK_MEMORY_ABOVE:
+            max_bytes = min(max_bytes, free_memory() // 2)
+        if size > max_bytes:
+            raise ValueError(f"it has {size / 2**20:,.1f} MiB; expected at most {max_bytes / 2**20:,.0f}")
+        return file.read(size)
+
+
+def load_arrays(content: bytes, keys: Sequence[str], max_bytes: int) -> dict[str, Any]:
+    """The arrays `keys` of an .npz file, of at most `max_bytes` in all, without pickle.
+
+    Raises ValueError if one is missing, holds Python objects, or does not fit its header.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            members = [archive.getinfo(f"{key}.npy") for key in keys]
+            if sum(member.file_size for member in members) > max_bytes:
+                raise ValueError(f"its arrays have more than {max_bytes >> 20} MiB")
+            return {key: _read_array(archive, member) for key, member in zip(keys, members, strict=True)}
+    except KeyError as error:
+        raise ValueError(f"or of another version: {one_line(error)}") from error
+    except Exception as error:  # zipfile, zlib and NumPy's header parser raise many types
+        raise ValueError(one_line(error)) from error
+
+
+def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Any:
+    import numpy as np
+
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"{member.filename} uses a compression that NumPy does not write")
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read_header(file)
+        if dtype.hasobject or dtype.itemsize == 0:
+            raise ValueError(f"{member.filename} holds Python objects, which are not read")
+        if math.prod(shape) * dtype.itemsize != member.file_size - file.tell():
+            raise ValueError(f"{member.filename} does not have the size that its header says")
+        return np.frombuffer(bytearray(file.read()), dtype).reshape(shape, order="F" if fortran else "C")
+
+
+def read_settings(
+    path: str | os.PathLike[str], kind: str, expected: str, *, max_bytes: int, key: str | None = None
+) -> dict[str, Any]:
+    """The mapping in a YAML or JSON file; with `key`, that entry must be a mapping, too.
+
+    Raises UsageError, which says that the file is not a `kind`, and names what was `expected`.
+    """
+    file = user_path(path, kind)
+    try:
+        settings = parse_yaml(read_bytes(file, max_bytes).decode("utf-8"))
+        if not isinstance(settings, dict):
+            raise ValueError("it holds no settings" if key is None else f"it has no {key!r}")
+        if key is not None and not isinstance(settings.get(key), dict):
+            raise ValueError(f"it has no {key!r}")
+        return settings
+    except (OSError, ValueError) as error:
+        reason = one_line(error)
+        if isinstance(error, OSError):
+            reason = str(error.strerror) if file.exists() else why_missing(file)
+        raise UsageError(f"{file}: not a {kind} ({reason}); expected {expected}") from error
+
+
+def parse_yaml(text: str) -> object:
+    """The plain values (text, numbers, lists, mappings) of a YAML or JSON text. Raises ValueError for anything else.
+
+    Aliases are refused, which can expand beyond the memory, and deep nesting, which is slow to parse.
+    """
+    try:
+        value = _parse(text)
+        _require_plain(value)
+        return value
+    except Exception as error:  # the parsers raise many types, e.g. for `!!int ""`, `!!bool x` or 100,000 brackets
+        raise ValueError(one_line(error)) from error
+
+
+def _parse(text: str) -> object:
+    import yaml
+
+    with contextlib.suppress(json.JSONDecodeError):
+        return json.loads(text, object_pairs_hook=reject_duplicate_keys)  # ten times as fast as YAML
+    loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    depth = 0
+    for event in yaml.parse(text, loader):
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError("it has aliases, which are not supported")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
+    nodes = [yaml.compose(text, loader)]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, yaml.MappingNode):
+            reject_duplicate_keys([(key.value, None) for key, _ in node.value if isinstance(key, yaml.ScalarNode)])
+            nodes += [value for _, value in node.value]
+        elif isinstance(node, yaml.SequenceNode):
+            nodes += node.value
+    return yaml.load(text, loader)
+
+
+def _require_plain(value: object) -> None:
+    """Raise ValueError for dates, sets and bytes, which YAML knows, and for integers that Python cannot print."""
+    remaining = [value]
+    while remaining:
+        item = remaining.pop()
+        if isinstance(item, dict):
+            remaining += [*item.keys(), *item.values()]
+        elif isinstance(item, list):
+            remaining += item
+        elif item is not None and not isinstance(item, (str, int, float)):
+            raise ValueError(f"it holds a {type(item).__name__}; expected text, numbers, lists and mappings")
+        elif isinstance(item, int) and item.bit_length() > MAX_BITS:
+            raise ValueError(f"it holds a number of {item.bit_length()} bits")
+
+
+def reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The pairs as a dictionary, for JSON's `object_pairs_hook`. Raises ValueError for a duplicate key."""
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"it has the key {next(key for key in keys if keys.count(key) > 1)!r} twice")
+    return mapping
