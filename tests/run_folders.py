@@ -12,8 +12,9 @@ import PIL.Image
 from torch import nn
 
 from fastcifar.config import ModelConfig, TrainConfig
+from fastcifar.inference.predictions import Predictions
 from fastcifar.training import RunFolder, checkpoint
-from fastcifar.training.checkpoint import DataInfo, Predictions
+from fastcifar.training.checkpoint import DataInfo
 
 INDEX = ("index", "true", "predicted", "confidence", "loss", "file")
 
@@ -62,14 +63,8 @@ def write_predictions(run: RunFolder, num_classes: int, n: int = 60) -> None:
     labels = np.arange(n, dtype=np.int64) % num_classes
     logits = random.normal(size=(n, num_classes)).astype(np.float32)
     logits[np.arange(n), labels] += 1
-    made = Predictions(
-        index=np.arange(n),
-        label=labels,
-        logits=logits,
-        weights_sha256=checkpoint.file_sha256(run.best) if run.best.is_file() else "",
-        data_sha256="",
-    )
-    checkpoint.save_predictions(run.predictions, made)
+    weights_sha256 = checkpoint.file_sha256(run.best) if run.best.is_file() else ""
+    Predictions(np.arange(n), labels, logits, weights_sha256).save(run.predictions)
 
 
 def write_explained(

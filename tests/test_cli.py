@@ -187,7 +187,7 @@ def test_train_and_explain_as_json(data_dir: Path) -> None:
     assert len(explained["files"]) == 6
     scored = json.loads(run("eval", "a", "--json").stdout)
     assert scored["accuracy"] == trained["test_accuracy"]
-    assert scored["files"][0] == "runs/a/eval/test/scores.json"
+    assert scored["files"][0] == "runs/a/eval/test/metrics.json"
 
 
 def test_the_next_command_on_a_run_has_its_data_too(data_dir: Path, tmp_path: Path) -> None:

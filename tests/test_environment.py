@@ -197,7 +197,7 @@ def trained(data_dir: Path, runs_dir: Path) -> tuple[float, ...]:
     }
     config = TrainConfig(**settings, data_dir=str(data_dir), val_size=100, device="cpu")
     run, metrics = train(config, runs_dir=runs_dir)
-    scores = evaluate_run(run, split="test", tta="flip", data_dir=None, device="cpu", trusted=None).scores
+    scores = evaluate_run(run, split="test", tta="flip", data_dir=None, device="cpu", trusted=None).metrics
     return metrics["test_loss"], metrics["best"]["val_loss"], scores.loss
 
 

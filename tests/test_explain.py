@@ -25,9 +25,8 @@ from fastcifar.errors import CheckpointError, DataError, FastcifarError, Stopped
 from fastcifar.explain import evaluate_run, explain_run, preview
 from fastcifar.explain.preview import augmented_versions, images_of_each_class
 from fastcifar.explain.user_images import read_picture
-from fastcifar.inference.selection import verdicts
+from fastcifar.inference.predictions import Predictions
 from fastcifar.training import RunFolder, checkpoint, find_run, train
-from fastcifar.training.checkpoint import Predictions
 from tests.reference import cam_image, enlarge
 from tests.test_writer import random_split
 
@@ -38,12 +37,12 @@ def run(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return train(config, runs_dir=tmp_path_factory.mktemp("runs"))[0]
 
 
-class Answers:
-    """What predictions.npz says, in plain NumPy."""
+class Expected:
+    """What follows from predictions.npz, in plain NumPy."""
 
     def __init__(self, path: Path) -> None:
         with np.load(path) as found:
-            logits, self.label, self.index = found["logits"].astype(np.float64), found["label"], found["index"]
+            logits, self.label = found["logits"].astype(np.float64), found["labels"]
         shifted = logits - logits.max(axis=1, keepdims=True)
         logs = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
         self.loss, self.guess = -logs[np.arange(len(logs)), self.label], logits.argmax(axis=1)
@@ -58,7 +57,7 @@ def table(path: Path) -> list[dict[str, str]]:
 
 def test_explain_shows_the_misclassified_images_of_largest_loss(run: RunFolder, data_dir: Path) -> None:
     made = explain_run(run, ExplainConfig())
-    folder, found = run.explain, Answers(run.predictions)
+    folder, found = run.explain, Expected(run.predictions)
     expected = found.wrong[np.argsort(-found.loss[found.wrong], kind="stable")][:25]
     sheets = tuple(folder / "sheets" / f"{i:05d}.png" for i in expected)
     assert made.files == (folder / "grid.png", folder / "index.csv", folder / "maps.npz", *sheets)
@@ -84,7 +83,7 @@ def test_the_maps_are_kept_and_are_those_of_the_paper(run: RunFolder) -> None:
     beton = open_beton(Path(run.read_config().data_dir) / "test.beton")
     with np.load(run.explain / "maps.npz") as found:
         kept: dict[str, Any] = {key: found[key] for key in found}
-    answers = Answers(run.predictions)
+    answers = Expected(run.predictions)
     assert str(kept["weights_sha256"]) == checkpoint.file_sha256(run.best)
     assert kept["targets"].tolist() == ["pred", "true"]
     assert kept["methods"].tolist() == list(CAM_METHODS)
@@ -114,7 +113,7 @@ def test_selections(run: RunFolder) -> None:
         return [int(row["index"]) for row in table(run.explain / "index.csv")]
 
     explain_run(run, ExplainConfig(n=1))
-    found = Answers(run.predictions)
+    found = Expected(run.predictions)
     by_confidence = found.wrong[np.argsort(-found.confidence[found.wrong], kind="stable")]
     assert shown(n=4, select="confidence") == by_confidence[:4].tolist()
     least_sure = found.right[np.argsort(-found.loss[found.right], kind="stable")]
@@ -227,7 +226,7 @@ def test_known_predictions_are_used_and_foreign_ones_are_not(run: RunFolder) -> 
     with np.load(run.predictions) as found:
         arrays = dict(found)
     file = io.BytesIO()
-    np.savez(file, **{**arrays, "label": arrays["label"] + 99})
+    np.savez(file, **{**arrays, "labels": arrays["labels"] + 99})
     flipped = bytearray(good)
     flipped[len(good) // 2] ^= 0xFF
     for broken in (b"", good[: len(good) // 2], b"PK" + bytes(100), file.getvalue(), bytes(flipped)):
@@ -235,7 +234,7 @@ def test_known_predictions_are_used_and_foreign_ones_are_not(run: RunFolder) -> 
         explain_run(run, ExplainConfig(n=1))
         assert (run.explain / "index.csv").read_text() == rows
         with np.load(run.predictions) as found:
-            assert len(found["index"]) == 200
+            assert len(found["indices"]) == 200
 
 
 def test_own_pictures_are_explained_whatever_their_size(run: RunFolder, tmp_path: Path) -> None:
@@ -311,7 +310,7 @@ def test_other_test_images_leave_the_predictions_of_the_run(run: RunFolder, tmp_
     before = run.predictions.read_bytes()
     with source(20, 30, seed=7) as other:
         convert(other, tmp_path)
-    assert evaluate_run(run, data_dir=str(tmp_path)).scores.confusion.sum() == 30
+    assert evaluate_run(run, data_dir=str(tmp_path)).metrics.confusion.sum() == 30
     assert run.predictions.read_bytes() == before
 
 
@@ -329,9 +328,9 @@ def test_galleries_say_what_each_image_is_and_what_it_was_taken_for(
     real = plotting.gallery
     monkeypatch.setattr(plotting, "gallery", gallery)
     evaluate_run(run)
-    found, names = Answers(run.predictions), checkpoint.load_weights(run.best)[1].class_names
+    found, names = Expected(run.predictions), checkpoint.load_weights(run.best)[1].class_names
     (wrong, heading), (right, _) = drawn
-    assert "misclassified, of largest loss first" in heading
+    assert "misclassified, largest loss first" in heading
     for shown in (*wrong, *right):
         row = int(shown.name)
         assert (shown.true, shown.guess) == (names[found.label[row]], names[found.guess[row]])
@@ -354,7 +353,7 @@ def test_galleries_say_what_each_image_is_and_what_it_was_taken_for(
 )
 def test_the_heading_says_what_is_shown(run: RunFolder, asked: dict[str, Any], heading: str) -> None:
     explain_run(run, ExplainConfig(layers=("layer3",), methods=("gradcam",), **asked))
-    found = Answers(run.predictions)
+    found = Expected(run.predictions)
     with np.load(run.explain / "maps.npz") as kept:
         assert str(kept["selection"]) == heading.format(wrong=len(found.wrong), right=len(found.right))
 
@@ -372,14 +371,8 @@ def test_a_network_without_maps_is_refused(run: RunFolder, monkeypatch: pytest.M
 
 
 def test_no_loss_is_below_zero(run: RunFolder) -> None:
-    sure = Predictions(
-        index=np.arange(2),
-        label=np.array([0, 1]),
-        logits=np.array([[90, -90], [-90, 90]], np.float32),
-        weights_sha256="",
-        data_sha256="",
-    )
-    assert [str(loss) for loss in verdicts(sure).loss.tolist()] == ["0.0", "0.0"]
+    certain = Predictions(np.arange(2), np.array([0, 1]), np.array([[90, -90], [-90, 90]], np.float32))
+    assert [str(loss) for loss in (*certain.losses.tolist(), certain.loss)] == ["0.0", "0.0", "0.0"]
 
 
 def test_a_run_of_which_only_the_best_weights_are_left_is_explained(run: RunFolder, tmp_path: Path) -> None:
@@ -425,7 +418,7 @@ def test_a_run_without_weights_is_refused(tmp_path: Path) -> None:
             ask()
 
 
-def test_a_network_that_answers_nan_is_refused(run: RunFolder, tmp_path: Path) -> None:
+def test_a_network_that_predicts_nan_is_refused(run: RunFolder, tmp_path: Path) -> None:
     broken = RunFolder(tmp_path)
     broken.best.parent.mkdir()
     model, info, _ = checkpoint.load_weights(run.best)
@@ -433,22 +426,22 @@ def test_a_network_that_answers_nan_is_refused(run: RunFolder, tmp_path: Path) -
     checkpoint.save_weights(broken.best, model, run.read_config().network, info)
     broken.write_config(run.read_config())
     for ask in (lambda: explain_run(broken, ExplainConfig()), lambda: evaluate_run(broken)):
-        with pytest.raises(CheckpointError, match="its answers are not finite; train again with a smaller rate"):
+        with pytest.raises(CheckpointError, match="its logits are not finite; train again with a smaller --lr"):
             ask()
 
 
 def test_eval_gives_the_score_of_the_run(run: RunFolder) -> None:
     made = evaluate_run(run)
     metrics = json.loads(run.metrics.read_text())
-    assert made.scores.accuracy == metrics["test_accuracy"]
-    assert made.scores.loss == pytest.approx(metrics["test_loss"], rel=1e-6)
-    found = Answers(run.predictions)
-    assert made.scores.confusion.sum() == 200
-    assert np.trace(made.scores.confusion) == len(found.right)
+    assert made.metrics.accuracy == metrics["test_accuracy"]
+    assert made.metrics.loss == pytest.approx(metrics["test_loss"], rel=1e-6)
+    found = Expected(run.predictions)
+    assert made.metrics.confusion.sum() == 200
+    assert np.trace(made.metrics.confusion) == len(found.right)
     folder = run.path / "eval" / "test"
-    names = ["scores.json", "confusion.png", "reliability.png", "wrong.png", "correct.png", "predictions.npz"]
+    names = ["metrics.json", "confusion.png", "reliability.png", "wrong.png", "correct.png", "predictions.npz"]
     assert made.files == tuple(folder / name for name in names)
-    stored = json.loads((folder / "scores.json").read_text())
+    stored = json.loads((folder / "metrics.json").read_text())
     assert stored["accuracy"] == metrics["test_accuracy"]
     worst = found.wrong[np.argsort(-found.loss[found.wrong], kind="stable")][:10]
     assert [image["index"] for image in stored["worst"]] == worst.tolist()
@@ -461,12 +454,12 @@ def test_eval_of_the_validation_images_scores_those_that_were_held_out(run: RunF
     made = evaluate_run(run, split="val")
     last = table(run.results)
     best = json.loads(run.metrics.read_text())["best"]
-    assert made.scores.accuracy == pytest.approx(best["val_accuracy"])
-    assert made.scores.loss == pytest.approx(float(last[best["epoch"] - 1]["val_loss"]), rel=1e-3)
+    assert made.metrics.accuracy == pytest.approx(best["val_accuracy"])
+    assert made.metrics.loss == pytest.approx(float(last[best["epoch"] - 1]["val_loss"]), rel=1e-3)
     with np.load(run.path / "eval" / "val" / "predictions.npz") as found:
-        rows = found["index"]
+        rows = found["indices"]
         assert len(rows) == 60
-        assert np.array_equal(found["label"], open_beton(data_dir / "train.beton").labels[rows])
+        assert np.array_equal(found["labels"], open_beton(data_dir / "train.beton").labels[rows])
 
 
 def test_eval_with_test_time_augmentation_leaves_the_plain_predictions(
@@ -476,7 +469,7 @@ def test_eval_with_test_time_augmentation_leaves_the_plain_predictions(
     before = run.predictions.read_bytes()
     plain, flipped = evaluate_run(run), evaluate_run(run, tta="flip")
     assert run.predictions.read_bytes() == before
-    assert flipped.scores.loss != plain.scores.loss
+    assert flipped.metrics.loss != plain.metrics.loss
     with np.load(run.path / "eval" / "test-flip" / "predictions.npz") as found:
         logits = found["logits"]
     model, info, _ = checkpoint.load_weights(run.best)
@@ -525,8 +518,8 @@ def test_datasets_with_few_and_with_many_classes(num_classes: int, tmp_path: Pat
     config = TrainConfig(data_dir=str(tmp_path / "data"), model="small", max_steps=1, batch_size=4)
     run = train(config, runs_dir=tmp_path / "runs")[0]
     made = evaluate_run(run)
-    assert made.scores.confusion.shape == (num_classes, num_classes)
-    assert explain_run(run, ExplainConfig(n=2, correct=made.scores.accuracy == 1)).num_shown
+    assert made.metrics.confusion.shape == (num_classes, num_classes)
+    assert explain_run(run, ExplainConfig(n=2, correct=made.metrics.accuracy == 1)).num_shown
     rows = preview(config, tmp_path / "preview.png", n=1)
     assert rows == num_classes
 

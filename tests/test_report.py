@@ -42,7 +42,7 @@ HOSTILE = (
     "👩‍🚀🐱",
     "a\nb\x00\x1b[2J\ud800$",
 )
-PREDICTED = ("index", "label", "logits", "weights_sha256", "data_sha256")
+PREDICTED = ("indices", "labels", "logits", "weights_sha256", "data_sha256")
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +111,7 @@ def test_the_sections_follow_each_other_with_headings_in_order(page: str) -> Non
 def test_the_test_table_is_that_of_the_predictions(page: str, tmp_path: Path) -> None:
     run = make.whole_run(tmp_path / "run", NAMES)
     with np.load(run.predictions) as found:
-        guess, label = found["logits"].argmax(axis=1), found["label"]
+        guess, label = found["logits"].argmax(axis=1), found["labels"]
     text = text_of(page)
     assert f"Accuracy {(guess == label).mean():.2%}" in text
     for i, name in enumerate(NAMES):
@@ -246,7 +246,7 @@ def test_predictions_of_other_weights_are_named(run: RunFolder) -> None:
 def test_predictions_of_other_images_are_named(run: RunFolder) -> None:
     make.write_predictions(run, 4)
     run.write_metrics({"test_accuracy": 0.5, "test_data_sha256": "a"})
-    assert "predictions.npz: made of other images than those that metrics.json scores" in text_of(report_of(run))
+    assert "predictions.npz: made from other images than those of metrics.json" in text_of(report_of(run))
 
 
 def test_maps_of_other_weights_are_named(tmp_path: Path) -> None:
@@ -338,15 +338,15 @@ def test_files_that_are_too_large_or_no_files_are_named(run: RunFolder) -> None:
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [
-        ({"label": np.array([object()] * 60)}, "holds Python objects, which are not read"),
-        ({"label": np.zeros(3, np.int64)}, "do not fit together"),
-        ({"label": np.full(60, 4)}, "it has labels 4..4 and 4 classes"),
-        ({"label": np.full(60, -1)}, "it has labels -1..-1 and 4 classes"),
-        ({"logits": np.full((60, 4), np.nan, np.float32)}, "not finite"),
-        ({"logits": np.zeros((60, 4), np.complex64)}, "not finite float32"),
-        ({"logits": np.zeros(60, np.float32)}, "do not fit together"),
+        ({"labels": np.array([object()] * 60)}, "holds Python objects, which are not read"),
+        ({"labels": np.zeros(3, np.int64)}, "do not match"),
+        ({"labels": np.full(60, 4)}, "its labels are 4..4; expected 0..3"),
+        ({"labels": np.full(60, -1)}, "its labels are -1..-1; expected 0..3"),
+        ({"logits": np.full((60, 4), np.nan, np.float32)}, "its logits are not finite"),
+        ({"logits": np.zeros((60, 4), np.complex64)}, "expected int64, int64, float32"),
+        ({"logits": np.zeros(60, np.float32)}, "do not match"),
         ({"logits": np.zeros((60, 5_000), np.float32)}, "has 5,000 classes; expected 2..1,000"),
-        ({"logits": np.zeros((0, 4), np.float32), "label": np.zeros(0, np.int64)}, "do not fit together"),
+        ({"logits": np.zeros((0, 4), np.float32), "labels": np.zeros(0, np.int64)}, "do not match"),
     ],
 )
 def test_damaged_predictions_are_refused(run: RunFolder, changed: dict[str, np.ndarray], reason: str) -> None:

@@ -96,8 +96,8 @@ def test_eval_and_explain_keep_their_results_when_pictures_fail(
     (folder / "confusion.png").write_bytes(b"of an earlier evaluation")
     result = invoke("eval", run.path, "--json")
     assert result.exit_code == 0, result.stderr
-    assert sorted(path.name for path in folder.iterdir()) == ["predictions.npz", "scores.json"]
-    assert json.loads(result.stdout)["files"] == [str(folder / "scores.json"), str(folder / "predictions.npz")]
+    assert sorted(path.name for path in folder.iterdir()) == ["metrics.json", "predictions.npz"]
+    assert json.loads(result.stdout)["files"] == [str(folder / "metrics.json"), str(folder / "predictions.npz")]
     (line,) = warnings_of(result)
     assert "confusion.png" in line
     assert "and 1 more: not drawn (RuntimeError: no canvas here)" in line

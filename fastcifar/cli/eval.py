@@ -58,35 +58,36 @@ def evaluate(
     choose_threads(threads)
     folder = find_run(run, runs_dir, trained=True)
     with Bars() as bars:
-        made = evaluate_run(
+        evaluation = evaluate_run(
             folder, split=split, tta=tta, data_dir=data_dir, device=device, trusted=model, reporter=bars
         )
-    scores, names = made.scores, made.class_names
+    metrics, names = evaluation.metrics, evaluation.class_names
     if as_json:
-        about = {"run": str(folder.path), "split": split, "tta": tta, "files": [str(file) for file in made.files]}
-        click.echo(json.dumps({**about, **scores.facts(names), "worst": list(made.worst)}))
+        about = {"run": str(folder.path), "split": split, "tta": tta, "files": [str(file) for file in evaluation.files]}
+        click.echo(json.dumps({**about, **metrics.to_dict(names), "worst": list(evaluation.worst)}))
         return
     click.echo(
         table(
             [
                 ("run", folder.path),
-                ("images", f"{scores.confusion.sum():,} ({split})"),
-                ("accuracy", f"{scores.accuracy:.2%}"),
-                ("loss", f"{scores.loss:.4f}"),
-                ("calibration error", f"{scores.ece:.2%}"),
+                ("images", f"{metrics.confusion.sum():,} ({split})"),
+                ("accuracy", f"{metrics.accuracy:.2%}"),
+                ("loss", f"{metrics.loss:.4f}"),
+                ("calibration error", f"{metrics.ece:.2%}"),
             ]
         )
     )
     width = max(len(name) for name in (*names, "class"))
     click.echo(f"\n{'class':<{width}}  precision   recall   images")
     for i, name in enumerate(names):
-        count = scores.confusion[i].sum()
-        click.echo(f"{name:<{width}}  {_share(scores.precision[i]):>9}  {_share(scores.recall[i]):>7}  {count:>7,}")
+        count = metrics.confusion[i].sum()
+        click.echo(f"{name:<{width}}  {_share(metrics.precision[i]):>9}  {_share(metrics.recall[i]):>7}  {count:>7,}")
     pairs = [
-        f"{names[true]} taken for {names[guess]} {count:,} times" for true, guess, count in scores.most_confused(3)
+        f"{names[true]} predicted as {names[predicted]} {count:,} times"
+        for true, predicted, count in metrics.most_confused(3)
     ]
     click.echo(f"\nmost confused: {'; '.join(pairs)}" if pairs else "\nnothing is misclassified")
-    for file in made.files:
+    for file in evaluation.files:
         click.echo(file)
     show_next(
         command_line("fastcifar", "explain", folder.path, *as_flags(context, typed(context, ["model", "data_dir"])))

@@ -85,10 +85,12 @@ def _grid(subjects: Subjects, table: MapTable, names: tuple[str, ...], heading: 
     from fastcifar import plotting
     from fastcifar.plotting.images import Named
 
-    found, labels = subjects.verdicts, plotting.class_labels(names)
+    predictions, labels = subjects.predictions, plotting.class_labels(names)
     titles = [
         Named(labels[t] if t >= 0 else "", labels[p], bool(t == p), name, f" {c:.0%}")
-        for t, p, name, c in zip(found.true, found.predicted, subjects.short_names, found.confidence, strict=True)
+        for t, p, name, c in zip(
+            predictions.labels, predictions.predicted, subjects.short_names, predictions.confidence, strict=True
+        )
     ]
     best = best_layer(table.sizes)
     target = target_name(table.targets[0])
@@ -107,7 +109,7 @@ def _sheet(i: int, subjects: Subjects, table: MapTable, names: tuple[str, ...]) 
     from fastcifar import plotting
     from fastcifar.plotting.images import SheetRow
 
-    found, labels = subjects.verdicts, plotting.class_labels(names)
+    predictions, labels = subjects.predictions, plotting.class_labels(names)
     rows = [
         SheetRow(
             f"{_layer(table, k)}\nfor {labels[table.classes[t, i]]}",
@@ -117,9 +119,11 @@ def _sheet(i: int, subjects: Subjects, table: MapTable, names: tuple[str, ...]) 
         for k in range(len(table.layers))
         for t in range(len(table.targets))
     ]
-    true = f"true {labels[found.true[i]]}, " if found.true[i] >= 0 else ""
-    loss = f", loss {found.loss[i]:.2f}" if found.true[i] >= 0 else ""
-    title = f"{subjects.names[i]}: {true}predicted {labels[found.predicted[i]]} {found.confidence[i]:.0%}{loss}"
+    is_known = predictions.labels[i] >= 0
+    true = f"true {labels[predictions.labels[i]]}, " if is_known else ""
+    loss = f", loss {predictions.losses[i]:.2f}" if is_known else ""
+    predicted, confidence = labels[predictions.predicted[i]], predictions.confidence[i]
+    title = f"{subjects.names[i]}: {true}predicted {predicted} {confidence:.0%}{loss}"
     methods = [METHOD_NAMES[method] for method in table.methods]
     return plotting.cam_sheet(subjects.images[i], rows, methods, title)
 
@@ -135,17 +139,17 @@ def target_name(target: str) -> str:
 
 
 def _write_index(path: Path, subjects: Subjects, names: tuple[str, ...]) -> None:
-    found = subjects.verdicts
+    predictions = subjects.predictions
     rows: list[dict[str, Any]] = []
     for i, name in enumerate(subjects.files):
-        known = found.true[i] >= 0
+        is_known = predictions.labels[i] >= 0
         rows.append(
             {
-                "index": int(found.index[i]) if known else subjects.names[i],
-                "true": names[found.true[i]] if known else "",
-                "predicted": names[found.predicted[i]],
-                "confidence": round(float(found.confidence[i]), 6),
-                "loss": round(float(found.loss[i]), 6) if known else "",
+                "index": int(predictions.indices[i]) if is_known else subjects.names[i],
+                "true": names[predictions.labels[i]] if is_known else "",
+                "predicted": names[predictions.predicted[i]],
+                "confidence": round(float(predictions.confidence[i]), 6),
+                "loss": round(float(predictions.losses[i]), 6) if is_known else "",
                 "file": f"sheets/{name}",
             }
         )
@@ -161,7 +165,7 @@ def _write_maps(path: Path, subjects: Subjects, table: MapTable, selection: str)
     arrays = {
         "selection": np.array(selection),
         "weights_sha256": np.array(table.weights_sha256),
-        "index": subjects.verdicts.index,
+        "index": subjects.predictions.indices,
         "images": subjects.images,
         "targets": np.array(table.targets),
         "methods": np.array(table.methods),

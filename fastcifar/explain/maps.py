@@ -11,9 +11,8 @@ import torch
 
 from fastcifar.config import ExplainConfig
 from fastcifar.explain.cam import Activations, Size
-from fastcifar.inference.selection import Verdicts
-from fastcifar.inference.trained_run import Trained
-from fastcifar.training.progress import Reporter
+from fastcifar.inference.predictions import Predictions
+from fastcifar.inference.trained_run import TrainedRun
 
 CAM_BATCH = 50
 
@@ -30,8 +29,7 @@ class Subjects:
     """And in the grid: '12', 'my-cat.jpg'."""
     files: tuple[str, ...]
     """Names of their sheets."""
-    verdicts: Verdicts
-    """With index and true class -1 where there is none."""
+    predictions: Predictions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,20 +50,18 @@ class MapTable:
     """(targets, methods, N, layers)."""
 
 
-def map_table(
-    trained: Trained, subjects: Subjects, layers: Sequence[str], config: ExplainConfig, reporter: Reporter
-) -> MapTable:
+def map_table(trained: TrainedRun, subjects: Subjects, layers: Sequence[str], config: ExplainConfig) -> MapTable:
     """One forward pass, and a backward pass for each kind of target, for every 50 images."""
-    classes = _targets(config.target, trained.info.class_names, subjects.verdicts)
+    classes = _targets(config.target, trained.info.class_names, subjects.predictions)
     chosen = np.stack(list(classes.values()))  # (targets, N)
     maps: list[npt.NDArray[np.float32]] = []
     evidence: list[npt.NDArray[np.bool_]] = []
     num = len(subjects.images)
-    reporter.begin("maps", num)
+    trained.reporter.begin("maps", num)
     sizes: tuple[Size, ...] = ()
     for start in range(0, num, CAM_BATCH):
         part = slice(start, start + CAM_BATCH)
-        kept = Activations(trained.model, trained.normalised(subjects.images[part]), layers)
+        kept = Activations(trained.model, trained.normalise(subjects.images[part]), layers)
         made = [
             [found[method] for method in config.methods]
             for found in (kept.maps(torch.from_numpy(of[part]).to(trained.device), config.methods) for of in chosen)
@@ -73,7 +69,7 @@ def map_table(
         maps.append(np.stack([[m.maps.cpu().numpy() for m in row] for row in made]))
         evidence.append(np.stack([[m.has_evidence.cpu().numpy() for m in row] for row in made]))
         sizes = kept.sizes
-        reporter.advance(len(kept.logits))
+        trained.reporter.advance(len(kept.logits))
     return MapTable(
         weights_sha256=trained.weights_sha256,
         targets=tuple(classes),
@@ -86,9 +82,9 @@ def map_table(
     )
 
 
-def _targets(target: str, names: tuple[str, ...], found: Verdicts) -> dict[str, npt.NDArray[np.int64]]:
+def _targets(target: str, names: tuple[str, ...], predictions: Predictions) -> dict[str, npt.NDArray[np.int64]]:
     """By kind of target the class of each image, (N,)."""
-    kinds = {"pred": found.predicted, "true": found.true}
+    kinds = {"pred": predictions.predicted, "true": predictions.labels}
     if target == "both":
         return kinds
-    return {target: kinds[target] if target in kinds else np.full(len(found.true), names.index(target))}
+    return {target: kinds[target] if target in kinds else np.full(len(predictions), names.index(target))}

@@ -18,12 +18,13 @@ from fastcifar.explain.cam import Activations, Size
 from fastcifar.explain.files import write_explanation
 from fastcifar.explain.maps import CAM_BATCH, Subjects, map_table
 from fastcifar.explain.user_image_paths import read_pictures
-from fastcifar.inference.selection import Verdicts, choose, verdicts
-from fastcifar.inference.trained_run import Trained
+from fastcifar.inference.predictions import Predictions
+from fastcifar.inference.selection import select_images
+from fastcifar.inference.trained_run import TrainedRun
 from fastcifar.io.checks import require_choice
 from fastcifar.models import stages_of
 from fastcifar.training.device import standard_torch_defaults
-from fastcifar.training.progress import Reporter, SilentReporter
+from fastcifar.training.progress import Reporter
 from fastcifar.training.run_folder import RunFolder
 
 NUM_TOP = 3
@@ -69,8 +70,7 @@ def explain_run(
     """
     if pictures and config.target in ("true", "both"):
         raise UsageError(f"target is {config.target!r}, but nobody said what your pictures show; expected 'pred'")
-    reporter = reporter or SilentReporter()
-    trained = Trained(run, data_dir=data_dir, device=device, trusted=trusted)
+    trained = TrainedRun(run, data_dir=data_dir, device=device, trusted=trusted, reporter=reporter)
     layers = _layers(trained, config)
     names = trained.info.class_names
     require_choice("target", config.target, ("pred", "true", "both", *names))
@@ -80,13 +80,13 @@ def explain_run(
         num_images = len(subjects.images)
         folder, selection = run.explain / "pictures", f"{num_images:,} of your pictures"
     else:
-        subjects, num_images, num_wrong = _test_images(trained, config, reporter)
+        subjects, num_images, num_wrong = _test_images(trained, config)
         folder, selection = run.explain, _described(config, len(subjects.images), num_images, num_wrong)
     num_shown = len(subjects.images)
     if not num_shown:
         return Explanation(num_images=num_images, num_wrong=num_wrong, num_shown=0, layers=layers, sizes=(), files=())
-    table = map_table(trained, subjects, layers, config, reporter)
-    files = write_explanation(run.own(folder), subjects, table, names, run.path.name, selection, reporter)
+    table = map_table(trained, subjects, layers, config)
+    files = write_explanation(run.own(folder), subjects, table, names, run.path.name, selection, trained.reporter)
     return Explanation(
         num_images=num_images,
         num_wrong=num_wrong,
@@ -98,7 +98,7 @@ def explain_run(
     )
 
 
-def _layers(trained: Trained, config: ExplainConfig) -> tuple[str, ...]:
+def _layers(trained: TrainedRun, config: ExplainConfig) -> tuple[str, ...]:
     """Those that are asked for, each once; 'all' stands for the network's stages."""
     stages = stages_of(trained.model)
     if "all" in config.layers and not stages:
@@ -119,35 +119,34 @@ def _described(config: ExplainConfig, num_shown: int, num_images: int, num_wrong
     return f"{num_shown:,} of {count:,} {kind} among {num_images:,} test images, {order}"
 
 
-def _test_images(trained: Trained, config: ExplainConfig, reporter: Reporter) -> tuple[Subjects, int, int]:
-    beton = trained.open_beton("test")
-    found = verdicts(trained.predictions("test", beton, "none", reporter))
-    chosen = choose(found, config)
-    rows = found.index[chosen]
+def _test_images(trained: TrainedRun, config: ExplainConfig) -> tuple[Subjects, int, int]:
+    predictions = trained.predictions("test")
+    selected = predictions.select(select_images(predictions, config))
+    indices, beton = selected.indices, trained.beton("test")
     subjects = Subjects(
-        images=beton.images_as_checked(rows) if len(rows) else np.empty((0, *beton.image_shape), np.uint8),
-        names=tuple(f"test image {row}" for row in rows),
-        short_names=tuple(map(str, rows)),
-        files=tuple(f"{row:05d}.png" for row in rows),
-        verdicts=found.at(chosen),
+        images=beton.images_as_checked(indices) if len(indices) else np.empty((0, *beton.image_shape), np.uint8),
+        names=tuple(f"test image {index}" for index in indices),
+        short_names=tuple(map(str, indices)),
+        files=tuple(f"{index:05d}.png" for index in indices),
+        predictions=selected,
     )
-    return subjects, len(found.index), int((~found.right).sum())
+    return subjects, len(predictions), int((~predictions.is_correct).sum())
 
 
 def _pictures(
-    trained: Trained, given: Sequence[str | os.PathLike[str]], layers: Sequence[str]
+    trained: TrainedRun, given: Sequence[str | os.PathLike[str]], layers: Sequence[str]
 ) -> tuple[Subjects, tuple[dict[str, Any], ...]]:
     """The pictures as images, and the most probable classes of each."""
     images, paths = read_pictures(given, trained.info.image_shape)
-    probabilities = torch.cat(
+    logits = torch.cat(
         [
-            Activations(trained.model, trained.normalised(images[i : i + CAM_BATCH]), layers).logits.softmax(dim=1)
+            Activations(trained.model, trained.normalise(images[i : i + CAM_BATCH]), layers).logits
             for i in range(0, len(images), CAM_BATCH)
         ]
     ).cpu()
     unknown = np.full(len(paths), -1)
     names = [_shown(path) for path in paths]
-    best = probabilities.double().topk(min(NUM_TOP, probabilities.shape[1]), dim=1)
+    best = logits.double().softmax(dim=1).topk(min(NUM_TOP, logits.shape[1]), dim=1)
     top = tuple(
         {"file": name, "classes": [(trained.info.class_names[i], p) for i, p in zip(classes, values, strict=True)]}
         for name, classes, values in zip(names, best.indices.tolist(), best.values.tolist(), strict=True)
@@ -157,13 +156,7 @@ def _pictures(
         names=tuple(names),
         short_names=tuple(os.path.basename(name) for name in names),
         files=tuple(f"{i:05d}.png" for i in range(len(paths))),
-        verdicts=Verdicts(
-            index=unknown,
-            true=unknown,
-            predicted=probabilities.argmax(dim=1).numpy(),
-            confidence=probabilities.amax(dim=1).double().numpy(),
-            loss=np.full(len(paths), np.nan),
-        ),
+        predictions=Predictions(unknown, unknown, logits.numpy(), trained.weights_sha256),
     )
     return subjects, top
 
