@@ -314,7 +314,7 @@ def test_other_test_images_leave_the_predictions_of_the_run(run: RunFolder, tmp_
     assert run.predictions.read_bytes() == before
 
 
-def test_galleries_say_what_each_image_is_and_what_it_was_taken_for(
+def test_galleries_show_true_and_predicted_class_and_confidence(
     run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from fastcifar import plotting
@@ -331,12 +331,13 @@ def test_galleries_say_what_each_image_is_and_what_it_was_taken_for(
     found, names = Expected(run.predictions), checkpoint.load_weights(run.best)[1].class_names
     (wrong, heading), (right, _) = drawn
     assert "misclassified, largest loss first" in heading
-    for shown in (*wrong, *right):
-        row = int(shown.name)
-        assert (shown.true, shown.guess) == (names[found.label[row]], names[found.guess[row]])
-        assert shown.right == (found.label[row] == found.guess[row])
-    assert {named.right for named in wrong} == {False}
-    assert {named.right for named in right} == {True}
+    for caption in (*wrong, *right):
+        index = int(caption.name)
+        assert (caption.true, caption.predicted) == (names[found.label[index]], names[found.guess[index]])
+        assert caption.confidence == pytest.approx(found.confidence[index])
+        assert caption.is_correct == (found.label[index] == found.guess[index])
+    assert {caption.is_correct for caption in wrong} == {False}
+    assert {caption.is_correct for caption in right} == {True}
 
 
 @pytest.mark.parametrize(

@@ -83,11 +83,11 @@ def _put_in_place(made: Path, folder: Path) -> None:
 
 def _grid(subjects: Subjects, table: MapTable, names: tuple[str, ...], heading: str) -> Figure:
     from fastcifar import plotting
-    from fastcifar.plotting.images import Named
+    from fastcifar.plotting.images import Caption
 
     predictions, labels = subjects.predictions, plotting.class_labels(names)
     titles = [
-        Named(labels[t] if t >= 0 else "", labels[p], bool(t == p), name, f" {c:.0%}")
+        Caption(labels[t] if t >= 0 else "", labels[p], bool(t == p), name, c)
         for t, p, name, c in zip(
             predictions.labels, predictions.predicted, subjects.short_names, predictions.confidence, strict=True
         )

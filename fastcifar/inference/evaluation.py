@@ -116,21 +116,23 @@ def _draw(
     def confusion() -> Figure:
         from fastcifar import plotting
 
-        return plotting.confusion(metrics.confusion, plotting.class_labels(names), title)
+        return plotting.confusion_matrix(metrics.confusion, plotting.class_labels(names), title)
 
     def reliability() -> Figure:
         from fastcifar import plotting
 
-        return plotting.reliability(metrics.bin_confidence, metrics.bin_accuracy, metrics.bin_count, metrics.ece, title)
+        return plotting.reliability_diagram(metrics.bin_confidence, metrics.bin_accuracy, metrics.bin_count, title)
 
     def gallery(selected: Predictions, images: npt.NDArray[np.uint8], correct: bool) -> Figure:
         from fastcifar import plotting
-        from fastcifar.plotting.images import Named
+        from fastcifar.plotting.images import Caption
 
         labels = plotting.class_labels(names)
         captions = [
-            Named(labels[true], labels[predicted], correct, str(index))
-            for true, predicted, index in zip(selected.labels, selected.predicted, selected.indices, strict=True)
+            Caption(labels[true], labels[predicted], correct, str(index), confidence)
+            for true, predicted, index, confidence in zip(
+                selected.labels, selected.predicted, selected.indices, selected.confidence, strict=True
+            )
         ]
         kind = "correctly classified, least confident first" if correct else "misclassified, largest loss first"
         num_all = int((predictions.is_correct == correct).sum())

@@ -79,12 +79,12 @@ def _described(files: RunFiles, metrics: Metrics, names: tuple[str, ...]) -> Sco
     def confusion() -> Figure:
         from fastcifar import plotting
 
-        return plotting.confusion(metrics.confusion, plotting.class_labels(names), "")
+        return plotting.confusion_matrix(metrics.confusion, plotting.class_labels(names), "")
 
     def reliability() -> Figure:
         from fastcifar import plotting
 
-        return plotting.reliability(metrics.bin_confidence, metrics.bin_accuracy, metrics.bin_count, metrics.ece, "")
+        return plotting.reliability_diagram(metrics.bin_confidence, metrics.bin_accuracy, metrics.bin_count, "")
 
     pairs = tuple((names[true], names[predicted], count) for true, predicted, count in metrics.most_confused())
     summary = "; ".join(f"{true} predicted as {predicted} {count:,} times" for true, predicted, count in pairs[:3])
