@@ -24,7 +24,7 @@ from fastcifar.cli import OPENMP, _prepare_streams, main
 from fastcifar.cli.output import log_to_stderr
 from fastcifar.config import TrainConfig
 from fastcifar.errors import UsageError
-from fastcifar.explain import evaluate_run
+from fastcifar.inference.evaluation import evaluate_run
 from fastcifar.loaders import missing_part
 from fastcifar.system.cpus import OtherLoad, available_cpus
 from fastcifar.training import train

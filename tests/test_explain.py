@@ -22,9 +22,10 @@ from fastcifar import make_loader, open_beton
 from fastcifar.config import CAM_METHODS, AugmentConfig, ExplainConfig, TrainConfig
 from fastcifar.converters import Source, convert
 from fastcifar.errors import CheckpointError, DataError, FastcifarError, Stopped, UsageError
-from fastcifar.explain import evaluate_run, explain_run, preview
+from fastcifar.explain import explain_run, preview
 from fastcifar.explain.preview import augmented_versions, images_of_each_class
-from fastcifar.explain.user_images import read_picture
+from fastcifar.explain.user_images import read_user_image
+from fastcifar.inference.evaluation import evaluate_run
 from fastcifar.inference.predictions import Predictions
 from fastcifar.training import RunFolder, checkpoint, find_run, train
 from tests.reference import cam_image, enlarge
@@ -77,7 +78,7 @@ def test_explain_shows_the_misclassified_images_of_largest_loss(run: RunFolder, 
     assert {path.name for path in (folder / "sheets").iterdir()} == {sheet.name for sheet in sheets}
 
 
-def test_the_maps_are_kept_and_are_those_of_the_paper(run: RunFolder) -> None:
+def test_the_stored_maps_match_the_reference(run: RunFolder) -> None:
     explain_run(run, ExplainConfig(n=3, methods=CAM_METHODS, target="both"))
     model, info, _ = checkpoint.load_weights(run.best)
     beton = open_beton(Path(run.read_config().data_dir) / "test.beton")
@@ -90,9 +91,12 @@ def test_the_maps_are_kept_and_are_those_of_the_paper(run: RunFolder) -> None:
     assert kept["layers"].tolist() == ["layer1", "layer2", "layer3"]
     assert kept["sizes"].tolist() == [[15, 15], [7, 7], [3, 3]]
     assert kept["maps"].shape == (2, 3, 3, 3, 32, 32)
-    assert kept["classes"].tolist() == [answers.guess[kept["index"]].tolist(), answers.label[kept["index"]].tolist()]
-    assert np.array_equal(kept["images"], beton.images(kept["index"]))
-    inputs = (beton.images(kept["index"]) - np.array(info.mean)) / np.array(info.std)
+    assert kept["classes"].tolist() == [
+        answers.guess[kept["indices"]].tolist(),
+        answers.label[kept["indices"]].tolist(),
+    ]
+    assert np.array_equal(kept["images"], beton.images(kept["indices"]))
+    inputs = (beton.images(kept["indices"]) - np.array(info.mean)) / np.array(info.std)
     for place in np.ndindex(2, 3, 3, 3):
         target, method, image, layer = place
         raw = cam_image(
@@ -108,8 +112,8 @@ def test_the_maps_are_kept_and_are_those_of_the_paper(run: RunFolder) -> None:
 
 
 def test_selections(run: RunFolder) -> None:
-    def shown(**asked: Any) -> list[int]:
-        explain_run(run, ExplainConfig(layers=("layer3",), methods=("gradcam",), **asked))
+    def shown(**settings: Any) -> list[int]:
+        explain_run(run, ExplainConfig(layers=("layer3",), methods=("gradcam",), **settings))
         return [int(row["index"]) for row in table(run.explain / "index.csv")]
 
     explain_run(run, ExplainConfig(n=1))
@@ -128,7 +132,7 @@ def test_selections(run: RunFolder) -> None:
 
 
 @pytest.mark.slow
-def test_fewer_than_asked_for_are_all_shown(run: RunFolder) -> None:
+def test_all_images_are_shown_if_fewer_than_requested(run: RunFolder) -> None:
     made = explain_run(run, ExplainConfig(n=1_000, layers=("layer3",), methods=("gradcam",)))
     assert made.num_shown == made.num_wrong < 1_000
     assert len(made.files) == 3 + made.num_shown
@@ -144,7 +148,7 @@ def test_a_named_class_is_mapped_for_every_image(run: RunFolder) -> None:
         explain_run(run, ExplainConfig(target="unicorn"))
 
 
-def test_an_explanation_that_cannot_be_written_leaves_the_earlier_one(
+def test_an_explanation_that_cannot_be_written_keeps_the_earlier_one(
     run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def contents() -> dict[Path, bytes]:
@@ -211,13 +215,13 @@ def test_layers_that_do_not_exist_are_refused_with_those_that_do(run: RunFolder)
         ({"layers": ("layer1", "layer1")}, "layers is 'layer1,layer1'; expected at least one, each once"),
     ],
 )
-def test_wrong_questions_are_refused(wrong: dict[str, Any], message: str) -> None:
+def test_wrong_settings_of_explain_are_refused(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError) as refusal:
         ExplainConfig(**wrong)
     assert str(refusal.value) == message
 
 
-def test_known_predictions_are_used_and_foreign_ones_are_not(run: RunFolder) -> None:
+def test_cached_predictions_are_used_and_damaged_ones_are_not(run: RunFolder) -> None:
     good = run.predictions.read_bytes()
     before = run.predictions.stat().st_mtime_ns
     explain_run(run, ExplainConfig(n=1))
@@ -237,15 +241,15 @@ def test_known_predictions_are_used_and_foreign_ones_are_not(run: RunFolder) -> 
             assert len(found["indices"]) == 200
 
 
-def test_own_pictures_are_explained_whatever_their_size(run: RunFolder, tmp_path: Path) -> None:
+def test_own_images_of_any_size_are_explained(run: RunFolder, tmp_path: Path) -> None:
     explain_run(run, ExplainConfig(n=1))
     before = (run.explain / "index.csv").read_text()
     random = np.random.default_rng(0)
     paths = [tmp_path / "wide.jpg", tmp_path / "tiny.png", tmp_path / "glass.png", tmp_path / "grey.webp"]
     for path, shape in zip(paths, [(90, 200, 3), (5, 7, 3), (64, 64, 4), (40, 40)], strict=True):
         PIL.Image.fromarray(random.integers(0, 256, shape, dtype=np.uint8)).save(path)
-    made = explain_run(run, ExplainConfig(), pictures=paths)
-    folder = run.explain / "pictures"
+    made = explain_run(run, ExplainConfig(), images=paths)
+    folder = run.explain / "images"
     assert made.num_wrong is None
     assert made.files[0] == folder / "grid.png"
     rows = table(folder / "index.csv")
@@ -253,46 +257,46 @@ def test_own_pictures_are_explained_whatever_their_size(run: RunFolder, tmp_path
     assert all(row["true"] == "" and row["loss"] == "" and 0 < float(row["confidence"]) <= 1 for row in rows)
     assert all((folder / row["file"]).is_file() for row in rows)
     with np.load(folder / "maps.npz") as found:
-        assert found["targets"].tolist() == ["pred"]  # nobody said what they show
+        assert found["targets"].tolist() == ["pred"]
     assert (run.explain / "index.csv").read_text() == before
-    with pytest.raises(UsageError, match="target is 'both', but nobody said what your pictures show"):
-        explain_run(run, ExplainConfig(target="both"), pictures=paths)
+    with pytest.raises(UsageError, match="target is 'both', but the true class of your images is unknown"):
+        explain_run(run, ExplainConfig(target="both"), images=paths)
 
 
-def test_a_picture_with_an_odd_name_is_explained(run: RunFolder, tmp_path: Path) -> None:
+def test_an_own_image_with_an_odd_name_is_explained(run: RunFolder, tmp_path: Path) -> None:
     path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\n.png"))
     PIL.Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(path)
-    explain_run(run, ExplainConfig(layers=("layer3",), methods=("gradcam",)), pictures=[path])
-    assert table(run.explain / "pictures" / "index.csv")[0]["index"].endswith("/\ufffd\ufffd.png")
+    explain_run(run, ExplainConfig(layers=("layer3",), methods=("gradcam",)), images=[path])
+    assert table(run.explain / "images" / "index.csv")[0]["index"].endswith("/\ufffd\ufffd.png")
 
 
-def test_a_picture_is_cut_to_the_proportions_of_the_data_and_reduced(tmp_path: Path) -> None:
+def test_an_own_image_is_cropped_to_the_proportions_of_the_data_and_resized(tmp_path: Path) -> None:
     image = np.zeros((40, 100, 3), np.uint8)
     image[:, 30:70] = (10, 200, 30)
     PIL.Image.fromarray(image).save(tmp_path / "a.png")
-    found = read_picture(tmp_path / "a.png", (32, 32, 3))
+    found = read_user_image(tmp_path / "a.png", (32, 32, 3))
     assert found.shape == (32, 32, 3)
     assert (found[:, 2:-2] == (10, 200, 30)).all()  # the filter reaches over the cut
     same = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     PIL.Image.fromarray(same).save(tmp_path / "b.png")
-    assert np.array_equal(read_picture(tmp_path / "b.png", (32, 32, 3)), same)
+    assert np.array_equal(read_user_image(tmp_path / "b.png", (32, 32, 3)), same)
 
 
-def test_a_picture_is_turned_as_its_camera_says(tmp_path: Path) -> None:
+def test_the_exif_orientation_of_an_own_image_is_applied(tmp_path: Path) -> None:
     image = np.zeros((32, 32, 3), np.uint8)
     image[:16] = 255
     exif = PIL.Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees
     PIL.Image.fromarray(image).save(tmp_path / "a.png", exif=exif)
-    assert (read_picture(tmp_path / "a.png", (32, 32, 3))[:, 16:] == 255).all()
+    assert (read_user_image(tmp_path / "a.png", (32, 32, 3))[:, 16:] == 255).all()
 
 
-def test_sixteen_bits_become_eight(tmp_path: Path) -> None:
+def test_an_own_image_of_16_bits_is_reduced_to_8(tmp_path: Path) -> None:
     PIL.Image.fromarray(np.full((32, 32), 51_400, np.uint16)).save(tmp_path / "a.png")
-    assert (read_picture(tmp_path / "a.png", (32, 32, 3)) == 200).all()
+    assert (read_user_image(tmp_path / "a.png", (32, 32, 3)) == 200).all()
 
 
-def test_a_signal_is_no_bad_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_is_not_taken_for_a_bad_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     PIL.Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "a.png")
 
     def stop(*args: Any, **more: Any) -> Any:
@@ -300,10 +304,10 @@ def test_a_signal_is_no_bad_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(PIL.ImageOps, "fit", stop)
     with pytest.raises(Stopped):
-        read_picture(tmp_path / "a.png", (32, 32, 3))
+        read_user_image(tmp_path / "a.png", (32, 32, 3))
 
 
-def test_other_test_images_leave_the_predictions_of_the_run(run: RunFolder, tmp_path: Path) -> None:
+def test_eval_of_other_data_keeps_the_predictions_of_the_run(run: RunFolder, tmp_path: Path) -> None:
     from fastcifar.converters.synthetic import source
 
     explain_run(run, ExplainConfig(n=1))
@@ -341,25 +345,25 @@ def test_galleries_show_true_and_predicted_class_and_confidence(
 
 
 @pytest.mark.parametrize(
-    ("asked", "heading"),
+    ("settings", "heading"),
     [
         ({"n": 3}, "3 of {wrong} misclassified among 200 test images, largest loss first"),
         ({"n": 2, "select": "confidence"}, "2 of {wrong} misclassified among 200 test images, most confident first"),
         (
             {"n": 2, "select": "random", "correct": True},
-            "2 of {right} rightly classified among 200 test images, at random",
+            "2 of {right} correctly classified among 200 test images, at random",
         ),
         ({"select": (4, 2)}, "2 of 200 test images"),
     ],
 )
-def test_the_heading_says_what_is_shown(run: RunFolder, asked: dict[str, Any], heading: str) -> None:
-    explain_run(run, ExplainConfig(layers=("layer3",), methods=("gradcam",), **asked))
+def test_the_heading_describes_the_selection(run: RunFolder, settings: dict[str, Any], heading: str) -> None:
+    explain_run(run, ExplainConfig(layers=("layer3",), methods=("gradcam",), **settings))
     found = Expected(run.predictions)
     with np.load(run.explain / "maps.npz") as kept:
         assert str(kept["selection"]) == heading.format(wrong=len(found.wrong), right=len(found.right))
 
 
-def test_all_layers_and_one_of_them_are_each_once(run: RunFolder) -> None:
+def test_a_layer_requested_twice_is_explained_once(run: RunFolder) -> None:
     made = explain_run(run, ExplainConfig(n=1, layers=("layer2", "all"), methods=("gradcam",)))
     assert made.layers == ("layer2", "layer1", "layer3")
 
@@ -371,12 +375,12 @@ def test_a_network_without_maps_is_refused(run: RunFolder, monkeypatch: pytest.M
     assert explain_run(run, ExplainConfig(n=1, layers=("layer3",))).layers == ("layer3",)
 
 
-def test_no_loss_is_below_zero(run: RunFolder) -> None:
+def test_no_loss_is_negative(run: RunFolder) -> None:
     certain = Predictions(np.arange(2), np.array([0, 1]), np.array([[90, -90], [-90, 90]], np.float32))
     assert [str(loss) for loss in (*certain.losses.tolist(), certain.loss)] == ["0.0", "0.0", "0.0"]
 
 
-def test_a_run_of_which_only_the_best_weights_are_left_is_explained(run: RunFolder, tmp_path: Path) -> None:
+def test_a_run_with_only_its_best_weights_is_explained(run: RunFolder, tmp_path: Path) -> None:
     shutil.copytree(run.path, tmp_path / "runs" / "a")
     for name in ("last.pt", "previous.pt"):
         (tmp_path / "runs" / "a" / "weights" / name).unlink()
@@ -386,23 +390,23 @@ def test_a_run_of_which_only_the_best_weights_are_left_is_explained(run: RunFold
         find_run("a", tmp_path / "runs")
 
 
-def test_what_is_no_picture_is_refused(run: RunFolder, tmp_path: Path) -> None:
-    no_picture, half = tmp_path / "a.png", tmp_path / "b.png"
-    no_picture.write_bytes(b"not a picture")
+def test_files_that_are_not_images_are_refused(run: RunFolder, tmp_path: Path) -> None:
+    text, half = tmp_path / "a.png", tmp_path / "b.png"
+    text.write_bytes(b"not an image")
     PIL.Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(half)
     half.write_bytes(half.read_bytes()[:60])
     deep = tmp_path / "c.tiff"
     PIL.Image.fromarray(np.full((40, 40), 60_000, np.int32)).save(deep)
     postscript = tmp_path / "d.eps"
     postscript.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n")
-    for path in (no_picture, half, deep, postscript):
-        with pytest.raises(DataError, match=f"{path.name}: not a picture that can be read .*; expected such as JPEG"):
-            explain_run(run, ExplainConfig(), pictures=[path])
-    with pytest.raises(DataError, match=r"nothing\.png: no such picture"):
-        explain_run(run, ExplainConfig(), pictures=[tmp_path / "nothing.png"])
+    for path in (text, half, deep, postscript):
+        with pytest.raises(DataError, match=f"{path.name}: not a readable image .*; expected e.g. JPEG"):
+            explain_run(run, ExplainConfig(), images=[path])
+    with pytest.raises(DataError, match=r"nothing\.png: no such image"):
+        explain_run(run, ExplainConfig(), images=[tmp_path / "nothing.png"])
 
 
-def test_data_of_another_kind_is_refused(run: RunFolder, tmp_path: Path) -> None:
+def test_data_of_another_shape_is_refused(run: RunFolder, tmp_path: Path) -> None:
     convert(
         Source(description="", class_names=("a", "b"), splits={"train": random_split(2), "test": random_split(2)}),
         tmp_path,
@@ -431,7 +435,7 @@ def test_a_network_that_predicts_nan_is_refused(run: RunFolder, tmp_path: Path) 
             ask()
 
 
-def test_eval_gives_the_score_of_the_run(run: RunFolder) -> None:
+def test_eval_gives_the_metrics_of_the_run(run: RunFolder) -> None:
     made = evaluate_run(run)
     metrics = json.loads(run.metrics.read_text())
     assert made.metrics.accuracy == metrics["test_accuracy"]
@@ -451,7 +455,7 @@ def test_eval_gives_the_score_of_the_run(run: RunFolder) -> None:
             assert min(picture.size) > 400
 
 
-def test_eval_of_the_validation_images_scores_those_that_were_held_out(run: RunFolder, data_dir: Path) -> None:
+def test_eval_of_the_validation_split_uses_the_held_out_images(run: RunFolder, data_dir: Path) -> None:
     made = evaluate_run(run, split="val")
     last = table(run.results)
     best = json.loads(run.metrics.read_text())["best"]
@@ -463,7 +467,7 @@ def test_eval_of_the_validation_images_scores_those_that_were_held_out(run: RunF
         assert np.array_equal(found["labels"], open_beton(data_dir / "train.beton").labels[rows])
 
 
-def test_eval_with_test_time_augmentation_leaves_the_plain_predictions(
+def test_eval_with_test_time_augmentation_keeps_the_plain_predictions(
     run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fastcifar.inference.trained_run.choose_amp", lambda device, amp: "off")
@@ -483,7 +487,7 @@ def test_eval_with_test_time_augmentation_leaves_the_plain_predictions(
     np.testing.assert_allclose(logits, expected.numpy(), atol=1e-4, rtol=1e-4)
 
 
-def test_eval_of_validation_images_wants_the_training_images_themselves(run: RunFolder, tmp_path: Path) -> None:
+def test_eval_of_the_validation_split_needs_the_beton_of_the_training(run: RunFolder, tmp_path: Path) -> None:
     from fastcifar.converters.synthetic import source
 
     with source(600, 200, seed=5) as other:
@@ -492,7 +496,7 @@ def test_eval_of_validation_images_wants_the_training_images_themselves(run: Run
         evaluate_run(run, split="val", data_dir=str(tmp_path))
 
 
-def test_eval_of_validation_images_that_nobody_held_out_is_refused(data_dir: Path, tmp_path: Path) -> None:
+def test_eval_of_the_validation_split_is_refused_if_none_was_held_out(data_dir: Path, tmp_path: Path) -> None:
     config = TrainConfig(data_dir=str(data_dir), model="small", max_steps=1, batch_size=60, val_size=0)
     folder = train(config, runs_dir=tmp_path)[0]
     with pytest.raises(UsageError, match="no image was held out from training; expected --split test"):

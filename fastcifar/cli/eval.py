@@ -1,4 +1,4 @@
-"""`fastcifar eval`: how good a run is."""
+"""`fastcifar eval`: the metrics of a run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fastcifar.cli.settings import as_flags, typed
     default="test",
     show_default=True,
     type=click.Choice(("val", "test")),
-    help="val: the images that training held out.",
+    help="val: the images held out from training.",
 )
 @click.option(
     "--tta", default="none", show_default=True, type=click.Choice(config.TTAS), help="Test-time augmentation."
@@ -43,15 +43,15 @@ def evaluate(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Score RUN (a name or path; the latest if not given): accuracy, loss, precision and recall of each class,
-    confusion, calibration, the worst images.
+    """Evaluate RUN (a name or path; by default the latest): accuracy, loss, precision and recall by class, confusion
+    matrix, calibration, the worst mistakes.
 
-    Numbers and pictures go to eval/ in the folder of the run.
+    Metrics, figures and predictions go to eval/ in the run folder.
     """
     import json
 
     from fastcifar.cli.output import Bars, command_line, show_next, table
-    from fastcifar.explain import evaluate_run
+    from fastcifar.inference.evaluation import evaluate_run
     from fastcifar.training import find_run
     from fastcifar.training.device import choose_threads
 
@@ -73,20 +73,20 @@ def evaluate(
                 ("images", f"{metrics.confusion.sum():,} ({split})"),
                 ("accuracy", f"{metrics.accuracy:.2%}"),
                 ("loss", f"{metrics.loss:.4f}"),
-                ("calibration error", f"{metrics.ece:.2%}"),
+                ("calibration error (ECE)", f"{metrics.ece:.2%}"),
             ]
         )
     )
     width = max(len(name) for name in (*names, "class"))
     click.echo(f"\n{'class':<{width}}  precision   recall   images")
-    for i, name in enumerate(names):
-        count = metrics.confusion[i].sum()
-        click.echo(f"{name:<{width}}  {_share(metrics.precision[i]):>9}  {_share(metrics.recall[i]):>7}  {count:>7,}")
+    for row in metrics.per_class(names):
+        precision, recall = _percent(row.precision), _percent(row.recall)
+        click.echo(f"{row.name:<{width}}  {precision:>9}  {recall:>7}  {row.num_images:>7,}")
     pairs = [
         f"{names[true]} predicted as {names[predicted]} {count:,} times"
         for true, predicted, count in metrics.most_confused(3)
     ]
-    click.echo(f"\nmost confused: {'; '.join(pairs)}" if pairs else "\nnothing is misclassified")
+    click.echo(f"\nmost confused: {'; '.join(pairs)}" if pairs else "\nno image is misclassified")
     for file in evaluation.files:
         click.echo(file)
     show_next(
@@ -94,5 +94,5 @@ def evaluate(
     )
 
 
-def _share(value: float) -> str:
-    return "-" if value != value else f"{value:.2%}"
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2%}"

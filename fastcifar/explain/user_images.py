@@ -1,4 +1,4 @@
-"""The user's own pictures, made as large as the images of the data."""
+"""The user's own images, resized to the images of the data."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastcifar.data import image_files
 from fastcifar.errors import DataError, Stopped
 
 MAX_PIXELS = 50_000_000
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # not those for which Pillow starts programs
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # none for which Pillow starts programs
 
 DECODABLE = (
     "a JPEG image",
@@ -26,50 +26,48 @@ DECODABLE = (
     "a TIFF image",
     "a PPM, PGM or PBM image",
 )
-"""What those are for `fastcifar.data.image_files`."""
+"""FORMATS in the words of `fastcifar.data.image_files`."""
 
 
 class _Unsupported(Exception):  # noqa: N818 (never leaves this module)
-    """A whole picture that is not read, and why."""
+    """An intact image that is not supported, and why."""
 
 
-def read_picture(path: Path, image_shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
-    """The picture as (H, W, 3) uint8 RGB: its middle, as wide and high as the images are in proportion, reduced or
-    enlarged with Lanczos' filter. It is turned as its camera says; transparent places become white.
+def read_user_image(path: Path, image_shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
+    """The image as (H, W, 3) uint8 RGB: cropped at its centre to the proportions of `image_shape` and resized with a
+    Lanczos filter. Its EXIF orientation is applied; transparent pixels become white.
 
-    Raises DataError (4) if it is no picture of FORMATS, or too large.
+    Raises DataError (4) if it is not an image in one of FORMATS, or too large.
     """
     height, width, _ = image_shape
-    if not os.path.exists(path):  # which a name that is too long does not, either
-        raise DataError(f"{path}: no such picture")
+    if not os.path.exists(path):  # also if its name is too long
+        raise DataError(f"{path}: no such image")
     if not path.is_file():
-        raise DataError(f"{path}: not a picture that can be read (it is no file); expected such as JPEG or PNG")
-    PIL.Image.init()  # it knows JPEG, PNG, GIF, BMP and PPM only, before
+        raise DataError(f"{path}: not a readable image (not a file); expected e.g. JPEG or PNG")
+    PIL.Image.init()  # without it Pillow knows JPEG, PNG, GIF, BMP and PPM only
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return _read(path, width, height)
     except Stopped:
         raise
-    except Exception as error:  # Pillow raises what its decoders raise
-        raise DataError(
-            f"{path}: not a picture that can be read ({_reason(path, error)}); expected such as JPEG or PNG"
-        ) from error
+    except Exception as error:  # Pillow's decoders raise many types
+        raise DataError(f"{path}: not a readable image ({_reason(path, error)}); expected e.g. JPEG or PNG") from error
 
 
 def _read(path: Path, width: int, height: int) -> npt.NDArray[np.uint8]:
-    with PIL.Image.open(path, formats=FORMATS) as picture:
-        if picture.width * picture.height > MAX_PIXELS:
-            raise _Unsupported(f"it has {picture.width}x{picture.height} pixels, over {MAX_PIXELS:,}")
-        upright, _ = image_files.upright(picture)
-        if upright.mode == "I;16":
-            upright = PIL.Image.fromarray((np.asarray(upright) // 257).astype(np.uint8))
-        if upright.mode in ("I", "F") or upright.mode.startswith("I;"):
-            raise _Unsupported(f"it has mode {upright.mode!r}, not 8 bits a channel")
-        if "transparency" in upright.info or "A" in upright.getbands():
-            layered = upright.convert("RGBA")
-            upright = PIL.Image.alpha_composite(PIL.Image.new("RGBA", layered.size, "white"), layered)
-        fitted = PIL.ImageOps.fit(upright.convert("RGB"), (width, height), PIL.Image.Resampling.LANCZOS)
+    with PIL.Image.open(path, formats=FORMATS) as file:
+        if file.width * file.height > MAX_PIXELS:
+            raise _Unsupported(f"it has {file.width}x{file.height} pixels, over {MAX_PIXELS:,}")
+        image, _ = image_files.upright(file)
+        if image.mode == "I;16":
+            image = PIL.Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+        if image.mode in ("I", "F") or image.mode.startswith("I;"):
+            raise _Unsupported(f"it has mode {image.mode!r}, not 8 bits per channel")
+        if "transparency" in image.info or "A" in image.getbands():
+            rgba = image.convert("RGBA")
+            image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", rgba.size, "white"), rgba)
+        fitted = PIL.ImageOps.fit(image.convert("RGB"), (width, height), PIL.Image.Resampling.LANCZOS)
         return np.asarray(fitted)
 
 

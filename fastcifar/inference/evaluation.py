@@ -20,7 +20,7 @@ from fastcifar.inference.selection import select_images
 from fastcifar.inference.trained_run import TrainedRun
 from fastcifar.io.atomic import write_text
 from fastcifar.io.checks import require_choice
-from fastcifar.io.figures import pictures
+from fastcifar.io.figures import figure_writer
 from fastcifar.io.paths import command_line, data_folder
 from fastcifar.training.device import standard_torch_defaults
 from fastcifar.training.progress import Reporter
@@ -138,14 +138,14 @@ def _draw(
         num_all = int((predictions.is_correct == correct).sum())
         return plotting.gallery(images, captions, f"{title}\n{len(selected)} of {num_all:,} {kind}")
 
-    with pictures(folder, remedy) as draw:
-        drawn = [draw("confusion.png", confusion), draw("reliability.png", reliability)]
+    with figure_writer(folder, remedy) as write:
+        drawn = [write("confusion.png", confusion), write("reliability.png", reliability)]
         for name, correct in (("wrong.png", False), ("correct.png", True)):
             positions = select_images(predictions, ExplainConfig(n=GALLERY_SIZE, correct=correct))
             if len(positions):
                 selected = predictions.select(positions)
                 images = trained.beton(split).images_as_checked(selected.indices)
-                drawn.append(draw(name, partial(gallery, selected, images, correct)))
+                drawn.append(write(name, partial(gallery, selected, images, correct)))
             else:
                 with suppress(OSError):
                     (folder / name).unlink(missing_ok=True)  # of an earlier evaluation

@@ -11,7 +11,7 @@ from torch import nn
 from fastcifar.config import TrainConfig
 from fastcifar.errors import CheckpointError
 from fastcifar.inference.predictions import Predictions
-from fastcifar.io.figures import pictures
+from fastcifar.io.figures import figure_writer
 from fastcifar.io.paths import command_line
 from fastcifar.loaders import Loader
 from fastcifar.models import count_parameters
@@ -110,5 +110,5 @@ def _draw_curves(run: RunFolder, learner: Learner) -> None:
         return plotting.curves(learner.progress.history)
 
     again = f"draw it with: {resume_command(run, learner.config, learner.processes)}"
-    with pictures(run.path, again) as draw:
-        draw(run.curves.name, curves)
+    with figure_writer(run.path, again) as write:
+        write(run.curves.name, curves)

@@ -17,7 +17,8 @@ import torch
 from fastcifar import AugmentConfig, loaders, make_loader, open_beton
 from fastcifar.config import ExplainConfig, TrainConfig
 from fastcifar.errors import DataError
-from fastcifar.explain import evaluate_run, explain_run
+from fastcifar.explain import explain_run
+from fastcifar.inference.evaluation import evaluate_run
 from fastcifar.inference.trained_run import TrainedRun
 from fastcifar.loaders import Loader
 from fastcifar.training import RunFolder, train

@@ -16,7 +16,8 @@ import pytest
 from fastcifar.config import ExplainConfig
 from fastcifar.data.beton import manifest_path, open_beton
 from fastcifar.errors import DataError, FastcifarError
-from fastcifar.explain import evaluate_run, explain_run
+from fastcifar.explain import explain_run
+from fastcifar.inference.evaluation import evaluate_run
 from fastcifar.report import write_report
 from fastcifar.training import RunFolder, train
 from tests.trust.cases import LONGEST_S, contents, count, told

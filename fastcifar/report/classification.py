@@ -1,17 +1,18 @@
-"""What a run answered on the test images: scores, each class, confusion, calibration."""
+"""The predictions of a run on the test images: metrics, confusion matrix, calibration."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fastcifar.errors import CheckpointError, DataError
 from fastcifar.inference.metrics import ClassMetrics, Metrics, compute_metrics
-from fastcifar.inference.predictions import MAX_BYTES, Predictions
+from fastcifar.inference.predictions import Predictions
 from fastcifar.report.figures import Drawing, drawing
 from fastcifar.report.run_files import WEIGHTS, RunFiles, clean
 from fastcifar.report.training import METRICS
-from fastcifar.training.checkpoint import MOST_WEIGHTS, read_info
+from fastcifar.training.checkpoint import read_info
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,11 +22,11 @@ MAX_CLASSES = 1_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scored:
-    """predictions.npz, scored."""
+class Classification:
+    """The metrics of predictions.npz and their figures."""
 
-    metrics: Metrics
     num_images: int
+    metrics: Metrics
     classes: tuple[ClassMetrics, ...]
     confused: tuple[tuple[str, str, int], ...]
     """True class, predicted class, number of images; the most frequent first."""
@@ -33,36 +34,29 @@ class Scored:
     reliability: Drawing | None
 
 
-def scored(files: RunFiles) -> Scored | None:
+def classification(files: RunFiles) -> Classification | None:
     """The metrics of predictions.npz, with the class names of the weights, or numbers where those cannot be read."""
-    predictions = _load(files)
-    if predictions is None:
-        return None
-    num_classes = predictions.logits.shape[1]
-    if not 2 <= num_classes <= MAX_CLASSES:
-        raise DataError(f"{PREDICTIONS}: has {num_classes:,} classes; expected 2..{MAX_CLASSES:,}")
-    names = files.attempt(lambda files: _class_names(files, num_classes, predictions.weights_sha256))
-    tested_on = (files.attempt(lambda files: files.facts(METRICS)) or {}).get("test_data_sha256")
-    if tested_on not in (None, predictions.data_sha256):
-        files.note(f"{PREDICTIONS}: made from other images than those of metrics.json")
-    return _described(files, compute_metrics(predictions), names or tuple(f"class {i}" for i in range(num_classes)))
-
-
-def _load(files: RunFiles) -> Predictions | None:
-    path = files.checked(PREDICTIONS, MAX_BYTES)
-    if path is None:
+    if not os.path.lexists(files.root / PREDICTIONS):
         return None
     try:
-        return Predictions.load(path)
+        predictions = Predictions.load(files.root / PREDICTIONS)
     except OSError as error:
         raise DataError(f"{PREDICTIONS}: cannot be read ({error.strerror})") from error
     except ValueError as error:
         raise DataError(f"{PREDICTIONS}: damaged: {error}") from error
+    num_classes = predictions.logits.shape[1]
+    if not 2 <= num_classes <= MAX_CLASSES:
+        raise DataError(f"{PREDICTIONS}: has {num_classes:,} classes; expected 2..{MAX_CLASSES:,}")
+    names = files.attempt(lambda files: _class_names(files, num_classes, predictions.weights_sha256))
+    tested_on = (files.attempt(lambda files: files.mapping(METRICS)) or {}).get("test_data_sha256")
+    if tested_on not in (None, predictions.data_sha256):
+        files.note(f"{PREDICTIONS}: made from other images than those of {METRICS}")
+    return _draw(files, compute_metrics(predictions), names or [f"class {i}" for i in range(num_classes)])
 
 
-def _class_names(files: RunFiles, num_classes: int, weights_sha256: str) -> tuple[str, ...] | None:
-    path = files.checked(WEIGHTS, MOST_WEIGHTS)
-    if path is None:
+def _class_names(files: RunFiles, num_classes: int, weights_sha256: str) -> list[str] | None:
+    path = files.root / WEIGHTS
+    if not path.exists():
         return None
     try:
         names = read_info(path).class_names
@@ -72,10 +66,10 @@ def _class_names(files: RunFiles, num_classes: int, weights_sha256: str) -> tupl
         raise DataError(f"{WEIGHTS}: names {len(names)} classes; {PREDICTIONS} has {num_classes}")
     if files.weights_sha256 != weights_sha256:
         files.note(f"{PREDICTIONS}: made with other weights than {WEIGHTS}; make it again with 'fastcifar eval'")
-    return tuple(clean(name) for name in names)
+    return [clean(name) for name in names]
 
 
-def _described(files: RunFiles, metrics: Metrics, names: tuple[str, ...]) -> Scored:
+def _draw(files: RunFiles, metrics: Metrics, names: list[str]) -> Classification:
     def confusion() -> Figure:
         from fastcifar import plotting
 
@@ -88,13 +82,13 @@ def _described(files: RunFiles, metrics: Metrics, names: tuple[str, ...]) -> Sco
 
     pairs = tuple((names[true], names[predicted], count) for true, predicted, count in metrics.most_confused())
     summary = "; ".join(f"{true} predicted as {predicted} {count:,} times" for true, predicted, count in pairs[:3])
-    return Scored(
-        metrics=metrics,
+    confusion_alt = f"Confusion matrix of {len(names)} classes: {summary or 'no mistakes'}"
+    reliability_alt = f"Accuracy by confidence; expected calibration error {metrics.ece:.2%}"
+    return Classification(
         num_images=int(metrics.confusion.sum()),
+        metrics=metrics,
         classes=tuple(metrics.per_class(names)),
         confused=pairs,
-        confusion=drawing(files, confusion, f"Confusion matrix of {len(names)} classes: {summary or 'no mistakes'}"),
-        reliability=drawing(
-            files, reliability, f"Accuracy by confidence; expected calibration error {metrics.ece:.2%}"
-        ),
+        confusion=drawing(files, confusion, confusion_alt),
+        reliability=drawing(files, reliability, reliability_alt),
     )
