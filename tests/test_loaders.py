@@ -75,7 +75,7 @@ def epoch_of(loader: Loader, epoch: int = 0, start: int = 0) -> list[Batch]:
     "augment",
     [
         AugmentConfig(),
-        AugmentConfig(crop_mode="reflect", crop_padding=9, cutout_size=13, cutout_fill="zero"),
+        AugmentConfig(padding_mode="reflect", crop_padding=9, cutout_size=13, cutout_fill="zero"),
         AugmentConfig(crop_padding=0, flip=False, cutout_size=32),
         AugmentConfig(crop_padding=3, flip=True, cutout_size=0),
     ],
@@ -123,7 +123,7 @@ EVERYTHING = AugmentConfig(
 def test_rotation_and_colour_are_the_same_to_a_grey_level(
     data_dir: Path, name: str, augment: AugmentConfig, mode: str
 ) -> None:
-    augment = replace(augment, crop_mode=mode)
+    augment = replace(augment, padding_mode=mode)
     settings: dict[str, Any] = {"batch_size": 100, "seed": 3, "dtype": torch.uint8}
     got = epoch_of(make_loader(data_dir / "train.beton", augment, loader=name, **settings), 1)[0]
     loader = make_loader(data_dir / "train.beton", augment, loader="resident", **settings)
@@ -370,7 +370,7 @@ def test_images_of_any_size_are_the_same_on_every_loader(tmp_path: Path, name: s
     pixels = np.random.default_rng(0).integers(0, 256, (40, 70, 51, 3), dtype=np.uint8)
     splits = {"train": ArraySplit(pixels), "test": ArraySplit(pixels[:1])}
     convert(Source(description="", class_names=("a", "b"), splits=splits), tmp_path)
-    augment = AugmentConfig(crop_padding=9, crop_mode="reflect", cutout_size=30, cutout_min_size=10)
+    augment = AugmentConfig(crop_padding=9, padding_mode="reflect", cutout_size=30, cutout_min_size=10)
     settings: dict[str, Any] = {"batch_size": 7, "loader": name}
     loader = make_loader(tmp_path / "train.beton", augment, dtype=torch.uint8, **settings)
     batches, table = epoch_of(loader), loader.choices(0)

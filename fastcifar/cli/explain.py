@@ -9,75 +9,16 @@ from typing import Any
 
 import click
 
-from fastcifar import config
-from fastcifar.cli import options
+from fastcifar.cli import options, settings
 from fastcifar.cli.settings import as_flags, flags, typed
 from fastcifar.config import ExplainConfig
 
 FILES_OF_RUNS = (".pt", ".safetensors", ".html", ".yaml", ".json", ".csv", ".npz", ".txt")
 
 
-class Selection(click.ParamType):  # type: ignore[type-arg,unused-ignore]
-    """A way to select, or the numbers of images."""
-
-    name = f"{'|'.join(config.SELECTIONS)}|index,…"
-
-    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> Any:
-        if not isinstance(value, str) or value in config.SELECTIONS:
-            return value
-        try:
-            parts = [part.strip() for part in value.split(",") if part.strip()]
-            if not all(part.isascii() and part.isdigit() for part in parts):
-                raise ValueError
-            return tuple(map(int, parts))
-        except ValueError:
-            known = ", ".join(config.SELECTIONS)
-            self.fail(
-                f"{value!r}; expected one of: {known}; or the numbers of test images, such as 3,14", param, context
-            )
-
-
-class Names(click.ParamType):  # type: ignore[type-arg,unused-ignore]
-    """Names, with commas between them."""
-
-    name = "name,…"
-
-    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> tuple[str, ...]:
-        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
-
-
-@click.command()
+@click.command(cls=options.SettingsCommand)
 @click.argument("words", nargs=-1, metavar="[RUN]")
-@click.option("--n", default=ExplainConfig.n, show_default=True, type=int, help="How many images, at most.")
-@click.option(
-    "--select",
-    default=ExplainConfig.select,
-    show_default=True,
-    type=Selection(),
-    help="Largest loss or confidence first, at random, or these test images.",
-)
-@click.option("--correct", is_flag=True, help="Rightly classified images instead of misclassified ones.")
-@click.option(
-    "--layers",
-    default=",".join(ExplainConfig.layers),
-    show_default=True,
-    type=Names(),
-    help="Modules of the network; all: its stages.",
-)
-@click.option(
-    "--methods",
-    default=",".join(ExplainConfig.methods),
-    show_default=True,
-    type=Names(),
-    help=f"Of {', '.join(config.CAM_METHODS)}; the grid shows the first.",
-)
-@click.option(
-    "--target",
-    default=ExplainConfig.target,
-    show_default=True,
-    metavar="pred|true|both|CLASS",
-    help="The class whose evidence is mapped.",
-)
+@settings.add(settings.options_of(ExplainConfig))
 @click.option(
     "--image",
     "images",
@@ -86,7 +27,6 @@ class Names(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     help="Explain your own pictures instead, of any size: a file, a folder or a pattern such as 'cats/*.jpg'; may be "
     "given several times.",
 )
-@click.option("--seed", default=0, show_default=True, type=int, help="Of --select random.")
 @options.trusted_model
 @options.run_data_dir
 @options.runs_dir

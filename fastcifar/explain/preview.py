@@ -30,8 +30,8 @@ def preview(config: TrainConfig, path: str | os.PathLike[str], *, n: int = 8, ea
         raise UsageError(f"{path}: a folder; expected the name of a picture, e.g. {path / 'preview.png'}")
     make_folder(path.parent)
     n, each = require_int("n", n, 1, 200), require_int("each", each, 1)
-    beton = open_for(config.loader, Path(config.data_dir) / "train.beton")
-    train_rows, _ = hold_out(beton.labels, len(beton.class_names), config.val_size, config.seed)
+    beton = open_for(config.data.loader, Path(config.data.data_dir) / "train.beton")
+    train_rows, _ = hold_out(beton.labels, len(beton.class_names), config.data.val_size, config.seed)
     rows = images_of_each_class(beton, each, config.seed, train_rows)
     versions = augmented_versions(beton, rows, config, n)
     what = config.recipe or "the settings given"
@@ -66,7 +66,7 @@ def augmented_versions(beton: Beton, rows: npt.NDArray[np.int64], config: TrainC
         beton,
         augment=config.augment,
         batch_size=len(rows),
-        loader=config.loader,
+        loader=config.data.loader,
         seed=config.seed,
         rows=rows,
     )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from fastcifar.config import TTAS, ExplainConfig
+from fastcifar.config import TTA_MODES, ExplainConfig
 from fastcifar.inference.metrics import Scores, score
 from fastcifar.inference.selection import Verdicts, choose, verdicts
 from fastcifar.inference.trained_run import Trained
@@ -63,7 +63,7 @@ def evaluate_run(
     UsageError (2).
     """
     require_choice("split", split, SPLITS)
-    require_choice("tta", tta, TTAS)
+    require_choice("tta", tta, TTA_MODES)
     reporter = reporter or SilentReporter()
     trained = Trained(run, data_dir=data_dir, device=device, trusted=trusted)
     beton = trained.open_beton("test" if split == "test" else "train")

@@ -43,7 +43,7 @@ class Trained:
         self.device = choose_device(device)
         place(self.model, self.device)
         self.config = run.read_config()
-        self._data_dir = self.config.data_dir if data_dir is None else data_folder(data_dir)
+        self._data_dir = self.config.data.data_dir if data_dir is None else data_folder(data_dir)
 
     def open_beton(self, split: str) -> Beton:
         """train.beton or test.beton. Raises DataError if it is missing, damaged or not of the network's kind."""
@@ -68,7 +68,7 @@ class Trained:
             return np.arange(len(beton))
         if beton.sha256 != self.info.sha256:
             raise DataError(f"{beton.path}: not the file that {self.run.path} was trained on; give it with --data-dir")
-        _, rows = hold_out(beton.labels, len(self.info.class_names), self.config.val_size, self.config.seed)
+        _, rows = hold_out(beton.labels, len(self.info.class_names), self.config.data.val_size, self.config.seed)
         if not len(rows):
             raise UsageError(f"{self.run.path}: no image was held out from training; expected --split test")
         return rows
@@ -106,7 +106,7 @@ class Trained:
             mean=info.mean,
             std=info.std,
         )
-        amp = choose_amp(self.device, self.config.amp)
+        amp = choose_amp(self.device, self.config.runtime.amp)
         reporter.begin("predictions", loader.num_images)
         try:
             answers = evaluate(self.model, loader, amp=amp, tta=tta, advance=reporter.advance)

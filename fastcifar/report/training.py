@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -126,21 +126,14 @@ def settings(files: RunFiles) -> Settings | None:
     if found is None:
         return None
     try:
-        rows, usual = _flat(found), dict(_flat(asdict(TrainConfig())))
+        rows = [(clean(key, 80), _value(value)) for key, value in found.items()]
     except (RecursionError, ValueError) as error:
         raise DataError(f"{CONFIG}: damaged: {clean(error)}") from error
     if len(rows) > MOST_SETTINGS:
         raise DataError(f"{CONFIG}: damaged: it has {len(rows):,} settings; expected at most {MOST_SETTINGS}")
-    changed = tuple((key, value) for key, value in rows if key != "data_dir" and usual.get(key) != value)
+    defaults = {key: _value(value) for key, value in TrainConfig().to_settings().items()}
+    changed = tuple((key, value) for key, value in rows if key != "data_dir" and defaults.get(key) != value)
     return Settings(changed=changed, all=tuple(rows))
-
-
-def _flat(found: dict[str, Any]) -> list[tuple[str, str]]:
-    rows = []
-    for key, value in found.items():
-        parts = value.items() if isinstance(value, dict) else [(None, value)]
-        rows += [(clean(key if part is None else f"{key}: {part}", 80), _value(inner)) for part, inner in parts]
-    return rows
 
 
 def _value(value: object) -> str:

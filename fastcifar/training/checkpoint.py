@@ -259,7 +259,7 @@ def require_trust(path: Path, network: ModelConfig, trusted: str | None) -> None
     if network.names_code and network.name != trusted:
         raise CheckpointError(
             f"{path}: its network is {network.name}, code that is not part of fastcifar; "
-            f"if it is yours, say so with --model {network.name}"
+            f"if it is yours, add --model {network.name}"
         )
 
 

@@ -137,7 +137,7 @@ def test_a_change_in_the_last_epoch_of_a_run_ends_it(
 ) -> None:
     """No batch is asked for after the last step."""
     monkeypatch.setattr(loaders, "SHARE_OF_MEMORY", 0)
-    config = TrainConfig(
+    config = TrainConfig.from_settings(
         data_dir=str(own_data_dir), model="small", epochs=1, batch_size=5, val_size=0, loader=name, shuffle="window"
     )
 
