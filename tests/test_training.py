@@ -22,7 +22,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 
 from fastcifar.cli import main
-from fastcifar.config import AugmentConfig, TrainConfig
+from fastcifar.config import TrainConfig
 from fastcifar.converters import convert
 from fastcifar.converters.synthetic import source as synthetic_source
 from fastcifar.data.beton import manifest_path
@@ -645,7 +645,7 @@ def test_a_resumed_run_wants_its_test_images_too(own_data_dir: Path, tmp_path: P
 def test_settings_that_were_changed_in_the_folder_are_refused(data_dir: Path, tmp_path: Path) -> None:
     config = tiny(data_dir, epochs=1)
     run, _ = train(config, runs_dir=tmp_path)
-    for changed in ({"seed": 1}, {"val_size": 0}, {"augment": AugmentConfig(flip=False)}):
+    for changed in ({"seed": 1}, {"val_size": 0}, {"flip": False}):
         (key,) = changed
         with pytest.raises(CheckpointError, match=rf"config\.yaml: {key} is .*, and was .* when the checkpoint was"):
             train(config.with_settings(**changed), runs_dir=tmp_path, resume=run)
