@@ -33,6 +33,7 @@ from fastcifar.training.evaluate import predict
 from fastcifar.training.processes import Processes
 from fastcifar.training.progress import SilentReporter, duration
 from fastcifar.training.run_folder import create_run
+from fastcifar.training.signals import StopRequest
 from tests.tiny import Interrupts
 
 pytestmark = pytest.mark.usefixtures("ordinary_algorithms")
@@ -126,6 +127,26 @@ def test_sigterm_saves_and_ends_with_143(data_dir: Path, tmp_path: Path) -> None
         train(tiny(data_dir), runs_dir=tmp_path, reporter=Interrupts(2, signal.SIGTERM))
     assert caught.value.exit_code == 143
     assert checkpoints.load_last(RunFolder(tmp_path / "small"))["progress"]["step"] == 2
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_goes_where_signals_went_before(signum: signal.Signals) -> None:
+    """Which ends the program, where a step does not end."""
+
+    def end(*args: object) -> None:
+        raise InterruptedError
+
+    before = signal.signal(signum, end)
+    try:
+        with StopRequest() as request:
+            request.begin()
+            os.kill(os.getpid(), signum)
+            assert request.signum == signum
+            with pytest.raises(InterruptedError):
+                os.kill(os.getpid(), signum)
+        assert signal.getsignal(signum) is end
+    finally:
+        signal.signal(signum, before)
 
 
 def test_a_signal_that_comes_while_the_processes_agree_is_answered_at_the_next_step(
