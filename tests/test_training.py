@@ -34,7 +34,9 @@ from fastcifar.training.processes import Processes
 from fastcifar.training.progress import SilentReporter, duration
 from fastcifar.training.run_folder import create_run
 from fastcifar.training.signals import StopRequest
+from fastcifar.training.step import Step
 from tests.tiny import Interrupts
+from tests.tiny import tiny as tiny_network
 
 pytestmark = pytest.mark.usefixtures("ordinary_algorithms")
 
@@ -680,6 +682,21 @@ def test_settings_that_were_changed_in_the_folder_are_refused(data_dir: Path, tm
     begun, _ = train(replace(config, epochs=2, max_steps=7), runs_dir=tmp_path)
     with pytest.raises(UsageError, match=r"epochs is 1; .* has begun 2: expected at least that"):
         train(replace(config, max_steps=7), runs_dir=tmp_path, resume=begun)
+
+
+def test_progressive_sizes_are_those_of_each_step(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sides, real = [], Step.__call__
+
+    def step(self: Step, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        sides.append(tuple(images.shape[-2:]))
+        return real(self, images, labels)
+
+    monkeypatch.setattr(Step, "__call__", step)
+    config = tiny_network(tiny_data, val_size=0, progressive=((16, 0.25), (24, 0.75)))
+    assert train(config, runs_dir=tmp_path)[1]["steps"] == 4
+    assert sides == [(16, 16), (24, 24), (24, 24), (32, 32)]
 
 
 def test_sizes_in_progress_cannot_stretch_and_must_fit_the_network(data_dir: Path, tmp_path: Path) -> None:
