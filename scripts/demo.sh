@@ -18,11 +18,16 @@ unset FASTCIFAR_DATA_DIR FASTCIFAR_RUNS_DIR CDPATH
 mkdir -p "$folder"
 cd "$folder"
 SECONDS=0 began=0 times=
+program=$(printf '%q' "$BIN/fastcifar") # to be pasted, whatever the folder is called
 part() { # NAME COMMAND...
     local name=$1
     shift
     echo "demo: fastcifar $*"
-    "$BIN/fastcifar" "$@"
+    "$BIN/fastcifar" "$@" || {
+        local code=$?
+        echo "demo: $name ended with exit code $code; commands that it shows are for $folder/, with $program" >&2
+        exit $code
+    }
     times+=", $name $((SECONDS - began)) s"
     began=$SECONDS
 }
@@ -37,7 +42,6 @@ echo "demo: $SECONDS s in all (${times#, }); open:"
 for file in "$run"/{report.html,explain/grid.png,curves.png,metrics.json}; do
     [ ! -e "$file" ] || echo "    $folder/$file"
 done
-program=$(printf '%q' "$BIN/fastcifar") # to be pasted, whatever the folder is called
 echo "demo: next, in $folder/:"
 echo "    $program preview          # what augmentation does to the images"
 echo "    $program eval $run  # accuracy of each class, confusion, calibration"

@@ -32,7 +32,7 @@ echo "setup: installing fastcifar and its packages into $VENV with $name"
 have_venv || make_venv
 if [ -n "${TORCH_INDEX:-}" ]; then
     echo "setup: torch and torchvision from $TORCH_INDEX"
-    install --index-url "$TORCH_INDEX" torch torchvision
+    install --upgrade --index-url "$TORCH_INDEX" "$(grep -om1 'torch>=[0-9.]*' setup.cfg)" torchvision
 else
     echo "setup: torch comes with its CUDA libraries, 5 GB on the disk; TORCH_INDEX=URL takes another one (see README)"
 fi
