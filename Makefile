@@ -16,11 +16,11 @@ $(VENV)/.done: setup.cfg pyproject.toml scripts/setup.sh scripts/apt.sh
 
 # synthetic images; no network connection is needed
 demo: setup
-	BIN="$(CURDIR)/$(BIN)" bash scripts/demo.sh synthetic
+	@BIN="$(CURDIR)/$(BIN)" bash scripts/demo.sh synthetic
 
 # CIFAR-10: what FASTCIFAR_SOURCE names, or the download
 demo-cifar: setup
-	BIN="$(CURDIR)/$(BIN)" bash scripts/demo.sh cifar
+	@BIN="$(CURDIR)/$(BIN)" bash scripts/demo.sh cifar
 
 # a worker for each core, each with one thread
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal

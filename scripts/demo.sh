@@ -4,19 +4,30 @@
 set -euo pipefail
 case $1 in
 synthetic) folder=demo source=synthetic recipe=shapes ;;
-cifar) folder=demo-cifar source=${FASTCIFAR_SOURCE:-download} recipe=fast ;;
+cifar)
+    folder=demo-cifar source=${FASTCIFAR_SOURCE:-download} recipe=fast
+    if [ "$source" = download ]; then
+        echo "demo: CIFAR-10 is downloaded; FASTCIFAR_SOURCE=PATH takes its archive, or a folder of images, instead"
+    elif [[ $source != /* && -e $source ]]; then
+        source=$PWD/$source # relative to where make was called
+    fi
+    ;;
 *) echo "demo.sh: expected synthetic or cifar, not $1" >&2; exit 2 ;;
 esac
+unset FASTCIFAR_DATA_DIR FASTCIFAR_RUNS_DIR CDPATH
 mkdir -p "$folder"
 cd "$folder"
-[ ! -e "../$source" ] || source=../$source # a relative path is meant from where make was called
-unset FASTCIFAR_DATA_DIR FASTCIFAR_RUNS_DIR
 SECONDS=0 began=0 times=
+program=$(printf '%q' "$BIN/fastcifar") # to be pasted, whatever the folder is called
 part() { # NAME COMMAND...
     local name=$1
     shift
     echo "demo: fastcifar $*"
-    "$BIN/fastcifar" "$@"
+    "$BIN/fastcifar" "$@" || {
+        local code=$?
+        echo "demo: $name ended with exit code $code; commands that it shows are for $folder/, with $program" >&2
+        exit $code
+    }
     times+=", $name $((SECONDS - began)) s"
     began=$SECONDS
 }
@@ -32,5 +43,5 @@ for file in "$run"/{report.html,explain/grid.png,curves.png,metrics.json}; do
     [ ! -e "$file" ] || echo "    $folder/$file"
 done
 echo "demo: next, in $folder/:"
-echo "    $BIN/fastcifar preview                # what augmentation does to the images"
-echo "    $BIN/fastcifar eval $run      # accuracy of each class, confusion, calibration"
+echo "    $program preview          # what augmentation does to the images"
+echo "    $program eval $run  # accuracy of each class, confusion, calibration"

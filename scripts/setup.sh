@@ -6,7 +6,8 @@ set -euo pipefail
 . "$(dirname "$0")/apt.sh"
 SECONDS=0
 log=$(mktemp)
-trap 'rm -f "$log"' EXIT
+done=
+trap 'rm -f "$log"; [ -n "$done" ] || echo "setup: not finished; make setup goes on from here" >&2' EXIT
 
 have_ffcv_needs() { pkg-config --exists opencv4 libturbojpeg 2>/dev/null; }
 
@@ -16,19 +17,22 @@ quietly() { # what the command prints is shown only if it fails
 
 if command -v uv >/dev/null; then
     name=uv
+    have_venv() { [ -x "$VENV/bin/python" ]; }
     make_venv() { uv venv --quiet --seed --python "$PYTHON" "$VENV"; }
     install() { quietly uv pip install --compile-bytecode --python "$VENV/bin/python" "$@"; }
 else
     name=pip
+    # without python3-venv, or stopped half way, it is left without pip
+    have_venv() { "$VENV/bin/python" -m pip --version >/dev/null 2>&1; }
     make_venv() { "$PYTHON" -m venv "$VENV"; }
     install() { quietly "$VENV/bin/python" -m pip install --disable-pip-version-check "$@"; }
 fi
 
 echo "setup: installing fastcifar and its packages into $VENV with $name"
-[ -x "$VENV/bin/python" ] || make_venv
+have_venv || make_venv
 if [ -n "${TORCH_INDEX:-}" ]; then
     echo "setup: torch and torchvision from $TORCH_INDEX"
-    install --index-url "$TORCH_INDEX" torch torchvision
+    install --upgrade --index-url "$TORCH_INDEX" "$(grep -om1 'torch>=[0-9.]*' setup.cfg)" torchvision
 else
     echo "setup: torch comes with its CUDA libraries, 5 GB on the disk; TORCH_INDEX=URL takes another one (see README)"
 fi
@@ -41,4 +45,5 @@ if have_ffcv_needs || apt_install $FFCV_NEEDS; then
 else
     echo "setup: without FFCV; for the ffcv loader: apt-get install $FFCV_NEEDS && make -B setup"
 fi
+done=yes
 echo "setup: done in $SECONDS s; the program is $VENV/bin/fastcifar"

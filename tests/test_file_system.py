@@ -70,6 +70,27 @@ def test_a_lock_that_another_holds_is_an_error(tmp_path: Path) -> None:
         pass
 
 
+def test_a_file_is_synced_before_it_is_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: Source) -> None:
+    calls: list[str] = []
+    real = os.replace
+
+    def renamed(before: Path, after: Path) -> None:
+        calls.append(after.name)
+        real(before, after)
+
+    monkeypatch.setattr(os, "fsync", lambda descriptor: calls.append("synced"))
+    monkeypatch.setattr(os, "replace", renamed)
+    files.write_text(tmp_path / "file", "text")
+    assert calls == ["synced", "file"]
+    calls.clear()
+    convert(source, tmp_path)
+    names = ["train.beton", "train.beton.json", "test.beton", "test.beton.json"]
+    assert [call for call in calls if call != "synced"] == names
+    assert calls[:2] == ["synced"] * 2  # both betons, before either is in place
+    for name in names[::2]:
+        assert calls[calls.index(name) - 1] == "synced"  # its manifest
+
+
 @pytest.mark.parametrize("of", ["files", "folders"])
 def test_without_fsync_betons_are_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, source: Source, of: str

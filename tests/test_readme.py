@@ -35,3 +35,22 @@ def test_every_command_is_told_and_every_told_command_exists() -> None:
     told = set(re.findall(r"^(?:\.venv/bin/)?fastcifar ([\w-]+)", README, flags=re.MULTILINE))
     told |= set(re.findall(r"`fastcifar ([\w-]+)", README))
     assert told == set(main.commands)  # type: ignore[attr-defined]
+
+
+def test_every_promise_has_a_test_in_each_tier() -> None:
+    """CONTRIBUTING.md has a line for each promise of SECURITY.md, and the tests that it names are in those tiers."""
+    root = Path(__file__).parents[1]
+    sources = "\n".join(path.read_text(encoding="utf-8") for path in (root / "tests").rglob("test_*.py"))
+    marks = {
+        name: "@pytest.mark.slow\n" in above
+        for above, name in re.findall(r"((?:^@.*\n)*)^def (test_\w+)", sources, re.M)
+    }
+    promised = re.findall(r"`(test_\w+\.py)` \|$", (root / "SECURITY.md").read_text(encoding="utf-8"), re.M)
+    assert all((root / "tests" / "trust" / name).is_file() for name in promised)
+    lines = re.findall(
+        r"^\|.*\| (`test_.*) \| (`test_.*) \|$", (root / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.M
+    )
+    assert len(lines) == len(promised) > 10
+    for fast, real in lines:
+        assert not any(marks[name] for name in re.findall(r"`(test_\w+)`", fast)), fast
+        assert all(marks[name] for name in re.findall(r"`(test_\w+)`", real)), real

@@ -33,7 +33,10 @@ from fastcifar.training import checkpoint as checkpoints
 from fastcifar.training.distributed import Processes
 from fastcifar.training.progress import SilentReporter, duration
 from fastcifar.training.run_folder import create_run
+from fastcifar.training.signals import StopRequest
+from fastcifar.training.step import Step
 from tests.tiny import Interrupts
+from tests.tiny import tiny as tiny_network
 
 pytestmark = pytest.mark.usefixtures("ordinary_algorithms")
 
@@ -128,6 +131,26 @@ def test_sigterm_saves_and_ends_with_143(data_dir: Path, tmp_path: Path) -> None
         train(tiny(data_dir), runs_dir=tmp_path, reporter=Interrupts(2, signal.SIGTERM))
     assert caught.value.exit_code == 143
     assert checkpoints.load_last(RunFolder(tmp_path / "small"))["progress"]["step"] == 2
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_goes_where_signals_went_before(signum: signal.Signals) -> None:
+    """Which ends the program, where a step does not end."""
+
+    def end(*args: object) -> None:
+        raise InterruptedError
+
+    before = signal.signal(signum, end)
+    try:
+        with StopRequest() as request:
+            request.begin()
+            os.kill(os.getpid(), signum)
+            assert request.signum == signum
+            with pytest.raises(InterruptedError):
+                os.kill(os.getpid(), signum)
+        assert signal.getsignal(signum) is end
+    finally:
+        signal.signal(signum, before)
 
 
 def test_a_signal_that_comes_while_the_processes_agree_is_answered_at_the_next_step(
@@ -655,6 +678,21 @@ def test_settings_that_were_changed_in_the_folder_are_refused(data_dir: Path, tm
     begun, _ = train(config.with_settings(epochs=2, max_steps=7), runs_dir=tmp_path)
     with pytest.raises(UsageError, match=r"epochs is 1; .* has begun 2: expected at least that"):
         train(config.with_settings(max_steps=7), runs_dir=tmp_path, resume=begun)
+
+
+def test_progressive_sizes_are_those_of_each_step(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sides, real = [], Step.__call__
+
+    def step(self: Step, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        sides.append(tuple(images.shape[-2:]))
+        return real(self, images, labels)
+
+    monkeypatch.setattr(Step, "__call__", step)
+    config = tiny_network(tiny_data, val_size=0, progressive=((16, 0.25), (24, 0.75)))
+    assert train(config, runs_dir=tmp_path)[1]["steps"] == 4
+    assert sides == [(16, 16), (24, 24), (24, 24), (32, 32)]
 
 
 def test_sizes_in_progress_cannot_stretch_and_must_fit_the_network(data_dir: Path, tmp_path: Path) -> None:
