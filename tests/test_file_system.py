@@ -21,7 +21,7 @@ from fastcifar.data import beton
 from fastcifar.data.beton import manifest_path
 from fastcifar.errors import DataError, FastcifarError
 from fastcifar.io import atomic
-from fastcifar.io.atomic import fsync, replace
+from fastcifar.io.atomic import fsync, replace, write_text
 from fastcifar.io.locks import lock_folder
 from fastcifar.io.paths import link_or_copy, make_folder
 from tests.trust.cases import contents
@@ -80,7 +80,7 @@ def test_a_file_is_synced_before_it_is_renamed(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(os, "fsync", lambda descriptor: calls.append("synced"))
     monkeypatch.setattr(os, "replace", renamed)
-    files.write_text(tmp_path / "file", "text")
+    write_text(tmp_path / "file", "text")
     assert calls == ["synced", "file"]
     calls.clear()
     convert(source, tmp_path)
