@@ -20,7 +20,7 @@ from click.testing import CliRunner, Result
 import fastcifar
 from fastcifar import open_beton
 from fastcifar.cli import main
-from fastcifar.data.beton import manifest_path
+from fastcifar.data.manifest import manifest_path
 from fastcifar.errors import MissingExtraError
 from tests.conftest import ImageFolder
 from tests.test_loaders import LOADERS

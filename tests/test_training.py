@@ -25,7 +25,7 @@ from fastcifar.cli import main
 from fastcifar.config import TrainConfig
 from fastcifar.converters import convert
 from fastcifar.converters.synthetic import source as synthetic_source
-from fastcifar.data.beton import manifest_path
+from fastcifar.data.manifest import manifest_path
 from fastcifar.errors import CheckpointError, DataError, DivergedError, FastcifarError, Stopped, UsageError
 from fastcifar.inference.predict import predict
 from fastcifar.training import RunFolder, find_run, loop, train

@@ -38,7 +38,7 @@ def preview(config: TrainConfig, path: str | os.PathLike[str], *, n: int = 8, ea
     heading = f"Augmentations of {what}, seed {config.seed}: as training sees {beton.path.name}"
     for side, until in config.progressive:
         heading += f"\nuntil {until:.0%} of the steps are done, then reduced to {side} pixels"
-    images = beton.images_as_checked(rows)
+    images = beton.images(rows)
     try:
         from fastcifar import plotting
 

@@ -125,7 +125,7 @@ def _test_images(trained: Trained, config: ExplainConfig, reporter: Reporter) ->
     chosen = choose(found, config)
     rows = found.index[chosen]
     subjects = Subjects(
-        images=beton.images_as_checked(rows) if len(rows) else np.empty((0, *beton.image_shape), np.uint8),
+        images=beton.images(rows),
         names=tuple(f"test image {row}" for row in rows),
         short_names=tuple(map(str, rows)),
         files=tuple(f"{row:05d}.png" for row in rows),

@@ -12,7 +12,8 @@ import PIL.Image
 import PIL.ImageOps
 
 from fastcifar.data import image_files
-from fastcifar.errors import DataError, Stopped
+from fastcifar.errors import DataError, Stopped, one_line
+from fastcifar.io.reading import open_regular
 
 MAX_PIXELS = 50_000_000
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # not those for which Pillow starts programs
@@ -61,7 +62,7 @@ def _read(path: Path, width: int, height: int) -> npt.NDArray[np.uint8]:
     with PIL.Image.open(path, formats=FORMATS) as picture:
         if picture.width * picture.height > MAX_PIXELS:
             raise _Unsupported(f"it has {picture.width}x{picture.height} pixels, over {MAX_PIXELS:,}")
-        upright, _ = image_files.upright(picture)
+        upright, _ = image_files.apply_exif_orientation(picture)
         if upright.mode == "I;16":
             upright = PIL.Image.fromarray((np.asarray(upright) // 257).astype(np.uint8))
         if upright.mode in ("I", "F") or upright.mode.startswith("I;"):
@@ -77,8 +78,8 @@ def _reason(path: Path, error: Exception) -> str:
     if isinstance(error, _Unsupported):
         return str(error)
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             head = file.read(image_files.HEAD_BYTES)
-    except OSError as unreadable:
-        return unreadable.strerror or type(unreadable).__name__
-    return image_files.why_unreadable(head, error, DECODABLE)
+    except (OSError, ValueError) as unreadable:
+        return one_line(unreadable)
+    return image_files.decode_error_reason(head, error, DECODABLE)

@@ -90,9 +90,7 @@ def evaluate_run(
     again: list[Any] = ["fastcifar", "eval", run.path, "--split", split, "--tta", tta]
     again += ["--data-dir", data_folder(data_dir)] if data_dir else []
     again += ["--model", trusted] if trusted else []
-    made = _draw(
-        folder, title, scores, found, names, beton.images_as_checked, f"draw them with: {command_line(*again)}"
-    )
+    made = _draw(folder, title, scores, found, names, beton.images, f"draw them with: {command_line(*again)}")
     return Evaluation(
         scores=scores,
         class_names=names,

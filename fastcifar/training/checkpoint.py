@@ -24,7 +24,8 @@ from safetensors.torch import load, save
 from torch import nn
 
 from fastcifar.config import ModelConfig
-from fastcifar.data.beton import MAX_CLASSES, MAX_NAME
+from fastcifar.data.manifest import MAX_NAME
+from fastcifar.data.tables import MAX_CLASSES
 from fastcifar.errors import CheckpointError, one_line
 from fastcifar.io.atomic import replace, write_arrays, write_bytes
 from fastcifar.io.reading import load_arrays, open_regular, read_bytes

@@ -12,7 +12,8 @@ import numpy.typing as npt
 import torch
 
 from fastcifar.config import TrainConfig
-from fastcifar.data.beton import Beton, require_classes
+from fastcifar.data.beton import Beton
+from fastcifar.data.statistics import require_classes
 from fastcifar.errors import DataError, UsageError
 from fastcifar.loaders import Loader, choose_loader, make_loader, open_for
 from fastcifar.training.checkpoint import DataInfo

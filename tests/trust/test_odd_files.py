@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from fastcifar.config import ExplainConfig
-from fastcifar.data.beton import manifest_path, open_beton
+from fastcifar.data.beton import open_beton
+from fastcifar.data.manifest import manifest_path
 from fastcifar.errors import DataError, FastcifarError
 from fastcifar.explain import evaluate_run, explain_run
 from fastcifar.report import write_report
