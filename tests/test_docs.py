@@ -13,6 +13,7 @@ import torch
 
 from fastcifar import recipes
 from fastcifar.cli import main
+from fastcifar.config import CAM_METHODS, CHANGEABLE
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "benchmarks" / "README.md", *(ROOT / "docs").glob("*.md")])
@@ -111,3 +112,23 @@ def test_the_recipe_of_the_documentation_loads(tmp_path: Path) -> None:
     (example,) = fenced(ROOT / "docs" / "recipes.md", "yaml")
     (tmp_path / "mine.yaml").write_text(example)
     assert recipes.load(tmp_path / "mine.yaml").about["title"]
+
+
+def choices(command: str, flag: str) -> tuple[str, ...]:
+    (option,) = [param for param in COMMANDS[command].params if flag in param.opts]
+    assert isinstance(option.type, click.Choice)
+    return tuple(map(str, option.type.choices))
+
+
+def test_pages_name_every_choice_and_recipe() -> None:
+    def text(name: str) -> str:
+        return (ROOT / "docs" / name).read_text(encoding="utf-8")
+
+    for flag in ("--sched", "--optimizer", "--aux-optimizer", "--norm", "--anneal-strategy", "--monitor"):
+        assert all(choice in text("training.md") for choice in choices("train", flag)), flag
+    for flag in ("--padding-mode", "--flip-mode", "--cutout-fill"):
+        assert all(choice in text("augmentation.md") for choice in choices("train", flag)), flag
+    assert all(f"`{name}`" in text("recipes.md") for name in recipes.names())
+    assert all(f"`--{name.replace('_', '-')}`" in text("training.md") for name in CHANGEABLE)
+    assert all(f"| `{name}` |" in text("lr-find.md") for name in choices("lr-find", "--suggest") if name != "auto")
+    assert all(f"| `{name}` |" in text("explain.md") for name in CAM_METHODS)
