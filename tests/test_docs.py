@@ -132,3 +132,21 @@ def test_pages_name_every_choice_and_recipe() -> None:
     assert all(f"`--{name.replace('_', '-')}`" in text("training.md") for name in CHANGEABLE)
     assert all(f"| `{name}` |" in text("lr-find.md") for name in choices("lr-find", "--suggest") if name != "auto")
     assert all(f"| `{name}` |" in text("explain.md") for name in CAM_METHODS)
+
+
+def test_every_promise_has_a_test_in_each_tier() -> None:
+    """CONTRIBUTING.md has a line for each promise of SECURITY.md, and the tests that it names are in those tiers."""
+    sources = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    is_slow = {
+        name: "@pytest.mark.slow\n" in decorators
+        for decorators, name in re.findall(r"((?:^@.*\n)*)^def (test_\w+)", sources, re.M)
+    }
+    promises = re.findall(r"`(test_\w+\.py)` \|$", (ROOT / "SECURITY.md").read_text(encoding="utf-8"), re.M)
+    assert all((ROOT / "tests" / "trust" / name).is_file() for name in promises)
+    lines = re.findall(
+        r"^\|.*\| (`test_.*) \| (`test_.*) \|$", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.M
+    )
+    assert len(lines) == len(promises) > 10
+    for fast, slow in lines:
+        assert not any(is_slow[name] for name in re.findall(r"`(test_\w+)`", fast)), fast
+        assert all(is_slow[name] for name in re.findall(r"`(test_\w+)`", slow)), slow
