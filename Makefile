@@ -1,12 +1,14 @@
-# make setup: everything that is needed, in .venv.   make demo: convert, train, explain.   make lint, make test: the quick
-# checks.   make check: all tests.   make soak: the promises of SECURITY.md, in full.
+# make setup   install everything into .venv          make lint    ruff and mypy
+# make demo    convert, train and explain             make test    the fast tests
+# make docs    rewrite docs/commands.md               make check   all tests
+#                                                     make soak    the tests of SECURITY.md in full counts
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 FFCV_NEEDS := pkg-config libopencv-dev libturbojpeg0-dev
 export NO_ALBUMENTATIONS_UPDATE := 1
 
-.PHONY: setup demo demo-cifar test check soak lint format clean
+.PHONY: setup demo demo-cifar docs test check soak lint format clean
 
 setup: $(VENV)/.done
 
@@ -14,18 +16,21 @@ $(VENV)/.done: setup.cfg pyproject.toml scripts/setup.sh scripts/apt.sh
 	@PYTHON="$(PYTHON)" VENV="$(VENV)" TORCH_INDEX="$(TORCH_INDEX)" FFCV_NEEDS="$(FFCV_NEEDS)" bash scripts/setup.sh
 	@touch $@
 
-# synthetic images; no network connection is needed
+# on synthetic images; needs no network connection
 demo: setup
-	BIN="$(CURDIR)/$(BIN)" bash scripts/demo.sh synthetic
+	@BIN="$(CURDIR)/$(BIN)" bash scripts/demo.sh synthetic
 
-# CIFAR-10: what FASTCIFAR_SOURCE names, or the download
+# on CIFAR-10: the images at FASTCIFAR_SOURCE, otherwise a download
 demo-cifar: setup
-	BIN="$(CURDIR)/$(BIN)" bash scripts/demo.sh cifar
+	@BIN="$(CURDIR)/$(BIN)" bash scripts/demo.sh cifar
 
-# a worker for each core, each with one thread
+docs: setup
+	$(BIN)/python scripts/command_reference.py >docs/commands.md.new && mv docs/commands.md.new docs/commands.md
+
+# one worker per core, one thread each
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
-# without processes, signals, browsers and real images: under 4 minutes on two cores
+# without processes, signals, browsers or real images: under 4 minutes on two cores
 test: setup
 	$(PYTEST) -m "not slow and not real_data"
 
@@ -33,16 +38,16 @@ test: setup
 check: setup
 	$(PYTEST)
 
-# every promise of SECURITY.md in full: under 20 minutes on two cores
+# the promises of SECURITY.md in full counts: under 20 minutes on two cores
 soak: setup
 	FASTCIFAR_SOAK=1 $(BIN)/python -m pytest tests/trust -n 2 --dist worksteal --durations=10
 
-# mypy sees the packages as they are installed: converters/ is fastcifar.converters
+# converters/ is installed as fastcifar.converters: the link shows it to mypy under that name
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	rm -rf build/typecheck && mkdir -p build/typecheck && cp -r fastcifar build/typecheck/ && cp -r converters build/typecheck/fastcifar/
-	cd build/typecheck && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/setup.cfg --cache-dir $(CURDIR)/.mypy_cache -p fastcifar
+	mkdir -p build/mypy/fastcifar && ln -sfn ../../../converters build/mypy/fastcifar/converters
+	$(BIN)/mypy
 
 format: setup
 	$(BIN)/ruff check --fix .

@@ -50,8 +50,8 @@ def images_per_s(data_dir: str, model: str, batch_size: int, seconds: float, ada
 
     keep_freed_memory()
     loader = make_loader(Path(data_dir) / "train.beton", AugmentConfig(cutout_size=8), batch_size=batch_size)
-    config = TrainConfig(model=model, lr=0.01)
-    network: Any = make_model(config.network, len(loader.beton.class_names), loader.beton.image_shape)
+    config = TrainConfig.from_settings(model=model, lr=0.01)
+    network: Any = make_model(config.model, len(loader.beton.class_names), loader.beton.image_shape)
     network = network.to(memory_format=torch.channels_last)
     step = Step(network, network, make_optimizer(network, config), config, choose_amp(torch.device("cpu"), "auto"))
     threads = CpuThreads() if adapts else None

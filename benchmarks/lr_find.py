@@ -22,7 +22,7 @@ from benchmarks import Command, save_rows, show  # noqa: E402
 from benchmarks.peers.torchvision_transforms import Images  # noqa: E402
 from benchmarks.subprocesses import rates_in_turn  # noqa: E402
 from fastcifar import measure, open_beton  # noqa: E402
-from fastcifar.config import ModelConfig, RangeTest, TrainConfig  # noqa: E402
+from fastcifar.config import LrRangeTestConfig, ModelConfig, TrainConfig  # noqa: E402
 from fastcifar.loaders.base import usable_device  # noqa: E402
 from fastcifar.models import make_model  # noqa: E402
 
@@ -39,15 +39,17 @@ def ours(data_dir: str, model: str, batch_size: int, steps: int, device: torch.d
     from fastcifar.training.distributed import Processes
     from fastcifar.training.find_lr import find_for
 
-    config = TrainConfig(data_dir=data_dir, model=model, batch_size=batch_size)
+    config = TrainConfig.from_settings(data_dir=data_dir, model=model, batch_size=batch_size)
     if device.type == "cpu":
         keep_freed_memory()
     with closing(Loaders(config, device, Processes())) as loaders:
-        network: torch.nn.Module = make_model(config.network, 10).to(device)
+        network: torch.nn.Module = make_model(config.model, 10).to(device)
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
         def run(num: int) -> None:
-            find_for(config, network, loaders.train, choose_amp(device, "auto"), RangeTest(num_steps=num, **RATES))
+            find_for(
+                config, network, loaders.train, choose_amp(device, "auto"), LrRangeTestConfig(num_steps=num, **RATES)
+            )
 
         return _rate(run, steps, device)
 

@@ -42,13 +42,13 @@ def images_per_s(name: str, data_dir: str, model: str, batch_size: int, device: 
     if level >= NAMES.index("+allocator") and on_cpu:
         keep_freed_memory()
     layout = torch.channels_last if level >= 1 else torch.contiguous_format
-    config = TrainConfig(model=model, lr=0.01, batch_size=batch_size)
+    config = TrainConfig.from_settings(model=model, lr=0.01, batch_size=batch_size)
     if name == "recipe":
         config = recipes.load(RECIPES[model]).config
     beton, batch_size = Path(data_dir) / "train.beton", config.batch_size
     loader = make_loader(beton, batch_size=batch_size, device=device, channels_last=level >= 1)
     images, labels, _ = next(iter(loader.epoch(0)))
-    network: torch.nn.Module = make_model(config.network, len(loader.beton.class_names)).to(device)
+    network: torch.nn.Module = make_model(config.model, len(loader.beton.class_names)).to(device)
     network = network.to(memory_format=layout)  # type: ignore[call-overload]
     if level >= NAMES.index("fastcifar"):
         called = torch.compile(network) if name.endswith("compile") else network

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +33,11 @@ ORIGINS = tuple(name for name in recipes.names() if "origin" in recipes.load(nam
 
 def shortened(config: TrainConfig, by: float) -> TrainConfig:
     """The same way of the learning rate in fewer epochs."""
-    return replace(
-        config,
+    return config.with_settings(
         epochs=max(1, round(config.epochs / by)),
-        patience=round(config.patience / by),
-        step_size=max(1, round(config.step_size / by)),
-        warmup_epochs=config.warmup_epochs / by,
+        patience=round(config.schedule.patience / by),
+        step_size=max(1, round(config.schedule.step_size / by)),
+        warmup_epochs=config.schedule.warmup_epochs / by,
     )
 
 
@@ -48,7 +46,7 @@ def ours(config: TrainConfig, data_dir: str, device: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as runs:
         flags = ["--recipe", str(config.recipe), "--data-dir", data_dir, "--runs-dir", runs, "--device", device]
         for name in ("epochs", "patience", "step_size", "warmup_epochs"):
-            flags += [f"--{name.replace('_', '-')}", str(getattr(config, name))]
+            flags += [f"--{name.replace('_', '-')}", str(config.to_settings()[name])]
         metrics = told_by("fastcifar", "train", "--json", *flags)
         last = (Path(runs) / str(config.recipe) / "results.csv").read_text(encoding="utf-8").splitlines()
         trained = dict(zip(last[0].split(","), last[-1].split(","), strict=True))
@@ -58,7 +56,7 @@ def ours(config: TrainConfig, data_dir: str, device: str) -> dict[str, Any]:
 
 def twin(config: TrainConfig, data_dir: str, device: str) -> dict[str, Any]:
     """The same in plain PyTorch."""
-    return told_by("benchmarks.peers.plain_training", json.dumps(asdict(config)), data_dir, device)
+    return told_by("benchmarks.peers.plain_training", json.dumps(config.to_settings()), data_dir, device)
 
 
 @click.command(cls=Command)
@@ -81,7 +79,7 @@ def main(
         row: dict[str, Any] = {"name": name, "epochs": config.epochs, "of_epochs": whole.epochs}
         row |= ours(config, data, device)
         if with_twin:
-            told = twin(replace(config, lr=row["lr"]), data, device)
+            told = twin(config.with_settings(lr=row["lr"]), data, device)
             row |= {f"twin_{key}": told[key] for key in KEYS}
         row = {key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()}
         rows.append(row)

@@ -1,4 +1,4 @@
-"""Converters: from archives, folders and generators of images to beton files. Installed as `fastcifar.converters`."""
+"""Converters from archives, folders and generators of images to betons. Installed as `fastcifar.converters`."""
 
 from __future__ import annotations
 

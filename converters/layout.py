@@ -1,6 +1,6 @@
-"""Which of the files of a folder or an archive are images, and of which class: `train/<class>/*` and `test/<class>/*`.
+"""The layout of a dataset, `train/<class>/*` and `test/<class>/*`: which files are images, and of which class.
 
-The names are other people's: two that a reader cannot tell apart, folders without images, and other layouts are named.
+Errors name what is probably a mistake: class names that look alike, class folders without images, other layouts.
 """
 
 from __future__ import annotations
@@ -8,18 +8,18 @@ from __future__ import annotations
 import logging
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from fastcifar.data.beton import MAX_NAME
-from fastcifar.errors import DataError
+from fastcifar.data.manifest import MAX_NAME
+from fastcifar.errors import DataError, join_names
 
 log = logging.getLogger(__name__)
 SPLITS = ("train", "test")
 EXTENSIONS = (".jpg", ".jpeg", ".png")
 MAX_DEPTH = 2
-"""So many folders may lie around train/ and test/, as archives that were packed twice have them."""
+"""Folders around train/ and test/, e.g. in an archive that was packed twice."""
 LAYOUT = "expected train/<class>/* and test/<class>/*, JPEG or PNG"
 _SYSTEM_NAMES = {
     "__macosx",
@@ -41,203 +41,198 @@ _SYSTEM_NAMES = {
     "picasa.ini",
     "icon\r",
 }
-_BLANK = {"\u00ad", "\u034f", "\u115f", "\u1160", "\u2800", "\u3164", "\uffa0"}
-"""Characters that show nothing and that Unicode does not count among its spaces or its format characters."""
+_INVISIBLE = {"\u00ad", "\u034f", "\u115f", "\u1160", "\u2800", "\u3164", "\uffa0"}
+"""Invisible characters that Unicode counts neither as spaces nor as format characters."""
 
 
 @dataclass(frozen=True)
 class ImageFile:
-    """One image of a source: where it stands, and how to get its bytes."""
+    """A file of a source."""
 
     name: str
-    """`train/cat/0001.jpg`; a byte that is not UTF-8 is a surrogate, as in Python's own names of files."""
+    """E.g. `train/cat/0001.jpg`; bytes that are not UTF-8 are surrogates, as in Python's own file names."""
     read: Callable[[], bytes]
 
 
 @dataclass
 class Listing:
-    """What a folder or an archive holds, as it is found."""
+    """The files and folders in a folder or archive."""
 
     files: list[ImageFile] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)
-    passed_over: list[str] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)
     """Files and folders of operating systems and storage devices."""
 
-    def wants(self, name: str) -> bool:
-        """False, and counted, for what operating systems leave among the user's files."""
-        wanted = not any(_is_system_name(part) for part in PurePosixPath(name).parts)
-        if not wanted:
-            self.passed_over.append(name)
-        return wanted
+    def accepts(self, name: str) -> bool:
+        """False for a file or folder of an operating system, which is added to `ignored`."""
+        is_system = any(_is_system_name(part) for part in PurePosixPath(name).parts)
+        if is_system:
+            self.ignored.append(name)
+        return not is_system
 
 
-Arranged = dict[str, list[tuple[ImageFile, int]]]
+def group_by_class(
+    path: Path, listing: Listing, *, skip_empty: bool = False
+) -> tuple[tuple[str, ...], dict[str, list[tuple[ImageFile, int]]]]:
+    """The class names, sorted, and the (file, label) pairs of each split, in the order of their paths.
 
-
-def arrange(where: Path, listing: Listing, *, skip_empty: bool = False) -> tuple[tuple[str, ...], Arranged]:
-    """The names of the classes, sorted, and the files of each split with their labels, in the order of their paths.
-
-    Raises DataError if together they are not a dataset. A folder of a class that holds no image is an error too, since
-    without it every class after it would get another label; `skip_empty` leaves it out.
+    path: of the source, for messages. skip_empty: skip class folders without images; else they are an error, because
+    the classes after them would get other labels. Raises DataError if the files are not a dataset.
     """
-    root = _root(listing)
+    root = _find_root(listing)
     found: dict[str, dict[str, dict[str, ImageFile]]] = {name: {} for name in SPLITS}
-    spelled: dict[str, str] = {}
+    spellings: dict[str, str] = {}
     for file in listing.files:
-        _check_path(where, file.name)
-        place = _place(file.name, root)
-        if place is None:
-            if _is_image(file.name) and _depth(file.name) is not None:
+        _check_path(path, file.name)
+        location = _locate(file.name, root)
+        if location is None:
+            if _is_image(file.name) and _find_depth(file.name) is not None:
                 shown = "/".join(root) or "."
-                raise DataError(f"{where}: {escaped(file.name)} lies beside another dataset in {shown}; {LAYOUT}")
+                raise DataError(f"{path}: {escape(file.name)} is next to another dataset in {shown}; {LAYOUT}")
             continue  # a README next to train/ and test/
-        folder, parts = place
+        folder, parts = location
         split = folder.lower()
-        if spelled.setdefault(split, folder) != folder:
-            raise DataError(f"{where}: has {spelled[split]}/ and {folder}/; expected one of them: rename one")
-        shown = "/".join((split, *parts))
+        if spellings.setdefault(split, folder) != folder:
+            raise DataError(f"{path}: has {spellings[split]}/ and {folder}/; expected one of them: rename one")
+        name = "/".join((split, *parts))
         if len(parts) != 2 or not _is_image(file.name):
-            raise DataError(f"{where}: {escaped(shown)}: {LAYOUT}; found {_summary(listing)}")
+            raise DataError(f"{path}: {escape(name)}: {LAYOUT}; found {_summarise(listing)}")
         images = found[split].setdefault(parts[0], {})
-        if shown in images:
-            raise DataError(f"{where}: {escaped(shown)} stands there twice")
-        images[shown] = ImageFile(shown, file.read)
-    places = [place for name in listing.folders if (place := _place(name, root)) and place[1]]
-    folders = sorted({(split.lower(), parts[0]) for split, parts in places})
-    _check_names(where, [*((split, name) for split in SPLITS for name in sorted(found[split])), *folders])
-    _check_empty(where, [(split, name) for split, name in folders if name not in found[split]], skip_empty)
+        if name in images:
+            raise DataError(f"{path}: {escape(name)} is a duplicate; remove one of the two")
+        images[name] = ImageFile(name, file.read)
+    locations = [location for name in listing.folders if (location := _locate(name, root)) and location[1]]
+    folders = sorted({(split.lower(), parts[0]) for split, parts in locations})
+    _check_class_names(path, [*((split, name) for split in SPLITS for name in sorted(found[split])), *folders])
+    _check_empty(path, [(split, name) for split, name in folders if name not in found[split]], skip_empty)
     class_names = tuple(sorted(found["train"]))
-    for name in SPLITS:
-        if not found[name]:
-            raise DataError(f"{where}: no images in {name}/; {LAYOUT}; found {_summary(listing)}")
+    for split in SPLITS:
+        if not found[split]:
+            raise DataError(f"{path}: no images in {split}/; {LAYOUT}; found {_summarise(listing)}")
     unknown = sorted(set(found["test"]) - set(class_names))
     if unknown:
         raise DataError(
-            f"{where}: test/{unknown[0]} is a class that train/ does not have; expected one of: {listed(class_names)}"
+            f"{path}: test/{unknown[0]} is a class that train/ does not have; expected one of: "
+            f"{join_names(class_names)}"
         )
-    if listing.passed_over:
-        num, first = len(listing.passed_over), escaped(listing.passed_over[0])
-        log.info("%s: system files passed over: %d, such as %s", where, num, first)
-    _warn_of_bytes(where, [name for split in found.values() for images in split.values() for name in images])
+    if listing.ignored:
+        log.info("%s: %d system files ignored, e.g. %s", path, len(listing.ignored), escape(listing.ignored[0]))
+    _warn_of_odd_names(path, [name for classes in found.values() for images in classes.values() for name in images])
     splits = {
-        name: [
+        split: [
             (file, label)
             for label, class_name in enumerate(class_names)
-            for _, file in sorted(found[name].get(class_name, {}).items())
+            for _, file in sorted(found[split].get(class_name, {}).items())
         ]
-        for name in SPLITS
+        for split in SPLITS
     }
     return class_names, splits
 
 
-def escaped(text: str) -> str:
-    """The text with an escape, such as \\x1b, for each character that cannot be shown."""
+def escape(text: str) -> str:
+    """The text with an escape, e.g. \\x1b, for each character that is not printable."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-
-
-def listed(names: Iterable[str], most: int = 12) -> str:
-    """The first of the names, and how many there are if there are more."""
-    names = list(names)
-    return ", ".join(names[:most]) + (f", … ({len(names):,})" if len(names) > most else "")
 
 
 def _is_system_name(name: str) -> bool:
     lowered = name.lower()
-    hidden = name.startswith(".") and not name.startswith("..") and name != "."
-    return hidden or lowered in _SYSTEM_NAMES or name.startswith("~$") or lowered.endswith(":zone.identifier")
+    is_hidden = name.startswith(".") and not name.startswith("..") and name != "."
+    return is_hidden or lowered in _SYSTEM_NAMES or name.startswith("~$") or lowered.endswith(":zone.identifier")
 
 
 def _is_image(name: str) -> bool:
     return name.lower().endswith(EXTENSIONS)
 
 
-def _check_path(where: Path, name: str) -> None:
-    path = PurePosixPath(name)
-    if ".." in path.parts or path.is_absolute():
-        raise DataError(f"{where}: {name!a} points outside the archive; refused")
-    if "\\" in name:  # which some programs take for a '/'
-        raise DataError(f"{where}: {name!a} has a backslash in its name; rename it")
+def _check_path(path: Path, name: str) -> None:
+    parsed = PurePosixPath(name)
+    if ".." in parsed.parts or parsed.is_absolute():
+        raise DataError(f"{path}: {name!a} points outside the archive; remove it")
+    if "\\" in name:  # a path separator to some programs
+        raise DataError(f"{path}: {name!a} has a backslash in its name; rename it")
 
 
-def _depth(name: str) -> int | None:
-    """How many folders lie around the first train/ or test/ of a path; None if there is none."""
+def _find_depth(name: str) -> int | None:
+    """The number of folders around the first train/ or test/ of a path; None without one."""
     parts = PurePosixPath(name).parts[: MAX_DEPTH + 1]
     return next((i for i, part in enumerate(parts) if part.lower() in SPLITS), None)
 
 
-def _root(listing: Listing) -> tuple[str, ...]:
-    """The folders around train/ and test/: of those of images the shallowest."""
+def _find_root(listing: Listing) -> tuple[str, ...]:
+    """The folders around train/ and test/: the shallowest of those with images."""
     images = [file.name for file in listing.files if _is_image(file.name)]
     for names in (images, [file.name for file in listing.files], listing.folders):
-        roots = {PurePosixPath(name).parts[:depth] for name in names if (depth := _depth(name)) is not None}
+        roots = {PurePosixPath(name).parts[:depth] for name in names if (depth := _find_depth(name)) is not None}
         if roots:
             return min(roots, key=lambda root: (len(root), root))
     return ()
 
 
-def _place(name: str, root: tuple[str, ...]) -> tuple[str, tuple[str, ...]] | None:
-    """The folder of the split, as it is spelled, and what follows it; None if the path does not lead there."""
+def _locate(name: str, root: tuple[str, ...]) -> tuple[str, tuple[str, ...]] | None:
+    """The split folder, as spelled, and the parts after it; None if the path is not inside one."""
     parts = PurePosixPath(name).parts
-    at = len(root)
-    if parts[:at] != root or len(parts) <= at or parts[at].lower() not in SPLITS:
+    depth = len(root)
+    if parts[:depth] != root or len(parts) <= depth or parts[depth].lower() not in SPLITS:
         return None
-    return parts[at], parts[at + 1 :]
+    return parts[depth], parts[depth + 1 :]
 
 
-def _check_names(where: Path, folders: list[tuple[str, str]]) -> None:
-    """Raise DataError unless each name of a class can be shown, and told from the others."""
+def _check_class_names(path: Path, folders: list[tuple[str, str]]) -> None:
+    """Raise DataError unless each class name is printable, and distinguishable from the others."""
     known: dict[str, str] = {}
     for split, name in folders:
-        if not name.isprintable() or not _key(name):
-            how = "has characters that cannot be shown"
+        key = _comparison_key(name)
+        if not name.isprintable() or not key:
+            problem = "has characters that are not printable"
             if any("\ud800" <= c <= "\udfff" for c in name):
-                how = f"is not UTF-8 and {how}"
-            raise DataError(f"{where}: the class folder {name!a} {how}; rename it")
+                problem = f"is not UTF-8 and {problem}"
+            raise DataError(f"{path}: the class folder {name!a} {problem}; rename it")
         if len(name) > MAX_NAME:
             raise DataError(
-                f"{where}: the class folder {name[:20]}… has {len(name):,} characters; expected at most {MAX_NAME}"
+                f"{path}: the class folder {name[:20]}… has {len(name):,} characters; expected at most {MAX_NAME}"
             )
-        other = known.setdefault(_key(name), f"{split}/{name}")
+        other = known.setdefault(key, f"{split}/{name}")
         if other.partition("/")[2] != name:
             both = f"{other!a} and {f'{split}/{name}'!a}"
             raise DataError(
-                f"{where}: the class folders {both} differ only in case, spaces or Unicode form; rename one of "
-                "them, or put their images into one folder"
+                f"{path}: the class folders {both} differ only in case, spaces or Unicode form; rename or merge them"
             )
 
 
-def _key(name: str) -> str:
-    """The same for names that a reader cannot tell apart, or that some file systems take for one."""
+def _comparison_key(name: str) -> str:
+    """Equal for names that look alike, or that some file systems treat as one."""
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
-    seen = (c for c in text if c not in _BLANK and not "\ufe00" <= c <= "\ufe0f" and unicodedata.category(c) != "Cf")
-    return " ".join("".join(seen).split())
+    visible = (
+        c for c in text if c not in _INVISIBLE and not "\ufe00" <= c <= "\ufe0f" and unicodedata.category(c) != "Cf"
+    )
+    return " ".join("".join(visible).split())
 
 
-def _check_empty(where: Path, empty: list[tuple[str, str]], skip: bool) -> None:
+def _check_empty(path: Path, empty: list[tuple[str, str]], skip: bool) -> None:
     if not empty:
         return
-    names = listed([f"{split}/{name}" for split, name in empty])
+    names = join_names(f"{split}/{name}" for split, name in empty)
     if not skip:
         raise DataError(
-            f"{where}: class folders without an image: {names}; add images, remove them, or leave them out with "
-            "--skip-empty-classes (classes after them then have other label numbers)"
+            f"{path}: class folders without images: {names}; add images, remove the folders, or skip them with "
+            "--skip-empty-classes (the classes after them then get other labels)"
         )
-    log.warning("%s: left out, as class folders without an image: %s", where, names)
+    log.warning("%s: skipped class folders without images: %s", path, names)
 
 
-def _warn_of_bytes(where: Path, names: list[str]) -> None:
+def _warn_of_odd_names(path: Path, names: list[str]) -> None:
     odd = sorted(name for name in names if not name.isprintable())
     if odd:
         log.warning(
-            "%s: %d names of files are not UTF-8 or cannot be shown, such as %s; their images are taken",
-            where,
+            "%s: %d file names are not UTF-8 or not printable, e.g. %s; the images are used",
+            path,
             len(odd),
-            escaped(odd[0]),
+            escape(odd[0]),
         )
 
 
-def _summary(listing: Listing) -> str:
-    """What lies at the top of the folder or archive, to be compared with what is expected there."""
+def _summarise(listing: Listing) -> str:
+    """The top level of the folder or archive, for comparison with the expected layout."""
     names = [PurePosixPath(file.name).parts for file in listing.files]
     folders = [PurePosixPath(name).parts for name in listing.folders]
     above: tuple[str, ...] = ()
@@ -248,13 +243,13 @@ def _summary(listing: Listing) -> str:
         names, folders = [parts[1:] for parts in names], [parts[1:] for parts in folders]
     counts = Counter({parts[0]: 0 for parts in folders if parts})
     counts.update(parts[0] for parts in names if len(parts) > 1)
-    shown = [f"{escaped(name)}/ ({count:,} files)" for name, count in sorted(counts.items())]
-    shown += sorted(escaped(parts[0]) for parts in names if len(parts) == 1)
-    text = f"{'in ' + escaped('/'.join(above)) + '/ ' if above else ''}{listed(shown, 6) or 'nothing'}"
+    shown = [f"{escape(name)}/ ({count:,} files)" for name, count in sorted(counts.items())]
+    shown += sorted(escape(parts[0]) for parts in names if len(parts) == 1)
+    text = f"{'in ' + escape('/'.join(above)) + '/ ' if above else ''}{join_names(shown, 6) or 'nothing'}"
     lowered = {name.lower() for name in counts}
     validation = sorted(lowered & {"val", "valid", "validation"})
     if validation and "train" in lowered and "test" not in lowered:
-        text += f"; to test on {validation[0]}/, name it test/"
+        text += f"; to test on {validation[0]}/, rename it to test/"
     if any(parts[-1].lower().endswith((".csv", ".tsv")) for parts in names if parts):
-        text += "; labels in a table (CSV) are not read: sort the images into folders of their classes"
+        text += "; labels in a table (CSV) are not supported: sort the images into class folders"
     return text

@@ -1,7 +1,7 @@
-"""CIFAR-10 and CIFAR-100 as their authors publish them. Downloading and checksums are torchvision's work.
+"""The official CIFAR-10 and CIFAR-100 archives, downloaded and verified by torchvision.
 
-The batches are pickles, which can run code when opened: torchvision opens one only if its MD5 is the official one. So
-the files may also come from an archive that was packed again.
+The batches are pickles, which can run code when they are loaded: torchvision loads one only if its MD5 is the official
+one. The files may therefore also come from an archive that was packed again.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from fastcifar.converters.images import (
+from fastcifar.converters.archives import (
     MAX_FILE_BYTES,
-    UNREADABLE,
+    READ_ERRORS,
     StrictTarInfo,
-    decompressed,
+    decompress,
     read_archive,
     require_few_entries,
 )
@@ -33,7 +33,7 @@ from fastcifar.io.paths import link_or_copy, make_folder
 
 DATASETS = ("cifar10", "cifar100")
 _TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
-MOST_BYTES = 2**28  # the archives have 170 MB
+MAX_BYTES = 2**28  # the archives have 170 MB
 _FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
 _PACKINGS = {
     ("cifar10", "python"): {"cifar-10-batches-py", "batches.meta", "data_batch_1", "test_batch"},
@@ -43,13 +43,13 @@ _PACKINGS = {
     ("cifar100", "binary"): {"cifar-100-binary", "fine_label_names.txt"},
     ("cifar100", "matlab"): {"cifar-100-matlab"},
 }
-"""Names of files and folders by which a dataset and a version of it are known."""
+"""File and folder names that identify a dataset and its version."""
 GZIP = b"\x1f\x8b"
-_FIRST = 20  # so many names of a tar are looked at: all of them would have to be unpacked
+_MAX_TAR_NAMES = 20  # reading all names of a tar would unpack it
 
 
 class OfficialSplit:
-    """One split of an official dataset, as torchvision holds it in memory."""
+    """One split of an official dataset, in memory, as torchvision loads it."""
 
     def __init__(self, dataset: Any) -> None:
         self._images, self._labels = dataset.data, dataset.targets
@@ -62,7 +62,7 @@ class OfficialSplit:
 
 
 def download(dataset: str, folder: Path) -> Source:
-    """The official archive from its authors' site, kept in `folder` so that it is fetched once."""
+    """Download the official archive into `folder`, unless it is there already."""
     if dataset not in DATASETS:
         raise UsageError(f"dataset is {dataset!r}; expected one of: {', '.join(DATASETS)}")
     make_folder(folder)
@@ -76,7 +76,7 @@ def download(dataset: str, folder: Path) -> Source:
 
 
 def open_folder(path: Path) -> Source | None:
-    """The unpacked official archive at `path` (the folder itself or the one that holds it); None if it is not one."""
+    """The unpacked official archive at `path` (that folder, or its parent); None if it is something else."""
     for dataset, name in _FOLDERS.items():
         for folder in (path, path / name):
             if (folder / "batches.meta").is_file() if dataset == "cifar10" else _is_cifar100(folder):
@@ -95,40 +95,40 @@ def _is_cifar100(folder: Path) -> bool:
 
 
 def open_archive(path: Path) -> Source | None:
-    """The official archive at `path`, or its files in a .tar or .zip; None if the file is something else."""
+    """The official archive at `path`, or a tar or zip of its files; None if it is something else."""
     dataset = _require_python_version(path, _first_names(path))
     if dataset is None:
         if single := _require_python_version(path, [path.name]):
-            raise DataError(f"{path}: one file of {_TITLES[single]}; expected the folder that it is from")
+            raise DataError(f"{path}: one file of {_TITLES[single]}; expected the whole folder")
         return None
     from torchvision.datasets.utils import check_integrity
 
     expected = _torchvision_class(dataset)
     with path.open("rb") as file:
-        packed_again = file.read(2) != GZIP
+        is_repacked = file.read(2) != GZIP
     size = path.stat().st_size
-    if size > MOST_BYTES or not (packed_again or check_integrity(str(path), expected.tgz_md5)):
+    if size > MAX_BYTES or not (is_repacked or check_integrity(str(path), expected.tgz_md5)):
         raise DataError(
             f"{path}: the MD5 is not that of the official {_TITLES[dataset]} archive ({expected.tgz_md5}): incomplete "
             f"({size:,} bytes), damaged or packed again; if its files are whole, unpack it and give the folder"
         )
     with tempfile.TemporaryDirectory() as root:
-        if packed_again:
+        if is_repacked:
             return _open_local(dataset, Path(root), path, packed=path)
         link_or_copy(path.resolve(), Path(root) / expected.filename)
-        return _open_local(dataset, Path(root), path, fetch=True)  # finds the archive there and only unpacks it
+        return _open_local(dataset, Path(root), path, fetch=True)  # it finds the archive there, and unpacks it
 
 
 def _first_names(path: Path) -> list[str]:
-    """Names of members of the tar or zip at `path`, up to a damaged one; none if it is neither."""
+    """Names of members of the tar or zip at `path`, up to a damaged one; empty if it is neither."""
     names: list[str] = []
-    with contextlib.suppress(*UNREADABLE):
+    with contextlib.suppress(*READ_ERRORS):
         if zipfile.is_zipfile(path):
             require_few_entries(path)
             with zipfile.ZipFile(path) as zipped:
                 return zipped.namelist()
-        with decompressed(path) as stream, tarfile.open(fileobj=stream, mode="r|", tarinfo=StrictTarInfo) as archive:
-            for member in islice(archive, _FIRST):
+        with decompress(path) as stream, tarfile.open(fileobj=stream, mode="r|", tarinfo=StrictTarInfo) as archive:
+            for member in islice(archive, _MAX_TAR_NAMES):
                 names.append(member.name)
                 if member.size > MAX_FILE_BYTES:
                     break
@@ -136,25 +136,25 @@ def _first_names(path: Path) -> list[str]:
 
 
 def _require_python_version(path: Path, names: Iterable[str]) -> str | None:
-    """The official dataset whose python version has files of these names; None if they are of none.
+    """The official dataset whose python version has files of these names; None if there is none.
 
-    Raises DataError if they are those of another version.
+    Raises DataError if they belong to another version.
     """
     parts = {part for name in names for part in PurePosixPath(name).parts}
-    for (dataset, version), marks in _PACKINGS.items():
-        if parts & marks:
+    for (dataset, version), known_names in _PACKINGS.items():
+        if parts & known_names:
             if version == "python":
                 return dataset
             archive = _torchvision_class(dataset)
             raise DataError(
-                f"{path}: the {version} version of {_TITLES[dataset]}, which is not read; expected the python version, "
-                f"{archive.filename} (MD5 {archive.tgz_md5}), its unpacked folder, or a folder of images"
+                f"{path}: the {version} version of {_TITLES[dataset]}, which is not supported; expected the python "
+                f"version, {archive.filename} (MD5 {archive.tgz_md5}), its unpacked folder, or a folder of images"
             )
     return None
 
 
 def _unpack(path: Path, dataset: str, folder: Path) -> None:
-    """Write the dataset's files, and no others, from the archive at `path` to `folder`; under names of ours."""
+    """Write the files of the dataset, and no others, from the archive at `path` to `folder`."""
     folder.mkdir()
     wanted = set(_checksums(dataset))
     with ExitStack() as resources:
@@ -174,37 +174,38 @@ def _open_local(dataset: str, root: Path, shown: Path, *, fetch: bool = False, p
     try:
         if packed is not None:
             _unpack(packed, dataset, root / _FOLDERS[dataset])
-        if any(file.stat().st_size > MOST_BYTES for file in (root / _FOLDERS[dataset]).glob("*")):
-            raise RuntimeError("too large")  # not read to the end for their checksum
+        if any(file.stat().st_size > MAX_BYTES for file in (root / _FOLDERS[dataset]).glob("*")):
+            raise RuntimeError("too large")  # before its checksum is computed
         return _load(dataset, root, fetch=fetch, description=f"{_TITLES[dataset]}, official archive")
-    except UNREADABLE as error:
+    except READ_ERRORS as error:
         if isinstance(error, OSError) and error.errno in FULL:
             raise FastcifarError(f"{tempfile.gettempdir()}: too full to unpack {shown} ({error.strerror})") from error
+        difference = _find_difference(dataset, root)
         raise DataError(
-            f"{shown}: not the official {_TITLES[dataset]} files ({_what_differs(dataset, root)}); expected those of "
+            f"{shown}: not the official {_TITLES[dataset]} files ({difference}); expected those of "
             f"{_torchvision_class(dataset).filename}, unchanged"
         ) from error
 
 
-def _what_differs(dataset: str, root: Path) -> str:
-    """Which of the files that were to be loaded is missing or has another checksum."""
+def _find_difference(dataset: str, root: Path) -> str:
+    """The first file that is missing or has another checksum."""
     from torchvision.datasets.utils import calculate_md5
 
     for name, expected in _checksums(dataset).items():
         file = root / _FOLDERS[dataset] / name
         if not file.is_file():
             return f"{name} is missing"
-        if file.stat().st_size > MOST_BYTES:
+        if file.stat().st_size > MAX_BYTES:
             return f"{name} has {file.stat().st_size:,} bytes"
         found = calculate_md5(str(file))
         if found != expected:
-            return f"{name} has the MD5 {found}, the official one has {expected}"
+            return f"{name} has the MD5 {found}; expected {expected}"
     return "they cannot be read"
 
 
 def _load(dataset: str, root: Path, *, fetch: bool, description: str) -> Source:
     kind = _torchvision_class(dataset)
-    with contextlib.redirect_stdout(sys.stderr):  # torchvision prints; results alone go to stdout
+    with contextlib.redirect_stdout(sys.stderr):  # torchvision prints; stdout is for results
         train = kind(str(root), train=True, download=fetch)
     test = kind(str(root), train=False)
     return Source(

@@ -1,8 +1,7 @@
-"""Where images come from: the official CIFAR archives, a folder or an archive of images, or a generator.
+"""Sources of images: the official CIFAR archives, a folder or archive of images, or a generator.
 
-A source has class names and two splits; a split has a length and gives, each time it is iterated, the same
-(H, W, 3) uint8 images with their labels. What is inside an archive is not trusted: sizes are bounded before
-anything is decoded, names are checked, and nothing is unpacked to a path that the archive names.
+A source has class names and two splits. A split has a length, and yields the same (image, label) pairs, (H, W, 3) uint8
+and int, each time it is iterated.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ Image = npt.NDArray[np.uint8]
 
 
 class Split(Protocol):
-    """The training or the test images of a source."""
+    """The training or test images of a source."""
 
     def __len__(self) -> int: ...
 
@@ -33,7 +32,7 @@ class Split(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Images to convert. Use it in a `with` block: an archive may hold files open."""
+    """Images to convert. Use it in a `with` block: an archive keeps files open."""
 
     description: str
     class_names: tuple[str, ...]
@@ -60,7 +59,7 @@ def open_source(
     """The source that `spec` names: 'download' (of `dataset`, 'cifar10' or 'cifar100', kept in `download_dir`),
     'synthetic', or a path: an official archive or its unpacked folder, a folder of images, or a tar or zip of one.
 
-    skip_empty_classes: leave out class folders that hold no image, which are an error otherwise.
+    skip_empty_classes: skip class folders without images, which are an error otherwise.
 
     Raises DataError (exit code 4) if there is nothing there, or nothing that can be converted.
     """

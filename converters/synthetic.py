@@ -1,8 +1,8 @@
-"""Ten classes of procedural 32x32 images, the same on every machine, for trying things without any data.
+"""Ten classes of procedural 32x32 images, equal on every machine: a dataset without a download.
 
-The class of an image is that of its largest shape or texture. A smaller one of another class lies behind it, bars and
-dots in front of it, the background changes from one side to the other, and a few labels are wrong: a small
-convolutional network classifies most images correctly, but not all, and a linear model few. Integer arithmetic only.
+The class is that of the largest shape or texture. A smaller one of another class is behind it, bars and dots are in
+front of it, the background has a gradient, and some labels are wrong: a small convolutional network classifies most
+images correctly, but not all, and a linear model few. Integer arithmetic only.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ CLASS_NAMES = ("disc", "ring", "square", "frame", "triangle", "plus", "cross", "
 SIDE = 32
 NUM_TRAIN, NUM_TEST = 20_000, 4_000
 NOISE = 64
-"""Grey levels."""
+"""Range of the noise, in grey levels."""
 CONTRAST = 24
-"""Grey levels, at least, between a shape and the middle of the background, in each channel."""
+"""Minimum difference between shape and background in each channel, in grey levels."""
 NUM_CLUTTER = 8
 """Bars and dots in front of the shape."""
-WRONG_LABELS = 400
-"""One label in so many is wrong."""
+WRONG_LABEL_EVERY = 400
+"""On average, one label in so many is wrong."""
 _CHUNK = 1_000
 
 Mask = npt.NDArray[np.bool_]
 
 
 class SyntheticSplit:
-    """`num_images` images, the same number of each class but for wrong labels, made as they are asked for."""
+    """`num_images` images, generated on demand; classes are balanced but for the wrong labels."""
 
     def __init__(self, num_images: int, seed: int, stream: int) -> None:
         self._num_images, self._seed, self._stream = num_images, seed, stream
@@ -43,9 +43,10 @@ class SyntheticSplit:
         for start in range(0, self._num_images, _CHUNK):
             labels = np.arange(start, min(start + _CHUNK, self._num_images)) % len(CLASS_NAMES)
             bits = np.random.Philox(np.random.SeedSequence([self._seed, self._stream, start]))
-            images, dice = draw_images(labels, bits), (bits.random_raw(len(labels)) >> np.uint64(32)).astype(np.int64)
-            wrong = (labels + 1 + dice // WRONG_LABELS % (len(CLASS_NAMES) - 1)) % len(CLASS_NAMES)
-            yield from zip(images, np.where(dice % WRONG_LABELS == 0, wrong, labels).tolist(), strict=True)
+            images = draw_images(labels, bits)
+            random = (bits.random_raw(len(labels)) >> np.uint64(32)).astype(np.int64)
+            wrong = (labels + 1 + random // WRONG_LABEL_EVERY % (len(CLASS_NAMES) - 1)) % len(CLASS_NAMES)
+            yield from zip(images, np.where(random % WRONG_LABEL_EVERY == 0, wrong, labels).tolist(), strict=True)
 
 
 def source(num_train: int = NUM_TRAIN, num_test: int = NUM_TEST, seed: int = 0) -> Source:
@@ -65,12 +66,12 @@ def draw_images(labels: npt.NDArray[np.int64], bits: np.random.Philox) -> Image:
         raw = bits.random_raw(num * int(np.prod(shape, dtype=np.int64))).reshape(num, *shape)
         return low + (((raw >> np.uint64(32)) * np.uint64(high - low)) >> np.uint64(32)).astype(np.int64)
 
-    def place(low: int, high: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Of each pixel, how far it is below and to the right of a random point: (N, 32, 1) and (N, 1, 32)."""
+    def offsets(low: int, high: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Signed distances of each pixel from a random point, (N, 32, 1) down and (N, 1, 32) right."""
         return np.arange(SIDE)[:, None] - pick(low, high, 1, 1), np.arange(SIDE)[None, :] - pick(low, high, 1, 1)
 
     def shapes(classes: npt.NDArray[np.int64], radius: npt.NDArray[np.int64], low: int, high: int) -> Mask:
-        (dy, dx), phase_y, phase_x = place(low, high), pick(0, 8, 1, 1), pick(0, 8, 1, 1)
+        (dy, dx), phase_y, phase_x = offsets(low, high), pick(0, 8, 1, 1), pick(0, 8, 1, 1)
         period = pick(2, 4, 1, 1)
         return _masks(classes, dy, dx, radius, (dy + 64 + phase_y) // period % 2, (dx + 64 + phase_x) // period % 2)
 
@@ -83,7 +84,7 @@ def draw_images(labels: npt.NDArray[np.int64], bits: np.random.Philox) -> Image:
     pixels = np.where(shapes(others, smaller, 3, 29)[..., None], pick(0, 256, 1, 1, 3), pixels)
     pixels = np.where(shapes(labels, radius, 8, 24)[..., None], ink, pixels)
     for _ in range(NUM_CLUTTER):
-        dy, dx = place(0, SIDE)
+        dy, dx = offsets(0, SIDE)
         mark = (np.abs(dy) <= pick(0, 4, 1, 1)) & (np.abs(dx) <= pick(0, 4, 1, 1))
         pixels = np.where(mark[..., None], pick(0, 256, 1, 1, 3), pixels)
     noise = bits.random_raw(num * SIDE * SIDE * 3 // 8).view(np.uint8).reshape(num, SIDE, SIDE, 3) % NOISE
@@ -98,7 +99,7 @@ def _masks(
     row: npt.NDArray[np.int64],
     column: npt.NDArray[np.int64],
 ) -> Mask:
-    """Which pixels are inked: (N, 32, 32), each image by the rule of its class."""
+    """The pixels of each shape, (N, 32, 32) bool."""
     ay, ax = np.abs(dy), np.abs(dx)
     distance2 = dy**2 + dx**2  # (N, 32, 32)
     farther = np.maximum(ay, ax)

@@ -1,12 +1,13 @@
-"""One exception per way a run can end badly, each with its exit code.
+"""One exception for each kind of error, each with its exit code; helpers for messages.
 
-A message is one line: the value given, what was expected, what to do.
+A message is one line: the value, what was expected, what to do.
 """
 
 from __future__ import annotations
 
 import re
 import signal
+from collections.abc import Iterable
 
 _ADDRESS = re.compile(r"( object)? at 0x[0-9a-fA-F]+")
 
@@ -29,6 +30,12 @@ def describe(error: BaseException, max_length: int | None = None) -> str:
     return one_line(f"{type(error).__name__}: {error}".removesuffix(": "), max_length)
 
 
+def join_names(names: Iterable[str], max_names: int = 12) -> str:
+    """The first names, separated by commas, and the total number if there are more."""
+    names = list(names)
+    return ", ".join(names[:max_names]) + (f", … ({len(names):,} in all)" if len(names) > max_names else "")
+
+
 def _without_addresses(text: str) -> str:
     return _ADDRESS.sub("", text)
 
@@ -43,13 +50,13 @@ class FastcifarError(Exception):
 
 
 class UsageError(FastcifarError, ValueError):
-    """A setting has a value that cannot be used."""
+    """A setting has an invalid value."""
 
     exit_code = 2
 
 
 class MissingExtraError(FastcifarError, ImportError):
-    """An optional part is not installed; the message ends with the line that installs it."""
+    """An optional dependency is not installed; the message ends with the command that installs it."""
 
     exit_code = 3
 
@@ -61,13 +68,13 @@ class MissingExtraError(FastcifarError, ImportError):
 
 
 class DataError(FastcifarError):
-    """Data is missing, damaged, or not of the kind that was expected."""
+    """Data is missing, damaged, or not of the expected kind."""
 
     exit_code = 4
 
 
 class DivergedError(FastcifarError):
-    """The training loss is no longer finite."""
+    """The training loss is not finite."""
 
     exit_code = 5
 
@@ -78,8 +85,8 @@ class CheckpointError(FastcifarError):
     exit_code = 6
 
 
-class Stopped(FastcifarError):  # noqa: N818 (a request carried out, not an error)
-    """A signal asked the run to end, and it has saved."""
+class Stopped(FastcifarError):  # noqa: N818 (not an error)
+    """A signal ended the run, after it was saved."""
 
     def __init__(self, signum: int, message: str) -> None:
         super().__init__(f"stopped by {signal.Signals(signum).name}: {message}")
@@ -87,7 +94,7 @@ class Stopped(FastcifarError):  # noqa: N818 (a request carried out, not an erro
 
 
 def install_line(extra: str) -> str:
-    """The command that installs the optional part `extra` ('ffcv' or 'albumentations')."""
+    """The command that installs the optional dependency `extra` ('ffcv' or 'albumentations')."""
     if extra == "ffcv":
         return "apt-get install pkg-config libopencv-dev libturbojpeg0-dev && pip install 'fastcifar[ffcv]'"
     return f"pip install 'fastcifar[{extra}]'"

@@ -1,6 +1,6 @@
-# To be sourced: installing system packages where that is allowed.
+# Sourced by other scripts.
 
-# The packages, by root or sudo without a password; fails where there is no apt-get or no such right.
+# Install system packages as root or by sudo without a password. Fails without apt-get or without that right.
 apt_install() {
     command -v apt-get >/dev/null || return 1
     local as_root=()

@@ -1,8 +1,8 @@
 """Kills and full disks in process: from a chosen change of the file system on, nothing in a folder is changed any more.
 
 An audit hook of Python sees each file that is opened for writing, and each name that is made, moved or removed. What a
-killed program leaves is what was there before the change at which it was killed; `finally` blocks run here, and can
-change nothing.
+killed program leaves is what was there before the change at which it was killed, and, if that is a file that it opened,
+this file with nothing written to it; `finally` blocks run here, and can change nothing. So is what a full disk leaves.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import functools
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,11 @@ class Changes:
     def __init__(self, folder: Path, fatal: int | None, full: bool) -> None:
         self.folder, self.fatal, self.full = str(folder), fatal, full
         self.made: list[str] = []
-        self.died = False
+        self.died = self.opening = False
 
     def see(self, event: str, args: tuple[Any, ...]) -> None:
+        if self.opening:
+            return
         writes = event == "open" and isinstance(args[2], int) and args[2] & _WRITES
         if not writes and (self.full or event not in _NAMES):  # on a full disk files can still be renamed and removed
             return
@@ -42,11 +44,22 @@ class Changes:
         if not any(place.startswith(self.folder) for place in places):
             return
         if self.died or len(self.made) == self.fatal:
+            if writes and (self.full or not self.died):
+                self.leave_empty(places[0], args[2])
             self.died = True
             if self.full:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), places[0])
             raise Killed(f"{event} {places}")
         self.made.append(f"{event} {' '.join(place.removeprefix(self.folder) for place in places)}")
+
+    def leave_empty(self, path: str, flags: int) -> None:
+        """Open the file, which makes it or cuts it, and write nothing."""
+        self.opening = True
+        try:
+            with suppress(OSError):
+                os.close(os.open(path, flags, 0o666))
+        finally:
+            self.opening = False
 
 
 _watched: list[Changes] = []

@@ -18,7 +18,7 @@ def augment_image(image: np.ndarray, choice: np.void, augment: AugmentConfig, fi
     if choice["flip"]:
         out = out[:, ::-1].copy()
     if choice["rotation"]:
-        out = rotate_image(out, float(choice["rotation"]), augment.crop_mode == "reflect")
+        out = rotate_image(out, float(choice["rotation"]), augment.padding_mode == "reflect")
     shifts = [int(choice[name]) for name in ("hue", "saturation", "value")]
     if any(shifts):
         out = shift_colour(out, *shifts)
@@ -39,7 +39,7 @@ def crop_image(image: np.ndarray, choice: np.void, augment: AugmentConfig) -> np
         for x in range(width):
             source_y = y + int(choice["crop_y"]) - pad
             source_x = x + int(choice["crop_x"]) - pad
-            if augment.crop_mode == "reflect":
+            if augment.padding_mode == "reflect":
                 source_y, source_x = mirror(source_y, height), mirror(source_x, width)
             if 0 <= source_y < height and 0 <= source_x < width:
                 out[y, x] = image[source_y, source_x]

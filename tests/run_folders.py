@@ -121,7 +121,7 @@ def whole_run(path: Path, names: Sequence[str], model: str = "small") -> RunFold
     """All files that a run folder can have."""
     path.mkdir(parents=True)
     run = RunFolder(path)
-    run.write_config(TrainConfig(model="small", epochs=3, lr=0.25))
+    run.write_config(TrainConfig.from_settings(model="small", epochs=3, lr=0.25))
     env = json.loads((path / "env.json").read_text()) | {"processor": "A processor", "gpu": None}
     (path / "env.json").write_text(json.dumps(env))
     write_metrics(run)

@@ -1,4 +1,4 @@
-"""Betons that other programs wrote: read where they mean the same, else called not supported, and why."""
+"""Betons of other programs: read if they have an image and a label, else refused as not supported, with the reason."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from click.testing import CliRunner
 from fastcifar import make_loader
 from fastcifar.cli import main
 from fastcifar.converters import Source, convert
-from fastcifar.data.beton import ALLOCATION, HEADER, MIN_PAGE_SIZE, Beton, open_beton
-from fastcifar.data.beton_fields import FIELD, IMAGE
+from fastcifar.data.beton import Beton, open_beton
+from fastcifar.data.fields import FIELD, IMAGE
+from fastcifar.data.tables import ALLOCATION, HEADER, MIN_PAGE_SIZE
 from fastcifar.errors import DataError
 from tests.test_writer import random_split
 
@@ -105,19 +106,19 @@ def test_the_ffcv_loader_gives_for_every_field_order_what_ffcv_itself_reads(tmp_
 
 
 NOT_READ = {
-    "one-hot": ([("image", 2), ("label", 4)], "'label' is not a whole number; write the number of the class"),
-    "one-hot beside an index": ([("image", 2), ("label", 4), ("idx", 1)], "'label' is not a whole number"),
-    "a label of 0.5": ([("image", 2), ("label", 0)], "'label' is not a whole number"),
+    "one-hot": ([("image", 2), ("label", 4)], "'label' is not an integer; write the class index"),
+    "one-hot beside an index": ([("image", 2), ("label", 4), ("idx", 1)], "'label' is not an integer"),
+    "a label of 0.5": ([("image", 2), ("label", 0)], "'label' is not an integer"),
     "no label": ([("image", 2)], "has 1 field ('image': RGBImageField): no label"),
     "an index for a label": ([("image", 2), ("idx", 1)], "no label"),
-    "two numbers": ([("image", 2), ("age", 1), ("sex", 1)], "several whole numbers of which none is called 'label'"),
+    "two numbers": ([("image", 2), ("age", 1), ("sex", 1)], "several integers of which none is called 'label'"),
     "no image": ([("label", 1)], "no image"),
     "an image as an array": ([("image", 4), ("label", 1)], "no image"),
     "two images": ([("image", 2), ("mask", 2), ("label", 1)], "several images"),
     "JSON": ([("image", 2), ("label", 1), ("about", 5)], "JSONField cannot be read"),
     "bytes": ([("image", 2), ("label", 1), ("raw", 3)], "BytesField cannot be read"),
     "a tensor": ([("image", 2), ("label", 1), ("box", 6)], "TorchTensorField cannot be read"),
-    "a field of its own": ([("image", 2), ("label", 1), ("x", 255)], "a field of its writer's own cannot be read"),
+    "a field of its own": ([("image", 2), ("label", 1), ("x", 255)], "a custom field cannot be read"),
 }
 
 
@@ -140,7 +141,7 @@ def test_raw_and_jpeg_images_in_one_file_are_not_supported(tmp_path: Path) -> No
 @pytest.mark.parametrize("label", [-1, -100, 2**40])
 def test_a_label_that_is_no_class_is_not_supported(tmp_path: Path, label: int) -> None:
     path = write(tmp_path / "a.beton", READ["as we write it"], label=np.where(LABELS == 2, label, LABELS))
-    assert f"image 2 has label {label}; expected the number of its class" in refusal(path)
+    assert f"image 2 has label {label}; expected a class index" in refusal(path)
 
 
 @pytest.mark.parametrize(
@@ -157,7 +158,7 @@ def test_labels_that_leave_classes_without_an_image_are_warned_of(
     with caplog.at_level(logging.WARNING, "fastcifar"):
         loader = make_loader(path, batch_size=4, loader="resident")
     assert told in caplog.text
-    assert "labels are expected to be 0, 1, 2 and so on" in caplog.text
+    assert "labels are expected to be 0, 1, 2, …" in caplog.text
     assert loader.beton.labels.tolist() == labels.tolist()
     done = CliRunner().invoke(main, ["inspect", str(path)])
     assert told in done.output

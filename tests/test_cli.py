@@ -20,7 +20,7 @@ from click.testing import CliRunner, Result
 import fastcifar
 from fastcifar import open_beton
 from fastcifar.cli import main
-from fastcifar.data.beton import manifest_path
+from fastcifar.data.manifest import manifest_path
 from fastcifar.errors import MissingExtraError
 from tests.conftest import ImageFolder
 from tests.test_loaders import LOADERS
@@ -225,9 +225,7 @@ def test_explain_refuses_in_one_line(data_dir: Path) -> None:
     assert refused(2, "explain", "--n", 0) == "n is 0; expected 1 or more"
     assert refused(2, "explain", "--layers", "layer9").startswith("layer is 'layer9'; expected one of: layer1, layer2")
     assert refused(2, "explain", "--methods", "x") == "methods is 'x'; expected one of: gradcam, gradcampp, hirescam"
-    assert "'3;4'; expected one of: loss, confidence, random; or the indices" in refused(
-        2, "explain", "--select", "3;4"
-    )
+    assert "'3;4'; expected one of: loss, confidence, random; or indices" in refused(2, "explain", "--select", "3;4")
     assert refused(4, "explain", "--image", "a.txt").startswith("a.txt: not a readable image")
     assert "--n selects test images; cannot be combined with --image" in refused(
         2, "explain", "--image", "a.txt", "--n", 3
@@ -260,7 +258,7 @@ def test_resume_takes_the_runs_own_settings(data_dir: Path) -> None:
     assert json.loads(result.stdout)["steps"] == 4
     assert json.loads(result.stdout)["seed"] == 5
     assert json.loads(run("train", "--resume", "small", "--max-steps", 5, "--json").stdout)["steps"] == 5
-    assert "--seed, --flip cannot be changed when a run is resumed; only --epochs, --max-steps" in refused(
+    assert "--flip, --seed cannot be changed when a run is resumed; only --epochs, --max-steps" in refused(
         2, "train", "--resume", "--seed", 6, "--flip"
     )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import shlex
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ def linear(num_classes: int) -> nn.Module:
 
 def tiny(data_dir: Path, **settings: Any) -> TrainConfig:
     basic = {"data_dir": str(data_dir), "model": f"{__name__}:linear", "batch_size": 100, "epochs": 2, "sched": "none"}
-    return TrainConfig(**{**basic, **settings})
+    return TrainConfig.from_settings(**{**basic, **settings})
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -38,8 +37,8 @@ def tiny(data_dir: Path, **settings: Any) -> TrainConfig:
     ("settings", "row"),
     [
         ({}, "resnet18"),
-        ({"norm": "layer"}, "resnet18, layer or group norm"),
-        ({"norm": "group"}, "resnet18, layer or group norm"),
+        ({"norm": "layer"}, "resnet18 with layer or group norm"),
+        ({"norm": "group"}, "resnet18 with layer or group norm"),
         ({"model": "small"}, "small"),
         ({"model": "vgg11"}, "others"),
         ({"model": "mine:net"}, "others"),
@@ -48,26 +47,26 @@ def tiny(data_dir: Path, **settings: Any) -> TrainConfig:
 def test_the_default_rate_belongs_to_the_network_and_the_optimiser(
     settings: dict[str, Any], row: str, optimizer: str
 ) -> None:
-    config = TrainConfig(optimizer=optimizer, **settings)
-    assert config.lr is None
-    assert config.rate == DEFAULT_LR[row][optimizer]
-    assert make_optimizer(linear(3), config).param_groups[0]["lr"] in (config.rate, config.rest_lr)
-    assert TrainConfig(lr=0.7, optimizer=optimizer, **settings).rate == 0.7
+    config = TrainConfig.from_settings(optimizer=optimizer, **settings)
+    assert config.optimizer.lr is None
+    assert config.peak_lr == DEFAULT_LR[row][optimizer]
+    assert make_optimizer(linear(3), config).param_groups[0]["lr"] in (config.peak_lr, config.optimizer.aux_lr)
+    assert TrainConfig.from_settings(lr=0.7, optimizer=optimizer, **settings).peak_lr == 0.7
 
 
 def test_every_recipe_has_a_rate_of_its_own() -> None:
-    assert all(recipes.load(name).config.lr is not None for name in recipes.names())
+    assert all(recipes.load(name).config.optimizer.lr is not None for name in recipes.names())
 
 
 def test_the_lowest_rate_is_compared_with_the_default() -> None:
     with pytest.raises(UsageError, match=r"min_lr is 0.05, above lr, 0.02; expected less"):
-        TrainConfig(model="small", min_lr=0.05)
+        TrainConfig.from_settings(model="small", min_lr=0.05)
 
 
 def test_the_help_shows_the_default_rates() -> None:
     shown = " ".join(CliRunner().invoke(main, ["train", "--help"]).stdout.split())
-    assert "[default: resnet18 0.1 sgd, 0.001 adamw" in shown
-    assert "small 0.02 sgd" in shown
+    assert "[default: resnet18: 0.1 sgd, 0.001 adamw" in shown
+    assert "small: 0.02 sgd" in shown
 
 
 def test_a_default_rate_is_told_and_stored_and_is_that_given_as_a_number(
@@ -77,11 +76,11 @@ def test_a_default_rate_is_told_and_stored_and_is_that_given_as_a_number(
         run, metrics = train(tiny(data_dir), runs_dir=tmp_path)
     assert f"learning rate 0.01, the default of {__name__}:linear with sgd" in caplog.text
     assert f"the default of {__name__}:linear" in run.log.read_text()
-    assert run.read_config().lr == metrics["lr"] == 0.01
+    assert run.read_config().optimizer.lr == metrics["lr"] == 0.01
     best = load_file(run.best)["2.weight"]
     caplog.clear()
     with caplog.at_level(logging.INFO, logger="fastcifar"):
-        train(replace(run.read_config(), epochs=3), runs_dir=tmp_path, resume=RunFolder(run.path))
+        train(run.read_config().with_settings(epochs=3), runs_dir=tmp_path, resume=RunFolder(run.path))
         given, _ = train(tiny(data_dir, lr=0.01), runs_dir=tmp_path, name="given")
     assert "the default of" not in caplog.text
     assert load_file(given.best)["2.weight"].equal(best)
@@ -113,5 +112,5 @@ def test_a_loss_of_guessing_is_not_warned_of(num_classes: int) -> None:
 
 
 def test_a_rate_of_a_range_test_is_not_sent_to_another_one(caplog: pytest.LogCaptureFixture) -> None:
-    assert warn_of_guessing(TrainConfig(lr=0.1), {"epoch": 1, "train_loss": 9.0}, 10, was_found=True)
+    assert warn_of_guessing(TrainConfig.from_settings(lr=0.1), {"epoch": 1, "train_loss": 9.0}, 10, was_found=True)
     assert "lr-find" not in caplog.text

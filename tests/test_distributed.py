@@ -8,7 +8,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -149,28 +153,41 @@ def test_without_batch_norm_the_weights_are_those_of_one_process(data_dir: Path,
         torch.testing.assert_close(states[1][key], value, rtol=1e-4, atol=1e-4)
 
 
-def test_shared_batch_norm_is_batch_norm(tmp_path: Path) -> None:
-    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    try:
-        torch.manual_seed(0)
-        images = torch.randn(6, 5, 4, 3, dtype=torch.float64).float()
-        expected, ours = torch.nn.BatchNorm2d(5), torch.nn.BatchNorm2d(5)
-        torch.nn.init.normal_(expected.weight)
-        ours.load_state_dict(expected.state_dict())
-        shared = synchronised(torch.nn.Sequential(ours), torch.device("cpu"))
-        assert type(shared[0]) is SyncBatchNorm2d  # type: ignore[index]
-        results = []
-        for model in (expected, shared):
-            x = images.clone().requires_grad_()
-            y = model(x)
-            (y * torch.arange(y.numel()).view(y.shape).cos()).sum().backward()
-            results.append([y, x.grad, *(p.grad for p in model.parameters()), *model.buffers()])
-        for a, b in zip(*results, strict=True):
-            torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(shared.eval()(images), expected.eval()(images))
-    finally:
-        torch.distributed.destroy_process_group()
+def test_shared_batch_norm_is_batch_norm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two parts of different sizes, each in a thread that stands for a process."""
+    barrier, sent = threading.Barrier(2, timeout=LIMIT_S), {}
+
+    def all_reduce(x: torch.Tensor) -> None:
+        sent[threading.get_ident()] = x.clone()
+        barrier.wait()
+        total = torch.stack(list(sent.values())).sum(dim=0)
+        barrier.wait()
+        x.copy_(total)
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    torch.manual_seed(0)
+    images = torch.randn(6, 5, 4, 3)
+    weights = torch.arange(images.numel()).view(images.shape).cos()
+    whole = torch.nn.BatchNorm2d(5)
+    torch.nn.init.normal_(whole.weight)
+    shared = [synchronised(torch.nn.Sequential(deepcopy(whole)), torch.device("cpu")) for _ in range(2)]
+    assert type(shared[0][0]) is SyncBatchNorm2d  # type: ignore[index]
+
+    def trained(model: torch.nn.Module, part: slice) -> list[list[torch.Tensor]]:
+        x = images[part].clone().requires_grad_()
+        y = model(x)
+        (y * weights[part]).sum().backward()
+        return [[y, x.grad], [p.grad for p in model.parameters()], [*model.buffers()]]
+
+    (of_images, of_weights, buffers), parts = trained(whole, slice(None)), (slice(0, 4), slice(4, 6))
+    with ThreadPoolExecutor(2) as pool:
+        results = list(pool.map(trained, shared, parts))
+    close = partial(torch.testing.assert_close, rtol=1e-4, atol=1e-5)
+    close([torch.cat(each) for each in zip(*(result[0] for result in results), strict=True)], of_images)
+    close([sum(each) for each in zip(*(result[1] for result in results), strict=True)], of_weights)
+    for result in results:
+        close(result[2], buffers)
+    close(shared[0].eval()(images), whole.eval()(images))
 
 
 @pytest.mark.slow

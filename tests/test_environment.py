@@ -10,7 +10,6 @@ import os
 import subprocess
 import sys
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -195,7 +194,7 @@ def trained(data_dir: Path, runs_dir: Path) -> tuple[float, ...]:
         "max_steps": 1,
         "ema": 0.5,
     }
-    config = TrainConfig(**settings, data_dir=str(data_dir), val_size=100, device="cpu")
+    config = TrainConfig.from_settings(**settings, data_dir=str(data_dir), val_size=100, device="cpu")
     run, metrics = train(config, runs_dir=runs_dir)
     scores = evaluate_run(run, split="test", tta="flip", data_dir=None, device="cpu", trusted=None).metrics
     return metrics["test_loss"], metrics["best"]["val_loss"], scores.loss
@@ -279,7 +278,7 @@ def test_other_processes_are_seen_and_niced_ones_are_not(monkeypatch: pytest.Mon
 def test_the_time_left_follows_the_pace_of_the_last_half_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     monkeypatch.setattr("fastcifar.training.time_left.time.monotonic", lambda: clock[0])
-    config = TrainConfig(epochs=2, progressive=((16, 0.5),))
+    config = TrainConfig.from_settings(epochs=2, progressive=((16, 0.5),))
     left = TimeLeft(config, 400, (32, 32, 3))
     assert left.seconds(Progress()) == 0.0
 
@@ -363,14 +362,14 @@ def test_threads_give_way_to_busy_processes_and_come_back(
 def test_a_checkpoint_does_not_blame_the_threads_that_gave_way(
     data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = TrainConfig(data_dir=str(data_dir), model="small", batch_size=50, max_steps=2)
+    config = TrainConfig.from_settings(data_dir=str(data_dir), model="small", batch_size=50, max_steps=2)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     monkeypatch.setattr(CpuThreads, "after_step", lambda self: torch.set_num_threads(1))
     try:
         run, _ = train(config, runs_dir=tmp_path)
         assert torch.load(run.last, weights_only=True)["circumstances"]["number of threads"] == 2
-        train(replace(config, max_steps=3), runs_dir=tmp_path, resume=run)
+        train(config.with_settings(max_steps=3), runs_dir=tmp_path, resume=run)
         assert "number of threads" not in caplog.text
     finally:
         torch.set_num_threads(before)

@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from fastcifar import make_loader, open_beton
-from fastcifar.config import CAM_METHODS, AugmentConfig, ExplainConfig, TrainConfig
+from fastcifar.config import CAM_METHODS, ExplainConfig, TrainConfig
 from fastcifar.converters import Source, convert
 from fastcifar.errors import CheckpointError, DataError, FastcifarError, Stopped, UsageError
 from fastcifar.explain import explain_run, preview
@@ -34,7 +34,7 @@ from tests.test_writer import random_split
 
 @pytest.fixture(scope="module")
 def run(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    config = TrainConfig(data_dir=str(data_dir), model="small", epochs=2, batch_size=60, lr=0.1)
+    config = TrainConfig.from_settings(data_dir=str(data_dir), model="small", epochs=2, batch_size=60, lr=0.1)
     return train(config, runs_dir=tmp_path_factory.mktemp("runs"))[0]
 
 
@@ -81,7 +81,7 @@ def test_explain_shows_the_misclassified_images_of_largest_loss(run: RunFolder, 
 def test_the_stored_maps_match_the_reference(run: RunFolder) -> None:
     explain_run(run, ExplainConfig(n=3, methods=CAM_METHODS, target="both"))
     model, info, _ = checkpoint.load_weights(run.best)
-    beton = open_beton(Path(run.read_config().data_dir) / "test.beton")
+    beton = open_beton(Path(run.read_config().data.data_dir) / "test.beton")
     with np.load(run.explain / "maps.npz") as found:
         kept: dict[str, Any] = {key: found[key] for key in found}
     answers = Expected(run.predictions)
@@ -428,7 +428,7 @@ def test_a_network_that_predicts_nan_is_refused(run: RunFolder, tmp_path: Path) 
     broken.best.parent.mkdir()
     model, info, _ = checkpoint.load_weights(run.best)
     model.head.weight.data.fill_(float("nan"))
-    checkpoint.save_weights(broken.best, model, run.read_config().network, info)
+    checkpoint.save_weights(broken.best, model, run.read_config().model, info)
     broken.write_config(run.read_config())
     for ask in (lambda: explain_run(broken, ExplainConfig()), lambda: evaluate_run(broken)):
         with pytest.raises(CheckpointError, match="its logits are not finite; train again with a smaller --lr"):
@@ -479,7 +479,7 @@ def test_eval_with_test_time_augmentation_keeps_the_plain_predictions(
         logits = found["logits"]
     model, info, _ = checkpoint.load_weights(run.best)
     loader = make_loader(
-        Path(run.read_config().data_dir) / "test.beton", train=False, batch_size=200, mean=info.mean, std=info.std
+        Path(run.read_config().data.data_dir) / "test.beton", train=False, batch_size=200, mean=info.mean, std=info.std
     )
     images = next(iter(loader)).images
     with torch.no_grad():
@@ -497,7 +497,7 @@ def test_eval_of_the_validation_split_needs_the_beton_of_the_training(run: RunFo
 
 
 def test_eval_of_the_validation_split_is_refused_if_none_was_held_out(data_dir: Path, tmp_path: Path) -> None:
-    config = TrainConfig(data_dir=str(data_dir), model="small", max_steps=1, batch_size=60, val_size=0)
+    config = TrainConfig.from_settings(data_dir=str(data_dir), model="small", max_steps=1, batch_size=60, val_size=0)
     folder = train(config, runs_dir=tmp_path)[0]
     with pytest.raises(UsageError, match="no image was held out from training; expected --split test"):
         evaluate_run(folder, split="val")
@@ -520,7 +520,7 @@ def test_datasets_with_few_and_with_many_classes(num_classes: int, tmp_path: Pat
                 yield random.integers(0, 256, (32, 32, 3), dtype=np.uint8), i % num_classes
 
     convert(Source(description="", class_names=names, splits={"train": Split(3), "test": Split(2)}), tmp_path / "data")
-    config = TrainConfig(data_dir=str(tmp_path / "data"), model="small", max_steps=1, batch_size=4)
+    config = TrainConfig.from_settings(data_dir=str(tmp_path / "data"), model="small", max_steps=1, batch_size=4)
     run = train(config, runs_dir=tmp_path / "runs")[0]
     made = evaluate_run(run)
     assert made.metrics.confusion.shape == (num_classes, num_classes)
@@ -530,8 +530,8 @@ def test_datasets_with_few_and_with_many_classes(num_classes: int, tmp_path: Pat
 
 
 def test_preview_shows_what_training_sees(data_dir: Path, tmp_path: Path) -> None:
-    augment = AugmentConfig(crop_padding=4, cutout_size=8, rotate_degrees=10, hue_shift=20, colour_p=0.5)
-    config = TrainConfig(data_dir=str(data_dir), augment=augment, seed=3)
+    augment = {"crop_padding": 4, "cutout_size": 8, "rotate_degrees": 10, "hue_shift": 20, "colour_p": 0.5}
+    config = TrainConfig.from_settings(data_dir=str(data_dir), seed=3, **augment)
     beton = open_beton(data_dir / "train.beton")
     rows = images_of_each_class(beton, 2, 3, np.arange(100, 500))
     assert ((rows >= 100) & (rows < 500)).all()

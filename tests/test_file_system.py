@@ -1,11 +1,10 @@
-"""File systems and containers that lack something: training and conversion go on, with one warning."""
+"""File systems and containers without locks, fsync, links, …: training and conversion continue, with one warning."""
 
 from __future__ import annotations
 
 import errno
 import fcntl
 import logging
-import mmap
 import os
 import stat
 from collections.abc import Callable
@@ -17,18 +16,17 @@ import pytest
 from fastcifar import make_loader, open_beton
 from fastcifar.converters import Source, convert
 from fastcifar.converters.synthetic import source as synthetic_source
-from fastcifar.data import beton
-from fastcifar.data.beton import manifest_path
+from fastcifar.data.manifest import manifest_path
 from fastcifar.errors import DataError, FastcifarError
 from fastcifar.io import atomic
-from fastcifar.io.atomic import fsync, replace
+from fastcifar.io.atomic import fsync, replace, write_text
 from fastcifar.io.locks import lock_folder
 from fastcifar.io.paths import link_or_copy, make_folder
 from tests.trust.cases import contents
 
 
 @pytest.fixture(autouse=True)
-def nothing_said_yet(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def no_warnings_yet(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(atomic, "_WARNED", set())
     caplog.set_level(logging.WARNING)
 
@@ -51,7 +49,7 @@ def the_warning(caplog: pytest.LogCaptureFixture) -> str:
 
 
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EBADF, errno.EIO])
-def test_without_locks_it_goes_on(
+def test_without_locks_it_continues(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, code: int
 ) -> None:
     monkeypatch.setattr(fcntl, "flock", refusing(code))
@@ -68,6 +66,27 @@ def test_a_lock_that_another_holds_is_an_error(tmp_path: Path) -> None:
         lock_folder(tmp_path, "in use"),
     ):
         pass
+
+
+def test_a_file_is_synced_before_it_is_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: Source) -> None:
+    calls: list[str] = []
+    real = os.replace
+
+    def renamed(before: Path, after: Path) -> None:
+        calls.append(after.name)
+        real(before, after)
+
+    monkeypatch.setattr(os, "fsync", lambda descriptor: calls.append("synced"))
+    monkeypatch.setattr(os, "replace", renamed)
+    write_text(tmp_path / "file", "text")
+    assert calls == ["synced", "file"]
+    calls.clear()
+    convert(source, tmp_path)
+    names = ["train.beton", "train.beton.json", "test.beton", "test.beton.json"]
+    assert [call for call in calls if call != "synced"] == names
+    assert calls[:2] == ["synced"] * 2  # both betons, before either is in place
+    for name in names[::2]:
+        assert calls[calls.index(name) - 1] == "synced"  # its manifest
 
 
 @pytest.mark.parametrize("of", ["files", "folders"])
@@ -95,7 +114,7 @@ def test_lost_data_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         fsync(file, tmp_path / "a")
 
 
-def test_without_renaming_over_a_file_the_old_one_makes_room(
+def test_without_renaming_over_a_file_the_existing_one_is_moved_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, source: Source
 ) -> None:
     real = os.rename
@@ -135,23 +154,8 @@ def test_what_cannot_be_replaced_stays(tmp_path: Path, monkeypatch: pytest.Monke
     assert contents(tmp_path) == {"new": b"new", "old": b"old"}
 
 
-def test_a_file_that_cannot_be_mapped_is_read(own_data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = own_data_dir / "train.beton"
-    expected = open_beton(path).images(range(30))
-    monkeypatch.setattr(mmap, "mmap", refusing(errno.ENODEV))
-    found = open_beton(path)
-    assert (found.images(range(30)) == expected).all()
-    assert not found.data.flags.writeable
-    monkeypatch.setattr(beton, "free_memory", lambda: 1_000)
-    with pytest.raises(DataError, match="cannot be mapped"):
-        open_beton(path)
-
-
-@pytest.mark.parametrize("call", ["memfd_create", "fcntl"])
-def test_without_memory_that_can_be_sealed_there_is_another_copy(
-    own_data_dir: Path, monkeypatch: pytest.MonkeyPatch, call: str
-) -> None:
-    monkeypatch.setattr(os if call == "memfd_create" else fcntl, call, refusing(errno.ENOSYS))
+def test_without_memfd_there_is_another_private_copy(own_data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "memfd_create", refusing(errno.ENOSYS))
     found = open_beton(own_data_dir / "train.beton", in_memory=True)
     (own_data_dir / "train.beton").write_bytes(b"")
     assert found.images(range(30)).any()
@@ -179,7 +183,7 @@ def test_without_links_there_is_a_copy(tmp_path: Path, monkeypatch: pytest.Monke
     assert contents(tmp_path) == dict.fromkeys(("from/file", "folder/file", "file"), b"text")
 
 
-def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(FastcifarError, match="file: a file, not a folder"):
         make_folder(tmp_path / "file")
@@ -237,7 +241,7 @@ def test_converting_onto_a_link_is_as_atomic(tmp_path: Path, monkeypatch: pytest
         convert(source, data)
 
 
-def test_converting_onto_a_link_to_nowhere_is_told(tmp_path: Path, source: Source) -> None:
+def test_converting_onto_a_broken_link_is_an_error(tmp_path: Path, source: Source) -> None:
     (tmp_path / "train.beton").symlink_to("gone/train.beton")
     with pytest.raises(FastcifarError, match="a link to gone/train.beton, which does not exist; remove the link"):
         convert(source, tmp_path)

@@ -1,4 +1,4 @@
-"""What a picture's file is, in words, and which way is up: the same in `convert` and in `explain --image`."""
+"""Kinds of files and EXIF orientation: the same in `convert` and in `explain --image`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from fastcifar.converters import convert, open_source
 from fastcifar.data import jpeg
 from fastcifar.data.beton import open_beton
-from fastcifar.data.image_files import HEAD_BYTES, kind_of
+from fastcifar.data.image_files import HEAD_BYTES, file_kind
 from fastcifar.errors import DataError, FastcifarError, UsageError
 from fastcifar.explain.user_images import read_user_image
 from tests.conftest import ImageFolder
@@ -48,10 +48,10 @@ KINDS = {
     "HTML": (b"\n<!DOCTYPE html><html><head><title>404", "an HTML page, as a website sends"),
     "XML": (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code>', "an XML file"),
     "JSON": (b'{"message": "not found"}', "text, such as JSON"),
-    "LFS": (LFS, "a Git LFS pointer, in place of the file itself"),
+    "LFS": (LFS, "a Git LFS pointer, not the file itself"),
     "text": (b"not an image", "text, and begins with 'not an image'"),
     "UTF-16": ("not an image".encode("utf-16"), "text, and begins with 'not an image'"),
-    "address": (b"https://example.com/cat.jpg\n", "text: the address of a file"),
+    "address": (b"https://example.com/cat.jpg\n", "text: a URL"),
     "zip": (b"PK\x03\x04" + bytes(20), "a ZIP archive"),
     "pickle": (pickle.dumps({"data": 1}), "a Python pickle"),
     "NumPy": (b"\x93NUMPY\x01\0", "a NumPy array"),
@@ -71,7 +71,7 @@ def test_convert_says_what_a_file_is_that_is_no_picture(image_folder: ImageFolde
     (folder / "train/cat/x.jpg").write_bytes(content)
     with pytest.raises(DataError) as caught:
         pixels(folder)
-    assert f"{folder}: train/cat/x.jpg: not a whole JPEG or PNG image: it is {kind}" in str(caught.value)
+    assert f"{folder}: train/cat/x.jpg: not a JPEG or PNG image: it is {kind}" in str(caught.value)
     assert "BytesIO" not in str(caught.value)
 
 
@@ -110,13 +110,13 @@ def test_whatever_the_bytes_are_they_have_a_name() -> None:
     random = np.random.default_rng(0)
     for size in (1, 2, 3, 15, 300, HEAD_BYTES):
         for _ in range(50):
-            name = kind_of(random.bytes(size))
+            name = file_kind(random.bytes(size))
             assert name.isprintable()
             assert name.split()[0] in ("a", "an", "of", "text,", "text:")
 
 
 def test_no_error_holds_a_memory_address_whatever_it_is_made_of() -> None:
-    for odd in (object(), io.BytesIO(), kind_of, {"a": object()}.values(), type("T", (), {})().__init__):
+    for odd in (object(), io.BytesIO(), file_kind, {"a": object()}.values(), type("T", (), {})().__init__):
         for kind in (FastcifarError, UsageError, DataError):
             message = str(kind(f"value is {odd!r}; expected another"))
             assert "0x" not in message
@@ -148,9 +148,9 @@ def test_convert_and_explain_turn_a_picture_upright_alike(
     assert expected.shape == ((8, 6, 3) if orientation < 5 else (6, 8, 3))
     np.testing.assert_array_equal(open_beton(tmp_path / "data/train.beton").images([0])[0], expected)
     np.testing.assert_array_equal(read_user_image(path, expected.shape), expected)
-    said = [text for text in caplog.messages if "turned upright" in text]
+    said = [text for text in caplog.messages if "EXIF orientation" in text]
     assert [text.partition(": ")[2] for text in said] == (
-        [f"2 images of {split}/ turned upright, as their EXIF says" for split in ("train", "test")]
+        [f"2 images of {split}/ rotated or flipped by their EXIF orientation" for split in ("train", "test")]
         if orientation > 1
         else []
     )

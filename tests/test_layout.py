@@ -1,4 +1,4 @@
-"""Names and places of files: which are images, of which class; what is almost certainly a mistake is named."""
+"""Layouts of datasets: which files are images, of which class; probable mistakes are errors."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def refusal(source: Path) -> str:
         (["train/aaa/deeper/still"], "train/aaa"),
     ],
 )
-def test_an_empty_class_folder_is_an_error_unless_it_is_left_out(
+def test_an_empty_class_folder_is_an_error_unless_it_is_skipped(
     image_folder: ImageFolder, made: list[str], named: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = image_folder()
@@ -61,11 +61,11 @@ def test_an_empty_class_folder_is_an_error_unless_it_is_left_out(
     for name in made:
         (folder / name).mkdir(parents=True)
     message = refusal(folder)
-    assert f"class folders without an image: {named}; add images, remove them" in message
+    assert f"class folders without images: {named}; add images, remove the folders" in message
     assert "--skip-empty-classes" in message
     with caplog.at_level(logging.WARNING, "fastcifar"):
         assert names_of(folder, skip_empty_classes=True) == ("cat", "dog")
-    assert f"left out, as class folders without an image: {named}" in caplog.text
+    assert f"skipped class folders without images: {named}" in caplog.text
     with open_source(folder, skip_empty_classes=True) as source:
         assert [label for _, label in source.splits["train"]] == [label for _, label in expected["train"]]
 
@@ -74,7 +74,7 @@ def test_a_class_folder_of_system_files_alone_is_empty(image_folder: ImageFolder
     folder = image_folder()
     (folder / "train/bird").mkdir()
     (folder / "train/bird/Thumbs.db").touch()
-    assert "without an image: train/bird" in refusal(folder)
+    assert "without images: train/bird" in refusal(folder)
 
 
 @pytest.mark.parametrize("kind", ["tar", "zip"])
@@ -88,10 +88,10 @@ def test_an_empty_class_folder_in_an_archive_is_an_error_too(image_folder: Image
             member = tarfile.TarInfo("train/aaa")
             member.type = tarfile.DIRTYPE
             archive.addfile(member)
-    assert "without an image: train/aaa" in refusal(path)
+    assert "without images: train/aaa" in refusal(path)
 
 
-def test_a_class_with_test_images_alone_is_not_left_out(image_folder: ImageFolder) -> None:
+def test_a_class_with_test_images_only_is_not_skipped(image_folder: ImageFolder) -> None:
     folder = image_folder()
     for file in (folder / "train/cat").iterdir():
         file.unlink()
@@ -128,14 +128,14 @@ ALIKE = {
 
 
 @pytest.mark.parametrize("kind", list(ALIKE))
-def test_two_classes_that_read_alike_are_refused_in_escapes(image_folder: ImageFolder, kind: str) -> None:
+def test_two_classes_that_look_alike_are_refused_with_escapes(image_folder: ImageFolder, kind: str) -> None:
     one, other = ALIKE[kind]
     folder = image_folder(classes=(one, other))
     message = refusal(folder)
     assert f"{f'train/{one}'!a}" in message
     assert f"{f'train/{other}'!a}" in message
     assert message.isascii()
-    assert "rename one" in message
+    assert "rename or merge them" in message
 
 
 @pytest.mark.parametrize("kind", ["normalisation", "case", "space at the end"])
@@ -147,13 +147,13 @@ def test_train_and_test_that_spell_a_class_differently_are_refused(image_folder:
     assert f"{f'train/{one}'!a} and {f'test/{other}'!a} differ only in case, spaces or Unicode form" in message
 
 
-def test_an_empty_folder_that_reads_like_a_class_is_not_left_out_in_silence(image_folder: ImageFolder) -> None:
+def test_an_empty_folder_that_looks_like_a_class_is_an_error(image_folder: ImageFolder) -> None:
     folder = image_folder()
     (folder / "train/CAT").mkdir()
     assert "differ only in case" in refusal(folder)
 
 
-def test_names_in_one_form_throughout_are_taken(image_folder: ImageFolder) -> None:
+def test_names_in_one_unicode_form_are_accepted(image_folder: ImageFolder) -> None:
     names = (unicodedata.normalize("NFD", "café"), "größe", "猫", "a1", "a2")
     assert set(names_of(image_folder(classes=names))) == set(names)
 
@@ -201,14 +201,14 @@ def test_a_class_whose_name_is_not_utf_8_is_refused(packer: Callable[..., Path],
 
 
 @PACKERS
-def test_a_file_whose_name_is_not_utf_8_is_taken_and_told(
+def test_a_file_whose_name_is_not_utf_8_is_read_with_a_warning(
     packer: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = packer(tmp_path / "a.archive", [*HONEST, b"train/cat/caf\xe9.png", b"train/cat/caf\xe8.png"])
     with caplog.at_level(logging.WARNING, "fastcifar"):
         found = pixels(path)
     assert len(found["train"]) == 3
-    assert r"2 names of files are not UTF-8 or cannot be shown, such as train/cat/caf\udce8.png" in caplog.text
+    assert r"2 file names are not UTF-8 or not printable, e.g. train/cat/caf\udce8.png" in caplog.text
 
 
 def test_utf_8_in_a_zip_without_its_flag_is_read_as_such(tmp_path: Path) -> None:
@@ -242,7 +242,7 @@ OF_SYSTEMS = (
 
 
 @pytest.mark.parametrize("kind", ["folder", "zip", "tar"])
-def test_files_of_systems_are_passed_over_and_counted(
+def test_system_files_are_ignored_and_counted(
     image_folder: ImageFolder, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = image_folder()
@@ -252,7 +252,7 @@ def test_files_of_systems_are_passed_over_and_counted(
         (folder / name).write_text("x")
     with caplog.at_level(logging.INFO, "fastcifar"):
         assert pixels(folder if kind == "folder" else pack(folder, kind)) == expected
-    assert f"system files passed over: {len(OF_SYSTEMS)}, such as " in caplog.text
+    assert f"{len(OF_SYSTEMS)} system files ignored, e.g. " in caplog.text
 
 
 # ---- other layouts -----------------------------------------------------------------------------------------------
@@ -294,10 +294,10 @@ OTHER = {
     "val": (
         move("test", "val"),
         "no images in test/",
-        "train/ (6 files), val/ (6 files); to test on val/, name it test/",
+        "train/ (6 files), val/ (6 files); to test on val/, rename it to test/",
     ),
-    "validation": (move("test", "Validation"), "no images in test/", "to test on validation/, name it test/"),
-    "csv": (flat, "00.png", "train/ (1 files), trainLabels.csv; labels in a table (CSV) are not read"),
+    "validation": (move("test", "Validation"), "no images in test/", "to test on validation/, rename it to test/"),
+    "csv": (flat, "00.png", "train/ (1 files), trainLabels.csv; labels in a table (CSV) are not supported"),
     "no splits": (move("train", "images"), "no images in train/", "images/ (6 files), test/ (6 files)"),
     "too deep": (move("train", "a/b/c/train"), "no images in train/", "a/ (6 files), test/ (6 files)"),
     "both spellings": (move("train/dog", "Train/dog"), "has ", "expected one of them"),
@@ -324,5 +324,5 @@ def test_one_class_is_refused_by_convert(image_folder: ImageFolder, tmp_path: Pa
     folder = image_folder(classes=("cat",))
     done = CliRunner().invoke(main, ["convert", "--source", str(folder), "--data-dir", str(tmp_path / "data")])
     assert done.exit_code == 4
-    assert f"{folder}: has the class 'cat' alone; expected at least two classes" in done.output
+    assert f"{folder}: has only the class 'cat'; expected at least two classes" in done.output
     assert not (tmp_path / "data").exists()

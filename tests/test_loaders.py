@@ -25,7 +25,7 @@ from fastcifar.augment.torch_kernel import fill_values
 from fastcifar.config import NO_AUGMENT, read_pipeline
 from fastcifar.converters import Source, convert
 from fastcifar.converters.synthetic import SyntheticSplit
-from fastcifar.data.beton import manifest_path
+from fastcifar.data.manifest import manifest_path
 from fastcifar.errors import DataError, FastcifarError, UsageError
 from fastcifar.loaders import Batch, Loader, LoaderConfig, choose_loader, missing_part
 from tests.reference import augment_image, normalise_image
@@ -75,7 +75,7 @@ def epoch_of(loader: Loader, epoch: int = 0, start: int = 0) -> list[Batch]:
     "augment",
     [
         AugmentConfig(),
-        AugmentConfig(crop_mode="reflect", crop_padding=9, cutout_size=13, cutout_fill="zero"),
+        AugmentConfig(padding_mode="reflect", crop_padding=9, cutout_size=13, cutout_fill="zero"),
         AugmentConfig(crop_padding=0, flip=False, cutout_size=32),
         AugmentConfig(crop_padding=3, flip=True, cutout_size=0),
     ],
@@ -123,7 +123,7 @@ EVERYTHING = AugmentConfig(
 def test_rotation_and_colour_are_the_same_to_a_grey_level(
     data_dir: Path, name: str, augment: AugmentConfig, mode: str
 ) -> None:
-    augment = replace(augment, crop_mode=mode)
+    augment = replace(augment, padding_mode=mode)
     settings: dict[str, Any] = {"batch_size": 100, "seed": 3, "dtype": torch.uint8}
     got = epoch_of(make_loader(data_dir / "train.beton", augment, loader=name, **settings), 1)[0]
     loader = make_loader(data_dir / "train.beton", augment, loader="resident", **settings)
@@ -309,7 +309,7 @@ def test_pages_read_as_they_are_needed_give_the_same_batches(
     monkeypatch.setattr("fastcifar.loaders.order.WINDOW_PAGES", 1)
     settings: dict[str, Any] = {"batch_size": 700, "shuffle": shuffle, "dtype": torch.uint8}
     beton = open_beton(paged_dir / "train.beton")
-    assert not beton.private
+    assert not beton.in_memory
     loader = make_loader(beton, loader="ffcv", **settings)
     gc.collect()
     descriptors = len(os.listdir("/proc/self/fd"))
@@ -332,9 +332,9 @@ def test_a_file_that_becomes_shorter_stops_the_epoch(paged_dir: Path, tmp_path: 
     loader = make_loader(open_beton(path), loader="ffcv", batch_size=500)
     batches = loader.epoch(0)
     os.truncate(path, path.stat().st_size // 3)
-    with pytest.raises(DataError, match="ends at byte|was written to"):
+    with pytest.raises(DataError, match="ends at byte|was modified"):
         list(batches)
-    with pytest.raises(DataError, match="was written to while it was used"):
+    with pytest.raises(DataError, match="was modified while it was in use"):
         next(loader.epoch(1))
 
 
@@ -370,7 +370,7 @@ def test_images_of_any_size_are_the_same_on_every_loader(tmp_path: Path, name: s
     pixels = np.random.default_rng(0).integers(0, 256, (40, 70, 51, 3), dtype=np.uint8)
     splits = {"train": ArraySplit(pixels), "test": ArraySplit(pixels[:1])}
     convert(Source(description="", class_names=("a", "b"), splits=splits), tmp_path)
-    augment = AugmentConfig(crop_padding=9, crop_mode="reflect", cutout_size=30, cutout_min_size=10)
+    augment = AugmentConfig(crop_padding=9, padding_mode="reflect", cutout_size=30, cutout_min_size=10)
     settings: dict[str, Any] = {"batch_size": 7, "loader": name}
     loader = make_loader(tmp_path / "train.beton", augment, dtype=torch.uint8, **settings)
     batches, table = epoch_of(loader), loader.choices(0)
@@ -468,7 +468,7 @@ def test_albumentations_tells_of_a_file_that_changed(own_data_dir: Path) -> None
     with path.open("r+b") as file:
         file.seek(8 * 2**20)  # pixels
         file.write(bytes(100))
-    with pytest.raises(DataError, match="was written to while it was used"):
+    with pytest.raises(DataError, match="was modified while it was in use"):
         list(batches)
     loader.close()
 
@@ -486,7 +486,7 @@ def test_a_worker_that_died_of_a_shorter_file_names_the_file(own_data_dir: Path,
         raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Bus error.")
 
     monkeypatch.setattr(albumentations_loader.DataLoader, "__iter__", killed)
-    with pytest.raises(DataError, match=r"train\.beton: was written to while it was used"):
+    with pytest.raises(DataError, match=r"train\.beton: was modified while it was in use"):
         next(loader.epoch(0))
 
 

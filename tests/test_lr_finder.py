@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from fastcifar import plotting
 from fastcifar.cli import main
-from fastcifar.config import RangeTest, TrainConfig
+from fastcifar.config import LrRangeTestConfig, TrainConfig
 from fastcifar.errors import UsageError
 from fastcifar.training import find_lr
 from fastcifar.training.lr_finder import LrCurve, lr_find, median_rates, rates_of
@@ -38,7 +38,7 @@ def batches(num: int = 7) -> list[tuple[torch.Tensor, torch.Tensor]]:
 def test_it_finds_a_rate_between_too_small_and_too_large() -> None:
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    curve = lr_find(model, optimizer, batches(), test=RangeTest(start_lr=1e-5, end_lr=100.0))
+    curve = lr_find(model, optimizer, batches(), test=LrRangeTestConfig(start_lr=1e-5, end_lr=100.0))
     assert curve.why_not is None
     assert set(curve.suggestions) == {"valley", "steepest", "minimum"}
     assert 1e-3 < curve.suggestions["valley"] < 3
@@ -66,7 +66,7 @@ def test_everything_is_left_as_it_was(name: str, stepped: bool) -> None:
         return [*copies, *facts]
 
     before = everything()
-    lr_find(model, optimizer, batches(), test=RangeTest(num_steps=20, end_lr=100))
+    lr_find(model, optimizer, batches(), test=LrRangeTestConfig(num_steps=20, end_lr=100))
     after = everything()
     assert len(before) == len(after)
     for a, b in zip(before, after, strict=True):
@@ -98,16 +98,20 @@ def test_each_rate_is_used_and_groups_keep_their_ratio() -> None:
         return torch.tensor(1.0)
 
     lr_find(
-        model, optimizer, batches(2), test=RangeTest(num_steps=5, start_lr=0.1, end_lr=0.5, mode="linear"), step=step
+        model,
+        optimizer,
+        batches(2),
+        test=LrRangeTestConfig(num_steps=5, start_lr=0.1, end_lr=0.5, mode="linear"),
+        step=step,
     )
     assert np.allclose(seen, [(r, r / 10) for r in (0.1, 0.2, 0.3, 0.4, 0.5)])
 
 
 def test_the_rates_of_the_rest_beside_muon_rise_in_their_ratio() -> None:
-    config = TrainConfig(optimizer="muon", lr=0.1, rest_lr=0.003, bias_lr=0.5)
+    config = TrainConfig.from_settings(optimizer="muon", lr=0.1, aux_lr=0.003, bias_lr=0.5)
     optimizer = make_optimizer(network(), at_rate(config, 0.02))
     assert np.allclose([group["lr"] for group in optimizer.param_groups], [0.02, 0.0006, 0.1])
-    assert at_rate(TrainConfig(lr=0.1), 0.02) == TrainConfig(lr=0.02)
+    assert at_rate(TrainConfig.from_settings(lr=0.1), 0.02) == TrainConfig.from_settings(lr=0.02)
 
 
 def test_buffers_that_were_put_in_the_place_of_others_are_put_back() -> None:
@@ -122,7 +126,9 @@ def test_buffers_that_were_put_in_the_place_of_others_are_put_back() -> None:
         return torch.tensor(1.0)
 
     states = random.getstate(), np.random.get_state()[1].copy()
-    lr_find(model, torch.optim.SGD(model.parameters(), lr=0.0), batches(), test=RangeTest(num_steps=2), step=step)
+    lr_find(
+        model, torch.optim.SGD(model.parameters(), lr=0.0), batches(), test=LrRangeTestConfig(num_steps=2), step=step
+    )
     assert model.average is before
     assert torch.equal(before, torch.zeros(3))
     assert random.getstate() == states[0]
@@ -136,7 +142,7 @@ def losses_of(values: list[float]) -> LrCurve:
         model,
         torch.optim.SGD(model.parameters(), lr=0.1),
         batches(),
-        test=RangeTest(num_steps=len(values)),
+        test=LrRangeTestConfig(num_steps=len(values)),
         step=lambda images, labels: torch.tensor(next(rest)),
     )
 
@@ -222,8 +228,10 @@ def test_a_failed_test_says_what_to_change() -> None:
 
 
 def test_the_range_is_that_of_the_optimiser_unless_given() -> None:
-    assert RangeTest.of("adamw").end_lr == 1
-    assert RangeTest.of("sgd", start_lr=None, end_lr=3.0) == RangeTest(start_lr=1e-4, end_lr=3.0)
+    assert LrRangeTestConfig.for_optimizer("adamw").end_lr == 1
+    assert LrRangeTestConfig.for_optimizer("sgd", start_lr=None, end_lr=3.0) == LrRangeTestConfig(
+        start_lr=1e-4, end_lr=3.0
+    )
 
 
 def test_the_chosen_rate_is_labelled_in_the_picture() -> None:
@@ -241,7 +249,7 @@ def test_too_few_steps_give_no_suggestion() -> None:
 
 
 def test_the_valley_is_the_middle_of_the_way_down() -> None:
-    test = RangeTest(num_steps=100, start_lr=1e-4, end_lr=1.0)
+    test = LrRangeTestConfig(num_steps=100, start_lr=1e-4, end_lr=1.0)
     losses = np.interp(np.log10(rates_of(test)), [-4, -3, -1, 0], [2.0, 2.0, 1.0, 3.0])
     curve = LrCurve(rates=rates_of(test), losses=losses, ended="end_lr reached")
     assert np.log10(curve.suggestions["valley"]) == pytest.approx(-2, abs=0.15)
@@ -250,7 +258,7 @@ def test_the_valley_is_the_middle_of_the_way_down() -> None:
 
 
 def test_what_a_destroyed_network_falls_back_to_does_not_count() -> None:
-    test = RangeTest(num_steps=100, start_lr=1e-4, end_lr=1.0)
+    test = LrRangeTestConfig(num_steps=100, start_lr=1e-4, end_lr=1.0)
     ways = [2.4, 2.4, 2.2, 7.0, 2.1], [2.4, 2.4, 2.4, 7.0, 2.1]
     learned, destroyed = (np.interp(np.log10(rates_of(test)), [-4, -3, -2, -1, 0], way) for way in ways)
     curve = LrCurve(rates=rates_of(test), losses=learned, ended="end_lr reached")
@@ -271,7 +279,7 @@ def test_what_a_destroyed_network_falls_back_to_does_not_count() -> None:
 )
 def test_an_impossible_test_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError) as caught:
-        RangeTest(**settings)
+        LrRangeTestConfig(**settings)
     assert str(caught.value) == message
 
 
@@ -298,9 +306,8 @@ def test_the_command_writes_the_curve_and_the_next_command(
     assert len(table.read_text().splitlines()) == told["steps"] + 1
     assert picture.read_bytes().startswith(b"\x89PNG")
     rate = f"{told['suggestions'][taken]:.3g}"
-    flags = f"--model small --batch-size 50 --optimizer {optimizer} --no-flip"
-    folders = f"--data-dir {data_dir} --runs-dir {tmp_path}"
-    assert told["next"] == f"fastcifar train {flags} {folders} --lr {rate}"
+    flags = f"--batch-size 50 --model small --data-dir {data_dir} --no-flip --optimizer {optimizer}"
+    assert told["next"] == f"fastcifar train {flags} --runs-dir {tmp_path} --lr {rate}"
     again = CliRunner().invoke(main, arguments[:-1])
     assert "next: fastcifar train" in again.stdout
     assert str(tmp_path / "lr-find-small-2") in again.stdout
@@ -353,7 +360,7 @@ def test_the_next_command_names_a_recipes_file_and_all_rates_of_muon(data_dir: P
     facts = json.loads(result.stdout)
     words = shlex.split(facts["next"])
     assert words[:4] == ["fastcifar", "train", "--recipe", str(mine)]
-    lr, rest, bias = (float(words[words.index(flag) + 1]) for flag in ("--lr", "--rest-lr", "--bias-lr"))
+    lr, rest, bias = (float(words[words.index(flag) + 1]) for flag in ("--lr", "--aux-lr", "--bias-lr"))
     assert lr == pytest.approx(facts["suggestions"]["valley"], rel=0.01)
     assert (rest, bias) == (pytest.approx(lr / 10, rel=0.01), pytest.approx(50 * lr, rel=0.01))
     assert (tmp_path / "lr-find-fast.yaml" / "lr_find.csv").exists()  # not our own recipe fast
@@ -370,4 +377,4 @@ def test_a_rate_below_the_least_is_told_as_the_range_tests(data_dir: Path, tmp_p
 
 def test_auto_is_not_for_muon() -> None:
     with pytest.raises(UsageError, match="lr is 'auto' with optimizer 'muon'; expected a number: 'fastcifar lr-find'"):
-        TrainConfig(optimizer="muon", lr="auto")
+        TrainConfig.from_settings(optimizer="muon", lr="auto")

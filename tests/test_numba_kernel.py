@@ -84,7 +84,7 @@ def settings_of(draw: st.DrawFn) -> tuple[AugmentConfig, tuple[int, int, int], i
     size = draw(st.integers(0, min(height, width)))
     augment = AugmentConfig(
         crop_padding=draw(st.integers(0, min(height, width) - 1 if mode == "reflect" else 17)),
-        crop_mode=mode,
+        padding_mode=mode,
         flip=draw(st.booleans()),
         flip_mode=draw(st.sampled_from(["random", "alternating"])),
         rotate_degrees=draw(st.sampled_from([0.0, 0.0, 15.0, 180.0])),
@@ -239,7 +239,7 @@ def test_every_choice_there_is(shape: tuple[int, int, int], mode: str) -> None:
     """All crops, flips and holes of tiny images, not only those that are drawn."""
     height, width, _ = shape
     pad = 7 if mode == "zero" else min(height, width) - 1
-    augment = AugmentConfig(crop_padding=pad, crop_mode=mode, cutout_size=min(height, width))
+    augment = AugmentConfig(crop_padding=pad, padding_mode=mode, cutout_size=min(height, width))
     half, span = augment.cutout_size // 2, range(2 * pad + 1)
     holes_y, holes_x = range(-half, height - half, 2), (-half, width - half - 1)
     every = np.array(list(itertools.product(span, span, (0, 1), holes_y, holes_x)))

@@ -59,7 +59,7 @@ def test_orthogonalised_has_singular_values_near_one() -> None:
 
 def test_muon_gives_each_parameter_to_one_optimiser() -> None:
     model, images, labels = problem()
-    optimizer = make_optimizer(model, TrainConfig(optimizer="muon", lr=0.02, rest_lr=0.003))
+    optimizer = make_optimizer(model, TrainConfig.from_settings(optimizer="muon", lr=0.02, aux_lr=0.003))
     assert isinstance(optimizer, Several)
     muon, rest = optimizer.parts
     names = {param: name for name, param in model.named_parameters()}
@@ -73,15 +73,15 @@ def test_muon_gives_each_parameter_to_one_optimiser() -> None:
 
 def test_the_number_of_newton_schulz_steps_can_be_chosen() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))
-    several = make_optimizer(model, TrainConfig(optimizer="muon", muon_steps=3))
+    several = make_optimizer(model, TrainConfig.from_settings(optimizer="muon", ns_steps=3))
     assert several.param_groups[0]["num_steps"] == 3
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
 def test_beside_muon_biases_have_a_rate_of_their_own_and_decay_as_the_rest(name: str) -> None:
     model, _, _ = problem()
-    settings = {"rest_optimizer": name, "rest_lr": 0.02, "bias_lr": 50.0, "weight_decay": 0.2}
-    _, rest = make_optimizer(model, TrainConfig(optimizer="muon", unit_filters=True, **settings)).parts  # type: ignore[attr-defined]
+    settings = {"aux_optimizer": name, "aux_lr": 0.02, "bias_lr": 50.0, "weight_decay": 0.2}
+    _, rest = make_optimizer(model, TrainConfig.from_settings(optimizer="muon", unit_filters=True, **settings)).parts  # type: ignore[attr-defined]
     assert type(rest).__name__.lower() == name
     rates = {param.ndim: group["lr"] for group in rest.param_groups for param in group["params"]}
     assert rates == {1: 50.0, 2: 0.02}
@@ -91,16 +91,16 @@ def test_beside_muon_biases_have_a_rate_of_their_own_and_decay_as_the_rest(name:
 def test_decay_can_leave_biases_and_norms_alone() -> None:
     model, _, _ = problem()
     for name in ("sgd", "adamw"):
-        optimizer = make_optimizer(model, TrainConfig(optimizer=name, weight_decay=0.1, decay_all=False))
+        optimizer = make_optimizer(model, TrainConfig.from_settings(optimizer=name, weight_decay=0.1, decay_all=False))
         with_decay, without = optimizer.param_groups
         assert [p.ndim for p in with_decay["params"]] == [4, 2]
         assert (with_decay["weight_decay"], without["weight_decay"]) == (0.1, 0.0)
-        assert len(make_optimizer(model, TrainConfig(optimizer=name)).param_groups) == 1
+        assert len(make_optimizer(model, TrainConfig.from_settings(optimizer=name)).param_groups) == 1
 
 
 def one_step(**settings: Any) -> tuple[torch.nn.Module, torch.Tensor]:
     model, images, labels = problem()
-    config = TrainConfig(lr=0.1, momentum=0.0, weight_decay=0.0, **settings)
+    config = TrainConfig.from_settings(lr=0.1, momentum=0.0, weight_decay=0.0, **settings)
     loss, _ = Step(model, model, make_optimizer(model, config), config, "off")(images, labels)
     return model, loss
 
@@ -149,7 +149,7 @@ def test_l1_can_leave_biases_alone() -> None:
 def test_the_average_of_the_weights_is_what_is_scored(key: str) -> None:
     """And that of what batch normalisation keeps."""
     model, images, labels = problem()
-    config = TrainConfig(lr=0.1, ema=0.75)
+    config = TrainConfig.from_settings(lr=0.1, ema=0.75)
     step = Step(model, model, make_optimizer(model, config), config, "off")
     kept: list[torch.Tensor] = []
     for number in range(4):
@@ -164,7 +164,7 @@ def test_the_average_of_the_weights_is_what_is_scored(key: str) -> None:
 
 def test_float16_scales_its_loss() -> None:
     model, images, labels = problem()
-    config = TrainConfig(lr=0.1)
+    config = TrainConfig.from_settings(lr=0.1)
     step = Step(model, model, make_optimizer(model, config), config, "fp16")
     first, _ = step(images, labels)
     for _ in range(10):

@@ -38,5 +38,17 @@ def test_a_window_never_holds_more_than_16_pages() -> None:
     assert (np.diff(rows) == 1).mean() < 0.1
 
 
+def test_the_pages_of_a_window_are_others_in_each_epoch_and_for_each_seed() -> None:
+    pages = np.arange(3_000) // 50
+
+    def first_window(seed: int, epoch: int) -> set[int]:
+        rows = order(seed, epoch, len(pages), shuffle="window", pages=pages)
+        return set(pages[rows[: WINDOW_PAGES * 50]].tolist())
+
+    windows = [first_window(0, 0), first_window(0, 1), first_window(1, 0)]
+    assert all(len(window) == WINDOW_PAGES for window in windows)
+    assert windows[0] != windows[1] != windows[2] != windows[0]
+
+
 GOLDEN_FULL: list[int] = [0, 2, 3, 6, 5, 8, 4, 1, 7, 9]
 GOLDEN_WINDOW: list[int] = [0, 13, 2, 16, 3, 6, 19, 5, 8, 4, 12, 1, 14, 11, 18, 9, 15, 17, 7, 10]

@@ -259,8 +259,8 @@ class FewImages(Own):
 
 
 def test_what_fails_in_training_names_the_network() -> None:
-    config = TrainConfig(model=own("FewImages").name, lr=0.1)
-    model = make_model(config.network, 5)
+    config = TrainConfig.from_settings(model=own("FewImages").name, lr=0.1)
+    model = make_model(config.model, 5)
     step = Step(model, model, make_optimizer(model, config), config, "off")
     with pytest.raises(UsageError, match=r"fails on images \(3, 3, 32, 32\) \(ValueError: two images at most\)"):
         step(torch.zeros(3, 3, 32, 32), torch.zeros(3, dtype=torch.int64))
@@ -320,7 +320,7 @@ class Mixed(nn.Module):
 def test_muon_leaves_embeddings_scales_tokens_and_parametrizations_to_the_rest() -> None:
     model = Mixed()
     assert muon_names(model) == ["hidden.weight"]
-    optimizer: Any = make_optimizer(model, TrainConfig(optimizer="muon", lr=0.02))
+    optimizer: Any = make_optimizer(model, TrainConfig.from_settings(optimizer="muon", lr=0.02))
     muon, rest = ([p for group in part.param_groups for p in group["params"]] for part in optimizer.parts)
     assert [*muon] == [model.hidden.weight]
     assert len(rest) == len(list(model.parameters())) - 1
@@ -328,7 +328,7 @@ def test_muon_leaves_embeddings_scales_tokens_and_parametrizations_to_the_rest()
 
 @pytest.mark.filterwarnings("ignore:`torch.jit")
 def test_muon_warns_where_it_updates_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    config = TrainConfig(model="mine:net", optimizer="muon", lr=0.02)
+    config = TrainConfig.from_settings(model="mine:net", optimizer="muon", lr=0.02)
     make_optimizer(Mixed(), config)
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
     make_optimizer(scripted(5), config)
@@ -336,7 +336,11 @@ def test_muon_warns_where_it_updates_nothing(caplog: pytest.LogCaptureFixture) -
 
 
 def test_scales_and_tokens_do_not_decay_where_weights_alone_do() -> None:
-    names = [name for name, param in Mixed().named_parameters() if not decayed(TrainConfig(decay_all=False), param)]
+    names = [
+        name
+        for name, param in Mixed().named_parameters()
+        if not decayed(TrainConfig.from_settings(decay_all=False), param)
+    ]
     scales = [name for name in names if not name.endswith("bias")]
     assert scales == [
         "scale",

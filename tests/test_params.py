@@ -147,8 +147,8 @@ def test_images_too_large_for_16_bits_are_refused() -> None:
     [
         ({"cutout_size": 33}, "cutout_size is 33; the images are 32x32: expected 0..32"),
         (
-            {"crop_padding": 32, "crop_mode": "reflect"},
-            "crop_padding is 32 with crop_mode 'reflect'; the images are 32x32: expected 0..31",
+            {"crop_padding": 32, "padding_mode": "reflect"},
+            "crop_padding is 32 with padding_mode 'reflect'; the images are 32x32: expected 0..31",
         ),
     ],
 )
@@ -163,7 +163,7 @@ def test_settings_that_do_not_fit_the_images_are_refused(settings: dict[str, obj
     [
         ({"crop_padding": -1}, "crop_padding is -1; expected 0..16383"),
         ({"crop_padding": 1.5}, "crop_padding is 1.5; expected a whole number, 0..16383"),
-        ({"crop_mode": "wrap"}, "crop_mode is 'wrap'; expected one of: zero, reflect"),
+        ({"padding_mode": "wrap"}, "padding_mode is 'wrap'; expected one of: zero, reflect"),
         ({"flip": 1}, "flip is 1; expected True or False"),
         ({"cutout_fill": "grey"}, "cutout_fill is 'grey'; expected one of: mean, zero"),
         ({"flip_mode": "often"}, "flip_mode is 'often'; expected one of: random, alternating"),
@@ -230,5 +230,5 @@ GOLDEN_EVERYTHING: dict[str, list[object]] = {
 
 def test_numbers_of_numpy_become_plain() -> None:
     config = AugmentConfig(crop_padding=np.int64(3), rotate_degrees=np.float64(5.0))  # type: ignore[arg-type]
-    assert type(config.crop_padding) is int
-    assert type(config.rotate_degrees) is float
+    assert type(config.augment.crop_padding) is int
+    assert type(config.augment.rotate_degrees) is float

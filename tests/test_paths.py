@@ -104,7 +104,7 @@ def test_the_data_folder_may_be_named_by_its_betons(home: Path) -> None:
     (home / "test.beton").mkdir()
     assert data_folder("d/train.beton") == data_folder("d/train.beton.json") == data_folder("~/d/").relative_to(home)
     assert data_folder("test.beton") == Path("test.beton")  # a folder of that name
-    assert TrainConfig(data_dir=Path("~/d/test.beton")).data_dir == str(home / "d")
+    assert TrainConfig.from_settings(data_dir=Path("~/d/test.beton")).data.data_dir == str(home / "d")
     with pytest.raises(UsageError, match="expected the folder of"):
         data_folder("d/mine.beton")
 
@@ -271,7 +271,7 @@ def test_the_commands_in_messages_can_be_pasted(home: Path) -> None:
     assert parsed(str(caught.value).partition("go on with: ")[2])["resume"] == str(early.path)
     told = CliRunner().invoke(main, ["explain", str(early.path)]).output
     assert parsed(told.partition("go on with: ")[2].rstrip("\n"))["resume"] == str(early.path)
-    config, own = TrainConfig(model="small"), TrainConfig(model="mine:net")
+    config, own = TrainConfig.from_settings(model="small"), TrainConfig.from_settings(model="mine:net")
     assert parsed(resume_command(early, config, Processes()))["resume"] == str(early.path)
     words = words_of(resume_command(RunFolder(Path("-x")), own, Processes(1, 2, 1)))
     assert words[:6] == ["torchrun", "--nproc-per-node", "2", "-m", "fastcifar", "train"]

@@ -47,27 +47,29 @@ def each_epoch(*rates: float) -> list[float]:
 
 
 def test_none_leaves_the_rate() -> None:
-    assert rates_of(TrainConfig(sched="none", lr=0.3)) == [0.3] * STEPS * EPOCHS
+    assert rates_of(TrainConfig.from_settings(sched="none", lr=0.3)) == [0.3] * STEPS * EPOCHS
 
 
 def test_cosine_falls_to_the_least_rate() -> None:
-    rates = rates_of(TrainConfig(sched="cosine", lr=1.0, min_lr=0.1))
+    rates = rates_of(TrainConfig.from_settings(sched="cosine", lr=1.0, min_lr=0.1))
     total = STEPS * EPOCHS
     assert rates == pytest.approx([0.1 + 0.9 * (1 + math.cos(math.pi * n / total)) / 2 for n in range(total)])
 
 
 def test_step_falls_every_so_many_epochs() -> None:
-    rates = rates_of(TrainConfig(sched="step", lr=1.0, step_size=2, factor=0.5))
+    rates = rates_of(TrainConfig.from_settings(sched="step", lr=1.0, step_size=2, factor=0.5))
     assert rates == pytest.approx(each_epoch(1, 1, 0.5, 0.5, 0.25, 0.25))
 
 
 def test_multistep_falls_after_its_milestones() -> None:
-    rates = rates_of(TrainConfig(sched="multistep", lr=1.0, milestones=(1, 4), factor=0.1))
+    rates = rates_of(TrainConfig.from_settings(sched="multistep", lr=1.0, milestones=(1, 4), factor=0.1))
     assert rates == pytest.approx(each_epoch(1, 0.1, 0.1, 0.1, 0.01, 0.01))
 
 
 def test_onecycle_rises_and_falls() -> None:
-    config = TrainConfig(sched="onecycle", lr=1.0, pct_start=0.25, div_factor=10, final_div_factor=100, anneal="linear")
+    config = TrainConfig.from_settings(
+        sched="onecycle", lr=1.0, pct_start=0.25, div_factor=10, final_div_factor=100, anneal_strategy="linear"
+    )
     rates = rates_of(config)
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == pytest.approx(1.0, abs=0.05)
@@ -85,15 +87,15 @@ LOSSES = [2.0, 1.0, 1.0, 1.1, 1.2, 0.5]
 
 
 def test_plateau_waits_for_its_patience() -> None:
-    rates = rates_of(TrainConfig(sched="plateau", lr=1.0, patience=1), LOSSES)
+    rates = rates_of(TrainConfig.from_settings(sched="plateau", lr=1.0, patience=1), LOSSES)
     assert rates == pytest.approx(each_epoch(1, 1, 1, 1, 0.2, 0.2))
-    assert rates_of(TrainConfig(sched="plateau", lr=1.0, patience=1, monitor="accuracy"), LOSSES) == rates
-    floor = TrainConfig(sched="plateau", lr=1.0, patience=0, min_lr=0.15)
+    assert rates_of(TrainConfig.from_settings(sched="plateau", lr=1.0, patience=1, monitor="accuracy"), LOSSES) == rates
+    floor = TrainConfig.from_settings(sched="plateau", lr=1.0, patience=0, min_lr=0.15)
     assert rates_of(floor, LOSSES) == pytest.approx(each_epoch(1, 1, 1, 0.2, 0.15, 0.15))
 
 
 def test_plateau_watches_the_training_where_nothing_is_held_out() -> None:
-    optimizer, schedule = made(TrainConfig(sched="plateau", lr=1.0, patience=0))
+    optimizer, schedule = made(TrainConfig.from_settings(sched="plateau", lr=1.0, patience=0))
     for loss in (1.0, 2.0):
         schedule.after_epoch({"val_loss": None, "train_loss": loss})
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.2)
@@ -101,7 +103,7 @@ def test_plateau_watches_the_training_where_nothing_is_held_out() -> None:
 
 @pytest.mark.parametrize("sched", ["plateau", "cosine", "step", "none"])
 def test_warmup_rises_in_a_line_and_then_leaves_the_schedule_alone(sched: str) -> None:
-    rates = rates_of(TrainConfig(sched=sched, lr=1.0, warmup_epochs=1.5, step_size=3, min_lr=0.0))
+    rates = rates_of(TrainConfig.from_settings(sched=sched, lr=1.0, warmup_epochs=1.5, step_size=3, min_lr=0.0))
     assert rates[:6] == pytest.approx([0.01 + 0.99 * n / 6 for n in range(6)])
     assert rates[6] == pytest.approx(1.0)
     if sched == "cosine":
@@ -109,14 +111,14 @@ def test_warmup_rises_in_a_line_and_then_leaves_the_schedule_alone(sched: str) -
 
 
 def test_cosine_falls_to_the_least_rate_after_a_warmup_too() -> None:
-    rates = rates_of(TrainConfig(sched="cosine", lr=1.0, warmup_epochs=1.5, min_lr=0.1))
+    rates = rates_of(TrainConfig.from_settings(sched="cosine", lr=1.0, warmup_epochs=1.5, min_lr=0.1))
     assert rates[6:] == pytest.approx([0.1 + 0.9 * (1 + math.cos(math.pi * n / 18)) / 2 for n in range(18)])
 
 
 @pytest.mark.parametrize("cut", [None, 3, 7])
 def test_plateau_counts_no_epoch_of_the_warmup(cut: int | None) -> None:
     """Nor all epochs after a resume."""
-    config = TrainConfig(sched="plateau", lr=1.0, patience=1, warmup_epochs=3.0)
+    config = TrainConfig.from_settings(sched="plateau", lr=1.0, patience=1, warmup_epochs=3.0)
     rates = rates_of(config, [1.0, 2.0, 2.0, 2.0, 2.0, 2.0], cut)
     assert rates[3 * STEPS : 5 * STEPS] == pytest.approx([1.0] * 2 * STEPS)
     assert rates_of(config, [1.0] * 6, cut)[5 * STEPS :] == pytest.approx([0.2] * STEPS)
@@ -124,7 +126,7 @@ def test_plateau_counts_no_epoch_of_the_warmup(cut: int | None) -> None:
 
 def test_warmup_longer_than_the_run_does_no_harm() -> None:
     for sched in ("cosine", "none"):
-        rates = rates_of(TrainConfig(sched=sched, lr=1.0, warmup_epochs=100.0))
+        rates = rates_of(TrainConfig.from_settings(sched=sched, lr=1.0, warmup_epochs=100.0))
         assert rates == sorted(rates)
         assert rates[-1] <= 1.0
 
@@ -145,20 +147,20 @@ ALL: list[dict[str, Any]] = [
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("cut", [0, 3, 7, 13])
 def test_a_schedule_goes_on_where_it_was(settings: dict[str, Any], optimizer: str, cut: int) -> None:
-    config = TrainConfig(lr=0.5, optimizer=optimizer, **settings)
+    config = TrainConfig.from_settings(lr=0.5, optimizer=optimizer, **settings)
     assert rates_of(config, LOSSES, cut) == rates_of(config, LOSSES)
 
 
 def test_the_state_of_another_schedule_is_refused() -> None:
-    _, schedule = made(TrainConfig(sched="cosine"))
+    _, schedule = made(TrainConfig.from_settings(sched="cosine"))
     with pytest.raises(KeyError):
-        made(TrainConfig(sched="step"))[1].load_state_dict(schedule.state_dict())
+        made(TrainConfig.from_settings(sched="step"))[1].load_state_dict(schedule.state_dict())
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 9, 99, 100])
 @pytest.mark.parametrize("pct_start", [0.01, 0.1, 0.25, 0.5, 0.9])
 def test_onecycle_has_a_rate_for_any_number_of_steps(num_steps: int, pct_start: float) -> None:
-    config = TrainConfig(sched="onecycle", lr=1.0, pct_start=pct_start, anneal="linear")
+    config = TrainConfig.from_settings(sched="onecycle", lr=1.0, pct_start=pct_start, anneal_strategy="linear")
     optimizer = make_optimizer(torch.nn.Linear(1, 1), config)
     schedule = Schedule(optimizer, config, num_steps, 4)
     for _ in range(num_steps):
@@ -169,7 +171,7 @@ def test_onecycle_has_a_rate_for_any_number_of_steps(num_steps: int, pct_start: 
 
 @pytest.mark.parametrize(("momentum", "span"), [(0.9, (0.85, 0.95)), (0.3, (0.25, 0.35)), (0.02, (0.0, 0.07))])
 def test_onecycle_swings_the_momentum_that_was_given(momentum: float, span: tuple[float, float]) -> None:
-    optimizer, schedule = made(TrainConfig(sched="onecycle", momentum=momentum, pct_start=0.5))
+    optimizer, schedule = made(TrainConfig.from_settings(sched="onecycle", momentum=momentum, pct_start=0.5))
     seen = []
     for _ in range(STEPS * EPOCHS):
         seen.append(optimizer.param_groups[0]["momentum"])
@@ -179,7 +181,7 @@ def test_onecycle_swings_the_momentum_that_was_given(momentum: float, span: tupl
 
 
 def test_a_warmup_that_the_run_cuts_off_goes_on_in_a_longer_run(caplog: pytest.LogCaptureFixture) -> None:
-    config = TrainConfig(sched="none", lr=1.0, warmup_epochs=3)
+    config = TrainConfig.from_settings(sched="none", lr=1.0, warmup_epochs=3)
     rates = []
     for num_epochs in (1, 6):
         optimizer = make_optimizer(torch.nn.Linear(1, 1), config)
@@ -194,6 +196,6 @@ def test_a_warmup_that_the_run_cuts_off_goes_on_in_a_longer_run(caplog: pytest.L
 
 def test_the_rate_of_the_rest_beside_muon_never_rises_to_min_lr() -> None:
     with pytest.raises(
-        UsageError, match=r"min_lr is 0\.05, above the rate of the rest beside muon, 0\.01; expected less"
+        UsageError, match=r"min_lr is 0\.05, above the rate of the auxiliary optimizer, 0\.01; expected less"
     ):
-        TrainConfig(optimizer="muon", lr=0.1, min_lr=0.05, sched="cosine")
+        TrainConfig.from_settings(optimizer="muon", lr=0.1, min_lr=0.05, sched="cosine")

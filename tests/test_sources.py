@@ -1,4 +1,4 @@
-"""Sources: what they accept, in which order, and what they refuse."""
+"""Sources: what they read, in which order, and what they refuse."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import pytest
 from torchvision import datasets
 
 from fastcifar.converters import open_source
-from fastcifar.converters.images import MAX_FILE_BYTES
+from fastcifar.converters.archives import MAX_FILE_BYTES
 from fastcifar.converters.synthetic import CLASS_NAMES, SyntheticSplit
 from fastcifar.errors import DataError, FastcifarError, UsageError
 from tests.conftest import ImageFolder
@@ -86,7 +86,7 @@ def test_other_modes_become_rgb(image_folder: ImageFolder, mode: str) -> None:
     assert image.shape == (8, 8, 3)
 
 
-def test_what_systems_leave_behind_is_passed_over(image_folder: ImageFolder) -> None:
+def test_system_files_are_ignored(image_folder: ImageFolder) -> None:
     folder = image_folder()
     expected = pixels(folder)
     for name in ("train/cat/.DS_Store", "train/cat/Thumbs.db", "README.txt", "__MACOSX/train/cat/._00.png"):
@@ -132,7 +132,7 @@ def half_transparent() -> PIL.Image.Image:
         (PIL.Image.new("RGB", (1_673, 1)), "is 1x1673; expected at most 1672 pixels a side"),
     ],
 )
-def test_an_image_that_rgb_cannot_hold_is_refused(
+def test_an_image_that_rgb_cannot_represent_is_refused(
     image_folder: ImageFolder, image: PIL.Image.Image, message: str
 ) -> None:
     folder = image_folder()
@@ -142,10 +142,10 @@ def test_an_image_that_rgb_cannot_hold_is_refused(
 
 
 @pytest.mark.parametrize("content", [b"", b"not an image", b"\x89PNG\r\n\x1a\n" + bytes(50), b"GIF89a" + bytes(50)])
-def test_a_file_that_is_no_image_is_refused(image_folder: ImageFolder, content: bytes) -> None:
+def test_a_file_that_is_not_an_image_is_refused(image_folder: ImageFolder, content: bytes) -> None:
     folder = image_folder()
     (folder / "train/cat/01.png").write_bytes(content)
-    with pytest.raises(DataError, match=r"train/cat/01\.png: not a whole JPEG or PNG image"):
+    with pytest.raises(DataError, match=r"train/cat/01\.png: not a JPEG or PNG image"):
         pixels(folder)
 
 
@@ -161,13 +161,13 @@ def test_an_image_of_16_bits_a_channel_is_refused(image_folder: ImageFolder) -> 
         pixels(folder)
 
 
-def test_a_cut_image_is_refused(image_folder: ImageFolder) -> None:
+def test_a_truncated_image_is_refused(image_folder: ImageFolder) -> None:
     folder = image_folder()
     for name in ("cut.jpg", "cut.png"):
         path = folder / "train/cat" / name
         PIL.Image.fromarray(np.random.default_rng(0).integers(0, 255, (8, 8, 3), np.uint8)).save(path)
         path.write_bytes(path.read_bytes()[:-30])
-        with pytest.raises(DataError, match=f"train/cat/{name}: not a whole JPEG or PNG image"):
+        with pytest.raises(DataError, match=f"train/cat/{name}: not a JPEG or PNG image"):
             pixels(folder)
         path.unlink()
 
@@ -179,7 +179,7 @@ def test_a_gigantic_image_is_refused_before_it_is_decoded(image_folder: ImageFol
 
     png = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
     (folder / "train/cat/01.png").write_bytes(png)
-    with pytest.raises(DataError, match=r"train/cat/01\.png: (is 60000x60000|not a whole)"):
+    with pytest.raises(DataError, match=r"train/cat/01\.png: (is 60000x60000|not a JPEG)"):
         pixels(folder)
 
 
@@ -205,10 +205,10 @@ def test_a_file_in_the_wrong_place_is_named(image_folder: ImageFolder, name: str
 
 
 @pytest.mark.parametrize("kind", ["tar", "tar.gz", "tar.xz", "tar.bz2", "zip"])
-def test_a_cut_archive_is_refused(image_folder: ImageFolder, kind: str) -> None:
+def test_a_truncated_archive_is_refused(image_folder: ImageFolder, kind: str) -> None:
     archive = pack(image_folder(), kind)
     archive.write_bytes(archive.read_bytes()[: archive.stat().st_size // 2])
-    with pytest.raises(DataError, match="not a whole tar or zip archive"):
+    with pytest.raises(DataError, match="truncated or corrupt tar or zip archive"):
         pixels(archive)
 
 
@@ -222,7 +222,7 @@ def test_a_tar_that_lost_its_end_is_refused(image_folder: ImageFolder, kind: str
         content = end + bytes(-len(end) % 512)
         cut -= 1
     archive.write_bytes(content[: len(content) - min(cut, len(content) - 30)])
-    with pytest.raises(DataError, match="not a whole tar or zip archive"):
+    with pytest.raises(DataError, match="truncated or corrupt tar or zip archive"):
         pixels(archive)
 
 
@@ -233,13 +233,11 @@ def test_a_damaged_header_in_a_tar_is_not_its_end(image_folder: ImageFolder) -> 
         header = opened.getmembers()[4].offset
     content[header + 10] ^= 1
     archive.write_bytes(content)
-    with pytest.raises(DataError, match="not a whole tar or zip archive .damaged or cut: bad checksum"):
+    with pytest.raises(DataError, match="truncated or corrupt tar or zip archive .bad checksum"):
         pixels(archive)
 
 
-def test_a_folder_that_cannot_be_read_is_not_passed_over(
-    image_folder: ImageFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_that_cannot_be_read_is_an_error(image_folder: ImageFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = image_folder()
     real = os.scandir
 
@@ -258,13 +256,13 @@ def test_a_class_name_that_cannot_be_shown_is_refused(image_folder: ImageFolder,
     folder = image_folder()
     os.rename(folder / "train/cat", folder / "train" / name)
     shutil.rmtree(folder / "test/cat")
-    with pytest.raises(DataError, match="has characters that cannot be shown; rename it"):
+    with pytest.raises(DataError, match="has characters that are not printable; rename it"):
         pixels(folder)
 
 
-def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_archive_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("hello")
-    with pytest.raises(DataError, match=r"notes\.txt: not a whole tar or zip archive"):
+    with pytest.raises(DataError, match=r"notes\.txt: truncated or corrupt tar or zip archive"):
         open_source(tmp_path / "notes.txt")
 
 
@@ -284,9 +282,9 @@ def add(archive: tarfile.TarFile, name: str, **fields: object) -> None:
         ("train/cat/x.png", {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"}, "is a link, a device"),
         ("train/cat/x.png", {"type": tarfile.LNKTYPE, "linkname": "train/cat/00.png"}, "is a link, a device"),
         ("train/cat/x.png", {"type": tarfile.CHRTYPE}, "is a link, a device"),
-        ("train/cat/00.png", {}, "stands there twice"),
+        ("train/cat/00.png", {}, "is a duplicate"),
         ("train/cat/x.png", {"size": MAX_FILE_BYTES + 1}, "expected at most"),
-        ("other/train/cat/x.png", {}, "beside another dataset"),
+        ("other/train/cat/x.png", {}, "next to another dataset"),
     ],
 )
 def test_a_hostile_tar_is_refused(
@@ -317,7 +315,7 @@ def test_a_pipe_or_a_circle_in_a_folder_does_not_hang(image_folder: ImageFolder)
     assert pixels(folder) == expected
     (folder / "train/cat/loop").unlink()
     os.mkfifo(folder / "train/cat/pipe.png")
-    with pytest.raises(DataError, match="not a file"):
+    with pytest.raises(DataError, match="not a regular file"):
         pixels(folder)
 
 
@@ -388,7 +386,7 @@ def test_the_official_files_packed_another_way_are_taken(official: Path, tmp_pat
     assert pixels(path) == expected
     (official / "data_batch_3").write_bytes(b"changed")
     again = pack(official.parent, "tar")
-    with pytest.raises(DataError, match="not the official CIFAR-10 files .data_batch_3 has the MD5 .*, the official"):
+    with pytest.raises(DataError, match="not the official CIFAR-10 files .data_batch_3 has the MD5 .*; expected"):
         open_source(again)
     (official / "data_batch_3").unlink()
     for place in (pack(official.parent, "zip"), official):
@@ -396,14 +394,14 @@ def test_the_official_files_packed_another_way_are_taken(official: Path, tmp_pat
             open_source(place)
 
 
-def test_an_archive_whose_checksum_is_wrong_is_not_sent_round_in_a_circle(official: Path) -> None:
+def test_the_remedy_for_a_wrong_checksum_works(official: Path) -> None:
     archive = official.parents[1] / "cifar-10-python.tar.gz"
     with archive.open("ab") as file:
         file.write(b"\0")
     with pytest.raises(DataError, match="unpack it and give the folder") as caught:
         open_source(archive)
     assert "download" not in str(caught.value)
-    assert pixels(official)["train"]  # as it says
+    assert pixels(official)["train"]  # the remedy works
 
 
 OTHER_VERSIONS = {
@@ -422,12 +420,12 @@ def test_the_other_versions_of_cifar_are_named(tmp_path: Path, version: str) -> 
     (root / folder / name).write_bytes(b"x")
     python = "cifar-100-python" if "100" in version else "cifar-10-python"
     for place in (root, pack(root, "tar.gz"), pack(root, "zip")):
-        with pytest.raises(DataError, match=rf"the {version}, which is not read; expected .* {python}\.tar\.gz"):
+        with pytest.raises(DataError, match=rf"the {version}, which is not supported; expected .* {python}\.tar\.gz"):
             open_source(place)
 
 
 def test_one_file_of_cifar_is_named(official: Path) -> None:
-    with pytest.raises(DataError, match="one file of CIFAR-10; expected the folder that it is from"):
+    with pytest.raises(DataError, match="one file of CIFAR-10; expected the whole folder"):
         open_source(official / "data_batch_1")
     (official / "batches.meta").unlink()
     with pytest.raises(DataError, match=r"not the official CIFAR-10 files \(batches\.meta is missing\)"):
@@ -444,10 +442,10 @@ def test_one_file_of_cifar_is_named(official: Path) -> None:
         (b"", "an empty file"),
     ],
 )
-def test_what_is_no_archive_is_named(tmp_path: Path, content: bytes, kind: str) -> None:
+def test_a_file_of_another_kind_is_named(tmp_path: Path, content: bytes, kind: str) -> None:
     path = tmp_path / "cifar-10-python.tar.gz"
     path.write_bytes(content)
-    with pytest.raises(DataError, match=f"not a whole tar or zip archive .it is {kind}"):
+    with pytest.raises(DataError, match=f"truncated or corrupt tar or zip archive .it is {kind}"):
         open_source(path)
 
 
@@ -458,7 +456,7 @@ class Payload:
     target = ""
 
 
-def test_a_full_disk_is_not_taken_for_a_wrong_checksum(official: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_not_reported_as_a_wrong_checksum(official: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: object, **more: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

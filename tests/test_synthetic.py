@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.full_size]
 def test_the_demo_is_right_about_most_images_and_not_about_all(tmp_path: Path) -> None:
     with synthetic_source() as source:
         convert(source, tmp_path / "data")
-    config = replace(recipes.load("shapes").config, data_dir=str(tmp_path / "data"))
+    config = recipes.load("shapes").config.with_settings(data_dir=str(tmp_path / "data"))
     _, metrics = train(config, runs_dir=tmp_path / "runs")
     assert 0.9 < metrics["test_accuracy"] < 0.98
 

@@ -18,8 +18,8 @@ MEAN, STD = np.array([125.3, 122.95, 113.87]), np.array([62.99, 62.09, 66.70])
 
 CASES = [
     (AugmentConfig(), (32, 32, 3), 5),
-    (AugmentConfig(crop_mode="reflect"), (32, 32, 3), 5),
-    (AugmentConfig(crop_mode="reflect", crop_padding=6, cutout_size=7), (7, 9, 3), 30),
+    (AugmentConfig(padding_mode="reflect"), (32, 32, 3), 5),
+    (AugmentConfig(padding_mode="reflect", crop_padding=6, cutout_size=7), (7, 9, 3), 30),
     (AugmentConfig(crop_padding=9, cutout_size=5, cutout_fill="zero"), (7, 5, 3), 30),
     (AugmentConfig(crop_padding=0, cutout_size=7), (7, 8, 3), 10),
     (AugmentConfig(flip=False, cutout_size=0, crop_padding=1), (1, 1, 3), 20),
@@ -33,8 +33,8 @@ CASES = [
 COLOUR = AugmentConfig(hue_shift=20, saturation_shift=90, value_shift=60, colour_p=0.8, cutout_size=0)
 RESAMPLED = [
     (AugmentConfig(rotate_degrees=40.0, rotate_p=0.7, cutout_size=0), (16, 16, 3), 20),
-    (AugmentConfig(rotate_degrees=180.0, crop_mode="reflect", crop_padding=2, cutout_size=3), (9, 20, 3), 12),
-    (AugmentConfig(rotate_degrees=90.0, crop_mode="reflect", crop_padding=0, cutout_size=1), (1, 30, 3), 12),
+    (AugmentConfig(rotate_degrees=180.0, padding_mode="reflect", crop_padding=2, cutout_size=3), (9, 20, 3), 12),
+    (AugmentConfig(rotate_degrees=90.0, padding_mode="reflect", crop_padding=0, cutout_size=1), (1, 30, 3), 12),
     (AugmentConfig(rotate_degrees=15.0, crop_padding=0, flip=False, cutout_size=1), (1, 1, 3), 4),
     (COLOUR, (12, 12, 3), 30),
     (AugmentConfig(hue_shift=90, saturation_shift=255, value_shift=255, crop_padding=0, cutout_size=0), (8, 8, 3), 30),

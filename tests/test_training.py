@@ -22,10 +22,10 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 
 from fastcifar.cli import main
-from fastcifar.config import AugmentConfig, TrainConfig
+from fastcifar.config import TrainConfig
 from fastcifar.converters import convert
 from fastcifar.converters.synthetic import source as synthetic_source
-from fastcifar.data.beton import manifest_path
+from fastcifar.data.manifest import manifest_path
 from fastcifar.errors import CheckpointError, DataError, DivergedError, FastcifarError, Stopped, UsageError
 from fastcifar.inference.predict import predict
 from fastcifar.training import RunFolder, find_run, loop, train
@@ -33,7 +33,10 @@ from fastcifar.training import checkpoint as checkpoints
 from fastcifar.training.distributed import Processes
 from fastcifar.training.progress import SilentReporter, duration
 from fastcifar.training.run_folder import create_run
+from fastcifar.training.signals import StopRequest
+from fastcifar.training.step import Step
 from tests.tiny import Interrupts
+from tests.tiny import tiny as tiny_network
 
 pytestmark = pytest.mark.usefixtures("ordinary_algorithms")
 
@@ -43,7 +46,9 @@ def results_of(run: RunFolder) -> list[dict[str, str]]:
 
 
 def tiny(data_dir: Path, **settings: Any) -> TrainConfig:
-    return TrainConfig(**{"data_dir": str(data_dir), "model": "small", "epochs": 2, "batch_size": 100, **settings})
+    return TrainConfig.from_settings(
+        **{"data_dir": str(data_dir), "model": "small", "epochs": 2, "batch_size": 100, **settings}
+    )
 
 
 def test_the_run_folder_holds_what_the_design_says(data_dir: Path, tmp_path: Path) -> None:
@@ -128,6 +133,26 @@ def test_sigterm_saves_and_ends_with_143(data_dir: Path, tmp_path: Path) -> None
     assert checkpoints.load_last(RunFolder(tmp_path / "small"))["progress"]["step"] == 2
 
 
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_goes_where_signals_went_before(signum: signal.Signals) -> None:
+    """Which ends the program, where a step does not end."""
+
+    def end(*args: object) -> None:
+        raise InterruptedError
+
+    before = signal.signal(signum, end)
+    try:
+        with StopRequest() as request:
+            request.begin()
+            os.kill(os.getpid(), signum)
+            assert request.signum == signum
+            with pytest.raises(InterruptedError):
+                os.kill(os.getpid(), signum)
+        assert signal.getsignal(signum) is end
+    finally:
+        signal.signal(signum, before)
+
+
 def test_a_signal_that_comes_while_the_processes_agree_is_answered_at_the_next_step(
     data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,7 +225,7 @@ def test_every_loader_trains_to_the_same_weights(data_dir: Path, tmp_path: Path)
 
     names = [name for name in ("resident", "ffcv", "albumentations") if missing_part(name) is None]
     config = tiny(data_dir, deterministic=True, dropout=0.3, epochs=1)
-    runs = [train(replace(config, loader=name), runs_dir=tmp_path, name=name)[0] for name in names]
+    runs = [train(config.with_settings(loader=name), runs_dir=tmp_path, name=name)[0] for name in names]
     for run in runs[1:]:
         same_weights(runs[0], run)
 
@@ -247,7 +272,7 @@ def test_a_network_of_ones_own_is_run_only_where_the_user_names_it(
     for command in (["train", "--resume", "net", "--max-steps", "7"], ["explain", "net", "--n", "1"]):
         refused = CliRunner().invoke(main, [*command, *common])
         assert refused.exit_code in (2, 6)
-        assert "if it is yours, say so with --model mine:net" in refused.stderr
+        assert "if it is yours, add --model mine:net" in refused.stderr
         assert not (tmp_path / "called").exists()
         accepted = CliRunner().invoke(main, [*command, *common, "--model", "mine:net"])
         assert accepted.exit_code == 0, accepted.stderr
@@ -307,12 +332,12 @@ def test_with_nothing_held_out_the_last_weights_are_scored(
     data_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = tiny(data_dir, val_size=0, deterministic=True)  # 6 steps an epoch
-    run, metrics = train(replace(config, max_steps=8), runs_dir=tmp_path)
+    run, metrics = train(config.with_settings(max_steps=8), runs_dir=tmp_path)
     assert (metrics["weights"], metrics["best"]["epoch"]) == ("of the last epoch", 2)
     expected, scored = weights_of(run), load_file(run.best)
     assert all(torch.equal(expected[key], scored[key]) for key in expected)
-    train(replace(config, max_steps=9), runs_dir=tmp_path, resume=run)
-    same_weights(train(replace(config, max_steps=9), runs_dir=tmp_path)[0], run)
+    train(config.with_settings(max_steps=9), runs_dir=tmp_path, resume=run)
+    same_weights(train(config.with_settings(max_steps=9), runs_dir=tmp_path)[0], run)
     warnings = [record.name for record in caplog.records if record.levelno >= logging.WARNING]
     assert set(warnings) <= {"fastcifar.training.advice"}  # in so few steps it has not learned
 
@@ -388,10 +413,8 @@ def test_the_seed_decides_the_run(data_dir: Path, tmp_path: Path) -> None:
 
 
 def test_it_learns(data_dir: Path, tmp_path: Path) -> None:
-    augment = AugmentConfig(cutout_size=0)
-    _, metrics = train(
-        tiny(data_dir, epochs=12, batch_size=45, lr=0.05, sched="cosine", augment=augment), runs_dir=tmp_path
-    )
+    config = tiny(data_dir, epochs=12, batch_size=45, lr=0.05, sched="cosine", cutout_size=0)
+    _, metrics = train(config, runs_dir=tmp_path)
     assert metrics["test_accuracy"] > 0.3
 
 
@@ -538,16 +561,16 @@ def test_a_checkpoint_of_another_network_or_data_is_refused(
         ({"last_stride": 3}, "last_stride is 3; expected 1..2"),
         ({"ema": 1}, "ema is 1; expected a number of at least 0 and below 1"),
         ({"factor": 1}, "factor is 1; expected a number above 0 and below 1"),
-        ({"sched": "multistep"}, "sched is 'multistep' without milestones; expected epochs, such as 15,25"),
-        ({"milestones": [3, 2]}, "milestones is [3, 2]; expected each epoch once, in rising order"),
+        ({"sched": "multistep"}, "sched is 'multistep' without milestones; expected epochs, e.g. 15,25"),
+        ({"milestones": [3, 2]}, "milestones is [3, 2]; expected each number once, in rising order"),
         ({"milestones": 3}, "milestones is 3; expected a list"),
         (
             {"sched": "onecycle", "warmup_epochs": 1.0},
-            "warmup_epochs is given with sched 'onecycle'; it warms up by itself: see pct_start",
+            "warmup_epochs is given with sched 'onecycle', which has its own warm-up: see pct_start",
         ),
         ({"warmup_epochs": 1e308}, "warmup_epochs is 1e+308; expected a number, 0..1e+06"),
         ({"min_lr": 1.0}, "min_lr is 1, above lr, 0.1; expected less"),
-        ({"progressive": [[24]]}, "progressive is ((24,),); expected pairs of side and share, such as 24:0.5"),
+        ({"progressive": [[24]]}, "progressive is ((24,),); expected pairs of side and share, e.g. 24:0.5"),
         ({"progressive": [[24, 0.5], [28, 0.2]]}, "the share in progressive is 0.2; expected a number, 0.5..1"),
         ({"nesterov": 1}, "nesterov is 1; expected True or False"),
         ({"seed": -1}, "seed is -1; expected 0..9223372036854775807"),
@@ -556,7 +579,7 @@ def test_a_checkpoint_of_another_network_or_data_is_refused(
 )
 def test_impossible_settings_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError) as caught:
-        TrainConfig(**settings)
+        TrainConfig.from_settings(**settings)
     assert str(caught.value) == message
 
 
@@ -583,12 +606,8 @@ def test_durations_read_well() -> None:
 
 
 def test_a_config_survives_the_folder(tmp_path: Path) -> None:
-    config = replace(
-        TrainConfig(data_dir=str(tmp_path)),
-        seed=2**62,
-        max_steps=7,
-        augment=AugmentConfig(flip=False, crop_mode="reflect"),
-    )
+    settings = {"seed": 2**62, "max_steps": 7, "flip": False, "padding_mode": "reflect", "progressive": ((24, 0.5),)}
+    config = TrainConfig.from_settings(data_dir=str(tmp_path), **settings)
     run = create_run(tmp_path, "a")
     run.write_config(config)
     assert run.read_config() == config
@@ -600,12 +619,12 @@ def test_a_config_survives_the_folder(tmp_path: Path) -> None:
 def test_more_steps_go_on_inside_the_epoch(data_dir: Path, tmp_path: Path) -> None:
     config = tiny(data_dir, deterministic=True, epochs=3)  # five steps each
     whole, _ = train(config, runs_dir=tmp_path, name="whole")
-    cut, metrics = train(replace(config, max_steps=7), runs_dir=tmp_path, name="cut")
+    cut, metrics = train(config.with_settings(max_steps=7), runs_dir=tmp_path, name="cut")
     assert metrics["steps"] == 7
     assert [row["epoch"] for row in results_of(cut)] == ["1", "2"]
     with pytest.raises(UsageError, match="max_steps is 4; .* has done 7: expected at least that"):
-        train(replace(config, max_steps=4), runs_dir=tmp_path, resume=cut)
-    train(replace(config, max_steps=12), runs_dir=tmp_path, resume=cut)
+        train(config.with_settings(max_steps=4), runs_dir=tmp_path, resume=cut)
+    train(config.with_settings(max_steps=12), runs_dir=tmp_path, resume=cut)
     train(config, runs_dir=tmp_path, resume=cut)
     expected, got = weights_of(whole), weights_of(cut)
     assert all(torch.equal(expected[key], got[key]) for key in expected)
@@ -643,29 +662,44 @@ def test_a_resumed_run_wants_its_test_images_too(own_data_dir: Path, tmp_path: P
     for name in ("test.beton", "test.beton.json"):
         (tmp_path / "other" / name).replace(own_data_dir / name)
     with pytest.raises(DataError, match=r"was trained with a test\.beton of SHA-256"):
-        train(replace(config, epochs=2), runs_dir=tmp_path, resume=run)
+        train(config.with_settings(epochs=2), runs_dir=tmp_path, resume=run)
 
 
 def test_settings_that_were_changed_in_the_folder_are_refused(data_dir: Path, tmp_path: Path) -> None:
     config = tiny(data_dir, epochs=1)
     run, _ = train(config, runs_dir=tmp_path)
-    for changed in ({"seed": 1}, {"val_size": 0}, {"augment": AugmentConfig(flip=False)}):
+    for changed in ({"seed": 1}, {"val_size": 0}, {"flip": False}):
         (key,) = changed
         with pytest.raises(CheckpointError, match=rf"config\.yaml: {key} is .*, and was .* when the checkpoint was"):
-            train(replace(config, **changed), runs_dir=tmp_path, resume=run)
-    train(replace(config, epochs=2), runs_dir=tmp_path, resume=run)
+            train(config.with_settings(**changed), runs_dir=tmp_path, resume=run)
+    train(config.with_settings(epochs=2), runs_dir=tmp_path, resume=run)
     with pytest.raises(UsageError, match=r"epochs is 1; .* has begun 2: expected at least that"):
         train(config, runs_dir=tmp_path, resume=run)
-    begun, _ = train(replace(config, epochs=2, max_steps=7), runs_dir=tmp_path)
+    begun, _ = train(config.with_settings(epochs=2, max_steps=7), runs_dir=tmp_path)
     with pytest.raises(UsageError, match=r"epochs is 1; .* has begun 2: expected at least that"):
-        train(replace(config, max_steps=7), runs_dir=tmp_path, resume=begun)
+        train(config.with_settings(max_steps=7), runs_dir=tmp_path, resume=begun)
+
+
+def test_progressive_sizes_are_those_of_each_step(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sides, real = [], Step.__call__
+
+    def step(self: Step, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        sides.append(tuple(images.shape[-2:]))
+        return real(self, images, labels)
+
+    monkeypatch.setattr(Step, "__call__", step)
+    config = tiny_network(tiny_data, val_size=0, progressive=((16, 0.25), (24, 0.75)))
+    assert train(config, runs_dir=tmp_path)[1]["steps"] == 4
+    assert sides == [(16, 16), (24, 24), (24, 24), (32, 32)]
 
 
 def test_sizes_in_progress_cannot_stretch_and_must_fit_the_network(data_dir: Path, tmp_path: Path) -> None:
     config = tiny(data_dir, sched="none", progressive=((16, 0.5),), epochs=1)
     run, _ = train(config, runs_dir=tmp_path)
     with pytest.raises(UsageError, match="the progressive sizing of .* was made for 5 steps and cannot stretch to 10"):
-        train(replace(config, epochs=2), runs_dir=tmp_path, resume=run)
+        train(config.with_settings(epochs=2), runs_dir=tmp_path, resume=run)
     with pytest.raises(UsageError, match="progressive is 8; small does not take images of 8x8"):
         train(tiny(data_dir, progressive=((8, 0.5),)), runs_dir=tmp_path)
 

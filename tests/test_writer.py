@@ -15,11 +15,12 @@ import torch
 
 from fastcifar import make_loader
 from fastcifar.config import NO_AUGMENT
-from fastcifar.converters import Source, convert, writer
+from fastcifar.converters import Source, convert
 from fastcifar.converters.synthetic import SyntheticSplit
 from fastcifar.converters.synthetic import source as synthetic_source
-from fastcifar.data import beton, jpeg
-from fastcifar.data.beton import manifest_path, open_beton
+from fastcifar.data import jpeg
+from fastcifar.data.beton import open_beton
+from fastcifar.data.manifest import manifest_path, read_manifest
 from fastcifar.errors import DataError, FastcifarError, UsageError
 from fastcifar.io.locks import lock_folder
 from fastcifar.loaders import missing_part
@@ -95,7 +96,7 @@ def test_images_of_any_one_size(tmp_path: Path, shape: tuple[int, int, int]) -> 
 
 
 def test_the_manifest_describes_the_file(own_data_dir: Path) -> None:
-    manifest = beton.read_manifest(own_data_dir / "train.beton")
+    manifest = read_manifest(own_data_dir / "train.beton")
     assert manifest is not None
     assert manifest.num_samples == 30
     assert manifest.image_shape == (32, 32, 3)
@@ -139,12 +140,12 @@ GOOD = random_split(20)
 ODD = ListSplit([*GOOD.images[:7], np.zeros((8, 9, 3), np.uint8)], list(range(8)))
 FAILURES = {
     "raises": (Raises(GOOD.images, GOOD.labels), RuntimeError, "the cable was pulled"),
-    "changes": (Changes(GOOD.images, GOOD.labels), DataError, "image 0 as written differs from the source read again"),
-    "another size": (ODD, DataError, r"image 7 is uint8 \(8, 9, 3\); expected uint8 \(8, 8, 3\), as the first"),
+    "changes": (Changes(GOOD.images, GOOD.labels), DataError, "image 0 differs from the source read again"),
+    "another size": (ODD, DataError, r"image 7 is uint8 \(8, 9, 3\); expected uint8 \(8, 8, 3\), as image 0"),
     "floats": (ListSplit([GOOD.images[0] / 2], [0]), DataError, "image 0 is float64"),
-    "fewer": (ListSplit(GOOD.images, GOOD.labels, 21), DataError, "told 21 images and gave 20"),
+    "fewer": (ListSplit(GOOD.images, GOOD.labels, 21), DataError, "gives 20 images and announced 21"),
     "more": (ListSplit(GOOD.images, GOOD.labels, 19), DataError, "more images than the 19"),
-    "none": (ListSplit([], []), DataError, "told 0 images and gave 0"),
+    "none": (ListSplit([], []), DataError, "gives 0 images and announced 0"),
     "too large": (ListSplit([np.zeros((2_000, 2_000, 3), np.uint8)], [0]), DataError, "image 0 is 2000x2000"),
 }
 
@@ -169,14 +170,14 @@ def test_a_full_disk_leaves_the_good_files(own_data_dir: Path, monkeypatch: pyte
             raise OSError(28, "No space left on device")
         real(descriptor)
 
-    monkeypatch.setattr(writer.os, "fsync", full)
-    with pytest.raises(FastcifarError, match="cannot write .No space left on device.; nothing was replaced"):
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(FastcifarError, match="cannot be written .No space left on device.; nothing was replaced"):
         convert(source_of(GOOD), own_data_dir)
     assert contents(own_data_dir) == before
 
 
 @pytest.mark.parametrize("step", range(3))
-def test_at_no_moment_does_a_manifest_lie_beside_another_beton(
+def test_at_no_moment_does_a_manifest_lie_next_to_another_beton(
     own_data_dir: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     """A kill between two renames, played by an exception that nothing clears up after."""
@@ -190,7 +191,7 @@ def test_at_no_moment_does_a_manifest_lie_beside_another_beton(
             raise KeyboardInterrupt
         real(source, target)
 
-    monkeypatch.setattr(writer.os, "replace", killed)
+    monkeypatch.setattr(os, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
         convert(source_of(GOOD), own_data_dir)
     for name in ("train", "test"):
@@ -202,7 +203,7 @@ def test_a_folder_in_the_way_is_told_before_anything_is_replaced(own_data_dir: P
     (own_data_dir / name).unlink()
     (own_data_dir / name).mkdir()
     before = {file.name: file.read_bytes() for file in own_data_dir.iterdir() if file.is_file()}
-    with pytest.raises(FastcifarError, match=f"{name}: is a folder, where a file is to be written"):
+    with pytest.raises(FastcifarError, match=f"{name}: a folder; expected a file or nothing"):
         convert(source_of(GOOD), own_data_dir)
     assert {file.name: file.read_bytes() for file in own_data_dir.iterdir() if file.is_file()} == before
 
@@ -272,12 +273,12 @@ def test_a_jpeg_of_another_size_never_reaches_ffcv(tmp_path: Path) -> None:
     path = tmp_path / "train.beton"
     opened = open_beton(path)
     begin = int(opened.offsets[7])
-    at = begin + bytes(opened.data[begin : begin + int(opened.sizes[7])]).index(b"\xff\xc0")
+    at = begin + opened.file.read(begin, int(opened.sizes[7])).tobytes().index(b"\xff\xc0")
     whole = path.read_bytes()
     manifest_path(path).unlink()
     for place, value in ((at + 5, 1), (at + 7, 1), (begin, 0), (at + 9, 1)):  # height, width, marker, components
         path.write_bytes(whole[:place] + bytes([value]) + whole[place + 1 :])
-        with pytest.raises(DataError, match="image 7 is no JPEG file of 32x32"):
+        with pytest.raises(DataError, match="image 7 is not a JPEG file of 32x32"):
             open_beton(path)
 
 
@@ -323,7 +324,7 @@ def test_a_marker_without_a_length_hides_no_header() -> None:
         jump = 4 + int.from_bytes(true[2:4], "big")
         evil = (true[:2] + marker + true[2:]).ljust(jump, b"\0") + false[false.index(b"\xff\xc0") :]
         starts, sizes = np.array([0, len(evil)]), np.full(2, len(evil))
-        assert jpeg.wrong_header(reader_of(evil * 2), starts, sizes, (32, 32, 3)) == 0
+        assert jpeg.find_wrong_header(reader_of(evil * 2), starts, sizes, (32, 32, 3)) == 0
 
 
 def test_a_comment_that_looks_like_a_header_fools_nobody(tmp_path: Path) -> None:
@@ -332,8 +333,8 @@ def test_a_comment_that_looks_like_a_header_fools_nobody(tmp_path: Path) -> None
     encoded = jpeg.encode(np.zeros((64, 64, 3), np.uint8), 90).tobytes()
     whole = encoded[:2] + comment + encoded[2:]
     start, size = np.array([0]), np.array([len(whole)])
-    assert jpeg.wrong_header(reader_of(whole), start, size, (32, 32, 3)) == 0
-    assert jpeg.wrong_header(reader_of(whole), start, size, (64, 64, 3)) is None
+    assert jpeg.find_wrong_header(reader_of(whole), start, size, (32, 32, 3)) == 0
+    assert jpeg.find_wrong_header(reader_of(whole), start, size, (64, 64, 3)) is None
 
 
 @pytest.mark.parametrize(

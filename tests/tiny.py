@@ -26,7 +26,7 @@ def network(num_classes: int) -> nn.Module:
 def tiny(data_dir: object, **settings: Any) -> TrainConfig:
     """A training of some tenths of a second: two epochs of two steps, where `data_dir` has 80 training images."""
     few = {"model": NETWORK, "epochs": 2, "batch_size": 36, "lr": 0.05}
-    return TrainConfig(**{"data_dir": str(data_dir), **few, **settings})
+    return TrainConfig.from_settings(**{"data_dir": str(data_dir), **few, **settings})
 
 
 class Interrupts(SilentReporter):

@@ -63,14 +63,14 @@ def network_of(config: TrainConfig, num_classes: int) -> nn.Module:
     """
     from torchvision.models import resnet18
 
-    norm = nn.BatchNorm2d if config.norm == "batch" else lambda width: nn.GroupNorm(1, width)
+    norm = nn.BatchNorm2d if config.model.norm == "batch" else lambda width: nn.GroupNorm(1, width)
     network = resnet18(num_classes=num_classes, norm_layer=norm)
     network.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
     network.maxpool = nn.Identity()
-    if config.last_stride == 1:
+    if config.model.last_stride == 1:
         network.layer4[0].conv1.stride = (1, 1)
         network.layer4[0].downsample[0].stride = (1, 1)
-    network.fc = nn.Sequential(nn.Dropout(config.dropout), network.fc)
+    network.fc = nn.Sequential(nn.Dropout(config.model.dropout), network.fc)
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             module.reset_parameters()
@@ -79,14 +79,20 @@ def network_of(config: TrainConfig, num_classes: int) -> nn.Module:
 
 def optimizer_of(config: TrainConfig, network: nn.Module) -> torch.optim.Optimizer:
     """SGD or AdamW of torch."""
-    lr = float(config.lr)
-    if config.optimizer == "sgd":
-        more = {"momentum": config.momentum, "nesterov": config.nesterov, "weight_decay": config.weight_decay}
+    lr = float(config.optimizer.lr)
+    if config.optimizer.name == "sgd":
+        more = {
+            "momentum": config.optimizer.momentum,
+            "nesterov": config.optimizer.nesterov,
+            "weight_decay": config.optimizer.weight_decay,
+        }
         return torch.optim.SGD(network.parameters(), lr=lr, **more)
-    with_decay = [param for param in network.parameters() if param.ndim > 1 or config.decay_all]
-    without = [param for param in network.parameters() if param.ndim < 2 and not config.decay_all]
+    with_decay = [param for param in network.parameters() if param.ndim > 1 or config.optimizer.decay_all]
+    without = [param for param in network.parameters() if param.ndim < 2 and not config.optimizer.decay_all]
     groups = [{"params": with_decay}, {"params": without, "weight_decay": 0.0}]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]], lr=lr, weight_decay=config.optimizer.weight_decay
+    )
 
 
 def run(config: TrainConfig, data_dir: Path, device: torch.device) -> dict[str, Any]:
@@ -100,7 +106,7 @@ def run(config: TrainConfig, data_dir: Path, device: torch.device) -> dict[str, 
     train, test = (open_beton(data_dir / f"{name}.beton", in_memory=True) for name in ("train", "test"))
     images, labels = train.images(range(len(train))), np.asarray(train.labels)
     order = np.random.default_rng(config.seed).permutation(len(train))
-    num_val = 0 if config.val_size == 0 else round(VAL_SHARE * len(train))
+    num_val = 0 if config.data.val_size == 0 else round(VAL_SHARE * len(train))
     plain = pipeline_of(None, train.image_shape[0], train.mean, train.std)
     changed = pipeline_of(config.augment, train.image_shape[0], train.mean, train.std)
     workers = torch.get_num_threads()
@@ -118,17 +124,19 @@ def run(config: TrainConfig, data_dir: Path, device: torch.device) -> dict[str, 
     steps = len(batches) * config.epochs
     per_step: list[Any] = []
     per_epoch: Any = None
-    if config.sched == "onecycle":
-        per_step.append(lr_scheduler.OneCycleLR(optimizer, float(config.lr), total_steps=steps))
-    elif config.sched == "step":
-        per_epoch = lr_scheduler.StepLR(optimizer, config.step_size, config.factor)
-    elif config.sched == "plateau":
-        per_epoch = lr_scheduler.ReduceLROnPlateau(optimizer, factor=config.factor, patience=config.patience)
-    if config.warmup_epochs:
-        warm_up = round(config.warmup_epochs * len(batches))
+    if config.schedule.name == "onecycle":
+        per_step.append(lr_scheduler.OneCycleLR(optimizer, float(config.optimizer.lr), total_steps=steps))
+    elif config.schedule.name == "step":
+        per_epoch = lr_scheduler.StepLR(optimizer, config.schedule.step_size, config.schedule.factor)
+    elif config.schedule.name == "plateau":
+        per_epoch = lr_scheduler.ReduceLROnPlateau(
+            optimizer, factor=config.schedule.factor, patience=config.schedule.patience
+        )
+    if config.schedule.warmup_epochs:
+        warm_up = round(config.schedule.warmup_epochs * len(batches))
         per_step.append(lr_scheduler.LinearLR(optimizer, 0.01, total_iters=warm_up))
-    amp = choose_amp(device, config.amp)
-    criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
+    amp = choose_amp(device, config.runtime.amp)
+    criterion = nn.CrossEntropyLoss(label_smoothing=config.optimizer.label_smoothing)
 
     def scores(name: str) -> tuple[float, float]:
         network.eval()
@@ -150,7 +158,11 @@ def run(config: TrainConfig, data_dir: Path, device: torch.device) -> dict[str, 
             with autocast(device, amp):
                 logits = network(x)
             loss = criterion(logits.float(), y)
-            penalty = config.l1 * sum(param.abs().sum() for param in network.parameters()) if config.l1 else 0.0
+            penalty = (
+                config.optimizer.l1 * sum(param.abs().sum() for param in network.parameters())
+                if config.optimizer.l1
+                else 0.0
+            )
             optimizer.zero_grad()
             (loss + penalty).backward()
             optimizer.step()
@@ -162,7 +174,7 @@ def run(config: TrainConfig, data_dir: Path, device: torch.device) -> dict[str, 
         seconds += time.perf_counter() - began
         train_accuracy = right / seen
         val_accuracy, val_loss = scores("val") if num_val else (0.0, total / seen)
-        if config.sched == "plateau":
+        if config.schedule.name == "plateau":
             per_epoch.step(val_loss)
         elif per_epoch is not None:
             per_epoch.step()
@@ -177,5 +189,4 @@ def run(config: TrainConfig, data_dir: Path, device: torch.device) -> dict[str, 
 if __name__ == "__main__":
     settings, data_dir, device = sys.argv[1:]
     values = json.loads(settings)
-    values["augment"] = AugmentConfig(**values["augment"])
-    print(json.dumps(run(TrainConfig(**values), Path(data_dir), torch.device(device))))
+    print(json.dumps(run(TrainConfig.from_settings(**values), Path(data_dir), torch.device(device))))

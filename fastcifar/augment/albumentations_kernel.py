@@ -43,7 +43,7 @@ class AlbumentationsAugment:
         cv2.setNumThreads(0)  # one image is no work to share, and threads do not survive the fork of a worker
         self._padding = augment.crop_padding
         self._cutout_size, self._shifts_colour = augment.cutout_size, augment.shifts_colour
-        border = self._border = cv2.BORDER_REFLECT_101 if augment.crop_mode == "reflect" else cv2.BORDER_CONSTANT
+        border = self._border = cv2.BORDER_REFLECT_101 if augment.padding_mode == "reflect" else cv2.BORDER_CONSTANT
         self._pad = albumentations.Pad(self._padding, border_mode=border, fill=0, p=1.0)
         self._crop = albumentations.RandomCrop(1, 1, p=1.0)  # the size comes with the coordinates
         self._flip = albumentations.HorizontalFlip(p=1.0)

@@ -134,7 +134,7 @@ class NumbaAugment:
             np.tile(values, width)[None] if channels_last else np.repeat(values[:, None], width, axis=1)
             for values in (mean32, inv_std32)
         ]
-        self._settings = ((height, width), augment.crop_padding, augment.crop_mode == "reflect", fill, *rows, kind)
+        self._settings = ((height, width), augment.crop_padding, augment.padding_mode == "reflect", fill, *rows, kind)
         self._rotates = augment.rotate_degrees > 0
         self._num_threads = num_threads or torch.get_num_threads()
         self._pool = Threads(self._num_threads, "augment")

@@ -35,7 +35,7 @@ def apply_choices(
     """
     out = _crop_and_flip(images, choices, augment)
     if augment.rotate_degrees:
-        out = rotate(out, choices["rotation"], reflect=augment.crop_mode == "reflect")
+        out = rotate(out, choices["rotation"], reflect=augment.padding_mode == "reflect")
     if augment.shifts_colour:
         shifts = torch.stack([choices[name] for name in ("hue", "saturation", "value")])  # (3, N)
         changed = (shifts != 0).any(0)
@@ -54,7 +54,7 @@ def _crop_and_flip(images: torch.Tensor, choices: dict[str, torch.Tensor], augme
     flipped = torch.where(choices["flip"][:, None].bool(), width - 1 - columns, columns)
     source_x = flipped + choices["crop_x"][:, None] - augment.crop_padding  # (N, W)
     blank = None
-    if augment.crop_mode == "reflect":
+    if augment.padding_mode == "reflect":
         source_y, source_x = _reflect(source_y, height), _reflect(source_x, width)
     elif augment.crop_padding:
         outside_y = (source_y < 0) | (source_y >= height)

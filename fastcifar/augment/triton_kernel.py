@@ -179,7 +179,7 @@ class TritonAugment:
             "H": height,
             "W": width,
             "PADDING": augment.crop_padding,
-            "REFLECT": augment.crop_mode == "reflect",
+            "REFLECT": augment.padding_mode == "reflect",
             "ROTATES": augment.rotate_degrees > 0,
             "COLOURS": augment.shifts_colour,
             "HOLES": augment.cutout_holes if augment.cutout_size else 0,

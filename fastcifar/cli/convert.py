@@ -64,7 +64,7 @@ def convert(
     """
     from fastcifar import converters
     from fastcifar.cli.output import Bars, command_line, show_next
-    from fastcifar.data.beton import require_classes
+    from fastcifar.data.statistics import require_classes
 
     with Bars() as bars:
         bars.begin("opening", None)

@@ -21,7 +21,7 @@ from fastcifar.cli.settings import as_flags, typed
     help="val: the images held out from training.",
 )
 @click.option(
-    "--tta", default="none", show_default=True, type=click.Choice(config.TTAS), help="Test-time augmentation."
+    "--tta", default="none", show_default=True, type=click.Choice(config.TTA_MODES), help="Test-time augmentation."
 )
 @options.trusted_model
 @options.run_data_dir

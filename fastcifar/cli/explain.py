@@ -9,73 +9,16 @@ from typing import Any
 
 import click
 
-from fastcifar import config
-from fastcifar.cli import options
+from fastcifar.cli import options, settings
 from fastcifar.cli.settings import as_flags, flags, typed
 from fastcifar.config import ExplainConfig
 
 RUN_FILE_SUFFIXES = (".pt", ".safetensors", ".html", ".yaml", ".json", ".csv", ".npz", ".txt")
 
 
-class Selection(click.ParamType):  # type: ignore[type-arg,unused-ignore]
-    """A selection by name, or the indices of images."""
-
-    name = f"{'|'.join(config.SELECTIONS)}|index,…"
-
-    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> Any:
-        if not isinstance(value, str) or value in config.SELECTIONS:
-            return value
-        try:
-            parts = [part.strip() for part in value.split(",") if part.strip()]
-            if not all(part.isascii() and part.isdigit() for part in parts):
-                raise ValueError
-            return tuple(map(int, parts))
-        except ValueError:
-            known = ", ".join(config.SELECTIONS)
-            self.fail(f"{value!r}; expected one of: {known}; or the indices of test images, e.g. 3,14", param, context)
-
-
-class Names(click.ParamType):  # type: ignore[type-arg,unused-ignore]
-    """Names, separated by commas."""
-
-    name = "name,…"
-
-    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> tuple[str, ...]:
-        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
-
-
-@click.command()
+@click.command(cls=options.SettingsCommand)
 @click.argument("words", nargs=-1, metavar="[RUN]")
-@click.option("--n", default=ExplainConfig.n, show_default=True, type=int, help="Maximum number of images.")
-@click.option(
-    "--select",
-    default=ExplainConfig.select,
-    show_default=True,
-    type=Selection(),
-    help="Largest loss or confidence first, at random, or these test images.",
-)
-@click.option("--correct", is_flag=True, help="Correctly classified images instead of misclassified ones.")
-@click.option(
-    "--layers",
-    default=",".join(ExplainConfig.layers),
-    show_default=True,
-    type=Names(),
-    help="Modules of the network; all: its stages.",
-)
-@click.option(
-    "--methods",
-    default=",".join(ExplainConfig.methods),
-    show_default=True,
-    type=Names(),
-    help=f"Of {', '.join(config.CAM_METHODS)}; the grid shows the first.",
-)
-@click.option(
-    "--target",
-    default=ExplainConfig.target,
-    show_default=True,
-    metavar="pred|true|both|CLASS",
-    help="The class whose evidence is mapped.",
-)
+@settings.add(settings.options_of(ExplainConfig))
 @click.option(
     "--image",
     "images",
@@ -84,7 +27,6 @@ class Names(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     help="Explain your own images instead, of any size: a file, a folder or a pattern such as 'cats/*.jpg'; may be "
     "repeated.",
 )
-@click.option("--seed", default=0, show_default=True, type=int, help="Seed of --select random.")
 @options.trusted_model
 @options.run_data_dir
 @options.runs_dir
@@ -103,7 +45,7 @@ def explain(
     device: str,
     threads: int | None,
     as_json: bool,
-    **settings: Any,
+    **overrides: Any,
 ) -> None:
     """Draw class activation maps of test images of RUN (a name or path; by default the latest).
 
@@ -111,7 +53,7 @@ def explain(
     for each image with all layers and methods, a table and the maps go to explain/ in the run folder; those of your
     own images to explain/images/.
     """
-    config = ExplainConfig(**settings)
+    config = ExplainConfig(**overrides)
     if not isinstance(config.select, str) and typed(context, ("n",)):
         raise click.UsageError("--n cannot be combined with images named by --select", context)
     if config.select != "random" and typed(context, ("seed",)):

@@ -18,7 +18,8 @@ def inspect(beton: Path, as_json: bool) -> None:
     import numpy as np
 
     from fastcifar.cli.output import command_line, show_next, table
-    from fastcifar.data.beton import empty_classes, manifest_path, open_beton
+    from fastcifar.data.beton import empty_classes, open_beton
+    from fastcifar.data.manifest import manifest_path
 
     opened = open_beton(beton)
     counts = np.bincount(opened.labels, minlength=len(opened.class_names)).tolist()

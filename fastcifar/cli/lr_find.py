@@ -3,38 +3,25 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from fastcifar.cli import options, settings
-from fastcifar.cli.settings import AUGMENT, typed
-from fastcifar.config import AUTO_SUGGESTIONS, LR_MODES, LR_RANGES, LR_SUGGESTIONS, RangeTest, TrainConfig
+from fastcifar.cli.settings import typed
+from fastcifar.config import AUTO_SUGGESTIONS, LR_SUGGESTIONS, SETTINGS, LrRangeTestConfig, TrainConfig
 
 if TYPE_CHECKING:
     from fastcifar.training.lr_finder import LrCurve
 
-_RANGES = {
-    which: ", ".join(f"{rates[i]:g} for {name}" for name, rates in LR_RANGES.items())
-    for i, which in enumerate(("start", "end"))
-}
 
-
-@click.command("lr-find")
-@click.option("--steps", default=RangeTest.num_steps, show_default=True, type=int, help="Steps, and rates tried.")
-@click.option("--start-lr", type=float, help=f"Rate of the first step.  [default: {_RANGES['start']}]")
-@click.option("--end-lr", type=float, help=f"Rate of the last step.  [default: {_RANGES['end']}]")
-@click.option(
-    "--mode",
-    default=RangeTest.mode,
-    show_default=True,
-    type=click.Choice(LR_MODES),
-    help="How the rate rises.",
-)
+@click.command("lr-find", cls=options.SettingsCommand)
+@settings.add(settings.options_of(LrRangeTestConfig, "Range test"))
 @click.option(
     "--suggest",
+    cls=options.SettingOption,
+    section="Range test",
     default="auto",
     show_default=True,
     type=click.Choice(("auto", *LR_SUGGESTIONS)),
@@ -43,11 +30,15 @@ _RANGES = {
 )
 @settings.add(
     settings.RECIPE,
-    settings.NETWORK,
-    settings.OPTIMIZER,
-    settings.AUGMENTATION,
+    settings.BATCH_SIZE,
+    settings.SEED,
+    settings.MODEL,
+    [options.data_dir],
     settings.DATA,
-    settings.MACHINE,
+    settings.LOADER,
+    settings.AUGMENTATION,
+    settings.RANGE_TEST_OPTIMIZER,
+    settings.DEVICE,
 )
 @options.runs_dir
 @options.as_json
@@ -70,18 +61,20 @@ def lr_find(
     """
     config = settings.train_config(context, dict(given))
     lr = (context.default_map or {}).get("lr")  # of the recipe: the rates of Muon's rest keep their ratio to it
-    config = config if lr in (None, "auto") else replace(config, lr=lr)
+    config = config if lr in (None, "auto") else config.with_settings(lr=lr)
 
     import json
 
     from fastcifar.cli.output import Bars, command_line, show_next, table
     from fastcifar.training.find_lr import find_in_new_folder
 
-    test = RangeTest.of(config.optimizer, num_steps=steps, start_lr=start_lr, end_lr=end_lr, mode=mode)
-    rule = AUTO_SUGGESTIONS[config.optimizer] if suggest == "auto" else suggest
+    test = LrRangeTestConfig.for_optimizer(
+        config.optimizer.name, num_steps=steps, start_lr=start_lr, end_lr=end_lr, mode=mode
+    )
+    rule = AUTO_SUGGESTIONS[config.optimizer.name] if suggest == "auto" else suggest
     with Bars() as bars:
         curve, files = find_in_new_folder(config, test, rule, runs_dir, bars)
-    changed = typed(context, (*settings.SETTINGS, *AUGMENT, "recipe", "pipeline"))
+    changed = typed(context, SETTINGS)
     found = None if curve.why_not else curve.suggestions[rule]
     rates = {} if found is None else _rates(config, found)
     words = ["fastcifar", "train", *settings.as_flags(context, [key for key in changed if key not in rates])]
@@ -113,14 +106,14 @@ def lr_find(
 
 
 def _without_suggestion(
-    context: click.Context, curve: LrCurve, config: TrainConfig, test: RangeTest
+    context: click.Context, curve: LrCurve, config: TrainConfig, test: LrRangeTestConfig
 ) -> list[str | os.PathLike[str]]:
     """What follows a test that failed, as words for `command_line`: another test, with more steps or from a smaller
     rate on; or a look at the data, where the first loss was not finite already."""
     from fastcifar.training.lr_finder import MIN_POINTS
 
     if not len(curve.losses):
-        return ["inspect", Path(config.data_dir) / "train.beton"]
+        return ["inspect", Path(config.data.data_dir) / "train.beton"]
     if len(curve.losses) < MIN_POINTS and curve.ended != "end_lr reached":
         changed = {"start_lr": f"{test.start_lr / 100:g}"}
     else:
@@ -134,5 +127,6 @@ def _rates(config: TrainConfig, lr: float) -> dict[str, float]:
     from fastcifar.training.optimizer import at_rate
 
     found = at_rate(config, lr)
-    names = ("lr", "rest_lr", "bias_lr") if config.optimizer == "muon" else ("lr",)
-    return {name: getattr(found, name) for name in names if getattr(found, name) is not None}
+    names = ("lr", "aux_lr", "bias_lr") if config.optimizer.name == "muon" else ("lr",)
+    rates = {name: getattr(found.optimizer, name) for name in names}
+    return {name: rate for name, rate in rates.items() if rate is not None}

@@ -12,13 +12,13 @@ from fastcifar.cli.settings import typed
 from fastcifar.cli.train import train
 
 
-@click.command()
+@click.command(cls=options.SettingsCommand)
 @click.option(
     "--n", default=8, show_default=True, type=click.IntRange(1, 200), help="Augmented versions of each image."
 )
 @click.option("--each", default=1, show_default=True, type=click.IntRange(min=1), help="Images of each class.")
 @click.option("--out", default="preview.png", show_default=True, type=options.PATH, help="The PNG file to write.")
-@settings.add(settings.RECIPE, settings.AUGMENTATION, settings.PREVIEWED)
+@settings.add(settings.RECIPE, settings.SEED, [options.data_dir], settings.LOADER, settings.AUGMENTATION)
 @options.as_json
 @click.pass_context
 def preview(context: click.Context, /, n: int, each: int, out: Path, as_json: bool, **overrides: Any) -> None:

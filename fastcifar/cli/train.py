@@ -3,31 +3,35 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
 from fastcifar.cli import options, settings
-from fastcifar.cli.settings import AUGMENT, flags, typed
-from fastcifar.config import CHANGEABLE, TrainConfig
+from fastcifar.cli.settings import flags, typed
+from fastcifar.config import CHANGEABLE, SETTINGS, TrainConfig
 from fastcifar.errors import FastcifarError, Stopped, UsageError
 
 LATEST = "\0"
 """`--resume` without a value. Not the empty text: that may be a variable that was never set."""
 
 
-@click.command()
+@click.command(cls=options.SettingsCommand)
 @settings.add(
     settings.RECIPE,
-    settings.NETWORK,
+    settings.RUN,
+    settings.BATCH_SIZE,
+    settings.SEED,
+    settings.MODEL,
+    [options.data_dir],
+    settings.DATA,
+    settings.LOADER,
+    settings.AUGMENTATION,
     settings.OPTIMIZER,
     settings.SCHEDULE,
-    settings.AUGMENTATION,
-    settings.DATA,
-    settings.MACHINE,
-    settings.RUN,
+    settings.DEVICE,
+    settings.RUNTIME,
 )
 @click.option("--name", help="Name of the run folder.  [default: the recipe's or the network's]")
 @click.option(
@@ -94,23 +98,24 @@ def train(
     if report:
         rows.append(("report", report))
     click.echo(table(rows))
-    trust = ["--model", config.model] if config.network.names_code else []
+    trust = ["--model", config.model.name] if config.model.names_code else []
     show_next(command_line("fastcifar", "explain", run.path, *trust))
 
 
 def _resumed(context: click.Context, stored: TrainConfig, given: TrainConfig) -> TrainConfig:
     """The settings of the run, with what the user changed, where it may be changed."""
-    typed_now = typed(context, (*settings.SETTINGS, *AUGMENT, "recipe", "pipeline", "name"))
-    trusted = stored.network.names_code and given.model == stored.model  # the user names the code that may run
+    typed_now = typed(context, (*SETTINGS, "name"))
+    trusted = stored.model.names_code and given.model.name == stored.model.name  # the user names the code that may run
     fixed = [key for key in typed_now if key not in CHANGEABLE and not (key == "model" and trusted)]
     if fixed:
         raise click.UsageError(
             f"{flags(fixed)} cannot be changed when a run is resumed; only {flags(CHANGEABLE)} can", context
         )
-    if stored.network.names_code and not trusted:
+    if stored.model.names_code and not trusted:
         raise click.UsageError(
-            f"the run's network is {stored.model}, code that is not part of fastcifar; if it is yours, say so with "
-            f"--model {stored.model}",
+            f"the run's network is {stored.model.name}, code that is not part of fastcifar; if it is yours, add "
+            f"--model {stored.model.name}",
             context,
         )
-    return replace(stored, **{key: getattr(given, key) for key in typed_now if key in CHANGEABLE})
+    changed = given.to_settings()
+    return stored.with_settings(**{key: changed[key] for key in typed_now if key in CHANGEABLE})

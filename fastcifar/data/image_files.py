@@ -1,7 +1,4 @@
-"""What the bytes of a picture's file are, told from their beginning, and which way is up.
-
-Shared by what reads other people's pictures: `fastcifar.converters` and `explain --image`.
-"""
+"""Image files of users: their kind by their first bytes, and EXIF orientation. Shared by `convert` and `explain`."""
 
 from __future__ import annotations
 
@@ -12,8 +9,8 @@ from PIL.Image import Transpose
 
 from fastcifar.errors import one_line
 
-ORIENTATION = 0x112
-UPRIGHT_BY = dict(
+ORIENTATION_TAG = 0x112
+TRANSPOSE_BY_ORIENTATION = dict(
     zip(
         range(2, 9),
         (
@@ -28,9 +25,9 @@ UPRIGHT_BY = dict(
         strict=True,
     )
 )
-"""What makes a picture upright, by the value of EXIF's orientation tag; 1 is upright."""
+"""The inverse of each EXIF orientation but 1, which is upright."""
 HEAD_BYTES = 1_024
-"""As many of the first bytes as `kind_of` needs."""
+"""Bytes that `file_kind` needs."""
 UNKNOWN = "of an unknown kind"
 _SIGNATURES = (
     (rb"\xff\xd8", "a JPEG image"),
@@ -80,35 +77,35 @@ _SIGNATURES = (
     (rb"bplist00", "a macOS property list"),
     (
         rb"version https://git-lfs\.github\.com",
-        "a Git LFS pointer, in place of the file itself (git lfs pull fetches it)",
+        "a Git LFS pointer, not the file itself (fetch it with: git lfs pull)",
     ),
     (
         rb"\.\./\.git/annex/|/annex/objects/",
-        "a git-annex pointer, in place of the file itself (git annex get fetches it)",
+        "a git-annex pointer, not the file itself (fetch it with: git annex get)",
     ),
 )
 _COMPILED = tuple((re.compile(pattern, re.DOTALL), kind) for pattern, kind in _SIGNATURES)
 _TEXTS = (
-    (r"<!doctype html|<html|<head|<body|<script", "an HTML page, as a website sends in place of a file"),
+    (r"<!doctype html|<html|<head|<body|<script", "an HTML page, as a website sends instead of a file"),
     (r"(<\?xml.*?>|<!--.*?-->|<!doctype svg.*?>|\s)*<svg", "an SVG drawing"),
     (r"<\?xml|<[a-z!]", "an XML file"),
     (r"data:image/", "text: an image as a data URL"),
-    (r"https?://\S+\s*$", "text: the address of a file"),
+    (r"https?://\S+\s*$", "text: a URL"),
     (r"[{\[]", "text, such as JSON"),
 )
-"""Of files that are text, in lower case."""
+"""For text files, in lower case."""
 
 
-def kind_of(head: bytes) -> str:
-    """What a file is that begins with these bytes, in words with an article, such as 'a WebP image'."""
+def file_kind(head: bytes) -> str:
+    """The kind of a file that begins with these bytes, with an article, e.g. 'a WebP image'."""
     if not head:
         return "an empty file"
     for pattern, kind in _COMPILED:
         if pattern.match(head):
             return kind
     if not head.strip(b"\0"):
-        return "a file of zero bytes, such as an interrupted download or a full disk leaves"
-    text = _text(head)
+        return "a file of zero bytes, as after an interrupted download or on a full disk"
+    text = _decode_text(head)
     if text is None:
         return f"{UNKNOWN} (it begins with the bytes {head[:8].hex(' ')})"
     for expression, kind in _TEXTS:
@@ -117,8 +114,8 @@ def kind_of(head: bytes) -> str:
     return f"text, and begins with {text[:20]!a}"
 
 
-def _text(head: bytes) -> str | None:
-    """The bytes as text in lower case; None if they are not text."""
+def _decode_text(head: bytes) -> str | None:
+    """The bytes as lower-case text; None if they are not text."""
     encoding = "utf-16" if head.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8"
     text = head[: len(head) // 2 * 2 or None].decode(encoding, "ignore" if len(head) >= HEAD_BYTES else "replace")
     if "\ufffd" in text or any(not (c.isprintable() or c.isspace()) for c in text.lstrip("\ufeff")):
@@ -126,10 +123,10 @@ def _text(head: bytes) -> str | None:
     return text.lstrip("\ufeff \t\r\n").lower()
 
 
-def why_unreadable(head: bytes, error: BaseException, decodable: tuple[str, ...]) -> str:
-    """Why a decoder of images failed with `error` on a file that begins with `head`: that it is of another kind than
-    those that are `decodable` (such as 'a PNG image'), or the decoder's own reason."""
-    kind = kind_of(head)
+def decode_error_reason(head: bytes, error: BaseException, decodable: tuple[str, ...]) -> str:
+    """Why decoding failed with `error` on a file that begins with `head`: its kind is not one of `decodable` (e.g.
+    'a PNG image'), or the decoder's own reason."""
+    kind = file_kind(head)
     if kind not in decodable:
         return f"it is {kind}"
     reason = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
@@ -138,14 +135,16 @@ def why_unreadable(head: bytes, error: BaseException, decodable: tuple[str, ...]
     return f"it begins as {kind} and is truncated or corrupt: {reason}"
 
 
-def upright(picture: PIL.Image.Image) -> tuple[PIL.Image.Image, bool]:
-    """The picture as its EXIF orientation says that it is to be seen, and whether that changed it. An EXIF segment that
-    cannot be read says nothing. What is raised for damaged pixels is the decoder's."""
-    picture.load()  # else `getexif` of a PNG does it, whose errors are not looked at
+def apply_exif_orientation(image: PIL.Image.Image) -> tuple[PIL.Image.Image, bool]:
+    """The image upright, and whether its EXIF orientation changed it. An unreadable EXIF segment is ignored.
+
+    Raises what the decoder raises for damaged pixels.
+    """
+    image.load()  # else `getexif` loads a PNG, and its errors would be ignored
     try:
-        orientation = picture.getexif().get(ORIENTATION, 1)
-    except Exception:  # noqa: BLE001 (what Pillow raises for a damaged segment is all kinds of things)
-        return picture, False
-    if orientation not in UPRIGHT_BY:
-        return picture, False
-    return picture.transpose(UPRIGHT_BY[orientation]), True
+        orientation = image.getexif().get(ORIENTATION_TAG, 1)
+    except Exception:  # noqa: BLE001 (Pillow raises many types for a damaged segment)
+        return image, False
+    if orientation not in TRANSPOSE_BY_ORIENTATION:
+        return image, False
+    return image.transpose(TRANSPOSE_BY_ORIENTATION[orientation]), True

@@ -30,14 +30,14 @@ def preview(config: TrainConfig, path: str | os.PathLike[str], *, n: int = 8, ea
         raise UsageError(f"{path}: a folder; expected the name of a PNG file, e.g. {path / 'preview.png'}")
     make_folder(path.parent)
     n, each = require_int("n", n, 1, 200), require_int("each", each, 1)
-    beton = open_for(config.loader, Path(config.data_dir) / "train.beton")
-    train_indices, _ = hold_out(beton.labels, len(beton.class_names), config.val_size, config.seed)
+    beton = open_for(config.data.loader, Path(config.data.data_dir) / "train.beton")
+    train_indices, _ = hold_out(beton.labels, len(beton.class_names), config.data.val_size, config.seed)
     indices = images_of_each_class(beton, each, config.seed, train_indices)
     versions = augmented_versions(beton, indices, config, n)
     heading = f"Augmentations of {config.recipe or 'these settings'}, seed {config.seed}, on {beton.path.name}"
     for side, until in config.progressive:
         heading += f"\nreduced to {side} pixels until {until:.0%} of the steps"
-    images = beton.images_as_checked(indices)
+    images = beton.images(indices)
     try:
         from fastcifar import plotting
 
@@ -69,7 +69,7 @@ def augmented_versions(
         beton,
         augment=config.augment,
         batch_size=len(indices),
-        loader=config.loader,
+        loader=config.data.loader,
         seed=config.seed,
         rows=indices,
     )

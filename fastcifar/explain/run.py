@@ -108,7 +108,7 @@ def _layers(trained: TrainedRun, config: ExplainConfig) -> tuple[str, ...]:
     stages = stages_of(trained.model)
     if "all" in config.layers and not stages:
         raise UsageError(
-            f"{trained.config.model} has no stage that gives maps; name a layer that does and is not scripted"
+            f"{trained.config.model.name} has no stage that gives maps; name a layer that does and is not scripted"
         )
     names = [stages if name == "all" else (name,) for name in config.layers]
     return tuple(dict.fromkeys(chain.from_iterable(names)))
@@ -127,7 +127,7 @@ def _describe(config: ExplainConfig, num_shown: int, num_images: int, num_wrong:
 def _test_images(trained: TrainedRun, selected: Predictions) -> ExplainedImages:
     indices, beton = selected.indices, trained.beton("test")
     return ExplainedImages(
-        images=beton.images_as_checked(indices) if len(indices) else np.empty((0, *beton.image_shape), np.uint8),
+        images=beton.images(indices),
         names=tuple(f"test image {index}" for index in indices),
         short_names=tuple(map(str, indices)),
         sheets=tuple(f"{index:05d}.png" for index in indices),

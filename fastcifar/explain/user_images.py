@@ -12,7 +12,8 @@ import PIL.Image
 import PIL.ImageOps
 
 from fastcifar.data import image_files
-from fastcifar.errors import DataError, Stopped
+from fastcifar.errors import DataError, Stopped, one_line
+from fastcifar.io.reading import open_regular
 
 MAX_PIXELS = 50_000_000
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # none for which Pillow starts programs
@@ -59,7 +60,7 @@ def _read(path: Path, width: int, height: int) -> npt.NDArray[np.uint8]:
     with PIL.Image.open(path, formats=FORMATS) as file:
         if file.width * file.height > MAX_PIXELS:
             raise _Unsupported(f"it has {file.width}x{file.height} pixels, over {MAX_PIXELS:,}")
-        image, _ = image_files.upright(file)
+        image, _ = image_files.apply_exif_orientation(file)
         if image.mode == "I;16":
             image = PIL.Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
         if image.mode in ("I", "F") or image.mode.startswith("I;"):
@@ -75,8 +76,8 @@ def _reason(path: Path, error: Exception) -> str:
     if isinstance(error, _Unsupported):
         return str(error)
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             head = file.read(image_files.HEAD_BYTES)
-    except OSError as unreadable:
-        return unreadable.strerror or type(unreadable).__name__
-    return image_files.why_unreadable(head, error, DECODABLE)
+    except (OSError, ValueError) as unreadable:
+        return one_line(unreadable)
+    return image_files.decode_error_reason(head, error, DECODABLE)

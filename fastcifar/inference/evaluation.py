@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from fastcifar.config import TTAS, ExplainConfig
+from fastcifar.config import TTA_MODES, ExplainConfig
 from fastcifar.inference.metrics import Metrics, compute_metrics
 from fastcifar.inference.predictions import Predictions
 from fastcifar.inference.selection import select_images
@@ -62,7 +62,7 @@ def evaluate_run(
     UsageError (2).
     """
     require_choice("split", split, SPLITS)
-    require_choice("tta", tta, TTAS)
+    require_choice("tta", tta, TTA_MODES)
     trained = TrainedRun(run, data_dir=data_dir, device=device, trusted=trusted, reporter=reporter)
     predictions = trained.predictions(split, tta=tta)
     class_names, metrics = trained.info.class_names, compute_metrics(predictions)
@@ -144,7 +144,7 @@ def _draw(
             positions = select_images(predictions, ExplainConfig(n=GALLERY_SIZE, correct=correct))
             if len(positions):
                 selected = predictions.select(positions)
-                images = trained.beton(split).images_as_checked(selected.indices)
+                images = trained.beton(split).images(selected.indices)
                 drawn.append(write(name, partial(gallery, selected, images, correct)))
             else:
                 with suppress(OSError):

@@ -11,7 +11,8 @@ import numpy.typing as npt
 import torch
 
 from fastcifar.augment.torch_kernel import normalisation, normalise
-from fastcifar.data.beton import Beton, require_classes
+from fastcifar.data.beton import Beton
+from fastcifar.data.statistics import require_classes
 from fastcifar.errors import CheckpointError, DataError, UsageError
 from fastcifar.inference.predict import predict
 from fastcifar.inference.predictions import Predictions
@@ -52,7 +53,7 @@ class TrainedRun:
         place(self.model, self.device)
         self.config = run.read_config()
         self.reporter = reporter or SilentReporter()
-        self._data_dir = Path(self.config.data_dir if data_dir is None else data_folder(data_dir))
+        self._data_dir = Path(self.config.data.data_dir if data_dir is None else data_folder(data_dir))
         self._betons: dict[str, Beton] = {}
 
     def beton(self, split: str) -> Beton:
@@ -99,7 +100,7 @@ class TrainedRun:
             return np.arange(len(beton))
         if beton.sha256 != self.info.sha256:
             raise DataError(f"{beton.path}: not the file that {self.run.path} was trained on; give it with --data-dir")
-        _, held_out = hold_out(beton.labels, len(self.info.class_names), self.config.val_size, self.config.seed)
+        _, held_out = hold_out(beton.labels, len(self.info.class_names), self.config.data.val_size, self.config.seed)
         if not len(held_out):
             raise UsageError(f"{self.run.path}: no image was held out from training; expected --split test")
         return held_out
@@ -128,7 +129,7 @@ class TrainedRun:
             mean=self.info.mean,
             std=self.info.std,
         )
-        amp = choose_amp(self.device, self.config.amp)
+        amp = choose_amp(self.device, self.config.runtime.amp)
         self.reporter.begin("predictions", loader.num_images)
         try:
             predictions = predict(self.model, loader, amp=amp, tta=tta, advance=self.reporter.advance)

@@ -135,7 +135,7 @@ def _load_cpu_kernel() -> None:
 
 def _size_of(beton: Beton | str | os.PathLike[str]) -> int:
     if isinstance(beton, Beton):
-        return len(beton.data)
+        return beton.num_bytes
     return os.path.getsize(beton) if os.path.isfile(beton) else 0  # a missing file is told when it is opened
 
 

@@ -77,7 +77,7 @@ class Images:
             row = self.indices[operator.index(place)]
         except TypeError:
             raise UsageError(f"index is {place!r}; expected the number of one image") from None
-        return self.beton.images_as_checked([row])[0], int(self.beton.labels[row])
+        return self.beton.images([row])[0], int(self.beton.labels[row])
 
     @property
     def targets(self) -> list[int]:

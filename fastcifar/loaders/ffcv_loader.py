@@ -82,7 +82,7 @@ class FfcvLoader(Loader):
             # beside a second loader and die after a fork.
             with instead_of_theirs(beton, int(SHARE_OF_MEMORY * free_memory())):
                 self._stream = ffcv.loader.Loader(
-                    beton.file.path,
+                    beton.file.descriptor_path,
                     config.batch_size // config.part[1],
                     num_workers=1,
                     os_cache=False,

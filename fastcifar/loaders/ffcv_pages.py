@@ -36,8 +36,8 @@ class Pages(ProcessCacheManager):  # type: ignore[misc] # FFCV has no types
         self.ptrs, self.sizes = (values[in_order].astype(np.uint64) for values in (beton.offsets, beton.sizes))
         self._all: npt.NDArray[np.uint8] | None = None
         num_pages = int(beton.pages.max()) + 1
-        if beton.private and num_pages * beton.page_size <= len(beton.data):
-            self._all = beton.data[: num_pages * beton.page_size].reshape(num_pages, beton.page_size)
+        if beton.in_memory and num_pages * beton.page_size <= beton.num_bytes:
+            self._all = beton.read_all()[: num_pages * beton.page_size].reshape(num_pages, beton.page_size)
 
     def schedule_epoch(self, batches: list[Rows]) -> _All | _Window:
         if self._all is not None:
@@ -121,7 +121,7 @@ class _Window:
 
     def _read(self, page: int, slot: int) -> None:
         begin = page * self._beton.page_size
-        self._beton.read_into(self._memory[slot][: len(self._beton.data) - begin], begin)
+        self._beton.file.read_into(self._memory[slot][: self._beton.num_bytes - begin], begin)
 
     def __exit__(self, *error: object) -> None:
         self._pool.shutdown(cancel_futures=True)

@@ -23,11 +23,7 @@ class ResidentLoader(Loader):
 
     def __init__(self, beton: Beton, config: LoaderConfig, rows: Rows, mean: npt.ArrayLike, std: npt.ArrayLike) -> None:
         super().__init__(beton, config, rows, mean, std)
-        self._bytes = beton.data
-        if not beton.private:
-            self._bytes = np.empty(len(beton.data), np.uint8)
-            beton.read_into(self._bytes, 0)
-        beton.check_unchanged()  # what was copied is what was checked
+        self._bytes = beton.read_all()
         self._on_cpu = self.cpu_kernel()
         if self._on_cpu is None:
             self._on_device = self.device_kernel()

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import difflib
 import os
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fastcifar.config import AugmentConfig, TrainConfig
+from fastcifar.config import SETTINGS, TrainConfig, require_known
 from fastcifar.errors import UsageError
 from fastcifar.io.paths import user_path
 from fastcifar.io.reading import read_settings
 
 FOLDER = Path(__file__).parent
 ABOUT = ("title", "origin", "reached", "unsaid", "measured")
-"""What a recipe says of itself, beside its settings."""
-NOT_OF_A_RECIPE = ("recipe", "data_dir", "device")
+"""What a recipe says about itself, next to its settings."""
+NOT_IN_RECIPES = ("recipe", "data_dir", "device", "pipeline")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,20 +26,20 @@ class Recipe:
     name: str
     config: TrainConfig
     settings: dict[str, Any]
-    """What the file sets, by the names of TrainConfig's and AugmentConfig's fields."""
+    """What the file sets, by name: see `TrainConfig.from_settings`."""
     about: dict[str, str]
-    """title, origin, reached, unsaid, measured: as far as the file tells."""
+    """title, origin, reached, unsaid, measured: as far as the file has them."""
 
 
 def names() -> tuple[str, ...]:
-    """The recipes that come with fastcifar, those of the origins first."""
+    """The recipes that come with fastcifar, those of the original projects first."""
     known = ("cutout-plateau", "onecycle-l1", "crop-cutout", "step-l2", "lrfind-plateau", "layernorm")
     found = sorted(path.stem for path in FOLDER.glob("*.yaml"))
     return tuple(sorted(found, key=lambda name: (known.index(name) if name in known else len(known), name)))
 
 
 def load(name: str | os.PathLike[str]) -> Recipe:
-    """The recipe `name`, or the one in the file of that path. Raises UsageError if it cannot be used, and says why."""
+    """The recipe `name`, or the one in the file of that path. Raises UsageError, with the reason, if it is unusable."""
     name = os.fspath(name)
     path = FOLDER / f"{name}.yaml"
     if name not in names():
@@ -53,28 +53,20 @@ def load(name: str | os.PathLike[str]) -> Recipe:
     unknown = sorted(key if key.isprintable() else repr(key) for key in keys)
     if unknown or not isinstance(raw.get("settings"), dict):
         what = f"unknown keys {', '.join(unknown)}" if unknown else "no settings"
-        raise UsageError(f"{path}: {what}; expected settings and, if you like, {', '.join(ABOUT)}")
+        raise UsageError(f"{path}: {what}; expected settings and, optionally, {', '.join(ABOUT)}")
     about = {key: str(raw[key]).strip() for key in ABOUT if raw.get(key) is not None}
     try:
         config, settings = _config(raw["settings"])
     except (UsageError, TypeError, ValueError) as error:
         raise UsageError(f"{path}: {error}") from error
     if path.parent != FOLDER:
-        name = path.name if path.stem in names() else path.stem  # which is not ours
+        name = path.name if path.stem in names() else path.stem  # which is not that recipe
     return Recipe(name=name, config=replace(config, recipe=name), settings=settings, about=about)
 
 
 def _config(raw: dict[str, Any]) -> tuple[TrainConfig, dict[str, Any]]:
-    own = {field.name for field in fields(TrainConfig)} - {"augment", *NOT_OF_A_RECIPE}
-    augment = {field.name for field in fields(AugmentConfig)} - {"pipeline"}
-    for key in raw:
-        if key not in own | augment:
-            near = difflib.get_close_matches(str(key), own | augment, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else "; see a recipe of 'fastcifar recipes NAME'"
-            raise UsageError(f"unknown setting {key!r}{hint}")
-    settings: dict[str, Any] = {key: value for key, value in raw.items() if key in own}
-    choices = AugmentConfig(**{key: value for key, value in raw.items() if key in augment})
-    config = TrainConfig(**settings, augment=choices)
-    if config.network.names_code:
-        raise UsageError(f"model is {config.network.name!r}; a recipe cannot name code: give it with --model")
+    require_known(raw, SETTINGS.keys() - set(NOT_IN_RECIPES))
+    config = TrainConfig.from_settings(**raw)
+    if config.model.names_code:
+        raise UsageError(f"model is {config.model.name!r}; a recipe cannot name code: give it with --model")
     return config, dict(raw)

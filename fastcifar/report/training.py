@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -121,19 +121,12 @@ def settings(files: RunFiles) -> Settings | None:
     if config is None:
         return None
     try:
-        rows, defaults = _flat(config), dict(_flat(asdict(TrainConfig())))
+        rows = [(clean(key, 80), _shown(value)) for key, value in config.items()]
     except (RecursionError, ValueError) as error:
         raise DataError(f"{CONFIG}: damaged: {clean(error)}") from error
+    defaults = {key: _shown(value) for key, value in TrainConfig().to_settings().items()}
     changed = tuple((key, value) for key, value in rows if key != "data_dir" and defaults.get(key) != value)
     return Settings(changed=changed, all=tuple(rows))
-
-
-def _flat(config: dict[str, Any]) -> list[tuple[str, str]]:
-    rows = []
-    for key, value in config.items():
-        parts = value.items() if isinstance(value, dict) else [(None, value)]
-        rows += [(clean(key if part is None else f"{key}: {part}", 80), _shown(inner)) for part, inner in parts]
-    return rows
 
 
 def _shown(value: object) -> str:

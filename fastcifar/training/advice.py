@@ -17,7 +17,7 @@ SMALLER = 5
 
 def tell_default_rate(config: TrainConfig) -> None:
     """Say which rate a run has that was given none, and why."""
-    log.info("learning rate %g, the default of %s with %s", config.rate, config.model, config.optimizer)
+    log.info("learning rate %g, the default of %s with %s", config.peak_lr, config.model.name, config.optimizer.name)
 
 
 def warn_of_guessing(config: TrainConfig, row: dict[str, Any], num_classes: int, *, was_found: bool = False) -> bool:
@@ -36,7 +36,7 @@ def warn_of_guessing(config: TrainConfig, row: dict[str, Any], num_classes: int,
         row["train_loss"],
         guessing,
         num_classes,
-        config.rate / SMALLER,
+        config.peak_lr / SMALLER,
         "" if was_found else f", or find one: {range_test_line(config)}",
     )
     return True
@@ -44,7 +44,8 @@ def warn_of_guessing(config: TrainConfig, row: dict[str, Any], num_classes: int,
 
 def range_test_line(config: TrainConfig) -> str:
     """The command that runs the range test of these settings."""
-    words: list[str | os.PathLike[str]] = ["fastcifar", "lr-find", "--data-dir", Path(config.data_dir)]
+    words: list[str | os.PathLike[str]] = ["fastcifar", "lr-find", "--data-dir", Path(config.data.data_dir)]
+    settings = config.to_settings()
     for key in ("model", "norm", "optimizer", "batch_size"):
-        words += [f"--{key.replace('_', '-')}", str(getattr(config, key))]
+        words += [f"--{key.replace('_', '-')}", str(settings[key])]
     return command_line(*words)

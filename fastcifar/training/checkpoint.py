@@ -23,7 +23,8 @@ from safetensors.torch import load, save
 from torch import nn
 
 from fastcifar.config import ModelConfig
-from fastcifar.data.beton import MAX_CLASSES, MAX_NAME
+from fastcifar.data.manifest import MAX_NAME
+from fastcifar.data.tables import MAX_CLASSES
 from fastcifar.errors import CheckpointError, one_line
 from fastcifar.io.atomic import replace, write_bytes
 from fastcifar.io.reading import open_regular, read_bytes
@@ -258,7 +259,7 @@ def require_trust(path: Path, network: ModelConfig, trusted: str | None) -> None
     if network.names_code and network.name != trusted:
         raise CheckpointError(
             f"{path}: its network is {network.name}, code that is not part of fastcifar; "
-            f"if it is yours, say so with --model {network.name}"
+            f"if it is yours, add --model {network.name}"
         )
 
 

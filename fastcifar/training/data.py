@@ -12,7 +12,8 @@ import numpy.typing as npt
 import torch
 
 from fastcifar.config import TrainConfig
-from fastcifar.data.beton import Beton, require_classes
+from fastcifar.data.beton import Beton
+from fastcifar.data.statistics import require_classes
 from fastcifar.errors import DataError, UsageError
 from fastcifar.loaders import Loader, choose_loader, make_loader, open_for
 from fastcifar.training.checkpoint import DataInfo
@@ -26,9 +27,9 @@ class Loaders:
     """The loaders of a run, all normalising by the training images' mean and std."""
 
     def __init__(self, config: TrainConfig, device: torch.device, processes: Processes) -> None:
-        folder = Path(config.data_dir)
+        folder = Path(config.data.data_dir)
         paths = [folder / "train.beton", folder / "test.beton"]
-        name = config.loader
+        name = config.data.loader
         if name == "auto":
             name, why = choose_loader(sum(os.path.getsize(p) for p in paths if p.is_file()), device)
             if config.augment.pipeline is not None:
@@ -37,19 +38,23 @@ class Loaders:
         else:
             self.chosen = name
         train, test = (open_for(name, path, device) for path in paths)
-        if config.loader == "auto" and config.augment.pipeline is None and "jpeg" in (train.encoding, test.encoding):
+        if (
+            config.data.loader == "auto"
+            and config.augment.pipeline is None
+            and "jpeg" in (train.encoding, test.encoding)
+        ):
             name, self.chosen = "ffcv", "ffcv (the images are JPEG)"
         require_classes(train.path, train.class_names)
         self._check_pair(train, test)
         num_classes = len(train.class_names)
-        rows, val_rows = hold_out(train.labels, num_classes, config.val_size, config.seed)
+        rows, val_rows = hold_out(train.labels, num_classes, config.data.val_size, config.seed)
 
         def make(beton: Beton, **settings: Any) -> Loader:
             return make_loader(beton, loader=name, device=device, mean=train.mean, std=train.std, **settings)
 
         def make_train(part: tuple[int, int]) -> Loader:
             settings = {"augment": config.augment, "batch_size": config.batch_size, "seed": config.seed}
-            return make(train, **settings, shuffle=config.shuffle, rows=rows, part=part)
+            return make(train, **settings, shuffle=config.data.shuffle, rows=rows, part=part)
 
         self.whole_batches = partial(make_train, (0, 1))
         self.train = make_train((processes.rank, processes.count))

@@ -7,14 +7,13 @@ import io
 import os
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from fastcifar.config import RangeTest, TrainConfig
+from fastcifar.config import LrRangeTestConfig, TrainConfig
 from fastcifar.io.atomic import wrap_write_errors, write_text
 from fastcifar.io.figures import figure_writer
 from fastcifar.loaders import Loader
@@ -45,12 +44,12 @@ def find_for(
     network: nn.Module,
     loader: Loader,
     amp: str,
-    test: RangeTest,
+    test: LrRangeTestConfig,
     advance: Callable[[int], None] = lambda count: None,
 ) -> LrCurve:
     """The range test of the run that `config` describes, on `network`, which is left as it was. All rates rise: those
     of Muon's rest keep their ratio to `lr`."""
-    config = at_rate(replace(config, min_lr=0.0, ema=0.0), test.start_lr)
+    config = at_rate(config.with_settings(min_lr=0.0, ema=0.0), test.start_lr)
     optimizer = make_optimizer(network, config)
     step = Step(network, network, optimizer, config, amp)
 
@@ -64,7 +63,7 @@ def find_for(
 def first_network(config: TrainConfig, data: DataInfo, device: torch.device) -> nn.Module:
     """The network as a run begins with it, its weights drawn from the seed."""
     torch.manual_seed(config.seed)
-    return place(make_model(config.network, len(data.class_names), data.image_shape), device)
+    return place(make_model(config.model, len(data.class_names), data.image_shape), device)
 
 
 def write_curve(curve: LrCurve, folder: Path, chosen: str) -> tuple[Path, ...]:
@@ -91,20 +90,22 @@ def write_curve(curve: LrCurve, folder: Path, chosen: str) -> tuple[Path, ...]:
 
 @standard_torch_defaults()
 def find_in_new_folder(
-    config: TrainConfig, test: RangeTest, chosen: str, runs_dir: str | os.PathLike[str], reporter: Reporter
+    config: TrainConfig, test: LrRangeTestConfig, chosen: str, runs_dir: str | os.PathLike[str], reporter: Reporter
 ) -> tuple[LrCurve, tuple[Path, ...]]:
     """The range test of `fastcifar lr-find`: a fresh network on the images of `config`; its files in a new folder."""
-    device = choose_device(config.device)
-    choose_threads(config.threads)
+    device = choose_device(config.runtime.device)
+    choose_threads(config.runtime.threads)
     if device.type == "cpu":
         keep_freed_memory()
-    builder(config.network)  # a name that is wrong is told before the data is read
+    builder(config.model)  # a name that is wrong is told before the data is read
     with closing(Loaders(config, device, Processes())) as loaders:
         network = first_network(config, loaders.info, device)
-        run = create_run(runs_dir, f"lr-find-{config.recipe or config.network.label}")
+        run = create_run(runs_dir, f"lr-find-{config.recipe or config.model.label}")
         try:
             reporter.begin("range test", test.num_steps)
-            curve = find_for(config, network, loaders.train, choose_amp(device, config.amp), test, reporter.advance)
+            curve = find_for(
+                config, network, loaders.train, choose_amp(device, config.runtime.amp), test, reporter.advance
+            )
         except BaseException:
             run.path.rmdir()
             raise

@@ -41,7 +41,7 @@ def finish(run: RunFolder, learner: Learner, loaders: Loaders, evaluate: Evaluat
     if first:
         run.write_results(learner.progress.history)
     learner.processes.everyones(None)  # the best weights are written
-    best, _, facts = checkpoint.load_weights(run.best, trusted=config.network.name)
+    best, _, facts = checkpoint.load_weights(run.best, trusted=config.model.name)
     kept = learner.progress.best
     if kept is None or facts.get("epoch") != kept["epoch"]:
         go_on = command_line("fastcifar", "train", "--resume", run.path)
@@ -77,17 +77,17 @@ def _facts(learner: Learner, loaders: Loaders) -> dict[str, Any]:
         "best": progress.best,
         "epochs": progress.epoch,
         "steps": progress.step,
-        "plateau_watches": f"{'validation' if held_out else 'training'} {config.monitor}",
+        "plateau_watches": f"{'validation' if held_out else 'training'} {config.schedule.monitor}",
         "val_size": loaders.num_val,
         "train_seconds": round(sum(row["seconds"] for row in progress.history), 3),
         "recipe": config.recipe,
-        "model": config.network.name,
+        "model": config.model.name,
         "num_parameters": count_parameters(learner.network),
         "loader": loaders.train.name,
         "device": str(learner.device),
         "processes": learner.processes.count,
         "amp": learner.amp,
-        "lr": config.lr,
+        "lr": config.optimizer.lr,
         "data_sha256": learner.data.sha256,
         "test_data_sha256": loaders.test.beton.sha256,
         "seed": config.seed,
@@ -97,7 +97,7 @@ def _facts(learner: Learner, loaders: Loaders) -> dict[str, Any]:
 def resume_command(run: RunFolder, config: TrainConfig, processes: Processes) -> str:
     """The command that goes on with a run; after its last step it writes again what `finish` writes."""
     line: list[Any] = ["fastcifar", "train", "--resume", run.path]
-    line += ["--model", config.model] if config.network.names_code else []
+    line += ["--model", config.model.name] if config.model.names_code else []
     if processes.count > 1:
         line[:1] = ["torchrun", "--nproc-per-node", str(processes.local_count), "-m", "fastcifar"]
     return command_line(*line)

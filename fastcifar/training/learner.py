@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import torch
 
-from fastcifar.config import AUTO_SUGGESTIONS, CHANGEABLE, RangeTest, TrainConfig
+from fastcifar.config import AUTO_SUGGESTIONS, CHANGEABLE, LrRangeTestConfig, TrainConfig
 from fastcifar.errors import CheckpointError, DataError, DivergedError, FastcifarError, UsageError, one_line
 from fastcifar.models import require_side
 from fastcifar.training import checkpoint
@@ -37,7 +37,7 @@ class Learner:
         self.data, self.device, self.processes = loaders.info, device, processes
         self._held_out = loaders.val is not None
         self._test_sha256 = loaders.test.beton.sha256
-        self.amp = choose_amp(device, config.amp)
+        self.amp = choose_amp(device, config.runtime.amp)
         self._num_threads = torch.get_num_threads()  # also when the training makes way for other processes
         processes.begin(device)
         self._steps_per_epoch = len(loaders.train)
@@ -46,21 +46,21 @@ class Learner:
             self.num_steps = min(self.num_steps, config.max_steps)
         self.network = first_network(config, self.data, device)
         for side, _ in config.progressive:
-            require_side(self.network, side, config.network.name)
+            require_side(self.network, side, config.model.name)
         self.lr_curve: LrCurve | None = None
-        if config.lr is None:
-            config = replace(config, lr=config.rate)
-        if config.lr == "auto":
+        if config.optimizer.lr is None:
+            config = config.with_settings(lr=config.peak_lr)
+        if config.optimizer.lr == "auto":
             curve = processes.of_first(self._find_lr(config, loaders, reporter) if processes.first else None)
             assert curve is not None
             config = _with_rate(config, _found(curve, config))
             self.lr_curve = curve
-        if config.sync_bn and processes.count > 1:  # only now: the range test runs in the first process alone
+        if config.runtime.sync_bn and processes.count > 1:  # only now: the range test runs in the first process alone
             self.network = synchronised(self.network, device)
         self.config = config
         self.optimizer = make_optimizer(self.network, config)
-        model = processes.wrap(self.network, device, config.deterministic)
-        called: Any = torch.compile(model) if config.compile else model
+        model = processes.wrap(self.network, device, config.runtime.deterministic)
+        called: Any = torch.compile(model) if config.runtime.compile else model
         self.step = Step(called, self.network, self.optimizer, config, self.amp)
         self.schedule = Schedule(self.optimizer, config, self.num_steps, len(loaders.train))
         self.progress = Progress()
@@ -68,7 +68,7 @@ class Learner:
             torch.manual_seed((config.seed + processes.rank) % 2**63)  # of dropout: the images are not drawn from it
 
     def _find_lr(self, config: TrainConfig, loaders: Loaders, reporter: Reporter) -> LrCurve:
-        test, batches = RangeTest.of(config.optimizer), loaders.whole_batches()
+        test, batches = LrRangeTestConfig.for_optimizer(config.optimizer.name), loaders.whole_batches()
         reporter.begin("range test of the learning rate", test.num_steps)
         try:
             return find_for(config, self.network, batches, self.amp, test, reporter.advance)
@@ -91,7 +91,7 @@ class Learner:
             "schedule": self.schedule.state_dict(),
             "progress": asdict(self.progress),
             "rng": generators,
-            "config": asdict(self.config),
+            "config": self.config.to_settings(),
             "data": {"train": self.data.sha256, "test": self._test_sha256, "classes": list(self.data.class_names)},
             "num_steps": self.num_steps,
             "circumstances": self._circumstances(),
@@ -129,7 +129,7 @@ class Learner:
             if (then := state["data"][name]) != now_there:
                 raise DataError(
                     f"{run.path}: was trained with a {name}.beton of SHA-256 {then[:16]}…; that in "
-                    f"{self.config.data_dir} has {now_there[:16]}…: convert the same source again or start a new run"
+                    f"{self.config.data.data_dir} has {now_there[:16]}…: convert that source again or start a new run"
                 )
         self._require_same_settings(run, state["config"])
         steps, images = self._steps_per_epoch, found.batch * self.config.batch_size
@@ -157,7 +157,7 @@ class Learner:
         if best is None:
             return
         try:
-            _, _, facts = checkpoint.load_weights(run.best, trusted=self.config.network.name)
+            _, _, facts = checkpoint.load_weights(run.best, trusted=self.config.model.name)
             if facts.get("epoch") == best["epoch"]:
                 return
             if not self._held_out and facts.get("epoch") == self.progress.epoch + 1:
@@ -170,7 +170,7 @@ class Learner:
         self.progress.best = None
 
     def _require_same_settings(self, run: RunFolder, old: dict[str, Any]) -> None:
-        now = asdict(self.config)
+        now = self.config.to_settings()
         for key in now:
             if key not in CHANGEABLE and now[key] != old.get(key):
                 raise CheckpointError(
@@ -185,7 +185,7 @@ class Learner:
         if self.num_steps < done.step:
             begun = -(-done.step // self._steps_per_epoch)
             raise UsageError(f"epochs is {self.config.epochs}; {run.path} has begun {begun}: expected at least that")
-        sched = self.config.sched
+        sched = self.config.schedule.name
         fixed = "progressive sizing" if self.config.progressive else f"{sched} schedule"
         stretches = sched in STRETCHABLE and not self.config.progressive
         if not stretches and state["num_steps"] != self.num_steps:
@@ -202,16 +202,16 @@ def _found(curve: LrCurve, config: TrainConfig) -> float:
             f"the range test found no learning rate: {curve.why_not}; with {range_test_line(config)}; or give --lr a "
             "number"
         )
-    return curve.suggestions[AUTO_SUGGESTIONS[config.optimizer]]
+    return curve.suggestions[AUTO_SUGGESTIONS[config.optimizer.name]]
 
 
 def _with_rate(config: TrainConfig, lr: float) -> TrainConfig:
-    if config.min_lr > lr:
+    if config.schedule.min_lr > lr:
         raise UsageError(
-            f"min_lr is {config.min_lr:g}, above the rate that the range test found, {lr:.3g}; expected less, or give "
-            "--lr a number"
+            f"min_lr is {config.schedule.min_lr:g}, above the rate that the range test found, {lr:.3g}; expected less, "
+            "or give --lr a number"
         )
-    return replace(config, lr=lr)
+    return config.with_settings(lr=lr)
 
 
 def _generators(device: torch.device) -> dict[str, torch.Tensor]:

@@ -74,7 +74,7 @@ def train(
         trainer = stack.enter_context(closing(Trainer(config, reporter or SilentReporter(), processes, request)))
         run = resume
         if run is None and processes.first:
-            run = create_run(runs_dir, (config.recipe or config.network.label) if name is None else name)
+            run = create_run(runs_dir, (config.recipe or config.model.label) if name is None else name)
         run = processes.of_first(run)
         assert run is not None
         if processes.first:
@@ -98,15 +98,15 @@ class Trainer:
     run: RunFolder
 
     def __init__(self, config: TrainConfig, reporter: Reporter, processes: Processes, request: StopRequest) -> None:
-        require_utf8("data_dir", str(Path(config.data_dir).absolute()))  # so it is stored
+        require_utf8("data_dir", str(Path(config.data.data_dir).absolute()))  # so it is stored
         self.config, self.reporter, self.processes, self.request = config, reporter, processes, request
-        self.device = choose_device(config.device, processes.local_rank if processes.count > 1 else None)
-        choose_threads(config.threads)
-        if config.deterministic:
+        self.device = choose_device(config.runtime.device, processes.local_rank if processes.count > 1 else None)
+        choose_threads(config.runtime.threads)
+        if config.runtime.deterministic:
             make_deterministic(self.device)
         if self.device.type == "cpu" and not keep_freed_memory():
             log.info("the C library is not glibc: freed memory is given back at each step")
-        builder(config.network)  # a name that is wrong is told before the data is read
+        builder(config.model)  # a name that is wrong is told before the data is read
         self.loaders = Loaders(config, self.device, processes)
         try:
             self.learner = Learner(config, self.loaders, self.device, processes, reporter)
@@ -117,7 +117,9 @@ class Trainer:
         shape = self.learner.data.image_shape
         self._time_left = TimeLeft(self.learner.config, self.learner.num_steps, shape)
         alone = processes.count == 1 and self.device.type == "cpu" and not self.loaders.train.num_workers
-        may_change = config.threads is None and not config.deterministic  # the last bits depend on the number
+        may_change = (
+            config.runtime.threads is None and not config.runtime.deterministic
+        )  # the last bits depend on the number
         self._threads = CpuThreads() if alone and may_change else None
         self._steps_here = 0
         """Steps since this process began or resumed the run."""
@@ -131,9 +133,9 @@ class Trainer:
         run.own(run.last.parent)
         curve = self.learner.lr_curve
         if curve is not None and self.processes.first:
-            write_curve(curve, run.own(run.lr_find), AUTO_SUGGESTIONS[self.config.optimizer])
-            log.info("learning rate %.4g, from the range test (%s)", self.learner.config.lr, run.lr_find)
-        if self.config.lr is None:
+            write_curve(curve, run.own(run.lr_find), AUTO_SUGGESTIONS[self.config.optimizer.name])
+            log.info("learning rate %.4g, from the range test (%s)", self.learner.config.optimizer.lr, run.lr_find)
+        if self.config.optimizer.lr is None:
             tell_default_rate(self.config)
 
     def close(self) -> None:
@@ -149,7 +151,7 @@ class Trainer:
         log.info("loader: %s", self.loaders.chosen)
         log.info(
             "%s, %s parameters, on %s%s%s; %d images to train on, %d to validate",
-            self.config.network.name,
+            self.config.model.name,
             f"{count_parameters(learner.network):,}",
             self.device,
             f" with {learner.amp} autocast" if learner.amp != "off" else "",
@@ -157,7 +159,7 @@ class Trainer:
             self.loaders.num_train,
             self.loaders.num_val,
         )
-        warn_of_few(self.loaders.num_val, self.loaders.not_validated, self.config.val_size)
+        warn_of_few(self.loaders.num_val, self.loaders.not_validated, self.config.data.val_size)
         # an epoch whose steps are done may still have to be validated, after a stop
         while learner.progress.step < learner.num_steps or learner.progress.batch:
             self._epoch()
@@ -211,7 +213,7 @@ class Trainer:
                 slow = progress.epoch == 0 and self._time_left.seconds(progress) > LONG_S
                 if slow and config.recipe != FAST_RECIPE:
                     log.info("a faster recipe: fastcifar train --recipe %s", FAST_RECIPE)
-            if config.log_every and progress.batch % config.log_every == 0:
+            if config.runtime.log_every and progress.batch % config.runtime.log_every == 0:
                 self._log_loss(float(own[0]))
             last = progress.step >= learner.num_steps
             signum, save = self._agree(told)
@@ -291,7 +293,7 @@ class Trainer:
         log.info("%s  lr %.4g  %.0f images/s", text, row["lr"], row["images_per_s"])
         if whole and progress.step >= ESTIMATE_AFTER and not self._told_guessing:  # in fewer steps none has learned
             self._told_guessing = warn_of_guessing(
-                learner.config, row, len(learner.data.class_names), was_found=self.config.lr == "auto"
+                learner.config, row, len(learner.data.class_names), was_found=self.config.optimizer.lr == "auto"
             )
         learner.schedule.after_epoch(row)
         if self._is_best(row, whole):
@@ -309,7 +311,7 @@ class Trainer:
         learner.progress.best = {key: row[key] for key in ("epoch", "val_loss", "val_accuracy")}
         if self.processes.first:
             facts = {"epoch": row["epoch"]}
-            checkpoint.save_weights(self.run.best, learner.step.scored, self.config.network, learner.data, **facts)
+            checkpoint.save_weights(self.run.best, learner.step.scored, self.config.model, learner.data, **facts)
 
     def _is_best(self, row: dict[str, Any], whole: bool) -> bool:
         """Of whole epochs the one that validates best; a part of one counts if none has ended. Without validation the

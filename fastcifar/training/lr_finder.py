@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from fastcifar.config import RangeTest
+from fastcifar.config import LrRangeTestConfig
 from fastcifar.errors import UsageError
 from fastcifar.models.state import buffers_kept, modes_kept
 
@@ -115,7 +115,7 @@ class LrCurve:
         }
 
 
-def rates_of(test: RangeTest) -> npt.NDArray[np.float64]:
+def rates_of(test: LrRangeTestConfig) -> npt.NDArray[np.float64]:
     """(num_steps,) float64, rising."""
     space = np.geomspace if test.mode == "exponential" else np.linspace
     return space(test.start_lr, test.end_lr, test.num_steps)
@@ -143,7 +143,7 @@ def lr_find(
     optimizer: torch.optim.Optimizer,
     batches: Iterable[Images],
     *,
-    test: RangeTest | None = None,
+    test: LrRangeTestConfig | None = None,
     step: TrainStep | None = None,
     advance: Callable[[int], None] = lambda count: None,
 ) -> LrCurve:
@@ -155,7 +155,7 @@ def lr_find(
     The rates of parameter groups keep their ratios to that of the first.
     Raises UsageError if there are no batches.
     """
-    test = test or RangeTest()
+    test = test or LrRangeTestConfig()
     step = step or _plain_step(model, optimizer)
     losses: list[float] = []
     ended, rates = "end_lr reached", rates_of(test)

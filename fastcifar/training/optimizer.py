@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,29 +26,29 @@ MATRICES: dict[type[nn.Module], tuple[str, ...]] = {
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """The optimiser of `config`, whose rate is a number by now."""
-    lr = config.rate
-    if config.optimizer == "muon":
+    lr = config.peak_lr
+    if config.optimizer.name == "muon":
         return _muon(model, config, lr)
     groups = _groups(_trained(model), config)
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=lr, betas=(config.momentum, 0.999), fused=_can_fuse(model))
-    nesterov = config.nesterov and config.momentum > 0
-    return torch.optim.SGD(groups, lr=lr, momentum=config.momentum, nesterov=nesterov, fused=_can_fuse(model))
+    if config.optimizer.name == "adamw":
+        return torch.optim.AdamW(groups, lr=lr, betas=(config.optimizer.momentum, 0.999), fused=_can_fuse(model))
+    nesterov = config.optimizer.nesterov and config.optimizer.momentum > 0
+    return torch.optim.SGD(groups, lr=lr, momentum=config.optimizer.momentum, nesterov=nesterov, fused=_can_fuse(model))
 
 
 def decayed(config: TrainConfig, param: torch.Tensor) -> bool:
     """Whether weight decay and L1 act on this parameter: if not on all, on filters and matrices, not on a scale or a
     token, whose shape may be (C, 1, 1) or (1, 1, C)."""
-    return config.decay_all or sum(size > 1 for size in param.shape) > 1
+    return config.optimizer.decay_all or sum(size > 1 for size in param.shape) > 1
 
 
 def at_rate(config: TrainConfig, lr: float) -> TrainConfig:
     """The settings with this rate; beside Muon the rates of the rest change in the same ratio."""
-    if config.optimizer != "muon":
-        return replace(config, lr=lr)
-    ratio = lr / config.rate
-    bias_lr = None if config.bias_lr is None else config.bias_lr * ratio
-    return replace(config, lr=lr, rest_lr=config.rest_lr * ratio, bias_lr=bias_lr)
+    if config.optimizer.name != "muon":
+        return config.with_settings(lr=lr)
+    ratio = lr / config.peak_lr
+    bias_lr = None if config.optimizer.bias_lr is None else config.optimizer.bias_lr * ratio
+    return config.with_settings(lr=lr, aux_lr=config.optimizer.aux_lr * ratio, bias_lr=bias_lr)
 
 
 def _trained(model: nn.Module) -> list[nn.Parameter]:
@@ -60,7 +59,7 @@ def _groups(params: list[nn.Parameter], config: TrainConfig) -> list[Group]:
     with_decay = [param for param in params if decayed(config, param)]
     without = [param for param in params if not decayed(config, param)]
     groups = [
-        {"params": with_decay, "weight_decay": config.weight_decay},
+        {"params": with_decay, "weight_decay": config.optimizer.weight_decay},
         {"params": without, "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
@@ -89,26 +88,26 @@ def _muon(model: nn.Module, config: TrainConfig, lr: float) -> torch.optim.Optim
     params = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
     hidden = [param for name, param in params if name in names]
     rest = [param for name, param in params if name not in names]
-    log.info("muon updates %d filter banks and matrices; %s the rest", len(hidden), config.rest_optimizer)
+    log.info("muon updates %d filter banks and matrices; %s the rest", len(hidden), config.optimizer.aux_optimizer)
     if not hidden:
         log.warning(
             "muon finds no linear or convolution layer to update in %s, but for the last (scripted and traced modules "
             "hide theirs): %s trains all of it, at --rest-lr %g",
-            config.model,
-            config.rest_optimizer,
-            config.rest_lr,
+            config.model.name,
+            config.optimizer.aux_optimizer,
+            config.optimizer.aux_lr,
         )
     parts: list[torch.optim.Optimizer] = []
     if hidden:
-        nesterov = config.nesterov and config.momentum > 0
+        nesterov = config.optimizer.nesterov and config.optimizer.momentum > 0
         muon = Muon(
             hidden,
             lr,
-            momentum=config.momentum,
+            momentum=config.optimizer.momentum,
             nesterov=nesterov,
-            weight_decay=0.0 if config.unit_filters else config.weight_decay,
-            num_steps=config.muon_steps,
-            normalise=config.unit_filters,
+            weight_decay=0.0 if config.optimizer.unit_filters else config.optimizer.weight_decay,
+            num_steps=config.optimizer.ns_steps,
+            normalise=config.optimizer.unit_filters,
         )
         parts.append(muon)
     if rest:
@@ -123,11 +122,15 @@ def _rest(params: list[nn.Parameter], config: TrainConfig, fused: bool) -> torch
     for group in _groups(params, config):
         for is_bias in (False, True):
             own = [param for param in group["params"] if (param.ndim < 2) == is_bias]
-            lr = config.bias_lr if is_bias and config.bias_lr is not None else config.rest_lr
-            decay = group["weight_decay"] * config.rest_lr / lr
+            lr = (
+                config.optimizer.bias_lr
+                if is_bias and config.optimizer.bias_lr is not None
+                else config.optimizer.aux_lr
+            )
+            decay = group["weight_decay"] * config.optimizer.aux_lr / lr
             groups.append({"params": own, "lr": lr, "weight_decay": decay})
     groups = [group for group in groups if group["params"]]
-    if config.rest_optimizer == "sgd":
+    if config.optimizer.aux_optimizer == "sgd":
         return torch.optim.SGD(groups, momentum=REST_MOMENTUM, nesterov=True, fused=fused)
     return torch.optim.AdamW(groups, betas=(0.9, 0.99), fused=fused)
 

@@ -12,7 +12,7 @@ import platform
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import torch
 import yaml
 
 import fastcifar
-from fastcifar.config import AugmentConfig, TrainConfig
+from fastcifar.config import TrainConfig
 from fastcifar.errors import CheckpointError, DataError, FastcifarError, UsageError, one_line
 from fastcifar.io.atomic import open_append, wrap_write_errors, write_text
 from fastcifar.io.paths import command_line, make_folder, user_path, why_missing
@@ -112,7 +112,10 @@ class RunFolder:
 
     def write_config(self, config: TrainConfig) -> None:
         """Store the settings, and what they run on (env.json, which keeps where the run began)."""
-        stored = {**asdict(config), "data_dir": str(Path(config.data_dir).absolute())}  # to be found from other folders
+        stored = {
+            **config.to_settings(),
+            "data_dir": str(Path(config.data.data_dir).absolute()),
+        }  # to be found from other folders
         write_text(self.config, yaml.safe_dump(stored, sort_keys=False))
         env, about = self.path / "env.json", environment()
         with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):
@@ -124,7 +127,7 @@ class RunFolder:
         """The settings of the run. Raises DataError if they are damaged."""
         try:
             raw: Any = parse_yaml(read_bytes(self.config, MOST_TEXT).decode("utf-8"))
-            return TrainConfig(**{**raw, "augment": AugmentConfig(**raw["augment"])})
+            return TrainConfig.from_settings(**raw)
         except (OSError, TypeError, KeyError, ValueError, AttributeError) as error:
             raise DataError(f"{self.config}: not the settings of a run ({one_line(error)})") from error
 

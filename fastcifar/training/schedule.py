@@ -33,32 +33,32 @@ class Schedule:
     def __init__(
         self, optimizer: torch.optim.Optimizer, config: TrainConfig, num_steps: int, steps_per_epoch: int
     ) -> None:
-        self._kind, self._monitor = config.sched, config.monitor
-        self._warmup_left = self._warmup_steps = round(config.warmup_epochs * steps_per_epoch)
+        self._kind, self._monitor = config.schedule.name, config.schedule.monitor
+        self._warmup_left = self._warmup_steps = round(config.schedule.warmup_epochs * steps_per_epoch)
         if self._warmup_steps >= num_steps:
             log.warning(
                 "the warm-up of %d steps is not over when the run ends, after %d", self._warmup_steps, num_steps
             )
         self._by_step: dict[str, LRScheduler] = {}
         self._by_epoch: LRScheduler | ReduceLROnPlateau | None = None
-        if config.sched == "onecycle":
+        if config.schedule.name == "onecycle":
             self._by_step["onecycle"] = _one_cycle(optimizer, config, num_steps)
-        elif config.sched == "cosine":
+        elif config.schedule.name == "cosine":
             self._by_step["cosine"] = self._cosine(optimizer, config, num_steps)
         elif self._warmup_steps:
             self._by_step["warmup"] = self._warmup(optimizer)
-        if config.sched == "plateau":
+        if config.schedule.name == "plateau":
             self._by_epoch = ReduceLROnPlateau(
                 optimizer,
-                mode="max" if config.monitor == "accuracy" else "min",
-                factor=config.factor,
-                patience=config.patience,
-                min_lr=config.min_lr,
+                mode="max" if config.schedule.monitor == "accuracy" else "min",
+                factor=config.schedule.factor,
+                patience=config.schedule.patience,
+                min_lr=config.schedule.min_lr,
             )
-        elif config.sched == "step":
-            self._by_epoch = StepLR(optimizer, config.step_size, gamma=config.factor)
-        elif config.sched == "multistep":
-            self._by_epoch = MultiStepLR(optimizer, list(config.milestones), gamma=config.factor)
+        elif config.schedule.name == "step":
+            self._by_epoch = StepLR(optimizer, config.schedule.step_size, gamma=config.schedule.factor)
+        elif config.schedule.name == "multistep":
+            self._by_epoch = MultiStepLR(optimizer, list(config.schedule.milestones), gamma=config.schedule.factor)
 
     def _warmup(self, optimizer: torch.optim.Optimizer) -> LinearLR:
         return LinearLR(optimizer, start_factor=WARMUP_FROM, total_iters=self._warmup_steps)
@@ -66,8 +66,8 @@ class Schedule:
     def _cosine(self, optimizer: torch.optim.Optimizer, config: TrainConfig, num_steps: int) -> LRScheduler:
         warmup = min(self._warmup_steps, num_steps)
         if not warmup:
-            return CosineAnnealingLR(optimizer, T_max=num_steps, eta_min=config.min_lr)
-        cosine = CosineAnnealingLR(optimizer, T_max=max(num_steps - warmup, 1), eta_min=config.min_lr)
+            return CosineAnnealingLR(optimizer, T_max=num_steps, eta_min=config.schedule.min_lr)
+        cosine = CosineAnnealingLR(optimizer, T_max=max(num_steps - warmup, 1), eta_min=config.schedule.min_lr)
         return SequentialLR(optimizer, [self._warmup(optimizer), cosine], milestones=[warmup])
 
     def after_step(self) -> None:
@@ -128,16 +128,19 @@ def _step(schedule: LRScheduler) -> None:
 def _one_cycle(optimizer: torch.optim.Optimizer, config: TrainConfig, num_steps: int) -> OneCycleLR:
     """Smith and Topin 2018: the rate up and down again, momentum the other way where the optimiser has one."""
     groups, total = optimizer.param_groups, num_steps + 1  # it is stepped once more after the last step
-    pct_start = config.pct_start if config.pct_start * total != 1 else 1.5 / total  # torch divides 0 by 0 there
+    pct_start = (
+        config.schedule.pct_start if config.schedule.pct_start * total != 1 else 1.5 / total
+    )  # torch divides 0 by 0 there
     return OneCycleLR(
         optimizer,
         max_lr=[group["lr"] for group in groups],
         total_steps=total,
         pct_start=pct_start,
-        anneal_strategy="cos" if config.anneal == "cos" else "linear",
-        cycle_momentum=config.momentum > 0 and not optimizer.defaults.keys().isdisjoint(("momentum", "betas")),
-        base_momentum=max(config.momentum - MOMENTUM_SWING, 0.0),
-        max_momentum=min(config.momentum + MOMENTUM_SWING, 0.999),
-        div_factor=config.div_factor,
-        final_div_factor=config.final_div_factor,
+        anneal_strategy="cos" if config.schedule.anneal_strategy == "cos" else "linear",
+        cycle_momentum=config.optimizer.momentum > 0
+        and not optimizer.defaults.keys().isdisjoint(("momentum", "betas")),
+        base_momentum=max(config.optimizer.momentum - MOMENTUM_SWING, 0.0),
+        max_momentum=min(config.optimizer.momentum + MOMENTUM_SWING, 0.999),
+        div_factor=config.schedule.div_factor,
+        final_div_factor=config.schedule.final_div_factor,
     )

@@ -8,8 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastcifar.augment.params import raw_bits
-from fastcifar.data.beton import MAX_LISTED
-from fastcifar.errors import UsageError
+from fastcifar.errors import UsageError, join_names
 
 log = logging.getLogger(__name__)
 DEFAULT_SHARE = 10  # one in ten, which is 5,000 of CIFAR's 50,000
@@ -83,5 +82,5 @@ def warn_of_few(num_val: int, without: list[str], val_size: int | None) -> None:
             MIN_VAL_SIZE,
         )
     if without:
-        shown = ", ".join(without[:MAX_LISTED]) + (", …" if len(without) > MAX_LISTED else "")
-        log.warning("no validation image of %d classes, which have one training image or none: %s", len(without), shown)
+        names = join_names(without)
+        log.warning("no validation image of %d classes, which have one training image or none: %s", len(without), names)

@@ -28,11 +28,13 @@ class Step:
         self.model, self.network, self.optimizer, self.config, self.amp = model, network, optimizer, config, amp
         params = [param for param in network.parameters() if param.requires_grad]
         self._params = params
-        self._shrunk: list[torch.Tensor] = [param for param in params if decayed(config, param)] if config.l1 else []
+        self._shrunk: list[torch.Tensor] = (
+            [param for param in params if decayed(config, param)] if config.optimizer.l1 else []
+        )
         self.scaler = torch.amp.GradScaler(params[0].device.type) if amp == "fp16" else None
         self.ema: AveragedModel | None = None
-        if config.ema:
-            average = get_ema_multi_avg_fn(config.ema)  # type: ignore[no-untyped-call]
+        if config.optimizer.ema:
+            average = get_ema_multi_avg_fn(config.optimizer.ema)  # type: ignore[no-untyped-call]
             self.ema = AveragedModel(network, multi_avg_fn=average, use_buffers=True)
 
     @property
@@ -47,12 +49,12 @@ class Step:
             with autocast(images.device, self.amp):
                 logits = self.model(images)
         except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
-            if not config.network.names_code or isinstance(error, torch.OutOfMemoryError):
+            if not config.model.names_code or isinstance(error, torch.OutOfMemoryError):
                 raise
             reason = describe(error, 300)
-            raise UsageError(f"model {config.model!r} fails on images {tuple(images.shape)} ({reason})") from error
+            raise UsageError(f"model {config.model.name!r} fails on images {tuple(images.shape)} ({reason})") from error
         logits = logits.float()
-        loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
+        loss = F.cross_entropy(logits, labels, label_smoothing=config.optimizer.label_smoothing)
         self.optimizer.zero_grad(set_to_none=True)
         if self.scaler is None:
             loss.backward()  # type: ignore[no-untyped-call]
@@ -75,10 +77,10 @@ class Step:
             torch._foreach_add_(
                 grads,
                 torch._foreach_sign([param for param in self._shrunk if param.grad is not None]),
-                alpha=self.config.l1,
+                alpha=self.config.optimizer.l1,
             )  # d |w| / d w
-        if self.config.clip_norm:
-            torch.nn.utils.clip_grad_norm_(self._params, self.config.clip_norm)
+        if self.config.optimizer.clip_norm:
+            torch.nn.utils.clip_grad_norm_(self._params, self.config.optimizer.clip_norm)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps, but for the network's own weights."""

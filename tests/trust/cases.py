@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from fastcifar.data.beton import manifest_path
+from fastcifar.data.manifest import manifest_path
 from fastcifar.errors import DataError
 
 FULL = bool(os.environ.get("FASTCIFAR_SOAK"))

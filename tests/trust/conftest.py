@@ -24,7 +24,7 @@ def tally(request: pytest.FixtureRequest, record_property: Callable[[str, object
 def trained(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of runs with one, `a`. Not to be written to."""
     runs = tmp_path_factory.mktemp("runs")
-    config = TrainConfig(data_dir=str(data_dir), model="small", epochs=1, batch_size=200, val_size=0)
+    config = TrainConfig.from_settings(data_dir=str(data_dir), model="small", epochs=1, batch_size=200, val_size=0)
     train(config, runs_dir=runs, name="a")
     return runs
 

@@ -19,8 +19,10 @@ from hypothesis import strategies as st
 from fastcifar import make_loader
 from fastcifar.converters import convert
 from fastcifar.converters.synthetic import source
-from fastcifar.data import beton
-from fastcifar.data.beton import TABLES_START, manifest_path, open_beton
+from fastcifar.data import tables
+from fastcifar.data.beton import Beton, open_beton
+from fastcifar.data.manifest import manifest_path
+from fastcifar.data.tables import TABLES_START
 from fastcifar.errors import DataError
 from tests.test_beton import HOSTILE, rewrite
 from tests.trust.cases import LONGEST_S, contents, count, is_refused, the_error, told, vouch
@@ -34,7 +36,7 @@ NUM = 30
 def path(tmp_path: Path) -> Path:
     """A beton with pages of 2 MiB, which is soon hashed."""
     with pytest.MonkeyPatch.context() as patch, source(NUM, 20) as images:
-        patch.setattr(beton, "PAGE_SIZE", beton.MIN_PAGE_SIZE)
+        patch.setattr(tables, "PAGE_SIZE", tables.MIN_PAGE_SIZE)
         convert(images, tmp_path)
     return tmp_path / "train.beton"
 
@@ -55,7 +57,7 @@ def seconds_until_refused(path: Path, in_memory: bool) -> float:
     return time.monotonic() - began
 
 
-def opened_or_refused(path: Path) -> beton.Beton | None:
+def opened_or_refused(path: Path) -> Beton | None:
     """The beton, or None if it was refused as it should be."""
     try:
         return open_beton(path)
@@ -65,7 +67,7 @@ def opened_or_refused(path: Path) -> beton.Beton | None:
         return None
 
 
-def tables(path: Path) -> list[range]:
+def table_ranges(path: Path) -> list[range]:
     """Where header, descriptors, records and allocations lie."""
     size = path.stat().st_size
     return [range(TABLES_START + NUM * 24), range(size - NUM * 24, size)]
@@ -74,7 +76,7 @@ def tables(path: Path) -> list[range]:
 def test_every_flipped_bit_is_refused_with_the_manifest(path: Path, tally: Tally) -> None:
     random, num, longest = np.random.default_rng(1), count(60, 10_000), 0.0
     anywhere = np.arange(path.stat().st_size)
-    in_tables = np.concatenate([np.array(part) for part in tables(path)])
+    in_tables = np.concatenate([np.array(part) for part in table_ranges(path)])
     for i in range(num):
         position, bit = int(random.choice((anywhere, in_tables)[i % 2])), int(random.integers(8))
         flip(path, position, bit)
@@ -129,7 +131,7 @@ def test_flipped_bits_without_a_manifest_are_refused_or_harmless(path: Path, tmp
     random, num = np.random.default_rng(5), count(100, 3_000)
     manifest_path(path).unlink()
     expected = open_beton(path)
-    in_tables = np.concatenate([np.array(part) for part in tables(path)])
+    in_tables = np.concatenate([np.array(part) for part in table_ranges(path)])
     kept = tmp_path / "opened"
     kept.mkdir()
     refused = opened = 0
@@ -143,7 +145,7 @@ def test_flipped_bits_without_a_manifest_are_refused_or_harmless(path: Path, tmp
             opened += 1
             assert not found.verified
             assert found.images(np.arange(NUM)).shape == (NUM, 32, 32, 3)
-            assert 0 <= found.labels.min() <= found.labels.max() < beton.MAX_CLASSES
+            assert 0 <= found.labels.min() <= found.labels.max() < tables.MAX_CLASSES
             assert (found.offsets == expected.offsets).all() or found.labels.tolist() == expected.labels.tolist()
             if len(list(kept.iterdir())) < count(2, 40):
                 shutil.copy(path, kept / f"{i}.beton")
@@ -160,9 +162,9 @@ def test_flipped_bits_without_a_manifest_are_refused_or_harmless(path: Path, tmp
 
 
 FIELDS = {
-    "header": beton.HEADER.names,
-    "records": beton.RECORD.names,
-    "allocations": beton.ALLOCATION.names,
+    "header": tables.HEADER.names,
+    "records": tables.RECORD.names,
+    "allocations": tables.ALLOCATION.names,
 }
 NUMBERS = st.one_of(
     st.integers(0, 2**64 - 1),
@@ -205,9 +207,9 @@ def test_whatever_stands_in_the_fields_is_refused_or_harmless(path: Path, change
         if found is not None:
             size = np.prod(found.image_shape)
             assert (found.offsets >= TABLES_START).all()
-            assert (found.offsets + size <= len(found.data)).all()
+            assert (found.offsets + size <= found.num_bytes).all()
             assert found.images(np.arange(len(found))).shape == (len(found), *found.image_shape)
-            assert 0 <= found.labels.min() <= found.labels.max() < beton.MAX_CLASSES
+            assert 0 <= found.labels.min() <= found.labels.max() < tables.MAX_CLASSES
     finally:
         path.write_bytes(whole)
 
@@ -217,7 +219,7 @@ def test_whatever_stands_in_the_fields_is_refused_or_harmless(path: Path, change
 def test_a_hostile_field_never_reaches_a_loader(path: Path, name: str, with_manifest: bool) -> None:
     damage, _ = HOSTILE[name]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(beton, "PAGE_SIZE", beton.MIN_PAGE_SIZE)
+        patch.setattr(tables, "PAGE_SIZE", tables.MIN_PAGE_SIZE)
         rewrite(path, damage)
     if with_manifest:
         vouch(path)

@@ -280,7 +280,7 @@ def begun(trained: Path, tmp_path: Path) -> RunFolder:
 
 
 def resumed(run: RunFolder, epochs: int) -> dict[str, Any]:
-    return train(replace(run.read_config(), epochs=epochs), resume=run)[1]
+    return train(run.read_config().with_settings(epochs=epochs), resume=run)[1]
 
 
 @pytest.mark.parametrize("name", list(HOSTILE))

@@ -1,4 +1,4 @@
-"""A conversion that fails leaves what was there: the old good files, or none."""
+"""A failed conversion leaves the existing files, or none."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import pytest
 
 from fastcifar.converters import convert
 from fastcifar.converters.synthetic import source as synthetic_source
-from fastcifar.data.beton import manifest_path, open_beton
+from fastcifar.data.beton import open_beton
+from fastcifar.data.manifest import manifest_path
 from tests.kills import Changes, changes_in
 from tests.trust.cases import LONGEST_S, contents, count, small_disk, start, the_error, told
 
@@ -119,7 +120,7 @@ def test_a_source_that_fails_is_told_in_time(own_data_dir: Path, images: Path) -
     began = time.monotonic()
     code, _, errors = told("convert", "--source", images, "--data-dir", own_data_dir)
     assert code == 4
-    assert "test/dog/39.png: not a whole JPEG or PNG image" in the_error(errors)
+    assert "test/dog/39.png: not a JPEG or PNG image" in the_error(errors)
     assert time.monotonic() - began < WITHIN_S
     assert contents(own_data_dir) == old
 

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from fastcifar.config import ExplainConfig
-from fastcifar.data.beton import manifest_path, open_beton
+from fastcifar.data.beton import open_beton
+from fastcifar.data.manifest import manifest_path
 from fastcifar.errors import DataError, FastcifarError
 from fastcifar.explain import explain_run
 from fastcifar.inference.evaluation import evaluate_run
@@ -73,7 +74,7 @@ def test_odd_files_in_a_run_folder_neither_hang_nor_crash(run: RunFolder, odd: C
         odd(run.path / name)
     with in_time():
         evaluate_run(run)
-    settings = replace(run.read_config(), epochs=2)
+    settings = run.read_config().with_settings(epochs=2)
     for name in (READ[0], *READ[4:]):
         kept = (run.path / name).read_bytes()
         (run.path / name).unlink()
@@ -123,11 +124,11 @@ def test_links_in_the_place_of_partial_files_are_not_followed(run: RunFolder, tm
     run.predictions.unlink()
     write_report(run)
     evaluate_run(run)
-    train(replace(run.read_config(), epochs=2), resume=run)
+    train(run.read_config().with_settings(epochs=2), resume=run)
     run.log.unlink()
     run.log.symlink_to(victim)
     with pytest.raises(FastcifarError, match=r"log\.txt"):
-        train(replace(run.read_config(), epochs=3), resume=run)
+        train(run.read_config().with_settings(epochs=3), resume=run)
     assert victim.read_text() == "kept"
     assert not run.report.is_symlink()
 
@@ -145,7 +146,7 @@ def test_links_in_the_place_of_folders_are_not_followed(run: RunFolder, tmp_path
     (run.path / "eval").mkdir()
     (run.path / "eval" / "test").symlink_to(victim)
     for write in (
-        lambda: train(replace(run.read_config(), epochs=2), resume=run),
+        lambda: train(run.read_config().with_settings(epochs=2), resume=run),
         lambda: explain_run(run, ExplainConfig(n=1)),
         lambda: evaluate_run(run),
     ):

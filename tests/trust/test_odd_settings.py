@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from fastcifar import recipes
 from fastcifar.config import TrainConfig
 from fastcifar.config.augment import read_pipeline
-from fastcifar.data.beton import manifest_path, read_manifest
+from fastcifar.data.manifest import manifest_path, read_manifest
 from fastcifar.errors import DataError, FastcifarError, UsageError
 from fastcifar.report import write_report
 from fastcifar.training import RunFolder

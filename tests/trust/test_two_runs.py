@@ -7,7 +7,6 @@ import fcntl
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -69,7 +68,7 @@ def test_two_that_resume_one_run_do_not_share_it(data_dir: Path, tmp_path: Path,
 def test_a_run_that_another_process_trains_is_not_resumed(trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained / "a", tmp_path / "a")
     run, before = RunFolder(tmp_path / "a"), contents(tmp_path / "a")
-    more = replace(run.read_config(), epochs=2)
+    more = run.read_config().with_settings(epochs=2)
     taken = os.open(run.path, os.O_RDONLY)
     try:
         fcntl.flock(taken, fcntl.LOCK_EX)  # of another opening of the folder: it counts as another process's

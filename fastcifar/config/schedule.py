@@ -1,0 +1,50 @@
+"""How the learning rate changes during a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fastcifar.config.setting import Choice, Config, Integer, Integers, Number, setting
+from fastcifar.errors import UsageError
+
+SCHEDULES = ("plateau", "onecycle", "cosine", "step", "multistep", "none")
+MONITORS = ("loss", "accuracy")
+ANNEAL_STRATEGIES = ("cos", "linear")
+MAX_WARMUP = 1e6
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig(Config):
+    """How the learning rate changes during a run."""
+
+    name: str = setting(
+        "plateau",
+        Choice(SCHEDULES),
+        "plateau, step, multistep change the rate after epochs; onecycle, cosine after each step.",
+        name="sched",
+    )
+    factor: float = setting(
+        0.2, Number(0, 1, above=True, below=True), "plateau, step, multistep: multiply the rate by this."
+    )
+    patience: int = setting(3, Integer(0), "plateau: epochs without improvement before the rate is reduced.")
+    monitor: str = setting(
+        "loss", Choice(MONITORS), "plateau: the metric to watch, of validation, or of training without validation."
+    )
+    min_lr: float = setting(0.0, Number(0), "plateau, cosine: lower bound of the rate.")
+    step_size: int = setting(10, Integer(1), "step: epochs between two reductions.")
+    milestones: tuple[int, ...] = setting((), Integers(1), "multistep: reduce the rate after these epochs.")
+    pct_start: float = setting(
+        0.3, Number(0, 1, above=True, below=True), "onecycle: share of the steps in which the rate rises."
+    )
+    div_factor: float = setting(25.0, Number(1), "onecycle: initial rate = lr / div_factor.")
+    final_div_factor: float = setting(1e4, Number(1), "onecycle: final rate = initial rate / final_div_factor.")
+    anneal_strategy: str = setting("cos", Choice(ANNEAL_STRATEGIES), "onecycle: shape of the decrease.")
+    warmup_epochs: float = setting(
+        0.0, Number(0, MAX_WARMUP), "Epochs of linear warm-up, from a hundredth of the rate; not with onecycle."
+    )
+
+    def check(self) -> None:
+        if self.name == "multistep" and not self.milestones:
+            raise UsageError("sched is 'multistep' without milestones; expected epochs, e.g. 15,25")
+        if self.name == "onecycle" and self.warmup_epochs:
+            raise UsageError("warmup_epochs is given with sched 'onecycle', which has its own warm-up: see pct_start")

@@ -1,0 +1,108 @@
+"""The fields of a beton: which is the image, which the label, and where they are in a record.
+
+FFCV writes any number of fields in any order. Read are: one image and one integer label, whatever their names; other
+numbers are skipped. Any other field is not supported, which is not the same as damaged.
+Layout: FFCV 1.0.2 (`ffcv/types.py`, `ffcv/fields/`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from fastcifar.errors import DataError
+
+INT_FIELD, IMAGE_FIELD = 1, 2
+MAX_FIELDS = 32
+FIELD = np.dtype([("type_id", "<u1"), ("name", "<u1", 16), ("arguments", "<u1", 1024)])
+IMAGE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
+_TYPES = {0: "FloatField", 1: "IntField", 2: "RGBImageField", 3: "BytesField", 4: "NDArrayField", 5: "JSONField"}
+_TYPES |= {6: "TorchTensorField", 255: "a custom field"}
+_INLINE: dict[int, npt.DTypeLike] = {0: "<f8", INT_FIELD: "<i8", IMAGE_FIELD: IMAGE}
+"""Fields whose values are in the records (of images: all but the pixels)."""
+_INDEX_NAMES = ("idx", "index", "indices", "id", "ids")
+_LABEL_NAMES = ("label", "labels", "target", "targets", "class", "y")
+
+
+@dataclass(frozen=True)
+class Fields:
+    """Where the image and the label are."""
+
+    image: str
+    label: str
+    unused: tuple[str, ...]
+    record: np.dtype[np.void]
+    """A record: mode, width, height, data_ptr, label."""
+    padding: npt.NDArray[np.bool_]
+    """(record.itemsize,): True for the bytes of a record that belong to no field."""
+
+
+def damaged(path: Path, reason: str) -> DataError:
+    """The error for a beton that no writer of betons could have written."""
+    return DataError(f"{path}: damaged beton: {reason}; convert again")
+
+
+def read_fields(path: Path, descriptors: npt.NDArray[np.void]) -> Fields:
+    """Interpret the field descriptors of a beton. Raises DataError if they are damaged or not supported."""
+    names = [_read_name(path, field) for field in descriptors]
+    types = [int(field["type_id"]) for field in descriptors]
+    shown = ", ".join(
+        f"{name!r}: {_TYPES.get(type_, f'type {type_}')}" for name, type_ in zip(names, types, strict=True)
+    )
+
+    def not_supported(reason: str) -> DataError:
+        return DataError(
+            f"{path}: not supported: has {len(names)} field{'s' * (len(names) != 1)} ({shown}): {reason}; expected one "
+            "RGBImageField and one IntField, and nothing else but numbers"
+        )
+
+    if len(set(names)) != len(names) or any(type_ not in _TYPES for type_ in types):
+        raise damaged(path, f"has {len(names)} fields ({shown})")
+    images = [name for name, type_ in zip(names, types, strict=True) if type_ == IMAGE_FIELD]
+    integers = [name for name, type_ in zip(names, types, strict=True) if type_ == INT_FIELD]
+    if len(images) != 1:
+        raise not_supported("no image" if not images else "several images")
+    label = next((name for name in _LABEL_NAMES if name in names), None)
+    if label is None and len(integers) == 1 and integers[0] not in _INDEX_NAMES:
+        label = integers[0]
+    if label is None:
+        raise not_supported("no label, or several integers of which none is called 'label'")
+    if label not in integers:
+        raise not_supported(f"{label!r} is not an integer; write the class index, e.g. the argmax of one-hot labels")
+    other = [type_ for type_ in types if type_ not in _INLINE]
+    if other:
+        raise not_supported(f"{_TYPES[other[0]]} cannot be read")
+    if descriptors["arguments"].any():
+        raise damaged(path, "its field descriptors have arguments, which fields of these types do not have")
+    return _layout(names, types, images[0], label)
+
+
+def _layout(names: list[str], types: list[int], image: str, label: str) -> Fields:
+    stored = np.dtype([("", _INLINE[type_]) for type_ in types], align=True)
+    assert stored.fields is not None
+    assert IMAGE.fields is not None
+    starts = [stored.fields[f"f{i}"][1] for i in range(len(types))]
+    padding = np.ones(stored.itemsize, dtype=bool)
+    for start, type_ in zip(starts, types, strict=True):
+        padding[start : start + np.dtype(_INLINE[type_]).itemsize] = False
+    image_start, label_start = starts[names.index(image)], starts[names.index(label)]
+    record = np.dtype(
+        {
+            "names": [*IMAGE.fields, "label"],
+            "formats": [*(field[0] for field in IMAGE.fields.values()), "<i8"],
+            "offsets": [*(image_start + field[1] for field in IMAGE.fields.values()), label_start],
+            "itemsize": stored.itemsize,
+        }
+    )
+    unused = tuple(name for name in names if name not in (image, label))
+    return Fields(image, label, unused, record, padding)
+
+
+def _read_name(path: Path, field: np.void) -> str:
+    name = bytes(field["name"]).rstrip(b"\0").decode("ascii", "backslashreplace")
+    if not name.isprintable() or not name or "\\" in name:
+        raise damaged(path, f"a field has the name {name!a}")
+    return name

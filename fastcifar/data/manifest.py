@@ -1,0 +1,106 @@
+"""The manifest next to a beton (`train.beton.json`): class names, statistics, SHA-256 and origin."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fastcifar.errors import DataError
+from fastcifar.io.paths import why_missing
+from fastcifar.io.reading import read_bytes, reject_duplicate_keys
+
+VERSION = 2
+MAX_NAME = 255
+"""Characters of a class name: a folder's name has no more."""
+MAX_BYTES = 16 * 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """The facts about a beton that its own format does not hold."""
+
+    num_samples: int
+    image_shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
+    mean: tuple[float, float, float]
+    """Per channel (red, green, blue), over all pixels, 0..255."""
+    std: tuple[float, float, float]
+    """Population standard deviation per channel, 0..255."""
+    sha256: str
+    """Of the beton."""
+    source: str
+    versions: dict[str, str]
+
+    def to_json(self) -> str:
+        """The text of the manifest file, with a checksum of its own."""
+        facts = {"fastcifar_manifest": VERSION, **asdict(self)}
+        return json.dumps({**facts, "checksum": _checksum(facts)}, indent=1, ensure_ascii=False) + "\n"
+
+
+def manifest_path(path: str | os.PathLike[str]) -> Path:
+    """The manifest of the beton at `path`: next to it, else next to the file that a link there leads to."""
+    adjacent = Path(f"{os.fspath(path)}.json")
+    if os.path.islink(path) and not os.path.lexists(adjacent):
+        return Path(f"{os.path.realpath(path)}.json")
+    return adjacent
+
+
+def read_manifest(path: str | os.PathLike[str]) -> Manifest | None:
+    """The manifest of the beton at `path`; None if there is none. Raises DataError if it is damaged."""
+    file = manifest_path(path)
+    if not os.path.lexists(file):
+        return None
+    try:
+        text = read_bytes(file, MAX_BYTES).decode("utf-8")
+        return _parse(json.loads(text, object_pairs_hook=reject_duplicate_keys))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
+        reason = f"no key {error}" if isinstance(error, KeyError) else str(error)
+        reason = reason if file.exists() else why_missing(file)
+        raise DataError(f"{file}: not a manifest of fastcifar ({reason}); convert again") from error
+
+
+def _parse(raw: Any) -> Manifest:
+    """The manifest that a JSON value holds. Raises ValueError, KeyError, TypeError or OverflowError."""
+    if not isinstance(raw, dict) or raw.get("fastcifar_manifest") is not VERSION:
+        raise ValueError(f"it does not begin with fastcifar_manifest: {VERSION}")
+    names, shape = raw["class_names"], raw["image_shape"]
+    if not isinstance(names, list) or not names or not all(isinstance(n, str) and n and n.isprintable() for n in names):
+        raise ValueError("class_names is not a list of names")
+    if max(map(len, names)) > MAX_NAME:
+        raise ValueError(f"class_names has a name of over {MAX_NAME} characters")
+    if len(set(names)) != len(names):
+        raise ValueError("class_names has a duplicate")
+    if not isinstance(shape, list) or len(shape) != 3 or not all(type(n) is int for n in shape):
+        raise ValueError("image_shape is not a list of three integers")
+    if not isinstance(raw["sha256"], str) or type(raw["num_samples"]) is not int:
+        raise ValueError("sha256 or num_samples has the wrong type")
+    mean, std = (_parse_channels(key, raw[key]) for key in ("mean", "std"))
+    if raw.pop("checksum", None) != _checksum(raw):
+        raise ValueError("damaged: its checksum does not match its content")
+    return Manifest(
+        num_samples=raw["num_samples"],
+        image_shape=(shape[0], shape[1], shape[2]),
+        class_names=tuple(names),
+        mean=mean,
+        std=std,
+        sha256=raw["sha256"],
+        source=str(raw.get("source", "")),
+        versions={str(k): str(v) for k, v in dict(raw.get("versions", {})).items()},
+    )
+
+
+def _parse_channels(key: str, values: Any) -> tuple[float, float, float]:
+    if not isinstance(values, list) or len(values) != 3 or not all(type(v) in (int, float) for v in values):
+        raise ValueError(f"{key} is not a list of three numbers")
+    if not all(0 <= v <= 255 for v in values):
+        raise ValueError(f"{key} is outside 0..255")
+    return float(values[0]), float(values[1]), float(values[2])
+
+
+def _checksum(facts: dict[str, Any]) -> str:
+    """SHA-256 of the content of a manifest, whatever its white space and order of keys."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,43 @@
+"""Statistics of a dataset: mean and standard deviation of the channels, classes without images."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from fastcifar.errors import DataError, join_names
+
+
+def channel_histogram(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+    """How often each value occurs in each channel: (..., 3) uint8 -> (3, 256) int64."""
+    flat = pixels.reshape(-1, 3)
+    return np.stack([np.bincount(flat[:, channel], minlength=256) for channel in range(3)])
+
+
+def channel_statistics(
+    histogram: npt.NDArray[np.int64],
+) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Mean and population standard deviation of each channel, 0..255, from a (3, 256) histogram; exact sums."""
+    values = np.arange(256, dtype=np.int64)
+    count = histogram.sum(axis=1)
+    mean = (histogram @ values) / count
+    deviations = (values[None, :] - mean[:, None]) ** 2
+    std = np.sqrt((histogram * deviations).sum(axis=1) / count)
+    return (float(mean[0]), float(mean[1]), float(mean[2])), (float(std[0]), float(std[1]), float(std[2]))
+
+
+def describe_empty_classes(class_names: Sequence[str], labels: npt.NDArray[np.int64]) -> str:
+    """A message that names the classes without images; empty if there are none."""
+    counts = np.bincount(labels, minlength=len(class_names))
+    empty = [name for name, count in zip(class_names, counts, strict=True) if not count]
+    return f"no image of {len(empty):,} of {len(counts):,} classes: {join_names(empty)}" if empty else ""
+
+
+def require_classes(path: str | os.PathLike[str], class_names: Sequence[str]) -> None:
+    """Raise DataError unless there are at least two classes: a classifier cannot learn from one."""
+    if len(class_names) < 2:
+        found = f"only the class {class_names[0]!r}" if class_names else "no class"
+        raise DataError(f"{os.fspath(path)}: has {found}; expected at least two classes")

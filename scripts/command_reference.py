@@ -1,0 +1,80 @@
+"""docs/commands.md: the options of every command, from the command line itself.
+
+python scripts/command_reference.py > docs/commands.md
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import click
+
+from fastcifar.cli import main
+
+HEAD = """# Commands
+
+Written by `make docs` from the command line itself; `fastcifar COMMAND --help` shows the same. Results go to stdout,
+progress and log to stderr. `fastcifar --version` shows the version; `fastcifar --debug COMMAND` shows a traceback when
+something fails.
+"""
+
+
+def reference() -> str:
+    """The page, in Markdown."""
+    assert isinstance(main, click.Group)
+    sections = [_section(name, main.commands[name]) for name in main.list_commands(click.Context(main))]
+    return "\n".join([HEAD, *sections])
+
+
+def _section(name: str, command: click.Command) -> str:
+    text = inspect.cleandoc(command.help or "").replace("\b\n", "").replace("<", "&lt;")
+    arguments = [_argument(param) for param in command.params if isinstance(param, click.Argument)]
+    usage = " ".join(["fastcifar", name, "[OPTIONS]", *arguments])
+    rows = [_row(option) for option in command.params if isinstance(option, click.Option)]
+    table = "\n".join(["| option | meaning |", "| --- | --- |", *rows])
+    return f"## fastcifar {name}\n\n    {usage}\n\n{text}\n\n{table}\n"
+
+
+def _argument(argument: click.Argument) -> str:
+    name = (argument.name or "").upper()
+    return argument.metavar or (name if argument.required else f"[{name}]")
+
+
+def _row(option: click.Option) -> str:
+    flags = " / ".join([*option.opts, *option.secondary_opts])
+    value = "" if option.is_flag else f" {_metavar(option)}"
+    default = _default(option)
+    notes = [f"default: {default}"] if default else []
+    notes += [f"environment variable: {option.envvar}"] if option.envvar else []
+    text = " ".join((option.help or "").replace("<", "&lt;").split())
+    text += f" [{'; '.join(notes)}]" if notes else ""
+    return f"| `{_escaped(flags + value)}` | {_escaped(text)} |"
+
+
+def _metavar(option: click.Option) -> str:
+    if option.metavar:
+        return option.metavar
+    if isinstance(option.type, click.Choice):
+        return "|".join(map(str, option.type.choices))
+    return option.type.name.upper().removesuffix(" RANGE")
+
+
+def _default(option: click.Option) -> str | None:
+    default: Any = option.default
+    if isinstance(option.show_default, str):
+        return option.show_default
+    if not option.show_default or default is None:
+        return None
+    if isinstance(default, bool):
+        names = option.opts if default else option.secondary_opts
+        return names[0].removeprefix("--") if names else None
+    return str(default)
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    click.echo(reference(), nl=False)

@@ -1,0 +1,91 @@
+"""Settings: declared once; flags, recipes, checks and docs/settings.md follow from the declaration."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fastcifar.cli import main
+from fastcifar.cli.settings import train_config
+from fastcifar.config import SETTINGS, AugmentConfig, ExplainConfig, LrRangeTestConfig, OptimizerConfig, TrainConfig
+from fastcifar.config.setting import settings_of
+from fastcifar.errors import UsageError
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_every_setting_is_a_flag_of_train_with_its_description_and_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FASTCIFAR_DATA_DIR", raising=False)
+    command = main.commands["train"]  # type: ignore[attr-defined]
+    flags: dict[str, Any] = {param.name: param for param in command.params}
+    for name, (_, _, declared) in SETTINGS.items():
+        assert name == "recipe" or flags[name].help.startswith(declared.description), name
+    context = command.make_context("train", [])
+    values = {name: context.params[name] for name in SETTINGS}
+    assert train_config(context, values) == TrainConfig()
+
+
+def test_settings_by_name_are_those_of_the_groups() -> None:
+    config = TrainConfig.from_settings(model="small", optimizer="adamw", sched="cosine", lr=0.1, flip=False, epochs=2)
+    assert (config.model.name, config.optimizer.name, config.schedule.name) == ("small", "adamw", "cosine")
+    assert (config.optimizer.lr, config.augment.flip, config.epochs) == (0.1, False, 2)
+    assert TrainConfig.from_settings(**config.to_settings()) == config
+    changed = config.with_settings(lr=0.2, epochs=3)
+    assert (changed.optimizer.lr, changed.epochs, changed.optimizer.name) == (0.2, 3, "adamw")
+    assert TrainConfig(optimizer=OptimizerConfig(lr=0.3), augment=AugmentConfig(flip=False)).peak_lr == 0.3
+
+
+def test_an_unknown_name_is_answered_with_the_nearest() -> None:
+    with pytest.raises(UsageError, match="unknown setting 'batchsize'; did you mean 'batch_size'"):
+        TrainConfig.from_settings(batchsize=3)
+
+
+def test_names_are_unique_over_all_groups() -> None:
+    declared = [
+        name for config in (type(getattr(TrainConfig(), g)) for g in groups()) for name, _, _ in settings_of(config)
+    ]
+    declared += [name for name, _, _ in settings_of(TrainConfig)]
+    assert sorted(declared) == sorted(SETTINGS)
+
+
+def groups() -> list[str]:
+    return sorted({group for group, _, _ in SETTINGS.values() if group})
+
+
+def test_numbers_of_numpy_become_those_of_python() -> None:
+    config = TrainConfig.from_settings(epochs=np.int64(3), lr=np.float32(0.5))
+    assert type(config.epochs) is int
+    assert type(config.optimizer.lr) is float
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ExplainConfig(n=0), "n is 0; expected 1 or more"),
+        (lambda: ExplainConfig(select=(1, 1)), "select is '1,1'; expected at least one, each once"),
+        (lambda: ExplainConfig(select=(1,), correct=True), "select names images; expected that or correct, not both"),
+        (lambda: ExplainConfig(methods=("cam",)), "methods is 'cam'; expected one of: gradcam, gradcampp, hirescam"),
+        (lambda: ExplainConfig(layers=()), "layers is ''; expected at least one, each once"),
+        (lambda: LrRangeTestConfig(num_steps=1), "steps is 1; expected 2 or more"),
+        (
+            lambda: LrRangeTestConfig(start_lr=2.0, end_lr=1.0),
+            "start_lr is 2 and end_lr 1; expected end_lr to be",
+        ),
+        (lambda: TrainConfig.from_settings(seed=None), "seed is None; expected a whole number"),
+        (lambda: TrainConfig.from_settings(factor=1.0), "factor is 1.0; expected a number above 0 and below 1"),
+        (lambda: TrainConfig.from_settings(rotate_p=1.5), "rotate_p is 1.5; expected a number, 0..1"),
+    ],
+)
+def test_a_value_that_is_not_allowed_is_refused(make: Any, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        make()
+    assert str(caught.value).startswith(message)
+
+
+def test_the_page_of_settings_is_written_from_the_declarations() -> None:
+    script = runpy.run_path(str(ROOT / "scripts" / "settings_page.py"))
+    assert script["PAGE"].read_text(encoding="utf-8") == script["page"]()
