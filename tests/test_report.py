@@ -127,7 +127,7 @@ def test_the_settings_are_told_and_those_that_are_not_the_defaults_first(page: s
     assert "model small" in changed
     assert "lr 0.25" in changed
     assert "momentum" not in changed
-    assert "augment: crop_padding 4" in text_of(rest)
+    assert "crop_padding 4" in text_of(rest)
 
 
 @pytest.mark.full_size

@@ -47,8 +47,7 @@ def predict(
     if distributed is not None:
         shards = distributed.everyones(columns)
         columns = [np.concatenate(column) for column in zip(*shards, strict=True)]
-    indices, labels, logits = columns
-    return Predictions(indices, labels, logits)
+    return Predictions(indices=columns[0], labels=columns[1], logits=columns[2])
 
 
 def predict_batch(model: nn.Module, images: torch.Tensor, tta: str = "none") -> torch.Tensor:

@@ -8,7 +8,8 @@ from typing import Any
 import matplotlib
 import numpy as np
 import numpy.typing as npt
-from matplotlib.colors import LinearSegmentedColormap, to_rgb
+from matplotlib.artist import Artist
+from matplotlib.colors import LinearSegmentedColormap, to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
@@ -31,8 +32,9 @@ def confusion_matrix(counts: npt.NDArray[np.int64], names: Sequence[str], title:
     num_classes = len(names)
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     mistakes = np.where(np.eye(num_classes, dtype=bool), np.nan, share)
-    background = to_rgb(matplotlib.rcParams["axes.facecolor"])
-    correct = tuple(0.6 * b + 0.4 * c for b, c in zip(background, to_rgb(TRAIN_COLOUR), strict=True))
+    background = matplotlib.rcParams["axes.facecolor"]
+    blended: Any = 0.6 * np.array(to_rgb(background)) + 0.4 * np.array(to_rgb(TRAIN_COLOUR))
+    correct = to_hex(blended)
     colours = LinearSegmentedColormap.from_list("mistakes", [background, VAL_COLOUR]).with_extremes(bad=correct)
     side = min(max(4.5, 1.6 + 0.55 * num_classes), 14)
     figure = Figure(figsize=(side + 1.2, side), layout=layout())
@@ -47,12 +49,8 @@ def confusion_matrix(counts: npt.NDArray[np.int64], names: Sequence[str], title:
     _set_title(axis, title)
     bar = figure.colorbar(image, ax=axis, shrink=0.7, format=PercentFormatter(1.0))
     bar.set_label("mistakes, share of the true class")
-    figure.legend(
-        handles=[Patch(facecolor=correct, label="diagonal: correctly classified, not on the colour scale")],
-        loc="outside lower right",
-        frameon=False,
-        fontsize=8,
-    )
+    diagonal: list[Artist] = [Patch(facecolor=correct, label="diagonal: correctly classified, not on the colour scale")]
+    figure.legend(handles=diagonal, loc="outside lower right", frameon=False, fontsize=8)
     return figure
 
 

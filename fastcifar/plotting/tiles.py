@@ -80,7 +80,7 @@ def table(
 
     def write(x: float, y: float, text: str, points: float, **style: str) -> None:
         defaults: dict[str, Any] = {"va": "center", "size": points, "family": families(text), "parse_math": False}
-        figure.text(x / total_width, 1 - y / total_height, text, **defaults, **style)
+        figure.text(x / total_width, 1 - y / total_height, text, **{**defaults, **style})
 
     for i, line in enumerate(heading_lines):
         write(MARGIN, MARGIN + HEADING_LINE * (i + 0.5), line, HEADING_POINTS)
