@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import Command, failed, row, save_rows, show  # noqa: E402
 from fastcifar import measure  # noqa: E402
-from fastcifar.cli import OPENMP  # noqa: E402
+from fastcifar.cli.program import OPENMP  # noqa: E402
 
 POLICIES: dict[str, dict[str, str]] = {
     "spin": {},
