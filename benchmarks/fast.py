@@ -31,7 +31,7 @@ WITHOUT = {
     "sgd-for-the-rest": "--rest-optimizer adamw --rest-lr 0.01 --bias-lr 0.01 --weight-decay 0",
     "label-smoothing": "--label-smoothing 0",
     "alternating-flips": "--flip-mode random",
-    "reflected-crops": "--crop-mode zero",
+    "reflected-crops": "--padding-mode zero",
     "bf16": "--amp off",
 }
 """The flags that put what is usual in the place of each trick."""
