@@ -29,7 +29,7 @@ from fastcifar.loaders.albumentations_loader import AlbumentationsLoader, remedy
 
 @pytest.fixture(scope="module")
 def loader(data_dir: Path) -> Iterator[Loader]:
-    with closing(make_loader(data_dir / "train.beton", batch_size=32, rows=range(100), loader="resident")) as made:
+    with closing(make_loader(data_dir / "train.beton", batch_size=32, indices=range(100), loader="resident")) as made:
         yield made
 
 
@@ -127,7 +127,7 @@ def test_a_loader_needs_no_dataloader(loader: Loader) -> None:
 
 
 def test_an_attribute_of_others_is_answered(loader: Loader) -> None:
-    with pytest.raises(AttributeError, match=r"no attribute 'sampler'; rows=… chooses images"):
+    with pytest.raises(AttributeError, match=r"no attribute 'sampler'; indices=… selects images"):
         loader.sampler  # noqa: B018
     assert not hasattr(loader, "smapler")
 
@@ -139,7 +139,7 @@ def test_an_attribute_of_others_is_answered(loader: Loader) -> None:
         ({"num_workers": 4}, "no setting 'num_workers'; threads follow torch.set_num_threads"),
         ({"drop_last": False}, "train=True delivers whole batches only"),
         ({"pin_memory": True}, "device='cuda'"),
-        ({"indices": [1]}, "rows=…"),
+        ({"sampler": [1]}, "indices=…"),
         ({"batchsize": 4}, "no setting 'batchsize'; did you mean 'batch_size'?"),
         ({"zzz": 4}, "no setting 'zzz'; expected: beton, augment, batch_size, train"),
         ({"train": False, "shuffle": "fast"}, "shuffle is 'fast'; expected one of"),
@@ -150,21 +150,21 @@ def test_a_setting_of_others_is_answered(data_dir: Path, setting: dict[str, Any]
         make_loader(data_dir / "train.beton", **setting)
 
 
-def test_rows_may_be_a_mask(data_dir: Path) -> None:
+def test_indices_may_be_a_mask(data_dir: Path) -> None:
     mask = np.arange(600) % 3 == 0
-    for rows in (mask, mask.tolist(), torch.from_numpy(mask)):
-        with closing(make_loader(data_dir / "train.beton", batch_size=10, rows=rows)) as loader:
+    for indices in (mask, mask.tolist(), torch.from_numpy(mask)):
+        with closing(make_loader(data_dir / "train.beton", batch_size=10, indices=indices)) as loader:
             assert loader.dataset.indices.tolist() == np.flatnonzero(mask).tolist()
     wrong: list[tuple[Any, str]] = [
         (mask[:10], "a mask of shape (10,); expected (600,)"),
         (mask[None], "a mask of shape (1, 600)"),
-        (np.zeros(600, bool), "a mask that chooses no image; expected at least one"),
-        ([[1, 2], [3]], "rows is a list; expected whole numbers, or a mask"),
-        (torch.ones(3, device="meta"), "rows is a Tensor"),
+        (np.zeros(600, bool), "a mask that selects no image; expected at least one"),
+        ([[1, 2], [3]], "indices is a list; expected integers or a boolean mask"),
+        (torch.ones(3, device="meta"), "indices is a Tensor"),
     ]
-    for rows, message in wrong:
+    for indices, message in wrong:
         with pytest.raises(UsageError, match=re.escape(message)):
-            make_loader(data_dir / "train.beton", batch_size=10, rows=rows)
+            make_loader(data_dir / "train.beton", batch_size=10, indices=indices)
 
 
 def failing(data_dir: Path, monkeypatch: pytest.MonkeyPatch, work: Callable[..., Any]) -> AlbumentationsLoader:
@@ -245,7 +245,7 @@ def test_the_remedy_is_one_that_can_be_had(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_the_dataset_has_the_labels_that_samplers_ask_for(own_data_dir: Path) -> None:
-    dataset = make_loader(own_data_dir / "train.beton", train=False, batch_size=4, rows=[2, 5, 7]).dataset
+    dataset = make_loader(own_data_dir / "train.beton", train=False, batch_size=4, indices=[2, 5, 7]).dataset
     assert dataset.targets == [dataset[i][1] for i in range(3)]
     assert [dataset.classes[label] for label in dataset.class_to_idx.values()] == list(dataset.class_to_idx)
     with pytest.raises(UsageError, match=r"index is slice\(0, 3, None\); expected the number of one image"):

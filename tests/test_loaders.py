@@ -260,11 +260,11 @@ def test_kept_batches_hold_no_descriptors(data_dir: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", LOADERS)
 def test_only_the_rows_that_were_asked_for(data_dir: Path, name: str) -> None:
-    rows = np.arange(7, 600, 3)
-    loader = make_loader(data_dir / "train.beton", batch_size=10, rows=rows, loader=name)
+    indices = np.arange(7, 600, 3)
+    loader = make_loader(data_dir / "train.beton", batch_size=10, indices=indices, loader=name)
     seen = torch.cat([batch.indices for batch in epoch_of(loader)]).tolist()
     assert len(seen) == 190
-    assert set(seen) <= set(rows.tolist())
+    assert set(seen) <= set(indices.tolist())
 
 
 @pytest.mark.parametrize("name", LOADERS)
@@ -718,9 +718,9 @@ def test_auto_takes_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"loader": "dali"}, "loader is 'dali'; expected one of: auto, resident, ffcv, albumentations"),
         ({"shuffle": "half"}, "shuffle is 'half'; expected one of: full, window, none"),
         ({"dtype": torch.int64}, r"dtype is torch\.int64; expected one of"),
-        ({"rows": [600]}, r"rows is 600\.\.600; expected 0\.\.599"),
-        ({"rows": [1, 1]}, "rows names an image twice"),
-        ({"rows": []}, "rows is float64 of shape"),
+        ({"indices": [600]}, r"indices is 600\.\.600; expected 0\.\.599"),
+        ({"indices": [1, 1]}, "indices has duplicates"),
+        ({"indices": []}, "indices is float64 of shape"),
         ({"augment": AugmentConfig(cutout_size=40)}, "cutout_size is 40; the images are 32x32"),
         ({"train": False, "augment": AugmentConfig()}, "augment is given with train=False"),
         ({"train": "no"}, "train is 'no'; expected True or False"),

@@ -68,7 +68,7 @@ def augmented_versions(beton: Beton, rows: npt.NDArray[np.int64], config: TrainC
         batch_size=len(rows),
         loader=config.data.loader,
         seed=config.seed,
-        rows=rows,
+        indices=rows,
     )
     place = {row: i for i, row in enumerate(rows.tolist())}
     made = np.empty((len(rows), n, *beton.image_shape), np.uint8)

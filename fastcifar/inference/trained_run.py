@@ -103,7 +103,7 @@ class Trained:
             train=False,
             batch_size=EVAL_BATCH,
             device=self.device,
-            rows=rows,
+            indices=rows,
             mean=info.mean,
             std=info.std,
         )

@@ -19,7 +19,7 @@ from fastcifar.data.beton import Beton, empty_classes, open_beton
 from fastcifar.errors import FastcifarError, UsageError
 from fastcifar.io.checks import require_bool, require_choice, require_int
 from fastcifar.io.paths import user_path
-from fastcifar.loaders.base import Batch, Loader, LoaderConfig, Rows, numba_module, usable_device
+from fastcifar.loaders.base import Batch, Indices, Loader, LoaderConfig, numba_module, usable_device
 from fastcifar.loaders.dataloader_compat import unknown_setting
 from fastcifar.loaders.memory import SHARE_OF_MEMORY, free_memory
 from fastcifar.loaders.resident import ResidentLoader
@@ -40,11 +40,12 @@ def make_loader(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     channels_last: bool = True,
-    rows: npt.ArrayLike | None = None,
+    indices: npt.ArrayLike | None = None,
     shuffle: str = "full",
     mean: npt.ArrayLike | None = None,
     std: npt.ArrayLike | None = None,
-    part: tuple[int, int] = (0, 1),
+    rank: int = 0,
+    world_size: int = 1,
     **unknown: NoReturn,
 ) -> Loader:
     """A loader of `Batch(images, labels, indices)` from a beton (or the path of one): `for images, labels, indices in
@@ -56,11 +57,11 @@ def make_loader(
     loader: 'resident', 'ffcv', 'albumentations' or 'auto'; for one seed all three deliver the same.
     dtype: float32, bfloat16, float16; or uint8 for images that are augmented but not normalised.
     channels_last: the memory format of the images; False gives contiguous ones.
-    rows: deliver these rows of the beton only: their numbers, or a mask with a bool for each image.
+    indices: deliver only these images of the beton; their indices, or a mask with a bool for each image.
     shuffle: 'full' or 'window' (see `fastcifar.loaders.order`).
     mean, std: (3,) each, 0..255, by which to normalise; the beton's own if not given. For test images give those of
     the training loader (`train_loader.mean`, `train_loader.std`).
-    part: (r, n) delivers the r-th of n equal slices of each training batch, for n processes that share it.
+    rank, world_size: of each batch, deliver the slice of this process; world_size equal slices are the whole batch.
 
     Raises UsageError for settings that cannot be used, DataError for a damaged beton, MissingExtraError.
     """
@@ -97,12 +98,13 @@ def make_loader(
         device=device,
         dtype=dtype,
         channels_last=channels_last,
-        part=part,
+        rank=rank,
+        world_size=world_size,
     )
     return _loader_class(loader)(
         beton,
         config,
-        _checked_rows(rows, len(beton)),
+        _checked_indices(indices, len(beton)),
         beton.mean if mean is None else mean,
         beton.std if std is None else std,
     )
@@ -172,26 +174,26 @@ def missing_part(name: str) -> FastcifarError | None:
     return None
 
 
-def _checked_rows(rows: npt.ArrayLike | None, num_images: int) -> Rows:
-    if rows is None:
+def _checked_indices(indices: npt.ArrayLike | None, num_images: int) -> Indices:
+    if indices is None:
         return np.arange(num_images)
     try:
-        array = np.asarray(rows)
+        array = np.asarray(indices)
     except (TypeError, ValueError, RuntimeError):  # of tensors that are not on the CPU, or lists of unequal length
-        raise UsageError(f"rows is a {type(rows).__name__}; expected whole numbers, or a mask, on the CPU") from None
+        raise UsageError(
+            f"indices is a {type(indices).__name__}; expected integers or a boolean mask, on the CPU"
+        ) from None
     if array.dtype.kind == "b":
         if array.shape != (num_images,):
-            raise UsageError(f"rows is a mask of shape {array.shape}; expected ({num_images},), a bool for each image")
+            raise UsageError(f"indices is a mask of shape {array.shape}; expected ({num_images},), one bool per image")
         if not array.any():
-            raise UsageError("rows is a mask that chooses no image; expected at least one")
+            raise UsageError("indices is a mask that selects no image; expected at least one")
         array = np.flatnonzero(array)
     if array.ndim != 1 or array.dtype.kind not in "iu" or not len(array):
-        raise UsageError(
-            f"rows is {array.dtype} of shape {array.shape}; expected a list of whole numbers, at least one"
-        )
+        raise UsageError(f"indices is {array.dtype} of shape {array.shape}; expected a list of integers, at least one")
     array = array.astype(np.int64)
     if array.min() < 0 or array.max() >= num_images:
-        raise UsageError(f"rows is {array.min()}..{array.max()}; expected 0..{num_images - 1}")
+        raise UsageError(f"indices is {array.min()}..{array.max()}; expected 0..{num_images - 1}")
     if len(np.unique(array)) != len(array):
-        raise UsageError("rows names an image twice; expected each at most once")
+        raise UsageError("indices has duplicates; expected each image at most once")
     return array

@@ -23,8 +23,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from fastcifar.augment.albumentations_kernel import AlbumentationsAugment, Pipeline, augment_batch
 from fastcifar.augment.params import Choices, raw_bits
 from fastcifar.data.beton import Beton
-from fastcifar.errors import FastcifarError, describe, one_line
-from fastcifar.loaders.base import Batch, Loader, LoaderConfig, Rows, choices_of
+from fastcifar.errors import FastcifarError
+from fastcifar.loaders.base import Batch, Indices, Loader, LoaderConfig, choices_of
 from fastcifar.system.cpus import available_cpus
 
 MAX_WORKERS = 8
@@ -42,14 +42,16 @@ class AlbumentationsLoader(Loader):
         self,
         beton: Beton,
         config: LoaderConfig,
-        rows: Rows,
+        indices: Indices,
         mean: npt.ArrayLike,
         std: npt.ArrayLike,
         num_workers: int | None = None,
     ) -> None:
-        super().__init__(beton, config, rows, mean, std)
+        super().__init__(beton, config, indices, mean, std)
         if config.augment.pipeline is not None:
-            Pipeline(config.augment.pipeline)(beton.images(rows[:1])[0], 0)  # a bad one is told here, not by a worker
+            Pipeline(config.augment.pipeline)(
+                beton.images(indices[:1])[0], 0
+            )  # a bad one is told here, not by a worker
         if num_workers is None:
             num_workers = min(available_cpus(), MAX_WORKERS)
         self.num_workers = num_workers
@@ -98,15 +100,15 @@ class AlbumentationsLoader(Loader):
     def _from(self, workers: DataLoader[Any], epoch: int, start: int) -> Iterator[Batch]:
         device, batches = self.config.device, self.batches(epoch)[start:]
         self.beton.check_unchanged()
-        workers.sampler.requests = [(epoch, rows) for rows in batches]  # type: ignore[attr-defined]
-        for rows, images in zip(batches, self._answers(workers), strict=True):
+        workers.sampler.requests = [(epoch, indices) for indices in batches]  # type: ignore[attr-defined]
+        for indices, images in zip(batches, self._answers(workers), strict=True):
             # a copy: what comes from a worker lies in shared memory, which holds a descriptor open
             copied = images.to(device, self.config.dtype, copy=True)
             delivered = copied.permute(0, 3, 1, 2)  # (N, H, W, 3) -> (N, 3, H, W), channels_last memory
-            labels = torch.from_numpy(self.beton.labels[rows]).to(device)
+            labels = torch.from_numpy(self.beton.labels[indices]).to(device)
             if not self.config.channels_last:
                 delivered = delivered.contiguous()
-            yield Batch(delivered, labels, torch.from_numpy(rows.copy()).to(device))
+            yield Batch(delivered, labels, torch.from_numpy(indices.copy()).to(device))
         self.beton.check_unchanged()
 
     def _answers(self, workers: DataLoader[Any]) -> Iterator[torch.Tensor]:
@@ -201,10 +203,10 @@ def remedy_for(what: str, has_choice: bool) -> str:
 
 
 class _Requests(Sampler[Any]):
-    """What the workers are asked for next: (epoch, rows) of each batch."""
+    """What the workers are asked for next: (epoch, indices) of each batch."""
 
     def __init__(self) -> None:
-        self.requests: list[tuple[int, Rows]] = []
+        self.requests: list[tuple[int, Indices]] = []
 
     def __len__(self) -> int:
         return len(self.requests)
@@ -241,7 +243,7 @@ class _Batches(Dataset[Any]):
         self._epoch: int | None = None
         self._table: Choices | None = None
 
-    def __getitem__(self, request: tuple[int, Rows]) -> torch.Tensor | _Sent:
+    def __getitem__(self, request: tuple[int, Indices]) -> torch.Tensor | _Sent:
         """The images; in a worker they are put into shared memory here: in the thread in which torch does that, an
         error is told to nobody."""
         try:
@@ -252,14 +254,16 @@ class _Batches(Dataset[Any]):
         except Exception as error:
             raise RuntimeError(describe(error)) from error
 
-    def _images(self, epoch: int, rows: Rows) -> torch.Tensor:
+    def _images(self, epoch: int, indices: Indices) -> torch.Tensor:
         if self._table is None or self._epoch != epoch:  # a pure function of the epoch: every worker draws the same
             self._epoch, self._table = epoch, choices_of(self._beton, self._config, epoch)
-        images = self._beton.images(rows)
+        images = self._beton.images(indices)
         if self._pipeline is None:
-            images = augment_batch(images, self._table[rows], self._operations)
+            images = augment_batch(images, self._table[indices], self._operations)
         else:
-            seeds = (raw_bits(self._config.seed, epoch, "pipeline", len(self._beton))[rows] >> np.uint64(32)).tolist()
+            seeds = (
+                raw_bits(self._config.seed, epoch, "pipeline", len(self._beton))[indices] >> np.uint64(32)
+            ).tolist()
             images = np.stack([self._pipeline(image, seed) for image, seed in zip(images, seeds, strict=True)])
         if self._config.dtype == torch.uint8:
             return torch.from_numpy(images)

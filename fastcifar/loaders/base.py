@@ -29,7 +29,7 @@ from fastcifar.loaders.order import order
 from fastcifar.system.thread_pool import Threads
 
 log = logging.getLogger(__name__)
-Rows = npt.NDArray[np.int64]
+Indices = npt.NDArray[np.int64]
 LEAST_STD = 1e-6  # of values 0..255: that of a beton in which one byte differs is above it; 1 / 1e-39 overflows float32
 LARGEST_DARK = 4.0  # of a mean or std, 0..255: for images that are darker a mean or std below 1 is not suspicious
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.uint8)
@@ -47,15 +47,22 @@ class LoaderConfig:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32
     channels_last: bool = True
-    part: tuple[int, int] = (0, 1)
-    """(r, n): of each batch deliver the r-th of n equal slices, for n processes that share it."""
+    rank: int = 0
+    world_size: int = 1
+    """Processes that share each batch: `batch_size` is that of all together, and `rank` delivers its slice of it."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.augment, AugmentConfig):
             raise UsageError(f"augment is {self.augment!r}; expected an AugmentConfig")
         object.__setattr__(self, "batch_size", require_int("batch_size", self.batch_size, 1))
         object.__setattr__(self, "seed", require_int("seed", self.seed, 0, MAX_SEED))
-        require_part(self.part, self.batch_size)
+        require_int("world_size", self.world_size, 1)
+        require_int("rank", self.rank, 0, self.world_size - 1)
+        if self.batch_size % self.world_size:
+            raise UsageError(
+                f"batch_size is {self.batch_size} over {self.world_size} processes; "
+                f"expected a multiple of {self.world_size}"
+            )
         require_choice("shuffle", self.shuffle, SHUFFLES)
         for name in ("drop_last", "channels_last"):
             require_bool(name, getattr(self, name))
@@ -70,7 +77,9 @@ class CpuKernel(Protocol):
 
     def columns(self, choices: Choices) -> tuple[Any, ...]: ...
 
-    def begin(self, data: npt.NDArray[np.uint8], offsets: Rows, rows: Rows, columns: tuple[Any, ...]) -> Any: ...
+    def begin(
+        self, data: npt.NDArray[np.uint8], offsets: Indices, indices: Indices, columns: tuple[Any, ...]
+    ) -> Any: ...
 
     def finished(self, pending: Any) -> torch.Tensor: ...
 
@@ -82,7 +91,9 @@ class DeviceKernel(Protocol):
 
     def columns(self, choices: Choices) -> Any: ...
 
-    def __call__(self, data: torch.Tensor, offsets: torch.Tensor, rows: torch.Tensor, columns: Any) -> torch.Tensor: ...
+    def __call__(
+        self, data: torch.Tensor, offsets: torch.Tensor, indices: torch.Tensor, columns: Any
+    ) -> torch.Tensor: ...
 
 
 def numba_module() -> Any:
@@ -114,15 +125,6 @@ def usable_device(device: torch.device | str) -> torch.device:
         reason = str(error).strip().partition("\n")[0]
         raise UsageError(f"device is {str(device)!r} ({reason}); expected one that is here, such as cpu") from error
     return found
-
-
-def require_part(part: tuple[int, int], batch_size: int) -> None:
-    """Raise UsageError unless `part` is (r, n) with r below n, and n divides the batch."""
-    index, count = part
-    require_int("the number of processes", count, 1)
-    require_int("the rank of a process", index, 0, count - 1)
-    if batch_size % count:
-        raise UsageError(f"batch_size is {batch_size}, of {count} processes together; expected a multiple of {count}")
 
 
 def _three(name: str, values: npt.ArrayLike, own: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -157,17 +159,20 @@ def choices_of(beton: Beton, config: LoaderConfig, epoch: int) -> Choices:
     return table
 
 
-def batches_of(beton: Beton, config: LoaderConfig, chosen: npt.NDArray[np.bool_], epoch: int) -> list[Rows]:
-    """This part's rows of each batch of an epoch, of the rows that are `chosen`, (len(beton),)."""
+def batches_of(beton: Beton, config: LoaderConfig, chosen: npt.NDArray[np.bool_], epoch: int) -> list[Indices]:
+    """The indices of each batch of an epoch in this rank, of the images that are `chosen`, (len(beton),) bool."""
     everything = order(config.seed, epoch, len(beton), shuffle=config.shuffle, pages=beton.pages)
-    rows = everything[chosen[everything]]
-    index, count = config.part
-    starts = range(0, len(rows), config.batch_size)
-    batches = [np.array_split(rows[start : start + config.batch_size], count)[index] for start in starts]
-    return batches[: len(rows) // config.batch_size] if config.drop_last else batches
+    indices = everything[chosen[everything]]
+    starts = range(0, len(indices), config.batch_size)
+    batches = [
+        np.array_split(indices[start : start + config.batch_size], config.world_size)[config.rank] for start in starts
+    ]
+    return batches[: len(indices) // config.batch_size] if config.drop_last else batches
 
 
-def _plan(beton: Beton, config: LoaderConfig, chosen: npt.NDArray[np.bool_], epoch: int) -> tuple[list[Rows], Choices]:
+def _plan(
+    beton: Beton, config: LoaderConfig, chosen: npt.NDArray[np.bool_], epoch: int
+) -> tuple[list[Indices], Choices]:
     return batches_of(beton, config, chosen, epoch), choices_of(beton, config, epoch)
 
 
@@ -178,7 +183,9 @@ class Loader(Conventions, ABC):
     """The `--loader` that chooses it."""
     reads_jpeg = False
 
-    def __init__(self, beton: Beton, config: LoaderConfig, rows: Rows, mean: npt.ArrayLike, std: npt.ArrayLike) -> None:
+    def __init__(
+        self, beton: Beton, config: LoaderConfig, indices: Indices, mean: npt.ArrayLike, std: npt.ArrayLike
+    ) -> None:
         config.augment.check_fits(beton.image_shape)
         if beton.encoding == "jpeg" and config.augment.pipeline is not None:
             raise UsageError(
@@ -189,46 +196,46 @@ class Loader(Conventions, ABC):
             raise UsageError(f"{beton.path}: holds JPEG images, which loader {self.name!r} cannot read; use 'ffcv'")
         if config.augment.pipeline is not None and self.name != "albumentations":
             raise UsageError(f"a pipeline of Albumentations is for loader 'albumentations'; this is {self.name!r}")
-        if config.drop_last and len(rows) < config.batch_size:
+        if config.drop_last and len(indices) < config.batch_size:
             raise UsageError(
                 f"batch_size is {config.batch_size} and only whole batches are delivered; "
-                f"expected at most {len(rows)}, the number of images"
+                f"expected at most {len(indices)}, the number of images"
             )
         self.beton, self.config = beton, config
         self.mean, self.std = _three("mean", mean, beton.mean), _three("std", std, beton.std)
         self.mean32, self.inv_std32 = normalisation(self.mean, self.std)
         self.fill = fill_values(config.augment, self.mean)
         self._chosen = np.zeros(len(beton), dtype=bool)
-        self._chosen[rows] = True
-        self._num_rows = len(rows)
+        self._chosen[indices] = True
+        self._num_chosen = len(indices)
         self._next_epoch = 0
-        self._plans: dict[tuple[int, int], Future[tuple[list[Rows], Choices]]] = {}  # by process and epoch
+        self._plans: dict[tuple[int, int], Future[tuple[list[Indices], Choices]]] = {}  # by process and epoch
         self._planner = Threads(1, "plan")
         self._closed, self._process = False, os.getpid()
 
     def __len__(self) -> int:
         """Batches in an epoch."""
-        whole, rest = divmod(self._num_rows, self.config.batch_size)
+        whole, rest = divmod(self._num_chosen, self.config.batch_size)
         return whole if self.config.drop_last else whole + bool(rest)
 
     @property
     def num_images(self) -> int:
-        """Images in an epoch, of all parts of the batches together."""
-        return len(self) * self.config.batch_size if self.config.drop_last else self._num_rows
+        """Images in an epoch, over all ranks."""
+        return len(self) * self.config.batch_size if self.config.drop_last else self._num_chosen
 
     def __iter__(self) -> Iterator[Batch]:
         number, self._next_epoch = self._next_epoch, self._next_epoch + 1
         return self.epoch(number)
 
-    def batches(self, epoch: int) -> list[Rows]:
-        """The rows of each batch of an epoch, each (batch_size,) int64; or this loader's part of each."""
+    def batches(self, epoch: int) -> list[Indices]:
+        """The indices of each batch of an epoch, each (batch_size // world_size,) int64: the slice of this rank."""
         return batches_of(self.beton, self.config, self._chosen, epoch)
 
     def choices(self, epoch: int) -> Choices:
         """The table of choices of an epoch, a row for each image of the beton, checked."""
         return choices_of(self.beton, self.config, epoch)
 
-    def plan(self, epoch: int) -> tuple[list[Rows], Choices]:
+    def plan(self, epoch: int) -> tuple[list[Indices], Choices]:
         """`batches` and `choices` of an epoch, made during the epoch before it if there was one."""
         process = os.getpid()  # what a parent began is never done in its forked child
         needed = (self.beton, self.config, self._chosen)  # not the loader: a thread would keep it from being collected

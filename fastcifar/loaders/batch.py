@@ -23,7 +23,7 @@ class Batch(NamedTuple):
     labels: torch.Tensor
     """(N,) int64."""
     indices: torch.Tensor
-    """(N,) int64: the rows of the dataset that the images come from."""
+    """(N,) int64: where the images are in the dataset."""
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         """The three tensors. Raises UsageError where they are unpacked into another number of names.

@@ -18,21 +18,20 @@ from fastcifar.errors import UsageError
 if TYPE_CHECKING:
     from fastcifar.loaders.base import LoaderConfig
 
-_ROWS = "rows=… chooses images, and the order follows from seed and epoch: loader.epoch(n)"
+_INDICES = "indices=… selects images; the order follows from seed and epoch: loader.epoch(n)"
 _WORKERS = "threads follow torch.set_num_threads; only loader='albumentations' has worker processes, one for each core"
 _AUGMENT = "augment=AugmentConfig(…) says what happens to the images"
 _NORMALISED = "batches are normalised already, by mean=… and std=…"
 INSTEAD = {
-    "batch_sampler": _ROWS,
+    "batch_sampler": _INDICES,
     "collate_fn": "a batch is Batch(images, labels, indices)",
     "dataset": "the beton, or its path, is the first argument",
-    "distributed": "part=(rank, world_size) gives each process its share of each batch",
+    "distributed": "rank=…, world_size=… give each process its slice of each batch",
     "drop_last": "train=True delivers whole batches only, train=False every image once",
     "epochs": "loader.epoch(n) gives the batches of epoch n",
     "fname": "the beton, or its path, is the first argument",
     "generator": "seed=… decides order and augmentation",
     "in_order": "batches come in order",
-    "indices": _ROWS,
     "multiprocessing_context": _WORKERS,
     "normalize": _NORMALISED,
     "num_workers": _WORKERS,
@@ -42,7 +41,7 @@ INSTEAD = {
     "pin_memory": "device='cuda' delivers batches that are on the GPU",
     "pipelines": _AUGMENT,
     "prefetch_factor": _WORKERS,
-    "sampler": _ROWS,
+    "sampler": _INDICES,
     "set_epoch": "loader.epoch(n) gives the batches of epoch n",
     "timeout": _WORKERS,
     "transform": _AUGMENT,
@@ -66,7 +65,7 @@ class Images:
 
     beton: Beton
     indices: npt.NDArray[np.int64]
-    """(N,): their rows of the beton, rising."""
+    """(N,): their indices in the beton, increasing."""
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -114,7 +113,7 @@ class Conventions:
     @property
     def batch_size(self) -> int:
         """Images in a batch of this process."""
-        return self.config.batch_size // self.config.part[1]
+        return self.config.batch_size // self.config.world_size
 
     @property
     def drop_last(self) -> bool:
@@ -124,17 +123,16 @@ class Conventions:
     def __repr__(self) -> str:
         config = self.config
         what = "training" if config.drop_last else "evaluation"
-        index, count = config.part
-        part = f", part {index} of {count}" if count > 1 else ""
+        rank = f", rank {config.rank} of {config.world_size}" if config.world_size > 1 else ""
         return (
             f"{type(self).__name__}({int(self._chosen.sum()):,} of {self.beton!r} for {what}, batch_size="
-            f"{self.batch_size}{part}, seed={config.seed}, device='{config.device}', dtype={config.dtype})"
+            f"{self.batch_size}{rank}, seed={config.seed}, device='{config.device}', dtype={config.dtype})"
         )
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise UsageError(
             "a loader cannot be pickled, copied or sent to another process; call make_loader there, with the path of "
-            "the beton; part=(rank, world_size) gives each of several processes its share of each batch"
+            "the beton; rank=… and world_size=… give each of several processes its slice of each batch"
         )
 
     def __getitem__(self, place: object) -> NoReturn:

@@ -19,8 +19,8 @@ import torch
 
 from fastcifar.augment.params import Choices
 from fastcifar.data.beton import Beton
-from fastcifar.errors import DataError, FastcifarError, MissingExtraError, describe
-from fastcifar.loaders.base import Batch, Loader, LoaderConfig, Rows
+from fastcifar.errors import DataError, FastcifarError, MissingExtraError
+from fastcifar.loaders.base import Batch, Indices, Loader, LoaderConfig
 from fastcifar.loaders.memory import SHARE_OF_MEMORY, free_memory
 
 NUM_THREADS = torch.get_num_threads()
@@ -53,15 +53,15 @@ class JpegDecoder(SimpleRGBImageDecoder):  # type: ignore[misc] # FFCV has no ty
     def generate_code(self) -> Callable[..., Any]:
         read, decompress = self.memory_read, Compiler.compile(imdecode)
 
-        def decode(rows: Any, out: Any, records: Any, state: Any) -> Any:
-            for place in range(len(rows)):
-                record = records[rows[place]]
+        def decode(indices: Any, out: Any, records: Any, state: Any) -> Any:
+            for place in range(len(indices)):
+                record = records[indices[place]]
                 height, width = record["height"], record["width"]
                 encoded = read(record["data_ptr"], state)
                 size, whole, as_it_is = (height, width, height, width), (0, 0, 1, 1), (False, False)
                 if decompress(encoded, out[place], *size, *whole, *as_it_is) != 0:  # libjpeg's warnings too
-                    raise UndecodableError(rows[place])
-            return out[: len(rows)]
+                    raise UndecodableError(indices[place])
+            return out[: len(indices)]
 
         return decode
 
@@ -72,8 +72,10 @@ class FfcvLoader(Loader):
     name = "ffcv"
     reads_jpeg = True
 
-    def __init__(self, beton: Beton, config: LoaderConfig, rows: Rows, mean: npt.ArrayLike, std: npt.ArrayLike) -> None:
-        super().__init__(beton, config, rows, mean, std)
+    def __init__(
+        self, beton: Beton, config: LoaderConfig, indices: Indices, mean: npt.ArrayLike, std: npt.ArrayLike
+    ) -> None:
+        super().__init__(beton, config, indices, mean, std)
         num_threads = torch.get_num_threads()
         fields = beton.fields
         decoder = JpegDecoder() if beton.encoding == "jpeg" else SimpleRGBImageDecoder()
@@ -82,8 +84,8 @@ class FfcvLoader(Loader):
             # beside a second loader and die after a fork.
             with instead_of_theirs(beton, int(SHARE_OF_MEMORY * free_memory())):
                 self._stream = ffcv.loader.Loader(
-                    beton.file.descriptor_path,
-                    config.batch_size // config.part[1],
+                    beton.file.path,
+                    config.batch_size // config.world_size,
                     num_workers=1,
                     os_cache=False,
                     drop_last=False,
@@ -104,12 +106,12 @@ class FfcvLoader(Loader):
         with torch.device("cpu"):  # whatever torch.set_default_device says
             stream = _Epoch(self._stream, np.concatenate(batches))
         try:
-            for rows_here in batches:
+            for batch_indices in batches:
                 images, labels = stream.get()
                 device = self.config.device
-                rows = torch.from_numpy(rows_here.copy()).to(device)
-                delivered = self._augmented(images, table[rows_here])
-                yield Batch(delivered, torch.from_numpy(labels).to(device, copy=True), rows)
+                indices = torch.from_numpy(batch_indices.copy()).to(device)
+                delivered = self._augmented(images, table[batch_indices])
+                yield Batch(delivered, torch.from_numpy(labels).to(device, copy=True), indices)
         except UndecodableError as error:
             raise DataError(
                 f"{self.beton.path}: image {error.args[0]} is damaged: it is no whole JPEG file; convert again"
@@ -128,8 +130,8 @@ class FfcvLoader(Loader):
         device = self.config.device
         staged = torch.empty(images.size, dtype=torch.uint8, pin_memory=device.type == "cuda")
         staged.numpy()[:] = images.reshape(-1)  # FFCV writes to its ring again while the copy is under way
-        begins, rows = (torch.from_numpy(array).to(device) for array in (offsets, which))
-        return self._on_device(staged.to(device, non_blocking=True), begins, rows, self._on_device.columns(choices))
+        begins, indices = (torch.from_numpy(array).to(device) for array in (offsets, which))
+        return self._on_device(staged.to(device, non_blocking=True), begins, indices, self._on_device.columns(choices))
 
     def close(self) -> None:
         super().close()
@@ -140,14 +142,14 @@ class FfcvLoader(Loader):
 class _Epoch(EpochIterator):  # type: ignore[misc] # FFCV has no types
     """FFCV's thread, with an end that is told: its own dies in silence at an error, and outlives an early exit."""
 
-    def __init__(self, loader: Any, rows: Rows) -> None:
-        super().__init__(loader, rows)  # takes the order as it is; through `Loader.__iter__` it would be cut
+    def __init__(self, loader: Any, indices: Indices) -> None:
+        super().__init__(loader, indices)  # takes the order as it is; through `Loader.__iter__` it would be cut
 
     def run(self) -> None:
         try:
-            for number, rows in enumerate(self.iter_ixes):
+            for number, indices in enumerate(self.iter_ixes):
                 slot = number % (self.loader.batches_ahead + 2)
-                if not self._put(self.run_pipeline(number, rows, slot, None)):
+                if not self._put(self.run_pipeline(number, indices, slot, None)):
                     return
         except BaseException as error:  # noqa: BLE001 (handed to the caller, whose thread raises it)
             self._put(error)

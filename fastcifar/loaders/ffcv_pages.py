@@ -19,7 +19,7 @@ from ffcv.memory_managers.process_cache.manager import ProcessCacheManager
 
 from fastcifar.data.beton import Beton
 from fastcifar.errors import UsageError
-from fastcifar.loaders.base import Rows
+from fastcifar.loaders.base import Indices
 
 READ_AHEAD = 1  # pages
 NUM_READERS = 2
@@ -39,7 +39,7 @@ class Pages(ProcessCacheManager):  # type: ignore[misc] # FFCV has no types
         if beton.in_memory and num_pages * beton.page_size <= beton.num_bytes:
             self._all = beton.read_all()[: num_pages * beton.page_size].reshape(num_pages, beton.page_size)
 
-    def schedule_epoch(self, batches: list[Rows]) -> _All | _Window:
+    def schedule_epoch(self, batches: list[Indices]) -> _All | _Window:
         if self._all is not None:
             return _All(self, self._all)
         return _Window(self, batches, self._limit)
@@ -76,7 +76,7 @@ class _All:
 class _Window:
     """Pages are read shortly before the first batch that needs them, and given up after the last one."""
 
-    def __init__(self, manager: Pages, batches: list[Rows], limit: int) -> None:
+    def __init__(self, manager: Pages, batches: list[Indices], limit: int) -> None:
         beton = manager.beton
         self._beton, page_size = beton, beton.page_size
         of_row = beton.pages[np.concatenate(batches)]

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from fastcifar.data.beton import Beton
-from fastcifar.loaders.base import Batch, CpuKernel, DeviceKernel, Loader, LoaderConfig, Rows
+from fastcifar.loaders.base import Batch, CpuKernel, DeviceKernel, Indices, Loader, LoaderConfig
 
 
 class ResidentLoader(Loader):
@@ -21,9 +21,15 @@ class ResidentLoader(Loader):
 
     name = "resident"
 
-    def __init__(self, beton: Beton, config: LoaderConfig, rows: Rows, mean: npt.ArrayLike, std: npt.ArrayLike) -> None:
-        super().__init__(beton, config, rows, mean, std)
-        self._bytes = beton.read_all()
+    def __init__(
+        self, beton: Beton, config: LoaderConfig, indices: Indices, mean: npt.ArrayLike, std: npt.ArrayLike
+    ) -> None:
+        super().__init__(beton, config, indices, mean, std)
+        self._bytes = beton.data
+        if not beton.private:
+            self._bytes = np.empty(len(beton.data), np.uint8)
+            beton.read_into(self._bytes, 0)
+        beton.check_unchanged()  # what was copied is what was checked
         self._on_cpu = self.cpu_kernel()
         if self._on_cpu is None:
             self._on_device = self.device_kernel()
@@ -40,11 +46,11 @@ class ResidentLoader(Loader):
     def _epoch_on_cpu(self, kernel: CpuKernel, epoch: int, start: int) -> Generator[Batch, None, None]:
         batches, choices = self.plan(epoch)
         columns = kernel.columns(choices)
-        begun: deque[tuple[Rows, Any]] = deque()
-        for rows in chain(batches[start:], (None,)):
-            if rows is not None:
-                begun.append((rows, kernel.begin(self._bytes, self.beton.offsets, rows, columns)))
-            if len(begun) == 2 or (rows is None and begun):  # one is made while the caller works on the other
+        begun: deque[tuple[Indices, Any]] = deque()
+        for indices in chain(batches[start:], (None,)):
+            if indices is not None:
+                begun.append((indices, kernel.begin(self._bytes, self.beton.offsets, indices, columns)))
+            if len(begun) == 2 or (indices is None and begun):  # one is made while the caller works on the other
                 of, pending = begun.popleft()
                 labels, indices = torch.from_numpy(self.beton.labels[of]), torch.from_numpy(of.copy())
                 yield Batch(kernel.finished(pending), labels, indices)
@@ -53,9 +59,9 @@ class ResidentLoader(Loader):
         batches, choices = self.plan(epoch)
         columns = kernel.columns(choices)
         order = torch.from_numpy(np.concatenate(batches)).to(self.config.device)
-        for rows in torch.split(order, len(batches[0]))[start:]:
-            images = kernel(self._data, self._offsets, rows, columns)
-            yield Batch(images, self._labels[rows], rows.clone())
+        for indices in torch.split(order, len(batches[0]))[start:]:
+            images = kernel(self._data, self._offsets, indices, columns)
+            yield Batch(images, self._labels[indices], indices.clone())
 
     def close(self) -> None:
         super().close()

@@ -52,17 +52,17 @@ class Loaders:
         def make(beton: Beton, **settings: Any) -> Loader:
             return make_loader(beton, loader=name, device=device, mean=train.mean, std=train.std, **settings)
 
-        def make_train(part: tuple[int, int]) -> Loader:
+        def make_train(rank: int, world_size: int) -> Loader:
             settings = {"augment": config.augment, "batch_size": config.batch_size, "seed": config.seed}
-            return make(train, **settings, shuffle=config.data.shuffle, rows=rows, part=part)
+            return make(train, **settings, shuffle=config.shuffle, indices=rows, rank=rank, world_size=world_size)
 
-        self.whole_batches = partial(make_train, (0, 1))
-        self.train = make_train((processes.rank, processes.count))
+        self.whole_batches = partial(make_train, 0, 1)
+        self.train = make_train(processes.rank, processes.count)
 
         def make_eval(beton: Beton, rows: npt.NDArray[np.int64]) -> Loader:
             if len(rows) < processes.count:
                 raise UsageError(f"{len(rows)} images to evaluate for {processes.count} processes; expected fewer")
-            return make(beton, train=False, batch_size=EVAL_BATCH, rows=processes.part(rows))
+            return make(beton, train=False, batch_size=EVAL_BATCH, indices=processes.part(rows))
 
         self.val = make_eval(train, val_rows) if len(val_rows) else None
         self.test = make_eval(test, np.arange(len(test)))
