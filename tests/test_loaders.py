@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from fastcifar import AugmentConfig, make_loader, open_beton
-from fastcifar.augment.params import draws
+from fastcifar.augment.params import sample_params
 from fastcifar.augment.torch_kernel import fill_values
 from fastcifar.config import NO_AUGMENT, read_pipeline
 from fastcifar.converters import Source, convert
@@ -86,7 +86,7 @@ def test_every_loader_gives_the_pixels_of_the_twin(data_dir: Path, name: str, au
     loader = make_loader(data_dir / "train.beton", augment, dtype=torch.uint8, **settings)
     raw = epoch_of(loader, 1)
     normalised = epoch_of(make_loader(data_dir / "train.beton", augment, **settings), 1)
-    table, beton = loader.choices(1), loader.beton
+    table, beton = loader.params(1), loader.beton
     fill = fill_values(augment, beton.mean)
     assert len(raw) == len(normalised) == 12
     for batch, other in zip(raw[:2], normalised[:2], strict=True):
@@ -127,7 +127,7 @@ def test_rotation_and_colour_are_the_same_to_a_grey_level(
     settings: dict[str, Any] = {"batch_size": 100, "seed": 3, "dtype": torch.uint8}
     got = epoch_of(make_loader(data_dir / "train.beton", augment, loader=name, **settings), 1)[0]
     loader = make_loader(data_dir / "train.beton", augment, loader="resident", **settings)
-    table, fill = loader.choices(1), fill_values(augment, loader.beton.mean)
+    table, fill = loader.params(1), fill_values(augment, loader.beton.mean)
     for image, row in zip(got.images, got.indices.tolist(), strict=True):
         expected = augment_image(loader.beton.images([row])[0], table[row], augment, fill).astype(int)
         difference = np.abs(image.permute(1, 2, 0).numpy() - expected).max()
@@ -373,7 +373,7 @@ def test_images_of_any_size_are_the_same_on_every_loader(tmp_path: Path, name: s
     augment = AugmentConfig(crop_padding=9, padding_mode="reflect", cutout_size=30, cutout_min_size=10)
     settings: dict[str, Any] = {"batch_size": 7, "loader": name}
     loader = make_loader(tmp_path / "train.beton", augment, dtype=torch.uint8, **settings)
-    batches, table = epoch_of(loader), loader.choices(0)
+    batches, table = epoch_of(loader), loader.params(0)
     assert len(batches) == 5
     fill = fill_values(augment, loader.beton.mean)
     for image, row in zip(batches[0].images, batches[0].indices.tolist(), strict=True):
@@ -585,11 +585,11 @@ def test_a_loader_that_is_dropped_is_gone_at_once(data_dir: Path, name: str, mon
     does not take that well."""
     dropped = threading.Event()
 
-    def slow_draws(augment: AugmentConfig, seed: int, epoch: int, *shape: Any) -> Any:
+    def slow_sample_params(augment: AugmentConfig, seed: int, epoch: int, *shape: Any) -> Any:
         assert epoch == 0 or dropped.wait(60)
-        return draws(augment, seed, epoch, *shape)
+        return sample_params(augment, seed, epoch, *shape)
 
-    monkeypatch.setattr("fastcifar.loaders.base.draws", slow_draws)
+    monkeypatch.setattr("fastcifar.loaders.base.sample_params", slow_sample_params)
     gc.collect()
     gc.disable()
     try:
@@ -931,5 +931,5 @@ def test_a_file_that_is_no_pipeline_is_refused(tmp_path: Path, text: str) -> Non
 def test_a_pipeline_is_for_the_albumentations_loader_alone(data_dir: Path, pipeline_file: Path) -> None:
     with pytest.raises(UsageError, match="is for loader 'albumentations'; this is 'resident'"):
         make_loader(data_dir / "train.beton", read_pipeline(pipeline_file), batch_size=10, loader="resident")
-    with pytest.raises(UsageError, match="pipeline is given beside other choices"):
+    with pytest.raises(UsageError, match="pipeline is given"):
         replace(AugmentConfig(), pipeline=read_pipeline(pipeline_file).pipeline)

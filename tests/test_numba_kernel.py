@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from fastcifar.augment import torch_kernel
 from fastcifar.augment.numba_kernel import LEAST_IN_SLICE, NumbaAugment, Recycler
-from fastcifar.augment.params import check_choices, choices_dtype, draws
+from fastcifar.augment.params import check_params, params_dtype, sample_params
 from fastcifar.config import NO_AUGMENT, AugmentConfig
 from tests.reference import augment_image, normalise_image
 from tests.test_torch_kernel import CASES, MEAN, RESAMPLED, STD, random_images
@@ -58,7 +58,7 @@ def test_same_pixels_as_the_twin(
     images = random_images(num, shape)
     data, offsets = scattered(images)
     before = data.copy()
-    table = draws(augment, 7, 1, num, shape)
+    table = sample_params(augment, 7, 1, num, shape)
     rows = np.random.default_rng(1).permutation(num)
     kernel = make(augment, shape, dtype, num_threads=3, channels_last=channels_last)
     got = kernel(data, offsets, rows, kernel.columns(table))
@@ -107,14 +107,14 @@ def test_any_settings_give_torchs_pixels_and_the_twins(
     augment, shape, num = given_settings
     images = random_images(num, shape)
     data, offsets = scattered(images)
-    table = draws(augment, seed, epoch, num, shape)
-    check_choices(table, augment, num, shape)
+    table = sample_params(augment, seed, epoch, num, shape)
+    check_params(table, augment, num, shape)
     kernel = make(augment, shape, torch.uint8)
     got = kernel(data, offsets, np.arange(num), kernel.columns(table)).permute(0, 2, 3, 1).numpy()
     kernel.close()
     fill = torch_kernel.fill_values(augment, MEAN)
-    choices = torch_kernel.to_device(table, torch.device("cpu"))
-    by_torch = torch_kernel.apply_choices(torch.from_numpy(images), choices, augment, torch.from_numpy(fill))
+    params = torch_kernel.to_device(table, torch.device("cpu"))
+    by_torch = torch_kernel.apply_params(torch.from_numpy(images), params, augment, torch.from_numpy(fill))
     np.testing.assert_array_equal(got, by_torch.numpy())
     mixed = augment.rotate_degrees > 0 or augment.shifts_colour
     for i in range(num):
@@ -128,15 +128,15 @@ def test_resampled_pixels_are_within_a_grey_level_of_the_twin_and_equal_to_torch
 ) -> None:
     images = random_images(num, shape)
     data, offsets = scattered(images)
-    table = draws(augment, 2, 5, num, shape)
+    table = sample_params(augment, 2, 5, num, shape)
     kernel = make(augment, shape, torch.uint8)
     got = kernel(data, offsets, np.arange(num), kernel.columns(table)).permute(0, 2, 3, 1).numpy()
     kernel.close()
     fill = torch_kernel.fill_values(augment, MEAN)
     expected = np.stack([augment_image(images[i], table[i], augment, fill) for i in range(num)])
     assert np.abs(got.astype(int) - expected).max() <= 1
-    choices = torch_kernel.to_device(table, torch.device("cpu"))
-    by_torch = torch_kernel.apply_choices(torch.from_numpy(images), choices, augment, torch.from_numpy(fill))
+    params = torch_kernel.to_device(table, torch.device("cpu"))
+    by_torch = torch_kernel.apply_params(torch.from_numpy(images), params, augment, torch.from_numpy(fill))
     np.testing.assert_array_equal(got, by_torch.numpy())
 
 
@@ -145,7 +145,7 @@ def test_whole_and_tiny_turns(degrees: float) -> None:
     augment = AugmentConfig(crop_padding=0, flip=False, cutout_size=0, rotate_degrees=180.0)
     image = random_images(1, (6, 6, 3))
     data, offsets = scattered(image)
-    table = np.zeros(1, dtype=choices_dtype())
+    table = np.zeros(1, dtype=params_dtype())
     table["rotation"] = degrees
     kernel = make(augment, (6, 6, 3), torch.uint8)
     got = kernel(data, offsets, np.arange(1), kernel.columns(table))[0].permute(1, 2, 0).numpy()
@@ -222,7 +222,7 @@ def test_batches_that_are_kept_do_not_change() -> None:
     data, offsets = scattered(images)
     for dtype in DTYPES:
         kernel = make(NO_AUGMENT, (8, 8, 3), dtype)
-        columns = kernel.columns(draws(NO_AUGMENT, 0, 0, 60, (8, 8, 3)))
+        columns = kernel.columns(sample_params(NO_AUGMENT, 0, 0, 60, (8, 8, 3)))
         kept, copies = [], []
         for number, rows in enumerate(np.arange(60).reshape(12, 5)):
             kept.append(kernel(data, offsets, rows, columns)[:, 1:])  # a part of a batch keeps all of it
@@ -243,7 +243,7 @@ def test_every_choice_there_is(shape: tuple[int, int, int], mode: str) -> None:
     half, span = augment.cutout_size // 2, range(2 * pad + 1)
     holes_y, holes_x = range(-half, height - half, 2), (-half, width - half - 1)
     every = np.array(list(itertools.product(span, span, (0, 1), holes_y, holes_x)))
-    table = np.zeros(len(every), dtype=choices_dtype())
+    table = np.zeros(len(every), dtype=params_dtype())
     for name, column in zip(("crop_y", "crop_x", "flip", "cutout_y", "cutout_x"), every.T, strict=True):
         table[name] = column.reshape(table[name].shape)
     table["cutout_height"] = table["cutout_width"] = augment.cutout_size
@@ -262,7 +262,7 @@ def test_the_number_of_threads_changes_nothing(num_threads: int) -> None:
     images = random_images(37, (8, 8, 3))
     data, offsets = scattered(images)
     augment = AugmentConfig(cutout_size=3)
-    table = draws(augment, 0, 0, 37, (8, 8, 3))
+    table = sample_params(augment, 0, 0, 37, (8, 8, 3))
     results = []
     for threads in (1, num_threads):
         kernel = make(augment, (8, 8, 3), torch.float32, threads)
@@ -277,7 +277,7 @@ def test_slices_run_at_the_same_time_and_without_the_gil() -> None:
     together = threading.Barrier(3)
     kernel._kernel = lambda *arguments: together.wait(timeout=60) and None
     num = 3 * LEAST_IN_SLICE
-    columns = kernel.columns(draws(NO_AUGMENT, 0, 0, num, (2, 2, 3)))
+    columns = kernel.columns(sample_params(NO_AUGMENT, 0, 0, num, (2, 2, 3)))
     kernel(np.zeros(num * 12, np.uint8), np.arange(num) * 12, np.arange(num), columns)
     kernel.close()
 
@@ -287,7 +287,7 @@ def test_two_at_once_do_not_disturb_each_other() -> None:
     data, offsets = scattered(images)
     augment = AugmentConfig()
     kernels = [make(augment, (16, 16, 3), torch.float32) for _ in range(4)]
-    columns, rows = kernels[0].columns(draws(augment, 0, 0, 200, (16, 16, 3))), np.arange(200)
+    columns, rows = kernels[0].columns(sample_params(augment, 0, 0, 200, (16, 16, 3))), np.arange(200)
     expected = kernels[0](data, offsets, rows, columns)
     failures = []
 
@@ -311,11 +311,11 @@ def test_the_second_start_compiles_nothing(tmp_path: Path) -> None:
     code = """if True:
         import numpy as np, torch
         from fastcifar.augment import numba_kernel
-        from fastcifar.augment.params import draws
+        from fastcifar.augment.params import sample_params
         from fastcifar.config import AugmentConfig
         augment, ones = AugmentConfig(cutout_size=2), np.ones(3, np.float32)
         kernel = numba_kernel.NumbaAugment((4, 4, 3), augment, np.zeros(3, np.uint8), ones, ones, torch.float32)
-        columns = kernel.columns(draws(augment, 0, 0, 2, (4, 4, 3)))
+        columns = kernel.columns(sample_params(augment, 0, 0, 2, (4, 4, 3)))
         kernel(np.zeros(96, np.uint8), np.array([0, 48]), np.arange(2), columns)
         stats = kernel._kernel.stats
         print(sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))

@@ -1,4 +1,4 @@
-"""The choices applied by torch operations, held against the per-image twin."""
+"""The params applied by torch operations, held against the per-image twin."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fastcifar.augment import torch_kernel
-from fastcifar.augment.params import draws, rotation_terms
+from fastcifar.augment.params import rotation_terms, sample_params
 from fastcifar.config import NO_AUGMENT, AugmentConfig
 from tests.reference import augment_image, normalise_image, rotate_image
 
@@ -52,10 +52,10 @@ def random_images(num: int, shape: tuple[int, int, int]) -> np.ndarray:
 def test_same_pixels_as_the_twin(augment: AugmentConfig, shape: tuple[int, int, int], num: int, epoch: int) -> None:
     images = random_images(num, shape)
     before = images.copy()
-    table = draws(augment, 1, epoch, num, shape)
+    table = sample_params(augment, 1, epoch, num, shape)
     fill = torch_kernel.fill_values(augment, MEAN)
-    choices = torch_kernel.to_device(table, torch.device("cpu"))
-    got = torch_kernel.apply_choices(torch.from_numpy(images), choices, augment, torch.from_numpy(fill)).numpy()
+    params = torch_kernel.to_device(table, torch.device("cpu"))
+    got = torch_kernel.apply_params(torch.from_numpy(images), params, augment, torch.from_numpy(fill)).numpy()
     assert got.dtype == np.uint8
     assert got.shape == images.shape
     for i in range(num):
@@ -68,10 +68,10 @@ def test_resampled_pixels_are_within_a_grey_level_of_the_twin(
     augment: AugmentConfig, shape: tuple[int, int, int], num: int
 ) -> None:
     images = random_images(num, shape)
-    table = draws(augment, 1, 0, num, shape)
+    table = sample_params(augment, 1, 0, num, shape)
     fill = torch_kernel.fill_values(augment, MEAN)
-    choices = torch_kernel.to_device(table, torch.device("cpu"))
-    got = torch_kernel.apply_choices(torch.from_numpy(images), choices, augment, torch.from_numpy(fill)).numpy()
+    params = torch_kernel.to_device(table, torch.device("cpu"))
+    got = torch_kernel.apply_params(torch.from_numpy(images), params, augment, torch.from_numpy(fill)).numpy()
     expected = np.stack([augment_image(images[i], table[i], augment, fill) for i in range(num)])
     assert np.abs(got.astype(int) - expected).max() <= 1
     changed = (expected != images).any(axis=(1, 2, 3)).mean()
@@ -116,8 +116,8 @@ def opencv_5() -> Any:
 
 def test_no_augmentation_changes_nothing_and_copies() -> None:
     images = torch.from_numpy(random_images(4, (8, 8, 3)))
-    choices = torch_kernel.to_device(draws(NO_AUGMENT, 0, 0, 4, (8, 8, 3)), images.device)
-    got = torch_kernel.apply_choices(images, choices, NO_AUGMENT, torch.zeros(3, dtype=torch.uint8))
+    params = torch_kernel.to_device(sample_params(NO_AUGMENT, 0, 0, 4, (8, 8, 3)), images.device)
+    got = torch_kernel.apply_params(images, params, NO_AUGMENT, torch.zeros(3, dtype=torch.uint8))
     assert torch.equal(got, images)
     assert got.data_ptr() != images.data_ptr()
 
@@ -142,13 +142,13 @@ def test_a_channel_that_never_varies_stays_finite() -> None:
 @pytest.mark.parametrize(("augment", "shape", "num"), CASES)
 def test_the_gpu_gives_the_same_pixels(augment: AugmentConfig, shape: tuple[int, int, int], num: int) -> None:
     images = torch.from_numpy(random_images(num, shape))
-    table = draws(augment, 1, 0, num, shape)
+    table = sample_params(augment, 1, 0, num, shape)
     fill = torch.from_numpy(torch_kernel.fill_values(augment, MEAN))
     mean, inv_std = (torch.from_numpy(v) for v in torch_kernel.normalisation(MEAN, STD))
 
     def run(device: str) -> torch.Tensor:
-        choices = torch_kernel.to_device(table, torch.device(device))
-        out = torch_kernel.apply_choices(images.to(device), choices, augment, fill)
+        params = torch_kernel.to_device(table, torch.device(device))
+        out = torch_kernel.apply_params(images.to(device), params, augment, fill)
         return torch_kernel.normalise(out, mean.to(device), inv_std.to(device)).cpu()
 
     assert torch.equal(run("cuda"), run("cpu"))

@@ -16,7 +16,7 @@ if DEVICE.type == "cpu":
 pytest.importorskip("triton")
 
 from fastcifar.augment import torch_kernel  # noqa: E402
-from fastcifar.augment.params import draws  # noqa: E402
+from fastcifar.augment.params import sample_params  # noqa: E402
 from fastcifar.augment.triton_kernel import TritonAugment  # noqa: E402
 from fastcifar.config import NO_AUGMENT, AugmentConfig  # noqa: E402
 from tests.reference import augment_image, normalise_image  # noqa: E402
@@ -47,7 +47,7 @@ def test_same_pixels_as_the_twin(
     augment: AugmentConfig, shape: tuple[int, int, int], num: int, dtype: torch.dtype, channels_last: bool
 ) -> None:
     images = random_images(num, shape)
-    table = draws(augment, 7, 1, num, shape)
+    table = sample_params(augment, 7, 1, num, shape)
     rows = np.random.default_rng(1).permutation(num)
     got = augmented(images, table, rows, augment, dtype, channels_last)
     assert got.shape == (num, 3, *shape[:2])
@@ -67,13 +67,13 @@ def test_resampled_pixels_are_within_a_grey_level_of_the_twin_and_equal_to_torch
     augment: AugmentConfig, shape: tuple[int, int, int], num: int
 ) -> None:
     images = random_images(num, shape)
-    table = draws(augment, 2, 5, num, shape)
+    table = sample_params(augment, 2, 5, num, shape)
     got = augmented(images, table, np.arange(num), augment, torch.uint8).permute(0, 2, 3, 1).numpy()
     fill = torch_kernel.fill_values(augment, MEAN)
     expected = np.stack([augment_image(images[i], table[i], augment, fill) for i in range(num)])
     assert np.abs(got.astype(int) - expected).max() <= 1
-    choices = torch_kernel.to_device(table, torch.device("cpu"))
-    by_torch = torch_kernel.apply_choices(torch.from_numpy(images), choices, augment, torch.from_numpy(fill))
+    params = torch_kernel.to_device(table, torch.device("cpu"))
+    by_torch = torch_kernel.apply_params(torch.from_numpy(images), params, augment, torch.from_numpy(fill))
     np.testing.assert_array_equal(got, by_torch.numpy())
 
 

@@ -1,4 +1,4 @@
-"""The choices applied one image at a time by Albumentations' own operations. The only importer of Albumentations."""
+"""The params applied one image at a time by Albumentations' own operations. The only importer of Albumentations."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fastcifar.augment.params import Choices, rotation_terms
+from fastcifar.augment.params import AugmentParams, rotation_terms
 from fastcifar.augment.torch_kernel import rotate
 from fastcifar.config import AugmentConfig
 from fastcifar.errors import MissingExtraError, UsageError, describe, one_line
@@ -51,7 +51,7 @@ class AlbumentationsAugment:
         self._cutout = albumentations.CoarseDropout(fill=tuple(int(v) for v in fill), p=1.0)
 
     def __call__(self, image: Image, choice: np.void) -> Image:
-        """One image, (H, W, 3) uint8, as the row `choice` of a table of `draws` says; a new array or `image`."""
+        """One image, (H, W, 3) uint8, changed as `choice`, a row of `AugmentParams`, says; a new array or `image`."""
         height, width, _ = image.shape
         if self._padding:
             pad = self._padding
@@ -82,10 +82,10 @@ class AlbumentationsAugment:
         return image
 
 
-def augment_batch(images: Image, choices: Choices, operations: AlbumentationsAugment) -> Image:
-    """(N, H, W, 3) uint8 -> (N, H, W, 3) uint8, a new array; row i of `choices` is for image i."""
+def augment_batch(images: Image, params: AugmentParams, operations: AlbumentationsAugment) -> Image:
+    """(N, H, W, 3) uint8 -> (N, H, W, 3) uint8, a new array; row i of `params` is for image i."""
     out = np.empty_like(images)
-    for i, (image, choice) in enumerate(zip(images, choices, strict=True)):
+    for i, (image, choice) in enumerate(zip(images, params, strict=True)):
         out[i] = operations(image, choice)
     return out
 

@@ -1,4 +1,4 @@
-"""The choices applied on a CPU in one pass over the pixels, compiled by Numba: uint8 in, normalised floats out.
+"""The params applied on a CPU in one pass over the pixels, compiled by Numba: uint8 in, normalised floats out.
 
 Slices of a batch run on threads of our own, without the GIL: Numba's parallel layers abort beside a second loader and
 die after a fork. The steps are in `numba_pixels`; `torch_kernel` does the same with torch.
@@ -23,7 +23,7 @@ import numpy.typing as npt
 import torch
 
 from fastcifar.augment import numba_pixels as pixels
-from fastcifar.augment.params import Choices, draws, rotation_terms
+from fastcifar.augment.params import AugmentParams, rotation_terms, sample_params
 from fastcifar.config import NO_AUGMENT, AugmentConfig
 from fastcifar.errors import describe
 from fastcifar.system.thread_pool import Threads
@@ -61,16 +61,16 @@ def _tried(kernel: Callable[..., None]) -> Callable[..., None]:
     data.flags.writeable = False
     row, outs = np.zeros((1, 3), np.float32), tuple(np.empty((1, 0), kind) for kind in WRITTEN)
     settings = ((1, 1), 0, False, data.copy(), row, row, pixels.FLOAT32)  # as those of `NumbaAugment`
-    kernel(data, none, none, *_columns(draws(NO_AUGMENT, 0, 0, 2), True), *settings, outs, 0, 0)
+    kernel(data, none, none, *_columns(sample_params(NO_AUGMENT, 0, 0, 2), True), *settings, outs, 0, 0)
     return kernel
 
 
-def _columns(choices: Choices, rotates: bool) -> tuple[Any, ...]:
-    rotation = rotation_terms(choices["rotation"] if rotates else choices["rotation"][:0])
+def _columns(params: AugmentParams, rotates: bool) -> tuple[Any, ...]:
+    rotation = rotation_terms(params["rotation"] if rotates else params["rotation"][:0])
     crop, colour = ("crop_y", "crop_x"), ("hue", "saturation", "value")
     cutout = ("cutout_y", "cutout_x", "cutout_height", "cutout_width")
-    of_crop, of_colour, of_cutout = (tuple(choices[name] for name in group) for group in (crop, colour, cutout))
-    return of_crop, choices["flip"], rotation, of_colour, of_cutout
+    of_crop, of_colour, of_cutout = (tuple(params[name] for name in group) for group in (crop, colour, cutout))
+    return of_crop, params["flip"], rotation, of_colour, of_cutout
 
 
 class Recycler:
@@ -142,11 +142,11 @@ class NumbaAugment:
         self._no_outs = [np.empty((1, 0), kind) for kind in WRITTEN]
         self._kernel = load()
 
-    def columns(self, choices: Choices) -> tuple[Any, ...]:
+    def columns(self, params: AugmentParams) -> tuple[Any, ...]:
         """The columns of a checked table, as the kernel takes them: views of it, and the terms of the rotations."""
-        if len(choices) == 1:
-            choices = np.repeat(choices, 2)  # Numba would take a column of one for another type, and compile anew
-        return _columns(choices, self._rotates)
+        if len(params) == 1:
+            params = np.repeat(params, 2)  # Numba would take a column of one for another type, and compile anew
+        return _columns(params, self._rotates)
 
     def begin(
         self,
@@ -155,7 +155,7 @@ class NumbaAugment:
         rows: npt.NDArray[np.int64],
         columns: tuple[Any, ...],
     ) -> Pending:
-        """Begin to make images `rows` of `data`, each at its offset, with the choices of the same rows.
+        """Begin to make images `rows` of `data`, each at its offset, with the params of the same rows.
 
         columns: those of a table with a row for each offset. The result is a new tensor (B, 3, H, W), in
         channels_last memory or contiguous, of the dtype that was asked for; nothing given here is written to.

@@ -156,7 +156,7 @@ def _fill_border(
 
 @register_jitable
 def rotate(image: Any, picture: Any, height: int, width: int, cos: int, sin: int, reflect: bool) -> None:
-    """Turn about the centre, bilinear, with the integers of `draws.rotation_terms` and weights of 11 bits."""
+    """Turn about the centre, bilinear, with the integers of `params.rotation_terms` and weights of 11 bits."""
     for y in range(height):
         for x in range(width):
             from_x, from_y = 2 * x - (width - 1), 2 * y - (height - 1)  # doubled
@@ -259,9 +259,9 @@ def augment_slice(
     data: Any,  # (size,) uint8, read-only: images of H*W*3 bytes
     offsets: Any,  # (N,) int64: where each image of the dataset begins
     rows: Any,  # (B,) int64: the images of this batch
-    crop: Any,  # two of (N,) int16; and so on: the columns of the table of choices
+    crop: Any,  # two of (N,) int16; and so on: the columns of the table of params
     flip: Any,
-    rotation: Any,  # (N, 2) int32: `draws.rotation_terms`; (0, 2) where nothing is turned
+    rotation: Any,  # (N, 2) int32: `params.rotation_terms`; (0, 2) where nothing is turned
     colour: Any,  # three of (N,) int16
     cutout: Any,  # four of (N, holes) int16
     shape: Any,  # (H, W)

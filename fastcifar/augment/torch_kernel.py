@@ -1,4 +1,4 @@
-"""The choices applied with plain torch operations, on any device: every step is exact on uint8.
+"""The params applied with plain torch operations, on any device: every step is exact on uint8.
 
 The slow twin, one image at a time, is `tests/reference.py`.
 """
@@ -10,13 +10,13 @@ import math
 import numpy as np
 import torch
 
-from fastcifar.augment.params import TURN_BITS, Choices, rotation_terms
+from fastcifar.augment.params import TURN_BITS, AugmentParams, rotation_terms
 from fastcifar.config import AugmentConfig
 
 
-def to_device(choices: Choices, device: torch.device) -> dict[str, torch.Tensor]:
+def to_device(params: AugmentParams, device: torch.device) -> dict[str, torch.Tensor]:
     """The columns of a table as int64 tensors, (N,) or (N, holes); `rotation` as its fixed-point terms, (N, 2)."""
-    columns = {name: choices[name] for name in choices.dtype.names or ()}
+    columns = {name: params[name] for name in params.dtype.names or ()}
     columns["rotation"] = rotation_terms(columns["rotation"])
     return {name: torch.from_numpy(column.astype(np.int64)).to(device) for name, column in columns.items()}
 
@@ -26,33 +26,33 @@ def fill_values(augment: AugmentConfig, mean: np.ndarray) -> np.ndarray:
     return np.zeros(3, np.uint8) if augment.cutout_fill == "zero" else np.rint(mean).astype(np.uint8)
 
 
-def apply_choices(
-    images: torch.Tensor, choices: dict[str, torch.Tensor], augment: AugmentConfig, fill: torch.Tensor
+def apply_params(
+    images: torch.Tensor, params: dict[str, torch.Tensor], augment: AugmentConfig, fill: torch.Tensor
 ) -> torch.Tensor:
     """Crop, flip, rotate, shift colours, cut out: (N, H, W, 3) uint8 -> (N, H, W, 3) uint8, a new tensor.
 
-    Row i of `choices` is for image i. `fill`, (3,) uint8, is what a cutout writes.
+    Row i of `params` is for image i. `fill`, (3,) uint8, is what a cutout writes.
     """
-    out = _crop_and_flip(images, choices, augment)
+    out = _crop_and_flip(images, params, augment)
     if augment.rotate_degrees:
-        out = rotate(out, choices["rotation"], reflect=augment.padding_mode == "reflect")
+        out = rotate(out, params["rotation"], reflect=augment.padding_mode == "reflect")
     if augment.shifts_colour:
-        shifts = torch.stack([choices[name] for name in ("hue", "saturation", "value")])  # (3, N)
+        shifts = torch.stack([params[name] for name in ("hue", "saturation", "value")])  # (3, N)
         changed = (shifts != 0).any(0)
         out[changed] = _shift_colour(out[changed], shifts[:, changed])
     if augment.cutout_size:
-        out = _cut_out(out, choices, fill.to(images.device))
+        out = _cut_out(out, params, fill.to(images.device))
     return out
 
 
-def _crop_and_flip(images: torch.Tensor, choices: dict[str, torch.Tensor], augment: AugmentConfig) -> torch.Tensor:
+def _crop_and_flip(images: torch.Tensor, params: dict[str, torch.Tensor], augment: AugmentConfig) -> torch.Tensor:
     num, height, width, _ = images.shape
     device = images.device
     rows = torch.arange(height, device=device)[None, :]  # (1, H)
     columns = torch.arange(width, device=device)[None, :]  # (1, W)
-    source_y = rows + choices["crop_y"][:, None] - augment.crop_padding  # (N, H)
-    flipped = torch.where(choices["flip"][:, None].bool(), width - 1 - columns, columns)
-    source_x = flipped + choices["crop_x"][:, None] - augment.crop_padding  # (N, W)
+    source_y = rows + params["crop_y"][:, None] - augment.crop_padding  # (N, H)
+    flipped = torch.where(params["flip"][:, None].bool(), width - 1 - columns, columns)
+    source_x = flipped + params["crop_x"][:, None] - augment.crop_padding  # (N, W)
     blank = None
     if augment.padding_mode == "reflect":
         source_y, source_x = _reflect(source_y, height), _reflect(source_x, width)
@@ -69,7 +69,7 @@ def _crop_and_flip(images: torch.Tensor, choices: dict[str, torch.Tensor], augme
 
 
 def rotate(images: torch.Tensor, terms: torch.Tensor, reflect: bool) -> torch.Tensor:
-    """Turn each image about its centre, bilinear, with integers: `terms`, (N, 2) int64, of `draws.rotation_terms`.
+    """Turn each image about its centre, bilinear, with integers: `terms`, (N, 2) int64, of `params.rotation_terms`.
 
     The weights have 11 bits: within one grey level of exact arithmetic (and of OpenCV 5).
     """
@@ -120,13 +120,13 @@ def _shift_colour(images: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
     return wheel.gather(0, which).movedim(0, -1).to(torch.uint8)
 
 
-def _cut_out(images: torch.Tensor, choices: dict[str, torch.Tensor], fill: torch.Tensor) -> torch.Tensor:
+def _cut_out(images: torch.Tensor, params: dict[str, torch.Tensor], fill: torch.Tensor) -> torch.Tensor:
     _, height, width, _ = images.shape
     rows, columns = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
-    in_y = rows - choices["cutout_y"][..., None]  # (N, holes, H)
-    in_x = columns - choices["cutout_x"][..., None]
-    hit_y = (in_y >= 0) & (in_y < choices["cutout_height"][..., None])
-    hit_x = (in_x >= 0) & (in_x < choices["cutout_width"][..., None])
+    in_y = rows - params["cutout_y"][..., None]  # (N, holes, H)
+    in_x = columns - params["cutout_x"][..., None]
+    hit_y = (in_y >= 0) & (in_y < params["cutout_height"][..., None])
+    hit_x = (in_x >= 0) & (in_x < params["cutout_width"][..., None])
     hit = (hit_y[..., :, None] & hit_x[..., None, :]).any(1)  # (N, H, W)
     return torch.where(hit[..., None], fill, images)
 
@@ -165,9 +165,9 @@ class TorchAugment:
         arrays = (fill, mean32, inv_std32)
         self._fill, self._mean, self._inv_std = (torch.from_numpy(values).to(device) for values in arrays)
 
-    def columns(self, choices: Choices) -> dict[str, torch.Tensor]:
+    def columns(self, params: AugmentParams) -> dict[str, torch.Tensor]:
         """A checked table on the device."""
-        return to_device(choices, self._device)
+        return to_device(params, self._device)
 
     def __call__(
         self, data: torch.Tensor, offsets: torch.Tensor, rows: torch.Tensor, columns: dict[str, torch.Tensor]
@@ -179,7 +179,7 @@ class TorchAugment:
         windows = data.as_strided((len(data) - size + 1, size), (1, 1))
         images = windows[offsets[rows]].view(-1, *self._shape)  # (B, H, W, 3) uint8
         chosen = {name: column[rows] for name, column in columns.items()}
-        augmented = apply_choices(images, chosen, self._augment, self._fill)
+        augmented = apply_params(images, chosen, self._augment, self._fill)
         if self._dtype == torch.uint8:
             out = augmented.permute(0, 3, 1, 2)
         else:

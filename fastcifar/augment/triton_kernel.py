@@ -1,4 +1,4 @@
-"""The choices applied on a GPU in one launch for a batch, by Triton: uint8 in, normalised floats out.
+"""The params applied on a GPU in one launch for a batch, by Triton: uint8 in, normalised floats out.
 
 A program makes a block of one image's values: it finds out where each comes from, and writes each once. The slow
 twin is `tests/reference.py`. The only importer of Triton; under TRITON_INTERPRET=1 it works on CPU tensors too.
@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from fastcifar.augment.params import Choices, rotation_terms
+from fastcifar.augment.params import AugmentParams, rotation_terms
 from fastcifar.config import AugmentConfig
 
 BLOCK = 1024  # values of a program
@@ -189,12 +189,12 @@ class TritonAugment:
             "BLOCK": BLOCK,
         }
 
-    def columns(self, choices: Choices) -> tuple[torch.Tensor, torch.Tensor]:
+    def columns(self, params: AugmentParams) -> tuple[torch.Tensor, torch.Tensor]:
         """A checked table on the device: (N, 8) and (N, holes, 4) int32."""
-        terms = rotation_terms(choices["rotation"])
+        terms = rotation_terms(params["rotation"])
         names = ("hue", "saturation", "value")
-        moves = [choices["crop_y"], choices["crop_x"], choices["flip"], *terms.T, *(choices[name] for name in names)]
-        holes = [choices[f"cutout_{name}"] for name in ("y", "x", "height", "width")]
+        moves = [params["crop_y"], params["crop_x"], params["flip"], *terms.T, *(params[name] for name in names)]
+        holes = [params[f"cutout_{name}"] for name in ("y", "x", "height", "width")]
         arrays = (np.stack(columns, axis=-1).astype(np.int32) for columns in (moves, holes))
         of_moves, of_holes = (torch.from_numpy(array).to(self._device, non_blocking=True) for array in arrays)
         return of_moves, of_holes

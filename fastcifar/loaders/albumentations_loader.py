@@ -21,10 +21,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from fastcifar.augment.albumentations_kernel import AlbumentationsAugment, Pipeline, augment_batch
-from fastcifar.augment.params import Choices, raw_bits
+from fastcifar.augment.params import AugmentParams, raw_bits
 from fastcifar.data.beton import Beton
 from fastcifar.errors import FastcifarError
-from fastcifar.loaders.base import Batch, Indices, Loader, LoaderConfig, choices_of
+from fastcifar.loaders.base import Batch, Indices, Loader, LoaderConfig, params_of
 from fastcifar.system.cpus import available_cpus
 
 MAX_WORKERS = 8
@@ -241,7 +241,7 @@ class _Batches(Dataset[Any]):
         self._pipeline = None if pipeline is None else Pipeline(pipeline)
         self._operations = AlbumentationsAugment(config.augment, fill)
         self._epoch: int | None = None
-        self._table: Choices | None = None
+        self._table: AugmentParams | None = None
 
     def __getitem__(self, request: tuple[int, Indices]) -> torch.Tensor | _Sent:
         """The images; in a worker they are put into shared memory here: in the thread in which torch does that, an
@@ -256,7 +256,7 @@ class _Batches(Dataset[Any]):
 
     def _images(self, epoch: int, indices: Indices) -> torch.Tensor:
         if self._table is None or self._epoch != epoch:  # a pure function of the epoch: every worker draws the same
-            self._epoch, self._table = epoch, choices_of(self._beton, self._config, epoch)
+            self._epoch, self._table = epoch, params_of(self._beton, self._config, epoch)
         images = self._beton.images(indices)
         if self._pipeline is None:
             images = augment_batch(images, self._table[indices], self._operations)

@@ -1,4 +1,4 @@
-"""What every loader is: an order and a table of choices per epoch, delivered as batches."""
+"""What every loader is: an order and a table of params per epoch, delivered as batches."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fastcifar.augment.params import Choices, check_choices, draws
+from fastcifar.augment.params import AugmentParams, check_params, sample_params
 from fastcifar.augment.torch_kernel import TorchAugment, fill_values, normalisation
 from fastcifar.config import MAX_SEED, SHUFFLES, AugmentConfig
 from fastcifar.data.beton import Beton
@@ -75,7 +75,7 @@ class LoaderConfig:
 class CpuKernel(Protocol):
     """`fastcifar.augment.numba_kernel.NumbaAugment`, which is loaded only when it is used."""
 
-    def columns(self, choices: Choices) -> tuple[Any, ...]: ...
+    def columns(self, params: AugmentParams) -> tuple[Any, ...]: ...
 
     def begin(
         self, data: npt.NDArray[np.uint8], offsets: Indices, indices: Indices, columns: tuple[Any, ...]
@@ -89,7 +89,7 @@ class CpuKernel(Protocol):
 class DeviceKernel(Protocol):
     """`TritonAugment` or `TorchAugment`."""
 
-    def columns(self, choices: Choices) -> Any: ...
+    def columns(self, params: AugmentParams) -> Any: ...
 
     def __call__(
         self, data: torch.Tensor, offsets: torch.Tensor, indices: torch.Tensor, columns: Any
@@ -152,10 +152,10 @@ def _three(name: str, values: npt.ArrayLike, own: npt.NDArray[np.float64]) -> np
     return array
 
 
-def choices_of(beton: Beton, config: LoaderConfig, epoch: int) -> Choices:
-    """The table of choices of an epoch, a row for each image of the beton, checked."""
-    table = draws(config.augment, config.seed, epoch, len(beton), beton.image_shape)
-    check_choices(table, config.augment, len(beton), beton.image_shape)
+def params_of(beton: Beton, config: LoaderConfig, epoch: int) -> AugmentParams:
+    """The table of params of an epoch, a row for each image of the beton, checked."""
+    table = sample_params(config.augment, config.seed, epoch, len(beton), beton.image_shape)
+    check_params(table, config.augment, len(beton), beton.image_shape)
     return table
 
 
@@ -172,8 +172,8 @@ def batches_of(beton: Beton, config: LoaderConfig, chosen: npt.NDArray[np.bool_]
 
 def _plan(
     beton: Beton, config: LoaderConfig, chosen: npt.NDArray[np.bool_], epoch: int
-) -> tuple[list[Indices], Choices]:
-    return batches_of(beton, config, chosen, epoch), choices_of(beton, config, epoch)
+) -> tuple[list[Indices], AugmentParams]:
+    return batches_of(beton, config, chosen, epoch), params_of(beton, config, epoch)
 
 
 class Loader(Conventions, ABC):
@@ -209,7 +209,7 @@ class Loader(Conventions, ABC):
         self._chosen[indices] = True
         self._num_chosen = len(indices)
         self._next_epoch = 0
-        self._plans: dict[tuple[int, int], Future[tuple[list[Indices], Choices]]] = {}  # by process and epoch
+        self._plans: dict[tuple[int, int], Future[tuple[list[Indices], AugmentParams]]] = {}  # by process and epoch
         self._planner = Threads(1, "plan")
         self._closed, self._process = False, os.getpid()
 
@@ -231,12 +231,12 @@ class Loader(Conventions, ABC):
         """The indices of each batch of an epoch, each (batch_size // world_size,) int64: the slice of this rank."""
         return batches_of(self.beton, self.config, self._chosen, epoch)
 
-    def choices(self, epoch: int) -> Choices:
-        """The table of choices of an epoch, a row for each image of the beton, checked."""
-        return choices_of(self.beton, self.config, epoch)
+    def params(self, epoch: int) -> AugmentParams:
+        """The table of params of an epoch, a row for each image of the beton, checked."""
+        return params_of(self.beton, self.config, epoch)
 
-    def plan(self, epoch: int) -> tuple[list[Indices], Choices]:
-        """`batches` and `choices` of an epoch, made during the epoch before it if there was one."""
+    def plan(self, epoch: int) -> tuple[list[Indices], AugmentParams]:
+        """`batches` and `params` of an epoch, made during the epoch before it if there was one."""
         process = os.getpid()  # what a parent began is never done in its forked child
         needed = (self.beton, self.config, self._chosen)  # not the loader: a thread would keep it from being collected
         ready = self._plans.pop((process, epoch), None)

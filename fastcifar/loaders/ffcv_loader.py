@@ -1,6 +1,6 @@
 """FFCV's `Loader` as a stream of uint8 batches, augmented here. The only importer of FFCV.
 
-FFCV decodes; what it would do at random (its operations follow no seed) is done by our choices instead. Nothing
+FFCV decodes; what it would do at random (its operations follow no seed) is done by our params instead. Nothing
 reaches it that `fastcifar.data.beton` has not checked: its own reader trusts the file. A JPEG image that libjpeg
 complains of stops the epoch; one whose bytes were changed for others that decode too is found by the manifest's
 SHA-256 alone.
@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fastcifar.augment.params import Choices
+from fastcifar.augment.params import AugmentParams
 from fastcifar.data.beton import Beton
 from fastcifar.errors import DataError, FastcifarError, MissingExtraError
 from fastcifar.loaders.base import Batch, Indices, Loader, LoaderConfig
@@ -120,18 +120,18 @@ class FfcvLoader(Loader):
             stream.stop()
             self.beton.check_unchanged()
 
-    def _augmented(self, images: npt.NDArray[np.uint8], choices: Choices) -> torch.Tensor:
-        """(B, H, W, 3) uint8 -> (B, 3, H, W), new, in channels_last memory; row i of `choices` is for image i."""
+    def _augmented(self, images: npt.NDArray[np.uint8], params: AugmentParams) -> torch.Tensor:
+        """(B, H, W, 3) uint8 -> (B, 3, H, W), new, in channels_last memory; row i of `params` is for image i."""
         which = np.arange(len(images))
         offsets = which * images[0].size
         if self._on_cpu is not None:
-            columns = self._on_cpu.columns(choices)
+            columns = self._on_cpu.columns(params)
             return self._on_cpu.finished(self._on_cpu.begin(images.reshape(-1), offsets, which, columns))
         device = self.config.device
         staged = torch.empty(images.size, dtype=torch.uint8, pin_memory=device.type == "cuda")
         staged.numpy()[:] = images.reshape(-1)  # FFCV writes to its ring again while the copy is under way
         begins, indices = (torch.from_numpy(array).to(device) for array in (offsets, which))
-        return self._on_device(staged.to(device, non_blocking=True), begins, indices, self._on_device.columns(choices))
+        return self._on_device(staged.to(device, non_blocking=True), begins, indices, self._on_device.columns(params))
 
     def close(self) -> None:
         super().close()

@@ -44,8 +44,8 @@ class ResidentLoader(Loader):
         return self._epoch_on_device(self._on_device, epoch, start)
 
     def _epoch_on_cpu(self, kernel: CpuKernel, epoch: int, start: int) -> Generator[Batch, None, None]:
-        batches, choices = self.plan(epoch)
-        columns = kernel.columns(choices)
+        batches, params = self.plan(epoch)
+        columns = kernel.columns(params)
         begun: deque[tuple[Indices, Any]] = deque()
         for indices in chain(batches[start:], (None,)):
             if indices is not None:
@@ -56,8 +56,8 @@ class ResidentLoader(Loader):
                 yield Batch(kernel.finished(pending), labels, indices)
 
     def _epoch_on_device(self, kernel: DeviceKernel, epoch: int, start: int) -> Generator[Batch, None, None]:
-        batches, choices = self.plan(epoch)
-        columns = kernel.columns(choices)
+        batches, params = self.plan(epoch)
+        columns = kernel.columns(params)
         order = torch.from_numpy(np.concatenate(batches)).to(self.config.device)
         for indices in torch.split(order, len(batches[0]))[start:]:
             images = kernel(self._data, self._offsets, indices, columns)
