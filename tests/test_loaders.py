@@ -699,15 +699,19 @@ def test_what_was_checked_is_what_is_read(own_data_dir: Path, name: str) -> None
     assert all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
 
 
-def test_auto_takes_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_takes_what_fits(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import importlib.util
 
-    cpu = torch.device("cpu")
-    assert choose_loader(2**20, cpu)[0] == "resident"
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    assert choose_loader(2**60, cpu)[0] == "ffcv"
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert choose_loader(2**60, cpu)[0] == "albumentations"
+    betons = [open_beton(data_dir / f"{split}.beton") for split in ("train", "test")]
+    num_bytes = sum(len(beton.data) for beton in betons)
+    monkeypatch.setattr("fastcifar.loaders.free_memory", lambda device: 2 * num_bytes)
+    assert choose_loader("auto", betons)[0] == "resident"
+    monkeypatch.setattr("fastcifar.loaders.free_memory", lambda device: num_bytes)
+    assert choose_loader("auto", betons[1:])[0] == "resident"
+    for installed, expected in ((object(), "ffcv"), (None, "albumentations")):
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name, spec=installed: spec)
+        assert choose_loader("auto", betons)[0] == expected
+        assert choose_loader("resident", betons)[0] == "resident"
 
 
 @pytest.mark.parametrize(

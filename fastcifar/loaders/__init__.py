@@ -1,4 +1,7 @@
-"""Loaders: three ways to the same batches. `make_loader` chooses."""
+"""Loaders: an order of images, parameters for each, a source of pixels, and a kernel that applies the parameters.
+
+`make_loader` builds one; the three loaders deliver the same batches from three sources.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import importlib.util
 import logging
 import os
 import threading
+from collections.abc import Sequence
 from inspect import signature
 from typing import NoReturn
 
@@ -77,18 +81,8 @@ def make_loader(
         raise UsageError(f"augment is {augment!r}; expected an AugmentConfig")
     if not train and augment is not None:
         raise UsageError("augment is given with train=False; expected no augmentation for evaluation")
-    device, asked = usable_device(device), loader
-    beton = beton if isinstance(beton, Beton) else user_path(beton, "beton")
-    if loader == "auto":
-        loader, why = choose_loader(_size_of(beton), device)
-        if augment is not None and augment.pipeline is not None:
-            loader, why = "albumentations", "augment is a pipeline of Albumentations"
-    if not isinstance(beton, Beton):
-        beton = open_for(loader, beton, device)
-    if asked == "auto":
-        if beton.encoding == "jpeg" and loader != "albumentations":
-            loader, why = "ffcv", "the images are JPEG"
-        log.info("loader: %s (%s)", loader, why)
+    device = usable_device(device)
+    loader, (beton,) = choose_loader(loader, [beton], augment=augment, device=device)
     config = LoaderConfig(
         augment=(augment or AugmentConfig()) if train else NO_AUGMENT,
         batch_size=batch_size,
@@ -110,10 +104,44 @@ def make_loader(
     )
 
 
-def open_for(loader: str, path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Beton:
-    """Open a beton as the loader needs it: a private copy wherever that fits into memory.
+def choose_loader(
+    loader: str,
+    betons: Sequence[Beton | str | os.PathLike[str]],
+    *,
+    augment: AugmentConfig | None = None,
+    device: torch.device | str = "cpu",
+) -> tuple[str, list[Beton]]:
+    """The name of the loader for betons that are used together, and the betons, opened as it needs them.
 
-    The CPU kernel, if that is what the loader will use on `device`, is loaded while the file is copied and hashed.
+    loader 'auto': 'albumentations' for a pipeline of Albumentations, 'ffcv' for JPEG images, 'resident' where the
+    betons fit into the memory of `device`, else 'ffcv' (or 'albumentations', where FFCV is not installed).
+    """
+    name, reason, has_pipeline = loader, "", augment is not None and augment.pipeline is not None
+    if loader == "auto" and has_pipeline:
+        name, reason = "albumentations", "augment is a pipeline of Albumentations"
+    elif loader == "auto":
+        name, reason = _loader_for_size(sum(map(_size_of, betons)), usable_device(device))
+    opened = [beton if isinstance(beton, Beton) else open_for(name, beton, device) for beton in betons]
+    if loader == "auto":
+        if not has_pipeline and any(beton.encoding == "jpeg" for beton in opened):
+            name, reason = "ffcv", "the images are JPEG"
+        log.info("loader: %s (%s)", name, reason)
+    return name, opened
+
+
+def _loader_for_size(num_bytes: int, device: torch.device) -> tuple[str, str]:
+    if num_bytes < SHARE_OF_MEMORY * free_memory(device):
+        return "resident", f"{num_bytes / 2**20:.0f} MiB fit into the memory of {device}"
+    reason = f"{num_bytes / 2**20:.0f} MiB do not fit into the memory of {device}"
+    if importlib.util.find_spec("ffcv") is not None:
+        return "ffcv", reason
+    return "albumentations", f"{reason}, and FFCV is not installed"
+
+
+def open_for(loader: str, path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Beton:
+    """Open a beton as the loader needs it: as a private copy in memory if it fits there.
+
+    The CPU kernel, if the loader will use it on `device`, is loaded while the file is copied and hashed.
     """
     path = user_path(path, "beton")
     size = _size_of(path)
@@ -121,7 +149,9 @@ def open_for(loader: str, path: str | os.PathLike[str], device: torch.device | s
         threading.Thread(target=_load_cpu_kernel, name="fastcifar-load").start()
     free = free_memory()
     if loader == "resident" and size > free:
-        raise UsageError(f"{path}: has {size >> 20:,} MiB, {free >> 20:,} MiB of memory are free; use --loader ffcv")
+        raise UsageError(
+            f"{path}: {size >> 20:,} MiB do not fit into {free >> 20:,} MiB of free memory; use --loader ffcv"
+        )
     beton = open_beton(path, in_memory=loader == "resident" or size < SHARE_OF_MEMORY * free)
     if not beton.verified:
         log.warning("%s has no manifest: its structure was checked, its pixels cannot be", beton.path)
@@ -131,26 +161,15 @@ def open_for(loader: str, path: str | os.PathLike[str], device: torch.device | s
 
 
 def _load_cpu_kernel() -> None:
-    with contextlib.suppress(Exception):  # told by the loader, which asks for it again
+    with contextlib.suppress(Exception):  # the loader loads it again, and reports it
         numba_module().load()
 
 
 def _size_of(beton: Beton | str | os.PathLike[str]) -> int:
     if isinstance(beton, Beton):
-        return beton.num_bytes
-    return os.path.getsize(beton) if os.path.isfile(beton) else 0  # a missing file is told when it is opened
-
-
-def choose_loader(size: int, device: torch.device) -> tuple[str, str]:
-    """The loader for a beton of `size` bytes on `device`, and why."""
-    if size < SHARE_OF_MEMORY * free_memory(device):
-        return "resident", f"{size / 2**20:.0f} MiB fit into the memory of {device}"
-    if importlib.util.find_spec("ffcv") is not None:
-        return "ffcv", f"{size / 2**20:.0f} MiB are too much for the memory of {device}"
-    return (
-        "albumentations",
-        f"{size / 2**20:.0f} MiB are too much for the memory of {device}, and FFCV is not installed",
-    )
+        return len(beton.data)
+    path = user_path(beton, "beton")
+    return os.path.getsize(path) if os.path.isfile(path) else 0  # opening it reports a missing file
 
 
 def _loader_class(name: str) -> type[Loader]:
@@ -166,7 +185,7 @@ def _loader_class(name: str) -> type[Loader]:
 
 
 def missing_part(name: str) -> FastcifarError | None:
-    """Why the loader `name` cannot be used here, or None if it can."""
+    """Why the loader `name` cannot be used, or None if it can."""
     try:
         _loader_class(name)
     except FastcifarError as error:

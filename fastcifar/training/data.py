@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from fastcifar.config import TrainConfig
 from fastcifar.data.beton import Beton
 from fastcifar.data.statistics import require_classes
 from fastcifar.errors import DataError, UsageError
-from fastcifar.loaders import Loader, choose_loader, make_loader, open_for
+from fastcifar.loaders import Loader, choose_loader, make_loader
 from fastcifar.training.checkpoint import DataInfo
 from fastcifar.training.distributed import Processes
 from fastcifar.training.split import hold_out
@@ -29,21 +28,7 @@ class Loaders:
     def __init__(self, config: TrainConfig, device: torch.device, processes: Processes) -> None:
         folder = Path(config.data.data_dir)
         paths = [folder / "train.beton", folder / "test.beton"]
-        name = config.data.loader
-        if name == "auto":
-            name, why = choose_loader(sum(os.path.getsize(p) for p in paths if p.is_file()), device)
-            if config.augment.pipeline is not None:
-                name, why = "albumentations", "--augment is a pipeline of Albumentations"
-            self.chosen = f"{name} ({why})"
-        else:
-            self.chosen = name
-        train, test = (open_for(name, path, device) for path in paths)
-        if (
-            config.data.loader == "auto"
-            and config.augment.pipeline is None
-            and "jpeg" in (train.encoding, test.encoding)
-        ):
-            name, self.chosen = "ffcv", "ffcv (the images are JPEG)"
+        name, (train, test) = choose_loader(config.loader, paths, augment=config.augment, device=device)
         require_classes(train.path, train.class_names)
         self._check_pair(train, test)
         num_classes = len(train.class_names)
