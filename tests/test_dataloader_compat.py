@@ -191,9 +191,9 @@ def miss(*arguments: object) -> None:
 @pytest.mark.parametrize(
     ("work", "message"),
     [
-        (end_by(signal.SIGKILL), r"ended \(killed by SIGKILL, perhaps for want of memory\); use --loader resident"),
-        (end_by(signal.SIGBUS), r"ended \(killed by SIGBUS\); /dev/shm has [0-9,]+ MiB: give it more \(docker run"),
-        (lambda *arguments: os._exit(3), r"ended \(with exit code 3\); use --loader resident"),
+        (end_by(signal.SIGKILL), r"exited \(killed by SIGKILL, possibly out of memory\); use --loader resident"),
+        (end_by(signal.SIGBUS), r"exited \(killed by SIGBUS\); /dev/shm has [0-9,]+ MiB: give it more \(docker run"),
+        (lambda *arguments: os._exit(3), r"exited \(with exit code 3\); use --loader resident"),
         (miss, r"failed \(KeyError: 'one\\ntwo'\); use --loader resident"),
         (refuse, r"failed \(OSError: \[Errno 28\] No space left on device\); /dev/shm has [0-9,]+ MiB"),
     ],
@@ -223,7 +223,7 @@ def test_shared_memory_that_is_full_is_told_at_once(data_dir: Path, monkeypatch:
 def test_the_end_of_a_worker_is_noticed_in_any_thread(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """torch has a signal tell it, which only the main thread hears of."""
     told: list[str] = []
-    monkeypatch.setattr(albumentations_loader, "LOOK_EVERY_S", 0.1)
+    monkeypatch.setattr(albumentations_loader, "POLL_S", 0.1)
 
     def iterate() -> None:
         with closing(failing(data_dir, monkeypatch, end_by(signal.SIGKILL))) as loader:

@@ -21,7 +21,6 @@ import torch
 
 from fastcifar import AugmentConfig, make_loader, open_beton
 from fastcifar.augment.params import sample_params
-from fastcifar.augment.torch_kernel import fill_values
 from fastcifar.config import NO_AUGMENT, read_pipeline
 from fastcifar.converters import Source, convert
 from fastcifar.converters.synthetic import SyntheticSplit
@@ -86,8 +85,7 @@ def test_every_loader_gives_the_pixels_of_the_twin(data_dir: Path, name: str, au
     loader = make_loader(data_dir / "train.beton", augment, dtype=torch.uint8, **settings)
     raw = epoch_of(loader, 1)
     normalised = epoch_of(make_loader(data_dir / "train.beton", augment, **settings), 1)
-    table, beton = loader.params(1), loader.beton
-    fill = fill_values(augment, beton.mean)
+    table, beton, fill = loader.params(1), loader.beton, loader.kernel_config.fill
     assert len(raw) == len(normalised) == 12
     for batch, other in zip(raw[:2], normalised[:2], strict=True):
         assert torch.equal(batch.indices, other.indices)
@@ -127,7 +125,7 @@ def test_rotation_and_colour_are_the_same_to_a_grey_level(
     settings: dict[str, Any] = {"batch_size": 100, "seed": 3, "dtype": torch.uint8}
     got = epoch_of(make_loader(data_dir / "train.beton", augment, loader=name, **settings), 1)[0]
     loader = make_loader(data_dir / "train.beton", augment, loader="resident", **settings)
-    table, fill = loader.params(1), fill_values(augment, loader.beton.mean)
+    table, fill = loader.params(1), loader.kernel_config.fill
     for image, row in zip(got.images, got.indices.tolist(), strict=True):
         expected = augment_image(loader.beton.images([row])[0], table[row], augment, fill).astype(int)
         difference = np.abs(image.permute(1, 2, 0).numpy() - expected).max()
@@ -163,10 +161,14 @@ def test_every_loader_gives_what_resident_gives(data_dir: Path, name: str, dtype
 def test_without_the_compiled_kernel_the_pixels_are_the_same(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch, name: str, dtype: torch.dtype
 ) -> None:
-    """The way of every device that is no CPU, taken on the CPU."""
+    """The kernel of other devices, on the CPU."""
+
+    def unusable() -> None:
+        raise ImportError("no Numba")
+
     settings: dict[str, Any] = {"batch_size": 100, "dtype": dtype}
     expected = next(make_loader(data_dir / "train.beton", loader="resident", **settings).epoch(1))
-    monkeypatch.setattr(Loader, "cpu_kernel", lambda self: None)
+    monkeypatch.setattr("fastcifar.augment.kernel.numba_module", unusable)
     loader = make_loader(data_dir / "train.beton", loader=name, **settings)
     got = next(loader.epoch(1))
     loader.close()
@@ -346,7 +348,7 @@ def test_a_shuffle_that_needs_more_memory_than_there_is_says_so(
 
     monkeypatch.setattr(ffcv_stream, "free_memory", lambda: 20 * 2**20)
     loader = make_loader(open_beton(paged_dir / "train.beton"), loader="ffcv", batch_size=500)
-    with pytest.raises(UsageError, match="3 pages, 24 MiB, would be in memory at once, 14 MiB are free; use --shuffle"):
+    with pytest.raises(UsageError, match="3 pages, 24 MiB, would be in memory at once; 14 MiB are free; use --shuffle"):
         next(loader.epoch(0))
 
 
@@ -375,7 +377,7 @@ def test_images_of_any_size_are_the_same_on_every_loader(tmp_path: Path, name: s
     loader = make_loader(tmp_path / "train.beton", augment, dtype=torch.uint8, **settings)
     batches, table = epoch_of(loader), loader.params(0)
     assert len(batches) == 5
-    fill = fill_values(augment, loader.beton.mean)
+    fill = loader.kernel_config.fill
     for image, row in zip(batches[0].images, batches[0].indices.tolist(), strict=True):
         np.testing.assert_array_equal(
             image.permute(1, 2, 0).numpy(), augment_image(pixels[row], table[row], augment, fill)
@@ -444,7 +446,7 @@ def test_odd_statistics_are_one_line(data_dir: Path, values: Any) -> None:
 
 
 def test_a_std_of_zero_for_channels_that_vary_is_refused(data_dir: Path) -> None:
-    with pytest.raises(UsageError, match=r"std is \(0, 0, 0\); expected 0 only for a channel that never varies"):
+    with pytest.raises(UsageError, match=r"std is \(0, 0, 0\); expected 0 only for constant channels"):
         make_loader(data_dir / "train.beton", batch_size=10, std=(0, 0, 0))
 
 
@@ -513,7 +515,7 @@ def test_what_a_pipeline_does_only_sometimes_is_one_line_too(data_dir: Path, tmp
     config = LoaderConfig(augment=augment, batch_size=300)
     loader = AlbumentationsLoader(beton, config, np.arange(600), beton.mean, beton.std, num_workers=num_workers)
     with pytest.raises(
-        UsageError, match=r"^--augment: the pipeline makes uint8 of shape \(9, 9, 3\) from an image"
+        UsageError, match=r"^--augment: the pipeline returns uint8 of shape \(9, 9, 3\) for a uint8 image"
     ) as told:
         list(loader.epoch(0))
     assert "\n" not in str(told.value)
@@ -576,7 +578,7 @@ def test_a_forked_child_can_use_the_loader_of_its_parent(data_dir: Path, name: s
     command = [sys.executable, "-W", "ignore", "-c", FORK, str(data_dir / "train.beton"), name]
     answer = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert answer.returncode == 0, answer.stderr
-    assert answer.stdout == "an epoch cannot go on in a forked process; begin a new one in that process\n"
+    assert answer.stdout == "an epoch cannot continue in a forked process; begin a new one there\n"
 
 
 @pytest.mark.parametrize("name", LOADERS)
@@ -626,7 +628,7 @@ def test_a_closed_loader_says_so(data_dir: Path, name: str) -> None:
     loader.close()
     loader.close()
     for use in (lambda: next(batches), lambda: loader.epoch(1), lambda: iter(loader)):
-        with pytest.raises(FastcifarError, match="^the loader is closed; make a new one with make_loader$"):
+        with pytest.raises(FastcifarError, match="^the loader is closed; create a new one with make_loader$"):
             use()
 
 
@@ -705,13 +707,13 @@ def test_auto_takes_what_fits(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -
     betons = [open_beton(data_dir / f"{split}.beton") for split in ("train", "test")]
     num_bytes = sum(len(beton.data) for beton in betons)
     monkeypatch.setattr("fastcifar.loaders.free_memory", lambda device: 2 * num_bytes)
-    assert choose_loader("auto", betons)[0] == "resident"
+    assert choose_loader("auto", betons).name == "resident"
     monkeypatch.setattr("fastcifar.loaders.free_memory", lambda device: num_bytes)
-    assert choose_loader("auto", betons[1:])[0] == "resident"
+    assert choose_loader("auto", betons[1:]).name == "resident"
     for installed, expected in ((object(), "ffcv"), (None, "albumentations")):
         monkeypatch.setattr(importlib.util, "find_spec", lambda name, spec=installed: spec)
-        assert choose_loader("auto", betons)[0] == expected
-        assert choose_loader("resident", betons)[0] == "resident"
+        assert choose_loader("auto", betons).name == expected
+        assert choose_loader("resident", betons).name == "resident"
 
 
 @pytest.mark.parametrize(
@@ -734,10 +736,10 @@ def test_auto_takes_what_fits(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -
         ({"seed": 2**63}, "seed is 9223372036854775808; expected 0"),
         ({"seed": True}, "seed is True; expected a whole number"),
         ({"seed": 1.5}, r"seed is 1\.5; expected a whole number"),
-        ({"device": "banana"}, "device is 'banana' .*; expected one that is here"),
-        ({"device": "cuda:99"}, "device is 'cuda:99' .*; expected one that is here"),
-        ({"device": "meta"}, "device is 'meta' .*; expected one that is here"),
-        ({"device": None}, "device is 'None' .*; expected one that is here"),
+        ({"device": "banana"}, "device is 'banana' .*; expected an available device"),
+        ({"device": "cuda:99"}, "device is 'cuda:99' .*; expected an available device"),
+        ({"device": "meta"}, "device is 'meta' .*; expected an available device"),
+        ({"device": None}, "device is 'None' .*; expected an available device"),
         ({"std": [1e-39] * 3}, r"std is \[1e-39, .*; expected 0 .* or at least 1e-06"),
     ],
 )
@@ -831,14 +833,14 @@ def test_a_saved_pipeline_is_a_function_of_seed_epoch_and_image(data_dir: Path, 
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        ('{"__class_fullname__": "Nothing", "p": 1.0}', "Albumentations cannot make this pipeline .*Nothing"),
+        ('{"__class_fullname__": "Nothing", "p": 1.0}', "Albumentations cannot build this pipeline .*Nothing"),
         ('{"__class_fullname__": "HorizontalFlip", "p": 1.0, "wat": 5}', "does not know wat=5 of HorizontalFlip"),
         (
             '{"__class_fullname__": "PadIfNeeded", "min_height": 9, "min_width": 9, "padding": 3, "p": 1.0}',
             "does not know padding=3 of PadIfNeeded; expected",
         ),
-        ('{"__class_fullname__": "Normalize", "p": 1.0}', "makes float32 of shape .* leave out Normalize"),
-        ('{"__class_fullname__": "ToTensorV2", "p": 1.0}', "leave out Normalize and ToTensorV2"),
+        ('{"__class_fullname__": "Normalize", "p": 1.0}', "returns float32 of shape .* remove Normalize"),
+        ('{"__class_fullname__": "ToTensorV2", "p": 1.0}', "remove Normalize and ToTensorV2"),
         ('{"__class_fullname__": "RandomCrop", "height": 64, "width": 64, "p": 1.0}', "fails on an image"),
         ('{"__class_fullname__": "Resize", "height": 9, "width": 9, "p": 1.0}', "shape .9, 9, 3."),
     ],

@@ -141,11 +141,11 @@ def check_params(
             raise UsageError(f"{name} is {smallest}..{largest}; expected {low}..{high}")
 
 
-TURN_BITS = 16
+ROTATION_BITS = 16
 """Fixed-point bits of `rotation_terms`: the kernels rotate with integers, so all give the same pixels."""
 
 
 def rotation_terms(degrees: npt.NDArray[np.float32]) -> npt.NDArray[np.int32]:
     """Cosine and sine of angles, in units of 2**-16: (N,) degrees -> (N, 2) int32."""
     radians = np.deg2rad(degrees.astype(np.float64))
-    return np.rint(np.stack([np.cos(radians), np.sin(radians)], axis=-1) * 2**TURN_BITS).astype(np.int32)
+    return np.rint(np.stack([np.cos(radians), np.sin(radians)], axis=-1) * 2**ROTATION_BITS).astype(np.int32)

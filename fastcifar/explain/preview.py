@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from fastcifar.augment.params import raw_bits
 from fastcifar.config import TrainConfig
@@ -61,7 +62,7 @@ def images_of_each_class(beton: Beton, each: int, seed: int, of: npt.NDArray[np.
 
 
 def augmented_versions(beton: Beton, rows: npt.NDArray[np.int64], config: TrainConfig, n: int) -> npt.NDArray[np.uint8]:
-    """(M, n, H, W, 3) uint8: the batches of the loader, with the normalisation undone."""
+    """(M, n, H, W, 3) uint8: the batches of the loader, not normalised."""
     loader = make_loader(
         beton,
         augment=config.augment,
@@ -69,14 +70,15 @@ def augmented_versions(beton: Beton, rows: npt.NDArray[np.int64], config: TrainC
         loader=config.data.loader,
         seed=config.seed,
         indices=rows,
+        dtype=torch.uint8,
     )
     place = {row: i for i, row in enumerate(rows.tolist())}
     made = np.empty((len(rows), n, *beton.image_shape), np.uint8)
     try:
         for epoch in range(n):
             for batch in loader.epoch(epoch):
-                pixels = batch.images.float().permute(0, 2, 3, 1).cpu().numpy() / loader.inv_std32 + loader.mean32
-                made[[place[row] for row in batch.indices.tolist()], epoch] = np.clip(np.rint(pixels), 0, 255)
+                pixels = batch.images.permute(0, 2, 3, 1).numpy()  # (M, 3, H, W) -> (M, H, W, 3)
+                made[[place[row] for row in batch.indices.tolist()], epoch] = pixels
     finally:
         loader.close()
     return made

@@ -12,23 +12,33 @@ import os
 import threading
 from collections.abc import Sequence
 from inspect import signature
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from fastcifar.augment.kernel import numba_module
 from fastcifar.config import LOADERS, NO_AUGMENT, SHUFFLES, AugmentConfig
 from fastcifar.data.beton import Beton, empty_classes, open_beton
 from fastcifar.errors import FastcifarError, UsageError
 from fastcifar.io.checks import require_bool, require_choice, require_int
 from fastcifar.io.paths import user_path
-from fastcifar.loaders.base import Batch, Indices, Loader, LoaderConfig, numba_module, usable_device
+from fastcifar.loaders.base import Batch, Indices, Loader, LoaderConfig, usable_device
 from fastcifar.loaders.dataloader_compat import unknown_setting
 from fastcifar.loaders.memory import SHARE_OF_MEMORY, free_memory
 from fastcifar.loaders.resident import ResidentLoader
 
-__all__ = ["Batch", "Loader", "LoaderConfig", "choose_loader", "make_loader", "missing_part", "open_for"]
+__all__ = [
+    "Batch",
+    "Loader",
+    "LoaderChoice",
+    "LoaderConfig",
+    "choose_loader",
+    "make_loader",
+    "missing_part",
+    "open_for",
+]
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +92,10 @@ def make_loader(
     if not train and augment is not None:
         raise UsageError("augment is given with train=False; expected no augmentation for evaluation")
     device = usable_device(device)
-    loader, (beton,) = choose_loader(loader, [beton], augment=augment, device=device)
+    choice = choose_loader(loader, [beton], augment=augment, device=device)
+    if loader == "auto":
+        log.info("loader: %s", choice)
+    (beton,) = choice.betons
     config = LoaderConfig(
         augment=(augment or AugmentConfig()) if train else NO_AUGMENT,
         batch_size=batch_size,
@@ -95,7 +108,7 @@ def make_loader(
         rank=rank,
         world_size=world_size,
     )
-    return _loader_class(loader)(
+    return _loader_class(choice.name)(
         beton,
         config,
         _checked_indices(indices, len(beton)),
@@ -104,29 +117,38 @@ def make_loader(
     )
 
 
+class LoaderChoice(NamedTuple):
+    """A loader, and the betons opened for it."""
+
+    name: str
+    reason: str
+    betons: list[Beton]
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.reason})"
+
+
 def choose_loader(
     loader: str,
     betons: Sequence[Beton | str | os.PathLike[str]],
     *,
     augment: AugmentConfig | None = None,
     device: torch.device | str = "cpu",
-) -> tuple[str, list[Beton]]:
-    """The name of the loader for betons that are used together, and the betons, opened as it needs them.
+) -> LoaderChoice:
+    """The loader for betons that are used together, and the betons, opened as it needs them.
 
     loader 'auto': 'albumentations' for a pipeline of Albumentations, 'ffcv' for JPEG images, 'resident' where the
     betons fit into the memory of `device`, else 'ffcv' (or 'albumentations', where FFCV is not installed).
     """
-    name, reason, has_pipeline = loader, "", augment is not None and augment.pipeline is not None
+    name, reason, has_pipeline = loader, "by request", augment is not None and augment.pipeline is not None
     if loader == "auto" and has_pipeline:
         name, reason = "albumentations", "augment is a pipeline of Albumentations"
     elif loader == "auto":
         name, reason = _loader_for_size(sum(map(_size_of, betons)), usable_device(device))
     opened = [beton if isinstance(beton, Beton) else open_for(name, beton, device) for beton in betons]
-    if loader == "auto":
-        if not has_pipeline and any(beton.encoding == "jpeg" for beton in opened):
-            name, reason = "ffcv", "the images are JPEG"
-        log.info("loader: %s (%s)", name, reason)
-    return name, opened
+    if loader == "auto" and not has_pipeline and any(beton.encoding == "jpeg" for beton in opened):
+        name, reason = "ffcv", "the images are JPEG"
+    return LoaderChoice(name, reason, opened)
 
 
 def _loader_for_size(num_bytes: int, device: torch.device) -> tuple[str, str]:

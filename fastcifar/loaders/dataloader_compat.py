@@ -103,12 +103,12 @@ class Conventions:
     config: LoaderConfig
     num_workers = 0
     """Worker processes: only the albumentations loader has some."""
-    _chosen: npt.NDArray[np.bool_]
+    _selected: npt.NDArray[np.bool_]
 
     @property
     def dataset(self) -> Images:
         """The images that are delivered; with drop_last some of them in another epoch."""
-        return Images(self.beton, np.flatnonzero(self._chosen))
+        return Images(self.beton, np.flatnonzero(self._selected))
 
     @property
     def batch_size(self) -> int:
@@ -125,7 +125,7 @@ class Conventions:
         what = "training" if config.drop_last else "evaluation"
         rank = f", rank {config.rank} of {config.world_size}" if config.world_size > 1 else ""
         return (
-            f"{type(self).__name__}({int(self._chosen.sum()):,} of {self.beton!r} for {what}, batch_size="
+            f"{type(self).__name__}({int(self._selected.sum()):,} of {self.beton!r} for {what}, batch_size="
             f"{self.batch_size}{rank}, seed={config.seed}, device='{config.device}', dtype={config.dtype})"
         )
 

@@ -28,14 +28,17 @@ class Loaders:
     def __init__(self, config: TrainConfig, device: torch.device, processes: Processes) -> None:
         folder = Path(config.data.data_dir)
         paths = [folder / "train.beton", folder / "test.beton"]
-        name, (train, test) = choose_loader(config.loader, paths, augment=config.augment, device=device)
+        self.choice = choose_loader(config.loader, paths, augment=config.augment, device=device)
+        train, test = self.choice.betons
         require_classes(train.path, train.class_names)
         self._check_pair(train, test)
         num_classes = len(train.class_names)
         rows, val_rows = hold_out(train.labels, num_classes, config.data.val_size, config.seed)
 
         def make(beton: Beton, **settings: Any) -> Loader:
-            return make_loader(beton, loader=name, device=device, mean=train.mean, std=train.std, **settings)
+            return make_loader(
+                beton, loader=self.choice.name, device=device, mean=train.mean, std=train.std, **settings
+            )
 
         def make_train(rank: int, world_size: int) -> Loader:
             settings = {"augment": config.augment, "batch_size": config.batch_size, "seed": config.seed}

@@ -40,7 +40,7 @@ def break_operation(loader: Loader, patch: pytest.MonkeyPatch) -> None:
 
         patch.setattr(albumentations_loader, "augment_batch", broken)  # workers are forked when the epoch begins
     else:
-        patch.setattr(loader._on_cpu, "_kernel", broken)  # type: ignore[attr-defined]
+        patch.setattr(loader._kernel, "_kernel", broken)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("name", LOADERS)
@@ -89,7 +89,7 @@ def test_leaving_an_epoch_early_leaks_nothing(data_dir: Path, name: str, tally: 
                     next(batches)
                 if i % 2:
                     batches.close()
-                del batches  # dropped without a word
+                del batches  # without closing it
 
     num, shared = count(6, 200), set(os.listdir("/dev/shm"))
     leave_early(2)  # what is made once for all stays
