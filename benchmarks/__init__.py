@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from fastcifar.bench.results import append_rows, format_table
-from fastcifar.errors import FastcifarError
+from fastcifar.errors import FastcifarError, one_line
 
 ROOT = Path(__file__).resolve().parent.parent
 ROW_KEYS = ("name", "images_per_s", "images_per_s_min", "images_per_s_max", "first_batch_s")

@@ -17,7 +17,7 @@ import torch
 from fastcifar.augment.kernel import KernelConfig
 from fastcifar.augment.params import AugmentParams, rotation_terms
 from fastcifar.augment.torch_kernel import rotate
-from fastcifar.errors import MissingExtraError, UsageError
+from fastcifar.errors import MissingExtraError, UsageError, describe, one_line
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else importing it looks for a newer version online
 try:
@@ -104,7 +104,7 @@ class Pipeline:
                 self._pipeline: Any = albumentations.from_dict(saved)
             unknown = list(_unknown(saved["transform"], self._pipeline))
         except Exception as error:  # its constructors may raise anything
-            raise UsageError(f"--augment: Albumentations cannot build this pipeline ({_one_line(error)})") from error
+            raise UsageError(f"--augment: Albumentations cannot build this pipeline ({describe(error)})") from error
         if unknown:
             raise UsageError(
                 f"--augment: Albumentations {albumentations.__version__} does not know {', '.join(unknown)}; "
@@ -112,7 +112,7 @@ class Pipeline:
             )
         for warning in caught:
             if "are not valid for transform" not in str(warning.message):  # handled above
-                log.info("Albumentations on this pipeline: %s", " ".join(str(warning.message).split()))
+                log.info("Albumentations on this pipeline: %s", one_line(warning.message))
         self._nodes = list(_nodes(self._pipeline))
 
     def __call__(self, image: Image, seed: int) -> Image:
@@ -158,7 +158,3 @@ def _unknown(saved: dict[str, Any], built: Any) -> Iterator[str]:
             yield f"{name}={json.dumps(saved[name])} of {type(built).__name__}"
     for saved_child, child in zip(saved.get("transforms", ()), _children(built), strict=True):
         yield from _unknown(saved_child, child)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())

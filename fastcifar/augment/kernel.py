@@ -19,6 +19,7 @@ import torch
 
 from fastcifar.augment.params import AugmentParams
 from fastcifar.config import AugmentConfig
+from fastcifar.errors import one_line
 
 log = logging.getLogger(__name__)
 
@@ -122,4 +123,4 @@ def numba_module() -> Any:
     except ImportError:
         raise
     except Exception as error:  # NUMBA_NUM_THREADS=0 is a ValueError while Numba is imported
-        raise ImportError(f"Numba failed: {' '.join(str(error).split())}") from error
+        raise ImportError(f"Numba failed: {one_line(error)}") from error

@@ -26,6 +26,7 @@ from fastcifar.augment import numba_pixels as pixels
 from fastcifar.augment.kernel import KernelConfig
 from fastcifar.augment.params import AugmentParams, rotation_terms, sample_params
 from fastcifar.config import NO_AUGMENT
+from fastcifar.errors import describe
 from fastcifar.system.thread_pool import Threads
 
 log = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ def _load() -> Callable[..., None]:
         remedy = f"delete {cached.stats.cache_path}, or make it writable"
         return _compile(cached)
     except Exception as error:  # noqa: BLE001 (a full disk, or a damaged cache: unpickling it can raise anything)
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        reason = describe(error)
         log.warning("the CPU kernel is compiled in each process: its cache cannot be used (%s); %s", reason, remedy)
     return _compile(numba.njit(nogil=True)(pixels.augment_slice))
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from fastcifar.errors import FastcifarError, UsageError
+from fastcifar.errors import FastcifarError, UsageError, one_line
 
 MIN_REPEATS = 5
 MIN_S = 0.5
@@ -73,7 +73,7 @@ def measure_throughput(
             if next(iter(epoch()), None) is None:
                 raise UsageError("an epoch has no batch; expected a smaller batch size, or more images")
         except (ImportError, FastcifarError) as error:
-            results[name].note = f"skipped: {' '.join(str(error).split())}"
+            results[name].note = f"skipped: {one_line(error)}"
             log(f"{name}: {results[name].note}")
             continue
         synchronise(device)

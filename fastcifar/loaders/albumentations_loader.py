@@ -24,7 +24,7 @@ from fastcifar.augment.albumentations_kernel import AlbumentationsAugment, Pipel
 from fastcifar.augment.kernel import KernelConfig
 from fastcifar.augment.params import AugmentParams, raw_bits
 from fastcifar.data.beton import Beton
-from fastcifar.errors import FastcifarError
+from fastcifar.errors import FastcifarError, describe, one_line
 from fastcifar.loaders.base import Batch, Indices, Loader, LoaderConfig, epoch_params
 from fastcifar.system.cpus import available_cpus
 

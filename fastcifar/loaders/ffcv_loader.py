@@ -19,7 +19,7 @@ import torch
 from fastcifar.augment.kernel import make_kernel
 from fastcifar.augment.params import AugmentParams
 from fastcifar.data.beton import Beton
-from fastcifar.errors import DataError, FastcifarError, MissingExtraError
+from fastcifar.errors import DataError, FastcifarError, MissingExtraError, describe
 from fastcifar.loaders.base import Batch, Indices, Loader, LoaderConfig
 from fastcifar.loaders.memory import SHARE_OF_MEMORY, free_memory
 
@@ -36,7 +36,7 @@ try:
 except ImportError as error:
     raise MissingExtraError("the ffcv loader", "ffcv", str(error)) from error
 except Exception as error:  # Numba, for one of its environment variables
-    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    reason = describe(error)
     raise FastcifarError(f"the ffcv loader cannot be used: {reason}; use --loader resident") from error
 finally:
     torch.set_num_threads(NUM_THREADS)  # importing FFCV sets it to 1

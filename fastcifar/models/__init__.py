@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from fastcifar.config import MODELS, ModelConfig
-from fastcifar.errors import UsageError
+from fastcifar.errors import UsageError, describe, one_line
 from fastcifar.models.probe import check_network, named_stages
 from fastcifar.models.resnet import ResNet18
 from fastcifar.models.small import SmallNet
@@ -95,7 +95,7 @@ def _imported(name: str) -> Any:
         function = getattr(importlib.import_module(module_name), function_name)
     except Exception as error:  # importing it may raise anything
         raise UsageError(
-            f"model is {name!r}, which cannot be imported ({type(error).__name__}: {' '.join(str(error).split())}); "
+            f"model is {name!r}, which cannot be imported ({describe(error)}); "
             "expected package.module:function, importable from this folder or installed"
         ) from error
     if not callable(function):
@@ -108,7 +108,7 @@ def _call(function: Any, name: str, num_classes: int) -> nn.Module:
         model = function(num_classes=num_classes)
     except Exception as error:
         raise UsageError(
-            f"model {name!r} cannot be built ({type(error).__name__}: {' '.join(str(error).split())}); "
+            f"model {name!r} cannot be built ({describe(error)}); "
             "expected a function that takes num_classes and returns a torch.nn.Module"
         ) from error
     if not isinstance(model, nn.Module):
