@@ -262,7 +262,7 @@ def test_ffcv_reads_our_jpeg_betons(tmp_path: Path) -> None:
         loader.close()
     for name in ("resident", "albumentations"):
         if missing_part(name) is None:
-            with pytest.raises(UsageError, match=f"holds JPEG images, which loader '{name}' cannot read; use 'ffcv'"):
+            with pytest.raises(UsageError, match=f"has JPEG images, which loader '{name}' cannot read; use 'ffcv'"):
                 make_loader(tmp_path / "train.beton", loader=name, batch_size=50)
 
 

@@ -22,11 +22,18 @@ from fastcifar.augment.kernel import numba_module
 from fastcifar.config import LOADERS, NO_AUGMENT, SHUFFLES, AugmentConfig
 from fastcifar.data.beton import Beton, empty_classes, open_beton
 from fastcifar.errors import FastcifarError, UsageError
-from fastcifar.io.checks import require_bool, require_choice, require_int
+from fastcifar.io.checks import require_bool, require_choice
 from fastcifar.io.paths import user_path
-from fastcifar.loaders.base import Batch, Indices, Loader, LoaderConfig, usable_device
+from fastcifar.loaders.base import (
+    SHARE_OF_MEMORY,
+    Batch,
+    Indices,
+    Loader,
+    LoaderConfig,
+    free_memory,
+    usable_device,
+)
 from fastcifar.loaders.dataloader_compat import unknown_setting
-from fastcifar.loaders.memory import SHARE_OF_MEMORY, free_memory
 from fastcifar.loaders.resident import ResidentLoader
 
 __all__ = [
@@ -62,19 +69,18 @@ def make_loader(
     world_size: int = 1,
     **unknown: NoReturn,
 ) -> Loader:
-    """A loader of `Batch(images, labels, indices)` from a beton (or the path of one): `for images, labels, indices in
-    loader`.
+    """A loader of `Batch(images, labels, indices)` from a beton, or from the path of one.
 
-    train=True: shuffled, augmented (`AugmentConfig()` if not given), whole batches only. train=False: every image
-    once, in the order of the file, unchanged but for normalisation.
+    train=True: shuffled, augmented (by `AugmentConfig()` if not given), whole batches only. train=False: every image
+    once, in the order of the file, only normalised.
 
-    loader: 'resident', 'ffcv', 'albumentations' or 'auto'; for one seed all three deliver the same.
+    loader: 'resident', 'ffcv', 'albumentations' or 'auto'; for the same seed, all deliver the same batches.
     dtype: float32, bfloat16, float16; or uint8 for images that are augmented but not normalised.
-    channels_last: the memory format of the images; False gives contiguous ones.
+    channels_last: the memory format of the images; if False, contiguous.
     indices: deliver only these images of the beton; their indices, or a mask with a bool for each image.
     shuffle: 'full' or 'window' (see `fastcifar.loaders.order`).
-    mean, std: (3,) each, 0..255, by which to normalise; the beton's own if not given. For test images give those of
-    the training loader (`train_loader.mean`, `train_loader.std`).
+    mean, std: (3,) each, 0..255, for the normalisation; those of the beton if not given. For test images, pass those
+    of the training loader (`train_loader.mean`, `train_loader.std`).
     rank, world_size: of each batch, deliver the slice of this process; world_size equal slices are the whole batch.
 
     Raises UsageError for settings that cannot be used, DataError for a damaged beton, MissingExtraError.
@@ -85,29 +91,27 @@ def make_loader(
     if isinstance(shuffle, bool):
         raise UsageError(f"shuffle is {shuffle}; expected 'full' or 'window' (train=True shuffles, train=False not)")
     require_choice("shuffle", shuffle, SHUFFLES)
-    require_int("batch_size", batch_size, 1)
     require_bool("train", train)
-    if augment is not None and not isinstance(augment, AugmentConfig):
-        raise UsageError(f"augment is {augment!r}; expected an AugmentConfig")
     if not train and augment is not None:
         raise UsageError("augment is given with train=False; expected no augmentation for evaluation")
-    device = usable_device(device)
-    choice = choose_loader(loader, [beton], augment=augment, device=device)
-    if loader == "auto":
-        log.info("loader: %s", choice)
-    (beton,) = choice.betons
+    if augment is None:
+        augment = AugmentConfig() if train else NO_AUGMENT
     config = LoaderConfig(
-        augment=(augment or AugmentConfig()) if train else NO_AUGMENT,
+        augment=augment,
         batch_size=batch_size,
         seed=seed,
         shuffle=shuffle if train else "none",
         drop_last=train,
-        device=device,
+        device=usable_device(device),
         dtype=dtype,
         channels_last=channels_last,
         rank=rank,
         world_size=world_size,
     )
+    choice = choose_loader(loader, [beton], augment=config.augment, device=config.device)
+    if loader == "auto":
+        log.info("loader: %s", choice)
+    (beton,) = choice.betons
     return _loader_class(choice.name)(
         beton,
         config,

@@ -16,19 +16,21 @@ import torch
 
 from fastcifar.augment.kernel import KernelConfig
 from fastcifar.augment.params import AugmentParams, check_params, sample_params
-from fastcifar.config import MAX_SEED, SHUFFLES, AugmentConfig
+from fastcifar.config import MAX_SEED, AugmentConfig
 from fastcifar.data.beton import Beton
 from fastcifar.errors import FastcifarError, UsageError, one_line
-from fastcifar.io.checks import require_bool, require_choice, require_int
+from fastcifar.io.checks import require_bool, require_int
 from fastcifar.loaders.batch import Batch as Batch
 from fastcifar.loaders.dataloader_compat import Conventions
 from fastcifar.loaders.order import order
+from fastcifar.system import memory
 from fastcifar.system.thread_pool import Threads
 
 log = logging.getLogger(__name__)
 Indices = npt.NDArray[np.int64]
 MIN_STD = 1e-6  # of values 0..255; that of a beton in which one byte differs is larger; 1 / 1e-39 overflows float32
 MAX_DARK = 4.0  # mean and std of dark images, 0..255: with them a mean or std below 1 is not suspicious
+SHARE_OF_MEMORY = 0.7  # of the free memory: what a dataset may take
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.uint8)
 
 
@@ -60,13 +62,16 @@ class LoaderConfig:
                 f"batch_size is {self.batch_size} over {self.world_size} processes; "
                 f"expected a multiple of {self.world_size}"
             )
-        require_choice("shuffle", self.shuffle, SHUFFLES)
-        for name in ("drop_last", "channels_last"):
-            require_bool(name, getattr(self, name))
-        if not isinstance(self.device, torch.device):
-            raise UsageError(f"device is {self.device!r}; expected a torch.device")
+        require_bool("channels_last", self.channels_last)
         if self.dtype not in DTYPES:
             raise UsageError(f"dtype is {self.dtype}; expected one of: {', '.join(map(str, DTYPES))}")
+
+
+def free_memory(device: torch.device | None = None) -> int:
+    """Bytes that can still be used: of the GPU's memory, or of this machine's."""
+    if device is not None and device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return memory.free_memory()
 
 
 def usable_device(device: torch.device | str) -> torch.device:
@@ -130,7 +135,7 @@ def _plan(
 
 
 class Loader(Conventions, ABC):
-    """Batches of a beton. `epoch(n)` gives those of epoch n; plain iteration gives epoch 0, then 1, and so on."""
+    """Batches of a beton: `epoch(n)` iterates over epoch n; plain iteration over epoch 0, then 1, and so on."""
 
     name: str
     """Its name for `--loader`."""
@@ -142,11 +147,11 @@ class Loader(Conventions, ABC):
         config.augment.check_fits(beton.image_shape)
         if beton.encoding == "jpeg" and config.augment.pipeline is not None:
             raise UsageError(
-                f"{beton.path}: holds JPEG images, and a pipeline of Albumentations needs raw ones; "
+                f"{beton.path}: has JPEG images, and a pipeline of Albumentations needs raw ones; "
                 "convert without --encode jpeg"
             )
         if beton.encoding == "jpeg" and not self.reads_jpeg:
-            raise UsageError(f"{beton.path}: holds JPEG images, which loader {self.name!r} cannot read; use 'ffcv'")
+            raise UsageError(f"{beton.path}: has JPEG images, which loader {self.name!r} cannot read; use 'ffcv'")
         if config.augment.pipeline is not None and self.name != "albumentations":
             raise UsageError(f"a pipeline of Albumentations is for loader 'albumentations'; this is {self.name!r}")
         if config.drop_last and len(indices) < config.batch_size:

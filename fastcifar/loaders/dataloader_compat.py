@@ -1,5 +1,5 @@
-"""What users of torch's `DataLoader` (and of FFCV's `Loader`) expect of a loader: it is there, or the answer says what
-is there instead."""
+"""What users of torch's `DataLoader` (and of FFCV's `Loader`) expect of a loader: it exists, or an error says what to
+use instead."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from fastcifar.loaders.base import LoaderConfig
 
 _INDICES = "indices=… selects images; the order follows from seed and epoch: loader.epoch(n)"
-_WORKERS = "threads follow torch.set_num_threads; only loader='albumentations' has worker processes, one for each core"
-_AUGMENT = "augment=AugmentConfig(…) says what happens to the images"
-_NORMALISED = "batches are normalised already, by mean=… and std=…"
+_WORKERS = "torch.set_num_threads sets the threads; only loader='albumentations' has worker processes, one per core"
+_AUGMENT = "augment=AugmentConfig(…) sets the augmentation"
+_NORMALISED = "batches are already normalised, by mean=… and std=…"
 INSTEAD = {
     "batch_sampler": _INDICES,
     "collate_fn": "a batch is Batch(images, labels, indices)",
@@ -30,15 +30,15 @@ INSTEAD = {
     "drop_last": "train=True delivers whole batches only, train=False every image once",
     "epochs": "loader.epoch(n) gives the batches of epoch n",
     "fname": "the beton, or its path, is the first argument",
-    "generator": "seed=… decides order and augmentation",
+    "generator": "seed=… sets order and augmentation",
     "in_order": "batches come in order",
     "multiprocessing_context": _WORKERS,
     "normalize": _NORMALISED,
     "num_workers": _WORKERS,
     "order": "shuffle='full' or 'window', with train=True; the order of the file with train=False",
-    "os_cache": "loader='resident' holds the images in memory, loader='ffcv' reads them from the file",
+    "os_cache": "loader='resident' keeps the images in memory, loader='ffcv' reads them from the file",
     "persistent_workers": _WORKERS,
-    "pin_memory": "device='cuda' delivers batches that are on the GPU",
+    "pin_memory": "device='cuda' delivers batches on the GPU",
     "pipelines": _AUGMENT,
     "prefetch_factor": _WORKERS,
     "sampler": _INDICES,
@@ -46,22 +46,22 @@ INSTEAD = {
     "timeout": _WORKERS,
     "transform": _AUGMENT,
     "transforms": _AUGMENT,
-    "worker_init_fn": "seed=… decides order and augmentation",
+    "worker_init_fn": "seed=… sets order and augmentation",
     "workers": _WORKERS,
 }
-"""What serves where there is no setting or attribute of this name."""
+"""What to use instead of settings and attributes of these names."""
 
 
 def unknown_setting(name: str, known: Iterable[str]) -> UsageError:
-    """The answer to a setting that `make_loader` does not have."""
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = INSTEAD.get(name) or (f"did you mean {near[0]!r}?" if near else f"expected: {', '.join(known)}")
+    """The error for a setting that `make_loader` does not have."""
+    similar = difflib.get_close_matches(name, known, n=1)
+    hint = INSTEAD.get(name) or (f"did you mean {similar[0]!r}?" if similar else f"expected: {', '.join(known)}")
     return UsageError(f"make_loader has no setting {name!r}; {hint}")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Images:
-    """The images that a loader delivers, as they are in the beton: for `len(loader.dataset)` and to look at one."""
+    """The images that a loader delivers, unchanged, as a map-style dataset: `loader.dataset`."""
 
     beton: Beton
     indices: npt.NDArray[np.int64]
@@ -70,13 +70,13 @@ class Images:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, place: int) -> tuple[npt.NDArray[np.uint8], int]:
-        """Image and label: (H, W, 3) uint8, neither augmented nor normalised, and the number of its class."""
+    def __getitem__(self, position: int) -> tuple[npt.NDArray[np.uint8], int]:
+        """Image, (H, W, 3) uint8, neither augmented nor normalised, and label."""
         try:
-            row = self.indices[operator.index(place)]
+            index = self.indices[operator.index(position)]
         except TypeError:
-            raise UsageError(f"index is {place!r}; expected the number of one image") from None
-        return self.beton.images([row])[0], int(self.beton.labels[row])
+            raise UsageError(f"index is {position!r}; expected an integer") from None
+        return self.beton.images_as_checked([index])[0], int(self.beton.labels[index])
 
     @property
     def targets(self) -> list[int]:
@@ -96,18 +96,18 @@ class Images:
 
 
 class Conventions:
-    """The part of every loader that `DataLoader` has too."""
+    """What every loader has in common with torch's `DataLoader`."""
 
     name: str
     beton: Beton
     config: LoaderConfig
     num_workers = 0
-    """Worker processes: only the albumentations loader has some."""
+    """Worker processes: only the albumentations loader has any."""
     _selected: npt.NDArray[np.bool_]
 
     @property
     def dataset(self) -> Images:
-        """The images that are delivered; with drop_last some of them in another epoch."""
+        """The images that are delivered; with drop_last, not all of them in each epoch."""
         return Images(self.beton, np.flatnonzero(self._selected))
 
     @property
@@ -122,10 +122,10 @@ class Conventions:
 
     def __repr__(self) -> str:
         config = self.config
-        what = "training" if config.drop_last else "evaluation"
+        purpose = "training" if config.drop_last else "evaluation"
         rank = f", rank {config.rank} of {config.world_size}" if config.world_size > 1 else ""
         return (
-            f"{type(self).__name__}({int(self._selected.sum()):,} of {self.beton!r} for {what}, batch_size="
+            f"{type(self).__name__}({int(self._selected.sum()):,} of {self.beton!r} for {purpose}, batch_size="
             f"{self.batch_size}{rank}, seed={config.seed}, device='{config.device}', dtype={config.dtype})"
         )
 
@@ -135,13 +135,13 @@ class Conventions:
             "the beton; rank=… and world_size=… give each of several processes its slice of each batch"
         )
 
-    def __getitem__(self, place: object) -> NoReturn:
+    def __getitem__(self, index: object) -> NoReturn:
         raise UsageError(
-            "a loader has no single items, and needs no DataLoader around it: it delivers batches, "
+            "a loader has no items, and needs no DataLoader around it: it delivers batches, "
             "'for images, labels, indices in loader'; loader.dataset[i] is one image"
         )
 
-    if not TYPE_CHECKING:  # which would find no misspelled name any more
+    if not TYPE_CHECKING:  # else no misspelled attribute is an error
 
         def __getattr__(self, name: str) -> NoReturn:
             hint = f"; {INSTEAD[name]}" if name in INSTEAD else ""

@@ -20,8 +20,7 @@ from fastcifar.augment.kernel import make_kernel
 from fastcifar.augment.params import AugmentParams
 from fastcifar.data.beton import Beton
 from fastcifar.errors import DataError, FastcifarError, MissingExtraError, describe
-from fastcifar.loaders.base import Batch, Indices, Loader, LoaderConfig
-from fastcifar.loaders.memory import SHARE_OF_MEMORY, free_memory
+from fastcifar.loaders.base import SHARE_OF_MEMORY, Batch, Indices, Loader, LoaderConfig, free_memory
 
 NUM_THREADS = torch.get_num_threads()
 try:

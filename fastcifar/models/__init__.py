@@ -79,7 +79,7 @@ def _from_torchvision(name: str) -> Callable[..., nn.Module]:
         function = None
     if function is None or function.__module__.count(".") != 2:  # torchvision.models.detection.… are not classifiers
         raise UsageError(
-            f"model is {name!r}; expected one of: {', '.join(MODELS)}, a name in torchvision.models (e.g. "
+            f"model is {name!r}; expected one of: {', '.join(MODELS)}, a name of torchvision.models (such as "
             "resnet34 or mobilenet_v3_small), or package.module:function"
         )
     # two of torchvision's return auxiliary logits in training mode by default
