@@ -1,4 +1,4 @@
-"""AugmentParams are a pure function of (seed, epoch, column), for ever."""
+"""Augmentation parameters are a pure function of (seed, epoch, column), in every version."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_golden_rows_of_every_column() -> None:
         assert got == pytest.approx(expected) if name == "rotation" else got == expected, name
 
 
-def test_each_choice_happens_as_often_as_was_asked() -> None:
+def test_probabilities_are_respected() -> None:
     table = sample_params(EVERYTHING, 0, 0, 20_000)
     assert abs((table["rotation"] != 0).mean() - 0.5) < 0.02
     assert abs((table["saturation"] != 0).mean() - 0.25 * 60 / 61) < 0.02
@@ -62,7 +62,7 @@ def test_each_choice_happens_as_often_as_was_asked() -> None:
     check_params(table, EVERYTHING, 20_000, SHAPE)
 
 
-def test_alternating_flip_turns_every_image_every_second_epoch() -> None:
+def test_alternating_flip_flips_every_image_every_second_epoch() -> None:
     augment = AugmentConfig(flip_mode="alternating")
     flips = [sample_params(augment, 1, epoch, 1_000)["flip"] for epoch in range(4)]
     assert (flips[0] != flips[1]).all()
@@ -109,7 +109,7 @@ def test_turning_cutout_on_does_not_change_the_crops() -> None:
     assert not without["cutout_y"].any()
 
 
-def test_every_allowed_value_comes_up_and_no_other() -> None:
+def test_all_allowed_values_occur_and_no_others() -> None:
     table = sample_params(AugmentConfig(crop_padding=2, cutout_size=8), 0, 0, 20_000, (16, 24, 3))
     assert np.unique(table["crop_y"]).tolist() == np.unique(table["crop_x"]).tolist() == [0, 1, 2, 3, 4]
     assert np.unique(table["cutout_y"]).tolist() == list(range(-4, 12))
@@ -117,14 +117,14 @@ def test_every_allowed_value_comes_up_and_no_other() -> None:
     assert abs(table["flip"].mean() - 0.5) < 0.02
 
 
-def test_columns_do_not_follow_each_other() -> None:
+def test_columns_are_independent() -> None:
     table = sample_params(AugmentConfig(), 0, 0, 20_000)
     names = ("crop_y", "crop_x", "flip", "cutout_y", "cutout_x")
     columns = np.array([table[name].ravel() for name in names], dtype=float)
     assert np.abs(np.corrcoef(columns) - np.eye(5)).max() < 0.03
 
 
-def test_nothing_turned_on_draws_no_change() -> None:
+def test_no_augmentation_gives_parameters_of_no_change() -> None:
     assert not np.frombuffer(sample_params(NO_AUGMENT, 0, 0, 5).tobytes(), np.uint8).any()
 
 
@@ -134,7 +134,7 @@ def test_no_images_give_an_empty_table() -> None:
     check_params(table, AugmentConfig(), 0, SHAPE)
 
 
-def test_below_keeps_within_its_bound() -> None:
+def test_below_stays_below_its_bound() -> None:
     bits = np.array([0, 2**63, 2**64 - 1], dtype=np.uint64)
     assert below(bits, 9).tolist() == [0, 4, 8]
 

@@ -103,7 +103,7 @@ def crop_and_flip(
         _copy_bytes(buffer, 0, image, 0, height * line)
         return
     if x1 - x0 < 5:
-        y1 = y0  # too narrow for five pixels at once: `_fill_border` copies all
+        y1 = y0  # too narrow for five pixels at once
     if not reflect:
         for at in range(np.uint64(height * line)):
             buffer[at] = np.uint8(0)
@@ -121,27 +121,9 @@ def crop_and_flip(
             _copy_five(buffer, to + (x1 - 5) * 3, image, row + (x1 - 5) * 3)
             to += x1 * 3
         buffer[to] = np.uint8(0)  # the arbitrary byte: border, or a pixel that is written next
-    if reflect or y0 == y1:
-        _fill_border(image, buffer, height, width, y0, y1, x0, x1, top, left, flip, reflect)
-
-
-@register_jitable
-def _fill_border(
-    image: Any,
-    buffer: Any,
-    height: int,
-    width: int,
-    y0: int,
-    y1: int,
-    x0: int,
-    x1: int,
-    top: int,
-    left: int,
-    flip: bool,
-    reflect: bool,
-) -> None:
-    """Fill the pixels outside y0 <= y < y1, x0 <= x < x1, one by one."""
-    for y in range(height):
+    if not reflect and y0 != y1:
+        return
+    for y in range(height):  # the pixels outside y0 <= y < y1, x0 <= x < x1, one by one
         source_y = mirrored(y + top, height) if reflect else y + top
         x = 0
         while x < width:

@@ -62,6 +62,18 @@ def _rotated(
 
 
 @triton.jit
+def _pixel(
+    image, y, x, channel, top, left, flip, cos, sin, wanted,
+    H: tl.constexpr, W: tl.constexpr, REFLECT: tl.constexpr, ROTATES: tl.constexpr,
+):  # fmt: skip
+    if ROTATES:
+        value = _rotated(image, y, x, channel, top, left, flip, cos, sin, wanted, H, W, REFLECT)
+    else:
+        value = _look_up(image, y, x, channel, top, left, flip, wanted, H, W, REFLECT)
+    return value
+
+
+@triton.jit
 def _colour_shifted(red, green, blue, hue_shift, saturation_shift, value_shift):
     """Red, green and blue after a shift in OpenCV's 8-bit HSV, by the integers of `torch_kernel._shift_colour`."""
     value = tl.maximum(tl.maximum(red, green), blue)
@@ -125,19 +137,11 @@ def _augment(
     y, x = pixel // W, pixel % W
     top, left, flip = tl.load(move) - PADDING, tl.load(move + 1) - PADDING, tl.load(move + 2)
     cos, sin = tl.load(move + 3).to(tl.int64), tl.load(move + 4).to(tl.int64)
-    if ROTATES:
-        pixel_value = _rotated(image, y, x, channel, top, left, flip, cos, sin, wanted, H, W, REFLECT)
-    else:
-        pixel_value = _look_up(image, y, x, channel, top, left, flip, wanted, H, W, REFLECT)
+    pixel_value = _pixel(image, y, x, channel, top, left, flip, cos, sin, wanted, H, W, REFLECT, ROTATES)
     if COLOURS:
-        if ROTATES:
-            red = _rotated(image, y, x, 0, top, left, flip, cos, sin, wanted, H, W, REFLECT)
-            green = _rotated(image, y, x, 1, top, left, flip, cos, sin, wanted, H, W, REFLECT)
-            blue = _rotated(image, y, x, 2, top, left, flip, cos, sin, wanted, H, W, REFLECT)
-        else:
-            red = _look_up(image, y, x, 0, top, left, flip, wanted, H, W, REFLECT)
-            green = _look_up(image, y, x, 1, top, left, flip, wanted, H, W, REFLECT)
-            blue = _look_up(image, y, x, 2, top, left, flip, wanted, H, W, REFLECT)
+        red = _pixel(image, y, x, 0, top, left, flip, cos, sin, wanted, H, W, REFLECT, ROTATES)
+        green = _pixel(image, y, x, 1, top, left, flip, cos, sin, wanted, H, W, REFLECT, ROTATES)
+        blue = _pixel(image, y, x, 2, top, left, flip, cos, sin, wanted, H, W, REFLECT, ROTATES)
         hue_shift, saturation_shift, value_shift = tl.load(move + 5), tl.load(move + 6), tl.load(move + 7)
         red, green, blue = _colour_shifted(red, green, blue, hue_shift, saturation_shift, value_shift)
         shifted = tl.where(channel == 0, red, tl.where(channel == 1, green, blue))

@@ -18,37 +18,25 @@ from fastcifar.errors import UsageError
 if TYPE_CHECKING:
     from fastcifar.loaders.base import LoaderConfig
 
-_INDICES = "indices=… selects images; the order follows from seed and epoch: loader.epoch(n)"
-_WORKERS = "torch.set_num_threads sets the threads; only loader='albumentations' has worker processes, one per core"
-_AUGMENT = "augment=AugmentConfig(…) sets the augmentation"
-_NORMALISED = "batches are already normalised, by mean=… and std=…"
-INSTEAD = {
-    "batch_sampler": _INDICES,
-    "collate_fn": "a batch is Batch(images, labels, indices)",
-    "dataset": "the beton, or its path, is the first argument",
-    "distributed": "rank=…, world_size=… give each process its slice of each batch",
-    "drop_last": "train=True delivers whole batches only, train=False every image once",
-    "epochs": "loader.epoch(n) gives the batches of epoch n",
-    "fname": "the beton, or its path, is the first argument",
-    "generator": "seed=… sets order and augmentation",
-    "in_order": "batches come in order",
-    "multiprocessing_context": _WORKERS,
-    "normalize": _NORMALISED,
-    "num_workers": _WORKERS,
-    "order": "shuffle='full' or 'window', with train=True; the order of the file with train=False",
-    "os_cache": "loader='resident' keeps the images in memory, loader='ffcv' reads them from the file",
-    "persistent_workers": _WORKERS,
-    "pin_memory": "device='cuda' delivers batches on the GPU",
-    "pipelines": _AUGMENT,
-    "prefetch_factor": _WORKERS,
-    "sampler": _INDICES,
-    "set_epoch": "loader.epoch(n) gives the batches of epoch n",
-    "timeout": _WORKERS,
-    "transform": _AUGMENT,
-    "transforms": _AUGMENT,
-    "worker_init_fn": "seed=… sets order and augmentation",
-    "workers": _WORKERS,
+_HINTS = {
+    "indices=… selects images; the order follows from seed and epoch: loader.epoch(n)": "batch_sampler sampler",
+    "torch.set_num_threads sets the threads; only loader='albumentations' has worker processes, one per core": (
+        "multiprocessing_context num_workers persistent_workers prefetch_factor timeout workers"
+    ),
+    "augment=AugmentConfig(…) sets the augmentation": "pipelines transform transforms",
+    "batches are already normalised, by mean=… and std=…": "normalize",
+    "a batch is Batch(images, labels, indices)": "collate_fn",
+    "the beton, or its path, is the first argument": "dataset fname",
+    "rank=…, world_size=… give each process its slice of each batch": "distributed",
+    "train=True delivers whole batches only, train=False every image once": "drop_last",
+    "loader.epoch(n) gives the batches of epoch n": "epochs set_epoch",
+    "seed=… sets order and augmentation": "generator worker_init_fn",
+    "batches come in order": "in_order",
+    "shuffle='full' or 'window', with train=True; the order of the file with train=False": "order",
+    "loader='resident' keeps the images in memory, loader='ffcv' reads them from the file": "os_cache",
+    "device='cuda' delivers batches on the GPU": "pin_memory",
 }
+INSTEAD = {name: hint for hint, names in _HINTS.items() for name in names.split()}
 """What to use instead of settings and attributes of these names."""
 
 
