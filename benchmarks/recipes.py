@@ -52,7 +52,7 @@ def ours(config: TrainConfig, data_dir: str, device: str) -> dict[str, Any]:
     return {**values, "train_accuracy": float(trained["train_accuracy"])}
 
 
-def plain(config: TrainConfig, data_dir: str, device: str) -> dict[str, Any]:
+def train_reference(config: TrainConfig, data_dir: str, device: str) -> dict[str, Any]:
     """The same in plain PyTorch."""
     return run_json("benchmarks.peers.plain_training", json.dumps(asdict(config)), data_dir, device)
 
@@ -61,12 +61,12 @@ def plain(config: TrainConfig, data_dir: str, device: str) -> dict[str, Any]:
 @data_dir_option
 @click.option("--recipes", "names", multiple=True, default=ORIGINS, type=click.Choice(ORIGINS), help="One or several.")
 @click.option("--shorten", default=10.0, show_default=True, type=click.FloatRange(1), help="Train 1/N of the epochs.")
-@click.option("--plain/--no-plain", "with_plain", default=True, show_default=True, help="Train in plain PyTorch too.")
+@click.option("--reference/--no-reference", "with_reference", default=True, show_default=True, help="Train in plain PyTorch too.")
 @device_option
 @save_option
 @json_option
 def main(
-    data_dir: str, names: tuple[str, ...], shorten: float, with_plain: bool, device: str, save: bool, as_json: bool
+    data_dir: str, names: tuple[str, ...], shorten: float, with_reference: bool, device: str, save: bool, as_json: bool
 ) -> None:
     """Scores of the recipes that stand for an origin."""
     data = str(Path(data_dir).resolve())
@@ -76,14 +76,14 @@ def main(
         config = shortened(whole, shorten)
         row: dict[str, Any] = {"name": name, "epochs": config.epochs, "of_epochs": whole.epochs}
         row |= ours(config, data, device)
-        if with_plain:
-            metrics = plain(replace(config, lr=row["lr"]), data, device)
-            row |= {f"plain_{key}": metrics[key] for key in KEYS}
+        if with_reference:
+            metrics = train_reference(replace(config, lr=row["lr"]), data, device)
+            row |= {f"reference_{key}": metrics[key] for key in KEYS}
         row = {key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()}
         rows.append(row)
         if save:
             save_rows(__file__, [row], environment(data_dir, torch.device(device)))
-    show(rows, ("name", "epochs", "of_epochs", "lr", *KEYS, *(f"plain_{key}" for key in KEYS)), as_json)
+    show(rows, ("name", "epochs", "of_epochs", "lr", *KEYS, *(f"reference_{key}" for key in KEYS)), as_json)
 
 
 if __name__ == "__main__":
