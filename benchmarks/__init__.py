@@ -6,7 +6,7 @@ Here: what the scripts share. An error is one line and an exit code, as in `fast
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,24 @@ from fastcifar.errors import FastcifarError, one_line
 ROOT = Path(__file__).resolve().parent.parent
 ROW_KEYS = ("name", "images_per_s", "images_per_s_min", "images_per_s_max", "first_batch_s")
 
-data_dir_option = click.option("--data-dir", default="data", show_default=True, envvar="FASTCIFAR_DATA_DIR")
-device_option = click.option("--device", default="cpu", show_default=True)
-repeats_option = click.option("--repeats", default=5, show_default=True, type=click.IntRange(5))
-save_option = click.option("--save/--no-save", default=True, show_default=True, help="Append to benchmarks/results/.")
-json_option = click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
+OPTIONS = {
+    "data_dir": click.option("--data-dir", default="data", show_default=True, envvar="FASTCIFAR_DATA_DIR"),
+    "device": click.option("--device", default="cpu", show_default=True),
+    "repeats": click.option("--repeats", default=5, show_default=True, type=click.IntRange(5)),
+    "save": click.option("--save/--no-save", default=True, show_default=True, help="Append to benchmarks/results/."),
+    "as_json": click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON."),
+}
+
+
+def options(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Add the options of these names in `OPTIONS`, and --save and --json, to a script."""
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        for name in reversed((*names, "save", "as_json")):
+            function = OPTIONS[name](function)
+        return function
+
+    return decorate
 
 
 class Command(click.Command):

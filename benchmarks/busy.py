@@ -20,7 +20,7 @@ from typing import Any
 
 import click
 
-from benchmarks import Command, data_dir_option, json_option, repeats_option, row, save_option, save_rows, show
+from benchmarks import Command, options, row, save_rows, show
 from benchmarks.subprocesses import failure
 from fastcifar.bench.measure import Throughput
 from fastcifar.bench.results import environment
@@ -70,7 +70,6 @@ def images_per_s(data_dir: str, model: str, batch_size: int, seconds: float, ada
 
 
 @click.command(cls=Command)
-@data_dir_option
 @click.option("--model", default="small", show_default=True)
 @click.option("--batch-size", default=512, show_default=True, type=click.IntRange(2))
 @click.option(
@@ -79,11 +78,9 @@ def images_per_s(data_dir: str, model: str, batch_size: int, seconds: float, ada
 @click.option(
     "--busy", "max_busy", default=2, show_default=True, type=click.IntRange(0), help="Busy processes, at most."
 )
-@repeats_option
 @click.option("--policies", default=",".join(POLICIES), show_default=True, help="Which of these.")
 @click.option("--only", hidden=True, help="Measure this policy in this process.")
-@save_option
-@json_option
+@options("data_dir", "repeats")
 def main(
     data_dir: str,
     model: str,

@@ -17,7 +17,7 @@ from typing import Any
 import click
 import torch
 
-from benchmarks import Command, data_dir_option, device_option, json_option, row, save_option, save_rows, show
+from benchmarks import Command, options, row, save_rows, show
 from fastcifar import make_loader
 from fastcifar.bench import measure
 from fastcifar.bench.results import environment
@@ -65,12 +65,9 @@ NOTES = {"captum": "Grad-CAM only: it has no Grad-CAM++"}
 
 
 @click.command(cls=Command)
-@data_dir_option
 @click.option("--n", default=25, show_default=True, type=click.IntRange(1), help="Images.")
-@device_option
 @click.option("--repeats", default=7, show_default=True, type=click.IntRange(5))
-@save_option
-@json_option
+@options("data_dir", "device")
 def main(data_dir: str, n: int, device: str, repeats: int, save: bool, as_json: bool) -> None:
     """Seconds for the maps of some images."""
     where = usable_device(device)

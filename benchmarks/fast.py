@@ -17,7 +17,7 @@ from typing import Any
 import click
 import torch
 
-from benchmarks import Command, data_dir_option, device_option, json_option, save_option, save_rows, show
+from benchmarks import Command, options, save_rows, show
 from benchmarks.subprocesses import run_json
 from fastcifar.bench.results import environment
 
@@ -35,14 +35,11 @@ KEYS = ("train_seconds", "test_accuracy", "tta_accuracy")
 
 
 @click.command(cls=Command)
-@data_dir_option
 @click.option("--recipe", default="fast", show_default=True)
 @click.option("--airbench", type=click.Path(exists=True, file_okay=False), help="Checkout of cifar10-airbench.")
-@device_option
 @click.option("--seeds", default=1, show_default=True, type=click.IntRange(1), help="Trainings of each.")
 @click.option("--without", multiple=True, type=click.Choice([*WITHOUT, "all"]), help="Leave this out, in a row more.")
-@save_option
-@json_option
+@options("data_dir", "device")
 def main(
     data_dir: str, recipe: str, airbench: str | None, device: str, seeds: int, without: tuple[str, ...], save: bool,
     as_json: bool,

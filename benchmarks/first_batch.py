@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from benchmarks import ROOT, Command, data_dir_option, json_option, repeats_option, row, save_option, save_rows, show
+from benchmarks import ROOT, Command, options, row, save_rows, show
 from benchmarks.subprocesses import failure
 from fastcifar import open_beton
 from fastcifar.bench.results import environment
@@ -71,10 +71,7 @@ def one(name: str, path: Path, cache: str) -> float | None:
 
 
 @click.command(cls=Command)
-@data_dir_option
-@repeats_option
-@save_option
-@json_option
+@options("data_dir", "repeats")
 def main(data_dir: str, repeats: int, save: bool, as_json: bool) -> None:
     """The first batch, cold and warm."""
     path = Path(data_dir).resolve() / "train.beton"

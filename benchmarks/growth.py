@@ -20,7 +20,7 @@ from typing import Any
 import click
 import numpy as np
 
-from benchmarks import Command, json_option, row, save_option, save_rows, show
+from benchmarks import Command, options, row, save_rows, show
 from benchmarks.subprocesses import failure
 from fastcifar.bench.results import environment
 from fastcifar.converters import Source, convert
@@ -86,8 +86,7 @@ def parse_sizes(context: click.Context, parameter: click.Parameter, text: str) -
 
 @click.command(cls=Command)
 @click.option("--sizes", default="10000,50000,200000,500000", show_default=True, callback=parse_sizes)
-@save_option
-@json_option
+@options()
 def main(sizes: list[int], save: bool, as_json: bool) -> None:
     """Rate and memory by number of images."""
     rows: list[dict[str, Any]] = []

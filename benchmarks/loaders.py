@@ -19,16 +19,7 @@ import click
 import numpy as np
 import torch
 
-from benchmarks import (
-    Command,
-    data_dir_option,
-    device_option,
-    json_option,
-    repeats_option,
-    save_option,
-    save_rows,
-    show,
-)
+from benchmarks import Command, options, save_rows, show
 from benchmarks.peers import CROP_PADDING, CUTOUT_SIZE, Work
 from fastcifar import AugmentConfig, make_loader, open_beton
 from fastcifar.bench.measure import Epoch, forever, measure_throughput
@@ -95,12 +86,9 @@ def peers(work: Work) -> dict[str, Callable[[], Epoch]]:
 
 
 @click.command(cls=Command)
-@data_dir_option
 @click.option("--batch-size", default=512, show_default=True, type=click.IntRange(1))
 @click.option("--dtype", default="float32", show_default=True, type=click.Choice(list(DTYPES)))
-@device_option
 @click.option("--threads", default=2, show_default=True, type=click.IntRange(1), help="Of every candidate.")
-@repeats_option
 @click.option(
     "--limit-s",
     default=4.0,
@@ -109,8 +97,7 @@ def peers(work: Work) -> dict[str, Callable[[], Epoch]]:
     help="Leave an epoch that takes longer.",
 )
 @click.option("--only", multiple=True, help="These names only.")
-@save_option
-@json_option
+@options("data_dir", "device", "repeats")
 def main(
     data_dir: str,
     batch_size: int,

@@ -14,22 +14,13 @@ from pathlib import Path
 import click
 import torch
 
-from benchmarks import (
-    Command,
-    data_dir_option,
-    device_option,
-    json_option,
-    repeats_option,
-    save_option,
-    save_rows,
-    show,
-)
+from benchmarks import Command, options, save_rows, show
 from benchmarks.peers.torchvision_transforms import Images
 from benchmarks.subprocesses import measure_in_processes
 from fastcifar import open_beton
 from fastcifar.bench import measure
 from fastcifar.bench.results import environment
-from fastcifar.config import ModelConfig, RangeTest, TrainConfig
+from fastcifar.config import LrRangeTestConfig, ModelConfig, TrainConfig
 from fastcifar.loaders.base import usable_device
 from fastcifar.models import make_model
 
@@ -98,7 +89,6 @@ PEERS = {"fastcifar": ours, "torch-lr-finder": torch_lr_finder}
 
 
 @click.command(cls=Command)
-@data_dir_option
 @click.option("--model", default="resnet18", show_default=True)
 @click.option("--batch-size", default=128, show_default=True, type=click.IntRange(2))
 @click.option(
@@ -108,10 +98,7 @@ PEERS = {"fastcifar": ours, "torch-lr-finder": torch_lr_finder}
     type=click.IntRange(2),
     help="Steps in one measurement, after three for warm-up.",
 )
-@device_option
-@repeats_option
-@save_option
-@json_option
+@options("data_dir", "device", "repeats")
 @click.option("--only", hidden=True, type=click.Choice(tuple(PEERS)))
 def main(
     data_dir: str, model: str, batch_size: int, steps: int, device: str, repeats: int, save: bool, as_json: bool,

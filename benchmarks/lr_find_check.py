@@ -17,7 +17,7 @@ from typing import Any
 import click
 import torch
 
-from benchmarks import ROOT, Command, data_dir_option, json_option, save_option, save_rows, show
+from benchmarks import ROOT, Command, options, save_rows, show
 from benchmarks.subprocesses import run_json
 from fastcifar.bench.results import environment
 from fastcifar.config import AUTO_SUGGESTIONS, OPTIMIZERS
@@ -43,15 +43,13 @@ def accuracy(flags: list[str], lr: float, epochs: int) -> float | None:
 
 
 @click.command(cls=Command)
-@data_dir_option
 @click.option("--networks", default="small,mobilenet_v3_small,resnet18,resnet18:layer", help="NAME or NAME:NORM, each.")
 @click.option("--optimizers", default="sgd", show_default=True)
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(1))
 @click.option("--steps", default=100, show_default=True, type=click.IntRange(2), help="Of the range test.")
 @click.option("--batch-size", default=128, show_default=True, type=click.IntRange(2))
 @click.option("--epochs", default=2, show_default=True, type=click.IntRange(1))
-@save_option
-@json_option
+@options("data_dir")
 def main(
     data_dir: str, networks: str, optimizers: str, seeds: int, steps: int, batch_size: int, epochs: int, save: bool,
     as_json: bool,

@@ -16,16 +16,7 @@ from pathlib import Path
 import click
 import torch
 
-from benchmarks import (
-    Command,
-    data_dir_option,
-    device_option,
-    json_option,
-    repeats_option,
-    save_option,
-    save_rows,
-    show,
-)
+from benchmarks import Command, options, save_rows, show
 from benchmarks.subprocesses import measure_in_processes
 from fastcifar import make_loader, recipes
 from fastcifar.bench import measure
@@ -93,13 +84,9 @@ def images_per_s(name: str, data_dir: str, model: str, batch_size: int, device: 
 
 
 @click.command(cls=Command)
-@data_dir_option
 @click.option("--model", default="resnet18", show_default=True, type=click.Choice(MODELS))
 @click.option("--batch-size", default=256, show_default=True, type=click.IntRange(2))
-@device_option
-@repeats_option
-@save_option
-@json_option
+@options("data_dir", "device", "repeats")
 @click.option("--only", hidden=True, type=click.Choice(NAMES))
 def main(
     data_dir: str, model: str, batch_size: int, device: str, repeats: int, save: bool, as_json: bool, only: str | None

@@ -18,7 +18,7 @@ from typing import Any
 import click
 import torch
 
-from benchmarks import Command, data_dir_option, device_option, json_option, save_option, save_rows, show
+from benchmarks import Command, options, save_rows, show
 from benchmarks.subprocesses import run_json
 from fastcifar import recipes
 from fastcifar.bench.results import environment
@@ -30,8 +30,7 @@ ORIGINS = tuple(name for name in recipes.names() if "origin" in recipes.load(nam
 
 def shortened(config: TrainConfig, by: float) -> TrainConfig:
     """The same schedule of the learning rate in fewer epochs."""
-    return replace(
-        config,
+    return config.with_settings(
         epochs=max(1, round(config.epochs / by)),
         patience=round(config.schedule.patience / by),
         step_size=max(1, round(config.schedule.step_size / by)),
@@ -44,7 +43,7 @@ def ours(config: TrainConfig, data_dir: str, device: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as runs:
         flags = ["--recipe", str(config.recipe), "--data-dir", data_dir, "--runs-dir", runs, "--device", device]
         for name in ("epochs", "patience", "step_size", "warmup_epochs"):
-            flags += [f"--{name.replace('_', '-')}", str(getattr(config, name))]
+            flags += [f"--{name.replace('_', '-')}", str(config.to_settings()[name])]
         metrics = run_json("fastcifar", "train", "--json", *flags)
         last = (Path(runs) / str(config.recipe) / "results.csv").read_text(encoding="utf-8").splitlines()
         trained = dict(zip(last[0].split(","), last[-1].split(","), strict=True))
@@ -54,17 +53,16 @@ def ours(config: TrainConfig, data_dir: str, device: str) -> dict[str, Any]:
 
 def train_reference(config: TrainConfig, data_dir: str, device: str) -> dict[str, Any]:
     """The same in plain PyTorch."""
-    return run_json("benchmarks.peers.plain_training", json.dumps(asdict(config)), data_dir, device)
+    return run_json("benchmarks.peers.plain_training", json.dumps(config.to_settings()), data_dir, device)
 
 
 @click.command(cls=Command)
-@data_dir_option
 @click.option("--recipes", "names", multiple=True, default=ORIGINS, type=click.Choice(ORIGINS), help="One or several.")
 @click.option("--shorten", default=10.0, show_default=True, type=click.FloatRange(1), help="Train 1/N of the epochs.")
-@click.option("--reference/--no-reference", "with_reference", default=True, show_default=True, help="Train in plain PyTorch too.")
-@device_option
-@save_option
-@json_option
+@click.option(
+    "--reference/--no-reference", "with_reference", default=True, show_default=True, help="Train in plain PyTorch too."
+)
+@options("data_dir", "device")
 def main(
     data_dir: str, names: tuple[str, ...], shorten: float, with_reference: bool, device: str, save: bool, as_json: bool
 ) -> None:
@@ -77,7 +75,7 @@ def main(
         row: dict[str, Any] = {"name": name, "epochs": config.epochs, "of_epochs": whole.epochs}
         row |= ours(config, data, device)
         if with_reference:
-            metrics = train_reference(replace(config, lr=row["lr"]), data, device)
+            metrics = train_reference(config.with_settings(lr=row["lr"]), data, device)
             row |= {f"reference_{key}": metrics[key] for key in KEYS}
         row = {key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()}
         rows.append(row)

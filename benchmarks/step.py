@@ -12,16 +12,7 @@ from pathlib import Path
 import click
 import torch
 
-from benchmarks import (
-    Command,
-    data_dir_option,
-    device_option,
-    json_option,
-    repeats_option,
-    save_option,
-    save_rows,
-    show,
-)
+from benchmarks import Command, options, save_rows, show
 from fastcifar import open_beton
 from fastcifar.bench import bench_loaders, bench_steps
 from fastcifar.bench.results import environment
@@ -30,12 +21,8 @@ from fastcifar.loaders.base import usable_device
 
 
 @click.command(cls=Command)
-@data_dir_option
 @click.option("--batch-size", default=512, show_default=True, type=click.IntRange(2))
-@device_option
-@repeats_option
-@save_option
-@json_option
+@options("data_dir", "device", "repeats")
 def main(data_dir: str, batch_size: int, device: str, repeats: int, save: bool, as_json: bool) -> None:
     """Step, loader, and both."""
     torch_device = usable_device(device)

@@ -707,7 +707,7 @@ def test_auto_chooses_by_size(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -
     import importlib.util
 
     betons = [open_beton(data_dir / f"{split}.beton") for split in ("train", "test")]
-    num_bytes = sum(len(beton.data) for beton in betons)
+    num_bytes = sum(beton.num_bytes for beton in betons)
     monkeypatch.setattr("fastcifar.loaders.free_memory", lambda device: 2 * num_bytes)
     assert choose_loader("auto", betons).name == "resident"
     monkeypatch.setattr("fastcifar.loaders.free_memory", lambda device: num_bytes)

@@ -22,8 +22,8 @@ def test_resnet18_has_the_parameters_of_the_cifar_variant() -> None:
 
 @pytest.mark.parametrize(("norm", "last_stride"), [("batch", 2), ("layer", 1)])
 def test_resnet18_answers_as_torchvisions_brought_to_small_images(norm: str, last_stride: int) -> None:
-    settings = TrainConfig(norm=norm, last_stride=last_stride)
-    ours = make_model(settings.network, 10).eval()
+    settings = TrainConfig.from_settings(norm=norm, last_stride=last_stride)
+    ours = make_model(settings.model, 10).eval()
     plain = plain_training.network_of(settings, 10).eval()
     plain.load_state_dict(
         dict(zip(plain.state_dict(), ours.state_dict().values(), strict=True))

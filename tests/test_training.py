@@ -606,12 +606,8 @@ def test_durations_read_well() -> None:
 
 
 def test_a_config_survives_the_folder(tmp_path: Path) -> None:
-    config = replace(
-        TrainConfig(data_dir=str(tmp_path)),
-        seed=2**62,
-        max_steps=7,
-        augment=AugmentConfig(flip=False, padding_mode="reflect"),
-    )
+    settings = {"seed": 2**62, "max_steps": 7, "flip": False, "padding_mode": "reflect", "progressive": ((24, 0.5),)}
+    config = TrainConfig.from_settings(data_dir=str(tmp_path), **settings)
     run = create_run(tmp_path, "a")
     run.write_config(config)
     assert run.read_config() == config

@@ -69,8 +69,8 @@ def bench_steps(
     try:
         for name in models:
             log(f"training step of {name}")
-            config = TrainConfig(model=name, lr=0.01)
-            model = place(make_model(config.network, len(beton.class_names), beton.image_shape), device)
+            config = TrainConfig.from_settings(model=name, lr=0.01)
+            model = place(make_model(config.model, len(beton.class_names), beton.image_shape), device)
             step = Step(model, model, make_optimizer(model, config), config, amp)
             rows += _steps(name, step, loader, device, repeats)
     finally:

@@ -58,23 +58,7 @@ OPTIMIZER = options_of(config.OptimizerConfig, "Optimizer and loss")
 RANGE_TEST_OPTIMIZER = options_of(config.OptimizerConfig, "Optimizer and loss", without=("lr", "ema"))
 SCHEDULE = options_of(config.ScheduleConfig, "Schedule")
 AUGMENTATION = [
-    _setting("--crop-padding", "Pixels around the image before a random crop; 0: no crop.", type=int),
-    _setting(
-        "--padding-mode", "What lies outside the image, for crop and rotation.", type=click.Choice(config.PADDING_MODES)
-    ),
-    _setting("--flip/--no-flip", "Mirror images left to right."),
-    _setting("--flip-mode", "alternating: each image every second epoch.", type=click.Choice(config.FLIP_MODES)),
-    _setting("--rotate-degrees", "Turn by up to so much, either way; 0: no rotation.", type=float),
-    _setting("--rotate-p", "Probability of a rotation.", type=float),
-    _setting("--hue-shift", "Change of the hue (0..179, as in OpenCV) by up to so much.", type=int),
-    _setting("--saturation-shift", "Change of the saturation (0..255) by up to so much.", type=int),
-    _setting("--value-shift", "Change of the value (0..255) by up to so much.", type=int),
-    _setting("--colour-p", "Probability of a shift of hue, saturation and value.", type=float),
-    _setting("--cutout-size", "Side of the blanked square; 0: none.", type=int),
-    _setting("--cutout-min-size", "Draw height and width from this to --cutout-size.", type=int),
-    _setting("--cutout-p", "Probability that an image is cut out.", type=float),
-    _setting("--cutout-holes", "Holes in one image.", type=int),
-    _setting("--cutout-fill", "What the holes hold.", type=click.Choice(config.CUTOUT_FILLS)),
+    *options_of(config.AugmentConfig, "Augmentation", without=("pipeline",)),
     click.option(
         "--augment",
         "pipeline",

@@ -1,6 +1,7 @@
 """Settings as frozen dataclasses, checked when made. Nothing here imports torch: the help is made from them."""
 
 from fastcifar.config.augment import CUTOUT_FILLS, FLIP_MODES, NO_AUGMENT, PADDING_MODES, AugmentConfig, read_pipeline
+from fastcifar.config.data import LOADERS, SHUFFLES, DataConfig
 from fastcifar.config.explain import CAM_METHODS, SELECTIONS, ExplainConfig
 from fastcifar.config.lr_range_test import AUTO_SUGGESTIONS, LR_MODES, LR_RANGES, LR_SUGGESTIONS, LrRangeTestConfig
 from fastcifar.config.model import MODELS, NORMS, ModelConfig
@@ -28,7 +29,6 @@ __all__ = [
     "NO_AUGMENT",
     "OPTIMIZERS",
     "PADDING_MODES",
-    "REST_OPTIMIZERS",
     "SCHEDULES",
     "SELECTIONS",
     "SETTINGS",

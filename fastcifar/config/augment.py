@@ -22,53 +22,51 @@ class AugmentConfig(Config):
     """What can happen to a training image; `fastcifar.augment.params` samples what does. The rows of a parameter table
     are applied in this order: crop, flip, rotation, colour, cutout."""
 
-    crop_padding: int = 4
-    """Pixels added on each side before a crop of the original size; 0 turns the crop off."""
-    padding_mode: str = "zero"
-    """What lies outside the image, for crop and rotation: 'zero' (black) or 'reflect' (mirrored, edge not repeated)."""
-    flip: bool = True
-    """Mirror left to right."""
-    flip_mode: str = "random"
-    """'random': with probability 0.5; 'alternating': every second epoch, half of the images in each (as airbench)."""
-    rotate_degrees: float = 0.0
-    """Turn about the centre by up to so many degrees, either way, after crop and flip; 0 turns it off."""
-    rotate_p: float = 1.0
-    """Probability of a rotation."""
-    hue_shift: int = 0
-    """Change of OpenCV's 8-bit hue (0..179, so 2 degrees each) by up to so much, either way."""
-    saturation_shift: int = 0
-    """Change of the 8-bit saturation (0..255), likewise."""
-    value_shift: int = 0
-    """Change of the 8-bit value, the V of HSV, likewise."""
-    colour_p: float = 1.0
-    """Probability of a shift of hue, saturation and value."""
-    cutout_size: int = 8
-    """Side of the square that is blanked, its centre anywhere in the image, cut at the border; 0 turns it off."""
-    cutout_min_size: int | None = None
-    """If given, height and width are drawn apart, each from this to cutout_size."""
-    cutout_p: float = 1.0
-    """Probability that an image is cut out."""
-    cutout_holes: int = 1
-    """Number of holes; they may overlap."""
-    cutout_fill: str = "mean"
-    """What the holes hold: 'mean' (the dataset's mean, rounded to 8 bits) or 'zero' (black)."""
-    pipeline: str | None = None
-    """A pipeline of Albumentations, as the JSON text of `A.save`, instead of all of the above: see `read_pipeline`."""
+    crop_padding: int = setting(
+        4, Integer(0, MAX_SIDE), "Pixels added on each side before a random crop of the original size; 0: no crop."
+    )
+    padding_mode: str = setting(
+        "zero", Choice(PADDING_MODES), "Pixels outside the image, for crop and rotation; reflect repeats no edge."
+    )
+    flip: bool = setting(True, Switch("--no-flip"), "Horizontal flip.")
+    flip_mode: str = setting(
+        "random",
+        Choice(FLIP_MODES),
+        "random: with probability 0.5; alternating: every second epoch, half of the images in each (airbench).",
+    )
+    rotate_degrees: float = setting(
+        0.0, Number(0, 180), "Rotate about the centre by up to this, either way, after crop and flip; 0: off."
+    )
+    rotate_p: float = setting(1.0, Number(0, 1), "Probability of a rotation.")
+    hue_shift: int = setting(
+        0, Integer(0, 90), "Change the hue by up to this, either way, on OpenCV's 8-bit scale (0..179, 2 degrees each)."
+    )
+    saturation_shift: int = setting(0, Integer(0, 255), "Change the saturation (0..255) by up to this, either way.")
+    value_shift: int = setting(
+        0, Integer(0, 255), "Change the value, the V of HSV (0..255), by up to this, either way."
+    )
+    colour_p: float = setting(1.0, Number(0, 1), "Probability of a change of hue, saturation and value.")
+    cutout_size: int = setting(
+        8,
+        Integer(0, MAX_SIDE),
+        "Side of the square that cutout fills; its centre is anywhere in the image; clipped at the border; 0: off.",
+    )
+    cutout_min_size: int | None = setting(
+        None, Integer(1, MAX_SIDE), "Sample height and width separately, each from this to --cutout-size."
+    )
+    cutout_p: float = setting(1.0, Number(0, 1), "Probability of cutout.")
+    cutout_holes: int = setting(1, Integer(1, 64), "Squares per image; they may overlap.")
+    cutout_fill: str = setting(
+        "mean", Choice(CUTOUT_FILLS), "Fill with the mean of the dataset, rounded to 8 bits, or with zero."
+    )
+    pipeline: str | None = setting(
+        None,
+        Text(),
+        "An Albumentations pipeline, saved with A.save (JSON or YAML), in place of these augmentations.",
+    )
 
-    def __post_init__(self) -> None:
-        make_plain(self)
-        require_int("crop_padding", self.crop_padding, 0, 16_383)
-        require_choice("padding_mode", self.padding_mode, PADDING_MODES)
-        require_bool("flip", self.flip)
-        require_choice("flip_mode", self.flip_mode, FLIP_MODES)
-        require_number("rotate_degrees", self.rotate_degrees, 0, 180)
-        require_number("rotate_p", self.rotate_p, 0, 1)
-        require_int("hue_shift", self.hue_shift, 0, 90)
-        require_int("saturation_shift", self.saturation_shift, 0, 255)
-        require_int("value_shift", self.value_shift, 0, 255)
-        require_number("colour_p", self.colour_p, 0, 1)
-        require_int("cutout_size", self.cutout_size, 0, 16_383)
-        if self.cutout_min_size is not None and self.cutout_size:
+    def check(self) -> None:
+        if self.cutout_size and self.cutout_min_size is not None:
             require_int("cutout_min_size", self.cutout_min_size, 1, self.cutout_size)
         others = ("crop_padding", "flip", "rotate_degrees", "shifts_colour", "cutout_size")
         if self.pipeline is not None and any(getattr(self, name) for name in others):

@@ -11,7 +11,8 @@ import torch
 
 from fastcifar.augment.kernel import normalisation
 from fastcifar.augment.torch_kernel import normalise
-from fastcifar.data.beton import Beton, require_classes
+from fastcifar.data.beton import Beton
+from fastcifar.data.statistics import require_classes
 from fastcifar.errors import CheckpointError, DataError, UsageError
 from fastcifar.inference.predict import evaluate
 from fastcifar.io.paths import data_folder

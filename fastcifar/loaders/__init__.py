@@ -193,7 +193,7 @@ def _load_cpu_kernel() -> None:
 
 def _size_of(beton: Beton | str | os.PathLike[str]) -> int:
     if isinstance(beton, Beton):
-        return len(beton.data)
+        return beton.num_bytes
     path = user_path(beton, "beton")
     return os.path.getsize(path) if os.path.isfile(path) else 0  # opening it reports a missing file
 

@@ -64,7 +64,7 @@ class Images:
             index = self.indices[operator.index(position)]
         except TypeError:
             raise UsageError(f"index is {position!r}; expected an integer") from None
-        return self.beton.images_as_checked([index])[0], int(self.beton.labels[index])
+        return self.beton.images([index])[0], int(self.beton.labels[index])
 
     @property
     def targets(self) -> list[int]:

@@ -84,7 +84,7 @@ class FfcvLoader(Loader):
             # run, and deadlock after a fork.
             with patched_page_manager(beton, int(SHARE_OF_MEMORY * free_memory())):
                 self._stream = ffcv.loader.Loader(
-                    beton.file.path,
+                    beton.file.descriptor_path,
                     config.batch_size // config.world_size,
                     num_workers=1,
                     os_cache=False,

@@ -25,13 +25,8 @@ class ResidentLoader(Loader):
         self, beton: Beton, config: LoaderConfig, indices: Indices, mean: npt.ArrayLike, std: npt.ArrayLike
     ) -> None:
         super().__init__(beton, config, indices, mean, std)
-        data = beton.data
-        if not beton.private:
-            data = np.empty(len(beton.data), np.uint8)
-            beton.read_into(data, 0)
-        beton.check_unchanged()  # the bytes that were copied are those that were checked
         self._kernel = make_kernel(self.kernel_config)
-        arrays = (data, beton.offsets, beton.labels)
+        arrays = (beton.read_all(), beton.offsets, beton.labels)
         self._data, self._offsets, self._labels = map(self._kernel.to_device, arrays)
 
     def _epoch(self, epoch: int, start: int) -> Generator[Batch, None, None]:

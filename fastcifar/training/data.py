@@ -28,7 +28,7 @@ class Loaders:
     def __init__(self, config: TrainConfig, device: torch.device, processes: Processes) -> None:
         folder = Path(config.data.data_dir)
         paths = [folder / "train.beton", folder / "test.beton"]
-        self.choice = choose_loader(config.loader, paths, augment=config.augment, device=device)
+        self.choice = choose_loader(config.data.loader, paths, augment=config.augment, device=device)
         train, test = self.choice.betons
         require_classes(train.path, train.class_names)
         self._check_pair(train, test)
@@ -42,7 +42,7 @@ class Loaders:
 
         def make_train(rank: int, world_size: int) -> Loader:
             settings = {"augment": config.augment, "batch_size": config.batch_size, "seed": config.seed}
-            return make(train, **settings, shuffle=config.shuffle, indices=rows, rank=rank, world_size=world_size)
+            return make(train, **settings, shuffle=config.data.shuffle, indices=rows, rank=rank, world_size=world_size)
 
         self.whole_batches = partial(make_train, 0, 1)
         self.train = make_train(processes.rank, processes.count)
