@@ -19,14 +19,13 @@ import fastcifar
 from fastcifar import make_loader, open_beton
 from fastcifar.cli import main
 from fastcifar.cli.output import command_line
-from fastcifar.config import LR_SUGGESTIONS, TrainConfig, read_pipeline
+from fastcifar.config import LR_SUGGESTIONS, ModelConfig, TrainConfig, read_pipeline
 from fastcifar.converters import convert, open_source
 from fastcifar.errors import CheckpointError, DataError, FastcifarError, UsageError
 from fastcifar.explain.user_image_paths import read_user_images
 from fastcifar.io.paths import data_folder, user_path, why_missing
-from fastcifar.training import RunFolder, find_lr, find_run
-from fastcifar.training.distributed import Processes
-from fastcifar.training.finish import resume_command
+from fastcifar.training import RunFolder, find_run, lr_finder
+from fastcifar.training.distributed import Distributed
 from fastcifar.training.run_folder import create_run
 from tests.run_folders import whole_run
 
@@ -268,12 +267,12 @@ def test_the_commands_in_messages_can_be_pasted(home: Path) -> None:
     early.best.unlink()
     with pytest.raises(CheckpointError) as caught:
         find_run(early.path, odd, trained=True)
-    assert parsed(str(caught.value).partition("go on with: ")[2])["resume"] == str(early.path)
+    assert parsed(str(caught.value).partition("resume with: ")[2])["resume"] == str(early.path)
     told = CliRunner().invoke(main, ["explain", str(early.path)]).output
-    assert parsed(told.partition("go on with: ")[2].rstrip("\n"))["resume"] == str(early.path)
-    config, own = TrainConfig.from_settings(model="small"), TrainConfig.from_settings(model="mine:net")
-    assert parsed(resume_command(early, config, Processes()))["resume"] == str(early.path)
-    words = words_of(resume_command(RunFolder(Path("-x")), own, Processes(1, 2, 1)))
+    assert parsed(told.partition("resume with: ")[2].rstrip("\n"))["resume"] == str(early.path)
+    model, own = ModelConfig(name="small"), ModelConfig(name="mine:net")
+    assert parsed(early.resume_command(model, Distributed()))["resume"] == str(early.path)
+    words = words_of(RunFolder(Path("-x")).resume_command(own, Distributed(1, 2, 1)))
     assert words[:6] == ["torchrun", "--nproc-per-node", "2", "-m", "fastcifar", "train"]
     assert words[6:] == ["--resume", "./-x", "--model", "mine:net"]
 
@@ -284,7 +283,7 @@ def test_the_command_after_a_range_test_can_be_pasted(home: Path, monkeypatch: p
     recipe.parent.mkdir()
     recipe.write_text("settings: {epochs: 3}")
     curve = SimpleNamespace(why_not=None, suggestions=dict.fromkeys(LR_SUGGESTIONS, 0.125), ended="", rates=[1.0])
-    monkeypatch.setattr(find_lr, "find_in_new_folder", lambda *arguments: (curve, ()))
+    monkeypatch.setattr(lr_finder, "run_lr_find", lambda *arguments: (curve, ()))
     given = {"--data-dir": f"./{name}", "--runs-dir": f"runs/{name}", "--recipe": f"./{name}/{recipe.name}"}
     told = CliRunner().invoke(main, ["lr-find", *(word for pair in given.items() for word in pair)])
     assert told.exit_code == 0, told.output

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 from fastcifar import open_beton
-from fastcifar.training.device import autocast, choose_amp, keep_freed_memory
+from fastcifar.models.state import autocast
+from fastcifar.training.device import choose_amp, keep_freed_memory
 
 FOR_A_CPU = (
     ("@torch.compile\n", ""),

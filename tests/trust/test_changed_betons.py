@@ -133,7 +133,7 @@ def test_a_change_in_the_last_epoch_of_a_run_ends_it(
     )
 
     class Changing(SilentReporter):
-        def step(self, step: int, loss: float, rest_s: float) -> None:
+        def step(self, step: int, loss: float, remaining_s: float) -> None:
             if step == 5:
                 overwritten(own_data_dir / "train.beton")
 

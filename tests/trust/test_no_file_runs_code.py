@@ -25,7 +25,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from fastcifar.cli import main
-from fastcifar.training import RunFolder, checkpoint
+from fastcifar.training import RunFolder, weights
 from tests.trust.cases import count, sealed, the_error, told
 
 ALLOWED = (0, 1, 2, 3, 4, 6)
@@ -78,10 +78,10 @@ def use_run(marker: Path) -> None:
 def with_metadata(path: Path, **changed: object) -> None:
     """Weights that say something else of themselves, and have the checksum of it."""
     with safe_open(path, framework="pt") as file:
-        metadata = {key: value for key, value in file.metadata().items() if key != "facts_sha256"}
+        metadata = {key: value for key, value in file.metadata().items() if key != "metadata_sha256"}
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     metadata |= {key: json.dumps(value) for key, value in changed.items()}
-    metadata["facts_sha256"] = json.dumps(checkpoint._facts_sha256(metadata))
+    metadata["metadata_sha256"] = json.dumps(weights._metadata_sha256(metadata))
     save_file(tensors, path, metadata)
 
 
