@@ -22,7 +22,7 @@ from fastcifar.cli.output import command_line
 from fastcifar.config import LR_SUGGESTIONS, TrainConfig, read_pipeline
 from fastcifar.converters import convert, open_source
 from fastcifar.errors import CheckpointError, DataError, FastcifarError, UsageError
-from fastcifar.explain.user_image_paths import read_user_images
+from fastcifar.explain.user_images import read_user_images
 from fastcifar.io.paths import data_folder, user_path, why_missing
 from fastcifar.training import RunFolder, find_lr, find_run
 from fastcifar.training.distributed import Processes

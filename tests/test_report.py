@@ -293,8 +293,6 @@ def test_damaged_metrics_are_named(run: RunFolder, content: str) -> None:
     ("name", "content"),
     [
         ("metrics.json", b"\xff\xfe"),
-        ("env.json", b'{"started": "yesterday"}'),
-        ("env.json", b'{"command": {"a": 1}}'),
         ("config.yaml", b"a: &a [1]\nb: *a"),
         ("config.yaml", b"- 1"),
         ("config.yaml", b"a: 0x" + b"f" * 9_999),
