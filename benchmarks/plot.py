@@ -26,7 +26,7 @@ def main(picture: Path) -> None:
     about = json.loads(lines[-1])
     where = about["gpu"] or f"{about['cores']} cores of an {about['machine']}"
     batch, dtype = about["data"].rsplit(", ", 2)[1:]
-    plotting.write_png(picture, plotting.rates(about["rows"], f" ({where}, {batch}, {dtype})"))
+    plotting.write_png(picture, plotting.throughput(about["rows"], f" ({where}, {batch}, {dtype})"))
 
 
 if __name__ == "__main__":

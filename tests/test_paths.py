@@ -22,7 +22,7 @@ from fastcifar.cli.output import command_line
 from fastcifar.config import LR_SUGGESTIONS, TrainConfig, read_pipeline
 from fastcifar.converters import convert, open_source
 from fastcifar.errors import CheckpointError, DataError, FastcifarError, UsageError
-from fastcifar.explain.user_image_paths import read_pictures
+from fastcifar.explain.user_images import read_user_images
 from fastcifar.io.paths import data_folder, user_path, why_missing
 from fastcifar.training import RunFolder, find_lr, find_run
 from fastcifar.training.distributed import Processes
@@ -123,7 +123,7 @@ def test_links_to_nothing_are_told(home: Path) -> None:
             with pytest.raises(FastcifarError, match=why):
                 call(name)
         with pytest.raises(DataError, match=why):
-            read_pictures([name], (8, 8, 3))
+            read_user_images([name], (8, 8, 3))
         with pytest.raises(FastcifarError, match=why):
             create_run(name, "a")
     with pytest.raises(CheckpointError, match="a link to nowhere"):
@@ -208,17 +208,21 @@ def test_pictures_are_files_folders_and_patterns(home: Path, caplog: pytest.LogC
     for name in names:
         picture(home / name)
     (home / "p" / "notes.txt").write_text("no picture")
-    images, paths = read_pictures(["p", "~/p/a.png", "p/[ab].png", "p/[1].png"], (4, 4, 3))
+    images, paths = read_user_images(["p", "~/p/a.png", "p/[ab].png", "p/[1].png"], (4, 4, 3))
     found = ["p/[1].png", "p/a.png", "p/b.png", "p/deep/c.png"]
     assert [os.path.relpath(path) for path in paths] == [*found, "p/a.png", "p/a.png", "p/b.png", "p/[1].png"]
     assert images.shape == (8, 4, 4, 3)
-    assert "p: passed over 1 files that are not pictures; the first: p/notes.txt" in caplog.text
-    for given, message in (("*.gif", "no file matches"), ("none.png", "no such picture"), ("p/notes.txt", "not a pic")):
+    assert "p: skipped 1 files that are not images; the first: p/notes.txt" in caplog.text
+    for given, message in (
+        ("*.gif", "no file matches"),
+        ("none.png", "no such image"),
+        ("p/notes.txt", "not a readable image"),
+    ):
         with pytest.raises(DataError, match=message):
-            read_pictures([given], (4, 4, 3))
+            read_user_images([given], (4, 4, 3))
     (home / "empty").mkdir()
-    with pytest.raises(DataError, match="empty: no picture there, 0 other files"):
-        read_pictures(["empty"], (4, 4, 3))
+    with pytest.raises(DataError, match="empty: no image among 0 files"):
+        read_user_images(["empty"], (4, 4, 3))
 
 
 def test_a_shell_may_make_several_words_of_pictures(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,8 +230,8 @@ def test_a_shell_may_make_several_words_of_pictures(home: Path, monkeypatch: pyt
 
     seen: list[object] = []
 
-    def stop(run: RunFolder, config: object, *, pictures: tuple[Path, ...], **more: object) -> None:
-        seen.append((run.path.name, [str(path) for path in pictures]))
+    def stop(run: RunFolder, config: object, *, images: tuple[Path, ...], **more: object) -> None:
+        seen.append((run.path.name, [str(path) for path in images]))
         raise DataError("seen")
 
     monkeypatch.setattr(explain, "explain_run", stop)
@@ -242,7 +246,7 @@ def test_a_shell_may_make_several_words_of_pictures(home: Path, monkeypatch: pyt
     told = invoke(main, ["explain", "a", "b", "--image", "x.png"])
     assert (told.exit_code, "got 2 runs, 'a', 'b'" in told.output) == (2, True)
     told = invoke(main, ["explain", "x.png"])
-    assert (told.exit_code, "x.png is not a run; give pictures with --image" in told.output) == (2, True)
+    assert (told.exit_code, "x.png is not a run; give images with --image" in told.output) == (2, True)
 
 
 @pytest.mark.parametrize("name", ODD)

@@ -15,8 +15,9 @@ import torch
 from fastcifar import AugmentConfig, loaders, make_loader, open_beton
 from fastcifar.config import ExplainConfig, TrainConfig
 from fastcifar.errors import DataError
-from fastcifar.explain import evaluate_run, explain_run
-from fastcifar.inference.trained_run import Trained
+from fastcifar.explain import explain_run
+from fastcifar.inference.evaluation import evaluate_run
+from fastcifar.inference.trained_run import TrainedRun
 from fastcifar.loaders import Loader
 from fastcifar.training import RunFolder, train
 from fastcifar.training.progress import SilentReporter
@@ -156,14 +157,14 @@ def test_pictures_are_of_the_images_that_were_checked(
     monkeypatch.setattr(loaders, "SHARE_OF_MEMORY", 0)
     run = RunFolder(shutil.copytree(trained / "a", tmp_path / "a"))
     own = shutil.copytree(data_dir, tmp_path / "data")
-    real = Trained.predictions
+    real = TrainedRun.predictions
 
-    def changing(*args: Any) -> Any:
-        found = real(*args)
+    def changing(*args: Any, **settings: Any) -> Any:
+        found = real(*args, **settings)
         overwritten(own / "test.beton")
         return found
 
-    monkeypatch.setattr(Trained, "predictions", changing)
+    monkeypatch.setattr(TrainedRun, "predictions", changing)
     with pytest.raises(DataError, match=r"test\.beton: was modified while it was in use"):
         look(run, str(own))
 
