@@ -1,6 +1,6 @@
 # make setup   install everything into .venv          make lint    ruff and mypy
 # make demo    convert, train and explain             make test    the fast tests
-# make docs    rewrite docs/commands.md               make check   all tests
+# make docs    rewrite generated pages               make check   all tests
 #                                                     make soak    the tests of SECURITY.md in full counts
 PYTHON ?= python3
 VENV := .venv
@@ -25,7 +25,8 @@ demo-cifar: setup
 	@BIN="$(CURDIR)/$(BIN)" bash scripts/demo.sh cifar
 
 docs: setup
-	$(BIN)/python scripts/command_reference.py >docs/commands.md.new && mv docs/commands.md.new docs/commands.md
+	$(BIN)/python scripts/settings_page.py
+	$(BIN)/python scripts/commands_page.py
 
 # one worker per core, one thread each
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal

@@ -24,7 +24,7 @@ from benchmarks import Command, options, row, save_rows, show
 from benchmarks.subprocesses import failure
 from fastcifar.bench.measure import Throughput
 from fastcifar.bench.results import environment
-from fastcifar.cli import OPENMP
+from fastcifar.cli.program import OPENMP
 
 POLICIES: dict[str, dict[str, str]] = {
     "spin": {},

@@ -14,7 +14,7 @@ HEAD = """# Settings
 
 Every setting has one name: `--batch-size` on the command line is `batch_size` in a recipe, in `config.yaml` and in
 `TrainConfig.from_settings(batch_size=256)`. In Python the settings are grouped: `config.optimizer.lr`. This page is
-written by `python scripts/settings_page.py`.
+written by `make docs`.
 """
 
 

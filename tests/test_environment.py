@@ -19,8 +19,9 @@ import torch
 from click.testing import CliRunner
 
 from fastcifar import AugmentConfig, make_loader
-from fastcifar.cli import OPENMP, _prepare_streams, main
+from fastcifar.cli import main
 from fastcifar.cli.output import log_to_stderr
+from fastcifar.cli.program import OPENMP, _prepare_streams
 from fastcifar.config import TrainConfig
 from fastcifar.errors import UsageError
 from fastcifar.explain import evaluate_run

@@ -30,7 +30,7 @@ def test_the_nine_recipes_are_there_and_tell_their_history() -> None:
         assert recipe.about["title"]
         if name in ORIGINS:
             assert "% of the test images" in recipe.about["reached"]
-            assert recipe.about["unsaid"]
+            assert recipe.about["unspecified"]
 
 
 def test_they_are_listed_and_shown() -> None:

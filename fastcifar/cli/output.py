@@ -1,4 +1,4 @@
-"""What the commands show: log lines and progress on stderr; results, which the commands print, on stdout."""
+"""What commands show besides their results: log lines and progress bars, on stderr."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 
 class _StderrHandler(logging.Handler):
-    """Log lines as plain lines; above the bar, where there is one."""
+    """Plain log lines, above the progress bar if there is one."""
 
     console: Console | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
             self._write(record)
-        except OSError:  # a full disk behind `2> train.log` ends no training: what is logged is lost, as in log.txt
+        except OSError:  # a full disk behind `2> train.log` must not end a training run
             sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (as long as the program)
 
     def _write(self, record: logging.LogRecord) -> None:
@@ -44,16 +44,16 @@ class _StderrHandler(logging.Handler):
 
 @contextmanager
 def log_to_stderr(debug: bool = False) -> Iterator[None]:
-    """In the block, what fastcifar logs is shown."""
+    """In the block, log messages of fastcifar are shown."""
     logger, handler = logging.getLogger("fastcifar"), _StderrHandler()
     level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
-    # warnings of other people's packages are for developers: --debug shows them
+    # warnings of other packages are for developers: --debug shows them
     others, quiet = logging.getLogger("py.warnings"), logging.NullHandler()
     others.addHandler(quiet)
     if not debug:
-        logging.getLogger("matplotlib").addHandler(quiet)  # of a matplotlibrc, which does not matter here, and of fonts
+        logging.getLogger("matplotlib").addHandler(quiet)  # about matplotlibrc, which is not used, and fonts
     logging.captureWarnings(not debug)
     try:
         yield
@@ -66,7 +66,7 @@ def log_to_stderr(debug: bool = False) -> Iterator[None]:
 
 
 class Bars:
-    """Progress bars on a terminal, nothing elsewhere. Also the `Reporter` of a training run."""
+    """Progress bars on a terminal, nothing elsewhere. A `Reporter` of training runs."""
 
     def __init__(self, shown: bool = True) -> None:
         self._shown = shown and sys.stderr.isatty()
@@ -97,67 +97,66 @@ class Bars:
                 transient=True,
             )
             self._progress.start()
-            self._tell_handlers(self._progress.console)
+            self._set_console(self._progress.console)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._progress is not None:
-            self._tell_handlers(None)
+            self._set_console(None)
             self._progress.stop()
 
     @staticmethod
-    def _tell_handlers(console: Console | None) -> None:
+    def _set_console(console: Console | None) -> None:
         for handler in logging.getLogger("fastcifar").handlers:
             if isinstance(handler, _StderrHandler):
                 handler.console = console
 
     def bar(self, name: str, total: int) -> None:
-        """One more bar, to be advanced by name."""
+        """Add a bar, which `advance_bar` advances by name."""
         if self._progress is not None:
             self._tasks[name] = self._progress.add_task(name, total=total, note="")
 
     def advance_bar(self, name: str, count: int) -> None:
-        """`count` more are done of the bar `name`."""
+        """Advance the bar `name` by `count`."""
         if self._progress is not None:
             self._progress.advance(self._tasks[name], count)
 
     def begin(self, what: str, total: int | None) -> None:
-        """Replace the current bar; without a total it only shows that something goes on."""
+        """Replace the current bar; without a total it shows activity only."""
         if self._progress is not None:
             self.end()
             self._current = self._progress.add_task(what, total=total, note="")
 
     def end(self) -> None:
-        """Take the current bar away."""
+        """Remove the current bar."""
         if self._progress is not None and self._current is not None:
             self._progress.remove_task(self._current)
             self._current = None
 
     def advance(self, count: int) -> None:
-        """`count` more are done of the current bar."""
+        """Advance the current bar by `count`."""
         if self._progress is not None and self._current is not None:
             self._progress.advance(self._current, count)
 
-    def step(self, step: int, loss: float, rest_s: float) -> None:
-        """Show the loss and the time left of the whole run next to the current bar."""
+    def step(self, step: int, loss: float, remaining_s: float) -> None:
+        """Show the loss and the remaining time of the run next to the current bar."""
         if self._progress is not None and self._current is not None:
             from fastcifar.training.progress import duration
 
-            self._progress.update(self._current, note=f"loss {loss:.3f}, {duration(rest_s)} left in all")
+            self._progress.update(self._current, note=f"loss {loss:.3f}, {duration(remaining_s)} left in all")
 
 
 def write_report(run: RunFolder) -> Path | None:
-    """The path of the run's report, written anew; None, with a warning, if it cannot be written: what a command did
-    before is not lost by that."""
+    """Write the report of a run and return its path; None, with a warning, if that fails."""
     from fastcifar import report
 
     try:
         return report.write_report(run)
     except Stopped:
         raise
-    except Exception as error:  # noqa: BLE001 (hours of training do not end in an error for the sake of a page)
+    except Exception as error:  # noqa: BLE001 (a report that fails must not make a training run fail)
         again = command_line("fastcifar", "report", run.path)
         logging.getLogger(__name__).warning("no report: %s; write it with: %s", describe(error), again)
         return None
@@ -170,6 +169,6 @@ def table(rows: list[tuple[str, Any]]) -> str:
 
 
 def show_next(*commands: str) -> None:
-    """Print the commands that usually follow, each ready to be pasted into a shell."""
+    """Print the commands that usually come next, each ready to be pasted into a shell."""
     for command in commands:
         click.echo(f"next: {command}")

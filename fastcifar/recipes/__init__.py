@@ -14,7 +14,7 @@ from fastcifar.io.paths import user_path
 from fastcifar.io.reading import read_settings
 
 FOLDER = Path(__file__).parent
-ABOUT = ("title", "origin", "reached", "unsaid", "measured")
+ABOUT = ("title", "origin", "reached", "unspecified", "measured")
 """What a recipe says about itself, next to its settings."""
 NOT_IN_RECIPES = ("recipe", "data_dir", "device", "pipeline")
 
@@ -28,7 +28,7 @@ class Recipe:
     settings: dict[str, Any]
     """What the file sets, by name: see `TrainConfig.from_settings`."""
     about: dict[str, str]
-    """title, origin, reached, unsaid, measured: as far as the file has them."""
+    """title, origin, reached, unspecified, measured: as far as the file has them."""
 
 
 def names() -> tuple[str, ...]:

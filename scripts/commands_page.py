@@ -1,17 +1,17 @@
-"""docs/commands.md: the options of every command, from the command line itself.
-
-python scripts/command_reference.py > docs/commands.md
-"""
+"""Write docs/commands.md, the options of every command, from the command line itself."""
 
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 from typing import Any
 
 import click
 
 from fastcifar.cli import main
+from fastcifar.config import SETTINGS
 
+PAGE = Path(__file__).parent.parent / "docs" / "commands.md"
 HEAD = """# Commands
 
 Written by `make docs` from the command line itself; `fastcifar COMMAND --help` shows the same. Results go to stdout,
@@ -19,9 +19,12 @@ progress and log to stderr. `fastcifar --version` shows the version; `fastcifar 
 something fails.
 """
 
+MIN_SETTINGS = 10
+"""A command with as many settings among its options refers to docs/settings.md for them."""
 
-def reference() -> str:
-    """The page, in Markdown."""
+
+def page() -> str:
+    """The text of docs/commands.md."""
     assert isinstance(main, click.Group)
     sections = [_section(name, main.commands[name]) for name in main.list_commands(click.Context(main))]
     return "\n".join([HEAD, *sections])
@@ -31,9 +34,13 @@ def _section(name: str, command: click.Command) -> str:
     text = inspect.cleandoc(command.help or "").replace("\b\n", "").replace("<", "&lt;")
     arguments = [_argument(param) for param in command.params if isinstance(param, click.Argument)]
     usage = " ".join(["fastcifar", name, "[OPTIONS]", *arguments])
-    rows = [_row(option) for option in command.params if isinstance(option, click.Option)]
-    table = "\n".join(["| option | meaning |", "| --- | --- |", *rows])
-    return f"## fastcifar {name}\n\n    {usage}\n\n{text}\n\n{table}\n"
+    options = [option for option in command.params if isinstance(option, click.Option)]
+    settings = [option for option in options if option.name in SETTINGS and option.name != "recipe"]
+    own = options if len(settings) < MIN_SETTINGS else [option for option in options if option not in settings]
+    rows = ["| option | meaning |", "| --- | --- |", *map(_row, own)]
+    flags = ", ".join(f"`{' / '.join([*option.opts, *option.secondary_opts])}`" for option in settings)
+    more = f"\nAnd these [settings](settings.md): {flags}.\n" if own is not options else ""
+    return "\n".join([f"## fastcifar {name}", "", f"    {usage}", "", text, "", *rows, more])
 
 
 def _argument(argument: click.Argument) -> str:
@@ -77,4 +84,4 @@ def _escaped(text: str) -> str:
 
 
 if __name__ == "__main__":
-    click.echo(reference(), nl=False)
+    PAGE.write_text(page(), encoding="utf-8")
