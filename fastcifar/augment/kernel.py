@@ -45,14 +45,9 @@ class KernelConfig:
         return np.zeros(3, np.uint8) if self.augment.cutout_fill == "zero" else np.rint(self.mean).astype(np.uint8)
 
     @property
-    def mean32(self) -> npt.NDArray[np.float32]:
-        """(3,): see `normalisation`."""
-        return normalisation(self.mean, self.std)[0]
-
-    @property
-    def inv_std32(self) -> npt.NDArray[np.float32]:
-        """(3,): see `normalisation`."""
-        return normalisation(self.mean, self.std)[1]
+    def normalisation(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """`mean32` and `inv_std32`, (3,) each: see the function `normalisation`."""
+        return normalisation(self.mean, self.std)
 
 
 def normalisation(

@@ -158,8 +158,8 @@ class TorchKernel:
 
     def __init__(self, config: KernelConfig) -> None:
         self._config = config
-        arrays = (config.fill, config.mean32, config.inv_std32)
-        self._fill, self._mean, self._inv_std = map(self.to_device, arrays)
+        self._fill = self.to_device(config.fill)
+        self._mean, self._inv_std = map(self.to_device, config.normalisation)
 
     def to_device(self, array: np.ndarray) -> torch.Tensor:
         return array_to_device(array, self._config.device)

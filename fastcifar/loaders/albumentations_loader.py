@@ -235,7 +235,7 @@ class _Batches(Dataset[Any]):
     ) -> None:
         # not the loader, which refers to this: a cycle is collected late, and ending workers late takes ten seconds
         self._beton, self._config = beton, config
-        self._mean, self._inv_std = kernel_config.mean32, kernel_config.inv_std32
+        self._mean, self._inv_std = kernel_config.normalisation
         pipeline = config.augment.pipeline
         self._pipeline = None if pipeline is None else Pipeline(pipeline)
         self._operations = AlbumentationsAugment(kernel_config)
