@@ -1,4 +1,4 @@
-"""What a loader asks of a kernel: augment and normalise a batch of uint8 images.
+"""The interface between loaders and kernels: augment and normalise a batch of uint8 images.
 
 One interface and one configuration for three implementations: `numba_kernel` on a CPU, `triton_kernel` on CUDA,
 `torch_kernel` on any device. `make_kernel` selects one.
