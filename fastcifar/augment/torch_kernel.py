@@ -19,6 +19,8 @@ from fastcifar.config import AugmentConfig
 
 def array_to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
     """A tensor on the device; on a CPU it shares the memory of the array, which may be read-only."""
+    if array.flags.writeable:
+        return torch.from_numpy(array).to(device)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # kernels do not write to it
         return torch.from_numpy(array).to(device)
