@@ -262,7 +262,7 @@ def test_ffcv_reads_our_jpeg_betons(tmp_path: Path) -> None:
         loader.close()
     for name in ("resident", "albumentations"):
         if missing_part(name) is None:
-            with pytest.raises(UsageError, match=f"holds JPEG images, which loader '{name}' cannot read; use 'ffcv'"):
+            with pytest.raises(UsageError, match=f"has JPEG images, which loader '{name}' cannot read; use 'ffcv'"):
                 make_loader(tmp_path / "train.beton", loader=name, batch_size=50)
 
 
@@ -297,7 +297,7 @@ def test_a_jpeg_that_cannot_be_decoded_is_an_error_and_not_another_image(tmp_pat
         path.write_bytes(damaged)
         vouch(path)
         loader = make_loader(path, batch_size=50, augment=NO_AUGMENT)
-        with pytest.raises(DataError, match=r"train\.beton: image 7 is damaged: it is no whole JPEG file"):
+        with pytest.raises(DataError, match=r"train\.beton: image 7 is a truncated or corrupt JPEG file"):
             list(loader.epoch(0))
         loader.close()
 

@@ -46,7 +46,7 @@ def examine() -> dict[str, Any]:
     from fastcifar import __version__
     from fastcifar.config import LOADERS
     from fastcifar.loaders import missing_part
-    from fastcifar.loaders.memory import free_memory
+    from fastcifar.loaders.base import free_memory
     from fastcifar.training.device import choose_device, has_fast_bf16
     from fastcifar.training.run_folder import processor
 
