@@ -21,26 +21,9 @@ EXTENSIONS = (".jpg", ".jpeg", ".png")
 MAX_DEPTH = 2
 """Folders around train/ and test/, e.g. in an archive that was packed twice."""
 LAYOUT = "expected train/<class>/* and test/<class>/*, JPEG or PNG"
-_SYSTEM_NAMES = {
-    "__macosx",
-    "__pycache__",
-    "@eadir",
-    "@recycle",
-    "@recently-snapshot",
-    "#recycle",
-    "#snapshot",
-    "$recycle.bin",
-    "system volume information",
-    "lost+found",
-    "network trash folder",
-    "temporary items",
-    "thumbs.db",
-    "ehthumbs.db",
-    "ehthumbs_vista.db",
-    "desktop.ini",
-    "picasa.ini",
-    "icon\r",
-}
+_SYSTEM_NAMES = {"__macosx", "__pycache__", "@eadir", "@recycle", "@recently-snapshot", "#recycle", "#snapshot"}
+_SYSTEM_NAMES |= {"$recycle.bin", "system volume information", "lost+found", "network trash folder", "temporary items"}
+_SYSTEM_NAMES |= {"thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "picasa.ini", "icon\r"}
 _INVISIBLE = {"\u00ad", "\u034f", "\u115f", "\u1160", "\u2800", "\u3164", "\uffa0"}
 """Invisible characters that Unicode counts neither as spaces nor as format characters."""
 

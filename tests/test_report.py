@@ -338,7 +338,7 @@ def test_files_that_are_too_large_or_no_files_are_named(run: RunFolder) -> None:
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [
-        ({"label": np.array([object()] * 60)}, "holds Python objects, which are not read"),
+        ({"label": np.array([object()] * 60)}, "Object arrays cannot be loaded"),
         ({"label": np.zeros(3, np.int64)}, "do not fit together"),
         ({"label": np.full(60, 4)}, "it has labels 4..4 and 4 classes"),
         ({"label": np.full(60, -1)}, "it has labels -1..-1 and 4 classes"),
