@@ -115,7 +115,7 @@ def test_links_to_nothing_are_told(home: Path) -> None:
     (home / "file").touch()
     assert why_missing(Path("gone")) == "a link to nowhere, which does not exist"
     assert why_missing(Path("gone/x")) == "gone is a link to nowhere, which does not exist"
-    assert why_missing(Path("loop")) == "a link that a loop of links"
+    assert why_missing(Path("loop")) == "a loop of links"
     assert why_missing(Path("file/x")) == "inside a file, not a folder"
     assert why_missing(Path("x" * 300)) == "no such file"
     for name, why in (("gone", "a link to nowhere"), ("loop", "a loop of links")):
