@@ -127,7 +127,7 @@ def test_of_what_does_not_fit_a_change_ends_the_run(
 def test_a_change_in_the_last_epoch_of_a_run_ends_it(
     own_data_dir: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No batch is asked for after the last step."""
+    """No batch is requested after the last step."""
     monkeypatch.setattr(loaders, "SHARE_OF_MEMORY", 0)
     config = TrainConfig.from_settings(
         data_dir=str(own_data_dir), model="small", epochs=1, batch_size=5, val_size=0, loader=name, shuffle="window"
