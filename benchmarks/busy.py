@@ -2,7 +2,7 @@
 
     python -m benchmarks.busy --data-dir data
 
-`spin` is libgomp's default, `sleep` is OMP_WAIT_POLICY=PASSIVE, `one thread` needs neither. `fastcifar train` takes as
+`spin` is libgomp's default, `sleep` is OMP_WAIT_POLICY=PASSIVE, `one thread` needs neither. `fastcifar train` uses as
 many threads as CPUs are free (fastcifar/training/cpu_threads.py), and lets them sleep after a short spin.
 """
 

@@ -3,7 +3,7 @@
     python -m benchmarks.cam --data-dir data --json
 
 The same network and images (normalised, float32) for each, in turn, after a warm-up: fastcifar takes all layers and
-both methods from one pass; pytorch-grad-cam averages over layers, so it is asked once for each layer and method; captum
+both methods from one pass; pytorch-grad-cam averages over layers, so it runs once per layer and method; captum
 has Grad-CAM alone.
 """
 

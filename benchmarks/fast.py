@@ -30,7 +30,7 @@ WITHOUT = {
     "reflected-crops": "--padding-mode zero",
     "bf16": "--amp off",
 }
-"""The flags that put what is usual in the place of each trick."""
+"""Flags that replace each trick by the usual method."""
 KEYS = ("train_seconds", "test_accuracy", "tta_accuracy")
 
 
@@ -44,7 +44,7 @@ def main(
     data_dir: str, recipe: str, airbench: str | None, device: str, seeds: int, without: tuple[str, ...], save: bool,
     as_json: bool,
 ) -> None:  # fmt: skip
-    """Seconds and score of whole trainings."""
+    """Time and accuracy of trainings."""
     data = str(Path(data_dir).resolve())
     left_out = tuple(WITHOUT) if "all" in without else without
     ways = {f"fastcifar {recipe}": ""}

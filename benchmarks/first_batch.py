@@ -58,7 +58,7 @@ STOCK = """if True:
 
 
 def one(name: str, path: Path, cache: str) -> float | None:
-    """Seconds in a process of its own; None if the part is not installed."""
+    """Seconds, in a new process; None if the loader is not installed."""
     code = STOCK if name == "stock-ffcv" else OURS
     variables = {**os.environ, "NUMBA_CACHE_DIR": cache}
     command = [sys.executable, "-W", "ignore", "-c", code, name, str(path)]

@@ -94,7 +94,7 @@ def peers(work: Work) -> dict[str, Callable[[], Epoch]]:
     default=4.0,
     show_default=True,
     type=click.FloatRange(0, min_open=True),
-    help="Leave an epoch that takes longer.",
+    help="Stop an epoch after so many seconds.",
 )
 @click.option("--only", multiple=True, help="These names only.")
 @options("data_dir", "device", "repeats")

@@ -195,13 +195,13 @@ def test_layers_without_maps_are_refused(trained: Trained) -> None:
     model, images, _ = trained
     with pytest.raises(UsageError, match="layer is 'layer9'; expected one of: layer1, layer2, layer3, layer4; or an"):
         Activations(model, images, ["layer1", "layer9"])
-    with pytest.raises(UsageError, match=r"layer 'head' returns a tensor of shape \(12, 10\); expected a layer that"):
+    with pytest.raises(UsageError, match=r"layer 'head' returns a tensor of shape \(12, 10\); expected maps"):
         Activations(model, images, ["head"])
     with pytest.raises(UsageError, match="method is 'cam'; expected one of: gradcam, gradcampp, hirescam"):
         Activations(model, images, ["layer1"]).maps(None, ["cam"])
     unused = copy.deepcopy(model)
     unused.add_module("spare", nn.Conv2d(3, 3, 1))
-    with pytest.raises(UsageError, match="layer 'spare' returns no tensor; expected a layer that returns maps"):
+    with pytest.raises(UsageError, match="layer 'spare' returns no tensor; expected maps"):
         Activations(unused, images, ["spare"])
 
 

@@ -232,5 +232,5 @@ GOLDEN_EVERYTHING: dict[str, list[object]] = {
 
 def test_numbers_of_numpy_become_plain() -> None:
     config = AugmentConfig(crop_padding=np.int64(3), rotate_degrees=np.float64(5.0))  # type: ignore[arg-type]
-    assert type(config.augment.crop_padding) is int
-    assert type(config.augment.rotate_degrees) is float
+    assert type(config.crop_padding) is int
+    assert type(config.rotate_degrees) is float

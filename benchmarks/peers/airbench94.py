@@ -1,4 +1,4 @@
-"""airbench's whole training, `airbench94_muon.py` of a checkout of cifar10-airbench, brought to the device at hand.
+"""airbench's training, `airbench94_muon.py` of a checkout of cifar10-airbench, adapted to the device.
 
 On a CPU it gets what our own training gets: float32 weights, bf16 autocast, an allocator that keeps freed memory. What
 it computes stays as it is. Run as a program it prints a JSON object with train_seconds, test_accuracy, tta_accuracy.
@@ -17,8 +17,7 @@ from typing import Any
 import torch
 
 from fastcifar import open_beton
-from fastcifar.models.state import autocast
-from fastcifar.training.device import choose_amp, keep_freed_memory
+from fastcifar.training.device import autocast, choose_amp, keep_freed_memory
 
 FOR_A_CPU = (
     ("@torch.compile\n", ""),

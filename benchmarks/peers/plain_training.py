@@ -22,8 +22,7 @@ from torch.utils.data import DataLoader, Subset
 from benchmarks.peers.torchvision_transforms import Images
 from fastcifar import open_beton
 from fastcifar.config import AugmentConfig, TrainConfig
-from fastcifar.models.state import autocast
-from fastcifar.training.device import choose_amp, keep_freed_memory
+from fastcifar.training.device import autocast, choose_amp, keep_freed_memory
 
 VAL_SHARE = 0.1
 

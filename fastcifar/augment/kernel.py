@@ -1,4 +1,4 @@
-"""What a loader asks of a kernel: augment and normalise a batch of uint8 images.
+"""The interface between loaders and kernels: augment and normalise a batch of uint8 images.
 
 One interface and one configuration for three implementations: `numba_kernel` on a CPU, `triton_kernel` on CUDA,
 `torch_kernel` on any device. `make_kernel` selects one.
@@ -45,14 +45,9 @@ class KernelConfig:
         return np.zeros(3, np.uint8) if self.augment.cutout_fill == "zero" else np.rint(self.mean).astype(np.uint8)
 
     @property
-    def mean32(self) -> npt.NDArray[np.float32]:
-        """(3,): see `normalisation`."""
-        return normalisation(self.mean, self.std)[0]
-
-    @property
-    def inv_std32(self) -> npt.NDArray[np.float32]:
-        """(3,): see `normalisation`."""
-        return normalisation(self.mean, self.std)[1]
+    def normalisation(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """`mean32` and `inv_std32`, (3,) each: see the function `normalisation`."""
+        return normalisation(self.mean, self.std)
 
 
 def normalisation(

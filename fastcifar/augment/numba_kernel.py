@@ -114,7 +114,7 @@ class NumbaKernel:
         self._config, self._kind = config, kind
         rows = [
             np.tile(values, width)[None] if config.channels_last else np.repeat(values[:, None], width, axis=1)
-            for values in (config.mean32, config.inv_std32)
+            for values in config.normalisation
         ]
         reflect = config.augment.padding_mode == "reflect"
         self._constants = ((height, width), config.augment.crop_padding, reflect, config.fill, *rows, kind)

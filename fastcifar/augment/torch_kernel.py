@@ -19,6 +19,8 @@ from fastcifar.config import AugmentConfig
 
 def array_to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
     """A tensor on the device; on a CPU it shares the memory of the array, which may be read-only."""
+    if array.flags.writeable:
+        return torch.from_numpy(array).to(device)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # kernels do not write to it
         return torch.from_numpy(array).to(device)
@@ -158,8 +160,8 @@ class TorchKernel:
 
     def __init__(self, config: KernelConfig) -> None:
         self._config = config
-        arrays = (config.fill, config.mean32, config.inv_std32)
-        self._fill, self._mean, self._inv_std = map(self.to_device, arrays)
+        self._fill = self.to_device(config.fill)
+        self._mean, self._inv_std = map(self.to_device, config.normalisation)
 
     def to_device(self, array: np.ndarray) -> torch.Tensor:
         return array_to_device(array, self._config.device)

@@ -171,8 +171,8 @@ class TritonKernel:
     def __init__(self, config: KernelConfig) -> None:
         height, width, _ = config.image_shape
         self._config, augment = config, config.augment
-        constants = [config.fill, config.mean32, config.inv_std32]
-        self._constants = self.to_device(np.concatenate(constants, dtype=np.float32))
+        constants = np.concatenate([config.fill.astype(np.float32), *config.normalisation])
+        self._constants = self.to_device(constants)
         self._settings: dict[str, Any] = {
             "H": height,
             "W": width,

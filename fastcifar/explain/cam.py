@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from fastcifar.config import CAM_METHODS
 from fastcifar.errors import UsageError
-from fastcifar.io.checks import listed, require_choice
+from fastcifar.io.checks import format_choices, require_choice
 from fastcifar.models import stages_of
 from fastcifar.models.probe import following, gives_maps
 from fastcifar.models.state import evaluating
@@ -139,21 +139,19 @@ def _require_layers(model: nn.Module, layers: Sequence[str]) -> None:
     known = {name: module for name, module in model.named_modules() if name}
     for name in layers:
         if name not in known:
-            expected = listed(stages_of(model) or sorted(known), name)
+            expected = format_choices(stages_of(model) or sorted(known), name)
             raise UsageError(f"layer is {name!r}; expected one of: {expected}; or another module of the network")
         if isinstance(known[name], torch.jit.ScriptModule):
             raise UsageError(f"layer {name!r} is scripted, so its output cannot be read; expected one in Python code")
 
 
 def _require_maps(name: str, output: Any, image_shape: tuple[int, ...]) -> torch.Tensor:
-    if not isinstance(output, torch.Tensor) or output.ndim != 4:
-        given = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, torch.Tensor) else "no tensor"
-        raise UsageError(f"layer {name!r} returns {given}; expected a layer that returns maps, (N, C, h, w)")
-    if not gives_maps(output, image_shape):
+    if not isinstance(output, torch.Tensor) or not gives_maps(output, image_shape):
         num, _, height, width = image_shape
+        given = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, torch.Tensor) else "no tensor"
         raise UsageError(
-            f"layer {name!r} returns a tensor of shape {tuple(output.shape)}; expected maps, (N, C, h, w), of {num} "
-            f"images, in the proportions of {height}x{width}"
+            f"layer {name!r} returns {given}; expected maps, (N, C, h, w), of {num} images, in the proportions of "
+            f"{height}x{width}"
         )
     if not output.requires_grad:
         raise UsageError(f"layer {name!r} returns maps that do not depend on the images; expected maps that do")

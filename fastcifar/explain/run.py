@@ -17,7 +17,7 @@ from fastcifar.errors import UsageError
 from fastcifar.explain.cam import Activations, Size
 from fastcifar.explain.files import write_explanation
 from fastcifar.explain.maps import CAM_BATCH, ExplainedImages, compute_maps
-from fastcifar.explain.user_image_paths import read_user_images
+from fastcifar.explain.user_images import read_user_images
 from fastcifar.inference.predictions import UNKNOWN, Predictions
 from fastcifar.inference.selection import select_images
 from fastcifar.inference.trained_run import TrainedRun
@@ -63,7 +63,7 @@ def explain_run(
 ) -> Explanation:
     """Explain test images of a run into its folder explain/, or the user's own images into explain/images/.
 
-    images: files, folders and patterns, see `fastcifar.explain.user_image_paths.read_user_images`. For the other
+    images: files, folders and patterns, see `fastcifar.explain.user_images.read_user_images`. For the other
     arguments see `TrainedRun`. Raises DataError (4) if test.beton or an image is missing, damaged or does not fit;
     CheckpointError (6); UsageError (2).
     """

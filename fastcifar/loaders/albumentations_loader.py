@@ -25,7 +25,7 @@ from fastcifar.augment.kernel import KernelConfig
 from fastcifar.augment.params import AugmentParams, raw_bits
 from fastcifar.data.beton import Beton
 from fastcifar.errors import FastcifarError, describe, one_line
-from fastcifar.loaders.base import Batch, Indices, Loader, LoaderConfig, epoch_params
+from fastcifar.loaders.base import Batch, Indices, Loader, LoaderConfig, epoch_batches, epoch_params
 from fastcifar.system.cpus import available_cpus
 
 MAX_WORKERS = 8
@@ -76,18 +76,16 @@ class AlbumentationsLoader(Loader):
         )
 
     def _epoch(self, epoch: int, start: int) -> Generator[Batch, None, None]:
-        if self._in_use:  # another epoch is open: this one gets its own workers
-            workers = self._start()
-            try:
-                yield from self._batches_from(workers, epoch, start)
-            finally:
-                _shut_down(workers)
-            return
+        is_second = self._in_use  # another epoch is open: this one gets its own workers
+        workers = self._start() if is_second else self._workers
         self._in_use = True
         try:
-            yield from self._batches_from(self._workers, epoch, start)
+            yield from self._batches_from(workers, epoch, start)
         finally:
-            self._in_use = False
+            if is_second:
+                _shut_down(workers)
+            else:
+                self._in_use = False
 
     def _after_fork(self) -> None:
         super()._after_fork()
@@ -97,7 +95,8 @@ class AlbumentationsLoader(Loader):
         self._workers, self._in_use = self._start(), False
 
     def _batches_from(self, workers: DataLoader[Any], epoch: int, start: int) -> Iterator[Batch]:
-        device, batches = self.config.device, self.batches(epoch)[start:]
+        device = self.config.device
+        batches = epoch_batches(self.beton, self.config, self._selected, epoch)[start:]
         self.beton.check_unchanged()
         workers.sampler.requests = [(epoch, indices) for indices in batches]  # type: ignore[attr-defined]
         for indices, images in zip(batches, self._images_from(workers), strict=True):
@@ -235,7 +234,7 @@ class _Batches(Dataset[Any]):
     ) -> None:
         # not the loader, which refers to this: a cycle is collected late, and ending workers late takes ten seconds
         self._beton, self._config = beton, config
-        self._mean, self._inv_std = kernel_config.mean32, kernel_config.inv_std32
+        self._mean, self._inv_std = kernel_config.normalisation
         pipeline = config.augment.pipeline
         self._pipeline = None if pipeline is None else Pipeline(pipeline)
         self._operations = AlbumentationsAugment(kernel_config)

@@ -118,7 +118,10 @@ def epoch_params(beton: Beton, config: LoaderConfig, epoch: int) -> AugmentParam
 
 
 def epoch_batches(beton: Beton, config: LoaderConfig, selected: npt.NDArray[np.bool_], epoch: int) -> list[Indices]:
-    """The indices of each batch of an epoch in this rank, of the images in the mask `selected`, (len(beton),) bool."""
+    """The indices of each batch of an epoch, (batch_size // world_size,) int64: the slice of this rank.
+
+    selected: the images that are delivered, (len(beton),) bool.
+    """
     everything = order(config.seed, epoch, len(beton), shuffle=config.shuffle, pages=beton.pages)
     indices = everything[selected[everything]]
     starts = range(0, len(indices), config.batch_size)
@@ -193,16 +196,12 @@ class Loader(Conventions, ABC):
         number, self._next_epoch = self._next_epoch, self._next_epoch + 1
         return self.epoch(number)
 
-    def batches(self, epoch: int) -> list[Indices]:
-        """The indices of each batch of an epoch, each (batch_size // world_size,) int64: the slice of this rank."""
-        return epoch_batches(self.beton, self.config, self._selected, epoch)
-
     def params(self, epoch: int) -> AugmentParams:
         """The augmentation parameters of an epoch, one row per image of the beton."""
         return epoch_params(self.beton, self.config, epoch)
 
     def plan(self, epoch: int) -> tuple[list[Indices], AugmentParams]:
-        """`batches` and `params` of an epoch, computed during the epoch before it if there was one."""
+        """The indices of each batch of an epoch, and its parameters; computed during the epoch before it, if any."""
         process = os.getpid()  # a thread of the parent does not run in a forked child
         needed = (self.beton, self.config, self._selected)  # not the loader: the thread would keep it alive
         ready = self._plans.pop((process, epoch), None)

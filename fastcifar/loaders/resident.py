@@ -26,8 +26,8 @@ class ResidentLoader(Loader):
     ) -> None:
         super().__init__(beton, config, indices, mean, std)
         self._kernel = make_kernel(self.kernel_config)
-        arrays = (beton.read_all(), beton.offsets, beton.labels)
-        self._data, self._offsets, self._labels = map(self._kernel.to_device, arrays)
+        self._data = self._kernel.to_device(beton.read_all())
+        self._offsets, self._labels = map(self._kernel.to_device, (beton.offsets, beton.labels))
 
     def _epoch(self, epoch: int, start: int) -> Generator[Batch, None, None]:
         kernel = self._kernel

@@ -1,19 +1,12 @@
-"""Contexts for a network: autocast; and modes, buffers and `requires_grad` that are restored afterwards."""
+"""Contexts that restore a network afterwards: modes, buffers, `requires_grad`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 
 import torch
 from torch import nn
-
-
-def autocast(device: torch.device, amp: str) -> AbstractContextManager[object]:
-    """Autocast to bfloat16 ('bf16') or float16 ('fp16'), or no autocast ('off')."""
-    if amp == "off":
-        return nullcontext()
-    return torch.autocast(device.type, torch.bfloat16 if amp == "bf16" else torch.float16)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -12,24 +12,14 @@ import numpy.typing as npt
 from fastcifar.errors import DataError
 from fastcifar.explain.cam import best_layer
 from fastcifar.explain.files import COLUMNS, METHOD_NAMES, target_name
+from fastcifar.explain.maps import MapTable
 from fastcifar.report.figures import Picture, png, sheet
 from fastcifar.report.run_files import MIB, RunFiles, clean, number
 
 MAX_CARDS = 200
 MAX_SHEET_BYTES = 16 * MIB
 TILE, MAX_TILE = 128, 192
-ARRAYS = (
-    "weights_sha256",
-    "selection",
-    "indices",
-    "images",
-    "targets",
-    "methods",
-    "layers",
-    "sizes",
-    "maps",
-    "has_evidence",
-)
+ARRAYS = ("selection", "indices", "images", *(field.name for field in fields(MapTable)))  # of maps.npz
 
 
 @dataclass(frozen=True, kw_only=True)

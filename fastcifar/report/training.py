@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -95,13 +96,8 @@ def environment(files: RunFiles) -> Pairs | None:
     if env is None:
         return None
     started, command, threads = _text(env, "started"), env.get("command"), _text(env, "num_threads")
-    if started:
-        try:
-            started = f"{datetime.fromisoformat(started):%-d %B %Y, %H:%M %Z}".strip()
-        except ValueError as error:
-            raise DataError(f"{ENVIRONMENT}: damaged: started is {started!r}; expected a date") from error
-    if command is not None and not (isinstance(command, list) and all(isinstance(word, str) for word in command)):
-        raise DataError(f"{ENVIRONMENT}: damaged: command is {clean(command, 60)!r}; expected words")
+    with suppress(TypeError, ValueError):
+        started = f"{datetime.fromisoformat(env['started']):%-d %B %Y, %H:%M %Z}".strip()
     processor = " · ".join(part for part in (_text(env, "processor"), threads and f"{threads} threads") if part)
     versions = " · ".join(f"{name} {_text(env, name)}" for name in ("fastcifar", "torch", "python") if name in env)
     return _known(
@@ -110,7 +106,7 @@ def environment(files: RunFiles) -> Pairs | None:
             ("Device", _text(env, "gpu") or processor),
             ("System", _text(env, "system")),
             ("Versions", versions),
-            ("Command", clean(command_line(*command), 1_000) if command else None),
+            ("Command", clean(command_line(*map(str, command)), 1_000) if isinstance(command, list) else None),
         ]
     )
 
@@ -144,16 +140,14 @@ def curves(files: RunFiles) -> Curves | None:
     rows = files.rows(RESULTS, COLUMNS)
     if not rows:
         return None
-    validated = [row["val_loss"] != "" for row in rows]
-    if any(validated) != all(validated):
-        raise DataError(f"{RESULTS}: damaged: some epochs have a validation loss and some have none")
-    history = [_epoch(row, validated[0]) for row in rows]
+    is_validated = rows[0]["val_loss"] != ""
+    history = [_epoch(row, is_validated) for row in rows]
     first, last = history[0], history[-1]
     if len(history) > 1:
         summary = f"{len(history)} epochs; training loss from {first['train_loss']:.3f} to {last['train_loss']:.3f}"
     else:
         summary = f"1 epoch; training loss {first['train_loss']:.3f}"
-    if validated[0]:
+    if is_validated:
         best = max(history, key=lambda row: row["val_accuracy"])
         summary += f"; best validation accuracy {best['val_accuracy']:.2%}, in epoch {best['epoch']}"
     drawings = [_curve(files, history, panel) for panel in ("loss", "accuracy", "lr")]
@@ -170,8 +164,8 @@ def _curve(files: RunFiles, history: list[dict[str, Any]], panel: str) -> Drawin
     return drawing(files, draw, f"{name} by epoch; the table below has the numbers")
 
 
-def _epoch(row: dict[str, str], validated: bool) -> dict[str, Any]:
-    keys = ["lr", "train_loss", "train_accuracy", *(["val_loss", "val_accuracy"] if validated else [])]
+def _epoch(row: dict[str, str], is_validated: bool) -> dict[str, Any]:
+    keys = ["lr", "train_loss", "train_accuracy", *(["val_loss", "val_accuracy"] if is_validated else [])]
     numbers = {key: number(RESULTS, row, key) for key in keys}
     return {"epoch": int(number(RESULTS, row, "epoch")), "val_loss": None, "val_accuracy": None, **numbers}
 

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -70,6 +70,13 @@ def choose_amp(device: torch.device, amp: str) -> str:
     if amp == "fp16" and device.type == "cpu":
         log.warning("float16 on a CPU can be many times slower than bf16 or float32")
     return amp
+
+
+def autocast(device: torch.device, amp: str) -> AbstractContextManager[object]:
+    """Autocast to bfloat16 ('bf16') or float16 ('fp16'), or no autocast ('off')."""
+    if amp == "off":
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16 if amp == "bf16" else torch.float16)
 
 
 @contextmanager

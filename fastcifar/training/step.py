@@ -11,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fastcifar.config import TrainConfig
 from fastcifar.errors import UsageError, one_line
-from fastcifar.models.state import autocast
+from fastcifar.training.device import autocast
 from fastcifar.training.optimizer import has_decay, load_optimizer_state
 
 
