@@ -1,22 +1,45 @@
-"""One script for each question. A failure is one line and an exit code, as in the program itself."""
+"""Benchmarks, a script per question: `python -m benchmarks.NAME`, from the root of a checkout.
+
+Here: what the scripts share. An error is one line and an exit code, as in `fastcifar` itself.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from fastcifar import measure
+from fastcifar.bench.results import append_rows, format_table
 from fastcifar.errors import FastcifarError, one_line
 
+ROOT = Path(__file__).resolve().parent.parent
 ROW_KEYS = ("name", "images_per_s", "images_per_s_min", "images_per_s_max", "first_batch_s")
+
+OPTIONS = {
+    "data_dir": click.option("--data-dir", default="data", show_default=True, envvar="FASTCIFAR_DATA_DIR"),
+    "device": click.option("--device", default="cpu", show_default=True),
+    "repeats": click.option("--repeats", default=5, show_default=True, type=click.IntRange(5)),
+    "save": click.option("--save/--no-save", default=True, show_default=True, help="Append to benchmarks/results/."),
+    "as_json": click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON."),
+}
+
+
+def options(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Add the options of these names in `OPTIONS`, and --save and --json, to a script."""
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        for name in reversed((*names, "save", "as_json")):
+            function = OPTIONS[name](function)
+        return function
+
+    return decorate
 
 
 class Command(click.Command):
-    """What a script is: an error that a user can cause or meet has no traceback."""
+    """A script: an error that a user can cause has no traceback."""
 
     def invoke(self, context: click.Context) -> Any:
         try:
@@ -27,27 +50,16 @@ class Command(click.Command):
             raise failure from error
 
 
-def row(name: str, **found: Any) -> dict[str, Any]:
-    """A row of results: what every script's rows have, None where this one has none, and what this one found."""
-    return {**dict.fromkeys(ROW_KEYS), "name": name, **found}
-
-
-def last_line(stderr: str) -> str:
-    """Of what a process said, its last line: why it failed."""
-    return (stderr.strip().splitlines() or ["it ended without a word"])[-1]
-
-
-def failed(name: str, stderr: str) -> click.ClickException:
-    """Of a process that a script began: the last line says why."""
-    return click.ClickException(f"{name}: {last_line(stderr)}")
+def row(name: str, **values: Any) -> dict[str, Any]:
+    """A row of results, with the keys that all scripts have; None where there is no value."""
+    return {**dict.fromkeys(ROW_KEYS), "name": name, **values}
 
 
 def show(rows: list[dict[str, Any]], columns: Sequence[str], as_json: bool) -> None:
-    """Print the rows: before they are saved, which may fail."""
-    click.echo(json.dumps(rows) if as_json else measure.table(rows, columns))
+    """Print the rows; before they are saved, which may fail."""
+    click.echo(json.dumps(rows) if as_json else format_table(rows, columns))
 
 
 def save_rows(script: str, rows: list[dict[str, Any]], about: dict[str, Any]) -> None:
-    """Add a line to the results of the script of that path."""
-    path = Path(script)
-    measure.save(path.resolve().parent / "results", path.stem, rows, about)
+    """Append a line to the results of a script, given its `__file__`."""
+    append_rows(ROOT / "benchmarks" / "results", Path(script).stem, rows, about)

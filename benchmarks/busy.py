@@ -1,8 +1,8 @@
 """Training steps next to other busy processes: what do OpenMP threads that spin while they wait cost?
 
-    python benchmarks/busy.py --data-dir data
+    python -m benchmarks.busy --data-dir data
 
-`spin` is libgomp's default, `sleep` is OMP_WAIT_POLICY=PASSIVE, `one thread` needs neither. `fastcifar train` takes as
+`spin` is libgomp's default, `sleep` is OMP_WAIT_POLICY=PASSIVE, `one thread` needs neither. `fastcifar train` uses as
 many threads as CPUs are free (fastcifar/training/cpu_threads.py), and lets them sleep after a short spin.
 """
 
@@ -20,12 +20,11 @@ from typing import Any
 
 import click
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from benchmarks import Command, failed, row, save_rows, show  # noqa: E402
-from fastcifar import measure  # noqa: E402
-from fastcifar.cli.program import OPENMP  # noqa: E402
+from benchmarks import Command, options, row, save_rows, show
+from benchmarks.subprocesses import failure
+from fastcifar.bench.measure import Throughput
+from fastcifar.bench.results import environment
+from fastcifar.cli.program import OPENMP
 
 POLICIES: dict[str, dict[str, str]] = {
     "spin": {},
@@ -37,7 +36,7 @@ WARM_UP_S = 8.0
 
 
 def images_per_s(data_dir: str, model: str, batch_size: int, seconds: float, adapts: bool) -> float:
-    """The rate of training steps in this process. adapts: with the number of threads that `fastcifar train` takes."""
+    """The rate of training steps in this process. adapts: with the number of threads that `fastcifar train` uses."""
     import torch
 
     from fastcifar import AugmentConfig, make_loader
@@ -71,56 +70,57 @@ def images_per_s(data_dir: str, model: str, batch_size: int, seconds: float, ada
 
 
 @click.command(cls=Command)
-@click.option("--data-dir", default="data", show_default=True, envvar="FASTCIFAR_DATA_DIR")
 @click.option("--model", default="small", show_default=True)
 @click.option("--batch-size", default=512, show_default=True, type=click.IntRange(2))
-@click.option("--seconds", default=10.0, show_default=True, type=click.FloatRange(0.1), help="Of one measurement.")
-@click.option("--busy", "most", default=2, show_default=True, type=click.IntRange(0), help="Up to so many processes.")
-@click.option("--repeats", default=5, show_default=True, type=click.IntRange(5))
-@click.option("--policies", default=",".join(POLICIES), show_default=True, help="Of these.")
-@click.option("--only", hidden=True, help="Measure this one in this process, and print the rate.")
-@click.option("--save/--no-save", default=True, show_default=True, help="To benchmarks/results/busy.jsonl.")
-@click.option("--json", "as_json", is_flag=True)
+@click.option(
+    "--seconds", default=10.0, show_default=True, type=click.FloatRange(0.1), help="Duration of one measurement."
+)
+@click.option(
+    "--busy", "max_busy", default=2, show_default=True, type=click.IntRange(0), help="Busy processes, at most."
+)
+@click.option("--policies", default=",".join(POLICIES), show_default=True, help="Which of these.")
+@click.option("--only", hidden=True, help="Measure this policy in this process.")
+@options("data_dir", "repeats")
 def main(
     data_dir: str,
     model: str,
     batch_size: int,
     seconds: float,
-    most: int,
+    max_busy: int,
     repeats: int,
     policies: str,
     only: str | None,
     save: bool,
     as_json: bool,
 ) -> None:
-    """Images a second alone, and next to busy processes, with threads that spin and threads that sleep."""
+    """Images per second alone and next to busy processes, with threads that spin or sleep."""
     if only:
         click.echo(images_per_s(data_dir, model, batch_size, seconds, only == "fastcifar train"))
         return
     flags = ["--data-dir", data_dir, "--model", model, "--batch-size", batch_size, "--seconds", seconds]
-    rates = {
-        (name, busy): measure.Rate(f"{name}, {busy} busy") for busy in range(most + 1) for name in policies.split(",")
-    }
+    names = policies.split(",")
+    results = {(name, busy): Throughput(f"{name}, {busy} busy") for busy in range(max_busy + 1) for name in names}
     clean = {key: value for key, value in os.environ.items() if key not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
     for number in range(repeats):
         click.echo(f"round {number + 1} of {repeats}", err=True)
-        for (name, busy), rate in rates.items():
+        for (name, busy), result in results.items():
             with ExitStack() as stack:
                 for _ in range(busy):
                     other = stack.enter_context(subprocess.Popen([sys.executable, "-c", "while True: pass"]))
                     stack.callback(other.kill)
-                command = [sys.executable, __file__, "--only", name, *map(str, flags)]
+                command = [sys.executable, "-m", "benchmarks.busy", "--only", name, *map(str, flags)]
                 env = {**clean, **POLICIES[name]}
-                done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise failed(rate.name, done.stderr)
-            rate.images_per_s.append(float(done.stdout.splitlines()[-1]))
-    rows = [{**row(rate.name), **rate.row()} for rate in rates.values()]
-    for found in rows:
-        found["of_quiet"] = round(found["images_per_s"] / median(rates[policies.split(",")[0], 0].images_per_s), 3)
+                process = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+            if process.returncode:
+                raise failure(result.name, process.stderr)
+            result.images_per_s.append(float(process.stdout.splitlines()[-1]))
+    rows = [{**row(result.name), **result.row()} for result in results.values()]
+    quiet = median(results[names[0], 0].images_per_s)
+    for values in rows:
+        values["of_quiet"] = round(values["images_per_s"] / quiet, 3)
     show(rows, ("name", "images_per_s", "images_per_s_min", "images_per_s_max", "of_quiet"), as_json)
     if save:
-        save_rows(__file__, rows, measure.circumstances(f"{data_dir}, {model}, batch {batch_size}"))
+        save_rows(__file__, rows, environment(f"{data_dir}, {model}, batch {batch_size}"))
 
 
 if __name__ == "__main__":

@@ -1,15 +1,14 @@
-"""Class activation maps: how many seconds for 25 images at the four stages of ResNet-18 by two methods, side by side?
+"""Class activation maps: how many seconds for 25 images at the four stages of ResNet-18 by two methods?
 
-    python benchmarks/cam.py --data-dir data --json
+    python -m benchmarks.cam --data-dir data --json
 
 The same network and images (normalised, float32) for each, in turn, after a warm-up: fastcifar takes all layers and
-both methods from one pass; pytorch-grad-cam averages over layers, so it is asked once for each layer and method; captum
+both methods from one pass; pytorch-grad-cam averages over layers, so it runs once per layer and method; captum
 has Grad-CAM alone.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -18,15 +17,14 @@ from typing import Any
 import click
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from benchmarks import Command, row, save_rows, show  # noqa: E402
-from fastcifar import make_loader, measure  # noqa: E402
-from fastcifar.config import ModelConfig  # noqa: E402
-from fastcifar.explain import Activations  # noqa: E402
-from fastcifar.loaders.base import usable_device  # noqa: E402
-from fastcifar.models import make_model  # noqa: E402
+from benchmarks import Command, options, row, save_rows, show
+from fastcifar import make_loader
+from fastcifar.bench import measure
+from fastcifar.bench.results import environment
+from fastcifar.config import ModelConfig
+from fastcifar.explain import Activations
+from fastcifar.loaders.base import usable_device
+from fastcifar.models import make_model
 
 METHODS = ("gradcam", "gradcampp")
 Run = Callable[[], object]
@@ -56,8 +54,8 @@ def captum(model: Any, images: torch.Tensor, targets: torch.Tensor) -> Run:
 
     def run() -> None:
         for layer in model.stages:
-            found = LayerGradCam(model, model.get_submodule(layer)).attribute(images, targets, relu_attributions=True)
-            LayerAttribution.interpolate(found, images.shape[2:], "bilinear")
+            heat = LayerGradCam(model, model.get_submodule(layer)).attribute(images, targets, relu_attributions=True)
+            LayerAttribution.interpolate(heat, images.shape[2:], "bilinear")
 
     return run
 
@@ -67,12 +65,9 @@ NOTES = {"captum": "Grad-CAM only: it has no Grad-CAM++"}
 
 
 @click.command(cls=Command)
-@click.option("--data-dir", default="data", show_default=True, envvar="FASTCIFAR_DATA_DIR")
 @click.option("--n", default=25, show_default=True, type=click.IntRange(1), help="Images.")
-@click.option("--device", default="cpu", show_default=True)
 @click.option("--repeats", default=7, show_default=True, type=click.IntRange(5))
-@click.option("--save/--no-save", default=True, show_default=True, help="To benchmarks/results/cam.jsonl.")
-@click.option("--json", "as_json", is_flag=True)
+@options("data_dir", "device")
 def main(data_dir: str, n: int, device: str, repeats: int, save: bool, as_json: bool) -> None:
     """Seconds for the maps of some images."""
     where = usable_device(device)
@@ -94,16 +89,14 @@ def main(data_dir: str, n: int, device: str, repeats: int, save: bool, as_json: 
             seconds[name].append(measure.timed(run, where))
     rows = []
     for name, times in seconds.items():
-        found: dict[str, Any] = {"seconds": None, "seconds_min": None, "seconds_max": None}
+        values: dict[str, Any] = {"seconds": None, "seconds_min": None, "seconds_max": None}
         if times:
-            found = {"seconds": median(times), "seconds_min": min(times), "seconds_max": max(times)}
-            found = {key: round(value, 4) for key, value in found.items()}
-        rows.append(row(name, **found, repeats=len(times), note=notes.get(name, "")))
+            values = {"seconds": median(times), "seconds_min": min(times), "seconds_max": max(times)}
+            values = {key: round(value, 4) for key, value in values.items()}
+        rows.append(row(name, **values, repeats=len(times), note=notes.get(name, "")))
     show(rows, ("name", "seconds", "seconds_min", "seconds_max", "note"), as_json)
     if save:
-        save_rows(
-            __file__, rows, measure.circumstances(f"{data_dir}, resnet18, {n} images, 4 layers, 2 methods", where)
-        )
+        save_rows(__file__, rows, environment(f"{data_dir}, resnet18, {n} images, 4 layers, 2 methods", where))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Seconds to a good score: the recipe `fast` beside airbench's 94% script on the same machine and images.
+"""Training time and accuracy: the recipe `fast` next to airbench's 94% script on the same machine and images.
 
-    python benchmarks/fast.py --data-dir data --airbench cifar10-airbench --json
+    python -m benchmarks.fast --data-dir data --airbench cifar10-airbench --json
 
 `--airbench` is a checkout of github.com/KellerJordan/cifar10-airbench; without one its row is left out, by name. Both
 are trained once for each seed, in turn. `train_seconds` is training alone, without evaluation, for both.
@@ -9,7 +9,6 @@ are trained once for each seed, in turn. `train_seconds` is training alone, with
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from pathlib import Path
 from statistics import median
@@ -18,12 +17,9 @@ from typing import Any
 import click
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from benchmarks import Command, save_rows, show  # noqa: E402
-from benchmarks.subprocesses import told_by  # noqa: E402
-from fastcifar import measure  # noqa: E402
+from benchmarks import Command, options, save_rows, show
+from benchmarks.subprocesses import run_json
+from fastcifar.bench.results import environment
 
 WITHOUT = {
     "progressive": "--progressive=",
@@ -31,27 +27,24 @@ WITHOUT = {
     "sgd-for-the-rest": "--rest-optimizer adamw --rest-lr 0.01 --bias-lr 0.01 --weight-decay 0",
     "label-smoothing": "--label-smoothing 0",
     "alternating-flips": "--flip-mode random",
-    "reflected-crops": "--crop-mode zero",
+    "reflected-crops": "--padding-mode zero",
     "bf16": "--amp off",
 }
-"""The flags that put what is usual in the place of each trick."""
+"""Flags that replace each trick by the usual method."""
 KEYS = ("train_seconds", "test_accuracy", "tta_accuracy")
 
 
 @click.command(cls=Command)
-@click.option("--data-dir", default="data", show_default=True, envvar="FASTCIFAR_DATA_DIR")
 @click.option("--recipe", default="fast", show_default=True)
 @click.option("--airbench", type=click.Path(exists=True, file_okay=False), help="Checkout of cifar10-airbench.")
-@click.option("--device", default="cpu", show_default=True)
 @click.option("--seeds", default=1, show_default=True, type=click.IntRange(1), help="Trainings of each.")
 @click.option("--without", multiple=True, type=click.Choice([*WITHOUT, "all"]), help="Leave this out, in a row more.")
-@click.option("--save/--no-save", default=True, show_default=True, help="To benchmarks/results/fast.jsonl.")
-@click.option("--json", "as_json", is_flag=True)
+@options("data_dir", "device")
 def main(
     data_dir: str, recipe: str, airbench: str | None, device: str, seeds: int, without: tuple[str, ...], save: bool,
     as_json: bool,
 ) -> None:  # fmt: skip
-    """Seconds and score of whole trainings."""
+    """Time and accuracy of trainings."""
     data = str(Path(data_dir).resolve())
     left_out = tuple(WITHOUT) if "all" in without else without
     ways = {f"fastcifar {recipe}": ""}
@@ -62,19 +55,19 @@ def main(
         for seed in range(seeds):
             for name, changes in ways.items():
                 ours = ["fastcifar", "train", *flags, "--seed", str(seed), *changes.split()]
-                results[name].append(told_by(*ours))
+                results[name].append(run_json(*ours))
             if airbench is not None:
                 theirs = ["benchmarks.peers.airbench94", str(Path(airbench).resolve()), data]
-                results["airbench94_muon"].append(told_by(*theirs, device, str(seed)))
+                results["airbench94_muon"].append(run_json(*theirs, device, str(seed)))
     rows = []
-    for name, told in results.items():
-        row: dict[str, Any] = {"name": name, "trainings": len(told)}
-        row |= {key: round(median(each[key] for each in told), 4) if told else None for key in KEYS}
-        rows.append(row if told else {**row, "note": "skipped: no --airbench"})
+    for name, metrics in results.items():
+        row: dict[str, Any] = {"name": name, "trainings": len(metrics)}
+        row |= {key: round(median(each[key] for each in metrics), 4) if metrics else None for key in KEYS}
+        rows.append(row if metrics else {**row, "note": "skipped: no --airbench"})
     columns = ("name", *KEYS, "trainings", "note")
     show(rows, columns, as_json)
     if save:
-        save_rows(__file__, rows, measure.circumstances(data_dir, torch.device(device)))
+        save_rows(__file__, rows, environment(data_dir, torch.device(device)))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Seconds from `make_loader(path)` (opening and hashing the file included, imports apart) to the first batch, in a
 fresh process: with Numba's cache empty (cold) and filled (warm). FFCV caches nothing.
 
-    python benchmarks/first_batch.py --data-dir data --json
+    python -m benchmarks.first_batch --data-dir data --json
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ from typing import Any
 
 import click
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from benchmarks import Command, failed, row, save_rows, show  # noqa: E402
-from fastcifar import measure, open_beton  # noqa: E402
+from benchmarks import ROOT, Command, options, row, save_rows, show
+from benchmarks.subprocesses import failure
+from fastcifar import open_beton
+from fastcifar.bench.results import environment
 
 OURS = """if True:
     import sys, time
@@ -40,7 +39,6 @@ OURS = """if True:
 """
 STOCK = """if True:
     import sys, time
-    sys.path.insert(0, sys.argv[3])
     try:
         import ffcv.loader, ffcv.transforms
     except ImportError:
@@ -60,27 +58,24 @@ STOCK = """if True:
 
 
 def one(name: str, path: Path, cache: str) -> float | None:
-    """Seconds in a process of its own; None if the part is not installed."""
+    """Seconds, in a new process; None if the loader is not installed."""
     code = STOCK if name == "stock-ffcv" else OURS
-    environment = {**os.environ, "NUMBA_CACHE_DIR": cache}
-    command = [sys.executable, "-W", "ignore", "-c", code, name, str(path), str(ROOT)]
-    answer = subprocess.run(command, capture_output=True, text=True, env=environment)
+    variables = {**os.environ, "NUMBA_CACHE_DIR": cache}
+    command = [sys.executable, "-W", "ignore", "-c", code, name, str(path)]
+    answer = subprocess.run(command, capture_output=True, text=True, env=variables, cwd=ROOT)
     if answer.returncode == 3:
         return None
     if answer.returncode:
-        raise failed(name, answer.stderr)
+        raise failure(name, answer.stderr)
     return float(answer.stdout.split()[-1])
 
 
 @click.command(cls=Command)
-@click.option("--data-dir", default="data", show_default=True, envvar="FASTCIFAR_DATA_DIR")
-@click.option("--repeats", default=5, show_default=True, type=click.IntRange(5))
-@click.option("--save/--no-save", default=True, show_default=True, help="To benchmarks/results/first_batch.jsonl.")
-@click.option("--json", "as_json", is_flag=True)
+@options("data_dir", "repeats")
 def main(data_dir: str, repeats: int, save: bool, as_json: bool) -> None:
     """The first batch, cold and warm."""
-    path = Path(data_dir) / "train.beton"
-    open_beton(path)  # a missing or damaged one is told here
+    path = Path(data_dir).resolve() / "train.beton"
+    open_beton(path)  # fails here if it is missing or damaged
     rows: list[dict[str, Any]] = []
     for name in ("resident", "ffcv", "albumentations", "stock-ffcv"):
         with tempfile.TemporaryDirectory() as cache:
@@ -102,7 +97,7 @@ def main(data_dir: str, repeats: int, save: bool, as_json: bool) -> None:
     columns = ("name", "first_batch_s", "first_batch_s_min", "first_batch_s_max", "first_batch_cold_s", "note")
     show(rows, columns, as_json)
     if save:
-        save_rows(__file__, rows, measure.circumstances(str(path)))
+        save_rows(__file__, rows, environment(str(path)))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""How many augmented images a second each loader delivers, beside the others and beside the limit, in one call.
+"""Augmented images per second of each loader, of other libraries, and of a limit, in one call.
 
-    python benchmarks/loaders.py --data-dir data --json
+    python -m benchmarks.loaders --data-dir data --json
 
 The work: batches of 512, crop 4 + flip + cutout 8 + normalise, float32, every batch a tensor that its receiver may
 keep (FFCV's and DALI's are views of a ring). `limit-copy-cast` copies and casts as many contiguous bytes into such a
@@ -11,7 +11,6 @@ batch, from the same allocator, with as many threads. Peers that are not install
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,16 +19,14 @@ import click
 import numpy as np
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from benchmarks import Command, save_rows, show  # noqa: E402
-from benchmarks.peers import CROP_PADDING, CUTOUT_SIZE, Work  # noqa: E402
-from fastcifar import AugmentConfig, make_loader, measure, open_beton  # noqa: E402
-from fastcifar.errors import UsageError  # noqa: E402
-from fastcifar.loaders import missing_part  # noqa: E402
-from fastcifar.loaders.base import usable_device  # noqa: E402
-from fastcifar.measure import Epoch, forever  # noqa: E402
+from benchmarks import Command, options, save_rows, show
+from benchmarks.peers import CROP_PADDING, CUTOUT_SIZE, Work
+from fastcifar import AugmentConfig, make_loader, open_beton
+from fastcifar.bench.measure import Epoch, forever, measure_throughput
+from fastcifar.bench.results import environment
+from fastcifar.errors import UsageError
+from fastcifar.loaders import missing_part
+from fastcifar.loaders.base import usable_device
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "uint8": torch.uint8}
 COLUMNS = ("name", "images_per_s", "images_per_s_min", "images_per_s_max", "first_batch_s", "note")
@@ -45,12 +42,12 @@ def ours(name: str, work: Work, dtype: torch.dtype, missing: Exception | None) -
 
 
 def limit(work: Work, dtype: torch.dtype) -> Epoch:
-    """Copy and cast contiguous images into fresh batches: what no loader can beat."""
+    """Copy and cast contiguous images into new batches: no loader can be faster."""
     data = torch.from_numpy(work.images).to(work.device)
     if data.device.type == "cpu":
-        from fastcifar.augment.numba_kernel import Recycler
+        from fastcifar.augment.numba_kernel import BufferPool
 
-        memory = Recycler()
+        memory = BufferPool()
 
         def empty(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
             return torch.from_numpy(memory.empty(math.prod(shape) * dtype.itemsize)).view(dtype).view(shape)
@@ -67,7 +64,7 @@ def limit(work: Work, dtype: torch.dtype) -> Epoch:
 
 
 def peers(work: Work) -> dict[str, Callable[[], Epoch]]:
-    """The others, imported only when they are built."""
+    """Loaders of other libraries, imported when they are built."""
 
     def build(module: str, function: str = "build") -> Callable[[], Epoch]:
         def later() -> Epoch:
@@ -89,24 +86,18 @@ def peers(work: Work) -> dict[str, Callable[[], Epoch]]:
 
 
 @click.command(cls=Command)
-@click.option("--data-dir", default="data", show_default=True, envvar="FASTCIFAR_DATA_DIR", help="With train.beton.")
 @click.option("--batch-size", default=512, show_default=True, type=click.IntRange(1))
 @click.option("--dtype", default="float32", show_default=True, type=click.Choice(list(DTYPES)))
-@click.option("--device", default="cpu", show_default=True)
-@click.option("--threads", default=2, show_default=True, type=click.IntRange(1), help="For everybody.")
-@click.option("--repeats", default=measure.MIN_REPEATS, show_default=True, type=click.IntRange(measure.MIN_REPEATS))
+@click.option("--threads", default=2, show_default=True, type=click.IntRange(1), help="Of every candidate.")
 @click.option(
     "--limit-s",
     default=4.0,
     show_default=True,
     type=click.FloatRange(0, min_open=True),
-    help="Leave an epoch that takes longer.",
+    help="Stop an epoch after so many seconds.",
 )
 @click.option("--only", multiple=True, help="These names only.")
-@click.option(
-    "--save/--no-save", default=True, show_default=True, help="Add a line to benchmarks/results/loaders.jsonl."
-)
-@click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
+@options("data_dir", "device", "repeats")
 def main(
     data_dir: str,
     batch_size: int,
@@ -119,9 +110,9 @@ def main(
     save: bool,
     as_json: bool,
 ) -> None:
-    """Loader alone, ours and the others', round after round."""
+    """Loaders alone, ours and others, round after round."""
     torch.set_num_threads(threads)
-    on = usable_device(device)
+    torch_device = usable_device(device)
     beton = open_beton(Path(data_dir) / "train.beton")
     if len(beton) < batch_size or min(beton.image_shape[:2]) < CUTOUT_SIZE:
         raise UsageError(
@@ -139,7 +130,7 @@ def main(
         device=device,
     )
     names = ("resident", "ffcv", "albumentations")
-    missing = {name: missing_part(name) for name in names}  # imported now: that is not the first batch's time
+    missing = {name: missing_part(name) for name in names}  # imports them now: not a part of the first batch
     candidates: dict[str, Callable[[], Epoch]] = {
         name: (lambda name=name: ours(name, work, DTYPES[dtype], missing[name])) for name in names
     }
@@ -150,13 +141,13 @@ def main(
         raise UsageError(f"--only is {unknown[0]!r}; expected one of: {', '.join(candidates)}")
     if only:
         candidates = {name: build for name, build in candidates.items() if name in only}
-    tell = (lambda line: None) if as_json else (lambda line: click.echo(line, err=True))
-    rates = measure.measure_rates(candidates, repeats=repeats, limit_s=limit_s, device=on, tell=tell)
-    rows = [rate.row() for rate in rates]
-    manifest = measure.circumstances(f"{len(beton):,} images of {data_dir}, batch {batch_size}, {dtype}", on)
+    log = (lambda line: None) if as_json else (lambda line: click.echo(line, err=True))
+    results = measure_throughput(candidates, repeats=repeats, limit_s=limit_s, device=torch_device, log=log)
+    rows = [result.row() for result in results]
+    about = environment(f"{len(beton):,} images of {data_dir}, batch {batch_size}, {dtype}", torch_device)
     show(rows, COLUMNS, as_json)
     if save:
-        save_rows(__file__, rows, manifest)
+        save_rows(__file__, rows, about)
 
 
 if __name__ == "__main__":

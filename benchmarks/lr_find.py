@@ -1,6 +1,6 @@
-"""The range test: how many of its steps a second, beside torch-lr-finder on the same network, batch and images?
+"""The LR range test: steps per second, next to torch-lr-finder on the same network, batch size and images.
 
-    python benchmarks/lr_find.py --data-dir data --json
+    python -m benchmarks.lr_find --data-dir data --json
 
 Each takes its own way through the same images: ours with what `fastcifar lr-find` does on this machine, theirs as its
 README says (float32, a torch DataLoader). Each measurement is a process of its own, in turn.
@@ -8,30 +8,28 @@ README says (float32, a torch DataLoader). Each measurement is a process of its 
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 
 import click
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from benchmarks import Command, save_rows, show  # noqa: E402
-from benchmarks.peers.torchvision_transforms import Images  # noqa: E402
-from benchmarks.subprocesses import rates_in_turn  # noqa: E402
-from fastcifar import measure, open_beton  # noqa: E402
-from fastcifar.config import LrRangeTestConfig, ModelConfig, TrainConfig  # noqa: E402
-from fastcifar.loaders.base import usable_device  # noqa: E402
-from fastcifar.models import make_model  # noqa: E402
+from benchmarks import Command, options, save_rows, show
+from benchmarks.peers.torchvision_transforms import Images
+from benchmarks.subprocesses import measure_in_processes
+from fastcifar import open_beton
+from fastcifar.bench import measure
+from fastcifar.bench.results import environment
+from fastcifar.config import LrRangeTestConfig, ModelConfig, TrainConfig
+from fastcifar.loaders.base import usable_device
+from fastcifar.models import make_model
 
 WARM_UP = 3
 RATES = {"start_lr": 1e-6, "end_lr": 1e-2}  # neither diverges: all steps are made
 
 
 def ours(data_dir: str, model: str, batch_size: int, steps: int, device: torch.device) -> float:
-    """Steps a second."""
+    """Steps per second."""
     from contextlib import closing
 
     from fastcifar.training.data import Loaders
@@ -55,7 +53,7 @@ def ours(data_dir: str, model: str, batch_size: int, steps: int, device: torch.d
 
 
 def torch_lr_finder(data_dir: str, model: str, batch_size: int, steps: int, device: torch.device) -> float:
-    """Steps a second."""
+    """Steps per second."""
     from torch_lr_finder import LRFinder
     from torchvision.transforms import v2
 
@@ -91,7 +89,6 @@ PEERS = {"fastcifar": ours, "torch-lr-finder": torch_lr_finder}
 
 
 @click.command(cls=Command)
-@click.option("--data-dir", default="data", show_default=True, envvar="FASTCIFAR_DATA_DIR")
 @click.option("--model", default="resnet18", show_default=True)
 @click.option("--batch-size", default=128, show_default=True, type=click.IntRange(2))
 @click.option(
@@ -101,16 +98,13 @@ PEERS = {"fastcifar": ours, "torch-lr-finder": torch_lr_finder}
     type=click.IntRange(2),
     help="Steps in one measurement, after three for warm-up.",
 )
-@click.option("--device", default="cpu", show_default=True)
-@click.option("--repeats", default=5, show_default=True, type=click.IntRange(5))
-@click.option("--save/--no-save", default=True, show_default=True, help="To benchmarks/results/lr_find.jsonl.")
-@click.option("--json", "as_json", is_flag=True)
+@options("data_dir", "device", "repeats")
 @click.option("--only", hidden=True, type=click.Choice(tuple(PEERS)))
 def main(
     data_dir: str, model: str, batch_size: int, steps: int, device: str, repeats: int, save: bool, as_json: bool,
     only: str | None,
 ) -> None:  # fmt: skip
-    """Steps of the range test a second."""
+    """Steps of the range test per second."""
     if only is not None:
         click.echo(PEERS[only](data_dir, model, batch_size, steps, usable_device(device)) * batch_size)
         return
@@ -126,13 +120,13 @@ def main(
         "--device",
         device,
     ]
-    rows = [rate.row() for rate in rates_in_turn(__file__, tuple(PEERS), flags, repeats)]
+    rows = [rate.row() for rate in measure_in_processes("benchmarks.lr_find", tuple(PEERS), flags, repeats)]
     for row in rows:
         row["steps_per_s"] = None if row["images_per_s"] is None else round(row["images_per_s"] / batch_size, 3)
     columns = ("name", "steps_per_s", "images_per_s", "images_per_s_min", "images_per_s_max", "note")
     show(rows, columns, as_json)
     if save:
-        about = measure.circumstances(f"{data_dir}, {model}, batch {batch_size}", usable_device(device))
+        about = environment(f"{data_dir}, {model}, batch {batch_size}", usable_device(device))
         save_rows(__file__, rows, about)
 
 

@@ -1,16 +1,15 @@
 """Is the suggestion of the range test a good rate? Trainings at it, at a third of it and at three times it.
 
-    python benchmarks/lr_find_check.py --data-dir data --networks small,resnet18:layer,mobilenet_v3_small --seeds 3
+    python -m benchmarks.lr_find_check --data-dir data --networks small,resnet18:layer,mobilenet_v3_small --seeds 3
 
-`fastcifar lr-find` suggests a rate for each network, optimiser and seed; `fastcifar train` takes each of the three at
-a constant rate, on all training images, and scores test.beton: make it of images that no final score is told of. A
-row is saved as soon as it is there, and those that are there are not measured again.
+`fastcifar lr-find` suggests a learning rate for each network, optimiser and seed; `fastcifar train` trains at each of
+the three, constant, on all training images, and scores test.beton: build it from images that no final score uses. Each
+row is saved at once, and saved rows are not measured again.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,10 @@ from typing import Any
 import click
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from benchmarks import Command, save_rows, show  # noqa: E402
-from benchmarks.subprocesses import told_by  # noqa: E402
-from fastcifar import measure  # noqa: E402
-from fastcifar.config import AUTO_SUGGESTIONS, OPTIMIZERS  # noqa: E402
+from benchmarks import ROOT, Command, options, save_rows, show
+from benchmarks.subprocesses import run_json
+from fastcifar.bench.results import environment
+from fastcifar.config import AUTO_SUGGESTIONS, OPTIMIZERS
 
 FACTORS = (1.0, 1 / 3, 3.0)
 KEYS = ("name", "optimizer", "seed", "steps", "batch_size", "epochs", "factor")
@@ -41,21 +37,19 @@ def accuracy(flags: list[str], lr: float, epochs: int) -> float | None:
     """Of the test images after some epochs at a constant rate; None if the training diverged."""
     constant = ["--epochs", str(epochs), "--sched", "none", "--val-size", "0", "--lr", repr(lr)]
     try:
-        return float(told_by("fastcifar", "train", "--json", *flags, *constant)["test_accuracy"])
+        return float(run_json("fastcifar", "train", "--json", *flags, *constant)["test_accuracy"])
     except click.ClickException:
         return None
 
 
 @click.command(cls=Command)
-@click.option("--data-dir", default="data", show_default=True, envvar="FASTCIFAR_DATA_DIR")
 @click.option("--networks", default="small,mobilenet_v3_small,resnet18,resnet18:layer", help="NAME or NAME:NORM, each.")
 @click.option("--optimizers", default="sgd", show_default=True)
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(1))
 @click.option("--steps", default=100, show_default=True, type=click.IntRange(2), help="Of the range test.")
 @click.option("--batch-size", default=128, show_default=True, type=click.IntRange(2))
 @click.option("--epochs", default=2, show_default=True, type=click.IntRange(1))
-@click.option("--save/--no-save", default=True, show_default=True, help="To benchmarks/results/lr_find_check.jsonl.")
-@click.option("--json", "as_json", is_flag=True)
+@options("data_dir")
 def main(
     data_dir: str, networks: str, optimizers: str, seeds: int, steps: int, batch_size: int, epochs: int, save: bool,
     as_json: bool,
@@ -80,9 +74,9 @@ def main(
                 flags = ["--data-dir", data, "--runs-dir", runs, "--model", model, "--norm", norm or "batch"]
                 flags += ["--optimizer", optimizer, "--seed", str(seed), "--batch-size", str(batch_size)]
                 if factor == 1:
-                    found = told_by("fastcifar", "lr-find", "--json", "--steps", str(steps), *flags)
-                    lr = found["suggestions"].get(AUTO_SUGGESTIONS[optimizer])
-                    row |= {"suggestions": found["suggestions"], "why_not": found["why_not"]}
+                    answer = run_json("fastcifar", "lr-find", "--json", "--steps", str(steps), *flags)
+                    lr = answer["suggestions"].get(AUTO_SUGGESTIONS[optimizer])
+                    row |= {"suggestions": answer["suggestions"], "why_not": answer["why_not"]}
                 else:
                     lr = known[(*key[:-1], 1.0)]["suggested"]
                 row |= {"suggested": lr, "lr": lr and lr * factor}
@@ -90,7 +84,7 @@ def main(
             known[key] = row
             rows.append(row)
             if save:
-                save_rows(__file__, [row], measure.circumstances(data_dir, torch.device("cpu")))
+                save_rows(__file__, [row], environment(data_dir, torch.device("cpu")))
     show(rows, ("name", "optimizer", "seed", "steps", "factor", "lr", "accuracy"), as_json)
 
 

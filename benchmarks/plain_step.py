@@ -1,6 +1,6 @@
 """The training step against plain PyTorch: what do autocast, memory layout, allocator and fused optimiser bring?
 
-    python benchmarks/plain_step.py --data-dir data --json
+    python -m benchmarks.plain_step --data-dir data --json
 
 The same network, batch and optimiser; `plain` is eager float32 in contiguous memory, as a tutorial writes it, and each
 line after it adds one thing. `fastcifar` is the step of `fastcifar train`. One batch again and again: no loader.
@@ -10,29 +10,27 @@ many images as a whole training goes through, by the time that they take.
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 
 import click
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from benchmarks import Command, save_rows, show  # noqa: E402
-from benchmarks.subprocesses import rates_in_turn  # noqa: E402
-from fastcifar import make_loader, measure, recipes  # noqa: E402
-from fastcifar.config import MODELS, TrainConfig  # noqa: E402
-from fastcifar.loaders.base import usable_device  # noqa: E402
-from fastcifar.models import make_model  # noqa: E402
-from fastcifar.training.device import choose_amp, keep_freed_memory  # noqa: E402
-from fastcifar.training.optimizer import make_optimizer  # noqa: E402
-from fastcifar.training.step import Step, resized  # noqa: E402
+from benchmarks import Command, options, save_rows, show
+from benchmarks.subprocesses import measure_in_processes
+from fastcifar import make_loader, recipes
+from fastcifar.bench import measure
+from fastcifar.bench.results import environment
+from fastcifar.config import MODELS, TrainConfig
+from fastcifar.loaders.base import usable_device
+from fastcifar.models import make_model
+from fastcifar.training.device import choose_amp, keep_freed_memory
+from fastcifar.training.optimizer import make_optimizer
+from fastcifar.training.step import Step, resized
 
 NAMES = ("plain", "+channels_last", "+bf16", "+allocator", "fastcifar", "fastcifar+compile", "recipe")
 RECIPES = {"resnet18": "resnet18", "small": "fast"}
-LEAST_S = 3.0
+MIN_S = 3.0
 
 
 def images_per_s(name: str, data_dir: str, model: str, batch_size: int, device: torch.device) -> float:
@@ -71,7 +69,7 @@ def images_per_s(name: str, data_dir: str, model: str, batch_size: int, device: 
         step()
         measure.synchronise(device)
         begin, count = time.perf_counter(), 0
-        while time.perf_counter() - begin < LEAST_S or count < 3:
+        while time.perf_counter() - begin < MIN_S or count < 3:
             step()
             measure.synchronise(device)
             count += 1
@@ -86,30 +84,26 @@ def images_per_s(name: str, data_dir: str, model: str, batch_size: int, device: 
 
 
 @click.command(cls=Command)
-@click.option("--data-dir", default="data", show_default=True, envvar="FASTCIFAR_DATA_DIR")
 @click.option("--model", default="resnet18", show_default=True, type=click.Choice(MODELS))
 @click.option("--batch-size", default=256, show_default=True, type=click.IntRange(2))
-@click.option("--device", default="cpu", show_default=True)
-@click.option("--repeats", default=5, show_default=True, type=click.IntRange(5))
-@click.option("--save/--no-save", default=True, show_default=True, help="To benchmarks/results/plain_step.jsonl.")
-@click.option("--json", "as_json", is_flag=True)
+@options("data_dir", "device", "repeats")
 @click.option("--only", hidden=True, type=click.Choice(NAMES))
 def main(
     data_dir: str, model: str, batch_size: int, device: str, repeats: int, save: bool, as_json: bool, only: str | None
 ) -> None:
-    """Images a second of a training step, from plain PyTorch to ours."""
+    """Images per second of a training step, from plain PyTorch to ours."""
     if only is not None:
         click.echo(images_per_s(only, data_dir, model, batch_size, usable_device(device)))
         return
     flags: list[object] = ["--data-dir", data_dir, "--model", model, "--batch-size", batch_size, "--device", device]
-    rows = [rate.row() for rate in rates_in_turn(__file__, NAMES, flags, repeats)]
+    rows = [rate.row() for rate in measure_in_processes("benchmarks.plain_step", NAMES, flags, repeats)]
     plain = rows[0]["images_per_s"]
     for row in rows:
         row["times_plain"] = round(row["images_per_s"] / plain, 2) if plain and row["images_per_s"] else None
     columns = ("name", "images_per_s", "images_per_s_min", "images_per_s_max", "times_plain", "note")
     show(rows, columns, as_json)
     if save:
-        about = measure.circumstances(f"one batch of {data_dir}, {model}, batch {batch_size}", usable_device(device))
+        about = environment(f"one batch of {data_dir}, {model}, batch {batch_size}", usable_device(device))
         save_rows(__file__, rows, about)
 
 

@@ -1,17 +1,16 @@
-"""Does a recipe do what its origin did? Each, shortened, beside the same training written in plain PyTorch.
+"""Does a recipe do what its origin did? Each, shortened, next to the same training written in plain PyTorch.
 
-    python benchmarks/recipes.py --data-dir data --shorten 10 --json
-    python benchmarks/recipes.py --data-dir data --shorten 1 --recipes layernorm
+    python -m benchmarks.recipes --data-dir data --shorten 10 --json
+    python -m benchmarks.recipes --data-dir data --shorten 1 --recipes layernorm
 
 `--shorten 10` trains a tenth of the epochs and shortens what counts in epochs with it (patience, step size), so that
-the learning rate takes the same way down; 1 trains to the end. The twin is `peers/plain_training.py`; where a rate is
-found by a range test it gets ours. Each training is a process of its own; its row is saved as soon as it is done.
+the learning rate decays alike; 1 trains to the end. `peers/plain_training.py` is the plain training; where the learning
+rate comes from a range test, it gets ours. Each training is a process of its own; its row is saved when it is done.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -19,20 +18,18 @@ from typing import Any
 import click
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from benchmarks import Command, save_rows, show  # noqa: E402
-from benchmarks.subprocesses import told_by  # noqa: E402
-from fastcifar import measure, recipes  # noqa: E402
-from fastcifar.config import TrainConfig  # noqa: E402
+from benchmarks import Command, options, save_rows, show
+from benchmarks.subprocesses import run_json
+from fastcifar import recipes
+from fastcifar.bench.results import environment
+from fastcifar.config import TrainConfig
 
 KEYS = ("test_accuracy", "train_accuracy", "train_seconds")
 ORIGINS = tuple(name for name in recipes.names() if "origin" in recipes.load(name).about)
 
 
 def shortened(config: TrainConfig, by: float) -> TrainConfig:
-    """The same way of the learning rate in fewer epochs."""
+    """The same schedule of the learning rate in fewer epochs."""
     return config.with_settings(
         epochs=max(1, round(config.epochs / by)),
         patience=round(config.schedule.patience / by),
@@ -47,28 +44,27 @@ def ours(config: TrainConfig, data_dir: str, device: str) -> dict[str, Any]:
         flags = ["--recipe", str(config.recipe), "--data-dir", data_dir, "--runs-dir", runs, "--device", device]
         for name in ("epochs", "patience", "step_size", "warmup_epochs"):
             flags += [f"--{name.replace('_', '-')}", str(config.to_settings()[name])]
-        metrics = told_by("fastcifar", "train", "--json", *flags)
+        metrics = run_json("fastcifar", "train", "--json", *flags)
         last = (Path(runs) / str(config.recipe) / "results.csv").read_text(encoding="utf-8").splitlines()
         trained = dict(zip(last[0].split(","), last[-1].split(","), strict=True))
-    found = {key: metrics[key] for key in ("test_accuracy", "train_seconds", "lr")}
-    return {**found, "train_accuracy": float(trained["train_accuracy"])}
+    values = {key: metrics[key] for key in ("test_accuracy", "train_seconds", "lr")}
+    return {**values, "train_accuracy": float(trained["train_accuracy"])}
 
 
-def twin(config: TrainConfig, data_dir: str, device: str) -> dict[str, Any]:
+def train_reference(config: TrainConfig, data_dir: str, device: str) -> dict[str, Any]:
     """The same in plain PyTorch."""
-    return told_by("benchmarks.peers.plain_training", json.dumps(config.to_settings()), data_dir, device)
+    return run_json("benchmarks.peers.plain_training", json.dumps(config.to_settings()), data_dir, device)
 
 
 @click.command(cls=Command)
-@click.option("--data-dir", default="data", show_default=True, envvar="FASTCIFAR_DATA_DIR")
 @click.option("--recipes", "names", multiple=True, default=ORIGINS, type=click.Choice(ORIGINS), help="One or several.")
 @click.option("--shorten", default=10.0, show_default=True, type=click.FloatRange(1), help="Train 1/N of the epochs.")
-@click.option("--twin/--no-twin", "with_twin", default=True, show_default=True, help="Train the plain twin too.")
-@click.option("--device", default="cpu", show_default=True)
-@click.option("--save/--no-save", default=True, show_default=True, help="To benchmarks/results/recipes.jsonl.")
-@click.option("--json", "as_json", is_flag=True)
+@click.option(
+    "--reference/--no-reference", "with_reference", default=True, show_default=True, help="Train in plain PyTorch too."
+)
+@options("data_dir", "device")
 def main(
-    data_dir: str, names: tuple[str, ...], shorten: float, with_twin: bool, device: str, save: bool, as_json: bool
+    data_dir: str, names: tuple[str, ...], shorten: float, with_reference: bool, device: str, save: bool, as_json: bool
 ) -> None:
     """Scores of the recipes that stand for an origin."""
     data = str(Path(data_dir).resolve())
@@ -78,14 +74,14 @@ def main(
         config = shortened(whole, shorten)
         row: dict[str, Any] = {"name": name, "epochs": config.epochs, "of_epochs": whole.epochs}
         row |= ours(config, data, device)
-        if with_twin:
-            told = twin(config.with_settings(lr=row["lr"]), data, device)
-            row |= {f"twin_{key}": told[key] for key in KEYS}
+        if with_reference:
+            metrics = train_reference(config.with_settings(lr=row["lr"]), data, device)
+            row |= {f"reference_{key}": metrics[key] for key in KEYS}
         row = {key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()}
         rows.append(row)
         if save:
-            save_rows(__file__, [row], measure.circumstances(data_dir, torch.device(device)))
-    show(rows, ("name", "epochs", "of_epochs", "lr", *KEYS, *(f"twin_{key}" for key in KEYS)), as_json)
+            save_rows(__file__, [row], environment(data_dir, torch.device(device)))
+    show(rows, ("name", "epochs", "of_epochs", "lr", *KEYS, *(f"reference_{key}" for key in KEYS)), as_json)
 
 
 if __name__ == "__main__":

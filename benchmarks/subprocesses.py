@@ -1,41 +1,49 @@
-"""Candidates that would disturb each other in one process (allocator, threads): a process each."""
+"""Measurements in processes of their own, for what would affect others in one process (allocator, threads)."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
 
-from benchmarks import last_line
-from fastcifar import measure
+from benchmarks import ROOT
+from fastcifar.bench.measure import Throughput
 
 
-def rates_in_turn(script: str, names: tuple[str, ...], flags: list[object], repeats: int) -> list[measure.Rate]:
-    """Run `script --only NAME …flags`, whose last line is images a second, for each name, round after round."""
-    rates = [measure.Rate(name) for name in names]
+def last_line(stderr: str) -> str:
+    """Why a process failed: the last line of its output."""
+    return (stderr.strip().splitlines() or ["it exited unexpectedly"])[-1]
+
+
+def failure(name: str, stderr: str) -> click.ClickException:
+    """The error for a process that failed."""
+    return click.ClickException(f"{name}: {last_line(stderr)}")
+
+
+def measure_in_processes(module: str, names: tuple[str, ...], flags: list[object], repeats: int) -> list[Throughput]:
+    """Run `python -m module --only NAME …flags`, which prints images per second, for each name, round after round."""
+    results = [Throughput(name) for name in names]
     for number in range(repeats):
         click.echo(f"round {number + 1} of {repeats}", err=True)
-        for rate in rates:
-            if rate.note:
+        for result in results:
+            if result.note:
                 continue
-            command = [sys.executable, script, "--only", rate.name, *map(str, flags)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                rate.note = f"skipped: {last_line(done.stderr)}"
+            command = [sys.executable, "-m", module, "--only", result.name, *map(str, flags)]
+            process = subprocess.run(command, capture_output=True, text=True, check=False)
+            if process.returncode:
+                result.note = f"skipped: {last_line(process.stderr)}"
             else:
-                rate.images_per_s.append(float(done.stdout.splitlines()[-1]))
-    return rates
+                result.images_per_s.append(float(process.stdout.splitlines()[-1]))
+    return results
 
 
-def told_by(module: str, *args: str) -> dict[str, Any]:
-    """Run `python -m module args`, its messages shown as they come; the JSON object in the last line of its output."""
+def run_json(module: str, *args: str) -> dict[str, Any]:
+    """Run `python -m module args`, with its log shown; returns the JSON object in the last line of its output."""
     command = [sys.executable, "-m", module, *args]
-    root = Path(__file__).resolve().parent.parent
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, cwd=root)
-    if done.returncode:
-        raise click.ClickException(f"{module} ended with exit code {done.returncode}; its own message is above")
-    return dict(json.loads(done.stdout.strip().splitlines()[-1]))
+    process = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, cwd=ROOT)
+    if process.returncode:
+        raise click.ClickException(f"{module} failed with exit code {process.returncode}; its message is above")
+    return dict(json.loads(process.stdout.strip().splitlines()[-1]))

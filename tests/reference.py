@@ -1,4 +1,4 @@
-"""Slow plain twins of what the package does fast: one image, one pixel at a time."""
+"""Reference implementations: slow and plain, one image, one pixel at a time."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ import torch
 from fastcifar.config import AugmentConfig
 
 
-def augment_image(image: np.ndarray, choice: np.void, augment: AugmentConfig, fill: np.ndarray) -> np.ndarray:
+def augment_image(image: np.ndarray, params: np.void, augment: AugmentConfig, fill: np.ndarray) -> np.ndarray:
     """Crop from the padded image, then flip, rotate, shift colours, cut out."""
-    out = crop_image(image, choice, augment)
-    if choice["flip"]:
+    out = crop_image(image, params, augment)
+    if params["flip"]:
         out = out[:, ::-1].copy()
-    if choice["rotation"]:
-        out = rotate_image(out, float(choice["rotation"]), augment.padding_mode == "reflect")
-    shifts = [int(choice[name]) for name in ("hue", "saturation", "value")]
+    if params["rotation"]:
+        out = rotate_image(out, float(params["rotation"]), augment.padding_mode == "reflect")
+    shifts = [int(params[name]) for name in ("hue", "saturation", "value")]
     if any(shifts):
         out = shift_colour(out, *shifts)
     for y, x, height, width in zip(
-        *(choice[f"cutout_{name}"].tolist() for name in ("y", "x", "height", "width")), strict=True
+        *(params[f"cutout_{name}"].tolist() for name in ("y", "x", "height", "width")), strict=True
     ):
         for row in range(max(y, 0), min(y + height, len(out))):
             for column in range(max(x, 0), min(x + width, out.shape[1])):
@@ -31,14 +31,14 @@ def augment_image(image: np.ndarray, choice: np.void, augment: AugmentConfig, fi
     return out
 
 
-def crop_image(image: np.ndarray, choice: np.void, augment: AugmentConfig) -> np.ndarray:
+def crop_image(image: np.ndarray, params: np.void, augment: AugmentConfig) -> np.ndarray:
     height, width, _ = image.shape
     pad = augment.crop_padding
     out = np.zeros_like(image)
     for y in range(height):
         for x in range(width):
-            source_y = y + int(choice["crop_y"]) - pad
-            source_x = x + int(choice["crop_x"]) - pad
+            source_y = y + int(params["crop_y"]) - pad
+            source_x = x + int(params["crop_x"]) - pad
             if augment.padding_mode == "reflect":
                 source_y, source_x = mirror(source_y, height), mirror(source_x, width)
             if 0 <= source_y < height and 0 <= source_x < width:
@@ -47,7 +47,7 @@ def crop_image(image: np.ndarray, choice: np.void, augment: AugmentConfig) -> np
 
 
 def rotate_image(image: np.ndarray, degrees: float, reflect: bool, exactly: bool = False) -> np.ndarray:
-    """Bilinear: every pixel of the result looks up where it comes from, in fixed point, or `exactly` in float64."""
+    """Bilinear, in fixed point, or `exactly` in float64: each pixel of the result looks up its source."""
     height, width, _ = image.shape
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     if not exactly:
@@ -72,8 +72,7 @@ def rotate_image(image: np.ndarray, degrees: float, reflect: bool, exactly: bool
 
 
 def shift_colour(image: np.ndarray, hue: int, saturation: int, value: int) -> np.ndarray:
-    """Through OpenCV's 8-bit HSV (hue 0..179): there by its tables, back by Python's own conversion,
-    rounded down."""
+    """In OpenCV's 8-bit HSV (hue 0..179): to HSV by its tables, back by Python's own conversion, rounded down."""
     out = np.zeros_like(image)
     for y, x in np.ndindex(image.shape[:2]):
         h, s, v = opencv_hsv(*image[y, x].tolist())

@@ -1,4 +1,4 @@
-"""`fastcifar bench`, and the measuring that benchmarks/ share with it. No figure is judged: they are for that."""
+"""`fastcifar bench` and benchmarks/: what they report, not how fast it is."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ import torch
 from click.testing import CliRunner
 
 import benchmarks
-from fastcifar import measure
+from fastcifar.bench import measure
+from fastcifar.bench.results import append_rows, environment
 from fastcifar.cli import main
 from fastcifar.converters import convert, open_source
 from fastcifar.errors import FastcifarError, UsageError
@@ -33,10 +34,10 @@ def missing() -> measure.Epoch:
     raise ImportError("nothing is\ninstalled")
 
 
-def test_candidates_are_measured_in_turn_and_missing_ones_left_out_by_name() -> None:
-    told: list[str] = []
-    rates = measure.measure_rates({"here": lambda: batches, "gone": missing}, tell=told.append)
-    here, gone = (rate.row() for rate in rates)
+def test_candidates_are_measured_in_turn_and_missing_ones_are_skipped() -> None:
+    lines: list[str] = []
+    results = measure.measure_throughput({"here": lambda: batches, "gone": missing}, log=lines.append)
+    here, gone = (result.row() for result in results)
     assert here["repeats"] == 5
     assert here["images_per_s_min"] <= here["images_per_s"] <= here["images_per_s_max"]
     assert here["first_batch_s"] >= 0
@@ -49,11 +50,11 @@ def test_candidates_are_measured_in_turn_and_missing_ones_left_out_by_name() -> 
         "repeats": 0,
         "note": "skipped: nothing is installed",
     }
-    assert told[0] == "gone: skipped: nothing is installed"
+    assert lines[0] == "gone: skipped: nothing is installed"
 
 
 def test_a_rate_is_the_median_with_its_spread() -> None:
-    row = measure.Rate("a", [100.0, 1.0, 2.0, 10.0, 9.0]).row()
+    row = measure.Throughput("a", [100.0, 1.0, 2.0, 10.0, 9.0]).row()
     assert (row["images_per_s_min"], row["images_per_s"], row["images_per_s_max"]) == (1, 9, 100)
 
 
@@ -61,21 +62,21 @@ def test_nothing_to_measure_is_an_error_with_its_reasons() -> None:
     with pytest.raises(
         FastcifarError, match="none of gone, none could be measured: nothing is installed; an epoch has"
     ):
-        measure.measure_rates({"gone": missing, "none": lambda: list})
+        measure.measure_throughput({"gone": missing, "none": lambda: list})
 
 
-def test_fewer_than_five_repeats_are_no_figure() -> None:
+def test_fewer_than_five_repeats_are_refused() -> None:
     with pytest.raises(UsageError, match="repeats is 4; expected 5 or more"):
-        measure.measure_rates({}, repeats=4)
+        measure.measure_throughput({}, repeats=4)
 
 
-def test_what_a_figure_was_measured_on_stands_beside_it(tmp_path: Path) -> None:
-    about = measure.circumstances("ten images")
+def test_results_are_saved_with_their_environment(tmp_path: Path) -> None:
+    about = environment("ten images")
     assert about["data"] == "ten images"
     assert about["versions"]["torch"] == torch.__version__.split("+")[0]
     assert about["cores"] >= 1
-    path = measure.save(tmp_path / "results", "loaders", [{"name": "a"}], about)
-    measure.save(tmp_path / "results", "loaders", [{"name": "b"}], about)
+    path = append_rows(tmp_path / "results", "loaders", [{"name": "a"}], about)
+    append_rows(tmp_path / "results", "loaders", [{"name": "b"}], about)
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [line["rows"][0]["name"] for line in lines] == ["a", "b"]
 
@@ -91,8 +92,8 @@ def test_memory_of_this_process_grows_with_what_it_allocates() -> None:
 
 @pytest.fixture
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody reads these figures: each is taken over milliseconds."""
-    monkeypatch.setattr(measure, "LEAST_S", 0.02)
+    """Measurements of milliseconds."""
+    monkeypatch.setattr(measure, "MIN_S", 0.02)
 
 
 @pytest.mark.slow
@@ -139,8 +140,8 @@ def test_bench_shrinks_the_cutout_for_small_images(image_folder: ImageFolder, tm
         ("loaders", ["--repeats", "1"], 2, "Invalid value for '--repeats'"),
         ("loaders", ["--device", "banana"], 2, "device is 'banana'"),
         ("loaders", ["--only", "nonsense"], 2, "--only is 'nonsense'; expected one of: resident, ffcv"),
-        ("growth", ["--sizes", "abc"], 2, "'abc'; expected whole numbers from 512 on"),
-        ("growth", ["--sizes", "0"], 2, "'0'; expected whole numbers from 512 on"),
+        ("growth", ["--sizes", "abc"], 2, "'abc'; expected integers of at least 512"),
+        ("growth", ["--sizes", "0"], 2, "'0'; expected integers of at least 512"),
         ("first_batch", ["--data-dir", "nowhere"], 4, "nowhere/train.beton: no such file"),
     ],
 )
@@ -156,19 +157,19 @@ def test_a_benchmark_that_cannot_run_says_why(
     assert "Traceback" not in result.stderr
 
 
-def test_rows_of_every_benchmark_have_the_same_keys() -> None:
-    rate = measure.Rate("a", [1.0]).row()
+def test_rows_of_all_benchmarks_have_the_same_keys() -> None:
+    values = measure.Throughput("a", [1.0]).row()
     assert benchmarks.row("a", memory_mib=3) == {**dict.fromkeys(benchmarks.ROW_KEYS), "name": "a", "memory_mib": 3}
-    assert set(benchmarks.ROW_KEYS) <= set(rate)
+    assert set(benchmarks.ROW_KEYS) <= set(values)
 
 
 @pytest.mark.slow
 def test_the_benchmark_of_loaders_has_the_rows_that_it_promises(data_dir: Path) -> None:
     names = ["resident", "ffcv", "albumentations", "limit-copy-cast", "torchvision-v1", "airbench"]
     only = [part for name in names for part in ("--only", name)]
-    command = [sys.executable, str(ROOT / "benchmarks" / "loaders.py"), "--data-dir", str(data_dir), "--json"]
+    command = [sys.executable, "-m", "benchmarks.loaders", "--data-dir", str(data_dir), "--json"]
     command += ["--no-save", "--batch-size", "50", "--limit-s", "0.2", *only]
-    answer = subprocess.run(command, capture_output=True, text=True)
+    answer = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert answer.returncode == 0, answer.stderr
     rows = json.loads(answer.stdout)
     assert [row["name"] for row in rows] == names

@@ -163,12 +163,12 @@ def test_inspect_as_json(data_dir: Path) -> None:
 
 def test_inspect_for_people(own_data_dir: Path) -> None:
     result = run("inspect", own_data_dir / "train.beton")
-    assert "verified        yes, it is the file of its manifest" in result.stdout
+    assert "verified        yes, its SHA-256 is that of its manifest" in result.stdout
     assert "  triangle                    3" in result.stdout
     manifest_path(own_data_dir / "train.beton").unlink()
     result = run("inspect", own_data_dir / "train.beton")
     assert result.exit_code == 0
-    assert "verified        no, there is no manifest" in result.stdout
+    assert "verified        no, it has no manifest" in result.stdout
     assert "the structure was checked, the pixels cannot be" in result.stderr
 
 

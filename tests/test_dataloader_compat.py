@@ -1,4 +1,4 @@
-"""What users of torch's DataLoader expect of a loader is there, or one line says what is there instead."""
+"""What users of torch's DataLoader expect of a loader exists, or an error says what to use instead."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from fastcifar.loaders.albumentations_loader import AlbumentationsLoader, remedy
 
 @pytest.fixture(scope="module")
 def loader(data_dir: Path) -> Iterator[Loader]:
-    with closing(make_loader(data_dir / "train.beton", batch_size=32, rows=range(100), loader="resident")) as made:
+    with closing(make_loader(data_dir / "train.beton", batch_size=32, indices=range(100), loader="resident")) as made:
         yield made
 
 
@@ -44,7 +44,7 @@ def test_a_loader_has_what_a_dataloader_has(loader: Loader) -> None:
         images[100]
 
 
-def test_a_loader_says_what_it_is(loader: Loader) -> None:
+def test_repr(loader: Loader) -> None:
     beton = re.escape(f"Beton({str(loader.beton.path)!r}: 600 images of 32x32, 10 classes, raw)")
     assert re.fullmatch(
         rf"ResidentLoader\(100 of {beton} for training, batch_size=32, seed=0, device='cpu', dtype=torch.float32\)",
@@ -65,7 +65,7 @@ def test_three_values_are_unpacked(loader: Loader) -> None:
     assert isinstance(batch._replace(labels=labels), tuple)
 
 
-def test_two_values_are_told_to_be_three(loader: Loader) -> None:
+def test_unpacking_two_values_is_an_error_that_says_three(loader: Loader) -> None:
     def loop() -> None:
         for _images, _labels in loader:  # type: ignore[misc]
             pass
@@ -110,7 +110,7 @@ def ignore(loader: object) -> None:
         lambda loader: multiprocessing.get_context("spawn").Process(target=ignore, args=(loader,)).start(),
     ],
 )
-def test_a_loader_that_is_sent_elsewhere_says_what_to_do(loader: Loader, use: Callable[[Loader], object]) -> None:
+def test_pickling_or_copying_a_loader_is_refused(loader: Loader, use: Callable[[Loader], object]) -> None:
     with pytest.raises(UsageError, match="cannot be pickled, copied or sent to another process; call make_loader the"):
         use(loader)
 
@@ -122,12 +122,12 @@ def test_a_loader_needs_no_dataloader(loader: Loader) -> None:
         lambda loader: next(iter(DataLoader(loader, batch_size=None, shuffle=True))),
     ]
     for use in uses:
-        with pytest.raises(UsageError, match="no single items, and needs no DataLoader around it"):
+        with pytest.raises(UsageError, match="no items, and needs no DataLoader around it"):
             use(loader)
 
 
-def test_an_attribute_of_others_is_answered(loader: Loader) -> None:
-    with pytest.raises(AttributeError, match=r"no attribute 'sampler'; rows=… chooses images"):
+def test_an_attribute_of_dataloader_says_what_to_use(loader: Loader) -> None:
+    with pytest.raises(AttributeError, match=r"no attribute 'sampler'; indices=… selects images"):
         loader.sampler  # noqa: B018
     assert not hasattr(loader, "smapler")
 
@@ -136,35 +136,35 @@ def test_an_attribute_of_others_is_answered(loader: Loader) -> None:
     ("setting", "answer"),
     [
         ({"shuffle": True}, "shuffle is True; expected 'full' or 'window'"),
-        ({"num_workers": 4}, "no setting 'num_workers'; threads follow torch.set_num_threads"),
+        ({"num_workers": 4}, "no setting 'num_workers'; torch.set_num_threads sets the threads"),
         ({"drop_last": False}, "train=True delivers whole batches only"),
         ({"pin_memory": True}, "device='cuda'"),
-        ({"indices": [1]}, "rows=…"),
+        ({"sampler": [1]}, "indices=…"),
         ({"batchsize": 4}, "no setting 'batchsize'; did you mean 'batch_size'?"),
         ({"zzz": 4}, "no setting 'zzz'; expected: beton, augment, batch_size, train"),
         ({"train": False, "shuffle": "fast"}, "shuffle is 'fast'; expected one of"),
     ],
 )
-def test_a_setting_of_others_is_answered(data_dir: Path, setting: dict[str, Any], answer: str) -> None:
+def test_a_setting_of_dataloader_says_what_to_use(data_dir: Path, setting: dict[str, Any], answer: str) -> None:
     with pytest.raises(UsageError, match=re.escape(answer)):
         make_loader(data_dir / "train.beton", **setting)
 
 
-def test_rows_may_be_a_mask(data_dir: Path) -> None:
+def test_indices_may_be_a_mask(data_dir: Path) -> None:
     mask = np.arange(600) % 3 == 0
-    for rows in (mask, mask.tolist(), torch.from_numpy(mask)):
-        with closing(make_loader(data_dir / "train.beton", batch_size=10, rows=rows)) as loader:
+    for indices in (mask, mask.tolist(), torch.from_numpy(mask)):
+        with closing(make_loader(data_dir / "train.beton", batch_size=10, indices=indices)) as loader:
             assert loader.dataset.indices.tolist() == np.flatnonzero(mask).tolist()
     wrong: list[tuple[Any, str]] = [
         (mask[:10], "a mask of shape (10,); expected (600,)"),
         (mask[None], "a mask of shape (1, 600)"),
-        (np.zeros(600, bool), "a mask that chooses no image; expected at least one"),
-        ([[1, 2], [3]], "rows is a list; expected whole numbers, or a mask"),
-        (torch.ones(3, device="meta"), "rows is a Tensor"),
+        (np.zeros(600, bool), "a mask that selects no image; expected at least one"),
+        ([[1, 2], [3]], "indices is a list; expected integers or a boolean mask"),
+        (torch.ones(3, device="meta"), "indices is a Tensor"),
     ]
-    for rows, message in wrong:
+    for indices, message in wrong:
         with pytest.raises(UsageError, match=re.escape(message)):
-            make_loader(data_dir / "train.beton", batch_size=10, rows=rows)
+            make_loader(data_dir / "train.beton", batch_size=10, indices=indices)
 
 
 def failing(data_dir: Path, monkeypatch: pytest.MonkeyPatch, work: Callable[..., Any]) -> AlbumentationsLoader:
@@ -191,22 +191,22 @@ def miss(*arguments: object) -> None:
 @pytest.mark.parametrize(
     ("work", "message"),
     [
-        (end_by(signal.SIGKILL), r"ended \(killed by SIGKILL, perhaps for want of memory\); use --loader resident"),
-        (end_by(signal.SIGBUS), r"ended \(killed by SIGBUS\); /dev/shm has [0-9,]+ MiB: give it more \(docker run"),
-        (lambda *arguments: os._exit(3), r"ended \(with exit code 3\); use --loader resident"),
+        (end_by(signal.SIGKILL), r"exited \(killed by SIGKILL, possibly out of memory\); use --loader resident"),
+        (end_by(signal.SIGBUS), r"exited \(killed by SIGBUS\); /dev/shm has [0-9,]+ MiB: give it more \(docker run"),
+        (lambda *arguments: os._exit(3), r"exited \(with exit code 3\); use --loader resident"),
         (miss, r"failed \(KeyError: 'one\\ntwo'\); use --loader resident"),
         (refuse, r"failed \(OSError: \[Errno 28\] No space left on device\); /dev/shm has [0-9,]+ MiB"),
     ],
 )
-def test_how_a_worker_ended_is_told(
+def test_the_error_says_how_a_worker_exited(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch, work: Callable[..., Any], message: str
 ) -> None:
     with closing(failing(data_dir, monkeypatch, work)) as loader, pytest.raises(FastcifarError, match=message):
         next(loader.epoch(0))
 
 
-def test_shared_memory_that_is_full_is_told_at_once(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What torch does in a thread of the worker, where nobody hears of it: there it was 120 seconds of silence."""
+def test_full_shared_memory_is_an_error_at_once(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch does this in a thread of the worker, where the error is lost: it took 120 seconds."""
 
     def full(*arguments: object) -> None:
         raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
@@ -220,33 +220,33 @@ def test_shared_memory_that_is_full_is_told_at_once(data_dir: Path, monkeypatch:
         assert time.monotonic() - began < albumentations_loader.TIMEOUT_S / 2
 
 
-def test_the_end_of_a_worker_is_noticed_in_any_thread(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_exit_of_a_worker_is_noticed_in_any_thread(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """torch has a signal tell it, which only the main thread hears of."""
-    told: list[str] = []
-    monkeypatch.setattr(albumentations_loader, "LOOK_EVERY_S", 0.1)
+    messages: list[str] = []
+    monkeypatch.setattr(albumentations_loader, "POLL_S", 0.1)
 
     def iterate() -> None:
         with closing(failing(data_dir, monkeypatch, end_by(signal.SIGKILL))) as loader:
             try:
                 next(loader.epoch(0))
             except FastcifarError as error:
-                told.append(str(error))
+                messages.append(str(error))
 
     thread = threading.Thread(target=iterate)
     thread.start()
     thread.join(albumentations_loader.TIMEOUT_S / 2)
-    assert "killed by SIGKILL" in told[0]
+    assert "killed by SIGKILL" in messages[0]
 
 
-def test_the_remedy_is_one_that_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_remedy_is_available(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "--loader" not in remedy_for("failed (No space left on device)", False)  # a pipeline has no other loader
     monkeypatch.setattr("shutil.disk_usage", refuse)
     assert remedy_for("failed (unable to open shm)", True).startswith("there is no /dev/shm: give it more")
 
 
-def test_the_dataset_has_the_labels_that_samplers_ask_for(own_data_dir: Path) -> None:
-    dataset = make_loader(own_data_dir / "train.beton", train=False, batch_size=4, rows=[2, 5, 7]).dataset
+def test_the_dataset_has_targets_and_classes(own_data_dir: Path) -> None:
+    dataset = make_loader(own_data_dir / "train.beton", train=False, batch_size=4, indices=[2, 5, 7]).dataset
     assert dataset.targets == [dataset[i][1] for i in range(3)]
     assert [dataset.classes[label] for label in dataset.class_to_idx.values()] == list(dataset.class_to_idx)
-    with pytest.raises(UsageError, match=r"index is slice\(0, 3, None\); expected the number of one image"):
+    with pytest.raises(UsageError, match=r"index is slice\(0, 3, None\); expected an integer"):
         dataset[0:3]

@@ -37,15 +37,16 @@ def test_parts_of_a_batch_are_the_batch(data_dir: Path, loader: str, count: int)
         pytest.skip(str(missing))
     augment = AugmentConfig(rotate_degrees=10)
 
-    def batches(part: tuple[int, int]) -> list[tuple[torch.Tensor, ...]]:
-        made = make_loader(data_dir / "train.beton", augment, loader=loader, batch_size=40, seed=3, part=part)
+    def batches(rank: int, world_size: int) -> list[tuple[torch.Tensor, ...]]:
+        ranks = {"rank": rank, "world_size": world_size}
+        made = make_loader(data_dir / "train.beton", augment, loader=loader, batch_size=40, seed=3, **ranks)
         try:
             return list(made.epoch(1, start=10))
         finally:
             made.close()
 
-    whole = batches((0, 1))
-    parts = [batches((rank, count)) for rank in range(count)]
+    whole = batches(0, 1)
+    parts = [batches(rank, count) for rank in range(count)]
     assert len(whole) == 5
     for number, batch in enumerate(whole):
         for column, expected in enumerate(batch):
@@ -53,10 +54,10 @@ def test_parts_of_a_batch_are_the_batch(data_dir: Path, loader: str, count: int)
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(data_dir: Path) -> None:
-    with pytest.raises(UsageError, match="batch_size is 41, of 2 processes together; expected a multiple of 2"):
-        make_loader(data_dir / "train.beton", batch_size=41, part=(0, 2))
-    with pytest.raises(UsageError, match=r"the rank of a process is 2; expected 0\.\.1"):
-        make_loader(data_dir / "train.beton", batch_size=40, part=(2, 2))
+    with pytest.raises(UsageError, match="batch_size is 41 over 2 processes; expected a multiple of 2"):
+        make_loader(data_dir / "train.beton", batch_size=41, rank=0, world_size=2)
+    with pytest.raises(UsageError, match=r"rank is 2; expected 0\.\.1"):
+        make_loader(data_dir / "train.beton", batch_size=40, rank=2, world_size=2)
 
 
 def test_evaluation_is_shared_without_padding() -> None:

@@ -164,7 +164,7 @@ def test_the_defaults_of_torch_change_no_batch(
     default: str, loader: str, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if loader == "torch":
-        monkeypatch.setattr("fastcifar.loaders.base.numba_module", _raising(ImportError("none")))
+        monkeypatch.setattr("fastcifar.augment.kernel.numba_module", _raising(ImportError("none")))
         loader = "resident"
 
     def batch() -> Any:

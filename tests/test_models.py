@@ -24,12 +24,12 @@ def test_resnet18_has_the_parameters_of_the_cifar_variant() -> None:
 def test_resnet18_answers_as_torchvisions_brought_to_small_images(norm: str, last_stride: int) -> None:
     settings = TrainConfig.from_settings(norm=norm, last_stride=last_stride)
     ours = make_model(settings.model, 10).eval()
-    twin = plain_training.network_of(settings, 10).eval()
-    twin.load_state_dict(
-        dict(zip(twin.state_dict(), ours.state_dict().values(), strict=True))
+    plain = plain_training.network_of(settings, 10).eval()
+    plain.load_state_dict(
+        dict(zip(plain.state_dict(), ours.state_dict().values(), strict=True))
     )  # both in the order of the layers
     images = torch.rand(2, 3, 32, 32, generator=torch.manual_seed(0))
-    torch.testing.assert_close(ours(images), twin(images))
+    torch.testing.assert_close(ours(images), plain(images))
 
 
 def test_small_has_at_most_two_million_parameters() -> None:
@@ -90,7 +90,7 @@ def wide_network(num_classes: int) -> torch.nn.Module:
     return own_network(num_classes + 1)
 
 
-def test_a_network_of_ones_own_is_made_and_named_code() -> None:
+def test_a_network_of_the_user_is_imported_and_names_code() -> None:
     chosen = ModelConfig(name=f"{__name__}:own_network")
     assert chosen.names_code
     assert not ModelConfig(name="resnet34").names_code
@@ -103,12 +103,12 @@ def test_a_network_of_ones_own_is_made_and_named_code() -> None:
     ("function", "message"),
     [
         ("no_network", "returned str; expected a torch.nn.Module"),
-        ("wide_network", r"gives \(2, 4\) for 2 images; expected logits, \(2, 3\)"),
+        ("wide_network", r"returns \(2, 4\) for 2 images; expected logits, \(2, 3\)"),
         ("missing", "which cannot be imported"),
-        ("pytest", "which is no function"),
+        ("pytest", "which is not callable"),
     ],
 )
-def test_a_function_that_makes_no_classifier_is_refused(function: str, message: str) -> None:
+def test_a_function_that_returns_no_classifier_is_refused(function: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         make_model(ModelConfig(name=f"{__name__}:{function}"), 3)
 
@@ -129,7 +129,7 @@ def test_the_last_stage_keeps_its_size_with_stride_1() -> None:
     assert Activations(model, torch.zeros(1, 3, 32, 32), ["layer4"]).sizes == ((8, 8),)
 
 
-def test_dropout_drops_while_training_only() -> None:
+def test_dropout_drops_only_in_training() -> None:
     model = make_model(ModelConfig(name="small", dropout=0.9), 10)
     model.head.weight.data.fill_(1.0)
     images = torch.randn(8, 3, 32, 32)
@@ -139,8 +139,8 @@ def test_dropout_drops_while_training_only() -> None:
     assert not torch.equal(model(images), model(images))
 
 
-def test_choices_of_a_network_that_has_none_are_refused() -> None:
-    with pytest.raises(UsageError, match="norm is 'layer'; only resnet18 can choose, not small"):
+def test_options_that_a_network_does_not_support_are_refused() -> None:
+    with pytest.raises(UsageError, match="norm is 'layer'; supported only by resnet18, not by small"):
         make_model(ModelConfig(name="small", norm="layer"), 10)
 
 
@@ -191,7 +191,7 @@ def empty(num_classes: int) -> torch.nn.Module:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("with_a_tuple", r"gives tuple for 2 images; expected logits, \(2, 10\)"),
+        ("with_a_tuple", r"returns tuple for 2 images; expected logits, \(2, 10\)"),
         ("frozen", "has no parameters to train; expected at least one"),
         ("empty", "has no parameters to train; expected at least one"),
     ],
@@ -201,7 +201,7 @@ def test_networks_that_cannot_be_trained_are_refused_at_once(name: str, message:
         make_model(ModelConfig(name=f"tests.test_models:{name}"), 10)
 
 
-def test_a_network_is_not_changed_by_being_tried() -> None:
+def test_checking_a_network_does_not_change_it() -> None:
     torch.manual_seed(0)
     made = make_model(ModelConfig(name="mobilenet_v3_small"), 10)
     after = torch.rand(1)
@@ -215,7 +215,7 @@ def test_a_network_is_not_changed_by_being_tried() -> None:
 
 
 @pytest.mark.slow
-def test_googlenet_gives_logits_alone() -> None:
+def test_googlenet_returns_only_logits() -> None:
     model = make_model(ModelConfig(name="googlenet"), 10)
     assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
 
@@ -235,7 +235,7 @@ def tied(num_classes: int) -> torch.nn.Module:
     return Tied()
 
 
-def test_weights_that_two_layers_share_are_kept(tmp_path: Path) -> None:
+def test_shared_weights_are_saved(tmp_path: Path) -> None:
     config = ModelConfig(name="tests.test_models:tied")
     model = make_model(config, 10)
     torch.nn.init.normal_(model.first.weight)

@@ -14,7 +14,7 @@ def test_golden_rows() -> None:
 
 
 @pytest.mark.parametrize("shuffle", ["full", "window", "none"])
-def test_every_row_comes_once(shuffle: str) -> None:
+def test_every_index_occurs_once(shuffle: str) -> None:
     rows = order(1, 2, 10_000, shuffle=shuffle, pages=np.arange(10_000) // 30)
     assert np.sort(rows).tolist() == list(range(10_000))
 

@@ -1,4 +1,4 @@
-"""Networks that are not ours: parametrized, scripted, compiled, lazy; what cannot be used is one clear line."""
+"""Networks of the user: parametrized, scripted, compiled, lazy; one that cannot be used is an error of one line."""
 
 from __future__ import annotations
 
@@ -239,14 +239,14 @@ class ExtraState(Own):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("a_tuple", r"gives tuple for 2 images; expected logits, \(2, 5\), in training and evaluation: wrap it"),
-        ("a_dict", r"gives dict for 2 images; expected logits, \(2, 5\)"),
-        ("maps_of_one_pixel", r"gives \(2, 5, 1, 1\) for 2 images; expected logits, \(2, 5\)"),
-        ("NamesStages", r"gives \(2, 6\) for 2 images; expected logits, \(2, 5\)"),
+        ("a_tuple", r"returns tuple for 2 images; expected logits, \(2, 5\), in training and evaluation mode: wrap it"),
+        ("a_dict", r"returns dict for 2 images; expected logits, \(2, 5\)"),
+        ("maps_of_one_pixel", r"returns \(2, 5, 1, 1\) for 2 images; expected logits, \(2, 5\)"),
+        ("NamesStages", r"returns \(2, 6\) for 2 images; expected logits, \(2, 5\)"),
         ("ExtraState", "has the state '_extra_state', which is not a tensor"),
     ],
 )
-def test_what_cannot_be_trained_or_kept_is_told_before_training(name: str, message: str) -> None:
+def test_networks_that_cannot_be_trained_or_saved_are_refused(name: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         make_model(own(name), 5)
 
@@ -267,7 +267,7 @@ def test_what_fails_in_training_names_the_network() -> None:
 
 
 @pytest.mark.parametrize("name", ["weight_norm", "old_spectral_norm", "pruned", "lazy", "WithView"])
-def test_its_weights_are_kept(name: str, tmp_path: Path) -> None:
+def test_its_weights_are_saved(name: str, tmp_path: Path) -> None:
     model = make_model(own(name), 5)
     info = DataInfo(class_names=tuple("abcde"), image_shape=(32, 32, 3), mean=(0, 0, 0), std=(1, 1, 1), sha256="")
     save_weights(tmp_path / "a", model, own(name), info)

@@ -1,11 +1,11 @@
-"""Choices are a pure function of (seed, epoch, column), for ever."""
+"""Augmentation parameters are a pure function of (seed, epoch, column), in every version."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from fastcifar.augment.params import below, check_choices, choices_dtype, draws, happens, raw_bits, rotation_terms
+from fastcifar.augment.params import below, check_params, happens, params_dtype, raw_bits, rotation_terms, sample_params
 from fastcifar.config import NO_AUGMENT, AugmentConfig
 from fastcifar.errors import UsageError
 
@@ -13,9 +13,9 @@ SHAPE = (32, 32, 3)
 
 
 def test_golden_rows() -> None:
-    table = draws(AugmentConfig(), seed=0, epoch=0, num_images=4)
+    table = sample_params(AugmentConfig(), seed=0, epoch=0, num_images=4)
     assert simple(table) == GOLDEN_0_0
-    table = draws(AugmentConfig(), seed=2**40 + 7, epoch=12, num_images=4)
+    table = sample_params(AugmentConfig(), seed=2**40 + 7, epoch=12, num_images=4)
     assert simple(table) == GOLDEN_LARGE
 
 
@@ -42,14 +42,14 @@ EVERYTHING = AugmentConfig(
 
 
 def test_golden_rows_of_every_column() -> None:
-    table = draws(EVERYTHING, seed=5, epoch=2, num_images=200)
+    table = sample_params(EVERYTHING, seed=5, epoch=2, num_images=200)
     for name, expected in GOLDEN_EVERYTHING.items():
         got = table[name][:6].tolist()
         assert got == pytest.approx(expected) if name == "rotation" else got == expected, name
 
 
-def test_each_choice_happens_as_often_as_was_asked() -> None:
-    table = draws(EVERYTHING, 0, 0, 20_000)
+def test_probabilities_are_respected() -> None:
+    table = sample_params(EVERYTHING, 0, 0, 20_000)
     assert abs((table["rotation"] != 0).mean() - 0.5) < 0.02
     assert abs((table["saturation"] != 0).mean() - 0.25 * 60 / 61) < 0.02
     assert abs((table["cutout_height"][:, 1] != 0).mean() - 0.75) < 0.02
@@ -59,17 +59,17 @@ def test_each_choice_happens_as_often_as_was_asked() -> None:
     assert -15 <= table["rotation"].min() < -14.9
     cut = table["cutout_height"][:, 0] > 0
     assert abs(np.corrcoef(table["cutout_y"][cut].T)[0, 1]) < 0.03, "the holes follow each other"
-    check_choices(table, EVERYTHING, 20_000, SHAPE)
+    check_params(table, EVERYTHING, 20_000, SHAPE)
 
 
-def test_alternating_flip_turns_every_image_every_second_epoch() -> None:
+def test_alternating_flip_flips_every_image_every_second_epoch() -> None:
     augment = AugmentConfig(flip_mode="alternating")
-    flips = [draws(augment, 1, epoch, 1_000)["flip"] for epoch in range(4)]
+    flips = [sample_params(augment, 1, epoch, 1_000)["flip"] for epoch in range(4)]
     assert (flips[0] != flips[1]).all()
     assert (flips[0] == flips[2]).all()
     assert (flips[1] == flips[3]).all()
     assert abs(flips[0].mean() - 0.5) < 0.05
-    assert (draws(augment, 2, 0, 1_000)["flip"] != flips[0]).any()
+    assert (sample_params(augment, 2, 0, 1_000)["flip"] != flips[0]).any()
 
 
 def test_probabilities_0_and_1_are_never_and_always() -> None:
@@ -90,56 +90,58 @@ def test_golden_bits() -> None:
 
 
 def test_a_longer_table_begins_with_the_shorter_one() -> None:
-    assert (draws(AugmentConfig(), 3, 5, 1_000)[:10] == draws(AugmentConfig(), 3, 5, 10)).all()
+    assert (sample_params(AugmentConfig(), 3, 5, 1_000)[:10] == sample_params(AugmentConfig(), 3, 5, 10)).all()
 
 
 @pytest.mark.parametrize("changed", [{"seed": 2}, {"epoch": 3}])
-def test_seed_and_epoch_change_the_choices(changed: dict[str, int]) -> None:
+def test_seed_and_epoch_change_the_params(changed: dict[str, int]) -> None:
     base = {"seed": 1, "epoch": 2, "num_images": 100}
-    assert (draws(AugmentConfig(), **base) != draws(AugmentConfig(), **{**base, **changed})).mean() > 0.9
+    assert (
+        sample_params(AugmentConfig(), **base) != sample_params(AugmentConfig(), **{**base, **changed})
+    ).mean() > 0.9
 
 
 def test_turning_cutout_on_does_not_change_the_crops() -> None:
-    with_it = draws(AugmentConfig(cutout_size=8), 0, 0, 100)
-    without = draws(AugmentConfig(cutout_size=0), 0, 0, 100)
+    with_it = sample_params(AugmentConfig(cutout_size=8), 0, 0, 100)
+    without = sample_params(AugmentConfig(cutout_size=0), 0, 0, 100)
     for column in ("crop_y", "crop_x", "flip"):
         assert (with_it[column] == without[column]).all()
     assert not without["cutout_y"].any()
 
 
-def test_every_allowed_value_comes_up_and_no_other() -> None:
-    table = draws(AugmentConfig(crop_padding=2, cutout_size=8), 0, 0, 20_000, (16, 24, 3))
+def test_all_allowed_values_occur_and_no_others() -> None:
+    table = sample_params(AugmentConfig(crop_padding=2, cutout_size=8), 0, 0, 20_000, (16, 24, 3))
     assert np.unique(table["crop_y"]).tolist() == np.unique(table["crop_x"]).tolist() == [0, 1, 2, 3, 4]
     assert np.unique(table["cutout_y"]).tolist() == list(range(-4, 12))
     assert np.unique(table["cutout_x"]).tolist() == list(range(-4, 20))
     assert abs(table["flip"].mean() - 0.5) < 0.02
 
 
-def test_columns_do_not_follow_each_other() -> None:
-    table = draws(AugmentConfig(), 0, 0, 20_000)
+def test_columns_are_independent() -> None:
+    table = sample_params(AugmentConfig(), 0, 0, 20_000)
     names = ("crop_y", "crop_x", "flip", "cutout_y", "cutout_x")
     columns = np.array([table[name].ravel() for name in names], dtype=float)
     assert np.abs(np.corrcoef(columns) - np.eye(5)).max() < 0.03
 
 
-def test_nothing_turned_on_draws_no_change() -> None:
-    assert not np.frombuffer(draws(NO_AUGMENT, 0, 0, 5).tobytes(), np.uint8).any()
+def test_no_augmentation_gives_parameters_of_no_change() -> None:
+    assert not np.frombuffer(sample_params(NO_AUGMENT, 0, 0, 5).tobytes(), np.uint8).any()
 
 
 def test_no_images_give_an_empty_table() -> None:
-    table = draws(AugmentConfig(), 0, 0, 0)
+    table = sample_params(AugmentConfig(), 0, 0, 0)
     assert table.shape == (0,)
-    check_choices(table, AugmentConfig(), 0, SHAPE)
+    check_params(table, AugmentConfig(), 0, SHAPE)
 
 
-def test_below_keeps_within_its_bound() -> None:
+def test_below_stays_below_its_bound() -> None:
     bits = np.array([0, 2**63, 2**64 - 1], dtype=np.uint64)
     assert below(bits, 9).tolist() == [0, 4, 8]
 
 
 def test_images_too_large_for_16_bits_are_refused() -> None:
     with pytest.raises(UsageError, match="the images are 1x16384; expected at most 16383x16383"):
-        draws(NO_AUGMENT, 0, 0, 1, (1, 16_384, 3))
+        sample_params(NO_AUGMENT, 0, 0, 1, (1, 16_384, 3))
 
 
 @pytest.mark.parametrize(
@@ -154,7 +156,7 @@ def test_images_too_large_for_16_bits_are_refused() -> None:
 )
 def test_settings_that_do_not_fit_the_images_are_refused(settings: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError) as caught:
-        draws(AugmentConfig(**settings), 0, 0, 10)  # type: ignore[arg-type]
+        sample_params(AugmentConfig(**settings), 0, 0, 10)  # type: ignore[arg-type]
     assert str(caught.value) == message
 
 
@@ -186,18 +188,18 @@ def test_impossible_settings_are_refused(settings: dict[str, object], message: s
 
 
 def test_a_table_of_the_wrong_length_or_range_is_refused() -> None:
-    table = draws(AugmentConfig(), 0, 0, 10)
+    table = sample_params(AugmentConfig(), 0, 0, 10)
     with pytest.raises(UsageError, match=r"expected .* of shape \(11,\)"):
-        check_choices(table, AugmentConfig(), 11, SHAPE)
+        check_params(table, AugmentConfig(), 11, SHAPE)
     table["crop_x"][3] = 9
     with pytest.raises(UsageError, match=r"crop_x is \d+\.\.9; expected 0\.\.8"):
-        check_choices(table, AugmentConfig(), 10, SHAPE)
-    table = draws(EVERYTHING, 0, 0, 10)
+        check_params(table, AugmentConfig(), 10, SHAPE)
+    table = sample_params(EVERYTHING, 0, 0, 10)
     table["rotation"][2] = float("nan")
     with pytest.raises(UsageError, match=r"rotation is nan\.\.nan; expected -15\.0\.\.15\.0"):
-        check_choices(table, EVERYTHING, 10, SHAPE)
+        check_params(table, EVERYTHING, 10, SHAPE)
     with pytest.raises(UsageError, match="expected .* of shape"):
-        check_choices(table.astype(choices_dtype(1)), EVERYTHING, 10, SHAPE)
+        check_params(table.astype(params_dtype(1)), EVERYTHING, 10, SHAPE)
 
 
 GOLDEN_0_0: list[tuple[int, int, bool, int, int]] = [
@@ -230,5 +232,5 @@ GOLDEN_EVERYTHING: dict[str, list[object]] = {
 
 def test_numbers_of_numpy_become_plain() -> None:
     config = AugmentConfig(crop_padding=np.int64(3), rotate_degrees=np.float64(5.0))  # type: ignore[arg-type]
-    assert type(config.augment.crop_padding) is int
-    assert type(config.augment.rotate_degrees) is float
+    assert type(config.crop_padding) is int
+    assert type(config.rotate_degrees) is float

@@ -338,7 +338,7 @@ def test_files_that_are_too_large_or_no_files_are_named(run: RunFolder) -> None:
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [
-        ({"labels": np.array([object()] * 60)}, "holds Python objects, which are not read"),
+        ({"labels": np.array([object()] * 60)}, "Object arrays cannot be loaded"),
         ({"labels": np.zeros(3, np.int64)}, "do not match"),
         ({"labels": np.full(60, 4)}, "its labels are 4..4; expected 0..3"),
         ({"labels": np.full(60, -1)}, "its labels are -1..-1; expected 0..3"),

@@ -1,4 +1,4 @@
-"""The choices applied by torch operations, held against the per-image twin."""
+"""The torch kernel against the reference implementation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from fastcifar.augment import torch_kernel
-from fastcifar.augment.params import draws, rotation_terms
+from fastcifar.augment.kernel import Kernel, KernelConfig, normalisation
+from fastcifar.augment.params import rotation_terms, sample_params
 from fastcifar.config import NO_AUGMENT, AugmentConfig
 from tests.reference import augment_image, normalise_image, rotate_image
 
@@ -40,39 +41,111 @@ RESAMPLED = [
     (AugmentConfig(hue_shift=90, saturation_shift=255, value_shift=255, crop_padding=0, cutout_size=0), (8, 8, 3), 30),
     (replace(COLOUR, rotate_degrees=15.0, cutout_size=8, cutout_min_size=2, cutout_p=0.75), (16, 12, 3), 20),
 ]
-"""Within one grey level of the twin, where a pixel is mixed from others or goes through HSV."""
+"""Within one grey level of the reference: pixels are interpolated, or go through HSV."""
 
 
 def random_images(num: int, shape: tuple[int, int, int]) -> np.ndarray:
     return np.random.default_rng(num).integers(0, 256, (num, *shape), dtype=np.uint8)
 
 
+def kernel_config(augment: AugmentConfig, shape: tuple[int, int, int], **settings: Any) -> KernelConfig:
+    return KernelConfig(image_shape=shape, augment=augment, mean=MEAN, std=STD, **settings)
+
+
+def scattered(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The images in one flat array, in no order, with gaps of noise; and the offset of each."""
+    num, size = len(images), images[0].size if len(images) else 0
+    random = np.random.default_rng(0)
+    data = random.integers(0, 256, num * (size + 5) + 64, dtype=np.uint8)
+    offsets = random.permutation(num) * (size + 5) + 3
+    for image, offset in zip(images, offsets, strict=True):
+        data[offset : offset + size] = image.reshape(-1)
+    return data, offsets.astype(np.int64)
+
+
+def run_kernel(
+    kernel: Kernel, images: np.ndarray, table: np.ndarray, indices: np.ndarray | None = None
+) -> torch.Tensor:
+    """Images `indices` in one batch, on the CPU; closes the kernel."""
+    data, offsets = scattered(images)
+    before = data.copy()
+    indices = np.arange(len(images)) if indices is None else indices
+    arrays = [kernel.to_device(array) for array in (data, offsets, indices)]
+    batch = kernel.launch(*arrays, kernel.load_params(table))().cpu()
+    kernel.close()
+    np.testing.assert_array_equal(data, before)
+    return batch
+
+
+def check_pixels(kernel: Kernel, config: KernelConfig, num: int) -> None:
+    """A shuffled batch is that of the reference implementation, bit for bit, in the dtype and memory format."""
+    images = random_images(num, config.image_shape)
+    table = sample_params(config.augment, 7, 1, num, config.image_shape)
+    indices = np.random.default_rng(1).permutation(num)
+    batch = run_kernel(kernel, images, table, indices)
+    assert batch.shape == (num, 3, *config.image_shape[:2])
+    assert batch.dtype == config.dtype
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    assert batch.is_contiguous(memory_format=layout)
+    for image, index in zip(batch, indices, strict=True):
+        expected = augment_image(images[index], table[index], config.augment, config.fill)
+        if config.dtype == torch.uint8:
+            np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), expected)
+        else:
+            assert torch.equal(image, torch.from_numpy(normalise_image(expected, MEAN, STD)).to(config.dtype))
+
+
+def check_resampled_pixels(kernel: Kernel, config: KernelConfig, num: int) -> None:
+    """A uint8 batch is within a grey level of the reference implementation, and equal to the torch kernel's."""
+    images = random_images(num, config.image_shape)
+    table = sample_params(config.augment, 2, 5, num, config.image_shape)
+    got = run_kernel(kernel, images, table).permute(0, 2, 3, 1).numpy()
+    expected = np.stack([augment_image(images[i], table[i], config.augment, config.fill) for i in range(num)])
+    assert np.abs(got.astype(int) - expected).max() <= 1
+    np.testing.assert_array_equal(got, augment_with_torch(images, table, config))
+
+
+def augment_with_torch(images: np.ndarray, table: np.ndarray, config: KernelConfig) -> np.ndarray:
+    params = torch_kernel.params_to_device(table, torch.device("cpu"))
+    fill = torch.from_numpy(config.fill)
+    return torch_kernel.apply_params(torch.from_numpy(images), params, config.augment, fill).numpy()
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.uint8])
+def test_batches_are_those_of_the_reference(dtype: torch.dtype, channels_last: bool) -> None:
+    for augment, shape, num in CASES:
+        if num:
+            config = kernel_config(augment, shape, dtype=dtype, channels_last=channels_last)
+            check_pixels(torch_kernel.TorchKernel(config), config, num)
+
+
 @pytest.mark.parametrize("epoch", [0, 1])
 @pytest.mark.parametrize(("augment", "shape", "num"), CASES)
-def test_same_pixels_as_the_twin(augment: AugmentConfig, shape: tuple[int, int, int], num: int, epoch: int) -> None:
+def test_same_pixels_as_the_reference(
+    augment: AugmentConfig, shape: tuple[int, int, int], num: int, epoch: int
+) -> None:
     images = random_images(num, shape)
     before = images.copy()
-    table = draws(augment, 1, epoch, num, shape)
-    fill = torch_kernel.fill_values(augment, MEAN)
-    choices = torch_kernel.to_device(table, torch.device("cpu"))
-    got = torch_kernel.apply_choices(torch.from_numpy(images), choices, augment, torch.from_numpy(fill)).numpy()
+    table = sample_params(augment, 1, epoch, num, shape)
+    config = kernel_config(augment, shape)
+    got = augment_with_torch(images, table, config)
     assert got.dtype == np.uint8
     assert got.shape == images.shape
     for i in range(num):
-        np.testing.assert_array_equal(got[i], augment_image(images[i], table[i], augment, fill))
+        np.testing.assert_array_equal(got[i], augment_image(images[i], table[i], augment, config.fill))
     np.testing.assert_array_equal(images, before)
 
 
 @pytest.mark.parametrize(("augment", "shape", "num"), RESAMPLED)
-def test_resampled_pixels_are_within_a_grey_level_of_the_twin(
+def test_resampled_pixels_are_within_a_grey_level_of_the_reference(
     augment: AugmentConfig, shape: tuple[int, int, int], num: int
 ) -> None:
     images = random_images(num, shape)
-    table = draws(augment, 1, 0, num, shape)
-    fill = torch_kernel.fill_values(augment, MEAN)
-    choices = torch_kernel.to_device(table, torch.device("cpu"))
-    got = torch_kernel.apply_choices(torch.from_numpy(images), choices, augment, torch.from_numpy(fill)).numpy()
-    expected = np.stack([augment_image(images[i], table[i], augment, fill) for i in range(num)])
+    table = sample_params(augment, 1, 0, num, shape)
+    config = kernel_config(augment, shape)
+    got = augment_with_torch(images, table, config)
+    expected = np.stack([augment_image(images[i], table[i], augment, config.fill) for i in range(num)])
     assert np.abs(got.astype(int) - expected).max() <= 1
     changed = (expected != images).any(axis=(1, 2, 3)).mean()
     assert changed > 0.3 or images[0].size == 3, "the settings change nothing"
@@ -116,24 +189,24 @@ def opencv_5() -> Any:
 
 def test_no_augmentation_changes_nothing_and_copies() -> None:
     images = torch.from_numpy(random_images(4, (8, 8, 3)))
-    choices = torch_kernel.to_device(draws(NO_AUGMENT, 0, 0, 4, (8, 8, 3)), images.device)
-    got = torch_kernel.apply_choices(images, choices, NO_AUGMENT, torch.zeros(3, dtype=torch.uint8))
+    params = torch_kernel.params_to_device(sample_params(NO_AUGMENT, 0, 0, 4, (8, 8, 3)), images.device)
+    got = torch_kernel.apply_params(images, params, NO_AUGMENT, torch.zeros(3, dtype=torch.uint8))
     assert torch.equal(got, images)
     assert got.data_ptr() != images.data_ptr()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_normalise_is_the_twin_rounded(dtype: torch.dtype) -> None:
+def test_normalise_is_the_reference_rounded(dtype: torch.dtype) -> None:
     images = random_images(6, (5, 7, 3))
-    mean, inv_std = (torch.from_numpy(v) for v in torch_kernel.normalisation(MEAN, STD))
+    mean, inv_std = (torch.from_numpy(v) for v in normalisation(MEAN, STD))
     got = torch_kernel.normalise(torch.from_numpy(images), mean, inv_std, dtype)
     expected = torch.stack([torch.from_numpy(normalise_image(image, MEAN, STD)) for image in images]).to(dtype)
     assert torch.equal(got, expected)  # bit for bit
     assert got.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_a_channel_that_never_varies_stays_finite() -> None:
-    mean, inv_std = torch_kernel.normalisation(np.array([7.0, 0.0, 255.0]), np.zeros(3))
+def test_a_constant_channel_stays_finite() -> None:
+    mean, inv_std = normalisation(np.array([7.0, 0.0, 255.0]), np.zeros(3))
     assert inv_std.tolist() == [1.0, 1.0, 1.0]
     assert mean.tolist() == [7.0, 0.0, 255.0]
 
@@ -142,13 +215,13 @@ def test_a_channel_that_never_varies_stays_finite() -> None:
 @pytest.mark.parametrize(("augment", "shape", "num"), CASES)
 def test_the_gpu_gives_the_same_pixels(augment: AugmentConfig, shape: tuple[int, int, int], num: int) -> None:
     images = torch.from_numpy(random_images(num, shape))
-    table = draws(augment, 1, 0, num, shape)
-    fill = torch.from_numpy(torch_kernel.fill_values(augment, MEAN))
-    mean, inv_std = (torch.from_numpy(v) for v in torch_kernel.normalisation(MEAN, STD))
+    table = sample_params(augment, 1, 0, num, shape)
+    fill = torch.from_numpy(kernel_config(augment, shape).fill)
+    mean, inv_std = (torch.from_numpy(v) for v in normalisation(MEAN, STD))
 
     def run(device: str) -> torch.Tensor:
-        choices = torch_kernel.to_device(table, torch.device(device))
-        out = torch_kernel.apply_choices(images.to(device), choices, augment, fill)
+        params = torch_kernel.params_to_device(table, torch.device(device))
+        out = torch_kernel.apply_params(images.to(device), params, augment, fill)
         return torch_kernel.normalise(out, mean.to(device), inv_std.to(device)).cpu()
 
     assert torch.equal(run("cuda"), run("cpu"))

@@ -15,7 +15,7 @@ CROP_PADDING, CUTOUT_SIZE = 4, 8
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What every peer is given."""
+    """The input of every peer."""
 
     beton: Path
     images: np.ndarray

@@ -1,5 +1,5 @@
 """The way of airbench's loader (github.com/KellerJordan/cifar10-airbench): the dataset normalised once, then an epoch
-augmented whole by torch operations on the device and cut into batches. Written anew after its description: crops by a
+augmented whole by torch operations on the device and cut into batches. Reimplemented from its description: crops by a
 mask for each shift, flips and cutouts by masks."""
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import pad
 
 from benchmarks.peers import CROP_PADDING, CUTOUT_SIZE, Work
-from fastcifar.measure import Epoch
+from fastcifar.bench.measure import Epoch
 
 
 def build(work: Work) -> Epoch:

@@ -1,4 +1,4 @@
-"""airbench's whole training, `airbench94_muon.py` of a checkout of cifar10-airbench, brought to the device at hand.
+"""airbench's training, `airbench94_muon.py` of a checkout of cifar10-airbench, adapted to the device.
 
 On a CPU it gets what our own training gets: float32 weights, bf16 autocast, an allocator that keeps freed memory. What
 it computes stays as it is. Run as a program it prints a JSON object with train_seconds, test_accuracy, tta_accuracy.
@@ -47,21 +47,21 @@ def run(checkout: Path, data_dir: Path, device: torch.device, seed: int) -> dict
     assert program, f"{script} has no main program"
     if device.type == "cpu":
         keep_freed_memory()
-        for theirs, here in FOR_A_CPU:
-            assert theirs in source, f"{script} has changed: it has no {theirs!r} any more"
-            source = source.replace(theirs, here)
+        for original, replacement in FOR_A_CPU:
+            assert original in source, f"{script} has changed: it has no {original!r} any more"
+            source = source.replace(original, replacement)
         torch.cuda.Event, torch.cuda.synchronize = _Clock, lambda: None  # type: ignore[assignment,misc]
     _lay_out(data_dir)
     names: dict[str, Any] = {"__name__": "airbench94_muon"}
     sys.argv = [str(script)]
     exec(compile(source, str(script), "exec"), names)
-    told: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
 
-    def tell(variables: dict[str, Any], is_final_entry: bool) -> None:
-        told.append({key: variables[key] for key in ("time_seconds", "val_acc", "tta_val_acc") if key in variables})
-        print(told[-1], file=sys.stderr, flush=True)
+    def record(variables: dict[str, Any], is_final_entry: bool) -> None:
+        results.append({key: variables[key] for key in ("time_seconds", "val_acc", "tta_val_acc") if key in variables})
+        print(results[-1], file=sys.stderr, flush=True)
 
-    names["print_training_details"] = tell
+    names["print_training_details"] = record
     amp = choose_amp(device, "auto")
     forward = names["CifarNet"].forward
 
@@ -76,9 +76,9 @@ def run(checkout: Path, data_dir: Path, device: torch.device, seed: int) -> dict
     if device.type == "cuda":
         model.compile(mode="max-autotune")
         names["main"]("warmup", model)
-        told.clear()
+        results.clear()
     names["main"](0, model)
-    trained, scored = told[-2], told[-1]
+    trained, scored = results[-2], results[-1]
     return {
         "train_seconds": trained["time_seconds"],
         "test_accuracy": trained["val_acc"],

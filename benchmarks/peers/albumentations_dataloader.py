@@ -6,7 +6,7 @@ import os
 
 from benchmarks.peers import CROP_PADDING, CUTOUT_SIZE, Work
 from benchmarks.peers.torchvision_transforms import Images, loader_of
-from fastcifar.measure import Epoch
+from fastcifar.bench.measure import Epoch
 
 
 def build(work: Work) -> Epoch:

@@ -1,4 +1,4 @@
-"""NVIDIA DALI, fed with batches from memory: its operators on the CPU, or on the GPU where the work is there."""
+"""NVIDIA DALI, fed with batches from memory: its operators on the CPU, or on the GPU."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.peers import CROP_PADDING, CUTOUT_SIZE, Work
-from fastcifar.measure import Epoch
+from fastcifar.bench.measure import Epoch
 
 
 def build(work: Work) -> Epoch:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from benchmarks.peers import CROP_PADDING, CUTOUT_SIZE, Work
-from fastcifar.measure import Epoch
+from fastcifar.bench.measure import Epoch
 
 
 def build(work: Work) -> Epoch:

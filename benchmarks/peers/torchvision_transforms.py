@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.peers import CROP_PADDING, CUTOUT_SIZE, Work
-from fastcifar.measure import Epoch
+from fastcifar.bench.measure import Epoch
 
 
 class Images(Dataset[Any]):

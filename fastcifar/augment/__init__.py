@@ -1,1 +1,2 @@
-"""Augmentation in two halves: what is chosen (`draws`) and how the choices become pixels (the `*_ops` modules)."""
+"""Augmentation in two steps: sample parameters (`params`), then apply them to pixels (a `*_kernel` module for each way
+to do that, all behind the interface of `kernel`)."""

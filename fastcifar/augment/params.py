@@ -1,9 +1,8 @@
-"""The choices of augmentation, as data: one row per image of the dataset, drawn before any pixel is touched.
+"""The parameters of augmentation as data: one row per image of the dataset, sampled before any pixel is touched.
 
-Each column has a counter-based stream of its own, so a choice depends on (seed, epoch, column, row) and on nothing
-else: no state, no order, no worker. NumPy promises the bits of Philox for ever (NEP 19), not those of `Generator`;
-so bits are mapped to ranges here, by multiply-and-shift (Lemire, "Fast random integer generation in an interval",
-2019).
+Each column has a counter-based stream of its own, so a parameter depends on (seed, epoch, column, index) and nothing
+else: not on state, order or worker. NumPy guarantees the bits of Philox (NEP 19), but not those of `Generator`, so
+bits are mapped to ranges here, by multiply-and-shift (Lemire, "Fast random integer generation in an interval", 2019).
 """
 
 from __future__ import annotations
@@ -17,13 +16,13 @@ import numpy.typing as npt
 from fastcifar.config import AugmentConfig
 from fastcifar.errors import UsageError
 
-Choices = npt.NDArray[np.void]
-"""(N,) of `choices_dtype(...)`: row i holds the choices for image i."""
+AugmentParams = npt.NDArray[np.void]
+"""(N,) of `params_dtype(...)`: row i holds the parameters of image i."""
 Bits = npt.NDArray[np.uint64]
 
 
-def choices_dtype(num_holes: int = 1) -> np.dtype[np.void]:
-    """The columns of a table; those of the cutout hold a value for each of `num_holes` holes."""
+def params_dtype(num_holes: int = 1) -> np.dtype[np.void]:
+    """The columns of `AugmentParams`; those of the cutout hold one value per hole. Their names seed their streams."""
     return np.dtype(
         [
             ("crop_y", "<i2"),  # row of the padded image where the crop begins, 0 .. 2 * crop_padding
@@ -33,7 +32,7 @@ def choices_dtype(num_holes: int = 1) -> np.dtype[np.void]:
             ("hue", "<i2"),  # added to OpenCV's 8-bit hue (0..179), modulo 180
             ("saturation", "<i2"),  # added to the 8-bit saturation, kept within 0..255
             ("value", "<i2"),
-            ("cutout_y", "<i2", (num_holes,)),  # row where the hole begins; may be negative or reach over the border
+            ("cutout_y", "<i2", (num_holes,)),  # top row of the hole; it may reach over each border
             ("cutout_x", "<i2", (num_holes,)),
             ("cutout_height", "<i2", (num_holes,)),  # 0: no hole
             ("cutout_width", "<i2", (num_holes,)),
@@ -43,7 +42,7 @@ def choices_dtype(num_holes: int = 1) -> np.dtype[np.void]:
 
 
 def raw_bits(seed: int, epoch: int, column: str, count: int) -> Bits:
-    """`count` random 64-bit numbers, (count,) uint64: the stream of one column in one epoch."""
+    """`count` random 64-bit integers, (count,) uint64: the stream of one column in one epoch."""
     sequence = np.random.SeedSequence([seed, epoch, zlib.crc32(column.encode())])
     return np.random.Philox(sequence).random_raw(count)
 
@@ -58,19 +57,19 @@ def happens(bits: Bits, probability: float) -> npt.NDArray[np.bool_]:
     return (bits >> np.uint64(32)) < np.uint64(round(probability * 2**32))
 
 
-def draws(
+def sample_params(
     augment: AugmentConfig,
     seed: int,
     epoch: int,
     num_images: int,
     image_shape: tuple[int, int, int] = (32, 32, 3),
-) -> Choices:
-    """The choices for every image of a dataset in one epoch, (num_images,) of `choices_dtype(augment.cutout_holes)`.
+) -> AugmentParams:
+    """The parameters of each image of a dataset in one epoch, (num_images,) of `params_dtype(augment.cutout_holes)`.
 
-    What `augment` turns off is drawn as no change. Raises UsageError if `augment` does not fit `image_shape` (H, W, 3).
+    What `augment` turns off is no change. Raises UsageError if `augment` does not fit `image_shape` (H, W, 3).
     """
     augment.check_fits(image_shape)
-    table = np.zeros(num_images, dtype=choices_dtype(augment.cutout_holes))
+    table = np.zeros(num_images, dtype=params_dtype(augment.cutout_holes))
 
     def bits(name: str, at: int = epoch) -> Bits:
         return raw_bits(seed, at, name, num_images)
@@ -91,12 +90,12 @@ def draws(
             most = getattr(augment, f"{name}_shift")
             table[name] = np.where(shifted, below(bits(name), 2 * most + 1) - most, 0)
     if augment.cutout_size:
-        _draw_holes(table, augment, image_shape, bits)
+        _sample_holes(table, augment, image_shape, bits)
     return table
 
 
-def _draw_holes(table: Choices, augment: AugmentConfig, image_shape: tuple[int, int, int], bits: Any) -> None:
-    """Where the holes lie and how large they are: centres anywhere in the image."""
+def _sample_holes(table: AugmentParams, augment: AugmentConfig, image_shape: tuple[int, int, int], bits: Any) -> None:
+    """Position and size of the holes, in place: centres anywhere in the image."""
     smallest, largest = augment.smallest_cutout, augment.cutout_size
     cut = happens(bits("cutout"), augment.cutout_p) if augment.cutout_p < 1 else True
     for hole in range(augment.cutout_holes):
@@ -110,15 +109,17 @@ def _draw_holes(table: Choices, augment: AugmentConfig, image_shape: tuple[int, 
             table[length][:, hole] = np.where(cut, size, 0)
 
 
-def check_choices(choices: Choices, augment: AugmentConfig, num_images: int, image_shape: tuple[int, int, int]) -> None:
-    """Raise UsageError unless `choices` is a table for `num_images` images that stays within what `augment` allows.
+def check_params(
+    params: AugmentParams, augment: AugmentConfig, num_images: int, image_shape: tuple[int, int, int]
+) -> None:
+    """Raise UsageError unless `params` has a row for each image, and values that `augment` allows.
 
-    The kernels trust the table after this.
+    The kernels do not check bounds: they trust these values.
     """
-    expected = choices_dtype(augment.cutout_holes)
-    if choices.dtype != expected or choices.shape != (num_images,):
+    expected = params_dtype(augment.cutout_holes)
+    if params.dtype != expected or params.shape != (num_images,):
         raise UsageError(
-            f"choices is {choices.dtype} of shape {choices.shape}; expected {expected} of shape ({num_images},)"
+            f"params is {params.dtype} of shape {params.shape}; expected {expected} of shape ({num_images},)"
         )
     size, (height, width, _) = augment.cutout_size, image_shape
     limits: dict[str, tuple[float, float]] = {
@@ -134,17 +135,17 @@ def check_choices(choices: Choices, augment: AugmentConfig, num_images: int, ima
         "cutout_width": (0, size),
     }
     for name, (low, high) in limits.items() if num_images else ():
-        column = choices[name]
-        least, most = column.min(), column.max()
-        if not (least >= low and most <= np.float32(high)):  # a NaN is within nothing
-            raise UsageError(f"{name} is {least}..{most}; expected {low}..{high}")
+        column = params[name]
+        smallest, largest = column.min(), column.max()
+        if not (smallest >= low and largest <= np.float32(high)):  # false for NaN
+            raise UsageError(f"{name} is {smallest}..{largest}; expected {low}..{high}")
 
 
-TURN_BITS = 16
-"""Fixed-point bits of `rotation_terms`: the kernels rotate with integers, so that all of them give the same pixels."""
+ROTATION_BITS = 16
+"""Fixed-point bits of `rotation_terms`: the kernels rotate with integers, so all give the same pixels."""
 
 
 def rotation_terms(degrees: npt.NDArray[np.float32]) -> npt.NDArray[np.int32]:
     """Cosine and sine of angles, in units of 2**-16: (N,) degrees -> (N, 2) int32."""
     radians = np.deg2rad(degrees.astype(np.float64))
-    return np.rint(np.stack([np.cos(radians), np.sin(radians)], axis=-1) * 2**TURN_BITS).astype(np.int32)
+    return np.rint(np.stack([np.cos(radians), np.sin(radians)], axis=-1) * 2**ROTATION_BITS).astype(np.int32)

@@ -1,58 +1,65 @@
-"""The choices applied with plain torch operations, on any device: every step is exact on uint8.
+"""Augmentation with plain torch operations, on any device: every step is exact on uint8.
 
-The slow twin, one image at a time, is `tests/reference.py`.
+The reference implementation, one image at a time, is `tests/reference.py`.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Callable
 
 import numpy as np
 import torch
 
-from fastcifar.augment.params import TURN_BITS, Choices, rotation_terms
+from fastcifar.augment.kernel import KernelConfig
+from fastcifar.augment.params import ROTATION_BITS, AugmentParams, rotation_terms
 from fastcifar.config import AugmentConfig
 
 
-def to_device(choices: Choices, device: torch.device) -> dict[str, torch.Tensor]:
-    """The columns of a table as int64 tensors, (N,) or (N, holes); `rotation` as its fixed-point terms, (N, 2)."""
-    columns = {name: choices[name] for name in choices.dtype.names or ()}
+def array_to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """A tensor on the device; on a CPU it shares the memory of the array, which may be read-only."""
+    if array.flags.writeable:
+        return torch.from_numpy(array).to(device)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # kernels do not write to it
+        return torch.from_numpy(array).to(device)
+
+
+def params_to_device(params: AugmentParams, device: torch.device) -> dict[str, torch.Tensor]:
+    """The columns as int64 tensors, (N,) or (N, holes); `rotation` as its fixed-point terms, (N, 2)."""
+    columns = {name: params[name] for name in params.dtype.names or ()}
     columns["rotation"] = rotation_terms(columns["rotation"])
     return {name: torch.from_numpy(column.astype(np.int64)).to(device) for name, column in columns.items()}
 
 
-def fill_values(augment: AugmentConfig, mean: np.ndarray) -> np.ndarray:
-    """What a cutout writes, (3,) uint8: black, or the dataset's mean rounded to 8 bits (half to even)."""
-    return np.zeros(3, np.uint8) if augment.cutout_fill == "zero" else np.rint(mean).astype(np.uint8)
-
-
-def apply_choices(
-    images: torch.Tensor, choices: dict[str, torch.Tensor], augment: AugmentConfig, fill: torch.Tensor
+def apply_params(
+    images: torch.Tensor, params: dict[str, torch.Tensor], augment: AugmentConfig, fill: torch.Tensor
 ) -> torch.Tensor:
     """Crop, flip, rotate, shift colours, cut out: (N, H, W, 3) uint8 -> (N, H, W, 3) uint8, a new tensor.
 
-    Row i of `choices` is for image i. `fill`, (3,) uint8, is what a cutout writes.
+    Row i of `params` is for image i. `fill`, (3,) uint8: what a cutout writes.
     """
-    out = _crop_and_flip(images, choices, augment)
+    out = _crop_and_flip(images, params, augment)
     if augment.rotate_degrees:
-        out = rotate(out, choices["rotation"], reflect=augment.padding_mode == "reflect")
+        out = rotate(out, params["rotation"], reflect=augment.padding_mode == "reflect")
     if augment.shifts_colour:
-        shifts = torch.stack([choices[name] for name in ("hue", "saturation", "value")])  # (3, N)
+        shifts = torch.stack([params[name] for name in ("hue", "saturation", "value")])  # (3, N)
         changed = (shifts != 0).any(0)
         out[changed] = _shift_colour(out[changed], shifts[:, changed])
     if augment.cutout_size:
-        out = _cut_out(out, choices, fill.to(images.device))
+        out = _cut_out(out, params, fill.to(images.device))
     return out
 
 
-def _crop_and_flip(images: torch.Tensor, choices: dict[str, torch.Tensor], augment: AugmentConfig) -> torch.Tensor:
+def _crop_and_flip(images: torch.Tensor, params: dict[str, torch.Tensor], augment: AugmentConfig) -> torch.Tensor:
     num, height, width, _ = images.shape
     device = images.device
     rows = torch.arange(height, device=device)[None, :]  # (1, H)
     columns = torch.arange(width, device=device)[None, :]  # (1, W)
-    source_y = rows + choices["crop_y"][:, None] - augment.crop_padding  # (N, H)
-    flipped = torch.where(choices["flip"][:, None].bool(), width - 1 - columns, columns)
-    source_x = flipped + choices["crop_x"][:, None] - augment.crop_padding  # (N, W)
+    source_y = rows + params["crop_y"][:, None] - augment.crop_padding  # (N, H)
+    flipped = torch.where(params["flip"][:, None].bool(), width - 1 - columns, columns)
+    source_x = flipped + params["crop_x"][:, None] - augment.crop_padding  # (N, W)
     blank = None
     if augment.padding_mode == "reflect":
         source_y, source_x = _reflect(source_y, height), _reflect(source_x, width)
@@ -69,7 +76,7 @@ def _crop_and_flip(images: torch.Tensor, choices: dict[str, torch.Tensor], augme
 
 
 def rotate(images: torch.Tensor, terms: torch.Tensor, reflect: bool) -> torch.Tensor:
-    """Turn each image about its centre, bilinear, with integers: `terms`, (N, 2) int64, of `draws.rotation_terms`.
+    """Rotate each image about its centre, bilinear, by integers: `terms`, (N, 2) int64, of `params.rotation_terms`.
 
     The weights have 11 bits: within one grey level of exact arithmetic (and of OpenCV 5).
     """
@@ -78,16 +85,16 @@ def rotate(images: torch.Tensor, terms: torch.Tensor, reflect: bool) -> torch.Te
     x = 2 * torch.arange(width, device=device)[None, None, :] - (width - 1)  # (1, 1, W), from the centre, doubled
     y = 2 * torch.arange(height, device=device)[None, :, None] - (height - 1)  # (1, H, 1)
     cos, sin = terms[:, 0, None, None], terms[:, 1, None, None]
-    source_x = cos * x - sin * y + ((width - 1) << TURN_BITS)  # (N, H, W), units of 2**-17 of a pixel
-    source_y = sin * x + cos * y + ((height - 1) << TURN_BITS)
-    left, top = source_x >> TURN_BITS + 1, source_y >> TURN_BITS + 1
-    right_part, lower_part = (source & (2 << TURN_BITS) - 1 for source in (source_x, source_y))
-    right_part, lower_part = right_part >> TURN_BITS - 10, lower_part >> TURN_BITS - 10  # 11 bits
+    source_x = cos * x - sin * y + ((width - 1) << ROTATION_BITS)  # (N, H, W), units of 2**-17 of a pixel
+    source_y = sin * x + cos * y + ((height - 1) << ROTATION_BITS)
+    left, top = source_x >> ROTATION_BITS + 1, source_y >> ROTATION_BITS + 1
+    frac_x, frac_y = (source & (2 << ROTATION_BITS) - 1 for source in (source_x, source_y))
+    frac_x, frac_y = frac_x >> ROTATION_BITS - 10, frac_y >> ROTATION_BITS - 10  # 11 bits
     which = torch.arange(num, device=device)[:, None, None]
     total = torch.full(images.shape, 1 << 21, device=device)  # one half
-    for tap_y, part_y in ((top, 2048 - lower_part), (top + 1, lower_part)):
-        for tap_x, part_x in ((left, 2048 - right_part), (left + 1, right_part)):
-            weight = part_y * part_x
+    for tap_y, weight_y in ((top, 2048 - frac_y), (top + 1, frac_y)):
+        for tap_x, weight_x in ((left, 2048 - frac_x), (left + 1, frac_x)):
+            weight = weight_y * weight_x
             if reflect:
                 at_y, at_x = _reflect(tap_y, height), _reflect(tap_x, width)
             else:
@@ -98,41 +105,41 @@ def rotate(images: torch.Tensor, terms: torch.Tensor, reflect: bool) -> torch.Te
 
 
 def _shift_colour(images: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
-    """Shift hue, saturation and value, (3, N) int64, in OpenCV's 8-bit HSV: there with its arithmetic; back,
-    rounded down as OpenCV 5 does, exactly. Grey pixels have no hue and stay grey, as with Albumentations."""
+    """Shift hue, saturation and value, (3, N) int64, in OpenCV's 8-bit HSV: to HSV with its arithmetic, and back
+    rounded down, as OpenCV 5 does. Grey pixels stay grey, as in Albumentations."""
     red, green, blue = images.to(torch.int64).unbind(-1)  # (N, H, W) each
-    most = images.amax(-1).to(torch.int64)
-    spread = most - images.amin(-1)
-    saturation = (spread * ((255 << 13) + most).div(2 * most.clamp(min=1), rounding_mode="floor") + 2048) >> 12
-    from_blue = torch.where(most == green, blue - red + 2 * spread, red - green + 4 * spread)
-    hue = torch.where(most == red, green - blue, from_blue)
-    hue = (hue * ((30 << 13) + spread).div(2 * spread.clamp(min=1), rounding_mode="floor") + 2048) >> 12
-    by_hue, by_saturation, by_value = shifts[:, :, None, None]
-    hue = (hue + by_hue) % 180
-    saturation = torch.where(saturation == 0, 0, (saturation + by_saturation).clamp(0, 255))  # grey stays grey
-    most = (most + by_value).clamp(0, 255)
-    sector, part = hue // 30, hue % 30
-    low = most * (255 - saturation) // 255
-    falling = most * (7650 - saturation * part) // 7650
-    rising = most * (7650 - saturation * (30 - part)) // 7650
-    wheel = torch.stack([most, falling, low, low, rising, most])  # red in each of the six sectors
+    value = images.amax(-1).to(torch.int64)
+    chroma = value - images.amin(-1)
+    saturation = (chroma * ((255 << 13) + value).div(2 * value.clamp(min=1), rounding_mode="floor") + 2048) >> 12
+    from_blue = torch.where(value == green, blue - red + 2 * chroma, red - green + 4 * chroma)
+    hue = torch.where(value == red, green - blue, from_blue)
+    hue = (hue * ((30 << 13) + chroma).div(2 * chroma.clamp(min=1), rounding_mode="floor") + 2048) >> 12
+    hue_shift, saturation_shift, value_shift = shifts[:, :, None, None]
+    hue = (hue + hue_shift) % 180
+    saturation = torch.where(saturation == 0, 0, (saturation + saturation_shift).clamp(0, 255))  # grey stays grey
+    value = (value + value_shift).clamp(0, 255)
+    sector, frac = hue // 30, hue % 30
+    p = value * (255 - saturation) // 255
+    q = value * (7650 - saturation * frac) // 7650
+    t = value * (7650 - saturation * (30 - frac)) // 7650
+    wheel = torch.stack([value, q, p, p, t, value])  # red in each of the six sectors
     which = torch.stack([sector, (sector + 4) % 6, (sector + 2) % 6])  # green and blue follow it by a third
     return wheel.gather(0, which).movedim(0, -1).to(torch.uint8)
 
 
-def _cut_out(images: torch.Tensor, choices: dict[str, torch.Tensor], fill: torch.Tensor) -> torch.Tensor:
+def _cut_out(images: torch.Tensor, params: dict[str, torch.Tensor], fill: torch.Tensor) -> torch.Tensor:
     _, height, width, _ = images.shape
     rows, columns = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
-    in_y = rows - choices["cutout_y"][..., None]  # (N, holes, H)
-    in_x = columns - choices["cutout_x"][..., None]
-    hit_y = (in_y >= 0) & (in_y < choices["cutout_height"][..., None])
-    hit_x = (in_x >= 0) & (in_x < choices["cutout_width"][..., None])
+    in_y = rows - params["cutout_y"][..., None]  # (N, holes, H)
+    in_x = columns - params["cutout_x"][..., None]
+    hit_y = (in_y >= 0) & (in_y < params["cutout_height"][..., None])
+    hit_x = (in_x >= 0) & (in_x < params["cutout_width"][..., None])
     hit = (hit_y[..., :, None] & hit_x[..., None, :]).any(1)  # (N, H, W)
     return torch.where(hit[..., None], fill, images)
 
 
 def _reflect(positions: torch.Tensor, side: int) -> torch.Tensor:
-    """Positions outside 0 .. side - 1 mirrored at the borders, the edges themselves not repeated."""
+    """Positions outside 0 .. side - 1 mirrored at the borders; edges are not repeated."""
     return (side - 1) - ((side - 1) - positions.abs() % max(2 * (side - 1), 1)).abs()
 
 
@@ -141,53 +148,44 @@ def normalise(
 ) -> torch.Tensor:
     """`(float32(x) - mean) * inv_std`, rounded to `dtype`: (N, H, W, 3) uint8 -> (N, 3, H, W) in channels_last memory.
 
-    `mean` and `inv_std` are (3,) float32. Two operations, never one multiply-add: every loader gives the same bits.
+    `mean` and `inv_std` are (3,) float32. Not a fused multiply-add: every loader gives the same bits.
     """
     return images.to(torch.float32).sub_(mean).mul_(inv_std).to(dtype).permute(0, 3, 1, 2)
 
 
-class TorchAugment:
-    """Gathers, augments and normalises batches on any device, with the interface of `TritonAugment`."""
+class TorchKernel:
+    """Augments and normalises batches on any device, at once: see `kernel.Kernel`."""
 
-    def __init__(
-        self,
-        image_shape: tuple[int, int, int],
-        augment: AugmentConfig,
-        fill: np.ndarray,
-        mean32: np.ndarray,
-        inv_std32: np.ndarray,
-        dtype: torch.dtype,
-        channels_last: bool,
-        device: torch.device,
-    ) -> None:
-        self._shape, self._augment, self._dtype, self._device = image_shape, augment, dtype, device
-        self._channels_last = channels_last
-        arrays = (fill, mean32, inv_std32)
-        self._fill, self._mean, self._inv_std = (torch.from_numpy(values).to(device) for values in arrays)
+    num_ahead = 0
 
-    def columns(self, choices: Choices) -> dict[str, torch.Tensor]:
-        """A checked table on the device."""
-        return to_device(choices, self._device)
+    def __init__(self, config: KernelConfig) -> None:
+        self._config = config
+        self._fill = self.to_device(config.fill)
+        self._mean, self._inv_std = map(self.to_device, config.normalisation)
 
-    def __call__(
-        self, data: torch.Tensor, offsets: torch.Tensor, rows: torch.Tensor, columns: dict[str, torch.Tensor]
-    ) -> torch.Tensor:
-        """Images `rows`, (B,) int64, of `data`, (size,) uint8, each at its offset: a new tensor (B, 3, H, W), in
-        channels_last memory or contiguous, of the dtype that was asked for."""
-        size = math.prod(self._shape)
+    def to_device(self, array: np.ndarray) -> torch.Tensor:
+        return array_to_device(array, self._config.device)
+
+    def load_params(self, params: AugmentParams) -> dict[str, torch.Tensor]:
+        return params_to_device(params, self._config.device)
+
+    def launch(
+        self, data: torch.Tensor, offsets: torch.Tensor, indices: torch.Tensor, params: dict[str, torch.Tensor]
+    ) -> Callable[[], torch.Tensor]:
+        config = self._config
+        size = math.prod(config.image_shape)
         # every run of `size` bytes as a row, without copying: indexing it by offset gathers whole images
         windows = data.as_strided((len(data) - size + 1, size), (1, 1))
-        images = windows[offsets[rows]].view(-1, *self._shape)  # (B, H, W, 3) uint8
-        chosen = {name: column[rows] for name, column in columns.items()}
-        augmented = apply_choices(images, chosen, self._augment, self._fill)
-        if self._dtype == torch.uint8:
-            out = augmented.permute(0, 3, 1, 2)
+        images = windows[offsets[indices]].view(-1, *config.image_shape)  # (B, H, W, 3) uint8
+        batch_params = {name: column[indices] for name, column in params.items()}
+        images = apply_params(images, batch_params, config.augment, self._fill)
+        if config.dtype == torch.uint8:
+            out = images.permute(0, 3, 1, 2)  # (B, H, W, 3) -> (B, 3, H, W)
         else:
-            out = normalise(augmented, self._mean, self._inv_std, self._dtype)
-        return out if self._channels_last else out.contiguous()
+            out = normalise(images, self._mean, self._inv_std, config.dtype)
+        if not config.channels_last:
+            out = out.contiguous()
+        return lambda: out
 
-
-def normalisation(mean: np.ndarray, std: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`mean32` and `inv_std32`, each (3,) float32; a channel that never varies is divided by 1."""
-    safe = np.where(std > 0, std, 1.0)
-    return mean.astype(np.float32), (1.0 / safe).astype(np.float32)
+    def close(self) -> None:
+        pass

@@ -1,11 +1,12 @@
-"""The choices applied on a GPU in one launch for a batch, by Triton: uint8 in, normalised floats out.
+"""Augmentation on a GPU in one launch per batch, by Triton: uint8 in, normalised floats out.
 
-A program makes a block of one image's values: it finds out where each comes from, and writes each once. The slow
-twin is `tests/reference.py`. The only importer of Triton; under TRITON_INTERPRET=1 it works on CPU tensors too.
+A program computes a block of one image's values: where each comes from, and writes it once. The reference
+implementation is `tests/reference.py`. The only importer of Triton; with TRITON_INTERPRET=1 it runs on CPU tensors.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,11 @@ import torch
 import triton
 import triton.language as tl
 
-from fastcifar.augment.params import Choices, rotation_terms
-from fastcifar.config import AugmentConfig
+from fastcifar.augment.kernel import KernelConfig
+from fastcifar.augment.params import AugmentParams, rotation_terms
+from fastcifar.augment.torch_kernel import array_to_device
 
-BLOCK = 1024  # values of a program
+BLOCK = 1024  # values per program
 
 
 @triton.jit
@@ -41,60 +43,72 @@ def _look_up(image, y, x, channel, top, left, flip, wanted, H: tl.constexpr, W: 
 def _rotated(
     image, y, x, channel, top, left, flip, cos, sin, wanted, H: tl.constexpr, W: tl.constexpr, REFLECT: tl.constexpr
 ):
-    """The same after a rotation: bilinear, with the integers of `torch_kernel.rotate`."""
+    """One channel of pixel (y, x) after crop, flip and rotation: bilinear, by the integers of `torch_kernel.rotate`."""
     from_x, from_y = (2 * x - (W - 1)).to(tl.int64), (2 * y - (H - 1)).to(tl.int64)
     source_x = cos * from_x - sin * from_y + ((W - 1) << 16)
     source_y = sin * from_x + cos * from_y + ((H - 1) << 16)
     tap_x, tap_y = (source_x >> 17).to(tl.int32), (source_y >> 17).to(tl.int32)
-    part_x, part_y = ((source_x & 0x1FFFF) >> 6).to(tl.int32), ((source_y & 0x1FFFF) >> 6).to(tl.int32)
+    frac_x, frac_y = ((source_x & 0x1FFFF) >> 6).to(tl.int32), ((source_y & 0x1FFFF) >> 6).to(tl.int32)
     total = tl.full(x.shape, 1 << 21, tl.int32)  # one half
-    for below in tl.static_range(2):
-        for beside in tl.static_range(2):
-            at_y, at_x = tap_y + below, tap_x + beside
-            weight = (part_y if below else 2048 - part_y) * (part_x if beside else 2048 - part_x)
+    for dy in tl.static_range(2):
+        for dx in tl.static_range(2):
+            at_y, at_x = tap_y + dy, tap_x + dx
+            weight = (frac_y if dy else 2048 - frac_y) * (frac_x if dx else 2048 - frac_x)
             if REFLECT:
                 at_y, at_x = _mirrored(at_y, H), _mirrored(at_x, W)
-            there = wanted & (at_y >= 0) & (at_y < H) & (at_x >= 0) & (at_x < W)
-            total += weight * _look_up(image, at_y, at_x, channel, top, left, flip, there, H, W, REFLECT)
+            inside = wanted & (at_y >= 0) & (at_y < H) & (at_x >= 0) & (at_x < W)
+            total += weight * _look_up(image, at_y, at_x, channel, top, left, flip, inside, H, W, REFLECT)
     return total >> 22
 
 
 @triton.jit
-def _colour_shifted(red, green, blue, by_hue, by_saturation, by_value):
-    """Shifted in OpenCV's 8-bit HSV: the integers of `torch_kernel._shift_colour`."""
-    most = tl.maximum(tl.maximum(red, green), blue)
-    spread = most - tl.minimum(tl.minimum(red, green), blue)
-    saturation = (spread * (((255 << 13) + most) // (2 * tl.maximum(most, 1))) + 2048) >> 12
-    hue = tl.where(most == green, blue - red + 2 * spread, red - green + 4 * spread)
-    hue = tl.where(most == red, green - blue, hue)
-    hue = (hue * (((30 << 13) + spread) // (2 * tl.maximum(spread, 1))) + 2048) >> 12
-    hue = (hue + by_hue + 360) % 180
-    shifted = tl.minimum(tl.maximum(saturation + by_saturation, 0), 255)
+def _pixel(
+    image, y, x, channel, top, left, flip, cos, sin, wanted,
+    H: tl.constexpr, W: tl.constexpr, REFLECT: tl.constexpr, ROTATES: tl.constexpr,
+):  # fmt: skip
+    if ROTATES:
+        value = _rotated(image, y, x, channel, top, left, flip, cos, sin, wanted, H, W, REFLECT)
+    else:
+        value = _look_up(image, y, x, channel, top, left, flip, wanted, H, W, REFLECT)
+    return value
+
+
+@triton.jit
+def _colour_shifted(red, green, blue, hue_shift, saturation_shift, value_shift):
+    """Red, green and blue after a shift in OpenCV's 8-bit HSV, by the integers of `torch_kernel._shift_colour`."""
+    value = tl.maximum(tl.maximum(red, green), blue)
+    chroma = value - tl.minimum(tl.minimum(red, green), blue)
+    saturation = (chroma * (((255 << 13) + value) // (2 * tl.maximum(value, 1))) + 2048) >> 12
+    hue = tl.where(value == green, blue - red + 2 * chroma, red - green + 4 * chroma)
+    hue = tl.where(value == red, green - blue, hue)
+    hue = (hue * (((30 << 13) + chroma) // (2 * tl.maximum(chroma, 1))) + 2048) >> 12
+    hue = (hue + hue_shift + 360) % 180
+    shifted = tl.minimum(tl.maximum(saturation + saturation_shift, 0), 255)
     saturation = tl.where(saturation == 0, 0, shifted)
-    most = tl.minimum(tl.maximum(most + by_value, 0), 255)
-    sector, part = hue // 30, hue % 30
-    low = most * (255 - saturation) // 255
-    falling = most * (7650 - saturation * part) // 7650
-    rising = most * (7650 - saturation * (30 - part)) // 7650
+    value = tl.minimum(tl.maximum(value + value_shift, 0), 255)
+    sector, frac = hue // 30, hue % 30
+    p = value * (255 - saturation) // 255
+    q = value * (7650 - saturation * frac) // 7650
+    t = value * (7650 - saturation * (30 - frac)) // 7650
     return (
-        _of_sector(sector, most, falling, low, rising),
-        _of_sector((sector + 4) % 6, most, falling, low, rising),
-        _of_sector((sector + 2) % 6, most, falling, low, rising),
+        _wheel(sector, value, q, p, t),
+        _wheel((sector + 4) % 6, value, q, p, t),
+        _wheel((sector + 2) % 6, value, q, p, t),
     )
 
 
 @triton.jit
-def _of_sector(sector, most, falling, low, rising):
-    """What red is in each of the six sectors of the colour wheel."""
-    rest = tl.where((sector == 2) | (sector == 3), low, rising)
-    return tl.where((sector == 0) | (sector == 5), most, tl.where(sector == 1, falling, rest))
+def _wheel(sector, value, q, p, t):
+    """The red of a sector of the colour wheel, 0..5."""
+    rest = tl.where((sector == 2) | (sector == 3), p, t)
+    return tl.where((sector == 0) | (sector == 5), value, tl.where(sector == 1, q, rest))
 
 
 @triton.jit
 def _augment(
     data,  # uint8
     offsets,  # (N,) int64
-    rows,  # (B,) int64
+    indices,  # (B,) int64
     moves,  # (N, 8) int32: crop_y, crop_x, flip, cos, sin, hue, saturation, value
     holes,  # (N, HOLES, 4) int32: y, x, height, width
     constants,  # (9,) float32: fill, mean, inv_std of the channels
@@ -112,9 +126,9 @@ def _augment(
     BLOCK: tl.constexpr,
 ):
     number = tl.program_id(0)
-    row = tl.load(rows + number)
-    image, move = data + tl.load(offsets + row), moves + row * 8
-    element = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)  # as they lie in `out`, so that stores are side by side
+    index = tl.load(indices + number)
+    image, move = data + tl.load(offsets + index), moves + index * 8
+    element = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)  # in the order of `out`, so that stores are coalesced
     wanted = element < H * W * 3
     if PLANAR:
         channel, pixel = element // (H * W), element % (H * W)
@@ -123,26 +137,18 @@ def _augment(
     y, x = pixel // W, pixel % W
     top, left, flip = tl.load(move) - PADDING, tl.load(move + 1) - PADDING, tl.load(move + 2)
     cos, sin = tl.load(move + 3).to(tl.int64), tl.load(move + 4).to(tl.int64)
-    if ROTATES:
-        chosen = _rotated(image, y, x, channel, top, left, flip, cos, sin, wanted, H, W, REFLECT)
-    else:
-        chosen = _look_up(image, y, x, channel, top, left, flip, wanted, H, W, REFLECT)
+    pixel_value = _pixel(image, y, x, channel, top, left, flip, cos, sin, wanted, H, W, REFLECT, ROTATES)
     if COLOURS:
-        if ROTATES:
-            red = _rotated(image, y, x, 0, top, left, flip, cos, sin, wanted, H, W, REFLECT)
-            green = _rotated(image, y, x, 1, top, left, flip, cos, sin, wanted, H, W, REFLECT)
-            blue = _rotated(image, y, x, 2, top, left, flip, cos, sin, wanted, H, W, REFLECT)
-        else:
-            red = _look_up(image, y, x, 0, top, left, flip, wanted, H, W, REFLECT)
-            green = _look_up(image, y, x, 1, top, left, flip, wanted, H, W, REFLECT)
-            blue = _look_up(image, y, x, 2, top, left, flip, wanted, H, W, REFLECT)
-        by_hue, by_saturation, by_value = tl.load(move + 5), tl.load(move + 6), tl.load(move + 7)
-        red, green, blue = _colour_shifted(red, green, blue, by_hue, by_saturation, by_value)
+        red = _pixel(image, y, x, 0, top, left, flip, cos, sin, wanted, H, W, REFLECT, ROTATES)
+        green = _pixel(image, y, x, 1, top, left, flip, cos, sin, wanted, H, W, REFLECT, ROTATES)
+        blue = _pixel(image, y, x, 2, top, left, flip, cos, sin, wanted, H, W, REFLECT, ROTATES)
+        hue_shift, saturation_shift, value_shift = tl.load(move + 5), tl.load(move + 6), tl.load(move + 7)
+        red, green, blue = _colour_shifted(red, green, blue, hue_shift, saturation_shift, value_shift)
         shifted = tl.where(channel == 0, red, tl.where(channel == 1, green, blue))
-        chosen = tl.where((by_hue != 0) | (by_saturation != 0) | (by_value != 0), shifted, chosen)
-    value = chosen.to(tl.float32)
+        pixel_value = tl.where((hue_shift != 0) | (saturation_shift != 0) | (value_shift != 0), shifted, pixel_value)
+    value = pixel_value.to(tl.float32)
     for hole in tl.static_range(HOLES):
-        box = holes + (row * HOLES + hole) * 4
+        box = holes + (index * HOLES + hole) * 4
         in_y, in_x = y - tl.load(box), x - tl.load(box + 1)
         cut = (in_y >= 0) & (in_y < tl.load(box + 2)) & (in_x >= 0) & (in_x < tl.load(box + 3))
         value = tl.where(cut, tl.load(constants + channel, mask=wanted, other=0), value)
@@ -150,31 +156,23 @@ def _augment(
         value = value - tl.load(constants + 3 + channel, mask=wanted, other=0)
         value = value * tl.load(constants + 6 + channel, mask=wanted, other=0)
     to = out + number.to(tl.int64) * (H * W * 3) + element
-    if BFLOAT:  # to nearest even by hand: Triton's interpreter cuts the bits off
+    if BFLOAT:  # rounded to nearest even here: Triton's interpreter truncates
         bits = value.to(tl.uint32, bitcast=True)
         tl.store(to, ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).to(tl.uint16), mask=wanted)
     else:
         tl.store(to, value.to(out.dtype.element_ty), mask=wanted)
 
 
-class TritonAugment:
-    """Augments and normalises batches on a GPU, one launch each."""
+class TritonKernel:
+    """Augments and normalises batches on a GPU, one launch each: see `kernel.Kernel`."""
 
-    def __init__(
-        self,
-        image_shape: tuple[int, int, int],
-        augment: AugmentConfig,
-        fill: npt.NDArray[np.uint8],
-        mean32: npt.NDArray[np.float32],
-        inv_std32: npt.NDArray[np.float32],
-        dtype: torch.dtype,
-        channels_last: bool,
-        device: torch.device,
-    ) -> None:
-        height, width, _ = image_shape
-        self._shape, self._dtype, self._device, self._channels_last = (height, width), dtype, device, channels_last
-        constants = np.concatenate([fill.astype(np.float32), mean32, inv_std32])
-        self._constants = torch.from_numpy(constants).to(device)
+    num_ahead = 0
+
+    def __init__(self, config: KernelConfig) -> None:
+        height, width, _ = config.image_shape
+        self._config, augment = config, config.augment
+        constants = np.concatenate([config.fill.astype(np.float32), *config.normalisation])
+        self._constants = self.to_device(constants)
         self._settings: dict[str, Any] = {
             "H": height,
             "W": width,
@@ -183,39 +181,43 @@ class TritonAugment:
             "ROTATES": augment.rotate_degrees > 0,
             "COLOURS": augment.shifts_colour,
             "HOLES": augment.cutout_holes if augment.cutout_size else 0,
-            "NORMALISES": dtype != torch.uint8,
-            "BFLOAT": dtype == torch.bfloat16,
-            "PLANAR": not channels_last,
+            "NORMALISES": config.dtype != torch.uint8,
+            "BFLOAT": config.dtype == torch.bfloat16,
+            "PLANAR": not config.channels_last,
             "BLOCK": BLOCK,
         }
 
-    def columns(self, choices: Choices) -> tuple[torch.Tensor, torch.Tensor]:
-        """A checked table on the device: (N, 8) and (N, holes, 4) int32."""
-        terms = rotation_terms(choices["rotation"])
-        names = ("hue", "saturation", "value")
-        moves = [choices["crop_y"], choices["crop_x"], choices["flip"], *terms.T, *(choices[name] for name in names)]
-        holes = [choices[f"cutout_{name}"] for name in ("y", "x", "height", "width")]
-        arrays = (np.stack(columns, axis=-1).astype(np.int32) for columns in (moves, holes))
-        of_moves, of_holes = (torch.from_numpy(array).to(self._device, non_blocking=True) for array in arrays)
-        return of_moves, of_holes
+    def to_device(self, array: npt.NDArray[Any]) -> torch.Tensor:
+        return array_to_device(array, self._config.device)
 
-    def __call__(
+    def load_params(self, params: AugmentParams) -> tuple[torch.Tensor, torch.Tensor]:
+        """`moves` and `holes` of `_augment`."""
+        terms, names = rotation_terms(params["rotation"]), ("hue", "saturation", "value")
+        moves = [params["crop_y"], params["crop_x"], params["flip"], *terms.T, *(params[name] for name in names)]
+        holes = [params[f"cutout_{name}"] for name in ("y", "x", "height", "width")]
+        arrays = (np.stack(columns, axis=-1).astype(np.int32) for columns in (moves, holes))
+        moves_on_device, holes_on_device = map(self.to_device, arrays)
+        return moves_on_device, holes_on_device
+
+    def launch(
         self,
         data: torch.Tensor,
         offsets: torch.Tensor,
-        rows: torch.Tensor,
-        columns: tuple[torch.Tensor, torch.Tensor],
-    ) -> torch.Tensor:
-        """Images `rows`, (B,) int64, of `data`, (size,) uint8, each at its offset: a new tensor (B, 3, H, W), in
-        channels_last memory or contiguous, of the dtype that was asked for. All of it on the device."""
-        num, (height, width) = len(rows), self._shape
-        shape = (num, height, width, 3) if self._channels_last else (num, 3, height, width)
-        out = torch.empty(shape, dtype=self._dtype, device=self._device)
+        indices: torch.Tensor,
+        params: tuple[torch.Tensor, torch.Tensor],
+    ) -> Callable[[], torch.Tensor]:
+        config, num, (height, width, _) = self._config, len(indices), self._config.image_shape
+        shape = (num, height, width, 3) if config.channels_last else (num, 3, height, width)
+        out = torch.empty(shape, dtype=config.dtype, device=config.device)
         if num:
             grid = (num, triton.cdiv(height * width * 3, BLOCK))
-            to = out.view(torch.uint16) if self._dtype == torch.bfloat16 else out
+            written = out.view(torch.uint16) if config.dtype == torch.bfloat16 else out
             with torch.cuda.device_of(out):  # Triton launches on the current device
                 _augment[grid](
-                    data, offsets, rows, *columns, self._constants, to, **self._settings, enable_fp_fusion=False
+                    data, offsets, indices, *params, self._constants, written, **self._settings, enable_fp_fusion=False
                 )
-        return out.permute(0, 3, 1, 2) if self._channels_last else out  # (N, H, W, 3) -> (N, 3, H, W)
+        images = out.permute(0, 3, 1, 2) if config.channels_last else out  # (N, H, W, 3) -> (N, 3, H, W)
+        return lambda: images
+
+    def close(self) -> None:
+        pass

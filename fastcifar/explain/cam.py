@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from fastcifar.config import CAM_METHODS
 from fastcifar.errors import UsageError
-from fastcifar.io.checks import listed, require_choice
+from fastcifar.io.checks import format_choices, require_choice
 from fastcifar.models import stages_of
 from fastcifar.models.probe import following, gives_maps
 from fastcifar.models.state import evaluating
@@ -139,7 +139,7 @@ def _require_layers(model: nn.Module, layers: Sequence[str]) -> None:
     known = {name: module for name, module in model.named_modules() if name}
     for name in layers:
         if name not in known:
-            expected = listed(stages_of(model) or sorted(known), name)
+            expected = format_choices(stages_of(model) or sorted(known), name)
             raise UsageError(f"layer is {name!r}; expected one of: {expected}; or another module of the network")
         if isinstance(known[name], torch.jit.ScriptModule):
             raise UsageError(f"layer {name!r} is scripted, so its output cannot be read; expected one in Python code")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from fastcifar.augment.params import raw_bits
 from fastcifar.config import TrainConfig
@@ -64,24 +65,23 @@ def images_of_each_class(
 def augmented_versions(
     beton: Beton, indices: npt.NDArray[np.int64], config: TrainConfig, n: int
 ) -> npt.NDArray[np.uint8]:
-    """(M, n, H, W, 3) uint8: the batches of the loader, with the normalisation undone."""
+    """(M, n, H, W, 3) uint8: the batches of the loader, not normalised."""
     loader = make_loader(
         beton,
         augment=config.augment,
         batch_size=len(indices),
         loader=config.data.loader,
         seed=config.seed,
-        rows=indices,
+        indices=indices,
+        dtype=torch.uint8,
     )
     positions = {index: i for i, index in enumerate(indices.tolist())}
     versions = np.empty((len(indices), n, *beton.image_shape), np.uint8)
     try:
         for epoch in range(n):
             for batch in loader.epoch(epoch):
-                # (N, 3, H, W) -> (N, H, W, 3)
-                pixels = batch.images.float().permute(0, 2, 3, 1).cpu().numpy() / loader.inv_std32 + loader.mean32
-                batch_positions = [positions[index] for index in batch.indices.tolist()]
-                versions[batch_positions, epoch] = np.clip(np.rint(pixels), 0, 255)
+                pixels = batch.images.permute(0, 2, 3, 1).numpy()  # (M, 3, H, W) -> (M, H, W, 3)
+                versions[[positions[index] for index in batch.indices.tolist()], epoch] = pixels
     finally:
         loader.close()
     return versions

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fastcifar.augment.torch_kernel import normalisation, normalise
+from fastcifar.augment.kernel import normalisation
+from fastcifar.augment.torch_kernel import normalise
 from fastcifar.data.beton import Beton
 from fastcifar.data.statistics import require_classes
 from fastcifar.errors import CheckpointError, DataError, UsageError
@@ -125,7 +126,7 @@ class TrainedRun:
             train=False,
             batch_size=EVAL_BATCH,
             device=self.device,
-            rows=indices,
+            indices=indices,
             mean=self.info.mean,
             std=self.info.std,
         )

@@ -1,4 +1,7 @@
-"""Loaders: three ways to the same batches. `make_loader` chooses."""
+"""Loaders: an order of images, parameters for each, a source of pixels, and a kernel that applies the parameters.
+
+`make_loader` builds one; the three loaders deliver the same batches from three sources.
+"""
 
 from __future__ import annotations
 
@@ -7,24 +10,42 @@ import importlib.util
 import logging
 import os
 import threading
+from collections.abc import Sequence
 from inspect import signature
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from fastcifar.augment.kernel import numba_module
 from fastcifar.config import LOADERS, NO_AUGMENT, SHUFFLES, AugmentConfig
 from fastcifar.data.beton import Beton, empty_classes, open_beton
 from fastcifar.errors import FastcifarError, UsageError
-from fastcifar.io.checks import require_bool, require_choice, require_int
+from fastcifar.io.checks import require_bool, require_choice
 from fastcifar.io.paths import user_path
-from fastcifar.loaders.base import Batch, Loader, LoaderConfig, Rows, numba_module, usable_device
+from fastcifar.loaders.base import (
+    SHARE_OF_MEMORY,
+    Batch,
+    Indices,
+    Loader,
+    LoaderConfig,
+    free_memory,
+    usable_device,
+)
 from fastcifar.loaders.dataloader_compat import unknown_setting
-from fastcifar.loaders.memory import SHARE_OF_MEMORY, free_memory
 from fastcifar.loaders.resident import ResidentLoader
 
-__all__ = ["Batch", "Loader", "LoaderConfig", "choose_loader", "make_loader", "missing_part", "open_for"]
+__all__ = [
+    "Batch",
+    "Loader",
+    "LoaderChoice",
+    "LoaderConfig",
+    "choose_loader",
+    "make_loader",
+    "missing_part",
+    "open_for",
+]
 
 log = logging.getLogger(__name__)
 
@@ -40,27 +61,27 @@ def make_loader(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     channels_last: bool = True,
-    rows: npt.ArrayLike | None = None,
+    indices: npt.ArrayLike | None = None,
     shuffle: str = "full",
     mean: npt.ArrayLike | None = None,
     std: npt.ArrayLike | None = None,
-    part: tuple[int, int] = (0, 1),
+    rank: int = 0,
+    world_size: int = 1,
     **unknown: NoReturn,
 ) -> Loader:
-    """A loader of `Batch(images, labels, indices)` from a beton (or the path of one): `for images, labels, indices in
-    loader`.
+    """A loader of `Batch(images, labels, indices)` from a beton, or from the path of one.
 
-    train=True: shuffled, augmented (`AugmentConfig()` if not given), whole batches only. train=False: every image
-    once, in the order of the file, unchanged but for normalisation.
+    train=True: shuffled, augmented (by `AugmentConfig()` if not given), whole batches only. train=False: every image
+    once, in the order of the file, only normalised.
 
-    loader: 'resident', 'ffcv', 'albumentations' or 'auto'; for one seed all three deliver the same.
+    loader: 'resident', 'ffcv', 'albumentations' or 'auto'; for the same seed, all deliver the same batches.
     dtype: float32, bfloat16, float16; or uint8 for images that are augmented but not normalised.
-    channels_last: the memory format of the images; False gives contiguous ones.
-    rows: deliver these rows of the beton only: their numbers, or a mask with a bool for each image.
+    channels_last: the memory format of the images; if False, contiguous.
+    indices: deliver only these images of the beton; their indices, or a mask with a bool for each image.
     shuffle: 'full' or 'window' (see `fastcifar.loaders.order`).
-    mean, std: (3,) each, 0..255, by which to normalise; the beton's own if not given. For test images give those of
-    the training loader (`train_loader.mean`, `train_loader.std`).
-    part: (r, n) delivers the r-th of n equal slices of each training batch, for n processes that share it.
+    mean, std: (3,) each, 0..255, for the normalisation; those of the beton if not given. For test images, pass those
+    of the training loader (`train_loader.mean`, `train_loader.std`).
+    rank, world_size: of each batch, deliver the slice of this process; world_size equal slices are the whole batch.
 
     Raises UsageError for settings that cannot be used, DataError for a damaged beton, MissingExtraError.
     """
@@ -70,48 +91,83 @@ def make_loader(
     if isinstance(shuffle, bool):
         raise UsageError(f"shuffle is {shuffle}; expected 'full' or 'window' (train=True shuffles, train=False not)")
     require_choice("shuffle", shuffle, SHUFFLES)
-    require_int("batch_size", batch_size, 1)
     require_bool("train", train)
-    if augment is not None and not isinstance(augment, AugmentConfig):
-        raise UsageError(f"augment is {augment!r}; expected an AugmentConfig")
     if not train and augment is not None:
         raise UsageError("augment is given with train=False; expected no augmentation for evaluation")
-    device, asked = usable_device(device), loader
-    beton = beton if isinstance(beton, Beton) else user_path(beton, "beton")
-    if loader == "auto":
-        loader, why = choose_loader(_size_of(beton), device)
-        if augment is not None and augment.pipeline is not None:
-            loader, why = "albumentations", "augment is a pipeline of Albumentations"
-    if not isinstance(beton, Beton):
-        beton = open_for(loader, beton, device)
-    if asked == "auto":
-        if beton.encoding == "jpeg" and loader != "albumentations":
-            loader, why = "ffcv", "the images are JPEG"
-        log.info("loader: %s (%s)", loader, why)
+    if augment is None:
+        augment = AugmentConfig() if train else NO_AUGMENT
     config = LoaderConfig(
-        augment=(augment or AugmentConfig()) if train else NO_AUGMENT,
+        augment=augment,
         batch_size=batch_size,
         seed=seed,
         shuffle=shuffle if train else "none",
         drop_last=train,
-        device=device,
+        device=usable_device(device),
         dtype=dtype,
         channels_last=channels_last,
-        part=part,
+        rank=rank,
+        world_size=world_size,
     )
-    return _loader_class(loader)(
+    choice = choose_loader(loader, [beton], augment=config.augment, device=config.device)
+    if loader == "auto":
+        log.info("loader: %s", choice)
+    (beton,) = choice.betons
+    return _loader_class(choice.name)(
         beton,
         config,
-        _checked_rows(rows, len(beton)),
+        _checked_indices(indices, len(beton)),
         beton.mean if mean is None else mean,
         beton.std if std is None else std,
     )
 
 
-def open_for(loader: str, path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Beton:
-    """Open a beton as the loader needs it: a private copy wherever that fits into memory.
+class LoaderChoice(NamedTuple):
+    """A loader, and the betons opened for it."""
 
-    The CPU kernel, if that is what the loader will use on `device`, is loaded while the file is copied and hashed.
+    name: str
+    reason: str
+    betons: list[Beton]
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.reason})"
+
+
+def choose_loader(
+    loader: str,
+    betons: Sequence[Beton | str | os.PathLike[str]],
+    *,
+    augment: AugmentConfig | None = None,
+    device: torch.device | str = "cpu",
+) -> LoaderChoice:
+    """The loader for betons that are used together, and the betons, opened as it needs them.
+
+    loader 'auto': 'albumentations' for a pipeline of Albumentations, 'ffcv' for JPEG images, 'resident' where the
+    betons fit into the memory of `device`, else 'ffcv' (or 'albumentations', where FFCV is not installed).
+    """
+    name, reason, has_pipeline = loader, "by request", augment is not None and augment.pipeline is not None
+    if loader == "auto" and has_pipeline:
+        name, reason = "albumentations", "augment is a pipeline of Albumentations"
+    elif loader == "auto":
+        name, reason = _loader_for_size(sum(map(_size_of, betons)), usable_device(device))
+    opened = [beton if isinstance(beton, Beton) else open_for(name, beton, device) for beton in betons]
+    if loader == "auto" and not has_pipeline and any(beton.encoding == "jpeg" for beton in opened):
+        name, reason = "ffcv", "the images are JPEG"
+    return LoaderChoice(name, reason, opened)
+
+
+def _loader_for_size(num_bytes: int, device: torch.device) -> tuple[str, str]:
+    if num_bytes < SHARE_OF_MEMORY * free_memory(device):
+        return "resident", f"{num_bytes / 2**20:.0f} MiB fit into the memory of {device}"
+    reason = f"{num_bytes / 2**20:.0f} MiB do not fit into the memory of {device}"
+    if importlib.util.find_spec("ffcv") is not None:
+        return "ffcv", reason
+    return "albumentations", f"{reason}, and FFCV is not installed"
+
+
+def open_for(loader: str, path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Beton:
+    """Open a beton as the loader needs it: as a private copy in memory if it fits there.
+
+    The CPU kernel, if the loader will use it on `device`, is loaded while the file is copied and hashed.
     """
     path = user_path(path, "beton")
     size = _size_of(path)
@@ -119,7 +175,9 @@ def open_for(loader: str, path: str | os.PathLike[str], device: torch.device | s
         threading.Thread(target=_load_cpu_kernel, name="fastcifar-load").start()
     free = free_memory()
     if loader == "resident" and size > free:
-        raise UsageError(f"{path}: has {size >> 20:,} MiB, {free >> 20:,} MiB of memory are free; use --loader ffcv")
+        raise UsageError(
+            f"{path}: {size >> 20:,} MiB do not fit into {free >> 20:,} MiB of free memory; use --loader ffcv"
+        )
     beton = open_beton(path, in_memory=loader == "resident" or size < SHARE_OF_MEMORY * free)
     if not beton.verified:
         log.warning("%s has no manifest: its structure was checked, its pixels cannot be", beton.path)
@@ -129,26 +187,15 @@ def open_for(loader: str, path: str | os.PathLike[str], device: torch.device | s
 
 
 def _load_cpu_kernel() -> None:
-    with contextlib.suppress(Exception):  # told by the loader, which asks for it again
+    with contextlib.suppress(Exception):  # the loader loads it again, and reports it
         numba_module().load()
 
 
 def _size_of(beton: Beton | str | os.PathLike[str]) -> int:
     if isinstance(beton, Beton):
         return beton.num_bytes
-    return os.path.getsize(beton) if os.path.isfile(beton) else 0  # a missing file is told when it is opened
-
-
-def choose_loader(size: int, device: torch.device) -> tuple[str, str]:
-    """The loader for a beton of `size` bytes on `device`, and why."""
-    if size < SHARE_OF_MEMORY * free_memory(device):
-        return "resident", f"{size / 2**20:.0f} MiB fit into the memory of {device}"
-    if importlib.util.find_spec("ffcv") is not None:
-        return "ffcv", f"{size / 2**20:.0f} MiB are too much for the memory of {device}"
-    return (
-        "albumentations",
-        f"{size / 2**20:.0f} MiB are too much for the memory of {device}, and FFCV is not installed",
-    )
+    path = user_path(beton, "beton")
+    return os.path.getsize(path) if os.path.isfile(path) else 0  # opening it reports a missing file
 
 
 def _loader_class(name: str) -> type[Loader]:
@@ -164,7 +211,7 @@ def _loader_class(name: str) -> type[Loader]:
 
 
 def missing_part(name: str) -> FastcifarError | None:
-    """Why the loader `name` cannot be used here, or None if it can."""
+    """Why the loader `name` cannot be used, or None if it can."""
     try:
         _loader_class(name)
     except FastcifarError as error:
@@ -172,26 +219,26 @@ def missing_part(name: str) -> FastcifarError | None:
     return None
 
 
-def _checked_rows(rows: npt.ArrayLike | None, num_images: int) -> Rows:
-    if rows is None:
+def _checked_indices(indices: npt.ArrayLike | None, num_images: int) -> Indices:
+    if indices is None:
         return np.arange(num_images)
     try:
-        array = np.asarray(rows)
+        array = np.asarray(indices)
     except (TypeError, ValueError, RuntimeError):  # of tensors that are not on the CPU, or lists of unequal length
-        raise UsageError(f"rows is a {type(rows).__name__}; expected whole numbers, or a mask, on the CPU") from None
+        raise UsageError(
+            f"indices is a {type(indices).__name__}; expected integers or a boolean mask, on the CPU"
+        ) from None
     if array.dtype.kind == "b":
         if array.shape != (num_images,):
-            raise UsageError(f"rows is a mask of shape {array.shape}; expected ({num_images},), a bool for each image")
+            raise UsageError(f"indices is a mask of shape {array.shape}; expected ({num_images},), one bool per image")
         if not array.any():
-            raise UsageError("rows is a mask that chooses no image; expected at least one")
+            raise UsageError("indices is a mask that selects no image; expected at least one")
         array = np.flatnonzero(array)
     if array.ndim != 1 or array.dtype.kind not in "iu" or not len(array):
-        raise UsageError(
-            f"rows is {array.dtype} of shape {array.shape}; expected a list of whole numbers, at least one"
-        )
+        raise UsageError(f"indices is {array.dtype} of shape {array.shape}; expected a list of integers, at least one")
     array = array.astype(np.int64)
     if array.min() < 0 or array.max() >= num_images:
-        raise UsageError(f"rows is {array.min()}..{array.max()}; expected 0..{num_images - 1}")
+        raise UsageError(f"indices is {array.min()}..{array.max()}; expected 0..{num_images - 1}")
     if len(np.unique(array)) != len(array):
-        raise UsageError("rows names an image twice; expected each at most once")
+        raise UsageError("indices has duplicates; expected each image at most once")
     return array

@@ -15,31 +15,31 @@ UNPACK = dis.opmap["UNPACK_SEQUENCE"]
 
 
 class Batch(NamedTuple):
-    """Images with their labels, and where they come from: three values. The tensors are the caller's to keep and to
-    write to."""
+    """Images, labels, and their indices in the dataset: three values. The caller owns the tensors, and may modify
+    them."""
 
     images: torch.Tensor
-    """(N, 3, H, W), in channels_last memory unless asked otherwise: normalised, or 0..255 if the dtype is uint8."""
+    """(N, 3, H, W), channels_last by default: normalised, or 0..255 if the dtype is uint8."""
     labels: torch.Tensor
     """(N,) int64."""
     indices: torch.Tensor
-    """(N,) int64: the rows of the dataset that the images come from."""
+    """(N,) int64: the indices of the images in the dataset."""
 
     def __iter__(self) -> Iterator[torch.Tensor]:
-        """The three tensors. Raises UsageError where they are unpacked into another number of names.
+        """The three tensors. Raises UsageError if they are unpacked into another number of names.
 
-        torch's DataLoader delivers two values, so `for images, labels in loader` is what many write, and Python says
-        no more than "too many values to unpack". It asks for an iterator before it looks at the number of values: so
-        the instruction that asks tells how many names there are. It takes about a microsecond a batch. Where C code
-        iterates a batch while its result is unpacked, as in `a, b = map(list, batches)`, that is taken for this, too.
+        torch's DataLoader delivers two values, so many write `for images, labels in loader`, for which Python only says
+        "too many values to unpack". Unpacking calls this method first, so the calling instruction has the number of
+        names. It takes about a microsecond per batch. Iteration in C whose result is unpacked, as in
+        `a, b = map(list, batches)`, is mistaken for unpacking.
         """
         if torch.compiler.is_compiling():
             return tuple.__iter__(self)
         caller = sys._getframe(1)
-        code, place = caller.f_code.co_code, caller.f_lasti
-        if code[place] == UNPACK and code[place + 1] != 3:
+        code, at = caller.f_code.co_code, caller.f_lasti
+        if code[at] == UNPACK and code[at + 1] != 3:
             raise UsageError(
-                f"a batch holds three values, unpacked into {code[place + 1]}; write 'for images, labels, indices in "
+                f"a batch holds three values, unpacked into {code[at + 1]}; write 'for images, labels, indices in "
                 "loader', or use batch.images and batch.labels"
             )
         return tuple.__iter__(self)

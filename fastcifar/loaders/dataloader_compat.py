@@ -1,5 +1,5 @@
-"""What users of torch's `DataLoader` (and of FFCV's `Loader`) expect of a loader: it is there, or the answer says what
-is there instead."""
+"""What users of torch's `DataLoader` (and of FFCV's `Loader`) expect of a loader: it exists, or an error says what to
+use instead."""
 
 from __future__ import annotations
 
@@ -18,66 +18,53 @@ from fastcifar.errors import UsageError
 if TYPE_CHECKING:
     from fastcifar.loaders.base import LoaderConfig
 
-_ROWS = "rows=… chooses images, and the order follows from seed and epoch: loader.epoch(n)"
-_WORKERS = "threads follow torch.set_num_threads; only loader='albumentations' has worker processes, one for each core"
-_AUGMENT = "augment=AugmentConfig(…) says what happens to the images"
-_NORMALISED = "batches are normalised already, by mean=… and std=…"
-INSTEAD = {
-    "batch_sampler": _ROWS,
-    "collate_fn": "a batch is Batch(images, labels, indices)",
-    "dataset": "the beton, or its path, is the first argument",
-    "distributed": "part=(rank, world_size) gives each process its share of each batch",
-    "drop_last": "train=True delivers whole batches only, train=False every image once",
-    "epochs": "loader.epoch(n) gives the batches of epoch n",
-    "fname": "the beton, or its path, is the first argument",
-    "generator": "seed=… decides order and augmentation",
-    "in_order": "batches come in order",
-    "indices": _ROWS,
-    "multiprocessing_context": _WORKERS,
-    "normalize": _NORMALISED,
-    "num_workers": _WORKERS,
-    "order": "shuffle='full' or 'window', with train=True; the order of the file with train=False",
-    "os_cache": "loader='resident' holds the images in memory, loader='ffcv' reads them from the file",
-    "persistent_workers": _WORKERS,
-    "pin_memory": "device='cuda' delivers batches that are on the GPU",
-    "pipelines": _AUGMENT,
-    "prefetch_factor": _WORKERS,
-    "sampler": _ROWS,
-    "set_epoch": "loader.epoch(n) gives the batches of epoch n",
-    "timeout": _WORKERS,
-    "transform": _AUGMENT,
-    "transforms": _AUGMENT,
-    "worker_init_fn": "seed=… decides order and augmentation",
-    "workers": _WORKERS,
+_HINTS = {
+    "indices=… selects images; the order follows from seed and epoch: loader.epoch(n)": "batch_sampler sampler",
+    "torch.set_num_threads sets the threads; only loader='albumentations' has worker processes, one per core": (
+        "multiprocessing_context num_workers persistent_workers prefetch_factor timeout workers"
+    ),
+    "augment=AugmentConfig(…) sets the augmentation": "pipelines transform transforms",
+    "batches are already normalised, by mean=… and std=…": "normalize",
+    "a batch is Batch(images, labels, indices)": "collate_fn",
+    "the beton, or its path, is the first argument": "dataset fname",
+    "rank=…, world_size=… give each process its slice of each batch": "distributed",
+    "train=True delivers whole batches only, train=False every image once": "drop_last",
+    "loader.epoch(n) gives the batches of epoch n": "epochs set_epoch",
+    "seed=… sets order and augmentation": "generator worker_init_fn",
+    "batches come in order": "in_order",
+    "shuffle='full' or 'window', with train=True; the order of the file with train=False": "order",
+    "loader='resident' keeps the images in memory, loader='ffcv' reads them from the file": "os_cache",
+    "device='cuda' delivers batches on the GPU": "pin_memory",
 }
-"""What serves where there is no setting or attribute of this name."""
+INSTEAD = {name: hint for hint, names in _HINTS.items() for name in names.split()}
+"""What to use instead of settings and attributes of these names."""
 
 
 def unknown_setting(name: str, known: Iterable[str]) -> UsageError:
-    """The answer to a setting that `make_loader` does not have."""
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = INSTEAD.get(name) or (f"did you mean {near[0]!r}?" if near else f"expected: {', '.join(known)}")
+    """The error for a setting that `make_loader` does not have."""
+    similar = difflib.get_close_matches(name, known, n=1)
+    hint = INSTEAD.get(name) or (f"did you mean {similar[0]!r}?" if similar else f"expected: {', '.join(known)}")
     return UsageError(f"make_loader has no setting {name!r}; {hint}")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Images:
-    """The images that a loader delivers, as they are in the beton: for `len(loader.dataset)` and to look at one."""
+    """The images that a loader delivers, unchanged, as a map-style dataset: `loader.dataset`."""
 
     beton: Beton
     indices: npt.NDArray[np.int64]
-    """(N,): their rows of the beton, rising."""
+    """(N,): their indices in the beton, increasing."""
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, place: int) -> tuple[npt.NDArray[np.uint8], int]:
-        """Image and label: (H, W, 3) uint8, neither augmented nor normalised, and the number of its class."""
+    def __getitem__(self, position: int) -> tuple[npt.NDArray[np.uint8], int]:
+        """Image, (H, W, 3) uint8, neither augmented nor normalised, and label."""
         try:
-            row = self.indices[operator.index(place)]
+            index = self.indices[operator.index(position)]
         except TypeError:
-            raise UsageError(f"index is {place!r}; expected the number of one image") from None
-        return self.beton.images([row])[0], int(self.beton.labels[row])
+            raise UsageError(f"index is {position!r}; expected an integer") from None
+        return self.beton.images([index])[0], int(self.beton.labels[index])
 
     @property
     def targets(self) -> list[int]:
@@ -97,24 +84,24 @@ class Images:
 
 
 class Conventions:
-    """The part of every loader that `DataLoader` has too."""
+    """What every loader has in common with torch's `DataLoader`."""
 
     name: str
     beton: Beton
     config: LoaderConfig
     num_workers = 0
-    """Worker processes: only the albumentations loader has some."""
-    _chosen: npt.NDArray[np.bool_]
+    """Worker processes: only the albumentations loader has any."""
+    _selected: npt.NDArray[np.bool_]
 
     @property
     def dataset(self) -> Images:
-        """The images that are delivered; with drop_last some of them in another epoch."""
-        return Images(self.beton, np.flatnonzero(self._chosen))
+        """The images that are delivered; with drop_last, not all of them in each epoch."""
+        return Images(self.beton, np.flatnonzero(self._selected))
 
     @property
     def batch_size(self) -> int:
         """Images in a batch of this process."""
-        return self.config.batch_size // self.config.part[1]
+        return self.config.batch_size // self.config.world_size
 
     @property
     def drop_last(self) -> bool:
@@ -123,27 +110,26 @@ class Conventions:
 
     def __repr__(self) -> str:
         config = self.config
-        what = "training" if config.drop_last else "evaluation"
-        index, count = config.part
-        part = f", part {index} of {count}" if count > 1 else ""
+        purpose = "training" if config.drop_last else "evaluation"
+        rank = f", rank {config.rank} of {config.world_size}" if config.world_size > 1 else ""
         return (
-            f"{type(self).__name__}({int(self._chosen.sum()):,} of {self.beton!r} for {what}, batch_size="
-            f"{self.batch_size}{part}, seed={config.seed}, device='{config.device}', dtype={config.dtype})"
+            f"{type(self).__name__}({int(self._selected.sum()):,} of {self.beton!r} for {purpose}, batch_size="
+            f"{self.batch_size}{rank}, seed={config.seed}, device='{config.device}', dtype={config.dtype})"
         )
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise UsageError(
             "a loader cannot be pickled, copied or sent to another process; call make_loader there, with the path of "
-            "the beton; part=(rank, world_size) gives each of several processes its share of each batch"
+            "the beton; rank=… and world_size=… give each of several processes its slice of each batch"
         )
 
-    def __getitem__(self, place: object) -> NoReturn:
+    def __getitem__(self, index: object) -> NoReturn:
         raise UsageError(
-            "a loader has no single items, and needs no DataLoader around it: it delivers batches, "
+            "a loader has no items, and needs no DataLoader around it: it delivers batches, "
             "'for images, labels, indices in loader'; loader.dataset[i] is one image"
         )
 
-    if not TYPE_CHECKING:  # which would find no misspelled name any more
+    if not TYPE_CHECKING:  # else no misspelled attribute is an error
 
         def __getattr__(self, name: str) -> NoReturn:
             hint = f"; {INSTEAD[name]}" if name in INSTEAD else ""

@@ -1,9 +1,8 @@
-"""FFCV's `Loader` as a stream of uint8 batches, augmented here. The only importer of FFCV.
+"""FFCV's `Loader` as a source of uint8 batches, augmented by our kernels. The only importer of FFCV.
 
-FFCV decodes; what it would do at random (its operations follow no seed) is done by our choices instead. Nothing
-reaches it that `fastcifar.data.beton` has not checked: its own reader trusts the file. A JPEG image that libjpeg
-complains of stops the epoch; one whose bytes were changed for others that decode too is found by the manifest's
-SHA-256 alone.
+FFCV only decodes: its random operations follow no seed. Its reader trusts the file, so it gets only what
+`fastcifar.data.beton` has checked. A JPEG image that libjpeg warns about stops the epoch; one with changed bytes that
+still decode is only detected by the SHA-256 of the manifest.
 """
 
 from __future__ import annotations
@@ -17,11 +16,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fastcifar.augment.params import Choices
+from fastcifar.augment.kernel import make_kernel
+from fastcifar.augment.params import AugmentParams
 from fastcifar.data.beton import Beton
 from fastcifar.errors import DataError, FastcifarError, MissingExtraError, describe
-from fastcifar.loaders.base import Batch, Loader, LoaderConfig, Rows
-from fastcifar.loaders.memory import SHARE_OF_MEMORY, free_memory
+from fastcifar.loaders.base import SHARE_OF_MEMORY, Batch, Indices, Loader, LoaderConfig, free_memory
 
 NUM_THREADS = torch.get_num_threads()
 try:
@@ -32,11 +31,12 @@ try:
     from ffcv.loader.epoch_iterator import EpochIterator
     from ffcv.pipeline.compiler import Compiler
 
-    from fastcifar.loaders.ffcv_pages import instead_of_theirs
+    from fastcifar.loaders.ffcv_pages import patched_page_manager
 except ImportError as error:
     raise MissingExtraError("the ffcv loader", "ffcv", str(error)) from error
-except Exception as error:  # as Numba's, for one of its environment variables
-    raise FastcifarError(f"the ffcv loader cannot be used: {describe(error)}; use --loader resident") from error
+except Exception as error:  # Numba, for one of its environment variables
+    reason = describe(error)
+    raise FastcifarError(f"the ffcv loader cannot be used: {reason}; use --loader resident") from error
 finally:
     torch.set_num_threads(NUM_THREADS)  # importing FFCV sets it to 1
 
@@ -44,46 +44,48 @@ POLL_S = 0.1
 
 
 class UndecodableError(Exception):
-    """Its argument is the row of an image that is no whole JPEG file."""
+    """Its argument is the index of an image that libjpeg cannot decode without warnings."""
 
 
 class JpegDecoder(SimpleRGBImageDecoder):  # type: ignore[misc] # FFCV has no types
-    """FFCV's decoder takes no notice of a failure, and hands out the image that lay in the slot before."""
+    """FFCV's decoder ignores failures, and returns the image that was in the slot before."""
 
     def generate_code(self) -> Callable[..., Any]:
         read, decompress = self.memory_read, Compiler.compile(imdecode)
 
-        def decode(rows: Any, out: Any, records: Any, state: Any) -> Any:
-            for place in range(len(rows)):
-                record = records[rows[place]]
+        def decode(indices: Any, out: Any, records: Any, state: Any) -> Any:
+            for position in range(len(indices)):
+                record = records[indices[position]]
                 height, width = record["height"], record["width"]
                 encoded = read(record["data_ptr"], state)
-                size, whole, as_it_is = (height, width, height, width), (0, 0, 1, 1), (False, False)
-                if decompress(encoded, out[place], *size, *whole, *as_it_is) != 0:  # libjpeg's warnings too
-                    raise UndecodableError(rows[place])
-            return out[: len(rows)]
+                size, crop, flips = (height, width, height, width), (0, 0, 1, 1), (False, False)
+                if decompress(encoded, out[position], *size, *crop, *flips) != 0:  # including libjpeg's warnings
+                    raise UndecodableError(indices[position])
+            return out[: len(indices)]
 
         return decode
 
 
 class FfcvLoader(Loader):
-    """Images stay in the file; FFCV's thread decodes ahead in our order."""
+    """Images stay in the file; FFCV's thread decodes them ahead, in our order."""
 
     name = "ffcv"
     reads_jpeg = True
 
-    def __init__(self, beton: Beton, config: LoaderConfig, rows: Rows, mean: npt.ArrayLike, std: npt.ArrayLike) -> None:
-        super().__init__(beton, config, rows, mean, std)
+    def __init__(
+        self, beton: Beton, config: LoaderConfig, indices: Indices, mean: npt.ArrayLike, std: npt.ArrayLike
+    ) -> None:
+        super().__init__(beton, config, indices, mean, std)
         num_threads = torch.get_num_threads()
         fields = beton.fields
         decoder = JpegDecoder() if beton.encoding == "jpeg" else SimpleRGBImageDecoder()
         try:
-            # One worker: its operations are then compiled without Numba's thread pools, which abort the process
-            # beside a second loader and die after a fork.
-            with instead_of_theirs(beton, int(SHARE_OF_MEMORY * free_memory())):
+            # One worker: its operations are then compiled without Numba's thread pools, which abort when two loaders
+            # run, and deadlock after a fork.
+            with patched_page_manager(beton, int(SHARE_OF_MEMORY * free_memory())):
                 self._stream = ffcv.loader.Loader(
                     beton.file.descriptor_path,
-                    config.batch_size // config.part[1],
+                    config.batch_size // config.world_size,
                     num_workers=1,
                     os_cache=False,
                     drop_last=False,
@@ -91,65 +93,64 @@ class FfcvLoader(Loader):
                 )
         finally:
             torch.set_num_threads(num_threads)  # FFCV sets it to its number of workers
-        self._on_cpu = self.cpu_kernel()
-        if self._on_cpu is None:
-            self._on_device = self.device_kernel()
+        self._kernel = make_kernel(self.kernel_config)
+        positions = np.arange(config.batch_size // config.world_size)
+        arrays = (positions * int(np.prod(beton.image_shape)), positions)
+        self._offsets, self._positions = map(self._kernel.to_device, arrays)
 
     def _epoch(self, epoch: int, start: int) -> Generator[Batch, None, None]:
-        batches, table = self.plan(epoch)
+        batches, params = self.plan(epoch)
         batches = batches[start:]
         self.beton.check_unchanged()
         if not batches:
             return
+        device = self.config.device
         with torch.device("cpu"):  # whatever torch.set_default_device says
             stream = _Epoch(self._stream, np.concatenate(batches))
         try:
-            for rows_here in batches:
+            for indices in batches:
                 images, labels = stream.get()
-                device = self.config.device
-                rows = torch.from_numpy(rows_here.copy()).to(device)
-                delivered = self._augmented(images, table[rows_here])
-                yield Batch(delivered, torch.from_numpy(labels).to(device, copy=True), rows)
+                augmented = self._augmented(images, params[indices])
+                on_device = torch.from_numpy(labels).to(device, copy=True), torch.from_numpy(indices.copy()).to(device)
+                yield Batch(augmented, *on_device)
         except UndecodableError as error:
             raise DataError(
-                f"{self.beton.path}: image {error.args[0]} is damaged: it is no whole JPEG file; convert again"
+                f"{self.beton.path}: image {error.args[0]} is a truncated or corrupt JPEG file; convert again"
             ) from error
         finally:
             stream.stop()
             self.beton.check_unchanged()
 
-    def _augmented(self, images: npt.NDArray[np.uint8], choices: Choices) -> torch.Tensor:
-        """(B, H, W, 3) uint8 -> (B, 3, H, W), new, in channels_last memory; row i of `choices` is for image i."""
-        which = np.arange(len(images))
-        offsets = which * images[0].size
-        if self._on_cpu is not None:
-            columns = self._on_cpu.columns(choices)
-            return self._on_cpu.finished(self._on_cpu.begin(images.reshape(-1), offsets, which, columns))
-        device = self.config.device
-        staged = torch.empty(images.size, dtype=torch.uint8, pin_memory=device.type == "cuda")
-        staged.numpy()[:] = images.reshape(-1)  # FFCV writes to its ring again while the copy is under way
-        begins, rows = (torch.from_numpy(array).to(device) for array in (offsets, which))
-        return self._on_device(staged.to(device, non_blocking=True), begins, rows, self._on_device.columns(choices))
+    def _augmented(self, images: npt.NDArray[np.uint8], params: AugmentParams) -> torch.Tensor:
+        """(B, H, W, 3) uint8 -> (B, 3, H, W), a new tensor; row i of `params` is for image i."""
+        kernel, num, device = self._kernel, len(images), self.config.device
+        data: Any = images.reshape(-1)
+        if device.type == "cpu":
+            data = kernel.to_device(data)
+        else:
+            staged = torch.empty(images.size, dtype=torch.uint8, pin_memory=device.type == "cuda")
+            staged.numpy()[:] = data  # FFCV overwrites its ring during the copy to the device
+            data = staged.to(device, non_blocking=True)
+        return kernel.launch(data, self._offsets[:num], self._positions[:num], kernel.load_params(params))()
 
     def close(self) -> None:
         super().close()
-        if self._on_cpu is not None:
-            self._on_cpu.close()
+        self._kernel.close()
 
 
 class _Epoch(EpochIterator):  # type: ignore[misc] # FFCV has no types
-    """FFCV's thread, with an end that is told: its own dies in silence at an error, and outlives an early exit."""
+    """FFCV's thread, but errors reach the caller and `stop` ends it: FFCV's dies silently or outlives an epoch."""
 
-    def __init__(self, loader: Any, rows: Rows) -> None:
-        super().__init__(loader, rows)  # takes the order as it is; through `Loader.__iter__` it would be cut
+    def __init__(self, loader: Any, indices: Indices) -> None:
+        super().__init__(loader, indices)  # `Loader.__iter__` would truncate the order
 
     def run(self) -> None:
         try:
-            for number, rows in enumerate(self.iter_ixes):
+            for number, indices in enumerate(self.iter_ixes):
                 slot = number % (self.loader.batches_ahead + 2)
-                if not self._put(self.run_pipeline(number, rows, slot, None)):
+                if not self._put(self.run_pipeline(number, indices, slot, None)):
                     return
-        except BaseException as error:  # noqa: BLE001 (handed to the caller, whose thread raises it)
+        except BaseException as error:  # noqa: BLE001 (raised again in the caller's thread)
             self._put(error)
 
     def _put(self, item: Any) -> bool:
@@ -169,7 +170,7 @@ class _Epoch(EpochIterator):  # type: ignore[misc] # FFCV has no types
                 break
             except queue.Empty:
                 if not self.is_alive() and self.output_queue.empty():
-                    raise FastcifarError("FFCV's loader thread ended without a word; try --loader resident") from None
+                    raise FastcifarError("FFCV's loader thread exited unexpectedly; try --loader resident") from None
         if isinstance(item, (FastcifarError, UndecodableError)):
             raise item
         if isinstance(item, BaseException):
@@ -178,16 +179,16 @@ class _Epoch(EpochIterator):  # type: ignore[misc] # FFCV has no types
         return images, labels.reshape(-1)
 
     def close(self) -> None:
-        """What FFCV does at the end; not after a failed start, which leaves nothing to close."""
+        """FFCV's own cleanup, unless the start failed: then there is nothing to close."""
         if hasattr(self, "memory_context"):
             super().close()
 
     def stop(self) -> None:
-        """End the thread, wherever it is."""
+        """End the thread, in whatever state it is."""
         self.terminate_event.set()
         with contextlib.suppress(queue.Empty):
             while True:
-                self.output_queue.get_nowait()  # room for the batch that the thread waits to hand over
+                self.output_queue.get_nowait()  # room for a batch that the thread waits to put
         self.join()
         self.close()
         self.closed = True

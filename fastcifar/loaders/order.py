@@ -18,25 +18,25 @@ def order(
     shuffle: str = "full",
     pages: npt.NDArray[np.int64] | None = None,
 ) -> npt.NDArray[np.int64]:
-    """The rows 0 .. num_images - 1 in the order of one epoch, (num_images,) int64.
+    """The indices 0 .. num_images - 1 in the order of one epoch, (num_images,) int64.
 
-    shuffle 'full': any order. 'window': the file's pages in any order, then rows in any order within each window of
-    16 pages, for betons larger than memory; `pages`, (num_images,) int64, names the page of each row.
-    'none': as they lie in the file.
+    shuffle 'full': shuffled. 'window', for betons larger than memory: the pages of the file are shuffled, then the
+    images within each window of 16 pages; `pages`, (num_images,) int64, is the page of each image.
+    'none': the order of the file.
     """
     if shuffle == "none":
         return np.arange(num_images)
     keys = raw_bits(seed, epoch, "order", num_images)
     if shuffle == "full":
-        # the row in the low bits of its key: sorting is several times faster than argsort, and has no ties
+        # the index is in the low bits of its key: sort is several times faster than argsort, and there are no ties
         low = np.uint64((1 << max(num_images - 1, 1).bit_length()) - 1)
         return (np.sort(keys & ~low | np.arange(num_images, dtype=np.uint64)) & low).astype(np.int64)
     assert shuffle == "window"
     assert pages is not None
     assert len(pages) == num_images
-    distinct, page_of_row = np.unique(pages, return_inverse=True)
+    distinct, page_of_image = np.unique(pages, return_inverse=True)
     shuffled = np.argsort(raw_bits(seed, epoch, "page_order", len(distinct)), kind="stable")
-    place = np.empty(len(distinct), dtype=np.int64)
-    place[shuffled] = np.arange(len(distinct))
-    window = place[page_of_row] // WINDOW_PAGES
+    position = np.empty(len(distinct), dtype=np.int64)
+    position[shuffled] = np.arange(len(distinct))
+    window = position[page_of_image] // WINDOW_PAGES
     return np.lexsort((keys, window))

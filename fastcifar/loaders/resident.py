@@ -1,19 +1,19 @@
-"""The whole dataset in memory (the device's own, where there is one), augmented batch by batch."""
+"""The whole dataset in memory (that of the device, if it has its own), augmented batch by batch."""
 
 from __future__ import annotations
 
-import warnings
 from collections import deque
-from collections.abc import Generator
-from itertools import chain
+from collections.abc import Callable, Generator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from fastcifar.augment.kernel import make_kernel
 from fastcifar.data.beton import Beton
-from fastcifar.loaders.base import Batch, CpuKernel, DeviceKernel, Loader, LoaderConfig, Rows
+from fastcifar.loaders.base import Batch, Indices, Loader, LoaderConfig
 
 
 class ResidentLoader(Loader):
@@ -21,43 +21,35 @@ class ResidentLoader(Loader):
 
     name = "resident"
 
-    def __init__(self, beton: Beton, config: LoaderConfig, rows: Rows, mean: npt.ArrayLike, std: npt.ArrayLike) -> None:
-        super().__init__(beton, config, rows, mean, std)
-        self._bytes = beton.read_all()
-        self._on_cpu = self.cpu_kernel()
-        if self._on_cpu is None:
-            self._on_device = self.device_kernel()
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # and nobody writes to it
-                arrays = (self._bytes, beton.offsets, beton.labels)
-                self._data, self._offsets, self._labels = (torch.from_numpy(a).to(config.device) for a in arrays)
+    def __init__(
+        self, beton: Beton, config: LoaderConfig, indices: Indices, mean: npt.ArrayLike, std: npt.ArrayLike
+    ) -> None:
+        super().__init__(beton, config, indices, mean, std)
+        self._kernel = make_kernel(self.kernel_config)
+        self._data = self._kernel.to_device(beton.read_all())
+        self._offsets, self._labels = map(self._kernel.to_device, (beton.offsets, beton.labels))
 
     def _epoch(self, epoch: int, start: int) -> Generator[Batch, None, None]:
-        if self._on_cpu is not None:
-            return self._epoch_on_cpu(self._on_cpu, epoch, start)
-        return self._epoch_on_device(self._on_device, epoch, start)
+        kernel = self._kernel
+        batches, params = self.plan(epoch)
+        loaded = kernel.load_params(params)
+        order = kernel.to_device(np.concatenate(batches))  # one copy for the epoch
+        bounds = np.cumsum([0, *map(len, batches)]).tolist()
+        launched: deque[tuple[Any, Callable[[], torch.Tensor]]] = deque()
+        for first, last in list(pairwise(bounds))[start:]:
+            indices = order[first:last]
+            launched.append((indices, kernel.launch(self._data, self._offsets, indices, loaded)))
+            if len(launched) > kernel.num_ahead:
+                yield self._batch(*launched.popleft())
+        while launched:
+            yield self._batch(*launched.popleft())
 
-    def _epoch_on_cpu(self, kernel: CpuKernel, epoch: int, start: int) -> Generator[Batch, None, None]:
-        batches, choices = self.plan(epoch)
-        columns = kernel.columns(choices)
-        begun: deque[tuple[Rows, Any]] = deque()
-        for rows in chain(batches[start:], (None,)):
-            if rows is not None:
-                begun.append((rows, kernel.begin(self._bytes, self.beton.offsets, rows, columns)))
-            if len(begun) == 2 or (rows is None and begun):  # one is made while the caller works on the other
-                of, pending = begun.popleft()
-                labels, indices = torch.from_numpy(self.beton.labels[of]), torch.from_numpy(of.copy())
-                yield Batch(kernel.finished(pending), labels, indices)
-
-    def _epoch_on_device(self, kernel: DeviceKernel, epoch: int, start: int) -> Generator[Batch, None, None]:
-        batches, choices = self.plan(epoch)
-        columns = kernel.columns(choices)
-        order = torch.from_numpy(np.concatenate(batches)).to(self.config.device)
-        for rows in torch.split(order, len(batches[0]))[start:]:
-            images = kernel(self._data, self._offsets, rows, columns)
-            yield Batch(images, self._labels[rows], rows.clone())
+    def _batch(self, indices: Any, wait: Callable[[], torch.Tensor]) -> Batch:
+        labels = self._labels[indices]
+        if isinstance(indices, torch.Tensor):
+            return Batch(wait(), labels, indices.clone())
+        return Batch(wait(), torch.from_numpy(labels), torch.from_numpy(indices.copy()))
 
     def close(self) -> None:
         super().close()
-        if self._on_cpu is not None:
-            self._on_cpu.close()
+        self._kernel.close()

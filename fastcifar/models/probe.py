@@ -1,5 +1,5 @@
-"""A network that is not ours, tried on blank images: does it give logits, which memory layout does it take, and which
-of its modules give maps?"""
+"""Checks a network of the user on blank images: does it return logits, which memory format does it support, and which
+modules return feature maps?"""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ from fastcifar.errors import UsageError, one_line
 from fastcifar.models.state import buffers_kept, evaluating, modes_kept, parameters_frozen
 
 NUM_IMAGES = 2
-LAYOUTS = (torch.channels_last, torch.contiguous_format)
 
 
-def try_out(model: nn.Module, name: str, num_classes: int, image_shape: tuple[int, int, int]) -> tuple[str, ...]:
-    """Pass images through the network, in both modes; return its stages: of each size of map the deepest module that
-    gives it. Lazy modules have their parameters after it, and `place` then chooses a layout that the network takes.
+def check_network(model: nn.Module, name: str, num_classes: int, image_shape: tuple[int, int, int]) -> tuple[str, ...]:
+    """Pass images through the network in both modes; return its stages: for each size of feature map, the deepest
+    module that returns it. Initialises lazy modules, and records the memory format for `place`.
 
-    Raises UsageError if it cannot be trained or kept, or does not give logits.
+    Raises UsageError if the network cannot be trained or saved, or does not return logits.
     """
     if not any(param.requires_grad for param in model.parameters()):
         raise UsageError(f"model {name!r} has no parameters to train; expected at least one")
@@ -31,94 +30,94 @@ def try_out(model: nn.Module, name: str, num_classes: int, image_shape: tuple[in
     try:
         with torch.random.fork_rng(devices=[]), uncompiled():
             with torch.no_grad(), evaluating(model):
-                model(blank)  # lazy modules are initialised now: the copies below need that
-            found = _in_a_layout(model, blank)
+                model(blank)  # initialises lazy modules
+            trained, evaluated, stages = _outputs_in_a_format(model, blank)
     except Exception as error:
         reason = one_line(error, 200)
         raise UsageError(f"model {name!r} does not take images of {height}x{width} ({reason})") from error
-    for logits in found[:2]:
+    for logits in (trained, evaluated):
         if not isinstance(logits, torch.Tensor) or logits.shape != (NUM_IMAGES, num_classes):
-            gives = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+            output = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
             raise UsageError(
-                f"model {name!r} gives {gives} for {NUM_IMAGES} images; expected logits, ({NUM_IMAGES}, {num_classes})"
-                ", in training and evaluation: wrap it in a module that returns those alone"
+                f"model {name!r} returns {output} for {NUM_IMAGES} images; expected logits, "
+                f"({NUM_IMAGES}, {num_classes}), in training and evaluation mode: wrap it in a module that does"
             )
-    strange = [key for key, value in model.state_dict().items() if not isinstance(value, torch.Tensor)]
-    if strange:
-        raise UsageError(f"model {name!r} has the state {strange[0]!r}, which is not a tensor; expected tensors alone")
-    return found[2]
+    others = [key for key, value in model.state_dict().items() if not isinstance(value, torch.Tensor)]
+    if others:
+        raise UsageError(f"model {name!r} has the state {others[0]!r}, which is not a tensor; expected only tensors")
+    return stages
 
 
-def _in_a_layout(model: nn.Module, blank: torch.Tensor) -> tuple[object, object, tuple[str, ...]]:
-    """What the network gives while training and in evaluation, and its stages, in channels_last if it takes that: it
+def _outputs_in_a_format(model: nn.Module, blank: torch.Tensor) -> tuple[object, object, tuple[str, ...]]:
+    """The outputs in training and evaluation mode, and the stages; in channels_last if the network supports it, which
     is faster, but `view` fails on it, and some modules have no such weights."""
-    scripted = isinstance(model, torch.jit.ScriptModule)  # which takes no hooks
+    scripted = isinstance(model, torch.jit.ScriptModule)  # it accepts no hooks
     try:
         model.to(memory_format=torch.channels_last)
-        return _answers(model, blank.contiguous(memory_format=torch.channels_last))
+        return _outputs(model, blank.contiguous(memory_format=torch.channels_last))
     except RuntimeError:
         if scripted:
             raise
     model.to(memory_format=torch.contiguous_format)
-    found = _answers(model, blank)
+    outputs = _outputs(model, blank)
     model.register_forward_pre_hook(_contiguous)
     model.needs_contiguous = True  # type: ignore[assignment]
-    return found
+    return outputs
 
 
 def _contiguous(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(each.contiguous() if isinstance(each, torch.Tensor) else each for each in inputs)
 
 
-def _answers(model: nn.Module, images: torch.Tensor) -> tuple[object, object, tuple[str, ...]]:
+def _outputs(model: nn.Module, images: torch.Tensor) -> tuple[object, object, tuple[str, ...]]:
     with torch.no_grad(), modes_kept(model), buffers_kept(model):
         model.train()
         trained = model(images)
-    sizes: dict[str, tuple[int, ...] | None] = {}  # in the order in which the modules gave something last
+    sizes: dict[str, tuple[int, ...] | None] = {}  # in the order of the last call of each module
 
-    def keep(of: str) -> Callable[..., None]:
+    def record(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            sizes.pop(of, None)  # a module that is used several times stands for what it gave last
+            sizes.pop(name, None)  # the last call counts
             maps = isinstance(output, torch.Tensor) and output.requires_grad and gives_maps(output, images.shape)
-            sizes[of] = tuple(output.shape[2:]) if maps else None
+            sizes[name] = tuple(output.shape[2:]) if maps else None
 
         return hook
 
     hooks = [
-        module.register_forward_hook(keep(of))
-        for of, module in model.named_modules()
-        if of and not isinstance(module, torch.jit.ScriptModule)
+        module.register_forward_hook(record(name))
+        for name, module in model.named_modules()
+        if name and not isinstance(module, torch.jit.ScriptModule)
     ]
     try:
-        with evaluating(model), following(model, images) as followed:
-            evaluated = model(followed)
+        with evaluating(model), following(model, images) as inputs:
+            evaluated = model(inputs)
     finally:
         for hook in hooks:
             hook.remove()
-    deepest = {size: of for of, size in sizes.items() if size is not None and min(size) > 1}
+    deepest = {size: name for name, size in sizes.items() if size is not None and min(size) > 1}
     return trained, evaluated, tuple(deepest[size] for size in sorted(deepest, reverse=True))
 
 
 @contextmanager
 def following(model: nn.Module, images: torch.Tensor) -> Iterator[torch.Tensor]:
-    """In the block, what the network makes of these images, a copy of `images` in float32, carries a gradient, and
-    nothing else does: not a weight that a module gives, as parametrizations do."""
+    """Within the context, only what the network computes from these images, a float32 copy of `images`, requires a
+    gradient; weights that a module returns, as parametrizations do, do not."""
     autocast = torch.autocast(images.device.type, enabled=False)
     with torch.inference_mode(False), torch.enable_grad(), autocast, parameters_frozen(model), uncompiled():
-        # cloned: a network may change its images in place, which a leaf does not allow
+        # cloned: a network may modify its input in place, which a leaf does not allow
         yield images.detach().to(torch.float32, copy=True).requires_grad_().clone()
 
 
 def uncompiled() -> AbstractContextManager[Any]:
-    """In the block, what torch.compile made runs as it was written, hooks included."""
+    """Within the context, compiled modules run eagerly, with their hooks."""
     if "torch._dynamo" not in sys.modules:  # importing it takes seconds
         return nullcontext()
     return torch.compiler.set_stance("force_eager")
 
 
 def gives_maps(output: torch.Tensor, shape: tuple[int, ...]) -> bool:
-    """Whether this is (N, C, h, w) for images (N, 3, H, W), by N and by h and w being in proportion to theirs: some
-    modules give (N, h, w, C), others a weight."""
+    """Whether this is (N, C, h, w) for images (N, 3, H, W), with h : w as H : W; some modules return (N, h, w, C), or a
+    weight."""
     num, _, height, width = shape
     if output.ndim != 4 or output.shape[0] != num:
         return False
@@ -126,14 +125,14 @@ def gives_maps(output: torch.Tensor, shape: tuple[int, ...]) -> bool:
 
 
 def place(model: nn.Module, device: torch.device) -> nn.Module:
-    """The network on the device, in channels_last if it takes that."""
+    """Move the network to the device, in channels_last if it supports that; returns it."""
     layout = torch.contiguous_format if getattr(model, "needs_contiguous", False) else torch.channels_last
     placed: nn.Module = model.to(device=device, memory_format=layout)  # type: ignore[call-overload]
     return placed
 
 
 def named_stages(model: nn.Module) -> tuple[str, ...] | None:
-    """The modules that the network itself names in `stages`; None where that is something else, or not there."""
+    """The names of modules in `model.stages`; None if that is something else, or missing."""
     stages = getattr(model, "stages", None)
     known = dict(model.named_modules())
     if not isinstance(stages, (list, tuple)) or not all(isinstance(name, str) and name in known for name in stages):

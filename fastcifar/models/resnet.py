@@ -14,13 +14,13 @@ GROUP_CHANNELS = 16
 Norm = Callable[[int], nn.Module]
 NORMS: dict[str, Norm] = {
     "batch": nn.BatchNorm2d,
-    "layer": lambda width: nn.GroupNorm(1, width),  # over channels and places of one image (Ba et al. 2016)
+    "layer": lambda width: nn.GroupNorm(1, width),  # over channels and positions of one image (Ba et al. 2016)
     "group": lambda width: nn.GroupNorm(width // GROUP_CHANNELS, width),  # Wu and He 2018
 }
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut, which is a 1x1 convolution where the shape changes."""
+    """Two 3x3 convolutions and a shortcut: a 1x1 convolution where the shape changes."""
 
     def __init__(self, num_in: int, num_out: int, stride: int, norm: Norm) -> None:
         super().__init__()
@@ -41,8 +41,8 @@ class BasicBlock(nn.Module):
 class ResNet18(nn.Module):
     """A 3x3 stem without pooling; 11,173,962 parameters for ten classes.
 
-    norm: 'batch', 'layer' or 'group'. dropout: of the inputs of the last layer. last_stride: 1 leaves the last stage
-    the size of the one before. The maps of 32x32 images have 32, 16, 8 and 4 (or 8) pixels a side.
+    norm: 'batch', 'layer' or 'group'. dropout: before the last layer. last_stride: 1 keeps the last stage at the size
+    of the one before. Feature maps of 32x32 images have sides of 32, 16, 8 and 4 (or 8) pixels.
     """
 
     stages = ("layer1", "layer2", "layer3", "layer4")

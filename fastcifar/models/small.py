@@ -1,8 +1,8 @@
-"""A small network for people with a CPU: 2 million parameters, five times less arithmetic than ResNet-18.
+"""A small network for CPUs: 2 million parameters, five times fewer operations than ResNet-18.
 
 After the networks of D. Page ("How to train your ResNet", 2018) and K. Jordan (cifar10-airbench, 2024): a fixed first
-layer that decorrelates neighbouring pixels, then three stages of two 3x3 convolutions that begin as the identity. The
-first layer is computed from no data: Haar filters in opponent colours, each divided by its spread on natural images.
+layer that decorrelates neighbouring pixels, then three stages of two 3x3 convolutions, initialised as the identity. The
+first layer needs no data: Haar filters in opponent colours, each divided by its standard deviation on natural images.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 WIDTHS = (64, 256, 256)
 # Standard deviation of each filter's output on CIFAR-10, normalised by channel: brightness, red - blue, green - rest;
-# of each: mean, columns, rows, checks. And what is added to the variance, so that noise is not blown up.
-SPREADS = (3.192, 0.495, 0.650, 0.221, 1.027, 0.060, 0.085, 0.015, 0.348, 0.034, 0.044, 0.012)
+# of each: mean, columns, rows, checks. NOISE_VARIANCE is added to the variance, so that noise is not amplified.
+STDS = (3.192, 0.495, 0.650, 0.221, 1.027, 0.060, 0.085, 0.015, 0.348, 0.034, 0.044, 0.012)
 NOISE_VARIANCE = 0.01
 
 
@@ -24,13 +24,13 @@ def decorrelating_filters() -> torch.Tensor:
     colours = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [1.0, -2.0, 1.0]])
     colours = colours / colours.norm(dim=1, keepdim=True)
     filters = torch.einsum("kc,iy,jx->kijcyx", colours, haar, haar).reshape(12, 3, 2, 2)
-    scaled = filters / (torch.tensor(SPREADS) ** 2 + NOISE_VARIANCE).sqrt()[:, None, None, None]
+    scaled = filters / (torch.tensor(STDS) ** 2 + NOISE_VARIANCE).sqrt()[:, None, None, None]
     return torch.cat([scaled, -scaled])
 
 
 class Stem(nn.Module):
-    """The fixed first layer: (N, 3, H, W) -> (N, 24, H - 1, W - 1). It has nothing to train, so that no gradient is
-    computed of the largest maps."""
+    """The fixed first layer: (N, 3, H, W) -> (N, 24, H - 1, W - 1). Without parameters, no gradient of the largest
+    feature maps is computed."""
 
     filters: torch.Tensor
 
@@ -49,15 +49,15 @@ class Stage(nn.Sequential):
         first = nn.Conv2d(num_in, num_out, 3, padding=1, bias=False)
         second = nn.Conv2d(num_out, num_out, 3, padding=1, bias=False)
         for layer in (first, second):
-            nn.init.dirac_(layer.weight.data[: layer.in_channels])  # the first channels pass through
+            nn.init.dirac_(layer.weight.data[: layer.in_channels])  # identity on the first channels
         norms = [nn.BatchNorm2d(num_out, momentum=0.4) for _ in range(2)]
         for norm in norms:
-            norm.weight.requires_grad_(False)  # the next layer's weights can do as much
+            norm.weight.requires_grad_(False)  # redundant: the next layer has weights
         super().__init__(first, nn.MaxPool2d(2), norms[0], nn.GELU(), second, norms[1], nn.GELU())
 
 
 class SmallNet(nn.Module):
-    """1,971,328 parameters to train for ten classes. Maps of 32x32 images: 15, 7 and 3 pixels a side."""
+    """1,971,328 trainable parameters for ten classes. Feature maps of 32x32 images: 15, 7 and 3 pixels a side."""
 
     stages = ("layer1", "layer2", "layer3")
     smallest_side = 9

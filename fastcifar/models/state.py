@@ -1,4 +1,4 @@
-"""After a block, a network is what it was before it: modes, buffers, what is trained."""
+"""Contexts that restore a network afterwards: modes, buffers, `requires_grad`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """In the block, the network is in evaluation mode; each of its modules is then put back into its own."""
+    """Evaluation mode within the context; the mode of each module is restored afterwards."""
     with modes_kept(model):
         model.eval()
         yield
@@ -19,7 +19,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def modes_kept(model: nn.Module) -> Iterator[None]:
-    """After the block, each module of the network is in the mode that it was in."""
+    """The training or evaluation mode of each module is restored afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         yield
@@ -30,14 +30,14 @@ def modes_kept(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def buffers_kept(model: nn.Module) -> Iterator[None]:
-    """After the block, the network has the buffers that it had, with the values that they had."""
-    # a network may put others in their place, but for a scripted one, whose dictionary is read-only
-    held = [(m, dict(m._buffers)) for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]
+    """The buffers of the network, and their values, are restored afterwards."""
+    # a network may replace its buffers, except a scripted one, whose dictionary is read-only
+    saved = [(m, dict(m._buffers)) for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]
     values = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     try:
         yield
     finally:
-        for module, buffers in held:
+        for module, buffers in saved:
             module._buffers.clear()
             module._buffers.update(buffers)
         with torch.no_grad():
@@ -47,7 +47,7 @@ def buffers_kept(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def parameters_frozen(model: nn.Module) -> Iterator[None]:
-    """In the block, no parameter asks for a gradient: what carries one depends on the images."""
+    """Within the context, no parameter requires a gradient."""
     trained = [param for param in model.parameters() if param.requires_grad]
     for param in trained:
         param.requires_grad_(False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from fastcifar.config import TrainConfig
 from fastcifar.data.beton import Beton
 from fastcifar.data.statistics import require_classes
 from fastcifar.errors import DataError, UsageError
-from fastcifar.loaders import Loader, choose_loader, make_loader, open_for
+from fastcifar.loaders import Loader, choose_loader, make_loader
 from fastcifar.training.checkpoint import DataInfo
 from fastcifar.training.distributed import Processes
 from fastcifar.training.split import hold_out
@@ -29,40 +28,29 @@ class Loaders:
     def __init__(self, config: TrainConfig, device: torch.device, processes: Processes) -> None:
         folder = Path(config.data.data_dir)
         paths = [folder / "train.beton", folder / "test.beton"]
-        name = config.data.loader
-        if name == "auto":
-            name, why = choose_loader(sum(os.path.getsize(p) for p in paths if p.is_file()), device)
-            if config.augment.pipeline is not None:
-                name, why = "albumentations", "--augment is a pipeline of Albumentations"
-            self.chosen = f"{name} ({why})"
-        else:
-            self.chosen = name
-        train, test = (open_for(name, path, device) for path in paths)
-        if (
-            config.data.loader == "auto"
-            and config.augment.pipeline is None
-            and "jpeg" in (train.encoding, test.encoding)
-        ):
-            name, self.chosen = "ffcv", "ffcv (the images are JPEG)"
+        self.choice = choose_loader(config.data.loader, paths, augment=config.augment, device=device)
+        train, test = self.choice.betons
         require_classes(train.path, train.class_names)
         self._check_pair(train, test)
         num_classes = len(train.class_names)
         rows, val_rows = hold_out(train.labels, num_classes, config.data.val_size, config.seed)
 
         def make(beton: Beton, **settings: Any) -> Loader:
-            return make_loader(beton, loader=name, device=device, mean=train.mean, std=train.std, **settings)
+            return make_loader(
+                beton, loader=self.choice.name, device=device, mean=train.mean, std=train.std, **settings
+            )
 
-        def make_train(part: tuple[int, int]) -> Loader:
+        def make_train(rank: int, world_size: int) -> Loader:
             settings = {"augment": config.augment, "batch_size": config.batch_size, "seed": config.seed}
-            return make(train, **settings, shuffle=config.data.shuffle, rows=rows, part=part)
+            return make(train, **settings, shuffle=config.data.shuffle, indices=rows, rank=rank, world_size=world_size)
 
-        self.whole_batches = partial(make_train, (0, 1))
-        self.train = make_train((processes.rank, processes.count))
+        self.whole_batches = partial(make_train, 0, 1)
+        self.train = make_train(processes.rank, processes.count)
 
         def make_eval(beton: Beton, rows: npt.NDArray[np.int64]) -> Loader:
             if len(rows) < processes.count:
                 raise UsageError(f"{len(rows)} images to evaluate for {processes.count} processes; expected fewer")
-            return make(beton, train=False, batch_size=EVAL_BATCH, rows=processes.part(rows))
+            return make(beton, train=False, batch_size=EVAL_BATCH, indices=processes.part(rows))
 
         self.val = make_eval(train, val_rows) if len(val_rows) else None
         self.test = make_eval(test, np.arange(len(test)))

@@ -148,7 +148,7 @@ class Trainer:
     def fit(self) -> None:
         """Train what is left."""
         learner = self.learner
-        log.info("loader: %s", self.loaders.chosen)
+        log.info("loader: %s", self.loaders.choice)
         log.info(
             "%s, %s parameters, on %s%s%s; %d images to train on, %d to validate",
             self.config.model.name,

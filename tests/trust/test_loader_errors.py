@@ -40,11 +40,11 @@ def break_operation(loader: Loader, patch: pytest.MonkeyPatch) -> None:
 
         patch.setattr(albumentations_loader, "augment_batch", broken)  # workers are forked when the epoch begins
     else:
-        patch.setattr(loader._on_cpu, "_kernel", broken)  # type: ignore[attr-defined]
+        patch.setattr(loader._kernel, "_kernel", broken)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("name", LOADERS)
-def test_an_operation_that_raises_is_told_at_once(
+def test_an_operation_that_raises_is_an_error_at_once(
     data_dir: Path, name: str, monkeypatch: pytest.MonkeyPatch, tally: Callable[[str], None]
 ) -> None:
     with closing(make_loader(data_dir / "train.beton", batch_size=20, loader=name)) as loader:
@@ -54,10 +54,10 @@ def test_an_operation_that_raises_is_told_at_once(
             next(loader.epoch(0))
         took = time.monotonic() - began
     assert took < WITHIN_S
-    tally(f"{name}: an operation that raises was told after {took:.2f} s")
+    tally(f"{name}: an operation that raises was an error after {took:.2f} s")
 
 
-def test_a_damaged_jpeg_image_is_told(data_dir: Path, tmp_path: Path) -> None:
+def test_a_damaged_jpeg_image_is_an_error(data_dir: Path, tmp_path: Path) -> None:
     from fastcifar.converters import convert
     from fastcifar.converters.synthetic import source
 
@@ -89,10 +89,10 @@ def test_leaving_an_epoch_early_leaks_nothing(data_dir: Path, name: str, tally: 
                     next(batches)
                 if i % 2:
                     batches.close()
-                del batches  # dropped without a word
+                del batches  # without closing it
 
     num, shared = count(6, 200), set(os.listdir("/dev/shm"))
-    leave_early(2)  # what is made once for all stays
+    leave_early(2)  # created once per process
     before = used()
     leave_early(num)
     assert used() == before
