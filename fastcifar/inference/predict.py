@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from fastcifar.inference.predictions import Predictions
 from fastcifar.loaders import Loader
-from fastcifar.models.state import autocast, evaluating
+from fastcifar.models.state import evaluating
 
 if TYPE_CHECKING:
     from fastcifar.training.distributed import Distributed
@@ -33,11 +33,11 @@ def predict(
     each batch. distributed: each rank has a loader of its own shard; the predictions of all shards are returned, in
     the order of the ranks.
     """
-    device = loader.config.device
+    amp_dtype = torch.float16 if amp == "fp16" else torch.bfloat16
     batches: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
     with evaluating(model), torch.inference_mode():
         for batch in loader.epoch(0):
-            with autocast(device, amp):
+            with torch.autocast(loader.config.device.type, amp_dtype, enabled=amp != "off"):
                 logits = predict_batch(model, batch.images, tta)
             batches.append((batch.indices, batch.labels, logits.float()))
             if advance is not None:

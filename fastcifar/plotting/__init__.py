@@ -8,7 +8,6 @@ from fastcifar.plotting.images import cam_grid, cam_sheet, gallery, preview
 from fastcifar.plotting.metrics import confusion_matrix, reliability_diagram
 from fastcifar.plotting.style import svg, write_png
 from fastcifar.plotting.text import class_labels
-from fastcifar.plotting.throughput import throughput
 from fastcifar.plotting.training import curves, lr_curve
 
 __all__ = [
@@ -24,6 +23,5 @@ __all__ = [
     "preview",
     "reliability_diagram",
     "svg",
-    "throughput",
     "write_png",
 ]

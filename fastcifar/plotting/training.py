@@ -64,6 +64,8 @@ def _plot_lr(axis: Any, history: Sequence[dict[str, Any]]) -> None:
     axis.plot([row["epoch"] for row in history], lrs, "o-", ms=3, color=matplotlib.rcParams["text.color"])
     is_wide = bool(lrs) and min(lrs) > 0 and max(lrs) / min(lrs) > 10
     axis.set(title="Learning rate at the end of the epoch", yscale="log" if is_wide else "linear")
+    if not is_wide:
+        axis.set_ylim(bottom=0)
 
 
 @own_context()
@@ -87,7 +89,6 @@ def lr_curve(curve: LrCurve, chosen: str | None = None) -> Figure:
                 xycoords=axis.get_xaxis_transform(),
                 xytext=(5, 5),
                 textcoords="offset points",
-                color=colour,
                 bbox={
                     "boxstyle": "round,pad=0.2",
                     "facecolor": matplotlib.rcParams["axes.facecolor"],
