@@ -1,8 +1,8 @@
-"""Kills and full disks in process: from a chosen change of the file system on, nothing in a folder is changed any more.
+"""Simulated kills and full disks: after the n-th change of the file system, a folder changes no more.
 
-An audit hook of Python sees each file that is opened for writing, and each name that is made, moved or removed. What a
-killed program leaves is what was there before the change at which it was killed, and, if that is a file that it opened,
-this file with nothing written to it; `finally` blocks run here, and can change nothing. So is what a full disk leaves.
+An audit hook sees each file that is opened for writing, and each name that is created, moved or removed. A killed
+program leaves the state before its last change; a file that this change opened is empty. `finally` blocks run, but
+change nothing. The same holds for a full disk.
 """
 
 from __future__ import annotations
@@ -21,39 +21,39 @@ _NAMES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symli
 
 
 class Killed(BaseException):
-    """The program is dead: nothing catches this."""
+    """Simulated kill: nothing catches it."""
 
 
 class Changes:
-    """What was changed in `folder` so far, and the number of the change at which all ends, or the disk is full."""
+    """The changes in `folder`, up to number `fatal`, at which the program is killed or the disk is full."""
 
     def __init__(self, folder: Path, fatal: int | None, full: bool) -> None:
         self.folder, self.fatal, self.full = str(folder), fatal, full
-        self.made: list[str] = []
+        self.seen: list[str] = []
         self.died = self.opening = False
 
     def see(self, event: str, args: tuple[Any, ...]) -> None:
         if self.opening:
             return
         writes = event == "open" and isinstance(args[2], int) and args[2] & _WRITES
-        if not writes and (self.full or event not in _NAMES):  # on a full disk files can still be renamed and removed
+        if not writes and (self.full or event not in _NAMES):  # a full disk still allows renames
             return
-        places = [
+        paths = [
             os.fsdecode(arg) for arg in (args[:1] if writes else args) if isinstance(arg, (str, bytes, os.PathLike))
         ]
-        if not any(place.startswith(self.folder) for place in places):
+        if not any(path.startswith(self.folder) for path in paths):
             return
-        if self.died or len(self.made) == self.fatal:
+        if self.died or len(self.seen) == self.fatal:
             if writes and (self.full or not self.died):
-                self.leave_empty(places[0], args[2])
+                self.leave_empty(paths[0], args[2])
             self.died = True
             if self.full:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), places[0])
-            raise Killed(f"{event} {places}")
-        self.made.append(f"{event} {' '.join(place.removeprefix(self.folder) for place in places)}")
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), paths[0])
+            raise Killed(f"{event} {paths}")
+        self.seen.append(f"{event} {' '.join(path.removeprefix(self.folder) for path in paths)}")
 
     def leave_empty(self, path: str, flags: int) -> None:
-        """Open the file, which makes it or cuts it, and write nothing."""
+        """Open the file, which creates or truncates it."""
         self.opening = True
         try:
             with suppress(OSError):
@@ -72,16 +72,15 @@ def _hook(event: str, args: tuple[Any, ...]) -> None:
 
 @functools.cache
 def _install() -> None:
-    """Once: a hook stays as long as the process."""
+    """Once: a hook cannot be removed."""
     sys.addaudithook(_hook)
 
 
 @contextmanager
 def changes_in(folder: Path, fatal: int | None = None, *, full: bool = False) -> Iterator[Changes]:
-    """Watch `folder` in the block; if `fatal` is given, the block is killed, and left, at the change of that number.
+    """Watch `folder` in the block, which is killed, and left, at change number `fatal`, if given.
 
-    full: count only files that are opened for writing; from that number on there is no space for them, and the block
-    goes on.
+    full: count only files that are opened for writing; from number `fatal` on, the disk is full instead.
     """
     _install()
     changes = Changes(folder, fatal, full)

@@ -1,4 +1,4 @@
-"""The rate of a run that was given none, and what is said of one that does not learn."""
+"""The default learning rate, and the advice for a run that does not learn."""
 
 from __future__ import annotations
 
@@ -44,9 +44,7 @@ def tiny(data_dir: Path, **settings: Any) -> TrainConfig:
         ({"model": "mine:net"}, "others"),
     ],
 )
-def test_the_default_rate_belongs_to_the_network_and_the_optimiser(
-    settings: dict[str, Any], row: str, optimizer: str
-) -> None:
+def test_the_default_rate_depends_on_network_and_optimizer(settings: dict[str, Any], row: str, optimizer: str) -> None:
     config = TrainConfig.from_settings(optimizer=optimizer, **settings)
     assert config.optimizer.lr is None
     assert config.peak_lr == DEFAULT_LR[row][optimizer]
@@ -54,11 +52,11 @@ def test_the_default_rate_belongs_to_the_network_and_the_optimiser(
     assert TrainConfig.from_settings(lr=0.7, optimizer=optimizer, **settings).peak_lr == 0.7
 
 
-def test_every_recipe_has_a_rate_of_its_own() -> None:
+def test_every_recipe_sets_lr() -> None:
     assert all(recipes.load(name).config.optimizer.lr is not None for name in recipes.names())
 
 
-def test_the_lowest_rate_is_compared_with_the_default() -> None:
+def test_min_lr_is_compared_with_the_default() -> None:
     with pytest.raises(UsageError, match=r"min_lr is 0.05, above lr, 0.02; expected less"):
         TrainConfig.from_settings(model="small", min_lr=0.05)
 
@@ -69,7 +67,7 @@ def test_the_help_shows_the_default_rates() -> None:
     assert "small: 0.02 sgd" in shown
 
 
-def test_a_default_rate_is_told_and_stored_and_is_that_given_as_a_number(
+def test_the_default_rate_is_logged_and_stored(
     data_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, logger="fastcifar"):
@@ -86,7 +84,7 @@ def test_a_default_rate_is_told_and_stored_and_is_that_given_as_a_number(
     assert load_file(given.best)["2.weight"].equal(best)
 
 
-def test_a_loss_above_that_of_guessing_is_warned_of_once(
+def test_a_loss_above_guessing_is_warned_of_once(
     data_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run, _ = train(tiny(data_dir, lr=50.0, label_smoothing=0.1, batch_size=20), runs_dir=tmp_path)
@@ -103,14 +101,14 @@ def test_a_loss_above_that_of_guessing_is_warned_of_once(
 
 
 @pytest.mark.parametrize("num_classes", [2, 100])
-def test_a_loss_of_guessing_is_not_warned_of(num_classes: int) -> None:
+def test_a_loss_of_guessing_is_no_reason_to_warn(num_classes: int) -> None:
     row = {"epoch": 1, "train_loss": math.log(num_classes)}
     assert not warn_if_not_learning(TrainConfig(), row, num_classes)
     assert warn_if_not_learning(TrainConfig(), {**row, "train_loss": math.log(num_classes) + 1e-3}, num_classes)
     smoothed = nn.functional.cross_entropy(torch.zeros(1, num_classes), torch.tensor([1]), label_smoothing=0.2)
-    assert smoothed.item() == pytest.approx(math.log(num_classes))  # which is why it is not taken into account
+    assert smoothed.item() == pytest.approx(math.log(num_classes))  # so it does not change the threshold
 
 
-def test_a_rate_of_a_range_test_is_not_sent_to_another_one(caplog: pytest.LogCaptureFixture) -> None:
+def test_after_a_range_test_no_other_is_suggested(caplog: pytest.LogCaptureFixture) -> None:
     assert warn_if_not_learning(TrainConfig.from_settings(lr=0.1), {"epoch": 1, "train_loss": 9.0}, 10, tested=True)
     assert "lr-find" not in caplog.text

@@ -1,4 +1,4 @@
-"""Several processes: the same images in the same batches, the same weights, one that writes, and no deadlock."""
+"""Several processes: the same batches, the same weights, one that writes, and no deadlock."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ LIMIT_S = 120
 
 @pytest.mark.parametrize("loader", ["resident", pytest.param("ffcv", marks=pytest.mark.slow), "albumentations"])
 @pytest.mark.parametrize("count", [2, 4])
-def test_parts_of_a_batch_are_the_batch(data_dir: Path, loader: str, count: int) -> None:
+def test_slices_of_all_ranks_are_the_batch(data_dir: Path, loader: str, count: int) -> None:
     if (missing := missing_part(loader)) is not None:
         pytest.skip(str(missing))
     augment = AugmentConfig(rotate_degrees=10)
 
     def batches(rank: int, world_size: int) -> list[tuple[torch.Tensor, ...]]:
         ranks = {"rank": rank, "world_size": world_size}
-        made = make_loader(data_dir / "train.beton", augment, loader=loader, batch_size=40, seed=3, **ranks)
+        rank_loader = make_loader(data_dir / "train.beton", augment, loader=loader, batch_size=40, seed=3, **ranks)
         try:
-            return list(made.epoch(1, start=10))
+            return list(rank_loader.epoch(1, start=10))
         finally:
-            made.close()
+            rank_loader.close()
 
     whole = batches(0, 1)
     parts = [batches(rank, count) for rank in range(count)]
@@ -53,18 +53,18 @@ def test_parts_of_a_batch_are_the_batch(data_dir: Path, loader: str, count: int)
             assert torch.equal(torch.cat([part[number][column] for part in parts]), expected)
 
 
-def test_a_batch_that_cannot_be_shared_is_refused(data_dir: Path) -> None:
+def test_a_batch_size_that_cannot_be_divided_is_refused(data_dir: Path) -> None:
     with pytest.raises(UsageError, match="batch_size is 41 over 2 processes; expected a multiple of 2"):
         make_loader(data_dir / "train.beton", batch_size=41, rank=0, world_size=2)
     with pytest.raises(UsageError, match=r"rank is 2; expected 0\.\.1"):
         make_loader(data_dir / "train.beton", batch_size=40, rank=2, world_size=2)
 
 
-def test_evaluation_is_shared_without_padding() -> None:
-    rows = np.arange(11)
-    parts = [Distributed(rank, 4).shard(rows) for rank in range(4)]
-    assert np.concatenate(parts).tolist() == rows.tolist()
-    assert max(map(len, parts)) - min(map(len, parts)) == 1
+def test_shards_have_no_padding() -> None:
+    indices = np.arange(11)
+    shards = [Distributed(rank, 4).shard(indices) for rank in range(4)]
+    assert np.concatenate(shards).tolist() == indices.tolist()
+    assert max(map(len, shards)) - min(map(len, shards)) == 1
 
 
 @pytest.mark.parametrize(("rank", "count"), [("2", "2"), ("-1", "2"), ("one", "2"), ("0", "two")])
@@ -122,20 +122,20 @@ def test_two_processes_train_as_one_does(data_dir: Path, tmp_path: Path) -> None
         process = start(count, *flags(data_dir, tmp_path, f"of{count}", epochs=2, lr=0.005), "--sync-bn", "--json")
         out, errors = ended(process)
         assert process.returncode == 0, errors
-        assert len(out.strip().splitlines()) == 1  # one speaks
+        assert len(out.strip().splitlines()) == 1  # only rank 0 prints
         runs[count] = json.loads(out)
     one, two = (RunFolder(Path(runs[count]["run"])) for count in (1, 2))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["of1", "of2"]  # one writes
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["of1", "of2"]  # only rank 0 writes
     assert runs[2]["processes"] == 2
     weights = [torch.load(run.last, weights_only=True)["model"] for run in (one, two)]
     for key, value in weights[0].items():  # torch sums its own statistics in float32, to 1e-4, and it adds up
         torch.testing.assert_close(weights[1][key], value, rtol=1e-2, atol=1e-2)
     rows = [list(csv.DictReader(run.results.read_text().splitlines())) for run in (one, two)]
-    for ours, theirs in zip(*rows, strict=True):
+    for row, other in zip(*rows, strict=True):
         for key in ("epoch", "train_loss", "val_loss", "val_accuracy"):
-            assert float(ours[key]) == pytest.approx(float(theirs[key]), rel=1e-3)
-    with np.load(two.predictions) as found:
-        assert found["indices"].tolist() == list(range(200))  # each test image once, in order
+            assert float(row[key]) == pytest.approx(float(other[key]), rel=1e-3)
+    with np.load(two.predictions) as arrays:
+        assert arrays["indices"].tolist() == list(range(200))  # each test image once, in order
     log = two.log.read_text()
     assert log.count("epoch 2/2") == 1
     assert "2 processes" in log
@@ -154,7 +154,7 @@ def test_without_batch_norm_the_weights_are_those_of_one_process(data_dir: Path,
         torch.testing.assert_close(states[1][key], value, rtol=1e-4, atol=1e-4)
 
 
-def test_shared_batch_norm_is_batch_norm(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sync_batch_norm_equals_batch_norm(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two parts of different sizes, each in a thread that stands for a process."""
     barrier, sent = threading.Barrier(2, timeout=LIMIT_S), {}
 

@@ -1,4 +1,4 @@
-"""The range test: what it suggests, when it ends, and that nothing is changed by it."""
+"""The range test: what it suggests, when it ends, and that everything is restored."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_it_finds_a_rate_between_too_small_and_too_large() -> None:
 
 @pytest.mark.parametrize("name", ["SGD", "AdamW"])
 @pytest.mark.parametrize("stepped", [False, True])
-def test_everything_is_left_as_it_was(name: str, stepped: bool) -> None:
+def test_everything_is_restored(name: str, stepped: bool) -> None:
     model = network()
     optimizer = getattr(torch.optim, name)(model.parameters(), lr=0.1)
     images, labels = batches()[0]
@@ -75,7 +75,7 @@ def test_everything_is_left_as_it_was(name: str, stepped: bool) -> None:
     assert all(a is param.grad for a, param in zip(gradients, model.parameters(), strict=True))
 
 
-def test_it_is_left_as_it_was_after_an_error_too() -> None:
+def test_everything_is_restored_after_an_error() -> None:
     model = network()
     weight = model[0].weight.detach().clone()
 
@@ -108,14 +108,14 @@ def test_each_rate_is_used_and_groups_keep_their_ratio() -> None:
     assert np.allclose(seen, [(r, r / 10) for r in (0.1, 0.2, 0.3, 0.4, 0.5)])
 
 
-def test_the_rates_of_the_rest_beside_muon_rise_in_their_ratio() -> None:
+def test_auxiliary_rates_of_muon_keep_their_ratio() -> None:
     config = TrainConfig.from_settings(optimizer="muon", lr=0.1, aux_lr=0.003, bias_lr=0.5)
     optimizer = make_optimizer(network(), scale_lrs(config, 0.02))
     assert np.allclose([group["lr"] for group in optimizer.param_groups], [0.02, 0.0006, 0.1])
     assert scale_lrs(TrainConfig.from_settings(lr=0.1), 0.02) == TrainConfig.from_settings(lr=0.02)
 
 
-def test_buffers_that_were_put_in_the_place_of_others_are_put_back() -> None:
+def test_replaced_buffers_and_generators_are_restored() -> None:
     model = network()
     model.register_buffer("average", torch.zeros(3))
     before = model.average
@@ -201,7 +201,7 @@ def test_a_small_fall_counts_if_the_loss_rises_after_it() -> None:
 
 
 @pytest.mark.parametrize("window", [3.0, 10.0, 50.0])
-def test_half_of_an_average_lies_below_its_rate(window: float) -> None:
+def test_median_rates_halve_the_weights_of_an_average(window: float) -> None:
     rates = np.geomspace(1e-4, 10, 80)
     medians = median_rates(rates, window)
     assert (np.diff(medians) > 0).sum() > 70
@@ -228,14 +228,14 @@ def test_a_failed_test_says_what_to_change() -> None:
     assert str(cut.why_not).endswith("try more --steps or a larger --batch-size")
 
 
-def test_the_range_is_that_of_the_optimiser_unless_given() -> None:
+def test_the_default_range_is_that_of_the_optimizer() -> None:
     assert LrRangeTestConfig.for_optimizer("adamw").end_lr == 1
     assert LrRangeTestConfig.for_optimizer("sgd", start_lr=None, end_lr=3.0) == LrRangeTestConfig(
         start_lr=1e-4, end_lr=3.0
     )
 
 
-def test_the_chosen_rate_is_labelled_in_the_picture() -> None:
+def test_the_suggested_rate_is_labelled_in_the_figure() -> None:
     rates = np.geomspace(1e-4, 1, 30)
     curve = LrCurve(rates=rates, losses=np.interp(np.log10(rates), [-4, -1, 0], [2.3, 1.0, 9.0]), ended="")
     labels = [text.get_text() for text in plotting.lr_curve(curve, "valley").axes[0].texts]
@@ -249,7 +249,7 @@ def test_too_few_steps_give_no_suggestion() -> None:
     assert str(at_once.why_not).startswith("the loss was not finite at the first step, whatever the rate; check the")
 
 
-def test_the_valley_is_the_middle_of_the_way_down() -> None:
+def test_the_valley_is_the_middle_of_the_fall() -> None:
     test = LrRangeTestConfig(num_steps=100, start_lr=1e-4, end_lr=1.0)
     losses = np.interp(np.log10(range_rates(test)), [-4, -3, -1, 0], [2.0, 2.0, 1.0, 3.0])
     curve = LrCurve(rates=range_rates(test), losses=losses, ended="end_lr reached")
@@ -258,7 +258,7 @@ def test_the_valley_is_the_middle_of_the_way_down() -> None:
     assert -3 < np.log10(curve.suggestions["steepest"]) < -1
 
 
-def test_what_a_destroyed_network_falls_back_to_does_not_count() -> None:
+def test_a_fall_after_a_divergence_does_not_count() -> None:
     test = LrRangeTestConfig(num_steps=100, start_lr=1e-4, end_lr=1.0)
     ways = [2.4, 2.4, 2.2, 7.0, 2.1], [2.4, 2.4, 2.4, 7.0, 2.1]
     learned, destroyed = (np.interp(np.log10(range_rates(test)), [-4, -3, -2, -1, 0], way) for way in ways)
@@ -290,25 +290,25 @@ def test_no_batches_are_refused() -> None:
         find_lr(model, torch.optim.SGD(model.parameters(), lr=0.1), [])
 
 
-@pytest.mark.parametrize(("optimizer", "taken"), [("sgd", "minimum"), ("adamw", "valley")])
+@pytest.mark.parametrize(("optimizer", "suggestion"), [("sgd", "minimum"), ("adamw", "valley")])
 def test_the_command_writes_the_curve_and_the_next_command(
-    data_dir: Path, tmp_path: Path, optimizer: str, taken: str
+    data_dir: Path, tmp_path: Path, optimizer: str, suggestion: str
 ) -> None:
     common = ["--data-dir", str(data_dir), "--runs-dir", str(tmp_path), "--model", "small", "--batch-size", "50"]
     common += ["--optimizer", optimizer]
     arguments = ["lr-find", *common, "--no-flip", "--steps", "40", "--start-lr", "1e-4", "--json"]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.stderr
-    told = json.loads(result.stdout)
-    assert told["why_not"] is None
-    table, picture = (Path(file) for file in told["files"])
+    output = json.loads(result.stdout)
+    assert output["why_not"] is None
+    table, picture = (Path(file) for file in output["files"])
     assert table.parent == tmp_path / "lr-find-small"
     assert table.read_text().splitlines()[0] == "lr,loss,smoothed_loss"
-    assert len(table.read_text().splitlines()) == told["steps"] + 1
+    assert len(table.read_text().splitlines()) == output["steps"] + 1
     assert picture.read_bytes().startswith(b"\x89PNG")
-    rate = f"{told['suggestions'][taken]:.3g}"
+    rate = f"{output['suggestions'][suggestion]:.3g}"
     flags = f"--batch-size 50 --model small --data-dir {data_dir} --no-flip --optimizer {optimizer}"
-    assert told["next"] == f"fastcifar train {flags} --runs-dir {tmp_path} --lr {rate}"
+    assert output["next"] == f"fastcifar train {flags} --runs-dir {tmp_path} --lr {rate}"
     again = CliRunner().invoke(main, arguments[:-1])
     assert "next: fastcifar train" in again.stdout
     assert str(tmp_path / "lr-find-small-2") in again.stdout
@@ -323,7 +323,7 @@ def test_the_command_writes_the_curve_and_the_next_command(
         ((), np.ones(0), "the loss was not finite", "inspect data/train.beton"),
     ],
 )
-def test_a_failed_test_ends_with_the_command_that_may_help(
+def test_a_failed_test_suggests_the_next_command(
     given: tuple[str, ...],
     losses: npt.NDArray[np.float64],
     ended: str,
@@ -342,13 +342,13 @@ def test_train_can_find_its_rate_first(data_dir: Path, tmp_path: Path) -> None:
     arguments = ["train", "--data-dir", str(data_dir), "--runs-dir", str(tmp_path), "--model", "small", "--lr", "auto"]
     result = CliRunner().invoke(main, [*arguments, "--batch-size", "50", "--max-steps", "2", "--json"])
     assert result.exit_code == 0, result.stderr
-    told = json.loads(result.stdout)
-    run = Path(told["run"])
+    output = json.loads(result.stdout)
+    run = Path(output["run"])
     points = np.loadtxt(run / "lr_find" / "lr_find.csv", delimiter=",", skiprows=1)
     curve = LrCurve(rates=points[:, 0], losses=points[:, 1], ended="")
-    assert told["lr"] == pytest.approx(curve.suggestions["minimum"])  # for SGD
+    assert output["lr"] == pytest.approx(curve.suggestions["minimum"])  # for SGD
     assert (run / "lr_find" / "lr_find.png").exists()
-    assert f"lr: {told['lr']}" in (run / "config.yaml").read_text()
+    assert f"lr: {output['lr']}" in (run / "config.yaml").read_text()
 
 
 @pytest.mark.slow
@@ -369,7 +369,7 @@ def test_the_next_command_names_a_recipes_file_and_all_rates_of_muon(data_dir: P
     assert again.exit_code == 0, again.stderr
 
 
-def test_a_rate_below_the_least_is_told_as_the_range_tests(data_dir: Path, tmp_path: Path) -> None:
+def test_min_lr_above_the_rate_of_the_range_test_is_refused(data_dir: Path, tmp_path: Path) -> None:
     arguments = ["train", "--data-dir", data_dir, "--runs-dir", tmp_path, "--model", "small", "--batch-size", "50"]
     result = CliRunner().invoke(main, [*map(str, arguments), "--lr", "auto", "--min-lr", "50"])
     assert result.exit_code == 2

@@ -1,4 +1,4 @@
-"""Optimisers and what is added to a step: each against torch, or against its formula."""
+"""Optimizers and penalties: each against torch, or against its formula."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def problem(seed: int = 0) -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor]
 
 @pytest.mark.parametrize(("rows", "columns"), [(8, 20), (20, 8), (5, 5)])
 @pytest.mark.parametrize("nesterov", [True, False])
-def test_muon_is_torchs_on_matrices(rows: int, columns: int, nesterov: bool) -> None:
+def test_muon_equals_torch_muon_on_matrices(rows: int, columns: int, nesterov: bool) -> None:
     torch.manual_seed(0)
     start, gradients = torch.randn(rows, columns), torch.randn(5, rows, columns)
     ours, theirs = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
@@ -37,7 +37,7 @@ def test_muon_is_torchs_on_matrices(rows: int, columns: int, nesterov: bool) -> 
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
-def test_muon_sees_filters_as_matrices() -> None:
+def test_muon_treats_filters_as_matrices() -> None:
     torch.manual_seed(0)
     start, gradient = torch.randn(6, 4, 3, 3), torch.randn(6, 4, 3, 3)
     filters = torch.nn.Parameter(start.clone(memory_format=torch.channels_last))
@@ -57,13 +57,13 @@ def test_orthogonalised_has_singular_values_near_one() -> None:
     assert values.max() < 1.3
 
 
-def test_muon_gives_each_parameter_to_one_optimiser() -> None:
+def test_muon_and_the_auxiliary_optimizer_share_the_parameters() -> None:
     model, images, labels = problem()
     optimizer = make_optimizer(model, TrainConfig.from_settings(optimizer="muon", lr=0.02, aux_lr=0.003))
     assert isinstance(optimizer, CombinedOptimizer)
-    muon, rest = optimizer.optimizers
+    muon, auxiliary = optimizer.optimizers
     names = {param: name for name, param in model.named_parameters()}
-    shares = [[names[p] for group in part.param_groups for p in group["params"]] for part in (muon, rest)]
+    shares = [[names[p] for group in part.param_groups for p in group["params"]] for part in (muon, auxiliary)]
     assert shares == [["0.weight"], ["4.weight", "0.bias", "1.weight", "1.bias", "4.bias"]]
     before = [param.detach().clone() for param in model.parameters()]
     F.cross_entropy(model(images), labels).backward()
@@ -71,26 +71,26 @@ def test_muon_gives_each_parameter_to_one_optimiser() -> None:
     assert not any(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
-def test_the_number_of_newton_schulz_steps_can_be_chosen() -> None:
+def test_ns_steps_reach_muon() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))
     several = make_optimizer(model, TrainConfig.from_settings(optimizer="muon", ns_steps=3))
     assert several.param_groups[0]["num_steps"] == 3
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
-def test_beside_muon_biases_have_a_rate_of_their_own_and_decay_as_the_rest(name: str) -> None:
+def test_biases_next_to_muon_have_their_own_rate_and_the_same_decay(name: str) -> None:
     model, _, _ = problem()
     settings = {"aux_optimizer": name, "aux_lr": 0.02, "bias_lr": 50.0, "weight_decay": 0.2}
-    _, rest = make_optimizer(
+    _, auxiliary = make_optimizer(
         model, TrainConfig.from_settings(optimizer="muon", unit_filters=True, **settings)
     ).optimizers  # type: ignore[attr-defined]
-    assert type(rest).__name__.lower() == name
-    rates = {param.ndim: group["lr"] for group in rest.param_groups for param in group["params"]}
+    assert type(auxiliary).__name__.lower() == name
+    rates = {param.ndim: group["lr"] for group in auxiliary.param_groups for param in group["params"]}
     assert rates == {1: 50.0, 2: 0.02}
-    assert [group["lr"] * group["weight_decay"] for group in rest.param_groups] == pytest.approx([0.004, 0.004])
+    assert [group["lr"] * group["weight_decay"] for group in auxiliary.param_groups] == pytest.approx([0.004, 0.004])
 
 
-def test_decay_can_leave_biases_and_norms_alone() -> None:
+def test_decay_can_exclude_biases_and_norms() -> None:
     model, _, _ = problem()
     for name in ("sgd", "adamw"):
         optimizer = make_optimizer(model, TrainConfig.from_settings(optimizer=name, weight_decay=0.1, decay_all=False))
@@ -107,16 +107,16 @@ def one_step(**settings: Any) -> tuple[torch.nn.Module, torch.Tensor]:
     return model, loss
 
 
-def expected_step(penalty: float = 0.0, smoothing: float = 0.0, most: float | None = None) -> list[torch.Tensor]:
+def expected_step(penalty: float = 0.0, smoothing: float = 0.0, max_norm: float | None = None) -> list[torch.Tensor]:
     model, images, labels = problem()
     loss = F.cross_entropy(model(images), labels, label_smoothing=smoothing)
     loss = loss + penalty * sum(param.abs().sum() for param in model.parameters())
     loss.backward()
-    if most is not None:
+    if max_norm is not None:
         norm = torch.sqrt(sum(param.grad.square().sum() for param in model.parameters()))  # type: ignore[union-attr]
-        assert norm > most
+        assert norm > max_norm
         for param in model.parameters():
-            param.grad.mul_(most / norm)  # type: ignore[union-attr]
+            param.grad.mul_(max_norm / norm)  # type: ignore[union-attr]
     return [param.detach() - 0.1 * param.grad for param in model.parameters()]  # type: ignore[operator]
 
 
@@ -126,7 +126,7 @@ def expected_step(penalty: float = 0.0, smoothing: float = 0.0, most: float | No
         ({}, {}),
         ({"l1": 0.01}, {"penalty": 0.01}),
         ({"label_smoothing": 0.2}, {"smoothing": 0.2}),
-        ({"clip_norm": 0.1}, {"most": 0.1}),
+        ({"clip_norm": 0.1}, {"max_norm": 0.1}),
     ],
 )
 def test_a_step_is_its_formula(settings: dict[str, Any], expected: dict[str, float]) -> None:
@@ -135,11 +135,11 @@ def test_a_step_is_its_formula(settings: dict[str, Any], expected: dict[str, flo
         torch.testing.assert_close(param.detach(), want, rtol=1e-4, atol=1e-5)
 
 
-def test_penalties_are_not_in_the_loss_that_is_told() -> None:
+def test_the_reported_loss_has_no_penalties() -> None:
     assert one_step(l1=0.5)[1] == one_step()[1]
 
 
-def test_l1_can_leave_biases_alone() -> None:
+def test_l1_can_exclude_biases() -> None:
     with_all, weights_only = one_step(l1=0.1)[0], one_step(l1=0.1, decay_all=False)[0]
     plain = one_step()[0]
     assert torch.equal(weights_only[0].bias, plain[0].bias)  # type: ignore[arg-type]
@@ -148,8 +148,8 @@ def test_l1_can_leave_biases_alone() -> None:
 
 
 @pytest.mark.parametrize("key", ["4.weight", "1.running_mean"])
-def test_the_average_of_the_weights_is_what_is_scored(key: str) -> None:
-    """And that of what batch normalisation keeps."""
+def test_the_averaged_weights_are_evaluated(key: str) -> None:
+    """And the averaged statistics of batch normalisation."""
     model, images, labels = problem()
     config = TrainConfig.from_settings(lr=0.1, ema=0.75)
     step = TrainStep(model, model, make_optimizer(model, config), config, "off")

@@ -1,4 +1,4 @@
-"""The split of the training images: a share of each class, as ever for balanced data, and said where it is small."""
+"""The validation split: the same share of each class; golden for balanced data; a warning if it is small."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from fastcifar.training.split import MIN_VAL_SIZE, hold_out, warn_of_small_valid
 
 def held_of(counts: list[int], val_size: int | None, seed: int = 0) -> list[int]:
     labels = np.random.default_rng(1).permutation(np.repeat(np.arange(len(counts)), counts))
-    rows, held = hold_out(labels, len(counts), val_size, seed)
-    assert sorted([*rows, *held]) == list(range(len(labels)))
+    train_indices, held = hold_out(labels, len(counts), val_size, seed)
+    assert sorted([*train_indices, *held]) == list(range(len(labels)))
     return np.bincount(labels[held], minlength=len(counts)).tolist()
 
 
@@ -27,8 +27,8 @@ def test_the_seed_decides_which_images_are_held_out() -> None:
     assert (hold_out(labels, 10, 200, seed=4)[1] != held).any()
 
 
-def test_the_split_of_balanced_data_is_the_same_as_ever() -> None:
-    """Golden: computed before the split of unbalanced data was one by shares."""
+def test_the_split_of_balanced_data_is_golden() -> None:
+    """Computed when only balanced data could be split."""
     _, held = hold_out(np.arange(50_000) % 10, 10, None, seed=0)
     assert len(held) == 5_000
     assert hashlib.sha256(held.tobytes()).hexdigest()[:16] == GOLDEN_TENTH
@@ -62,7 +62,7 @@ def test_a_tenth_of_each_class_is_held_out_and_one_where_it_has_two(counts: list
         ([50, 50], 0, [0, 0]),
     ],
 )
-def test_any_number_can_be_held_out_of_unbalanced_data(counts: list[int], val_size: int, expected: list[int]) -> None:
+def test_any_possible_number_can_be_held_out(counts: list[int], val_size: int, expected: list[int]) -> None:
     if val_size > sum(expected):
         with pytest.raises(UsageError, match=r"val_size is 104; expected 0, or 3\.\.103"):
             held_of(counts, val_size)
@@ -71,12 +71,12 @@ def test_any_number_can_be_held_out_of_unbalanced_data(counts: list[int], val_si
 
 
 @pytest.mark.parametrize("val_size", [5, 91, 100, 1_000])
-def test_a_validation_set_that_cannot_be_is_refused(val_size: int) -> None:
+def test_an_impossible_val_size_is_refused(val_size: int) -> None:
     with pytest.raises(UsageError, match=rf"val_size is {val_size}; expected 0, or 10\.\.90: at least one image"):
         hold_out(np.arange(100) % 10, 10, val_size, seed=0)
 
 
-def test_every_size_and_imbalance_holds_out_exactly_as_many() -> None:
+def test_val_size_images_are_held_out_for_any_imbalance() -> None:
     random = np.random.default_rng(0)
     for _ in range(200):
         counts = np.maximum(1, random.pareto(0.7, random.integers(2, 9)).astype(int) % 300 + random.integers(1, 4))
@@ -88,7 +88,7 @@ def test_every_size_and_imbalance_holds_out_exactly_as_many() -> None:
         assert all(h < n and (h >= 1 or n == 1) for h, n in zip(held, counts, strict=True))
 
 
-def test_too_few_images_to_choose_by_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_small_validation_set_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "fastcifar"):
         warn_of_small_validation(MIN_VAL_SIZE, [], None)
         warn_of_small_validation(0, ["cat"], 0)

@@ -1,4 +1,4 @@
-"""Training: what the run folder holds, exact resuming, stopping, and what is refused."""
+"""Training: the files of a run, exact resuming, stopping, and what is refused."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ def tiny(data_dir: Path, **settings: Any) -> TrainConfig:
     )
 
 
-def test_the_run_folder_holds_what_the_design_says(data_dir: Path, tmp_path: Path) -> None:
+def test_a_run_writes_all_its_files(data_dir: Path, tmp_path: Path) -> None:
     run, metrics = train(tiny(data_dir, epochs=3), runs_dir=tmp_path)
     assert run.path == tmp_path / "small"
-    found = sorted(p.relative_to(run.path).as_posix() for p in run.path.rglob("*") if p.is_file())
-    assert found == [
+    files = sorted(p.relative_to(run.path).as_posix() for p in run.path.rglob("*") if p.is_file())
+    assert files == [
         "config.yaml",
         "curves.png",
         "env.json",
@@ -86,10 +86,10 @@ def test_the_run_folder_holds_what_the_design_says(data_dir: Path, tmp_path: Pat
 
 def test_predictions_are_those_of_the_best_weights(data_dir: Path, tmp_path: Path) -> None:
     run, metrics = train(tiny(data_dir), runs_dir=tmp_path)
-    with np.load(run.predictions, allow_pickle=False) as found:
-        assert found["indices"].tolist() == list(range(200))
-        assert (found["logits"].argmax(1) == found["labels"]).mean() == pytest.approx(metrics["test_accuracy"])
-        owner = str(found["weights_sha256"])
+    with np.load(run.predictions, allow_pickle=False) as arrays:
+        assert arrays["indices"].tolist() == list(range(200))
+        assert (arrays["logits"].argmax(1) == arrays["labels"]).mean() == pytest.approx(metrics["test_accuracy"])
+        owner = str(arrays["weights_sha256"])
     assert owner == weights.file_sha256(run.best)
 
 
@@ -134,8 +134,8 @@ def test_sigterm_saves_and_ends_with_143(data_dir: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_second_signal_goes_where_signals_went_before(signum: signal.Signals) -> None:
-    """Which ends the program, where a step does not end."""
+def test_a_second_signal_reaches_the_previous_handler(signum: signal.Signals) -> None:
+    """So that it ends the program while a step hangs."""
 
     def end(*args: object) -> None:
         raise InterruptedError
@@ -152,7 +152,7 @@ def test_a_second_signal_goes_where_signals_went_before(signum: signal.Signals) 
         signal.signal(signum, before)
 
 
-def test_a_signal_that_comes_while_the_processes_agree_is_answered_at_the_next_step(
+def test_a_signal_during_an_all_reduce_stops_the_run_at_the_next_step(
     data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     agree, calls = Distributed.all_reduce_max, []
@@ -169,10 +169,10 @@ def test_a_signal_that_comes_while_the_processes_agree_is_answered_at_the_next_s
         train(tiny(data_dir), runs_dir=tmp_path)
 
 
-def test_an_error_is_told_also_if_a_signal_follows_it(
+def test_an_error_is_raised_even_if_a_signal_follows_it(
     data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`torchrun` sends one to what is left as soon as a process has died."""
+    """`torchrun` sends one to the other processes as soon as one has died."""
 
     class Fails(SilentReporter):
         def step(self, step: int, loss: float, remaining_s: float) -> None:
@@ -196,24 +196,24 @@ def test_an_error_is_told_also_if_a_signal_follows_it(
         signal.signal(signal.SIGTERM, before)
 
 
-class InterruptsEvaluation(SilentReporter):
-    def __init__(self, what: str) -> None:
-        self.what, self.current = what, ""
+class InterruptEvaluation(SilentReporter):
+    def __init__(self, name: str) -> None:
+        self.name, self.current = name, ""
 
-    def begin(self, what: str, total: int) -> None:
-        self.current = what
+    def begin(self, name: str, total: int) -> None:
+        self.current = name
 
     def advance(self, count: int) -> None:
-        if self.current == self.what:
+        if self.current == self.name:
             os.kill(os.getpid(), signal.SIGINT)
 
 
-@pytest.mark.parametrize("what", ["validation", "test"])
-def test_stopped_while_evaluating_it_resumes_to_the_same_result(data_dir: Path, tmp_path: Path, what: str) -> None:
+@pytest.mark.parametrize("name", ["validation", "test"])
+def test_stopped_while_evaluating_it_resumes_to_the_same_result(data_dir: Path, tmp_path: Path, name: str) -> None:
     config = tiny(data_dir, deterministic=True)
     _, expected = train(config, runs_dir=tmp_path, name="whole")
     with pytest.raises(Stopped):
-        train(config, runs_dir=tmp_path, name="cut", reporter=InterruptsEvaluation(what))
+        train(config, runs_dir=tmp_path, name="cut", reporter=InterruptEvaluation(name))
     _, got = train(config, runs_dir=tmp_path, resume=RunFolder(tmp_path / "cut"))
     for key in ("test_loss", "test_accuracy", "epochs", "steps", "best"):
         assert got[key] == expected[key]
@@ -239,7 +239,7 @@ def test_resume_gives_the_same_dropout_on_the_albumentations_loader(data_dir: Pa
     same_weights(whole, cut)
 
 
-def test_more_epochs_may_be_asked_for(data_dir: Path, tmp_path: Path) -> None:
+def test_a_run_resumes_with_more_epochs(data_dir: Path, tmp_path: Path) -> None:
     run, _ = train(tiny(data_dir, epochs=1), runs_dir=tmp_path)
     _, metrics = train(tiny(data_dir, epochs=3), runs_dir=tmp_path, resume=run)
     assert metrics["epochs"] == 3
@@ -247,13 +247,13 @@ def test_more_epochs_may_be_asked_for(data_dir: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("sched", ["cosine", "onecycle"])
-def test_a_schedule_says_that_it_cannot_stretch(sched: str, data_dir: Path, tmp_path: Path) -> None:
+def test_a_schedule_of_fixed_length_refuses_more_epochs(sched: str, data_dir: Path, tmp_path: Path) -> None:
     run, _ = train(tiny(data_dir, epochs=1, sched=sched), runs_dir=tmp_path)
     with pytest.raises(UsageError, match=f"the {sched} schedule of .* was made for 5 steps and cannot stretch to 10"):
         train(tiny(data_dir, epochs=2, sched=sched), runs_dir=tmp_path, resume=run)
 
 
-def test_a_network_of_ones_own_is_run_only_where_the_user_names_it(
+def test_a_custom_network_runs_only_if_the_user_names_it(
     data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "mine.py").write_text(
@@ -300,7 +300,7 @@ def test_every_kind_of_state_is_resumed(settings: dict[str, Any], at_step: int, 
         assert got[key] == expected[key]
 
 
-def test_test_time_augmentation_is_scored_beside_the_plain_test(data_dir: Path, tmp_path: Path) -> None:
+def test_test_time_augmentation_is_reported_next_to_the_plain_test(data_dir: Path, tmp_path: Path) -> None:
     _, metrics = train(tiny(data_dir, max_steps=3, tta="flip-shift"), runs_dir=tmp_path)
     assert metrics["tta"] == "flip-shift"
     assert 0 <= metrics["tta_accuracy"] <= 1
@@ -327,7 +327,7 @@ def test_tta_is_the_mean_over_its_views(tta: str) -> None:
         assert torch.equal(seen[4][:, :, :-1, :-1], images[:, :, 1:, 1:])
 
 
-def test_with_nothing_held_out_the_last_weights_are_scored(
+def test_without_validation_the_last_weights_are_tested(
     data_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = tiny(data_dir, val_size=0, deterministic=True)  # 6 steps an epoch
@@ -338,7 +338,7 @@ def test_with_nothing_held_out_the_last_weights_are_scored(
     train(config.with_settings(max_steps=9), runs_dir=tmp_path, resume=run)
     same_weights(train(config.with_settings(max_steps=9), runs_dir=tmp_path)[0], run)
     warnings = [record.name for record in caplog.records if record.levelno >= logging.WARNING]
-    assert set(warnings) <= {"fastcifar.training.advice"}  # in so few steps it has not learned
+    assert set(warnings) <= {"fastcifar.training.advice"}  # too few steps to learn
 
 
 def test_max_steps_ends_with_an_evaluation(data_dir: Path, tmp_path: Path) -> None:
@@ -347,7 +347,7 @@ def test_max_steps_ends_with_an_evaluation(data_dir: Path, tmp_path: Path) -> No
     assert 0 <= metrics["test_accuracy"] <= 1
 
 
-def test_val_size_0_trains_on_all_and_says_so(data_dir: Path, tmp_path: Path) -> None:
+def test_val_size_0_trains_on_all_images(data_dir: Path, tmp_path: Path) -> None:
     run, metrics = train(tiny(data_dir, val_size=0), runs_dir=tmp_path)
     assert metrics["val_size"] == 0
     assert metrics["plateau_watches"] == "training loss"
@@ -364,28 +364,28 @@ def test_a_loss_that_is_not_finite_stops_the_run(data_dir: Path, tmp_path: Path)
         train(tiny(data_dir, lr=1e30, sched="none", epochs=20), runs_dir=tmp_path)
 
 
-@pytest.mark.parametrize("what", ["validation", "test"])
+@pytest.mark.parametrize("name", ["validation", "test"])
 def test_a_result_that_is_not_finite_stops_the_run_too(
-    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    real, told = trainer.predict, []
+    real, evaluated = trainer.predict, []
 
     def broken(*args: Any, **settings: Any) -> Any:
-        told.append(("validation", "test")[len(told)])
+        evaluated.append(("validation", "test")[len(evaluated)])
         predictions = real(*args, **settings)
-        return replace(predictions, logits=predictions.logits * np.nan) if told[-1] == what else predictions
+        return replace(predictions, logits=predictions.logits * np.nan) if evaluated[-1] == name else predictions
 
     monkeypatch.setattr(trainer, "predict", broken)
-    with pytest.raises(DivergedError, match=f"the {what} loss is nan"):
+    with pytest.raises(DivergedError, match=f"the {name} loss is nan"):
         train(tiny(data_dir, max_steps=1), runs_dir=tmp_path)
     assert not (tmp_path / "small" / "metrics.json").exists()
 
 
-def test_stopped_after_its_last_step_it_makes_no_other(data_dir: Path, tmp_path: Path) -> None:
+def test_a_run_stopped_after_its_last_step_makes_no_other(data_dir: Path, tmp_path: Path) -> None:
     config = tiny(data_dir, deterministic=True, sched="cosine", max_steps=3)
     whole, _ = train(config, runs_dir=tmp_path, name="whole")
     with pytest.raises(Stopped):
-        train(config, runs_dir=tmp_path, name="cut", reporter=InterruptsEvaluation("validation"))
+        train(config, runs_dir=tmp_path, name="cut", reporter=InterruptEvaluation("validation"))
     cut, metrics = train(config, runs_dir=tmp_path, resume=RunFolder(tmp_path / "cut"))
     assert metrics["steps"] == 3
     expected, got = weights_of(whole), weights_of(cut)
@@ -421,17 +421,17 @@ def test_it_learns(data_dir: Path, tmp_path: Path) -> None:
 
 
 def test_runs_of_one_name_never_share_a_folder(tmp_path: Path) -> None:
-    made: list[RunFolder] = []
-    threads = [threading.Thread(target=lambda: made.append(create_run(tmp_path, "a"))) for _ in range(20)]
+    runs: list[RunFolder] = []
+    threads = [threading.Thread(target=lambda: runs.append(create_run(tmp_path, "a"))) for _ in range(20)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert {run.path.name for run in made} == {"a", *(f"a-{i}" for i in range(2, 21))}
+    assert {run.path.name for run in runs} == {"a", *(f"a-{i}" for i in range(2, 21))}
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/tmp/x", "a\nb"])
-def test_a_name_that_is_no_folders_is_refused(tmp_path: Path, name: str) -> None:
+def test_an_invalid_run_name_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError, match="expected the name of a folder"):
         create_run(tmp_path, name)
 
@@ -474,7 +474,7 @@ def finished(data_dir: Path, tmp_path: Path) -> RunFolder:
     return train(tiny(data_dir, epochs=2, max_steps=6), runs_dir=tmp_path / "runs")[0]
 
 
-def test_a_damaged_checkpoint_gives_way_to_the_previous_one(
+def test_a_damaged_checkpoint_is_replaced_by_the_previous_one(
     finished: RunFolder, caplog: pytest.LogCaptureFixture
 ) -> None:
     good = finished.last.read_bytes()
@@ -511,7 +511,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(finished: RunFolder, tmp_pa
     assert not (tmp_path / "executed").exists()
 
 
-def test_weights_that_are_not_the_networks_are_refused(finished: RunFolder) -> None:
+def test_truncated_and_edited_weights_are_refused(finished: RunFolder) -> None:
     content = finished.best.read_bytes()
     for damaged in (b"", content[:100], content[: len(content) // 2], content.replace(b"small", b"tiny1")):
         finished.best.write_bytes(damaged)
@@ -601,12 +601,12 @@ def test_the_schedule_lowers_the_rate(data_dir: Path, tmp_path: Path) -> None:
     assert rates == pytest.approx([0.01, 0.0], abs=1e-9)
 
 
-def test_durations_read_well() -> None:
-    found = [duration(s) for s in (0.4, 59, 61, 3599, 3600, 90_061)]
-    assert found == ["0 s", "59 s", "1 min 01 s", "59 min 59 s", "1 h 00 min", "25 h 01 min"]
+def test_durations_have_two_units() -> None:
+    texts = [duration(s) for s in (0.4, 59, 61, 3599, 3600, 90_061)]
+    assert texts == ["0 s", "59 s", "1 min 01 s", "59 min 59 s", "1 h 00 min", "25 h 01 min"]
 
 
-def test_a_config_survives_the_folder(tmp_path: Path) -> None:
+def test_config_yaml_round_trip(tmp_path: Path) -> None:
     settings = {"seed": 2**62, "max_steps": 7, "flip": False, "padding_mode": "reflect", "progressive": ((24, 0.5),)}
     config = TrainConfig.from_settings(data_dir=str(tmp_path), **settings)
     run = create_run(tmp_path, "a")
@@ -617,7 +617,7 @@ def test_a_config_survives_the_folder(tmp_path: Path) -> None:
         run.read_config()
 
 
-def test_more_steps_go_on_inside_the_epoch(data_dir: Path, tmp_path: Path) -> None:
+def test_more_steps_resume_within_the_epoch(data_dir: Path, tmp_path: Path) -> None:
     config = tiny(data_dir, deterministic=True, epochs=3)  # five steps each
     whole, _ = train(config, runs_dir=tmp_path, name="whole")
     cut, metrics = train(config.with_settings(max_steps=7), runs_dir=tmp_path, name="cut")
@@ -634,7 +634,7 @@ def test_more_steps_go_on_inside_the_epoch(data_dir: Path, tmp_path: Path) -> No
     assert all(torch.equal(expected[key], got[key]) for key in expected)
 
 
-def test_a_part_of_an_epoch_is_best_only_if_none_has_ended(data_dir: Path, tmp_path: Path) -> None:
+def test_an_incomplete_epoch_is_best_only_if_none_was_completed(data_dir: Path, tmp_path: Path) -> None:
     for steps, best in ((3, 1), (5, 1), (7, 1)):
         _, metrics = train(tiny(data_dir, max_steps=steps), runs_dir=tmp_path)
         assert metrics["best"]["epoch"] == best
@@ -655,7 +655,7 @@ def test_the_logged_loss_is_that_of_its_batches_after_a_resume_too(data_dir: Pat
     assert len(logged(whole)) == 2
 
 
-def test_a_resumed_run_wants_its_test_images_too(own_data_dir: Path, tmp_path: Path) -> None:
+def test_resuming_requires_the_same_test_images(own_data_dir: Path, tmp_path: Path) -> None:
     config = tiny(own_data_dir, batch_size=10, epochs=1)
     run, _ = train(config, runs_dir=tmp_path)
     with synthetic_source(30, 20, seed=9) as source:
@@ -666,7 +666,7 @@ def test_a_resumed_run_wants_its_test_images_too(own_data_dir: Path, tmp_path: P
         train(config.with_settings(epochs=2), runs_dir=tmp_path, resume=run)
 
 
-def test_settings_that_were_changed_in_the_folder_are_refused(data_dir: Path, tmp_path: Path) -> None:
+def test_settings_changed_in_config_yaml_are_refused(data_dir: Path, tmp_path: Path) -> None:
     config = tiny(data_dir, epochs=1)
     run, _ = train(config, runs_dir=tmp_path)
     for changed in ({"seed": 1}, {"val_size": 0}, {"flip": False}):
@@ -696,7 +696,7 @@ def test_progressive_sizes_are_those_of_each_step(
     assert sides == [(16, 16), (24, 24), (24, 24), (32, 32)]
 
 
-def test_sizes_in_progress_cannot_stretch_and_must_fit_the_network(data_dir: Path, tmp_path: Path) -> None:
+def test_progressive_resizing_cannot_stretch_and_must_fit_the_network(data_dir: Path, tmp_path: Path) -> None:
     config = tiny(data_dir, sched="none", progressive=((16, 0.5),), epochs=1)
     run, _ = train(config, runs_dir=tmp_path)
     with pytest.raises(
@@ -707,7 +707,7 @@ def test_sizes_in_progress_cannot_stretch_and_must_fit_the_network(data_dir: Pat
         train(tiny(data_dir, progressive=((8, 0.5),)), runs_dir=tmp_path)
 
 
-def test_the_folder_keeps_where_a_run_began_and_went_on(data_dir: Path, tmp_path: Path) -> None:
+def test_env_json_keeps_the_environment_of_the_start_and_of_each_resume(data_dir: Path, tmp_path: Path) -> None:
     run, _ = train(tiny(data_dir, max_steps=1), runs_dir=tmp_path)
     began = json.loads((run.path / "env.json").read_text())
     for count in (1, 2):

@@ -1,4 +1,4 @@
-"""The least that can be trained: a network of five thousand parameters; and a signal while it is."""
+"""The smallest training: a network of five thousand parameters; and a signal during it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def network(num_classes: int) -> nn.Module:
 
 
 def tiny(data_dir: object, **settings: Any) -> TrainConfig:
-    """A training of some tenths of a second: two epochs of two steps, where `data_dir` has 80 training images."""
+    """A training of tenths of a second: two epochs of two steps, with 80 training images in `data_dir`."""
     few = {"model": NETWORK, "epochs": 2, "batch_size": 36, "lr": 0.05}
     return TrainConfig.from_settings(**{"data_dir": str(data_dir), **few, **settings})
 

@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from fastcifar.system.cpus import cpu_name
+
 PACKAGES = ("fastcifar", "torch", "numpy", "numba", "ffcv", "albumentations", "opencv-python", "torchvision", "kornia")
 
 
@@ -24,7 +26,7 @@ def environment(data: str, device: torch.device | str = "cpu") -> dict[str, Any]
     return {
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "machine": _cpu_name(),
+        "machine": cpu_name(),
         "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
@@ -33,13 +35,6 @@ def environment(data: str, device: torch.device | str = "cpu") -> dict[str, Any]
         "data": data,
         "commit": _commit(),
     }
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _version(package: str) -> str | None:

@@ -90,7 +90,7 @@ def explain_run(
         table = compute_maps(trained, explained, layers, config)
         sizes = table.sizes
         files = write_explanation(
-            run.own(folder), explained, table, class_names, run.path.name, selection, trained.reporter
+            run.make_subfolder(folder), explained, table, class_names, run.path.name, selection, trained.reporter
         )
     return Explanation(
         num_images=num_images,

@@ -67,7 +67,7 @@ def evaluate_run(
     predictions = trained.predictions(split, tta=tta)
     class_names, metrics = trained.info.class_names, compute_metrics(predictions)
     worst = _worst(predictions, class_names)
-    folder = run.own(run.path / "eval" / (split if tta == "none" else f"{split}-{tta}"))
+    folder = run.make_subfolder(run.path / "eval" / (split if tta == "none" else f"{split}-{tta}"))
     described = {"run": run.path.name, "split": split, "tta": tta, **metrics.to_dict(class_names), "worst": worst}
     described |= {"weights_sha256": predictions.weights_sha256, "data_sha256": predictions.data_sha256}
     write_text(folder / "metrics.json", json.dumps(described, indent=1, allow_nan=False) + "\n")

@@ -1,10 +1,11 @@
-"""How many CPUs this process may use, and how many of them other processes are using."""
+"""The CPUs: which, how many this process may use, and how many of them other processes are using."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 import os
+import platform
 import sys
 import time
 from collections.abc import Iterator
@@ -13,6 +14,15 @@ from pathlib import Path
 from fastcifar.system.cgroups import ROOT, control_groups, read_lines
 
 STAT_COLUMNS = (1, 3, 6, 7)  # of /proc/stat: user, system, irq, softirq
+
+
+def cpu_name() -> str:
+    """The model of the processor."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
 
 
 def affinity_cpus() -> int:

@@ -13,11 +13,12 @@ from torch import nn
 from fastcifar.config import CHANGEABLE, TrainConfig
 from fastcifar.errors import CheckpointError, DataError, FastcifarError, UsageError, one_line
 from fastcifar.models.probe import place
+from fastcifar.system.cpus import cpu_name
 from fastcifar.training.checkpoint import load_checkpoint, save_checkpoint
 from fastcifar.training.data import Loaders
 from fastcifar.training.distributed import Distributed
 from fastcifar.training.progress import Progress
-from fastcifar.training.run_folder import RunFolder, processor_name
+from fastcifar.training.run_folder import RunFolder
 from fastcifar.training.schedule import STRETCHABLE, Schedule
 from fastcifar.training.step import TrainStep
 from fastcifar.training.weights import load_weights, save_weights
@@ -52,7 +53,7 @@ class Checkpointer:
             "number of threads": torch.get_num_threads(),
             "number of processes": distributed.world_size,
             "device": device.type,
-            "processor": processor_name(),
+            "processor": cpu_name(),
         }
         self._saved_at = time.monotonic()
         self._frozen = False

@@ -26,6 +26,7 @@ from fastcifar.errors import CheckpointError, DataError, FastcifarError, UsageEr
 from fastcifar.io.atomic import open_append, wrap_write_errors, write_text
 from fastcifar.io.paths import command_line, make_folder, user_path, why_missing
 from fastcifar.io.reading import parse_yaml, read_bytes
+from fastcifar.system.cpus import cpu_name
 from fastcifar.training.distributed import Distributed
 
 log = logging.getLogger(__name__)
@@ -43,43 +44,34 @@ COLUMNS = (
 )
 
 
+class _PathIn:
+    """An attribute of a run: a path in its folder."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, run: RunFolder, owner: type[RunFolder]) -> Path:
+        return run.path / self.name
+
+
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths within one run."""
+    """The folder of a run at `path`."""
 
     path: Path
 
-    @property
-    def config(self) -> Path:
-        return self.path / "config.yaml"
-
-    @property
-    def log(self) -> Path:
-        return self.path / "log.txt"
-
-    @property
-    def results(self) -> Path:
-        return self.path / "results.csv"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.json"
-
-    @property
-    def curves(self) -> Path:
-        return self.path / "curves.png"
-
-    @property
-    def predictions(self) -> Path:
-        return self.path / "predictions.npz"
-
-    @property
-    def last(self) -> Path:
-        return self.path / "weights" / "last.pt"
-
-    @property
-    def previous(self) -> Path:
-        return self.path / "weights" / "previous.pt"
+    config = _PathIn("config.yaml")
+    log = _PathIn("log.txt")
+    results = _PathIn("results.csv")
+    metrics = _PathIn("metrics.json")
+    curves = _PathIn("curves.png")
+    predictions = _PathIn("predictions.npz")
+    last = _PathIn("weights/last.pt")
+    previous = _PathIn("weights/previous.pt")
+    best = _PathIn("weights/best.safetensors")
+    lr_find = _PathIn("lr_find")
+    explain = _PathIn("explain")
+    report = _PathIn("report.html")
 
     @property
     def has_checkpoint(self) -> bool:
@@ -91,23 +83,7 @@ class RunFolder:
         """Whether there are weights."""
         return self.has_checkpoint or self.best.is_file()
 
-    @property
-    def best(self) -> Path:
-        return self.path / "weights" / "best.safetensors"
-
-    @property
-    def lr_find(self) -> Path:
-        return self.path / "lr_find"
-
-    @property
-    def explain(self) -> Path:
-        return self.path / "explain"
-
-    @property
-    def report(self) -> Path:
-        return self.path / "report.html"
-
-    def own(self, folder: Path) -> Path:
+    def make_subfolder(self, folder: Path) -> Path:
         """Create `folder`, in this one, if needed. Raises FastcifarError if it cannot be created, or is a link to a
         folder outside the run, where nothing is written."""
         if not Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(self.path)):
@@ -288,17 +264,8 @@ def environment() -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "system": platform.platform(),
-        "processor": processor_name(),
+        "processor": cpu_name(),
         "num_threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
     }
-
-
-def processor_name() -> str:
-    """The name of the CPU."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

@@ -76,9 +76,9 @@ def train(
         if distributed.is_main:
             resources.enter_context(lock_folder(run.path, "another process is training this run; wait for it to end"))
             resources.enter_context(log_file(run.log))
-            run.own(run.last.parent)
+            run.make_subfolder(run.last.parent)
             if lr_curve is not None:
-                lr_curve.write(run.own(run.lr_find), AUTO_SUGGESTIONS[config.optimizer.name])
+                lr_curve.write(run.make_subfolder(run.lr_find), AUTO_SUGGESTIONS[config.optimizer.name])
                 log.info("learning rate %.4g, from the range test (%s)", config.peak_lr, run.lr_find)
             elif default_lr:
                 model, optimizer = config.model.name, config.optimizer.name

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
 
@@ -27,16 +26,6 @@ from fastcifar.models import make_model
 MAX_WEIGHTS_BYTES = 2**34
 MAX_HEADER_BYTES = 100 * 2**20  # the limit of safetensors
 MAX_SIDE = 65_535  # of an image in a beton
-UNREADABLE = (
-    OSError,
-    SafetensorError,
-    KeyError,
-    ValueError,
-    TypeError,
-    RuntimeError,
-    OverflowError,
-    MemoryError,
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +74,7 @@ def load_weights(path: Path, trusted: str | None = None) -> tuple[nn.Module, Dat
         model.load_state_dict(tensors)
     except CheckpointError:
         raise
-    except UNREADABLE as error:
+    except Exception as error:  # of torch, safetensors, json: the content of a file can raise anything
         raise _unreadable(path, error) from error
     return model.eval(), data, {**metadata, "file_sha256": hashlib.sha256(content).hexdigest()}
 
@@ -101,7 +90,7 @@ def read_info(path: Path) -> DatasetInfo:
             if size > MAX_HEADER_BYTES:
                 raise ValueError("its header is too large")
             return _dataset_info(_metadata(size.to_bytes(8, "little") + file.read(size)))
-    except UNREADABLE as error:
+    except Exception as error:
         raise _unreadable(path, error) from error
 
 

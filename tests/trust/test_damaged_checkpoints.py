@@ -1,4 +1,4 @@
-"""A damaged checkpoint is noticed: the one before it is used, with a warning; damaged weights are refused."""
+"""A damaged checkpoint is detected, and the previous one used, with a warning; damaged weights are refused."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def same(found: dict[str, Any], expected: dict[str, Any]) -> bool:
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunFolder:
-    """A run folder with a checkpoint, and the one before it."""
+    """A run folder with a checkpoint and the previous one."""
     run = RunFolder(tmp_path)
     run.last.parent.mkdir()
     checkpoint.save_checkpoint(run, state(1.0))
@@ -75,7 +75,7 @@ def damaged(whole: bytes, random: np.random.Generator, num: int) -> Any:
         yield content
 
 
-def test_a_damaged_checkpoint_is_noticed_and_the_one_before_is_used(
+def test_a_damaged_checkpoint_is_detected_and_the_previous_one_is_used(
     run: RunFolder, tally: Tally, caplog: pytest.LogCaptureFixture
 ) -> None:
     whole, num = run.last.read_bytes(), count(120, 1_200)
@@ -118,7 +118,7 @@ checkpoint.save_checkpoint(run, torch.load(run.path / "new.pt"))
 
 @pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 2, 3])
-def test_a_save_that_is_killed_leaves_a_whole_checkpoint(run: RunFolder, step: int) -> None:
+def test_a_killed_save_leaves_a_valid_checkpoint(run: RunFolder, step: int) -> None:
     torch.save(state(3.0), run.path / "new.pt")
     done = subprocess.run([sys.executable, "-c", KILLED_SAVE, str(run.path), str(step)], timeout=60, check=False)
     assert done.returncode == -9
@@ -129,7 +129,7 @@ def test_a_save_that_is_killed_leaves_a_whole_checkpoint(run: RunFolder, step: i
 
 
 @pytest.mark.slow
-def test_a_damaged_checkpoint_never_takes_the_place_of_the_good_one(run: RunFolder) -> None:
+def test_a_damaged_checkpoint_never_replaces_the_valid_one(run: RunFolder) -> None:
     whole = run.last.read_bytes()
     run.last.write_bytes(whole[:-100])
     assert same(checkpoint.load_checkpoint(run), state(1.0))
@@ -140,7 +140,7 @@ def test_a_damaged_checkpoint_never_takes_the_place_of_the_good_one(run: RunFold
     assert run.last.with_name("damaged.pt").read_bytes() == whole[:-100]
 
 
-def test_a_folder_in_the_place_of_a_checkpoint_is_put_aside(run: RunFolder) -> None:
+def test_a_folder_in_the_place_of_a_checkpoint_is_moved(run: RunFolder) -> None:
     run.last.unlink()
     run.last.mkdir()
     assert same(checkpoint.load_checkpoint(run), state(1.0))
@@ -179,7 +179,7 @@ def test_damaged_weights_are_refused(run: RunFolder, tally: Tally) -> None:
 
 
 def test_a_compressed_checkpoint_is_refused(run: RunFolder) -> None:
-    """A small file that takes more memory than there is."""
+    """It could fill the memory."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", bytes(2**20))
@@ -191,7 +191,7 @@ def test_a_compressed_checkpoint_is_refused(run: RunFolder) -> None:
 
 
 def every(value: Any, key: str) -> Any:
-    """The dictionaries that have this key, wherever they stand."""
+    """The dictionaries with this key, at any depth."""
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     if isinstance(value, dict) and key in value:
         yield value
@@ -206,7 +206,7 @@ def small_momentum(state: dict[str, Any]) -> None:
 
 
 def repeated_momentum(state: dict[str, Any]) -> None:
-    """Of the right shape, and one number in memory."""
+    """The right shape, but one number in memory."""
     for found in every(state, "momentum_buffer"):
         found["momentum_buffer"] = torch.zeros(1).expand(found["momentum_buffer"].shape)
 
@@ -276,7 +276,7 @@ HOSTILE: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 @pytest.fixture
 def begun(trained: Path, tmp_path: Path) -> RunFolder:
-    """A run of one epoch."""
+    """A run after one epoch."""
     shutil.copytree(trained / "a", tmp_path / "begun")
     return RunFolder(tmp_path / "begun")
 
@@ -286,8 +286,8 @@ def resumed(run: RunFolder, epochs: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", list(HOSTILE))
-def test_a_checkpoint_that_somebody_wrote_is_refused(begun: RunFolder, name: str) -> None:
-    """Its checksum holds, and what it says does not fit."""
+def test_a_crafted_checkpoint_is_refused(begun: RunFolder, name: str) -> None:
+    """Its checksum is right, its content is not."""
     state = torch.load(begun.last, weights_only=True)
     HOSTILE[name](state)
     begun.last.write_bytes(sealed(state))
@@ -304,7 +304,7 @@ def test_an_odd_layout_in_a_checkpoint_is_harmless(begun: RunFolder) -> None:
     assert resumed(begun, 2)["epochs"] == 2
 
 
-def test_weights_whose_names_cannot_be_shown_are_refused(run: RunFolder) -> None:
+def test_unprintable_class_names_are_refused(run: RunFolder) -> None:
     from fastcifar.models import make_model
 
     for name in ("\ud800", "c\x1b[31mat", "d\ndog"):
@@ -314,8 +314,8 @@ def test_weights_whose_names_cannot_be_shown_are_refused(run: RunFolder) -> None
             weights.load_weights(run.best)
 
 
-def test_the_hash_is_of_the_weights_that_were_read(begun: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Predictions of the old ones must not be kept as the new ones'."""
+def test_the_hash_is_that_of_the_loaded_weights(begun: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Predictions of the old weights must not be stored as those of the new."""
     from fastcifar.inference.trained_run import TrainedRun
 
     expected, real = weights.file_sha256(begun.best), weights.make_model
@@ -328,7 +328,7 @@ def test_the_hash_is_of_the_weights_that_were_read(begun: RunFolder, monkeypatch
     assert TrainedRun(begun, device="cpu").weights_sha256 == expected
 
 
-def test_more_than_memory_holds_is_not_read(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_larger_than_memory_is_not_read(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "free_memory", lambda: 2**31)
     for path, load in ((run.best, weights.load_weights), (run.last, checkpoint._load)):
         path.touch()
@@ -337,7 +337,7 @@ def test_more_than_memory_holds_is_not_read(run: RunFolder, monkeypatch: pytest.
             load(path)
 
 
-def test_a_run_that_was_killed_before_its_first_step_goes_on(
+def test_a_run_killed_before_its_first_step_resumes(
     begun: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from fastcifar.training.trainer import Trainer
@@ -372,7 +372,7 @@ LOST: dict[str, Callable[[RunFolder], Any]] = {
 
 
 @pytest.mark.parametrize("name", list(LOST))
-def test_other_weights_are_not_scored_for_the_best(
+def test_other_weights_are_not_tested_in_place_of_the_best(
     begun: RunFolder, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     honest = resumed(begun, 1)
@@ -383,9 +383,7 @@ def test_other_weights_are_not_scored_for_the_best(
     assert found["best"]["epoch"] == weights.load_weights(begun.best)[2]["epoch"] == 1
 
 
-def test_weights_that_are_exchanged_while_it_trains_are_not_scored(
-    begun: RunFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_replaced_during_a_run_are_not_tested(begun: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     real = RunFolder.write_results
 
     def exchanging(run: RunFolder, history: list[dict[str, Any]]) -> None:
@@ -397,8 +395,8 @@ def test_weights_that_are_exchanged_while_it_trains_are_not_scored(
         resumed(begun, 2)
 
 
-def test_a_damaged_checkpoint_that_cannot_be_put_aside_is_told(run: RunFolder) -> None:
-    """Or the next save would put it in the place of the good one."""
+def test_a_damaged_checkpoint_that_cannot_be_moved_is_an_error(run: RunFolder) -> None:
+    """Or the next save would replace the valid one by it."""
     run.last.with_name("damaged.pt").mkdir()
     os.truncate(run.last, 100)
     with pytest.raises(CheckpointError, match=r"last\.pt: damaged, and cannot be moved to damaged\.pt"):

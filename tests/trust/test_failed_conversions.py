@@ -93,7 +93,7 @@ def test_a_conversion_killed_at_any_change_of_the_disk_leaves_the_old_files_or_t
         return changes
 
     old = contents(own_data_dir)
-    num = len(convert_again().made)
+    num = len(convert_again().seen)
     new = contents(own_data_dir)
     for fatal in range(num):
         for path in own_data_dir.iterdir():

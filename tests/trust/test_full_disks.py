@@ -1,4 +1,4 @@
-"""A full disk while training is one line, and the last good checkpoint is intact."""
+"""A full disk during training is one line, and the last checkpoint is intact."""
 
 from __future__ import annotations
 
@@ -53,15 +53,15 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(
 
 
 @pytest.mark.usefixtures("ordinary_algorithms")
-def test_a_disk_that_is_full_at_any_file_is_one_line_and_the_run_goes_on_later(tiny_data: Path, tmp_path: Path) -> None:
+def test_a_disk_full_at_any_file_is_one_line_and_the_run_resumes(tiny_data: Path, tmp_path: Path) -> None:
     config = tiny(tiny_data, deterministic=True)
     with changes_in(tmp_path / "whole", full=True) as whole:
         _, expected = train(config, runs_dir=tmp_path / "whole", name="run")
     resumed = 0
-    for fatal, change in enumerate(whole.made):
+    for fatal, change in enumerate(whole.seen):
         runs = tmp_path / str(fatal)
         with changes_in(runs, fatal, full=True) as disk:
-            if change.endswith(".curves.png.partial"):  # a picture decides nothing
+            if change.endswith(".curves.png.partial"):  # the figure is optional
                 train(config, runs_dir=runs, name="run")
             else:
                 with pytest.raises(FastcifarError, match=r"cannot be written \(No space left on device"):

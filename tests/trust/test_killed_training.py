@@ -1,4 +1,4 @@
-"""A run that is killed resumes to the weights it would have had, each epoch once in results.csv."""
+"""A killed run resumes to the same weights, with each epoch once in results.csv."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from tests.trust.cases import count, start
 KILLS = count(1, 50)
 EPOCHS = count(6, 12)
 LANES = count(1, 2)
-"""Runs at a time: each has one thread."""
+"""Concurrent runs, of one thread each."""
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_again_and_again_ends_as_one_that_is_not(
+def test_a_run_killed_many_times_ends_with_the_same_weights(
     data_dir: Path, tmp_path: Path, tally: Callable[[str], None]
 ) -> None:
     settings = [
@@ -58,12 +58,12 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_that_is_not(
     waits = 0.8 * expected["train_seconds"], 0.9 * took
 
     def lane(number: int) -> int:
-        """Runs, until there were enough kills, one after another; how many they were."""
+        """Run after run until there were enough kills; the number of runs."""
         chosen, killed, runs = random.Random(number), 0, 0
         while killed < KILLS // LANES:
             runs += 1
             name = f"killed-{number}-{runs}"
-            told, kills = _killed_again_and_again(common, tmp_path, name, (chosen, *waits), KILLS // LANES - killed)
+            result, kills = _killed_again_and_again(common, tmp_path, name, (chosen, *waits), KILLS // LANES - killed)
             killed += kills
             weights = [torch.load(RunFolder(tmp_path / each).last, weights_only=True) for each in ("whole", name)]
             for part in ("model", "step"):
@@ -73,7 +73,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_that_is_not(
             rows = list(csv.DictReader(RunFolder(tmp_path / name).results.read_text().splitlines()))
             assert [int(row["epoch"]) for row in rows] == list(range(1, EPOCHS + 1))
             for key in ("test_accuracy", "test_loss", "best", "steps"):
-                assert told[key] == expected[key]
+                assert result[key] == expected[key]
         return runs
 
     with ThreadPoolExecutor(LANES) as pool:
@@ -94,11 +94,11 @@ def test_a_run_killed_at_any_change_of_the_disk_resumes_to_the_same_end(tiny_dat
         run = RunFolder(runs / "run")
         state, metrics = checkpoint.load_checkpoint(run), json.loads(run.metrics.read_text())
         best = load_file(run.best)
-        told = {key: metrics[key] for key in ("test_accuracy", "test_loss", "best", "steps")}
+        result = {key: metrics[key] for key in ("test_accuracy", "test_loss", "best", "steps")}
         rows = [line.rsplit(",", 2)[0] for line in run.results.read_text().splitlines()]  # without the seconds
-        return [*_tensors(state["model"]), *_tensors(state["step"]), *best.values()], "\n".join(rows), told
+        return [*_tensors(state["model"]), *_tensors(state["step"]), *best.values()], "\n".join(rows), result
 
-    num = len(train_once(tmp_path / "whole").made)
+    num = len(train_once(tmp_path / "whole").seen)
     whole, begun = outcome(tmp_path / "whole"), 0
     for fatal in range(num):
         runs = tmp_path / str(fatal)
@@ -120,11 +120,11 @@ def test_a_run_killed_at_any_change_of_the_disk_resumes_to_the_same_end(tiny_dat
 
 
 def _killed_again_and_again(
-    common: list[object], folder: Path, name: str, waits: tuple[random.Random, float, float], most: int
+    common: list[object], folder: Path, name: str, waits: tuple[random.Random, float, float], max_kills: int
 ) -> tuple[dict[str, Any], int]:
-    """Train, kill and resume until the run ends, with at most so many kills; its metrics, and how many there were.
+    """Train, kill and resume until the run ends, with at most `max_kills` kills; its metrics, and the number of kills.
 
-    waits: seconds at most from the first checkpoint on, while it trains, and from the start of a resumed run on.
+    waits: a random generator, and the maximum seconds before a kill: after the first checkpoint, after a resume.
     """
     killed, saved = 0, RunFolder(folder / name)
     chosen, wait_s, wait_resumed_s = waits
@@ -132,15 +132,15 @@ def _killed_again_and_again(
     while True:
         while process.poll() is None and not (saved.last.exists() or saved.previous.exists()):
             time.sleep(0.02)  # without a checkpoint there is nothing to resume; no result depends on this wait
-        if killed < most:
+        if killed < max_kills:
             try:
                 process.wait(chosen.uniform(0, wait_s))
             except subprocess.TimeoutExpired:
                 process.kill()
                 killed += 1
-        told, errors = process.communicate(timeout=600)
+        result, errors = process.communicate(timeout=600)
         if process.returncode == 0:
-            return json.loads(told), killed
+            return json.loads(result), killed
         assert process.returncode == -9, errors
         process, wait_s = start("train", "--resume", name, "--runs-dir", folder, "--json"), wait_resumed_s
 

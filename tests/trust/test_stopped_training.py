@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a run after the step it is in, when all is saved."""
+"""Ctrl-C and SIGTERM end a run after the current step, once all is saved."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def test_ctrl_c_ends_a_run_within_a_step(data_dir: Path, tmp_path: Path, tally: 
         while not run.log.exists() and time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.01)  # waits for another process to reach a state; no result depends on it
         time.sleep(random.Random(i).uniform(0, 2))
-        asked = time.monotonic()
+        sent_at = time.monotonic()
         process.send_signal(signum)
         _, errors = process.communicate(timeout=LONGEST_S)
-        took = time.monotonic() - asked
+        took = time.monotonic() - sent_at
         assert process.returncode == 128 + signum, errors
         assert "Traceback" not in errors
         saved = re.search(r"stopped by SIG\w+: saved at step (\d+); resume with: fastcifar train --resume", errors)
@@ -54,7 +54,7 @@ def test_ctrl_c_ends_a_run_within_a_step(data_dir: Path, tmp_path: Path, tally: 
 
 @pytest.mark.usefixtures("ordinary_algorithms")
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_at_any_step_saves_that_step_and_the_run_goes_on(
+def test_a_signal_at_any_step_saves_it_and_the_run_resumes(
     tiny_data: Path, tmp_path: Path, signum: signal.Signals
 ) -> None:
     config = tiny(tiny_data, deterministic=True, val_size=0)
@@ -62,10 +62,10 @@ def test_a_signal_at_any_step_saves_that_step_and_the_run_goes_on(
     num_steps = expected["steps"]
     assert num_steps == 4
     for step in range(1, num_steps + 1):
-        with pytest.raises(Stopped) as told:
+        with pytest.raises(Stopped) as stopped:
             train(config, runs_dir=tmp_path, name=f"{step}", reporter=Interrupts(step, signum))
-        assert told.value.exit_code == 128 + signum
-        assert f"saved at step {step}; resume with: fastcifar train --resume" in str(told.value)
+        assert stopped.value.exit_code == 128 + signum
+        assert f"saved at step {step}; resume with: fastcifar train --resume" in str(stopped.value)
         run = RunFolder(tmp_path / f"{step}")
         assert checkpoint.load_checkpoint(run)["progress"]["step"] == step
         _, metrics = train(config, resume=run)

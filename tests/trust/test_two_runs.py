@@ -44,7 +44,7 @@ def test_two_runs_of_one_name_get_two_folders(data_dir: Path, tmp_path: Path, ta
 
 @soak_only
 @pytest.mark.slow
-def test_two_that_resume_one_run_do_not_share_it(data_dir: Path, tmp_path: Path, tally: Callable[[str], None]) -> None:
+def test_two_processes_do_not_resume_the_same_run(data_dir: Path, tmp_path: Path, tally: Callable[[str], None]) -> None:
     num, refused = count(1, 10), 0
     code, _, errors = told("train", *QUICK, "--data-dir", data_dir, "--runs-dir", tmp_path, "--name", "begun")
     assert code == 0, errors
