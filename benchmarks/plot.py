@@ -22,7 +22,7 @@ def main(figure: Path) -> None:
     about = json.loads(lines[-1])
     where = about["gpu"] or f"{about['cores']} cores of an {about['machine']}"
     batch, dtype = about["data"].rsplit(", ", 2)[1:]
-    plotting.write_png(figure, plotting.rates(about["rows"], f" ({where}, {batch}, {dtype})"))
+    plotting.write_png(figure, plotting.throughput(about["rows"], f" ({where}, {batch}, {dtype})"))
 
 
 if __name__ == "__main__":

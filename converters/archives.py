@@ -30,25 +30,11 @@ MAX_FILES = 300_000
 MAX_HEADER_BYTES = 2**20
 MAX_XZ_MEMORY = 100 * 2**20
 """xz -9 takes 65 MiB to unpack."""
-READ_ERRORS = (
-    tarfile.TarError,
-    zipfile.BadZipFile,
-    lzma.LZMAError,
-    zlib.error,
-    EOFError,
-    OSError,
-    ValueError,
-    RuntimeError,
-    IndexError,
-)
+READ_ERRORS: tuple[type[Exception], ...] = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError)
+READ_ERRORS += (OSError, ValueError, RuntimeError, IndexError)
 """What the readers of archives raise for damaged ones."""
-HEADER_EXTENSIONS = (
-    tarfile.GNUTYPE_LONGNAME,
-    tarfile.GNUTYPE_LONGLINK,
-    tarfile.XHDTYPE,
-    tarfile.XGLTYPE,
-    tarfile.SOLARIS_XHDTYPE,
-)
+GNU_LONG_NAMES = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+PAX_HEADERS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
 ARCHIVE_KINDS = ("a tar archive", "a gzip file", "an xz file", "a bzip2 file")
 ZIP_ENTRY = b"PK\1\2"
 UTF8_FLAG = 0x800
@@ -174,7 +160,7 @@ class StrictTarInfo(tarfile.TarInfo):
     e.g. a name of a gigabyte, and a sparse file, whose map has no bound; tarfile would read them into memory."""
 
     def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
-        if self.type in HEADER_EXTENSIONS and self.size > MAX_HEADER_BYTES:
+        if self.type in (*GNU_LONG_NAMES, *PAX_HEADERS) and self.size > MAX_HEADER_BYTES:
             raise tarfile.ReadError(f"a header has {self.size} bytes; expected at most {MAX_HEADER_BYTES}")
         if self.type == tarfile.GNUTYPE_SPARSE:
             self._refuse_sparse()

@@ -21,26 +21,9 @@ EXTENSIONS = (".jpg", ".jpeg", ".png")
 MAX_DEPTH = 2
 """Folders around train/ and test/, e.g. in an archive that was packed twice."""
 LAYOUT = "expected train/<class>/* and test/<class>/*, JPEG or PNG"
-_SYSTEM_NAMES = {
-    "__macosx",
-    "__pycache__",
-    "@eadir",
-    "@recycle",
-    "@recently-snapshot",
-    "#recycle",
-    "#snapshot",
-    "$recycle.bin",
-    "system volume information",
-    "lost+found",
-    "network trash folder",
-    "temporary items",
-    "thumbs.db",
-    "ehthumbs.db",
-    "ehthumbs_vista.db",
-    "desktop.ini",
-    "picasa.ini",
-    "icon\r",
-}
+_SYSTEM_NAMES = {"__macosx", "__pycache__", "@eadir", "@recycle", "@recently-snapshot", "#recycle", "#snapshot"}
+_SYSTEM_NAMES |= {"$recycle.bin", "system volume information", "lost+found", "network trash folder", "temporary items"}
+_SYSTEM_NAMES |= {"thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "picasa.ini", "icon\r"}
 _INVISIBLE = {"\u00ad", "\u034f", "\u115f", "\u1160", "\u2800", "\u3164", "\uffa0"}
 """Invisible characters that Unicode counts neither as spaces nor as format characters."""
 
@@ -80,7 +63,7 @@ def group_by_class(
     the classes after them would get other labels. Raises DataError if the files are not a dataset.
     """
     root = _find_root(listing)
-    found: dict[str, dict[str, dict[str, ImageFile]]] = {name: {} for name in SPLITS}
+    files_of: dict[str, dict[str, dict[str, ImageFile]]] = {name: {} for name in SPLITS}
     spellings: dict[str, str] = {}
     for file in listing.files:
         _check_path(path, file.name)
@@ -97,19 +80,19 @@ def group_by_class(
         name = "/".join((split, *parts))
         if len(parts) != 2 or not _is_image(file.name):
             raise DataError(f"{path}: {escape(name)}: {LAYOUT}; found {_summarise(listing)}")
-        images = found[split].setdefault(parts[0], {})
+        images = files_of[split].setdefault(parts[0], {})
         if name in images:
             raise DataError(f"{path}: {escape(name)} is a duplicate; remove one of the two")
         images[name] = ImageFile(name, file.read)
     locations = [location for name in listing.folders if (location := _locate(name, root)) and location[1]]
     folders = sorted({(split.lower(), parts[0]) for split, parts in locations})
-    _check_class_names(path, [*((split, name) for split in SPLITS for name in sorted(found[split])), *folders])
-    _check_empty(path, [(split, name) for split, name in folders if name not in found[split]], skip_empty)
-    class_names = tuple(sorted(found["train"]))
+    _check_class_names(path, [*((split, name) for split in SPLITS for name in sorted(files_of[split])), *folders])
+    _check_empty(path, [(split, name) for split, name in folders if name not in files_of[split]], skip_empty)
+    class_names = tuple(sorted(files_of["train"]))
     for split in SPLITS:
-        if not found[split]:
+        if not files_of[split]:
             raise DataError(f"{path}: no images in {split}/; {LAYOUT}; found {_summarise(listing)}")
-    unknown = sorted(set(found["test"]) - set(class_names))
+    unknown = sorted(set(files_of["test"]) - set(class_names))
     if unknown:
         raise DataError(
             f"{path}: test/{unknown[0]} is a class that train/ does not have; expected one of: "
@@ -117,12 +100,12 @@ def group_by_class(
         )
     if listing.ignored:
         log.info("%s: %d system files ignored, e.g. %s", path, len(listing.ignored), escape(listing.ignored[0]))
-    _warn_of_odd_names(path, [name for classes in found.values() for images in classes.values() for name in images])
+    _warn_of_odd_names(path, [name for classes in files_of.values() for images in classes.values() for name in images])
     splits = {
         split: [
             (file, label)
             for label, class_name in enumerate(class_names)
-            for _, file in sorted(found[split].get(class_name, {}).items())
+            for _, file in sorted(files_of[split].get(class_name, {}).items())
         ]
         for split in SPLITS
     }

@@ -84,9 +84,9 @@ def open_folder(path: Path) -> Source | None:
                     link_or_copy(folder.resolve(), Path(root) / name)
                     return _open_local(dataset, Path(root), path)
     with contextlib.suppress(OSError):
-        if part_of := _require_python_version(path, os.listdir(path)):
-            missing = "batches.meta" if part_of == "cifar10" else "meta, train or test"
-            raise DataError(f"{path}: not the official {_TITLES[part_of]} files ({missing} is missing)")
+        if incomplete := _require_python_version(path, os.listdir(path)):
+            missing = "batches.meta" if incomplete == "cifar10" else "meta, train or test"
+            raise DataError(f"{path}: not the official {_TITLES[incomplete]} files ({missing} is missing)")
     return None
 
 
@@ -197,9 +197,9 @@ def _find_difference(dataset: str, root: Path) -> str:
             return f"{name} is missing"
         if file.stat().st_size > MAX_BYTES:
             return f"{name} has {file.stat().st_size:,} bytes"
-        found = calculate_md5(str(file))
-        if found != expected:
-            return f"{name} has the MD5 {found}; expected {expected}"
+        actual = calculate_md5(str(file))
+        if actual != expected:
+            return f"{name} has the MD5 {actual}; expected {expected}"
     return "they cannot be read"
 
 

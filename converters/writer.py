@@ -234,21 +234,20 @@ def _records(
 def _compare(split: Split, file: Path, advance: Callable[[int], None], quality: int | None) -> str:
     """Read `file` back and compare it with `split`, which is read again; return the SHA-256 of the file."""
     written = open_file(file)
-    found = tables.read_tables(written)
-    num_images = len(found.sizes)
+    written_tables = tables.read_tables(written)
+    records, sizes = written_tables.records, written_tables.sizes
     index = -1
     for index, (image, label) in enumerate(split):
-        if index >= num_images:
+        if index >= len(records):
             raise DataError("the source gives more images when it is read again; is it being modified?")
-        record = found.records[index]
-        stored = written.read(int(record["data_ptr"]), int(found.sizes[index]))
-        if label != record["label"] or not np.array_equal(_encode(image, quality), stored):
+        stored = written.read(int(records["data_ptr"][index]), int(sizes[index]))
+        if label != records["label"][index] or not np.array_equal(_encode(image, quality), stored):
             raise DataError(f"image {index} differs from the source read again; is the source being modified?")
         if index % 2_048 == 2_047:
             advance(2_048)
-    if index + 1 != num_images:
-        raise DataError(f"the source gives {index + 1} images when it is read again, {num_images} the first time")
-    advance(num_images % 2_048)
+    if index + 1 != len(records):
+        raise DataError(f"the source gives {index + 1} images when it is read again, {len(records)} the first time")
+    advance(len(records) % 2_048)
     return written.sha256()
 
 

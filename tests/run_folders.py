@@ -1,4 +1,4 @@
-"""Run folders made by hand, in no time: what a run, `explain` and a range test leave, with any class names."""
+"""Run folders written without training: the files of a run, of `explain` and of a range test, with any class names."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import PIL.Image
 from torch import nn
 
 from fastcifar.config import ModelConfig, TrainConfig
+from fastcifar.inference.predictions import Predictions
 from fastcifar.training import RunFolder, checkpoint
-from fastcifar.training.checkpoint import DataInfo, Predictions
+from fastcifar.training.checkpoint import DataInfo
 
 INDEX = ("index", "true", "predicted", "confidence", "loss", "file")
 
@@ -62,20 +63,14 @@ def write_predictions(run: RunFolder, num_classes: int, n: int = 60) -> None:
     labels = np.arange(n, dtype=np.int64) % num_classes
     logits = random.normal(size=(n, num_classes)).astype(np.float32)
     logits[np.arange(n), labels] += 1
-    made = Predictions(
-        index=np.arange(n),
-        label=labels,
-        logits=logits,
-        weights_sha256=checkpoint.file_sha256(run.best) if run.best.is_file() else "",
-        data_sha256="",
-    )
-    checkpoint.save_predictions(run.predictions, made)
+    weights_sha256 = checkpoint.file_sha256(run.best) if run.best.is_file() else ""
+    Predictions(np.arange(n), labels, logits, weights_sha256).save(run.predictions)
 
 
 def write_explained(
     run: RunFolder, names: Sequence[str], n: int = 6, folder: str = "explain", own: bool = False, sheets: bool = True
 ) -> None:
-    """n images; image i is of class i and was taken for the next one, but for the last, which is right."""
+    """n images; image i is of class i and predicted as the next class, but for the last, which is correct."""
     random = np.random.default_rng(1)
     root = run.path / folder
     (root / "sheets").mkdir(parents=True, exist_ok=True)
@@ -95,13 +90,13 @@ def write_index(path: Path, rows: Sequence[Sequence[str]]) -> None:
         csv.writer(file, lineterminator="\n").writerows([INDEX, *rows])
 
 
-def write_maps(path: Path, n: int, own: bool = False, **changed: object) -> None:
+def write_maps(path: Path, n: int, own: bool = False, **overrides: object) -> None:
     random = np.random.default_rng(2)
     weights = [run.best for run in map(RunFolder, path.parents) if run.best.is_file()]
     arrays = {
         "weights_sha256": np.array(checkpoint.file_sha256(weights[0]) if weights else ""),
-        "selection": np.array(f"{n} of your pictures" if own else f"{n} of 60 test images"),
-        "index": np.full(n, -1) if own else np.arange(n),
+        "selection": np.array(f"{n} of your images" if own else f"{n} of 60 test images"),
+        "indices": np.full(n, -1) if own else np.arange(n),
         "images": random.integers(0, 256, (n, 8, 8, 3), dtype=np.uint8),
         "targets": np.array(["pred", "true"]),
         "methods": np.array(["gradcam"]),
@@ -111,7 +106,7 @@ def write_maps(path: Path, n: int, own: bool = False, **changed: object) -> None
         "maps": random.random((2, 1, n, 2, 8, 8), dtype=np.float32),
         "has_evidence": np.ones((2, 1, n, 2), np.bool_),
     }
-    np.savez_compressed(path, **{**arrays, **changed})  # type: ignore[arg-type]
+    np.savez_compressed(path, **{**arrays, **overrides})  # type: ignore[arg-type]
 
 
 def write_range_test(run: RunFolder) -> None:
@@ -123,7 +118,7 @@ def write_range_test(run: RunFolder) -> None:
 
 
 def whole_run(path: Path, names: Sequence[str], model: str = "small") -> RunFolder:
-    """Everything that can stand in a run folder."""
+    """All files that a run folder can have."""
     path.mkdir(parents=True)
     run = RunFolder(path)
     run.write_config(TrainConfig.from_settings(model="small", epochs=3, lr=0.25))
@@ -135,5 +130,5 @@ def whole_run(path: Path, names: Sequence[str], model: str = "small") -> RunFold
     write_predictions(run, len(names))
     write_range_test(run)
     write_explained(run, names)
-    write_explained(run, names, 2, "explain/pictures", own=True)
+    write_explained(run, names, 2, "explain/images", own=True)
     return run

@@ -47,12 +47,12 @@ def test_mean_and_std_are_those_of_the_pixels(data_dir: Path) -> None:
 
 def test_without_a_manifest_it_opens_unverified(own_data_dir: Path) -> None:
     path = own_data_dir / "train.beton"
-    told = open_beton(path)
+    verified = open_beton(path)
     manifest_path(path).unlink()
     opened = open_beton(path)
     assert not opened.verified
     assert opened.class_names == tuple("0123456789")
-    np.testing.assert_allclose(opened.mean, told.mean, rtol=1e-12)
+    np.testing.assert_allclose(opened.mean, verified.mean, rtol=1e-12)
 
 
 def test_a_private_copy_does_not_follow_the_file(own_data_dir: Path) -> None:
@@ -143,7 +143,7 @@ HOSTILE: dict[str, tuple[Damage, str]] = {
     "allocation size": (put("allocations", "size", 2**40), "a size that is not 1..8388608"),
     "allocation size of another image": (put("allocations", "size", 3_000), "a size that is not 3072"),
     "allocation pointer": (put("allocations", "ptr", 8 * 2**20), "disagree on the position of an image"),
-    "allocation of nobody": (put("allocations", "sample_id", 2**63), "does not list each image once"),
+    "allocation without an image": (put("allocations", "sample_id", 2**63), "does not list each image once"),
     "allocation twice": (put("allocations", "sample_id", 4), "does not list each image once"),
 }
 

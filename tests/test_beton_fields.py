@@ -63,7 +63,7 @@ def refusal(path: Path) -> str:
 
 
 READ = {
-    "as we write it": [("image", 2), ("label", 1)],
+    "as fastcifar writes it": [("image", 2), ("label", 1)],
     "other order": [("label", 1), ("image", 2)],
     "other names": [("img", 2), ("target", 1)],
     "a number more": [("image", 2), ("label", 1), ("idx", 1)],
@@ -74,7 +74,7 @@ READ = {
 
 
 @pytest.mark.parametrize("name", list(READ))
-def test_an_image_and_a_label_are_found_whatever_is_around_them(tmp_path: Path, name: str) -> None:
+def test_image_and_label_are_found_among_other_fields(tmp_path: Path, name: str) -> None:
     fields = READ[name]
     label = next(n for n, kind in fields if kind == 1 and n not in ("idx", "fold"))
     others = {n: np.arange(NUM) + 1_000 for n, kind in fields if kind in (0, 1) and n != label}
@@ -107,7 +107,7 @@ def test_the_ffcv_loader_gives_for_every_field_order_what_ffcv_itself_reads(tmp_
 
 NOT_READ = {
     "one-hot": ([("image", 2), ("label", 4)], "'label' is not an integer; write the class index"),
-    "one-hot beside an index": ([("image", 2), ("label", 4), ("idx", 1)], "'label' is not an integer"),
+    "one-hot and an index": ([("image", 2), ("label", 4), ("idx", 1)], "'label' is not an integer"),
     "a label of 0.5": ([("image", 2), ("label", 0)], "'label' is not an integer"),
     "no label": ([("image", 2)], "has 1 field ('image': RGBImageField): no label"),
     "an index for a label": ([("image", 2), ("idx", 1)], "no label"),
@@ -123,7 +123,7 @@ NOT_READ = {
 
 
 @pytest.mark.parametrize("name", list(NOT_READ))
-def test_what_is_not_supported_is_said_and_why(tmp_path: Path, name: str) -> None:
+def test_unsupported_fields_are_refused_with_the_reason(tmp_path: Path, name: str) -> None:
     fields, reason = NOT_READ[name]
     path = write(tmp_path / "a.beton", fields)
     message = refusal(path)
@@ -134,34 +134,34 @@ def test_what_is_not_supported_is_said_and_why(tmp_path: Path, name: str) -> Non
 
 
 def test_raw_and_jpeg_images_in_one_file_are_not_supported(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.beton", READ["as we write it"], modes=np.arange(NUM) % 2, label=LABELS)
+    path = write(tmp_path / "a.beton", READ["as fastcifar writes it"], modes=np.arange(NUM) % 2, label=LABELS)
     assert "image 1 has mode 1, image 0 mode 0 (1: raw, 0: JPEG), as FFCV's write_mode 'proportion'" in refusal(path)
 
 
 @pytest.mark.parametrize("label", [-1, -100, 2**40])
-def test_a_label_that_is_no_class_is_not_supported(tmp_path: Path, label: int) -> None:
-    path = write(tmp_path / "a.beton", READ["as we write it"], label=np.where(LABELS == 2, label, LABELS))
+def test_a_label_that_is_not_a_class_index_is_not_supported(tmp_path: Path, label: int) -> None:
+    path = write(tmp_path / "a.beton", READ["as fastcifar writes it"], label=np.where(LABELS == 2, label, LABELS))
     assert f"image 2 has label {label}; expected a class index" in refusal(path)
 
 
 @pytest.mark.parametrize(
-    ("labels", "told"),
+    ("labels", "warning"),
     [
         (LABELS + 1, "no image of 1 of 4 classes: 0;"),
         (LABELS * 5, "no image of 8 of 11 classes: 1, 2, 3, 4, 6, 7, 8, 9;"),
     ],
 )
 def test_labels_that_leave_classes_without_an_image_are_warned_of(
-    tmp_path: Path, labels: Any, told: str, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, labels: Any, warning: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path = write(tmp_path / "a.beton", READ["as we write it"], label=labels)
+    path = write(tmp_path / "a.beton", READ["as fastcifar writes it"], label=labels)
     with caplog.at_level(logging.WARNING, "fastcifar"):
         loader = make_loader(path, batch_size=4, loader="resident")
-    assert told in caplog.text
+    assert warning in caplog.text
     assert "labels are expected to be 0, 1, 2, …" in caplog.text
     assert loader.beton.labels.tolist() == labels.tolist()
     done = CliRunner().invoke(main, ["inspect", str(path)])
-    assert told in done.output
+    assert warning in done.output
     assert done.exit_code == 0
 
 
@@ -186,20 +186,20 @@ DAMAGE = {
     "a name with a hole": damage(lambda header, fields: fields["name"][1].__setitem__(1, 0)),
     "no name": damage(lambda header, fields: fields["name"][1].fill(0)),
     "a name twice": damage(same_name),
-    "a type that nobody knows": damage(lambda header, fields: fields["type_id"].__setitem__(1, 77)),
+    "an unknown type": damage(lambda header, fields: fields["type_id"].__setitem__(1, 77)),
     "arguments": damage(lambda header, fields: fields["arguments"][0].fill(1)),
 }
 
 
 @pytest.mark.parametrize("name", list(DAMAGE))
 def test_descriptors_that_ffcv_does_not_write_are_damaged(tmp_path: Path, name: str) -> None:
-    path = write(tmp_path / "a.beton", READ["as we write it"], label=LABELS)
+    path = write(tmp_path / "a.beton", READ["as fastcifar writes it"], label=LABELS)
     DAMAGE[name](path)
     with pytest.raises(DataError, match="damaged beton"):
         open_beton(path)
 
 
-def test_classes_without_an_image_and_labels_without_a_class_are_told_by_convert(
+def test_convert_warns_of_empty_classes_and_refuses_labels_without_a_class(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     splits = {"train": random_split(6), "test": random_split(2)}

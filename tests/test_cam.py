@@ -1,4 +1,4 @@
-"""Class activation maps against the papers' formulas and against other people's programs."""
+"""Class activation maps against the formulas of the papers and against other implementations."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def trained(data_dir: Path) -> Trained:
 
 
 def unit(heat: np.ndarray) -> np.ndarray:
-    """Divided by its largest value, (h, w) or (N, h, w)."""
+    """Divided by the maximum, (h, w) or (N, h, w)."""
     peak = heat.max(axis=(-2, -1), keepdims=True)
     return heat / np.where(peak > 0, peak, 1)
 
@@ -54,14 +54,14 @@ def spread(heat: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("method", CAM_METHODS)
 def test_maps_are_the_formula_of_the_paper(trained: Trained, method: str) -> None:
     model, images, labels = trained
-    made = Activations(model, images, LAYERS).maps(labels, [method])[method]
-    assert made.maps.shape == (12, 4, 32, 32)
-    assert made.maps.dtype == torch.float32
+    found = Activations(model, images, LAYERS).maps(labels, [method])[method]
+    assert found.maps.shape == (12, 4, 32, 32)
+    assert found.maps.dtype == torch.float32
     for i in range(4):
         for k, layer in enumerate(LAYERS):
             raw = cam_image(model, images[i], layer, int(labels[i]), method)
-            np.testing.assert_allclose(made.maps[i, k].numpy(), enlarge(unit(raw), (32, 32)), atol=1e-4)
-            assert bool(made.has_evidence[i, k]) == bool(raw.max() > 0)
+            np.testing.assert_allclose(found.maps[i, k].numpy(), enlarge(unit(raw), (32, 32)), atol=1e-4)
+            assert bool(found.has_evidence[i, k]) == bool(raw.max() > 0)
 
 
 @pytest.mark.slow
@@ -72,8 +72,8 @@ def test_grad_cam_is_that_of_pytorch_grad_cam(trained: Trained) -> None:
     model, images, labels = trained
     ours = Activations(model, images, LAYERS).maps(labels, ["gradcam"])["gradcam"].maps.numpy()
     for k, layer in enumerate(LAYERS):
-        twin = copy.deepcopy(model)
-        with peer.GradCAM(twin, [twin.get_submodule(layer)]) as cam:
+        copied = copy.deepcopy(model)
+        with peer.GradCAM(copied, [copied.get_submodule(layer)]) as cam:
             theirs = cam(images, [ClassifierOutputTarget(int(label)) for label in labels])
         np.testing.assert_allclose(spread(ours[:, k]), theirs, atol=1e-4)
 
@@ -87,8 +87,8 @@ def test_grad_cam_plus_plus_is_that_of_pytorch_grad_cam_but_for_its_epsilon(
 
     model, images, labels = trained
     for layer in LAYERS:
-        twin = copy.deepcopy(model)
-        with peer.GradCAMPlusPlus(twin, [twin.get_submodule(layer)]) as cam:
+        copied = copy.deepcopy(model)
+        with peer.GradCAMPlusPlus(copied, [copied.get_submodule(layer)]) as cam:
             theirs = cam(images[:3], [ClassifierOutputTarget(int(label)) for label in labels[:3]])
         for i in range(3):
             raw = cam_image(model, images[i], layer, int(labels[i]), "gradcampp", epsilon=1e-6)
@@ -101,15 +101,17 @@ def test_grad_cam_is_that_of_captum(trained: Trained) -> None:
     model, images, labels = trained
     ours = Activations(model, images, LAYERS).maps(labels, ["gradcam"])["gradcam"].maps.numpy()
     for k, layer in enumerate(LAYERS):
-        twin = copy.deepcopy(model)
-        found = captum.LayerGradCam(twin, twin.get_submodule(layer)).attribute(images, labels, relu_attributions=True)
+        copied = copy.deepcopy(model)
+        found = captum.LayerGradCam(copied, copied.get_submodule(layer)).attribute(
+            images, labels, relu_attributions=True
+        )
         raw = unit(found[:, 0].detach().double().numpy())
         expected = np.stack([enlarge(heat, (32, 32)) for heat in raw])
         np.testing.assert_allclose(ours[:, k], expected, atol=1e-4)
 
 
 @pytest.mark.slow
-def test_all_layers_and_methods_at_once_are_each_alone(trained: Trained) -> None:
+def test_all_layers_and_methods_at_once_equal_each_alone(trained: Trained) -> None:
     model, images, labels = trained
     kept = Activations(model, images, LAYERS)
     together, for_true = kept.maps(None, CAM_METHODS), kept.maps(labels, CAM_METHODS)
@@ -125,13 +127,13 @@ def test_all_layers_and_methods_at_once_are_each_alone(trained: Trained) -> None
 
 def test_maps_are_between_0_and_1(trained: Trained) -> None:
     model, images, _ = trained
-    for made in Activations(model, images, LAYERS).maps(None, CAM_METHODS).values():
-        assert made.maps.min() >= 0
-        assert made.maps.max() <= 1
-        assert (made.maps.amax(dim=(2, 3)) > 0).equal(made.has_evidence)
+    for found in Activations(model, images, LAYERS).maps(None, CAM_METHODS).values():
+        assert found.maps.min() >= 0
+        assert found.maps.max() <= 1
+        assert (found.maps.amax(dim=(2, 3)) > 0).equal(found.has_evidence)
 
 
-def test_the_network_is_left_as_it_was(trained: Trained) -> None:
+def test_the_network_is_unchanged(trained: Trained) -> None:
     model, images, _ = trained
     model.train()
     model.layer1.eval()
@@ -148,7 +150,7 @@ def test_the_network_is_left_as_it_was(trained: Trained) -> None:
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_hooks_are_gone_after_an_error(trained: Trained) -> None:
+def test_hooks_are_removed_after_an_error(trained: Trained) -> None:
     model, _, _ = trained
     with pytest.raises(RuntimeError):
         Activations(model, torch.randn(2, 5, 32, 32), LAYERS)
@@ -162,19 +164,19 @@ def test_a_frozen_network_gives_maps_too(trained: Trained) -> None:
     torch.testing.assert_close(Activations(frozen, images, ["layer2"]).maps()["gradcam"].maps, expected)
 
 
-def test_a_dead_layer_has_no_evidence_and_a_constant_image_is_no_trouble() -> None:
+def test_a_dead_layer_has_no_evidence_and_a_constant_image_has_finite_maps() -> None:
     dead = make_model(ModelConfig(name="resnet18"), 10).eval()
     with torch.no_grad():
         dead.head.weight.zero_()  # type: ignore[union-attr]
-    for made in Activations(dead, torch.randn(3, 3, 32, 32), LAYERS).maps(None, CAM_METHODS).values():
-        assert not made.has_evidence.any()
-        assert (made.maps == 0).all()
+    for found in Activations(dead, torch.randn(3, 3, 32, 32), LAYERS).maps(None, CAM_METHODS).values():
+        assert not found.has_evidence.any()
+        assert (found.maps == 0).all()
     living = make_model(ModelConfig(name="resnet18"), 10).eval()
-    for made in Activations(living, torch.zeros(2, 3, 32, 32), LAYERS).maps(None, CAM_METHODS).values():
-        assert torch.isfinite(made.maps).all()
+    for found in Activations(living, torch.zeros(2, 3, 32, 32), LAYERS).maps(None, CAM_METHODS).values():
+        assert torch.isfinite(found.maps).all()
 
 
-def test_a_layer_whose_output_is_changed_in_place_is_taken_before_that() -> None:
+def test_the_output_of_a_layer_is_captured_before_it_is_changed_in_place() -> None:
     torch.manual_seed(1)
 
     def net(inplace: bool) -> nn.Module:
@@ -184,22 +186,22 @@ def test_a_layer_whose_output_is_changed_in_place_is_taken_before_that() -> None
         )
 
     images = torch.randn(3, 3, 8, 8)
-    made = [Activations(net(inplace), images, ["0"]).maps(None, CAM_METHODS) for inplace in (False, True)]
+    maps = [Activations(net(inplace), images, ["0"]).maps(None, CAM_METHODS) for inplace in (False, True)]
     for method in CAM_METHODS:
-        assert torch.equal(made[0][method].maps, made[1][method].maps)
+        assert torch.equal(maps[0][method].maps, maps[1][method].maps)
 
 
-def test_layers_that_give_no_maps_are_refused(trained: Trained) -> None:
+def test_layers_without_maps_are_refused(trained: Trained) -> None:
     model, images, _ = trained
     with pytest.raises(UsageError, match="layer is 'layer9'; expected one of: layer1, layer2, layer3, layer4; or an"):
         Activations(model, images, ["layer1", "layer9"])
-    with pytest.raises(UsageError, match=r"layer 'head' gives a tensor of shape \(12, 10\); expected one that gives"):
+    with pytest.raises(UsageError, match=r"layer 'head' returns a tensor of shape \(12, 10\); expected maps"):
         Activations(model, images, ["head"])
     with pytest.raises(UsageError, match="method is 'cam'; expected one of: gradcam, gradcampp, hirescam"):
         Activations(model, images, ["layer1"]).maps(None, ["cam"])
     unused = copy.deepcopy(model)
     unused.add_module("spare", nn.Conv2d(3, 3, 1))
-    with pytest.raises(UsageError, match="layer 'spare' gives no tensor; expected one that gives maps"):
+    with pytest.raises(UsageError, match="layer 'spare' returns no tensor; expected maps"):
         Activations(unused, images, ["spare"])
 
 
@@ -216,6 +218,6 @@ def test_the_best_layer_is_the_deepest_with_maps_of_5x5(sizes: tuple[tuple[int, 
     assert best_layer(sizes) == expected
 
 
-def test_layers_have_the_sizes_that_are_told(trained: Trained) -> None:
+def test_the_sizes_are_those_of_the_layers(trained: Trained) -> None:
     model, images, _ = trained
     assert Activations(model, images, LAYERS).sizes == ((32, 32), (16, 16), (8, 8), (4, 4))

@@ -163,12 +163,12 @@ def test_inspect_as_json(data_dir: Path) -> None:
 
 def test_inspect_for_people(own_data_dir: Path) -> None:
     result = run("inspect", own_data_dir / "train.beton")
-    assert "verified        yes, it is the file of its manifest" in result.stdout
+    assert "verified        yes, its SHA-256 is that of its manifest" in result.stdout
     assert "  triangle                    3" in result.stdout
     manifest_path(own_data_dir / "train.beton").unlink()
     result = run("inspect", own_data_dir / "train.beton")
     assert result.exit_code == 0
-    assert "verified        no, there is no manifest" in result.stdout
+    assert "verified        no, it has no manifest" in result.stdout
     assert "the structure was checked, the pixels cannot be" in result.stderr
 
 
@@ -185,9 +185,9 @@ def test_train_and_explain_as_json(data_dir: Path) -> None:
     assert explained["layers"] == {"layer1": [15, 15], "layer2": [7, 7], "layer3": [3, 3]}
     assert explained["files"][:3] == [f"runs/a/explain/{name}" for name in ("grid.png", "index.csv", "maps.npz")]
     assert len(explained["files"]) == 6
-    scored = json.loads(run("eval", "a", "--json").stdout)
-    assert scored["accuracy"] == trained["test_accuracy"]
-    assert scored["files"][0] == "runs/a/eval/test/scores.json"
+    evaluated = json.loads(run("eval", "a", "--json").stdout)
+    assert evaluated["accuracy"] == trained["test_accuracy"]
+    assert evaluated["files"][0] == "runs/a/eval/test/metrics.json"
 
 
 def test_the_next_command_on_a_run_has_its_data_too(data_dir: Path, tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def test_the_next_command_on_a_run_has_its_data_too(data_dir: Path, tmp_path: Pa
     assert f"next: fastcifar explain runs/a --data-dir {data_dir}" in run("eval", "a", *common).stdout
 
 
-def test_eval_prints_the_scores_of_every_class(data_dir: Path) -> None:
+def test_eval_prints_the_metrics_of_every_class(data_dir: Path) -> None:
     run(*train_args(data_dir, "--name", "a"))
     lines = run("eval", "--split", "val").stdout.splitlines()
     assert lines[0].split() == ["run", "runs/a"]
@@ -226,13 +226,15 @@ def test_explain_refuses_in_one_line(data_dir: Path) -> None:
     assert refused(2, "explain", "--layers", "layer9").startswith("layer is 'layer9'; expected one of: layer1, layer2")
     assert refused(2, "explain", "--methods", "x") == "methods is 'x'; expected one of: gradcam, gradcampp, hirescam"
     assert "'3;4'; expected one of: loss, confidence, random; or indices" in refused(2, "explain", "--select", "3;4")
-    assert refused(4, "explain", "--image", "a.txt").startswith("a.txt: not a picture that can be read")
-    assert "--n: about test images" in refused(2, "explain", "--image", "a.txt", "--n", 3)
-    assert "target is 'true', but nobody said" in refused(2, "explain", "--image", "a.txt", "--target", "true")
-    assert "--n cannot be given beside the images that --select names" in refused(
-        2, "explain", "--select", "1", "--n", 3
+    assert refused(4, "explain", "--image", "a.txt").startswith("a.txt: not a readable image")
+    assert "--n selects test images; cannot be combined with --image" in refused(
+        2, "explain", "--image", "a.txt", "--n", 3
     )
-    assert "--seed is of --select random alone" in refused(2, "explain", "--seed", 3)
+    assert "target is 'true', but the true class of your images is unknown" in refused(
+        2, "explain", "--image", "a.txt", "--target", "true"
+    )
+    assert "--n cannot be combined with images named by --select" in refused(2, "explain", "--select", "1", "--n", 3)
+    assert "--seed needs --select random" in refused(2, "explain", "--seed", 3)
     assert refused(2, "explain", "--target", "unicorn").startswith("target is 'unicorn'; expected one of: pred, true")
 
 

@@ -135,7 +135,7 @@ def test_two_processes_train_as_one_does(data_dir: Path, tmp_path: Path) -> None
         for key in ("epoch", "train_loss", "val_loss", "val_accuracy"):
             assert float(ours[key]) == pytest.approx(float(theirs[key]), rel=1e-3)
     with np.load(two.predictions) as found:
-        assert found["index"].tolist() == list(range(200))  # each test image once, in order
+        assert found["indices"].tolist() == list(range(200))  # each test image once, in order
     log = two.log.read_text()
     assert log.count("epoch 2/2") == 1
     assert "2 processes" in log

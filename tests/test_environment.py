@@ -24,7 +24,7 @@ from fastcifar.cli.output import log_to_stderr
 from fastcifar.cli.program import OPENMP, _prepare_streams
 from fastcifar.config import TrainConfig
 from fastcifar.errors import UsageError
-from fastcifar.explain import evaluate_run
+from fastcifar.inference.evaluation import evaluate_run
 from fastcifar.loaders import missing_part
 from fastcifar.system.cpus import OtherLoad, available_cpus
 from fastcifar.training import train
@@ -197,7 +197,7 @@ def trained(data_dir: Path, runs_dir: Path) -> tuple[float, ...]:
     }
     config = TrainConfig.from_settings(**settings, data_dir=str(data_dir), val_size=100, device="cpu")
     run, metrics = train(config, runs_dir=runs_dir)
-    scores = evaluate_run(run, split="test", tta="flip", data_dir=None, device="cpu", trusted=None).scores
+    scores = evaluate_run(run, split="test", tta="flip", data_dir=None, device="cpu", trusted=None).metrics
     return metrics["test_loss"], metrics["best"]["val_loss"], scores.loss
 
 

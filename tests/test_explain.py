@@ -22,12 +22,12 @@ from fastcifar import make_loader, open_beton
 from fastcifar.config import CAM_METHODS, ExplainConfig, TrainConfig
 from fastcifar.converters import Source, convert
 from fastcifar.errors import CheckpointError, DataError, FastcifarError, Stopped, UsageError
-from fastcifar.explain import evaluate_run, explain_run, preview
+from fastcifar.explain import explain_run, preview
 from fastcifar.explain.preview import augmented_versions, images_of_each_class
-from fastcifar.explain.user_images import read_picture
-from fastcifar.inference.selection import verdicts
+from fastcifar.explain.user_images import read_user_image
+from fastcifar.inference.evaluation import evaluate_run
+from fastcifar.inference.predictions import Predictions
 from fastcifar.training import RunFolder, checkpoint, find_run, train
-from fastcifar.training.checkpoint import Predictions
 from tests.reference import cam_image, enlarge
 from tests.test_writer import random_split
 
@@ -38,12 +38,12 @@ def run(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return train(config, runs_dir=tmp_path_factory.mktemp("runs"))[0]
 
 
-class Answers:
-    """What predictions.npz says, in plain NumPy."""
+class Expected:
+    """What follows from predictions.npz, in plain NumPy."""
 
     def __init__(self, path: Path) -> None:
         with np.load(path) as found:
-            logits, self.label, self.index = found["logits"].astype(np.float64), found["label"], found["index"]
+            logits, self.label = found["logits"].astype(np.float64), found["labels"]
         shifted = logits - logits.max(axis=1, keepdims=True)
         logs = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
         self.loss, self.guess = -logs[np.arange(len(logs)), self.label], logits.argmax(axis=1)
@@ -58,7 +58,7 @@ def table(path: Path) -> list[dict[str, str]]:
 
 def test_explain_shows_the_misclassified_images_of_largest_loss(run: RunFolder, data_dir: Path) -> None:
     made = explain_run(run, ExplainConfig())
-    folder, found = run.explain, Answers(run.predictions)
+    folder, found = run.explain, Expected(run.predictions)
     expected = found.wrong[np.argsort(-found.loss[found.wrong], kind="stable")][:25]
     sheets = tuple(folder / "sheets" / f"{i:05d}.png" for i in expected)
     assert made.files == (folder / "grid.png", folder / "index.csv", folder / "maps.npz", *sheets)
@@ -78,22 +78,25 @@ def test_explain_shows_the_misclassified_images_of_largest_loss(run: RunFolder, 
     assert {path.name for path in (folder / "sheets").iterdir()} == {sheet.name for sheet in sheets}
 
 
-def test_the_maps_are_kept_and_are_those_of_the_paper(run: RunFolder) -> None:
+def test_the_stored_maps_match_the_reference(run: RunFolder) -> None:
     explain_run(run, ExplainConfig(n=3, methods=CAM_METHODS, target="both"))
     model, info, _ = checkpoint.load_weights(run.best)
     beton = open_beton(Path(run.read_config().data.data_dir) / "test.beton")
     with np.load(run.explain / "maps.npz") as found:
         kept: dict[str, Any] = {key: found[key] for key in found}
-    answers = Answers(run.predictions)
+    answers = Expected(run.predictions)
     assert str(kept["weights_sha256"]) == checkpoint.file_sha256(run.best)
     assert kept["targets"].tolist() == ["pred", "true"]
     assert kept["methods"].tolist() == list(CAM_METHODS)
     assert kept["layers"].tolist() == ["layer1", "layer2", "layer3"]
     assert kept["sizes"].tolist() == [[15, 15], [7, 7], [3, 3]]
     assert kept["maps"].shape == (2, 3, 3, 3, 32, 32)
-    assert kept["classes"].tolist() == [answers.guess[kept["index"]].tolist(), answers.label[kept["index"]].tolist()]
-    assert np.array_equal(kept["images"], beton.images(kept["index"]))
-    inputs = (beton.images(kept["index"]) - np.array(info.mean)) / np.array(info.std)
+    assert kept["classes"].tolist() == [
+        answers.guess[kept["indices"]].tolist(),
+        answers.label[kept["indices"]].tolist(),
+    ]
+    assert np.array_equal(kept["images"], beton.images(kept["indices"]))
+    inputs = (beton.images(kept["indices"]) - np.array(info.mean)) / np.array(info.std)
     for place in np.ndindex(2, 3, 3, 3):
         target, method, image, layer = place
         raw = cam_image(
@@ -109,12 +112,12 @@ def test_the_maps_are_kept_and_are_those_of_the_paper(run: RunFolder) -> None:
 
 
 def test_selections(run: RunFolder) -> None:
-    def shown(**asked: Any) -> list[int]:
-        explain_run(run, ExplainConfig(layers=("layer3",), methods=("gradcam",), **asked))
+    def shown(**settings: Any) -> list[int]:
+        explain_run(run, ExplainConfig(layers=("layer3",), methods=("gradcam",), **settings))
         return [int(row["index"]) for row in table(run.explain / "index.csv")]
 
     explain_run(run, ExplainConfig(n=1))
-    found = Answers(run.predictions)
+    found = Expected(run.predictions)
     by_confidence = found.wrong[np.argsort(-found.confidence[found.wrong], kind="stable")]
     assert shown(n=4, select="confidence") == by_confidence[:4].tolist()
     least_sure = found.right[np.argsort(-found.loss[found.right], kind="stable")]
@@ -129,7 +132,7 @@ def test_selections(run: RunFolder) -> None:
 
 
 @pytest.mark.slow
-def test_fewer_than_asked_for_are_all_shown(run: RunFolder) -> None:
+def test_all_images_are_shown_if_fewer_than_requested(run: RunFolder) -> None:
     made = explain_run(run, ExplainConfig(n=1_000, layers=("layer3",), methods=("gradcam",)))
     assert made.num_shown == made.num_wrong < 1_000
     assert len(made.files) == 3 + made.num_shown
@@ -145,7 +148,7 @@ def test_a_named_class_is_mapped_for_every_image(run: RunFolder) -> None:
         explain_run(run, ExplainConfig(target="unicorn"))
 
 
-def test_an_explanation_that_cannot_be_written_leaves_the_earlier_one(
+def test_an_explanation_that_cannot_be_written_keeps_the_earlier_one(
     run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def contents() -> dict[Path, bytes]:
@@ -212,13 +215,13 @@ def test_layers_that_do_not_exist_are_refused_with_those_that_do(run: RunFolder)
         ({"layers": ("layer1", "layer1")}, "layers is 'layer1,layer1'; expected at least one, each once"),
     ],
 )
-def test_wrong_questions_are_refused(wrong: dict[str, Any], message: str) -> None:
+def test_wrong_settings_of_explain_are_refused(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError) as refusal:
         ExplainConfig(**wrong)
     assert str(refusal.value) == message
 
 
-def test_known_predictions_are_used_and_foreign_ones_are_not(run: RunFolder) -> None:
+def test_cached_predictions_are_used_and_damaged_ones_are_not(run: RunFolder) -> None:
     good = run.predictions.read_bytes()
     before = run.predictions.stat().st_mtime_ns
     explain_run(run, ExplainConfig(n=1))
@@ -227,7 +230,7 @@ def test_known_predictions_are_used_and_foreign_ones_are_not(run: RunFolder) -> 
     with np.load(run.predictions) as found:
         arrays = dict(found)
     file = io.BytesIO()
-    np.savez(file, **{**arrays, "label": arrays["label"] + 99})
+    np.savez(file, **{**arrays, "labels": arrays["labels"] + 99})
     flipped = bytearray(good)
     flipped[len(good) // 2] ^= 0xFF
     for broken in (b"", good[: len(good) // 2], b"PK" + bytes(100), file.getvalue(), bytes(flipped)):
@@ -235,18 +238,18 @@ def test_known_predictions_are_used_and_foreign_ones_are_not(run: RunFolder) -> 
         explain_run(run, ExplainConfig(n=1))
         assert (run.explain / "index.csv").read_text() == rows
         with np.load(run.predictions) as found:
-            assert len(found["index"]) == 200
+            assert len(found["indices"]) == 200
 
 
-def test_own_pictures_are_explained_whatever_their_size(run: RunFolder, tmp_path: Path) -> None:
+def test_own_images_of_any_size_are_explained(run: RunFolder, tmp_path: Path) -> None:
     explain_run(run, ExplainConfig(n=1))
     before = (run.explain / "index.csv").read_text()
     random = np.random.default_rng(0)
     paths = [tmp_path / "wide.jpg", tmp_path / "tiny.png", tmp_path / "glass.png", tmp_path / "grey.webp"]
     for path, shape in zip(paths, [(90, 200, 3), (5, 7, 3), (64, 64, 4), (40, 40)], strict=True):
         PIL.Image.fromarray(random.integers(0, 256, shape, dtype=np.uint8)).save(path)
-    made = explain_run(run, ExplainConfig(), pictures=paths)
-    folder = run.explain / "pictures"
+    made = explain_run(run, ExplainConfig(), images=paths)
+    folder = run.explain / "images"
     assert made.num_wrong is None
     assert made.files[0] == folder / "grid.png"
     rows = table(folder / "index.csv")
@@ -254,46 +257,46 @@ def test_own_pictures_are_explained_whatever_their_size(run: RunFolder, tmp_path
     assert all(row["true"] == "" and row["loss"] == "" and 0 < float(row["confidence"]) <= 1 for row in rows)
     assert all((folder / row["file"]).is_file() for row in rows)
     with np.load(folder / "maps.npz") as found:
-        assert found["targets"].tolist() == ["pred"]  # nobody said what they show
+        assert found["targets"].tolist() == ["pred"]
     assert (run.explain / "index.csv").read_text() == before
-    with pytest.raises(UsageError, match="target is 'both', but nobody said what your pictures show"):
-        explain_run(run, ExplainConfig(target="both"), pictures=paths)
+    with pytest.raises(UsageError, match="target is 'both', but the true class of your images is unknown"):
+        explain_run(run, ExplainConfig(target="both"), images=paths)
 
 
-def test_a_picture_with_an_odd_name_is_explained(run: RunFolder, tmp_path: Path) -> None:
+def test_an_own_image_with_an_odd_name_is_explained(run: RunFolder, tmp_path: Path) -> None:
     path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\n.png"))
     PIL.Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(path)
-    explain_run(run, ExplainConfig(layers=("layer3",), methods=("gradcam",)), pictures=[path])
-    assert table(run.explain / "pictures" / "index.csv")[0]["index"].endswith("/\ufffd\ufffd.png")
+    explain_run(run, ExplainConfig(layers=("layer3",), methods=("gradcam",)), images=[path])
+    assert table(run.explain / "images" / "index.csv")[0]["index"].endswith("/\ufffd\ufffd.png")
 
 
-def test_a_picture_is_cut_to_the_proportions_of_the_data_and_reduced(tmp_path: Path) -> None:
+def test_an_own_image_is_cropped_to_the_proportions_of_the_data_and_resized(tmp_path: Path) -> None:
     image = np.zeros((40, 100, 3), np.uint8)
     image[:, 30:70] = (10, 200, 30)
     PIL.Image.fromarray(image).save(tmp_path / "a.png")
-    found = read_picture(tmp_path / "a.png", (32, 32, 3))
+    found = read_user_image(tmp_path / "a.png", (32, 32, 3))
     assert found.shape == (32, 32, 3)
     assert (found[:, 2:-2] == (10, 200, 30)).all()  # the filter reaches over the cut
     same = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     PIL.Image.fromarray(same).save(tmp_path / "b.png")
-    assert np.array_equal(read_picture(tmp_path / "b.png", (32, 32, 3)), same)
+    assert np.array_equal(read_user_image(tmp_path / "b.png", (32, 32, 3)), same)
 
 
-def test_a_picture_is_turned_as_its_camera_says(tmp_path: Path) -> None:
+def test_the_exif_orientation_of_an_own_image_is_applied(tmp_path: Path) -> None:
     image = np.zeros((32, 32, 3), np.uint8)
     image[:16] = 255
     exif = PIL.Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees
     PIL.Image.fromarray(image).save(tmp_path / "a.png", exif=exif)
-    assert (read_picture(tmp_path / "a.png", (32, 32, 3))[:, 16:] == 255).all()
+    assert (read_user_image(tmp_path / "a.png", (32, 32, 3))[:, 16:] == 255).all()
 
 
-def test_sixteen_bits_become_eight(tmp_path: Path) -> None:
+def test_an_own_image_of_16_bits_is_reduced_to_8(tmp_path: Path) -> None:
     PIL.Image.fromarray(np.full((32, 32), 51_400, np.uint16)).save(tmp_path / "a.png")
-    assert (read_picture(tmp_path / "a.png", (32, 32, 3)) == 200).all()
+    assert (read_user_image(tmp_path / "a.png", (32, 32, 3)) == 200).all()
 
 
-def test_a_signal_is_no_bad_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_is_not_taken_for_a_bad_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     PIL.Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "a.png")
 
     def stop(*args: Any, **more: Any) -> Any:
@@ -301,21 +304,21 @@ def test_a_signal_is_no_bad_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(PIL.ImageOps, "fit", stop)
     with pytest.raises(Stopped):
-        read_picture(tmp_path / "a.png", (32, 32, 3))
+        read_user_image(tmp_path / "a.png", (32, 32, 3))
 
 
-def test_other_test_images_leave_the_predictions_of_the_run(run: RunFolder, tmp_path: Path) -> None:
+def test_eval_of_other_data_keeps_the_predictions_of_the_run(run: RunFolder, tmp_path: Path) -> None:
     from fastcifar.converters.synthetic import source
 
     explain_run(run, ExplainConfig(n=1))
     before = run.predictions.read_bytes()
     with source(20, 30, seed=7) as other:
         convert(other, tmp_path)
-    assert evaluate_run(run, data_dir=str(tmp_path)).scores.confusion.sum() == 30
+    assert evaluate_run(run, data_dir=str(tmp_path)).metrics.confusion.sum() == 30
     assert run.predictions.read_bytes() == before
 
 
-def test_galleries_say_what_each_image_is_and_what_it_was_taken_for(
+def test_galleries_show_true_and_predicted_class_and_confidence(
     run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from fastcifar import plotting
@@ -329,37 +332,38 @@ def test_galleries_say_what_each_image_is_and_what_it_was_taken_for(
     real = plotting.gallery
     monkeypatch.setattr(plotting, "gallery", gallery)
     evaluate_run(run)
-    found, names = Answers(run.predictions), checkpoint.load_weights(run.best)[1].class_names
+    found, names = Expected(run.predictions), checkpoint.load_weights(run.best)[1].class_names
     (wrong, heading), (right, _) = drawn
-    assert "misclassified, of largest loss first" in heading
-    for shown in (*wrong, *right):
-        row = int(shown.name)
-        assert (shown.true, shown.guess) == (names[found.label[row]], names[found.guess[row]])
-        assert shown.right == (found.label[row] == found.guess[row])
-    assert {named.right for named in wrong} == {False}
-    assert {named.right for named in right} == {True}
+    assert "misclassified, largest loss first" in heading
+    for caption in (*wrong, *right):
+        index = int(caption.name)
+        assert (caption.true, caption.predicted) == (names[found.label[index]], names[found.guess[index]])
+        assert caption.confidence == pytest.approx(found.confidence[index])
+        assert caption.is_correct == (found.label[index] == found.guess[index])
+    assert {caption.is_correct for caption in wrong} == {False}
+    assert {caption.is_correct for caption in right} == {True}
 
 
 @pytest.mark.parametrize(
-    ("asked", "heading"),
+    ("settings", "heading"),
     [
         ({"n": 3}, "3 of {wrong} misclassified among 200 test images, largest loss first"),
         ({"n": 2, "select": "confidence"}, "2 of {wrong} misclassified among 200 test images, most confident first"),
         (
             {"n": 2, "select": "random", "correct": True},
-            "2 of {right} rightly classified among 200 test images, at random",
+            "2 of {right} correctly classified among 200 test images, at random",
         ),
         ({"select": (4, 2)}, "2 of 200 test images"),
     ],
 )
-def test_the_heading_says_what_is_shown(run: RunFolder, asked: dict[str, Any], heading: str) -> None:
-    explain_run(run, ExplainConfig(layers=("layer3",), methods=("gradcam",), **asked))
-    found = Answers(run.predictions)
+def test_the_heading_describes_the_selection(run: RunFolder, settings: dict[str, Any], heading: str) -> None:
+    explain_run(run, ExplainConfig(layers=("layer3",), methods=("gradcam",), **settings))
+    found = Expected(run.predictions)
     with np.load(run.explain / "maps.npz") as kept:
         assert str(kept["selection"]) == heading.format(wrong=len(found.wrong), right=len(found.right))
 
 
-def test_all_layers_and_one_of_them_are_each_once(run: RunFolder) -> None:
+def test_a_layer_requested_twice_is_explained_once(run: RunFolder) -> None:
     made = explain_run(run, ExplainConfig(n=1, layers=("layer2", "all"), methods=("gradcam",)))
     assert made.layers == ("layer2", "layer1", "layer3")
 
@@ -371,18 +375,12 @@ def test_a_network_without_maps_is_refused(run: RunFolder, monkeypatch: pytest.M
     assert explain_run(run, ExplainConfig(n=1, layers=("layer3",))).layers == ("layer3",)
 
 
-def test_no_loss_is_below_zero(run: RunFolder) -> None:
-    sure = Predictions(
-        index=np.arange(2),
-        label=np.array([0, 1]),
-        logits=np.array([[90, -90], [-90, 90]], np.float32),
-        weights_sha256="",
-        data_sha256="",
-    )
-    assert [str(loss) for loss in verdicts(sure).loss.tolist()] == ["0.0", "0.0"]
+def test_no_loss_is_negative(run: RunFolder) -> None:
+    certain = Predictions(np.arange(2), np.array([0, 1]), np.array([[90, -90], [-90, 90]], np.float32))
+    assert [str(loss) for loss in (*certain.losses.tolist(), certain.loss)] == ["0.0", "0.0", "0.0"]
 
 
-def test_a_run_of_which_only_the_best_weights_are_left_is_explained(run: RunFolder, tmp_path: Path) -> None:
+def test_a_run_with_only_its_best_weights_is_explained(run: RunFolder, tmp_path: Path) -> None:
     shutil.copytree(run.path, tmp_path / "runs" / "a")
     for name in ("last.pt", "previous.pt"):
         (tmp_path / "runs" / "a" / "weights" / name).unlink()
@@ -392,23 +390,23 @@ def test_a_run_of_which_only_the_best_weights_are_left_is_explained(run: RunFold
         find_run("a", tmp_path / "runs")
 
 
-def test_what_is_no_picture_is_refused(run: RunFolder, tmp_path: Path) -> None:
-    no_picture, half = tmp_path / "a.png", tmp_path / "b.png"
-    no_picture.write_bytes(b"not a picture")
+def test_files_that_are_not_images_are_refused(run: RunFolder, tmp_path: Path) -> None:
+    text, half = tmp_path / "a.png", tmp_path / "b.png"
+    text.write_bytes(b"not an image")
     PIL.Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(half)
     half.write_bytes(half.read_bytes()[:60])
     deep = tmp_path / "c.tiff"
     PIL.Image.fromarray(np.full((40, 40), 60_000, np.int32)).save(deep)
     postscript = tmp_path / "d.eps"
     postscript.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n")
-    for path in (no_picture, half, deep, postscript):
-        with pytest.raises(DataError, match=f"{path.name}: not a picture that can be read .*; expected such as JPEG"):
-            explain_run(run, ExplainConfig(), pictures=[path])
-    with pytest.raises(DataError, match=r"nothing\.png: no such picture"):
-        explain_run(run, ExplainConfig(), pictures=[tmp_path / "nothing.png"])
+    for path in (text, half, deep, postscript):
+        with pytest.raises(DataError, match=f"{path.name}: not a readable image .*; expected e.g. JPEG"):
+            explain_run(run, ExplainConfig(), images=[path])
+    with pytest.raises(DataError, match=r"nothing\.png: no such image"):
+        explain_run(run, ExplainConfig(), images=[tmp_path / "nothing.png"])
 
 
-def test_data_of_another_kind_is_refused(run: RunFolder, tmp_path: Path) -> None:
+def test_data_of_another_shape_is_refused(run: RunFolder, tmp_path: Path) -> None:
     convert(
         Source(description="", class_names=("a", "b"), splits={"train": random_split(2), "test": random_split(2)}),
         tmp_path,
@@ -425,7 +423,7 @@ def test_a_run_without_weights_is_refused(tmp_path: Path) -> None:
             ask()
 
 
-def test_a_network_that_answers_nan_is_refused(run: RunFolder, tmp_path: Path) -> None:
+def test_a_network_that_predicts_nan_is_refused(run: RunFolder, tmp_path: Path) -> None:
     broken = RunFolder(tmp_path)
     broken.best.parent.mkdir()
     model, info, _ = checkpoint.load_weights(run.best)
@@ -433,22 +431,22 @@ def test_a_network_that_answers_nan_is_refused(run: RunFolder, tmp_path: Path) -
     checkpoint.save_weights(broken.best, model, run.read_config().model, info)
     broken.write_config(run.read_config())
     for ask in (lambda: explain_run(broken, ExplainConfig()), lambda: evaluate_run(broken)):
-        with pytest.raises(CheckpointError, match="its answers are not finite; train again with a smaller rate"):
+        with pytest.raises(CheckpointError, match="its logits are not finite; train again with a smaller --lr"):
             ask()
 
 
-def test_eval_gives_the_score_of_the_run(run: RunFolder) -> None:
+def test_eval_gives_the_metrics_of_the_run(run: RunFolder) -> None:
     made = evaluate_run(run)
     metrics = json.loads(run.metrics.read_text())
-    assert made.scores.accuracy == metrics["test_accuracy"]
-    assert made.scores.loss == pytest.approx(metrics["test_loss"], rel=1e-6)
-    found = Answers(run.predictions)
-    assert made.scores.confusion.sum() == 200
-    assert np.trace(made.scores.confusion) == len(found.right)
+    assert made.metrics.accuracy == metrics["test_accuracy"]
+    assert made.metrics.loss == pytest.approx(metrics["test_loss"], rel=1e-6)
+    found = Expected(run.predictions)
+    assert made.metrics.confusion.sum() == 200
+    assert np.trace(made.metrics.confusion) == len(found.right)
     folder = run.path / "eval" / "test"
-    names = ["scores.json", "confusion.png", "reliability.png", "wrong.png", "correct.png", "predictions.npz"]
+    names = ["metrics.json", "confusion.png", "reliability.png", "wrong.png", "correct.png", "predictions.npz"]
     assert made.files == tuple(folder / name for name in names)
-    stored = json.loads((folder / "scores.json").read_text())
+    stored = json.loads((folder / "metrics.json").read_text())
     assert stored["accuracy"] == metrics["test_accuracy"]
     worst = found.wrong[np.argsort(-found.loss[found.wrong], kind="stable")][:10]
     assert [image["index"] for image in stored["worst"]] == worst.tolist()
@@ -457,26 +455,26 @@ def test_eval_gives_the_score_of_the_run(run: RunFolder) -> None:
             assert min(picture.size) > 400
 
 
-def test_eval_of_the_validation_images_scores_those_that_were_held_out(run: RunFolder, data_dir: Path) -> None:
+def test_eval_of_the_validation_split_uses_the_held_out_images(run: RunFolder, data_dir: Path) -> None:
     made = evaluate_run(run, split="val")
     last = table(run.results)
     best = json.loads(run.metrics.read_text())["best"]
-    assert made.scores.accuracy == pytest.approx(best["val_accuracy"])
-    assert made.scores.loss == pytest.approx(float(last[best["epoch"] - 1]["val_loss"]), rel=1e-3)
+    assert made.metrics.accuracy == pytest.approx(best["val_accuracy"])
+    assert made.metrics.loss == pytest.approx(float(last[best["epoch"] - 1]["val_loss"]), rel=1e-3)
     with np.load(run.path / "eval" / "val" / "predictions.npz") as found:
-        rows = found["index"]
+        rows = found["indices"]
         assert len(rows) == 60
-        assert np.array_equal(found["label"], open_beton(data_dir / "train.beton").labels[rows])
+        assert np.array_equal(found["labels"], open_beton(data_dir / "train.beton").labels[rows])
 
 
-def test_eval_with_test_time_augmentation_leaves_the_plain_predictions(
+def test_eval_with_test_time_augmentation_keeps_the_plain_predictions(
     run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fastcifar.inference.trained_run.choose_amp", lambda device, amp: "off")
     before = run.predictions.read_bytes()
     plain, flipped = evaluate_run(run), evaluate_run(run, tta="flip")
     assert run.predictions.read_bytes() == before
-    assert flipped.scores.loss != plain.scores.loss
+    assert flipped.metrics.loss != plain.metrics.loss
     with np.load(run.path / "eval" / "test-flip" / "predictions.npz") as found:
         logits = found["logits"]
     model, info, _ = checkpoint.load_weights(run.best)
@@ -489,7 +487,7 @@ def test_eval_with_test_time_augmentation_leaves_the_plain_predictions(
     np.testing.assert_allclose(logits, expected.numpy(), atol=1e-4, rtol=1e-4)
 
 
-def test_eval_of_validation_images_wants_the_training_images_themselves(run: RunFolder, tmp_path: Path) -> None:
+def test_eval_of_the_validation_split_needs_the_beton_of_the_training(run: RunFolder, tmp_path: Path) -> None:
     from fastcifar.converters.synthetic import source
 
     with source(600, 200, seed=5) as other:
@@ -498,7 +496,7 @@ def test_eval_of_validation_images_wants_the_training_images_themselves(run: Run
         evaluate_run(run, split="val", data_dir=str(tmp_path))
 
 
-def test_eval_of_validation_images_that_nobody_held_out_is_refused(data_dir: Path, tmp_path: Path) -> None:
+def test_eval_of_the_validation_split_is_refused_if_none_was_held_out(data_dir: Path, tmp_path: Path) -> None:
     config = TrainConfig.from_settings(data_dir=str(data_dir), model="small", max_steps=1, batch_size=60, val_size=0)
     folder = train(config, runs_dir=tmp_path)[0]
     with pytest.raises(UsageError, match="no image was held out from training; expected --split test"):
@@ -525,8 +523,8 @@ def test_datasets_with_few_and_with_many_classes(num_classes: int, tmp_path: Pat
     config = TrainConfig.from_settings(data_dir=str(tmp_path / "data"), model="small", max_steps=1, batch_size=4)
     run = train(config, runs_dir=tmp_path / "runs")[0]
     made = evaluate_run(run)
-    assert made.scores.confusion.shape == (num_classes, num_classes)
-    assert explain_run(run, ExplainConfig(n=2, correct=made.scores.accuracy == 1)).num_shown
+    assert made.metrics.confusion.shape == (num_classes, num_classes)
+    assert explain_run(run, ExplainConfig(n=2, correct=made.metrics.accuracy == 1)).num_shown
     rows = preview(config, tmp_path / "preview.png", n=1)
     assert rows == num_classes
 

@@ -17,7 +17,7 @@ from fastcifar.data import jpeg
 from fastcifar.data.beton import open_beton
 from fastcifar.data.image_files import HEAD_BYTES, file_kind
 from fastcifar.errors import DataError, FastcifarError, UsageError
-from fastcifar.explain.user_images import read_picture
+from fastcifar.explain.user_images import read_user_image
 from tests.conftest import ImageFolder
 from tests.test_sources import pixels
 
@@ -81,8 +81,8 @@ def test_explain_says_what_a_file_is_that_is_no_picture(tmp_path: Path, name: st
     path = tmp_path / "x.jpg"
     path.write_bytes(content)
     with pytest.raises(DataError) as caught:
-        read_picture(path, (8, 8, 3))
-    assert f"{path}: not a picture that can be read (it is {kind}" in str(caught.value)
+        read_user_image(path, (8, 8, 3))
+    assert f"{path}: not a readable image (it is {kind}" in str(caught.value)
 
 
 @pytest.mark.parametrize(("form", "kind"), [("JPEG", "a JPEG image"), ("PNG", "a PNG image")])
@@ -96,7 +96,7 @@ def test_a_truncated_picture_is_told_as_such(image_folder: ImageFolder, form: st
     with pytest.raises(DataError, match=expected):
         pixels(folder)
     with pytest.raises(DataError, match=expected):
-        read_picture(path, (8, 8, 3))
+        read_user_image(path, (8, 8, 3))
 
 
 def test_an_image_of_a_beton_that_is_no_jpeg_is_told_without_an_address() -> None:
@@ -147,7 +147,7 @@ def test_convert_and_explain_turn_a_picture_upright_alike(
     expected = np.asarray(PIL.ImageOps.exif_transpose(PIL.Image.open(path)))
     assert expected.shape == ((8, 6, 3) if orientation < 5 else (6, 8, 3))
     np.testing.assert_array_equal(open_beton(tmp_path / "data/train.beton").images([0])[0], expected)
-    np.testing.assert_array_equal(read_picture(path, expected.shape), expected)
+    np.testing.assert_array_equal(read_user_image(path, expected.shape), expected)
     said = [text for text in caplog.messages if "EXIF orientation" in text]
     assert [text.partition(": ")[2] for text in said] == (
         [f"2 images of {split}/ rotated or flipped by their EXIF orientation" for split in ("train", "test")]
@@ -164,4 +164,4 @@ def test_a_damaged_exif_segment_turns_nothing(image_folder: ImageFolder, exif: b
     with open_source(folder) as source:
         image, _ = next(iter(source.splits["train"]))
     np.testing.assert_array_equal(image, PIL.Image.open(io.BytesIO(saved("JPEG"))))
-    np.testing.assert_array_equal(read_picture(path, (8, 8, 3)), image)
+    np.testing.assert_array_equal(read_user_image(path, (8, 8, 3)), image)

@@ -162,7 +162,7 @@ def test_names_in_one_unicode_form_are_accepted(image_folder: ImageFolder) -> No
 
 
 def zip_of(path: Path, names: list[bytes]) -> Path:
-    """A zip whose names are these bytes, without the flag that says that they are UTF-8."""
+    """A zip with these names as bytes, without the UTF-8 flag."""
 
     class Raw(zipfile.ZipInfo):
         def _encodeFilenameFlags(self) -> tuple[bytes, int]:  # noqa: N802 (zipfile's name)

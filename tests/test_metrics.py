@@ -1,18 +1,24 @@
-"""Scores against their definitions."""
+"""Metrics and predictions against their definitions."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from fastcifar.inference.metrics import NUM_BINS, score
+from fastcifar.inference.metrics import NUM_BINS, Metrics, compute_metrics
+from fastcifar.inference.predictions import Predictions
+
+
+def metrics_of(logits: np.ndarray, labels: np.ndarray) -> Metrics:
+    return compute_metrics(Predictions(np.arange(len(labels)), labels, logits))
 
 
 @pytest.fixture
-def answers() -> tuple[np.ndarray, np.ndarray]:
+def logits_and_labels() -> tuple[np.ndarray, np.ndarray]:
     random = np.random.default_rng(0)
     labels = random.integers(0, 4, 500)
     logits = random.normal(size=(500, 5)).astype(np.float32)
@@ -20,9 +26,9 @@ def answers() -> tuple[np.ndarray, np.ndarray]:
     return logits, labels
 
 
-def test_scores_are_those_of_their_definitions(answers: tuple[np.ndarray, np.ndarray]) -> None:
-    logits, labels = answers
-    found = score(logits, labels, 5)
+def test_metrics_match_their_definitions(logits_and_labels: tuple[np.ndarray, np.ndarray]) -> None:
+    logits, labels = logits_and_labels
+    found = metrics_of(logits, labels)
     double = logits.astype(np.float64)
     shares = np.exp(double) / np.exp(double).sum(axis=1, keepdims=True)
     guesses = logits.argmax(axis=1)
@@ -48,8 +54,8 @@ def test_scores_are_those_of_their_definitions(answers: tuple[np.ndarray, np.nda
         assert found.bin_confidence[b] == pytest.approx(confidence[bins == b].mean())
 
 
-def test_the_most_confused_pairs_come_first(answers: tuple[np.ndarray, np.ndarray]) -> None:
-    found = score(*answers, 5)
+def test_the_most_confused_pairs_come_first(logits_and_labels: tuple[np.ndarray, np.ndarray]) -> None:
+    found = metrics_of(*logits_and_labels)
     pairs = found.most_confused(30)
     counts = [count for _, _, count in pairs]
     assert counts == sorted(counts, reverse=True)
@@ -57,23 +63,25 @@ def test_the_most_confused_pairs_come_first(answers: tuple[np.ndarray, np.ndarra
     assert all(true != guess and found.confusion[true, guess] == count for true, guess, count in pairs)
 
 
-def test_the_facts_are_json_and_a_class_without_images_has_none(answers: tuple[np.ndarray, np.ndarray]) -> None:
-    facts = json.loads(json.dumps(score(*answers, 5).facts(("a", "b", "c", "d", "<e>")), allow_nan=False))
-    assert facts["classes"]["<e>"] == {
+def test_metrics_as_json_have_no_recall_for_a_class_without_images(
+    logits_and_labels: tuple[np.ndarray, np.ndarray],
+) -> None:
+    found = json.loads(json.dumps(metrics_of(*logits_and_labels).to_dict(("a", "b", "c", "d", "<e>")), allow_nan=False))
+    assert found["classes"]["<e>"] == {
         "precision": 0.0,
         "recall": None,
         "num_images": 0,
     }
-    assert facts["num_images"] == 500
+    assert found["num_images"] == 500
 
 
-def test_the_calibration_error_is_that_of_the_bins_also_for_those_who_are_quite_sure() -> None:
+def test_a_confidence_of_one_belongs_to_the_last_calibration_bin() -> None:
     """torchmetrics gives 7.6%, as if there were sixteen bins."""
     labels = np.concatenate([np.arange(200) < 10, np.zeros(100)]).astype(np.int64)[:200]
     logits = np.zeros((200, 2), np.float32)
     logits[:100, 0], logits[100:, 0] = 40, 3
     labels[100:] = 0
-    found = score(logits, labels, 2)
+    found = metrics_of(logits, labels)
     confidence = np.concatenate([np.ones(100), np.full(100, 1 / (1 + np.exp(-3)))])
     expected = abs(confidence.mean() - 0.95)  # all are in the last bin
     assert found.ece == pytest.approx(expected, abs=1e-9)
@@ -82,22 +90,48 @@ def test_the_calibration_error_is_that_of_the_bins_also_for_those_who_are_quite_
     )
 
 
-def test_the_calibration_error_is_torchmetrics_where_nobody_is_quite_sure() -> None:
+def test_the_calibration_error_matches_torchmetrics_below_a_confidence_of_one() -> None:
     from torchmetrics.functional.classification import multiclass_calibration_error
 
     random = np.random.default_rng(3)
     logits, labels = random.normal(size=(1_000, 5)).astype(np.float32) * 2, random.integers(0, 5, 1_000)
     probabilities = torch.from_numpy(logits).double().softmax(dim=1)
     theirs = multiclass_calibration_error(probabilities, torch.from_numpy(labels), 5, n_bins=15)
-    assert score(logits, labels, 5).ece == pytest.approx(float(theirs), abs=1e-6)
+    assert metrics_of(logits, labels).ece == pytest.approx(float(theirs), abs=1e-6)
 
 
 @pytest.mark.parametrize("num_classes", [2, 100])
-def test_a_sure_and_right_network_has_no_loss(num_classes: int) -> None:
+def test_a_certain_and_correct_network_has_loss_zero(num_classes: int) -> None:
     labels = np.arange(200) % num_classes
     logits = np.where(np.eye(num_classes, dtype=bool)[labels], 1e4, -1e4).astype(np.float32)
-    found = score(logits, labels, num_classes)
+    found = metrics_of(logits, labels)
     assert (found.accuracy, found.loss, found.ece) == (1.0, 0.0, 0.0)
     assert str(found.loss) == "0.0"  # not -0.0
     assert found.most_confused() == []
     assert np.array_equal(found.confusion, np.diag(np.bincount(labels)))
+
+
+def test_predictions_of_unlabelled_images_have_no_loss() -> None:
+    logits = np.array([[2, 0], [0, 1], [3, 0]], np.float32)
+    predictions = Predictions(np.full(3, -1), np.array([0, 0, -1]), logits)
+    assert predictions.predicted.tolist() == [0, 1, 0]
+    assert predictions.is_correct.tolist() == [True, False, False]
+    expected = -np.log(np.exp([2, 0]) / (np.exp([2, 0]) + np.exp([0, 1])))
+    np.testing.assert_allclose(predictions.losses, [*expected, np.nan])
+    assert predictions.loss == pytest.approx(expected.mean())
+    one = predictions.select(np.array([1]))
+    assert (len(one), one.predicted.tolist(), one.losses[0]) == (1, [1], predictions.losses[1])
+
+
+def test_a_loss_of_logits_that_are_not_finite_is_nan() -> None:
+    assert np.isnan(Predictions(np.arange(1), np.arange(1), np.array([[np.nan, 0]], np.float32)).loss)
+
+
+def test_predictions_are_loaded_as_they_were_saved(tmp_path: Path, logits_and_labels: tuple[np.ndarray, ...]) -> None:
+    logits, labels = logits_and_labels
+    Predictions(np.arange(500), labels, logits, "a", "b").save(tmp_path / "predictions.npz")
+    found = Predictions.load(tmp_path / "predictions.npz")
+    assert (found.weights_sha256, found.data_sha256) == ("a", "b")
+    assert np.array_equal(found.logits, logits)
+    assert np.array_equal(found.labels, labels)
+    assert np.array_equal(found.indices, np.arange(500))

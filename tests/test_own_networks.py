@@ -173,7 +173,7 @@ def test_a_stage_gives_maps_of_the_images(name: str, stages: tuple[str, ...]) ->
 @pytest.mark.parametrize("name", ["0.parametrizations.weight", "0.parametrizations.weight.0"])
 def test_what_gives_a_weight_is_not_a_layer_with_maps(name: str) -> None:
     model = make_model(own("weight_norm"), 5)
-    with pytest.raises(UsageError, match=f"layer '{name}' gives"):
+    with pytest.raises(UsageError, match=f"layer '{name}' returns"):
         Activations(model, IMAGES, [name])
 
 

@@ -22,7 +22,7 @@ from fastcifar.cli.output import command_line
 from fastcifar.config import LR_SUGGESTIONS, TrainConfig, read_pipeline
 from fastcifar.converters import convert, open_source
 from fastcifar.errors import CheckpointError, DataError, FastcifarError, UsageError
-from fastcifar.explain.user_image_paths import read_pictures
+from fastcifar.explain.user_images import read_user_images
 from fastcifar.io.paths import data_folder, user_path, why_missing
 from fastcifar.training import RunFolder, find_lr, find_run
 from fastcifar.training.distributed import Processes
@@ -57,8 +57,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def words_of(line: str) -> list[str]:
     """The words that a shell makes of a command."""
-    told = subprocess.run(["bash", "-c", f"printf '%s\\0' {line}"], capture_output=True, check=True).stdout
-    return [os.fsdecode(word) for word in told.split(b"\0")[:-1]]
+    done = subprocess.run(["bash", "-c", f"printf '%s\\0' {line}"], capture_output=True, check=True).stdout
+    return [os.fsdecode(word) for word in done.split(b"\0")[:-1]]
 
 
 def parsed(line: str) -> dict[str, object]:
@@ -78,7 +78,7 @@ def test_every_kind_of_path_is_understood(home: Path) -> None:
     assert user_path(b"x") == Path("x")
     (home / "~real").touch()
     (home / "s3:").mkdir()
-    assert user_path("~real") == Path("~real")  # nobody's home, but a file
+    assert user_path("~real") == Path("~real")  # not a home folder, but a file
     assert user_path("s3://x") == Path("s3:/x")  # a folder of that name is there
 
 
@@ -92,10 +92,10 @@ def test_every_kind_of_path_is_understood(home: Path) -> None:
         ("a\0b", "expected a path"),
         ("file:///a/b%20c", "a URL; expected a path on this machine: /a/b c"),
         (Path("https://host/x.zip"), "a URL; expected a path on this machine; download"),
-        ("~nobody-of-that-name/x", "there is no such user"),
+        ("~nobody-of-that-name/x", "no such user"),
     ],
 )
-def test_what_is_no_path_is_named(home: Path, given: object, message: str) -> None:
+def test_what_is_not_a_path_is_an_error(home: Path, given: object, message: str) -> None:
     with pytest.raises(UsageError, match=re.escape(message)):
         user_path(given, "data")
 
@@ -109,21 +109,21 @@ def test_the_data_folder_may_be_named_by_its_betons(home: Path) -> None:
         data_folder("d/mine.beton")
 
 
-def test_links_to_nothing_are_told(home: Path) -> None:
+def test_broken_links_are_errors(home: Path) -> None:
     (home / "gone").symlink_to("nowhere")
     (home / "loop").symlink_to("loop")
     (home / "file").touch()
     assert why_missing(Path("gone")) == "a link to nowhere, which does not exist"
     assert why_missing(Path("gone/x")) == "gone is a link to nowhere, which does not exist"
-    assert why_missing(Path("loop")) == "a link that leads back to itself"
+    assert why_missing(Path("loop")) == "a loop of links"
     assert why_missing(Path("file/x")) == "inside a file, not a folder"
     assert why_missing(Path("x" * 300)) == "no such file"
-    for name, why in (("gone", "a link to nowhere"), ("loop", "leads back to itself")):
+    for name, why in (("gone", "a link to nowhere"), ("loop", "a loop of links")):
         for call in (open_beton, open_source, read_pipeline, make_loader, lambda path: find_run(path, ".")):
             with pytest.raises(FastcifarError, match=why):
                 call(name)
         with pytest.raises(DataError, match=why):
-            read_pictures([name], (8, 8, 3))
+            read_user_images([name], (8, 8, 3))
         with pytest.raises(FastcifarError, match=why):
             create_run(name, "a")
     with pytest.raises(CheckpointError, match="a link to nowhere"):
@@ -147,9 +147,9 @@ def test_the_home_folder_is_found_by_every_option_and_function(home: Path, own_d
 @pytest.mark.parametrize("variable", ["FASTCIFAR_DATA_DIR", "FASTCIFAR_RUNS_DIR", "FASTCIFAR_SOURCE"])
 def test_the_environment_gives_paths_too(home: Path, variable: str) -> None:
     command = {"FASTCIFAR_SOURCE": "convert"}.get(variable, "explain")
-    told = CliRunner(env={variable: "~nobody-of-that-name"}).invoke(main, [command])
-    assert told.exit_code == 2
-    assert "there is no such user" in told.output
+    done = CliRunner(env={variable: "~nobody-of-that-name"}).invoke(main, [command])
+    assert done.exit_code == 2
+    assert "no such user" in done.output
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_the_environment_gives_paths_too(home: Path, variable: str) -> None:
         "mine.pt",
     ],
 )
-def test_a_file_of_a_run_stands_for_it(home: Path, given: str) -> None:
+def test_a_path_inside_a_run_selects_it(home: Path, given: str) -> None:
     run = whole_run(home / "runs" / "a", ("cat", "dog"))
     run.report.touch()
     Path("link").symlink_to("runs/a")
@@ -208,17 +208,21 @@ def test_pictures_are_files_folders_and_patterns(home: Path, caplog: pytest.LogC
     for name in names:
         picture(home / name)
     (home / "p" / "notes.txt").write_text("no picture")
-    images, paths = read_pictures(["p", "~/p/a.png", "p/[ab].png", "p/[1].png"], (4, 4, 3))
+    images, paths = read_user_images(["p", "~/p/a.png", "p/[ab].png", "p/[1].png"], (4, 4, 3))
     found = ["p/[1].png", "p/a.png", "p/b.png", "p/deep/c.png"]
     assert [os.path.relpath(path) for path in paths] == [*found, "p/a.png", "p/a.png", "p/b.png", "p/[1].png"]
     assert images.shape == (8, 4, 4, 3)
-    assert "p: passed over 1 files that are not pictures; the first: p/notes.txt" in caplog.text
-    for given, message in (("*.gif", "no file matches"), ("none.png", "no such picture"), ("p/notes.txt", "not a pic")):
+    assert "p: skipped 1 files that are not images; the first: p/notes.txt" in caplog.text
+    for given, message in (
+        ("*.gif", "no file matches"),
+        ("none.png", "no such image"),
+        ("p/notes.txt", "not a readable image"),
+    ):
         with pytest.raises(DataError, match=message):
-            read_pictures([given], (4, 4, 3))
+            read_user_images([given], (4, 4, 3))
     (home / "empty").mkdir()
-    with pytest.raises(DataError, match="empty: no picture there, 0 other files"):
-        read_pictures(["empty"], (4, 4, 3))
+    with pytest.raises(DataError, match="empty: no image among 0 files"):
+        read_user_images(["empty"], (4, 4, 3))
 
 
 def test_a_shell_may_make_several_words_of_pictures(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,8 +230,8 @@ def test_a_shell_may_make_several_words_of_pictures(home: Path, monkeypatch: pyt
 
     seen: list[object] = []
 
-    def stop(run: RunFolder, config: object, *, pictures: tuple[Path, ...], **more: object) -> None:
-        seen.append((run.path.name, [str(path) for path in pictures]))
+    def stop(run: RunFolder, config: object, *, images: tuple[Path, ...], **more: object) -> None:
+        seen.append((run.path.name, [str(path) for path in images]))
         raise DataError("seen")
 
     monkeypatch.setattr(explain, "explain_run", stop)
@@ -239,10 +243,10 @@ def test_a_shell_may_make_several_words_of_pictures(home: Path, monkeypatch: pyt
     for words in (["--image", "x.png", "x.png", "a"], ["runs/a", "--image", "x.png", "x.png"]):
         assert invoke(main, ["explain", *words]).output.endswith("Error: seen\n")
     assert seen == [("a", ["x.png", "x.png"])] * 2
-    told = invoke(main, ["explain", "a", "b", "--image", "x.png"])
-    assert (told.exit_code, "got 2 runs, 'a', 'b'" in told.output) == (2, True)
-    told = invoke(main, ["explain", "x.png"])
-    assert (told.exit_code, "x.png is not a run; give pictures with --image" in told.output) == (2, True)
+    done = invoke(main, ["explain", "a", "b", "--image", "x.png"])
+    assert (done.exit_code, "got 2 runs, 'a', 'b'" in done.output) == (2, True)
+    done = invoke(main, ["explain", "x.png"])
+    assert (done.exit_code, "x.png is not a run; give images with --image" in done.output) == (2, True)
 
 
 @pytest.mark.parametrize("name", ODD)
@@ -265,8 +269,8 @@ def test_the_commands_in_messages_can_be_pasted(home: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         find_run(early.path, odd, trained=True)
     assert parsed(str(caught.value).partition("go on with: ")[2])["resume"] == str(early.path)
-    told = CliRunner().invoke(main, ["explain", str(early.path)]).output
-    assert parsed(told.partition("go on with: ")[2].rstrip("\n"))["resume"] == str(early.path)
+    done = CliRunner().invoke(main, ["explain", str(early.path)]).output
+    assert parsed(done.partition("go on with: ")[2].rstrip("\n"))["resume"] == str(early.path)
     config, own = TrainConfig.from_settings(model="small"), TrainConfig.from_settings(model="mine:net")
     assert parsed(resume_command(early, config, Processes()))["resume"] == str(early.path)
     words = words_of(resume_command(RunFolder(Path("-x")), own, Processes(1, 2, 1)))
@@ -282,9 +286,9 @@ def test_the_command_after_a_range_test_can_be_pasted(home: Path, monkeypatch: p
     curve = SimpleNamespace(why_not=None, suggestions=dict.fromkeys(LR_SUGGESTIONS, 0.125), ended="", rates=[1.0])
     monkeypatch.setattr(find_lr, "find_in_new_folder", lambda *arguments: (curve, ()))
     given = {"--data-dir": f"./{name}", "--runs-dir": f"runs/{name}", "--recipe": f"./{name}/{recipe.name}"}
-    told = CliRunner().invoke(main, ["lr-find", *(word for pair in given.items() for word in pair)])
-    assert told.exit_code == 0, told.output
-    params = parsed(re.search("^next: (.*)$", told.output, re.MULTILINE)[1])  # type: ignore[index]
+    done = CliRunner().invoke(main, ["lr-find", *(word for pair in given.items() for word in pair)])
+    assert done.exit_code == 0, done.output
+    params = parsed(re.search("^next: (.*)$", done.output, re.MULTILINE)[1])  # type: ignore[index]
     assert (params["lr"], params["recipe"]) == (0.125, "my recipe")
     assert params["data_dir"] == Path(name)
     assert params["runs_dir"] == Path("runs") / name
@@ -305,6 +309,6 @@ def test_no_message_shows_a_command_but_by_the_helper() -> None:
 
 def test_an_empty_resume_is_no_latest_run(home: Path) -> None:
     """A variable that was never set: --resume "$RUN"."""
-    told = CliRunner().invoke(main, ["train", "--resume", ""])
-    assert told.exit_code == 4
-    assert "run is ''" in told.output
+    done = CliRunner().invoke(main, ["train", "--resume", ""])
+    assert done.exit_code == 4
+    assert "run is ''" in done.output

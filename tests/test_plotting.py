@@ -1,4 +1,4 @@
-"""Pictures: what stands where, and that nothing lies over anything else."""
+"""Figures: their contents, and that no text overlaps another."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from fastcifar import plotting
-from fastcifar.plotting.images import Named, SheetRow, enlarged, mask, overlay
+from fastcifar.plotting.images import Caption, SheetRow, enlarged, mask, overlay
 from fastcifar.plotting.tiles import fitting, text_width, wrapped
 
 
@@ -43,17 +43,21 @@ def pixels_of(figure: Figure) -> np.ndarray:
     return np.asarray(PIL.Image.open(file).convert("RGB"))
 
 
-def test_names_in_a_script_that_the_font_lacks_are_drawn_without_a_word(tmp_path: Path) -> None:
+def test_names_in_a_script_that_no_font_covers_are_drawn_without_a_warning(tmp_path: Path) -> None:
     name = "\u732b \u0642\u0637\u0629"
-    grid = plotting.cam_grid(random_images(1), random_maps(1, 32, 32), [True], [Named(name, name, False, name)], name)
+    grid = plotting.cam_grid(
+        random_images(1), random_maps(1, 32, 32), [True], [Caption(name, name, False, name, 0.5)], name
+    )
     plotting.write_png(tmp_path / "grid.png", grid)
-    plotting.write_png(tmp_path / "confusion.png", plotting.confusion(np.eye(2, dtype=np.int64), [name, "b"], name))
+    plotting.write_png(
+        tmp_path / "confusion.png", plotting.confusion_matrix(np.eye(2, dtype=np.int64), [name, "b"], name)
+    )
 
 
 @pytest.mark.parametrize("n", [1, 25, 100])
 @pytest.mark.parametrize("name", ["automobile", "W" * 60, "$\\frac{$ <script>"])
 def test_titles_of_the_grid_do_not_overlap(n: int, name: str) -> None:
-    names = [Named(name, name, False, "9999", " 100%")] * n
+    names = [Caption(name, name, False, "9999", 1.0)] * n
     heading = f"{name}: 1,234 of 10,000 test images misclassified\nGrad-CAM of the predicted class at layer3 (8x8)"
     figure = plotting.cam_grid(random_images(n), random_maps(n, 32, 32), [True, False] * n, names, heading)
     assert check_texts(figure) >= 2 * n + 4
@@ -65,8 +69,10 @@ def test_titles_of_the_grid_do_not_overlap(n: int, name: str) -> None:
 
 @pytest.mark.parametrize("n", [1, 25, 100])
 def test_texts_of_gallery_preview_and_sheet_do_not_overlap(n: int) -> None:
-    names = [Named("automobile", "truck", False, "9999")] * n
-    check_texts(plotting.gallery(random_images(n), names, "small: " + "many words " * 30))
+    names = [Caption("automobile", "truck", False, "9999", 1.0)] * n
+    shown = plotting.gallery(random_images(n), names, "small: " + "many words " * 30)
+    check_texts(shown)
+    assert sum(text.get_text() == "100% · 9999" for text in shown.texts) == n
     versions = random_images(3 * n).reshape(n, 3, 32, 32, 3)
     check_texts(plotting.preview(random_images(n), versions, ["automobile"] * n, "Augmentations"))
     row = SheetRow("layer4 (4x4)\nfor automobile", list(random_maps(2, 32, 32)), [True, False])
@@ -80,9 +86,9 @@ def test_texts_of_gallery_preview_and_sheet_do_not_overlap(n: int) -> None:
 
 def test_both_classes_of_a_mistake_can_be_read_however_long_their_names_are() -> None:
     for true, guess in (("aquarium_fish", "sweet_pepper"), ("W" * 80, "truck"), ("cat", "W" * 80)):
-        figure = plotting.gallery(random_images(1), [Named(true, guess, False, "1234")], "")
+        figure = plotting.gallery(random_images(1), [Caption(true, guess, False, "1234", 0.5)], "")
         (caption,) = [text.get_text() for text in figure.texts if "→" in text.get_text()]
-        first, second = caption.removesuffix(" · 1234").split(" → ")
+        first, second = caption.split(" → ")
         assert first.startswith(true[:3])
         assert second.startswith(guess[:3])
         check_texts(figure)
@@ -93,7 +99,7 @@ def test_texts_do_not_overlap_whatever_the_images_look_like(height: int, width: 
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (30, height, width, 3), dtype=np.uint8)
     maps = random.random((30, height, width), dtype=np.float32)
-    names = [Named("automobile", "truck", False, "9999", " 100%")] * 30
+    names = [Caption("automobile", "truck", False, "9999", 1.0)] * 30
     grid = plotting.cam_grid(images, maps, [True] * 30, names, "heading")
     check_texts(grid)
     assert sum("tr" in text.get_text() for text in grid.texts) == 60
@@ -112,9 +118,9 @@ def test_large_images_are_reduced() -> None:
     assert overlay(image, np.zeros((1_000, 2_000), np.float32), 176).shape == (88, 176, 3)
 
 
-def test_what_nobody_knows_is_not_drawn_as_wrong() -> None:
+def test_an_image_of_unknown_class_is_not_marked_as_wrong() -> None:
     figure = plotting.cam_grid(
-        random_images(1), random_maps(1, 32, 32), [True], [Named("", "truck", False, "mine.jpg", " 9%")], "h"
+        random_images(1), random_maps(1, 32, 32), [True], [Caption("", "truck", False, "mine.jpg", 0.09)], "h"
     )
     colours = {text.get_text(): text.get_color() for text in figure.texts}
     assert colours["truck 9%"] == colours["mine.jpg"]
@@ -122,11 +128,11 @@ def test_what_nobody_knows_is_not_drawn_as_wrong() -> None:
 
 @pytest.mark.parametrize("num", [2, 10, 20, 100])
 def test_no_label_of_an_svg_is_cut(num: int) -> None:
-    figure = plotting.confusion(np.eye(num, dtype=np.int64), [f"class {i}" for i in range(num)], "title")
+    figure = plotting.confusion_matrix(np.eye(num, dtype=np.int64), [f"class {i}" for i in range(num)], "title")
     figure.set_dpi(72)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
-    for axis in figure.axes:
+    for axis in (*figure.axes, *figure.legends):
         box = axis.get_tightbbox(canvas.get_renderer())
         assert box is not None
         assert min(box.x0, box.y0) >= 0
@@ -134,9 +140,9 @@ def test_no_label_of_an_svg_is_cut(num: int) -> None:
         assert box.y1 <= figure.bbox.y1
 
 
-def test_the_bars_of_the_calibration_stand_in_their_bins() -> None:
+def test_the_bars_of_the_reliability_diagram_are_in_their_bins() -> None:
     counts = np.array([0, 4, 0, 0, 6])
-    figure = plotting.reliability(np.full(5, 0.5), np.array([0, 0.25, 0, 0, 0.75]), counts, 0.1, "title")
+    figure = plotting.reliability_diagram(np.full(5, 0.5), np.array([0, 0.25, 0, 0, 0.75]), counts, "title")
     bars = [bar for bar in figure.axes[0].patches if bar.get_hatch() is None]
     assert [round(bar.get_x(), 6) for bar in bars] == [0.2, 0.8]
     assert [round(bar.get_height(), 6) for bar in bars] == [0.25, 0.75]
@@ -144,7 +150,7 @@ def test_the_bars_of_the_calibration_stand_in_their_bins() -> None:
 
 def test_the_pixels_of_an_image_are_drawn_as_squares() -> None:
     image = random_images(1, 8)
-    drawn = pixels_of(plotting.gallery(image, [Named("a", "a", True, "1")], "one"))
+    drawn = pixels_of(plotting.gallery(image, [Caption("a", "a", True, "1", 1.0)], "one"))
     large = np.rint(enlarged(image[0], 176) * 255).astype(np.uint8)  # (176, 176, 3): 22 times
     assert np.array_equal(large[::22, ::22], image[0])
     found = [
@@ -179,9 +185,13 @@ def test_the_mask_is_the_image_where_the_map_is_1_and_dark_where_it_is_0() -> No
     np.testing.assert_allclose(masked[-1, -1], 0)
 
 
-def test_many_images_are_drawn_in_part_and_that_is_said() -> None:
+def test_a_figure_of_too_many_images_says_that_it_shows_the_first() -> None:
     figure = plotting.cam_grid(
-        random_images(500, 4), random_maps(500, 4, 4), [True] * 500, [Named("a", "b", False, "1")] * 500, "heading"
+        random_images(500, 4),
+        random_maps(500, 4, 4),
+        [True] * 500,
+        [Caption("a", "b", False, "1", 1.0)] * 500,
+        "heading",
     )
     assert "the first 400 of 500" in [text.get_text() for text in figure.texts]
     versions = random_images(1000, 4).reshape(1000, 1, 4, 4, 3)
@@ -189,7 +199,7 @@ def test_many_images_are_drawn_in_part_and_that_is_said() -> None:
     assert any(text.get_text().startswith("the first ") for text in figure.texts)
 
 
-def test_texts_are_shortened_and_wrapped_to_their_place() -> None:
+def test_texts_are_shortened_and_wrapped_to_their_width() -> None:
     assert fitting("cat", 100, 8) == "cat"
     short = fitting("a very long name of a class", 60, 8)
     assert short.endswith("…")
@@ -205,24 +215,40 @@ def test_texts_are_shortened_and_wrapped_to_their_place() -> None:
 @pytest.mark.parametrize("num", [1, 2, 10, 30, 100])
 def test_a_confusion_matrix_can_be_drawn_of_any_number_of_classes(num: int) -> None:
     counts = np.random.default_rng(num).integers(0, 50, (num, num))
-    figure = plotting.confusion(counts, [f"class {'x' * (i % 30)}$" for i in range(num)], "title $")
+    figure = plotting.confusion_matrix(counts, [f"class {'x' * (i % 30)}$" for i in range(num)], "title $")
     FigureCanvasAgg(figure).draw()
     texts = {text.get_text() for text in figure.axes[0].texts}
     assert texts == ({f"{count:,}" for count in counts.ravel()} if num <= 20 else set())
 
 
-def test_calibration_is_drawn_with_its_error() -> None:
+def test_the_confusion_matrix_is_light_and_its_legend_explains_the_diagonal() -> None:
+    counts = np.array([[7, 3, 0], [0, 8, 0], [1, 0, 9]])
+    figure = plotting.confusion_matrix(counts, ["a", "b", "c"], "")
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "diagonal: correctly classified, not on the colour scale"
+    ]
+    (image,) = figure.axes[0].images
+    cells = image.to_rgba(image.get_array())
+    assert cells[0, 2].tolist() == [1, 1, 1, 1]  # no mistake: white
+    assert np.allclose(cells[0, 0], legend.get_patches()[0].get_facecolor())
+    assert cells[..., :3].mean() > 0.75
+
+
+def test_the_reliability_diagram_shows_the_calibration_error() -> None:
     counts = np.array([0, 10, 30])
-    figure = plotting.reliability(np.array([0, 0.5, 0.9]), np.array([0, 0.4, 1.0]), counts, 0.1, "run")
+    figure = plotting.reliability_diagram(np.array([0, 0.5, 0.9]), np.array([0, 0.4, 1.0]), counts, "run")
     FigureCanvasAgg(figure).draw()
-    assert figure.axes[0].get_title() == "run\ncalibration error (ECE) 10.00%"
+    assert figure.axes[0].get_title() == "run\nexpected calibration error (ECE) 10.00%"
     bars = [bar.get_height() for bar in figure.axes[0].containers[0]]
     assert bars == [0.4, 1.0]
 
 
-def test_figures_made_in_the_dark_are_dark() -> None:
+def test_dark_figures_have_a_dark_ground() -> None:
     def brightness() -> float:
-        return float(pixels_of(plotting.confusion(np.eye(2, dtype=np.int64), ["a", "b"], "title"))[:5, :5].mean())
+        return float(
+            pixels_of(plotting.confusion_matrix(np.eye(2, dtype=np.int64), ["a", "b"], "title"))[:5, :5].mean()
+        )
 
     with plotting.dark():
         assert brightness() < 40

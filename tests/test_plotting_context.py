@@ -1,4 +1,4 @@
-"""Pictures are the same whatever the user has set, and what the user has set stays."""
+"""Figures do not depend on the user's settings of matplotlib, and leave them unchanged."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def drawn(folder: Path) -> bytes:
     """A PNG and an SVG."""
     picture = plotting.write_png(folder / "picture.png", plotting.curves([ONE_EPOCH]))
     with plotting.dark():
-        figure = plotting.confusion(np.array([[3, 1], [0, 2]]), ["a_b", "$c$"], "title")
+        figure = plotting.confusion_matrix(np.array([[3, 1], [0, 2]]), ["a_b", "$c$"], "title")
     return picture.read_bytes() + plotting.svg(figure)
 
 
-def test_a_users_settings_change_no_picture_and_stay(tmp_path: Path) -> None:
+def test_figures_do_not_depend_on_the_users_settings_and_leave_them_unchanged(tmp_path: Path) -> None:
     usual = drawn(tmp_path)
     theirs = {
         "text.usetex": True,
@@ -60,7 +60,7 @@ def test_a_users_settings_change_no_picture_and_stay(tmp_path: Path) -> None:
         matplotlib.rcParams["backend"] = before
 
 
-def test_a_warning_of_matplotlib_is_no_error(tmp_path: Path) -> None:
+def test_a_warning_of_matplotlib_is_not_an_error(tmp_path: Path) -> None:
     figure = plotting.curves([ONE_EPOCH])
     figure.text(0.5, 0.5, "\u732b")  # "Glyph missing from font"
     with warnings.catch_warnings():
@@ -81,10 +81,10 @@ def test_a_warning_of_matplotlib_is_no_error(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_pictures_are_drawn_whatever_the_environment_says(
+def test_figures_are_drawn_in_any_environment(
     settings: dict[str, str | bytes], expected: str | None, tmp_path: Path
 ) -> None:
-    """In a process of its own: what matters is what it says when matplotlib is imported."""
+    """In a new process: the environment counts when matplotlib is imported."""
     (tmp_path / "matplotlibrc").write_bytes(settings.pop("matplotlibrc"))  # type: ignore[arg-type]
     environment = {
         **os.environ,
@@ -101,12 +101,15 @@ def test_pictures_are_drawn_whatever_the_environment_says(
         assert told.stdout.strip() == expected
 
 
-def test_the_ticks_of_the_accuracy_say_what_they_are() -> None:
+def test_the_ticks_of_the_accuracy_are_percentages() -> None:
     (axis,) = plotting.curves([ONE_EPOCH], ("accuracy",)).axes
     assert [axis.yaxis.get_major_formatter()(value) for value in (0.625, 0.6, 0.07)] == ["62.5%", "60%", "7%"]
 
 
-def test_a_run_of_one_epoch_has_one_tick_on_its_axis() -> None:
+def test_curves_of_one_epoch_have_one_tick_and_start_at_zero() -> None:
     for panel, axis in zip(("loss", "accuracy", "lr"), plotting.curves([ONE_EPOCH]).axes, strict=True):
         low, high = axis.get_xlim()
         assert [tick for tick in axis.get_xticks() if low <= tick <= high] == [1], panel
+        bottom, top = axis.get_ylim()
+        assert bottom == 0, panel
+        assert top == pytest.approx(1.25 * max(value for key, value in ONE_EPOCH.items() if key.endswith(panel))), panel

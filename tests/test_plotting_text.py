@@ -1,4 +1,4 @@
-"""Names of classes in pictures, in any script."""
+"""Class names in figures, in any script."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from matplotlib import font_manager
 
 from fastcifar import plotting
 from fastcifar.plotting import text
-from fastcifar.plotting.images import Named, SheetRow
+from fastcifar.plotting.images import Caption, SheetRow
 from fastcifar.plotting.tiles import Tile, captioned, fitting
 
 Install = Callable[..., Path]
@@ -64,7 +64,7 @@ def test_a_class_name_is_drawn_with_an_installed_font_that_has_it(install: Insta
     install("Squares", CAT)
     assert plotting.class_labels([CAT, "dog"]) == (CAT, "dog")
     assert text.families(f"the {CAT}") == ["DejaVu Sans", "Squares"]
-    picture = plotting.gallery(np.full((1, 8, 8, 3), 255, np.uint8), [Named(CAT, CAT, True, "1")], "")
+    picture = plotting.gallery(np.full((1, 8, 8, 3), 255, np.uint8), [Caption(CAT, CAT, True, "1", 1.0)], "")
     (caption,) = [found for found in picture.texts if CAT in found.get_text()]
     assert caption.get_fontfamily() == ["DejaVu Sans", "Squares"]
     path = plotting.write_png(tmp_path / "picture.png", picture)
@@ -78,24 +78,24 @@ def _has_square(path: Path) -> bool:
     return bool((np.lib.stride_tricks.sliding_window_view(black, (10, 10)).all(axis=(2, 3))).any())
 
 
-def test_a_class_that_no_font_has_is_drawn_as_its_number_and_named_once(
+def test_a_class_name_that_no_font_covers_is_drawn_as_its_number_with_one_warning(
     install: Install, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING, "fastcifar"):
         for _ in range(2):
             assert plotting.class_labels(["cat", CAT, "dog", DOG]) == ("cat", "class 1", "dog", "class 3")
     (record,) = caplog.records
-    assert f"the class names {CAT} (class 1), {DOG} (class 3): pictures show the number instead" in record.getMessage()
+    assert f"the class names {CAT} (class 1), {DOG} (class 3): figures show the number instead" in record.getMessage()
     install("Squares", CAT + DOG)  # as the warning says, in the same process
     assert plotting.class_labels(["cat", CAT, "dog", DOG]) == ("cat", CAT, "dog", DOG)
 
 
-def test_a_font_of_boxes_for_every_character_draws_no_name(install: Install) -> None:
+def test_a_font_of_placeholders_draws_no_name(install: Install) -> None:
     install("Last Resort Test", CAT)
     assert plotting.class_labels([CAT]) == ("class 0",)
 
 
-def test_names_from_right_to_left_leave_true_and_predicted_in_their_places(install: Install) -> None:
+def test_right_to_left_names_do_not_swap_true_and_predicted(install: Install) -> None:
     labels = plotting.class_labels([ARABIC_CAT, ARABIC_DOG])
     assert [label.strip(text.LEFT_TO_RIGHT) for label in labels] == [ARABIC_CAT, ARABIC_DOG]
     caption = captioned(Tile(np.zeros((8, 8, 3)), f"{ARABIC_CAT} → {ARABIC_DOG}", " · 12"), 300)
@@ -104,7 +104,7 @@ def test_names_from_right_to_left_leave_true_and_predicted_in_their_places(insta
     assert fitting(f"{mark}{ARABIC_CAT * 9}{mark}", 60, 8).endswith(f"…{mark}")
 
 
-def test_without_shaping_names_that_need_it_are_numbers(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_that_need_shaping_are_numbers_without_it(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text, "SHAPES_TEXT", False)
     assert plotting.class_labels(["e\u0301", ARABIC_CAT, "q\u0301"]) == ("\xe9", "class 1", "class 2")
 
@@ -124,11 +124,11 @@ def test_without_shaping_names_that_need_it_are_numbers(install: Install, monkey
 def test_odd_names_are_one_line_of_what_can_be_drawn(name: str, shown: str, install: Install, tmp_path: Path) -> None:
     (label,) = plotting.class_labels([name])
     assert label == shown
-    image, named = np.zeros((1, 4, 4, 3), np.uint8), Named(label, label, False, "1")
+    image, named = np.zeros((1, 4, 4, 3), np.uint8), Caption(label, label, False, "1", 1.0)
     row = SheetRow(f"layer\nfor {label}", [np.zeros((4, 4), np.float32)], [True])
     for figure in (
         plotting.gallery(image, [named], f"run {name}"),
         plotting.cam_sheet(image[0], [row], ["Grad-CAM"], f"image {name}"),
-        plotting.confusion(np.eye(2, dtype=np.int64), [label, "b"], name),
+        plotting.confusion_matrix(np.eye(2, dtype=np.int64), [label, "b"], name),
     ):
         plotting.write_png(tmp_path / "picture.png", figure)

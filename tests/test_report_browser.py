@@ -1,4 +1,4 @@
-"""The report in headless Chromium: it opens, filters, can be used by the keyboard, and runs nothing of a name.
+"""The report in headless Chromium: it opens, filters, works by keyboard, and runs no code in names.
 
 Skipped where Chromium or its driver is missing, unless FASTCIFAR_BROWSER=required.
 """
@@ -86,7 +86,7 @@ def count(driver: Any) -> str:
     return str(css(driver, "#count")[0].text)
 
 
-def test_it_opens_without_a_console_message_and_asks_nobody(driver: Any, file: Path) -> None:
+def test_it_opens_without_console_messages_or_requests(driver: Any, file: Path) -> None:
     opened(driver, file)
     assert driver.title == "a-run · fastcifar"
     assert driver.execute_script("return [...document.images].every(i => i.complete && i.naturalWidth > 0)")
@@ -110,15 +110,15 @@ def test_filters_show_the_matching_cards_and_count_them(driver: Any, file: Path)
     choose(driver, "predicted", "ship")
     assert shown(driver) == []
     assert count(driver) == "0 of 6 images"
-    assert css(driver, "#nothing")[0].text.startswith("Nothing matches")
+    assert css(driver, "#empty")[0].text == "No image has this true and predicted class."
     css(driver, "#filters button")[0].send_keys(Keys.ENTER)  # the page moves while it becomes shorter
     assert len(shown(driver)) == 6
     assert count(driver) == "6 of 6 images"
-    assert not css(driver, "#nothing")[0].is_displayed()
+    assert not css(driver, "#empty")[0].is_displayed()
     choose(driver, "predicted", "dog")
     assert len(shown(driver)) == 3
     assert css(driver, "#count")[0].get_attribute("aria-live") == "polite"
-    assert len([card for card in css(driver, "#picture-cards > .card") if card.is_displayed()]) == 2
+    assert len([card for card in css(driver, "#own-image-cards > .card") if card.is_displayed()]) == 2
 
 
 def test_a_sheet_opens_and_closes_by_the_keyboard(driver: Any, file: Path) -> None:
@@ -141,14 +141,14 @@ def test_a_sheet_opens_and_closes_by_the_keyboard(driver: Any, file: Path) -> No
 
 def test_a_sheet_opens_by_a_click_on_the_card(driver: Any, file: Path) -> None:
     opened(driver, file)
-    card = css(driver, "#picture-cards > .card")[0]
+    card = css(driver, "#own-image-cards > .card")[0]
     driver.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", card)
     from selenium.webdriver import ActionChains
 
     ActionChains(driver).move_to_element(card.find_element("css selector", ".pair")).click().perform()
-    assert css(driver, "#picture-1")[0].is_displayed()
-    css(driver, "#picture-1 [data-closes]")[0].click()
-    assert not css(driver, "#picture-1")[0].is_displayed()
+    assert css(driver, "#own-image-1")[0].is_displayed()
+    css(driver, "#own-image-1 [data-close]")[0].click()
+    assert not css(driver, "#own-image-1")[0].is_displayed()
 
 
 def test_the_skip_link_is_the_first_stop_and_leads_to_the_report(driver: Any, file: Path) -> None:
@@ -209,7 +209,7 @@ return found;
 """
 
 
-def test_text_can_be_read_in_both_colour_schemes(driver: Any, file: Path) -> None:
+def test_text_has_contrast_in_both_colour_schemes(driver: Any, file: Path) -> None:
     grounds = []
     for scheme in ("light", "dark"):
         opened(driver, file, scheme=scheme)
@@ -222,7 +222,7 @@ def test_text_can_be_read_in_both_colour_schemes(driver: Any, file: Path) -> Non
     assert len(set(grounds)) == 4
 
 
-def test_every_scrolling_part_can_be_reached_by_the_keyboard(driver: Any, file: Path) -> None:
+def test_every_scrolling_part_is_reachable_by_keyboard(driver: Any, file: Path) -> None:
     opened(driver, file, 360)
     loose = """return [...document.querySelectorAll("main *")].filter(e => {
         const style = getComputedStyle(e);

@@ -324,7 +324,7 @@ def test_a_pipe_or_a_circle_in_a_folder_does_not_hang(image_folder: ImageFolder)
 
 @pytest.fixture
 def official(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of the layout of CIFAR-10's, and torchvision told that its checksums are the official ones."""
+    """A folder like CIFAR-10's; torchvision is patched to expect its checksums."""
     folder = tmp_path / "official" / "cifar-10-batches-py"
     folder.mkdir(parents=True)
     random = np.random.default_rng(0)
@@ -370,8 +370,8 @@ def test_an_archive_with_a_wrong_checksum_is_refused(official: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["tar", "tar.xz", "zip", "flat zip", "dotted tar"])
-def test_the_official_files_packed_another_way_are_taken(official: Path, tmp_path: Path, how: str) -> None:
-    """As by a browser that unpacks the .gz, or a website that packs its own."""
+def test_the_official_files_packed_another_way_are_read(official: Path, tmp_path: Path, how: str) -> None:
+    """E.g. by a browser that unpacks the .gz, or a website with archives of its own."""
     expected = pixels(official)
     path = tmp_path / f"again.{how.split()[-1]}"
     if path.suffix == ".zip":

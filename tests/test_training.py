@@ -87,8 +87,8 @@ def test_the_run_folder_holds_what_the_design_says(data_dir: Path, tmp_path: Pat
 def test_predictions_are_those_of_the_best_weights(data_dir: Path, tmp_path: Path) -> None:
     run, metrics = train(tiny(data_dir), runs_dir=tmp_path)
     with np.load(run.predictions, allow_pickle=False) as found:
-        assert found["index"].tolist() == list(range(200))
-        assert (found["logits"].argmax(1) == found["label"]).mean() == pytest.approx(metrics["test_accuracy"])
+        assert found["indices"].tolist() == list(range(200))
+        assert (found["logits"].argmax(1) == found["labels"]).mean() == pytest.approx(metrics["test_accuracy"])
         owner = str(found["weights_sha256"])
     assert owner == checkpoints.file_sha256(run.best)
 
@@ -369,14 +369,14 @@ def test_a_loss_that_is_not_finite_stops_the_run(data_dir: Path, tmp_path: Path)
 def test_a_result_that_is_not_finite_stops_the_run_too(
     data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    real, told = loop.evaluate, []
+    real, told = loop.predict, []
 
     def broken(*args: Any, **settings: Any) -> Any:
         told.append(("validation", "test")[len(told)])
-        answers = real(*args, **settings)
-        return replace(answers, loss=float("nan")) if told[-1] == what else answers
+        predictions = real(*args, **settings)
+        return replace(predictions, logits=predictions.logits * np.nan) if told[-1] == what else predictions
 
-    monkeypatch.setattr(loop, "evaluate", broken)
+    monkeypatch.setattr(loop, "predict", broken)
     with pytest.raises(DivergedError, match=f"the {what} loss is nan"):
         train(tiny(data_dir, max_steps=1), runs_dir=tmp_path)
     assert not (tmp_path / "small" / "metrics.json").exists()

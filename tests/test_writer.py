@@ -1,4 +1,4 @@
-"""The writer: FFCV's bytes, and nothing lost when something fails."""
+"""The writer: FFCV's bytes, and a failure loses nothing."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from tests.trust.cases import vouch
 
 
 class ListSplit:
-    """Images that a test made."""
+    """Images of a test."""
 
-    def __init__(self, images: list[np.ndarray], labels: list[int], told: int | None = None) -> None:
-        self.images, self.labels, self.told = images, labels, told
+    def __init__(self, images: list[np.ndarray], labels: list[int], announced: int | None = None) -> None:
+        self.images, self.labels, self.announced = images, labels, announced
 
     def __len__(self) -> int:
-        return len(self.images) if self.told is None else self.told
+        return len(self.images) if self.announced is None else self.announced
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, int]]:
         return zip(self.images, self.labels, strict=True)
@@ -80,7 +80,7 @@ def test_opens_what_ffcv_wrote_with_several_workers(tmp_path: Path) -> None:
     np.testing.assert_array_equal(opened.images(np.arange(6_000)), np.stack([image for image, _ in expected]))
 
 
-def test_ffcv_reads_what_we_wrote(data_dir: Path) -> None:
+def test_ffcv_reads_what_fastcifar_wrote(data_dir: Path) -> None:
     reader = pytest.importorskip("ffcv.reader", reason="FFCV is not installed").Reader(str(data_dir / "train.beton"))
     assert int(reader.num_samples) == 600
     assert reader.field_names == ["image", "label"]
@@ -180,7 +180,7 @@ def test_a_full_disk_leaves_the_good_files(own_data_dir: Path, monkeypatch: pyte
 def test_at_no_moment_does_a_manifest_lie_next_to_another_beton(
     own_data_dir: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
-    """A kill between two renames, played by an exception that nothing clears up after."""
+    """A kill between two renames, played by an exception without clean-up."""
     calls = 0
     real = os.replace
 
@@ -199,7 +199,7 @@ def test_at_no_moment_does_a_manifest_lie_next_to_another_beton(
 
 
 @pytest.mark.parametrize("name", ["train.beton", "test.beton", "test.beton.json"])
-def test_a_folder_in_the_way_is_told_before_anything_is_replaced(own_data_dir: Path, name: str) -> None:
+def test_a_folder_in_place_of_a_file_is_an_error_before_anything_is_replaced(own_data_dir: Path, name: str) -> None:
     (own_data_dir / name).unlink()
     (own_data_dir / name).mkdir()
     before = {file.name: file.read_bytes() for file in own_data_dir.iterdir() if file.is_file()}
@@ -244,7 +244,7 @@ def test_jpeg_betons_hold_what_was_encoded(tmp_path: Path) -> None:
     np.testing.assert_allclose(without.mean, encoded.mean)
 
 
-def test_ffcv_reads_our_jpeg_betons(tmp_path: Path) -> None:
+def test_ffcv_reads_the_jpeg_betons_of_fastcifar(tmp_path: Path) -> None:
     pytest.importorskip("ffcv")
     with synthetic_source(300, 20) as source:
         convert(source, tmp_path, jpeg_quality=90)
@@ -267,7 +267,7 @@ def test_ffcv_reads_our_jpeg_betons(tmp_path: Path) -> None:
 
 
 def test_a_jpeg_of_another_size_never_reaches_ffcv(tmp_path: Path) -> None:
-    """FFCV writes as many pixels as the file tells, wherever that ends."""
+    """FFCV writes as many pixels as the JPEG header says, beyond its buffer."""
     with synthetic_source(300, 20) as source:
         convert(source, tmp_path, jpeg_quality=90)
     path = tmp_path / "train.beton"
@@ -283,7 +283,7 @@ def test_a_jpeg_of_another_size_never_reaches_ffcv(tmp_path: Path) -> None:
 
 
 def test_a_jpeg_that_cannot_be_decoded_is_an_error_and_not_another_image(tmp_path: Path) -> None:
-    """FFCV takes no notice: it hands out what lay in the slot before."""
+    """FFCV ignores the error, and returns the previous image of the slot."""
     pytest.importorskip("ffcv")
     with synthetic_source(300, 20) as source:
         convert(source, tmp_path, jpeg_quality=90)
@@ -302,7 +302,7 @@ def test_a_jpeg_that_cannot_be_decoded_is_an_error_and_not_another_image(tmp_pat
         loader.close()
 
 
-def test_a_pipeline_and_jpeg_images_do_not_send_the_user_in_a_circle(tmp_path: Path) -> None:
+def test_a_pipeline_and_jpeg_images_are_refused_with_a_remedy_that_works(tmp_path: Path) -> None:
     pytest.importorskip("albumentations")
     with synthetic_source(30, 20) as source:
         convert(source, tmp_path, jpeg_quality=90)
@@ -318,7 +318,7 @@ def reader_of(content: bytes) -> Callable[[int, int], bytes]:
 
 
 def test_a_marker_without_a_length_hides_no_header() -> None:
-    """To libjpeg RST0 has no length; who reads one after it jumps over the true header to a false one."""
+    """To libjpeg RST0 has no length; a parser that reads one skips the true header."""
     true, false = (jpeg.encode(np.zeros((side, side, 3), np.uint8), 90).tobytes() for side in (64, 32))
     for marker in (b"\xff\xd0", b"\xff\x01"):
         jump = 4 + int.from_bytes(true[2:4], "big")
@@ -327,7 +327,7 @@ def test_a_marker_without_a_length_hides_no_header() -> None:
         assert jpeg.find_wrong_header(reader_of(evil * 2), starts, sizes, (32, 32, 3)) == 0
 
 
-def test_a_comment_that_looks_like_a_header_fools_nobody(tmp_path: Path) -> None:
+def test_a_comment_that_looks_like_a_header_is_not_one(tmp_path: Path) -> None:
     fake = b"\xff\xc0\x00\x11\x08\x00\x20\x00\x20\x03"
     comment = b"\xff\xfe" + (len(fake) + 2).to_bytes(2, "big") + fake
     encoded = jpeg.encode(np.zeros((64, 64, 3), np.uint8), 90).tobytes()

@@ -1,4 +1,4 @@
-"""`fastcifar convert`: a source of images to train.beton and test.beton."""
+"""`fastcifar convert`: writes train.beton and test.beton from a source of images."""
 
 from __future__ import annotations
 
@@ -38,11 +38,13 @@ from fastcifar.cli.settings import as_flags, typed
     show_default=True,
     help="jpeg: smaller files for large images; only the ffcv loader reads them.",
 )
-@click.option("--quality", type=click.IntRange(1, 100), default=90, show_default=True, help="Of --encode jpeg.")
+@click.option(
+    "--quality", type=click.IntRange(1, 100), default=90, show_default=True, help="JPEG quality, with --encode jpeg."
+)
 @click.option(
     "--skip-empty-classes",
     is_flag=True,
-    help="Leave out class folders without an image, which are an error otherwise: classes after them get other labels.",
+    help="Skip class folders without images, which are an error otherwise: the classes after them get other labels.",
 )
 @options.data_dir
 @options.as_json
@@ -60,7 +62,7 @@ def convert(
 ) -> None:
     """Write images as FFCV betons, read back and compared, with a manifest.
 
-    What was there before is replaced only when both new files are complete.
+    Existing files are replaced only when both new files are complete.
     """
     from fastcifar import converters
     from fastcifar.cli.output import Bars, command_line, show_next

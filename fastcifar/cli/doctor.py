@@ -1,4 +1,4 @@
-"""`fastcifar doctor`: what is installed, what works here, what is missing and how to get it."""
+"""`fastcifar doctor`: versions, device, loaders, and how to install what is missing."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ PACKAGES = ("torch", "torchvision", "numpy", "pillow", "matplotlib", "ffcv", "nu
 @click.command()
 @options.as_json
 def doctor(as_json: bool) -> None:
-    """Show versions, device and loaders, and the line that installs what is missing."""
+    """Show versions, device and loaders, and the commands that install what is missing."""
     import json
 
     from fastcifar.cli.output import command_line, show_next, table
 
-    facts = examine()
+    facts = collect_facts()
     if as_json:
         click.echo(json.dumps(facts))
         return
@@ -36,8 +36,8 @@ def doctor(as_json: bool) -> None:
     show_next(command_line("fastcifar", "convert"))
 
 
-def examine() -> dict[str, Any]:
-    """What `doctor` tells, as one JSON object."""
+def collect_facts() -> dict[str, Any]:
+    """The output of `doctor`, as one JSON object."""
     import platform
     from importlib import metadata
 

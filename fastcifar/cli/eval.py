@@ -1,4 +1,4 @@
-"""`fastcifar eval`: how good a run is."""
+"""`fastcifar eval`: the metrics of a run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fastcifar.cli.settings import as_flags, typed
     default="test",
     show_default=True,
     type=click.Choice(("val", "test")),
-    help="val: the images that training held out.",
+    help="val: the images held out from training.",
 )
 @click.option(
     "--tta", default="none", show_default=True, type=click.Choice(config.TTA_MODES), help="Test-time augmentation."
@@ -43,55 +43,56 @@ def evaluate(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Score RUN (a name or path; the latest if not given): accuracy, loss, precision and recall of each class,
-    confusion, calibration, the worst images.
+    """Evaluate RUN (a name or path; by default the latest): accuracy, loss, precision and recall by class, confusion
+    matrix, calibration, the worst mistakes.
 
-    Numbers and pictures go to eval/ in the folder of the run.
+    Metrics, figures and predictions go to eval/ in the run folder.
     """
     import json
 
     from fastcifar.cli.output import Bars, command_line, show_next, table
-    from fastcifar.explain import evaluate_run
+    from fastcifar.inference.evaluation import evaluate_run
     from fastcifar.training import find_run
     from fastcifar.training.device import choose_threads
 
     choose_threads(threads)
     folder = find_run(run, runs_dir, trained=True)
     with Bars() as bars:
-        made = evaluate_run(
+        evaluation = evaluate_run(
             folder, split=split, tta=tta, data_dir=data_dir, device=device, trusted=model, reporter=bars
         )
-    scores, names = made.scores, made.class_names
+    metrics, names = evaluation.metrics, evaluation.class_names
     if as_json:
-        about = {"run": str(folder.path), "split": split, "tta": tta, "files": [str(file) for file in made.files]}
-        click.echo(json.dumps({**about, **scores.facts(names), "worst": list(made.worst)}))
+        about = {"run": str(folder.path), "split": split, "tta": tta, "files": [str(file) for file in evaluation.files]}
+        click.echo(json.dumps({**about, **metrics.to_dict(names), "worst": list(evaluation.worst)}))
         return
     click.echo(
         table(
             [
                 ("run", folder.path),
-                ("images", f"{scores.confusion.sum():,} ({split})"),
-                ("accuracy", f"{scores.accuracy:.2%}"),
-                ("loss", f"{scores.loss:.4f}"),
-                ("calibration error", f"{scores.ece:.2%}"),
+                ("images", f"{metrics.confusion.sum():,} ({split})"),
+                ("accuracy", f"{metrics.accuracy:.2%}"),
+                ("loss", f"{metrics.loss:.4f}"),
+                ("calibration error (ECE)", f"{metrics.ece:.2%}"),
             ]
         )
     )
     width = max(len(name) for name in (*names, "class"))
     click.echo(f"\n{'class':<{width}}  precision   recall   images")
-    for i, name in enumerate(names):
-        count = scores.confusion[i].sum()
-        click.echo(f"{name:<{width}}  {_share(scores.precision[i]):>9}  {_share(scores.recall[i]):>7}  {count:>7,}")
+    for row in metrics.per_class(names):
+        precision, recall = _percent(row.precision), _percent(row.recall)
+        click.echo(f"{row.name:<{width}}  {precision:>9}  {recall:>7}  {row.num_images:>7,}")
     pairs = [
-        f"{names[true]} taken for {names[guess]} {count:,} times" for true, guess, count in scores.most_confused(3)
+        f"{names[true]} predicted as {names[predicted]} {count:,} times"
+        for true, predicted, count in metrics.most_confused(3)
     ]
-    click.echo(f"\nmost confused: {'; '.join(pairs)}" if pairs else "\nnothing is misclassified")
-    for file in made.files:
+    click.echo(f"\nmost confused: {'; '.join(pairs)}" if pairs else "\nno image is misclassified")
+    for file in evaluation.files:
         click.echo(file)
     show_next(
         command_line("fastcifar", "explain", folder.path, *as_flags(context, typed(context, ["model", "data_dir"])))
     )
 
 
-def _share(value: float) -> str:
-    return "-" if value != value else f"{value:.2%}"
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2%}"

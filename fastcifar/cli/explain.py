@@ -1,4 +1,4 @@
-"""`fastcifar explain`: where the network looked."""
+"""`fastcifar explain`: class activation maps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fastcifar.cli import options, settings
 from fastcifar.cli.settings import as_flags, flags, typed
 from fastcifar.config import ExplainConfig
 
-FILES_OF_RUNS = (".pt", ".safetensors", ".html", ".yaml", ".json", ".csv", ".npz", ".txt")
+RUN_FILE_SUFFIXES = (".pt", ".safetensors", ".html", ".yaml", ".json", ".csv", ".npz", ".txt")
 
 
 @click.command(cls=options.SettingsCommand)
@@ -24,8 +24,8 @@ FILES_OF_RUNS = (".pt", ".safetensors", ".html", ".yaml", ".json", ".csv", ".npz
     "images",
     multiple=True,
     type=options.PATH,
-    help="Explain your own pictures instead, of any size: a file, a folder or a pattern such as 'cats/*.jpg'; may be "
-    "given several times.",
+    help="Explain your own images instead, of any size: a file, a folder or a pattern such as 'cats/*.jpg'; may be "
+    "repeated.",
 )
 @options.trusted_model
 @options.run_data_dir
@@ -45,21 +45,21 @@ def explain(
     device: str,
     threads: int | None,
     as_json: bool,
-    **given: Any,
+    **overrides: Any,
 ) -> None:
-    """Draw class activation maps of test images of RUN (a name or path; the latest if not given).
+    """Draw class activation maps of test images of RUN (a name or path; by default the latest).
 
-    Without options: the 25 misclassified images of largest loss, and what spoke for the predicted class. A grid, a
-    sheet for each image with all layers and methods, a table and the maps go to explain/ in the folder of the run;
-    those of your own pictures to explain/pictures/.
+    By default: the 25 misclassified images of largest loss, and the evidence for the predicted class. A grid, a sheet
+    for each image with all layers and methods, a table and the maps go to explain/ in the run folder; those of your
+    own images to explain/images/.
     """
-    asked = ExplainConfig(**given)
-    if not isinstance(asked.select, str) and typed(context, ("n",)):
-        raise click.UsageError("--n cannot be given beside the images that --select names", context)
-    if asked.select != "random" and typed(context, ("seed",)):
-        raise click.UsageError("--seed is of --select random alone", context)
+    config = ExplainConfig(**overrides)
+    if not isinstance(config.select, str) and typed(context, ("n",)):
+        raise click.UsageError("--n cannot be combined with images named by --select", context)
+    if config.select != "random" and typed(context, ("seed",)):
+        raise click.UsageError("--seed needs --select random", context)
     if images and (unused := typed(context, ("n", "select", "correct", "seed"))):
-        raise click.UsageError(f"{flags(unused)}: about test images, and cannot be given beside --image", context)
+        raise click.UsageError(f"{flags(unused)} selects test images; cannot be combined with --image", context)
 
     import json
 
@@ -68,70 +68,72 @@ def explain(
     from fastcifar.training import find_run
     from fastcifar.training.device import choose_threads
 
-    run, more = _sorted_out(context, words, runs_dir, bool(images))
+    run, more_images = _run_and_images(context, words, runs_dir, bool(images))
     choose_threads(threads)
     folder = find_run(run, runs_dir, trained=True)
     with Bars() as bars:
-        made = explain_run(
-            folder, asked, pictures=images + more, data_dir=data_dir, device=device, trusted=model, reporter=bars
+        explanation = explain_run(
+            folder, config, images=images + more_images, data_dir=data_dir, device=device, trusted=model, reporter=bars
         )
     report = write_report(folder)
     if as_json:
         facts = {
             "run": str(folder.path),
-            "num_images": made.num_images,
-            "num_wrong": made.num_wrong,
-            "num_shown": made.num_shown,
-            "layers": {name: list(size) for name, size in zip(made.layers, made.sizes, strict=False)},
-            "files": [str(file) for file in made.files],
+            "num_images": explanation.num_images,
+            "num_wrong": explanation.num_wrong,
+            "num_shown": explanation.num_shown,
+            "layers": {name: list(size) for name, size in zip(explanation.layers, explanation.sizes, strict=False)},
+            "files": [str(file) for file in explanation.files],
             "report": report and str(report),
-            "pictures": list(made.pictures),
+            "images": list(explanation.images),
         }
         click.echo(json.dumps(facts))
         return
-    if made.num_wrong is not None:
-        click.echo(f"{made.num_wrong:,} of {made.num_images:,} test images misclassified by {folder.path}")
-        if isinstance(asked.select, str) and made.num_shown < asked.n:
-            nothing = "" if made.num_shown else ": nothing to draw, and what was drawn before stays"
-            click.echo(f"{asked.n:,} were asked for, {made.num_shown:,} are there{nothing}")
-    for picture in made.pictures:
-        classes = ", ".join(f"{name} {probability:.1%}" for name, probability in picture["classes"])
-        click.echo(f"{picture['file']}: {classes}")
-    sheets = [file for file in made.files if file.parent.name == "sheets"]
-    for file in made.files[: len(made.files) - len(sheets)]:
+    if explanation.num_wrong is not None:
+        click.echo(
+            f"{explanation.num_wrong:,} of {explanation.num_images:,} test images misclassified by {folder.path}"
+        )
+        if isinstance(config.select, str) and explanation.num_shown < config.n:
+            nothing = "" if explanation.num_shown else ": nothing drawn; an earlier explanation stays"
+            click.echo(f"{config.n:,} requested, {explanation.num_shown:,} found{nothing}")
+    for image in explanation.images:
+        classes = ", ".join(f"{name} {probability:.1%}" for name, probability in image["classes"])
+        click.echo(f"{image['file']}: {classes}")
+    sheets = [file for file in explanation.files if file.parent.name == "sheets"]
+    for file in explanation.files[: len(explanation.files) - len(sheets)]:
         click.echo(file)
     if sheets:
         click.echo(f"{sheets[0].parent}/ ({len(sheets)} sheets)")
     if report:
         click.echo(report)
     needed = as_flags(context, typed(context, ["model", "data_dir"]))
-    if made.num_wrong == 0 and not made.num_shown:
+    if explanation.num_wrong == 0 and not explanation.num_shown:
         show_next(command_line("fastcifar", "explain", folder.path, "--correct", *needed))
     show_next(command_line("fastcifar", "eval", folder.path, *needed))
 
 
-def _sorted_out(
-    context: click.Context, words: tuple[str, ...], runs_dir: Path, with_pictures: bool
+def _run_and_images(
+    context: click.Context, words: tuple[str, ...], runs_dir: Path, with_images: bool
 ) -> tuple[str | None, tuple[Path, ...]]:
-    """The run that `words` name, and the pictures among them: of `--image *.png` a shell makes several words."""
-    runs, pictures = [], []
+    """The run that `words` name, and the images among them: a shell expands `--image *.png` to several words."""
+    runs, images = [], []
     for word in words:
         path = options.PATH.convert(word, None, context) if word else Path()
-        if word and _is_picture(path, runs_dir) and (with_pictures or path.is_file()):
-            pictures.append(path)
+        if word and _is_image(path, runs_dir) and (with_images or path.is_file()):
+            images.append(path)
         else:
             runs.append(word)
-    if pictures and not with_pictures:
-        raise click.UsageError(f"{pictures[0]} is not a run; give pictures with --image", context)
+    if images and not with_images:
+        raise click.UsageError(f"{images[0]} is not a run; give images with --image", context)
     if len(runs) > 1:
-        raise click.UsageError(f"got {len(runs)} runs, {', '.join(map(repr, runs))}; expected one at most", context)
-    return (runs[0] if runs else None), tuple(pictures)
+        raise click.UsageError(f"got {len(runs)} runs, {', '.join(map(repr, runs))}; expected at most one", context)
+    return (runs[0] if runs else None), tuple(images)
 
 
-def _is_picture(path: Path, runs_dir: Path) -> bool:
-    """Whether there is something at `path` (or a pattern matches) that stands for no run."""
+def _is_image(path: Path, runs_dir: Path) -> bool:
+    """Whether `path` exists, or is a pattern that matches, and does not stand for a run."""
     from fastcifar.training.run_folder import is_run
 
     if path.is_file():
-        return path.suffix not in FILES_OF_RUNS or not is_run(path, runs_dir)
+        return path.suffix not in RUN_FILE_SUFFIXES or not is_run(path, runs_dir)
     return (os.path.exists(path) or bool(glob.glob(str(path)))) and not is_run(path, runs_dir)

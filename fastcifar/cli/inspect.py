@@ -1,4 +1,4 @@
-"""`fastcifar inspect`: what a beton holds, and whether it is whole."""
+"""`fastcifar inspect`: the content of a beton, and whether it is damaged."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fastcifar.cli import options
 @click.argument("beton", type=options.PATH)
 @options.as_json
 def inspect(beton: Path, as_json: bool) -> None:
-    """Show what BETON holds; its structure, and its SHA-256 against the manifest, are checked."""
+    """Show the content of BETON; its structure is checked, and its SHA-256 against the manifest."""
     import numpy as np
 
     from fastcifar.cli.output import command_line, show_next, table
@@ -53,10 +53,7 @@ def inspect(beton: Path, as_json: bool) -> None:
         ("mean (R, G, B)", ", ".join(f"{v:.2f}" for v in opened.mean)),
         ("std (R, G, B)", ", ".join(f"{v:.2f}" for v in opened.std)),
         ("SHA-256", opened.sha256),
-        (
-            "verified",
-            "yes, it is the file of its manifest" if opened.verified else "no, there is no manifest",
-        ),
+        ("verified", "yes, its SHA-256 is that of its manifest" if opened.verified else "no, it has no manifest"),
     ]
     click.echo(f"{table(rows)}\nclasses\n{classes}")
     folder: list[str | Path] = [] if beton.parent == Path("data") else ["--data-dir", beton.parent]

@@ -1,4 +1,4 @@
-"""`fastcifar preview`: what the augmentations make of the images."""
+"""`fastcifar preview`: augmented training images."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from fastcifar.cli.train import train
     "--n", default=8, show_default=True, type=click.IntRange(1, 200), help="Augmented versions of each image."
 )
 @click.option("--each", default=1, show_default=True, type=click.IntRange(min=1), help="Images of each class.")
-@click.option("--out", default="preview.png", show_default=True, type=options.PATH, help="The picture.")
+@click.option("--out", default="preview.png", show_default=True, type=options.PATH, help="The PNG file to write.")
 @settings.add(settings.RECIPE, settings.SEED, [options.data_dir], settings.LOADER, settings.AUGMENTATION)
 @options.as_json
 @click.pass_context
-def preview(context: click.Context, /, n: int, each: int, out: Path, as_json: bool, **given: Any) -> None:
-    """Draw training images of every class beside their augmented versions, as a run with these settings sees them."""
-    config = settings.train_config(context, dict(given))
+def preview(context: click.Context, /, n: int, each: int, out: Path, as_json: bool, **overrides: Any) -> None:
+    """Draw training images of every class next to their augmented versions, as a run with these settings sees them."""
+    config = settings.train_config(context, dict(overrides))
 
     import json
 
     from fastcifar.cli.output import command_line, show_next
-    from fastcifar.explain import preview as draw
+    from fastcifar.explain import preview as write_preview
 
-    num_images = draw(config, out, n=n, each=each)
+    num_images = write_preview(config, out, n=n, each=each)
     if as_json:
         click.echo(json.dumps({"num_images": num_images, "versions": n, "files": [str(out)]}))
         return
     click.echo(out)
     known = {param.name for param in train.params}
-    given_now = [key for key in typed(context, context.params) if key in known]
-    show_next(command_line("fastcifar", "train", *settings.as_flags(context, given_now)))
+    names = [key for key in typed(context, context.params) if key in known]
+    show_next(command_line("fastcifar", "train", *settings.as_flags(context, names)))

@@ -1,4 +1,4 @@
-"""`fastcifar report`: one page of all that is known of a run."""
+"""`fastcifar report`: one page about a run."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from fastcifar.cli import options
 @options.runs_dir
 @options.as_json
 def report(run: str | None, runs_dir: Path, as_json: bool) -> None:
-    """Write report.html of RUN (a name or path; the latest if not given) into its folder.
+    """Write report.html of RUN (a name or path; by default the latest) into its folder.
 
-    Settings, curves, scores of the test images, the explained images with their sheets: one file that needs no other.
+    Settings, curves, test metrics, and the explained images with their sheets, in one self-contained file.
     """
     import json
 

@@ -10,22 +10,16 @@ from PIL.Image import Transpose
 from fastcifar.errors import one_line
 
 ORIENTATION_TAG = 0x112
-TRANSPOSE_BY_ORIENTATION = dict(
-    zip(
-        range(2, 9),
-        (
-            Transpose.FLIP_LEFT_RIGHT,
-            Transpose.ROTATE_180,
-            Transpose.FLIP_TOP_BOTTOM,
-            Transpose.TRANSPOSE,
-            Transpose.ROTATE_270,
-            Transpose.TRANSVERSE,
-            Transpose.ROTATE_90,
-        ),
-        strict=True,
-    )
-)
-"""The inverse of each EXIF orientation but 1, which is upright."""
+TRANSPOSE_BY_ORIENTATION = {
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
+}
+"""The inverse of each EXIF orientation; 1 is upright."""
 HEAD_BYTES = 1_024
 """Bytes that `file_kind` needs."""
 UNKNOWN = "of an unknown kind"
@@ -75,14 +69,8 @@ _SIGNATURES = (
     (rb"MZ.{58}", "a Windows program"),
     (rb"\0\x05\x16\x07", "an AppleDouble file, which macOS writes next to the user's"),
     (rb"bplist00", "a macOS property list"),
-    (
-        rb"version https://git-lfs\.github\.com",
-        "a Git LFS pointer, not the file itself (fetch it with: git lfs pull)",
-    ),
-    (
-        rb"\.\./\.git/annex/|/annex/objects/",
-        "a git-annex pointer, not the file itself (fetch it with: git annex get)",
-    ),
+    (rb"version https://git-lfs\.github\.com", "a Git LFS pointer, not the file itself (fetch it with: git lfs pull)"),
+    (rb"\.\./\.git/annex/|/annex/objects/", "a git-annex pointer, not the file itself (fetch it with: git annex get)"),
 )
 _COMPILED = tuple((re.compile(pattern, re.DOTALL), kind) for pattern, kind in _SIGNATURES)
 _TEXTS = (

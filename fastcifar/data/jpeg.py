@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import warnings
 from collections.abc import Callable
@@ -15,7 +14,9 @@ from fastcifar.data.image_files import HEAD_BYTES, decode_error_reason
 
 Bytes = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int64]
-START_OF_FRAME = b"\xff\xc0"  # baseline; its segment: length (2 bytes), precision, height (2), width (2), components
+START_OF_IMAGE = b"\xff\xd8"
+START_OF_FRAME = (0xC0, 0xC1, 0xC2)
+SEGMENTS = (0xC4, 0xDB, 0xDD, *range(0xE0, 0xF0), 0xFE)  # tables, restart interval, application data, comments
 
 
 def encode(image: Bytes, quality: int) -> Bytes:
@@ -47,35 +48,23 @@ def find_wrong_header(
 ) -> int | None:
     """The first image whose header does not say `image_shape`; None if all do. read(start, size) reads the file.
 
-    Headers of one program are alike: where one equals that of image 0 up to a frame of the right size, it is not
-    parsed.
     What follows the headers is not checked here: see `fastcifar.loaders.ffcv_loader`.
     """
-    height, width, _ = image_shape
-    frame = START_OF_FRAME + b"\x00\x11\x08" + height.to_bytes(2, "big") + width.to_bytes(2, "big") + b"\x03"
-    first = read(int(offsets[0]), int(sizes[0]))
-    frame_start = _find_frame(first, frame)
-    header = first[: frame_start + len(frame)] if frame_start >= 0 else None
     for index, (start, size) in enumerate(zip(offsets.tolist(), sizes.tolist(), strict=True)):
-        if index and header is not None and size > len(header) and read(start, len(header)) == header:
-            continue
-        if _parse_header(read(start, size)) != ((width, height), "RGB"):
+        if _read_shape(read(start, size)) != image_shape:
             return index
     return None
 
 
-def _parse_header(encoded: bytes) -> tuple[tuple[int, int], str] | None:
-    """(width, height) and mode; None if Pillow cannot read the header, whatever it raises."""
-    with contextlib.suppress(Exception), Image.open(io.BytesIO(encoded), formats=["JPEG"]) as image:
-        return image.size, image.mode
+def _read_shape(encoded: bytes) -> tuple[int, int, int] | None:
+    """(H, W, channels) in the header of a baseline or progressive JPEG file of 8 bits; None for anything else."""
+    at = 2 if encoded.startswith(START_OF_IMAGE) else len(encoded)
+    while at + 10 <= len(encoded) and encoded[at] == 0xFF:
+        marker, length = encoded[at + 1], int.from_bytes(encoded[at + 2 : at + 4], "big")
+        if marker in START_OF_FRAME:  # length (2 bytes), precision (1), height (2), width (2), channels (1)
+            height, width = (int.from_bytes(encoded[i : i + 2], "big") for i in (at + 5, at + 7))
+            return (height, width, encoded[at + 9]) if encoded[at + 4] == 8 else None
+        if marker not in SEGMENTS:  # it has no length: a parser that reads one skips the true header
+            return None
+        at += 2 + length
     return None
-
-
-def _find_frame(image: bytes, frame: bytes) -> int:
-    """The position of the frame header, from segment to segment; -1 if it is not `frame`, or not found."""
-    at = 2
-    while image[at : at + 1] == b"\xff" and not image.startswith(START_OF_FRAME, at) and at + 4 <= len(image):
-        if not 0xC0 <= image[at + 1] <= 0xFE or 0xD0 <= image[at + 1] <= 0xD9:
-            return -1  # a marker without a length, which no known encoder writes here
-        at += 2 + int.from_bytes(image[at + 2 : at + 4], "big")
-    return at if image.startswith(frame, at) else -1

@@ -39,5 +39,5 @@ def describe_empty_classes(class_names: Sequence[str], labels: npt.NDArray[np.in
 def require_classes(path: str | os.PathLike[str], class_names: Sequence[str]) -> None:
     """Raise DataError unless there are at least two classes: a classifier cannot learn from one."""
     if len(class_names) < 2:
-        found = f"only the class {class_names[0]!r}" if class_names else "no class"
-        raise DataError(f"{os.fspath(path)}: has {found}; expected at least two classes")
+        names = f"only the class {class_names[0]!r}" if class_names else "no class"
+        raise DataError(f"{os.fspath(path)}: has {names}; expected at least two classes")

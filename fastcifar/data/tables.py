@@ -150,9 +150,9 @@ def _check_images(path: Path, records: npt.NDArray[np.void], sizes: npt.NDArray[
     height, width = int(records["height"][0]), int(records["width"][0])
     if (other := (records["height"] != height) | (records["width"] != width)).any():
         index = int(np.argmax(other))
-        found = f"{int(records['height'][index])}x{int(records['width'][index])}"
+        shape = f"{int(records['height'][index])}x{int(records['width'][index])}"
         raise DataError(
-            f"{path}: not supported: image {index} is {found}, image 0 is {height}x{width}; expected one size for all"
+            f"{path}: not supported: image {index} is {shape}, image 0 is {height}x{width}; expected one size for all"
         )
     size = height * width * 3
     if not 0 < size <= page_size:

@@ -17,12 +17,12 @@ from torch.nn import functional as F
 
 from fastcifar.config import CAM_METHODS
 from fastcifar.errors import UsageError
-from fastcifar.io.checks import listed, require_choice
+from fastcifar.io.checks import format_choices, require_choice
 from fastcifar.models import stages_of
 from fastcifar.models.probe import following, gives_maps
 from fastcifar.models.state import evaluating
 
-SMALLEST_MAP = 5
+MIN_MAP_SIDE = 5
 Size = tuple[int, int]
 
 
@@ -32,13 +32,13 @@ class CamMaps(NamedTuple):
     maps: torch.Tensor
     """(N, layers, H, W) float32 in 0..1: each divided by its largest value, then enlarged to the image, bilinearly."""
     has_evidence: torch.Tensor
-    """(N, layers) bool: False where nothing speaks for the class, so that the map is 0 everywhere."""
+    """(N, layers) bool: False where there is no evidence for the class, and the map is 0 everywhere."""
 
 
 class Activations:
-    """What some layers of a network give for a batch: one forward pass, kept for any number of maps.
+    """The outputs of some layers of a network for a batch: one forward pass, for any number of maps.
 
-    The network's gradients, its mode and its hooks are as they were, also after an error.
+    The network's gradients, mode and hooks are restored, also after an error.
     """
 
     logits: torch.Tensor
@@ -49,16 +49,16 @@ class Activations:
     def __init__(self, model: nn.Module, images: torch.Tensor, layers: Sequence[str]) -> None:
         """images: (N, 3, H, W) float, normalised, on the network's device; it is run in float32.
 
-        A module that is used several times gives what it gave last.
-        Raises UsageError if the network has no such layer, or one gives no maps.
+        Of a module that is called several times, the last output counts.
+        Raises UsageError if the network has no such layer, or its output is not a map.
         """
         _require_layers(model, layers)
         self._image_size: Size = (images.shape[2], images.shape[3])
-        with evaluating(model), _captured(model, layers) as found, following(model, images) as followed:
-            self._scores = model(followed)
-        self._found = [_require_maps(name, found.get(name), tuple(images.shape)) for name in layers]
-        self.logits = self._scores.detach()
-        self.sizes = tuple((a.shape[2], a.shape[3]) for a in self._found)
+        with evaluating(model), _captured(model, layers) as outputs, following(model, images) as inputs:
+            self._logits = model(inputs)
+        self._outputs = [_require_maps(name, outputs.get(name), tuple(images.shape)) for name in layers]
+        self.logits = self._logits.detach()
+        self.sizes = tuple((a.shape[2], a.shape[3]) for a in self._outputs)
 
     def maps(
         self, targets: torch.Tensor | None = None, methods: Sequence[str] = ("gradcam", "gradcampp")
@@ -71,14 +71,14 @@ class Activations:
             require_choice("method", method, CAM_METHODS)
         classes = self.logits.argmax(dim=1) if targets is None else targets
         with torch.enable_grad():
-            scores = self._scores.gather(1, classes[:, None]).sum()  # images do not mix in evaluation mode
-        gradients = torch.autograd.grad(scores, self._found, retain_graph=True, materialize_grads=True)
-        made = {}
+            score = self._logits.gather(1, classes[:, None]).sum()  # images are independent in evaluation mode
+        gradients = torch.autograd.grad(score, self._outputs, retain_graph=True, materialize_grads=True)
+        maps = {}
         for method in methods:
-            layers = [_METHODS[method](a.detach(), g) for a, g in zip(self._found, gradients, strict=True)]
-            scaled, evidence = zip(*(_scaled(each, self._image_size) for each in layers), strict=True)
-            made[method] = CamMaps(torch.stack(scaled, dim=1), torch.stack(evidence, dim=1))
-        return made
+            layers = [_METHODS[method](a.detach(), g) for a, g in zip(self._outputs, gradients, strict=True)]
+            scaled, has_evidence = zip(*(_scaled(each, self._image_size) for each in layers), strict=True)
+            maps[method] = CamMaps(torch.stack(scaled, dim=1), torch.stack(has_evidence, dim=1))
+        return maps
 
 
 def _grad_cam(activation: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
@@ -116,20 +116,20 @@ def _scaled(raw: torch.Tensor, size: Size) -> tuple[torch.Tensor, torch.Tensor]:
 
 @contextmanager
 def _captured(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """In the block, what each of `layers` gives in a forward pass; the hooks are gone after it."""
-    found: dict[str, Any] = {}
+    """In the block, the output of each of `layers` in a forward pass; the hooks are removed after it."""
+    outputs: dict[str, Any] = {}
 
     def keep(name: str) -> Callable[..., Any]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
-            found[name] = output
-            # the network goes on with a copy: what follows may work in place
+            outputs[name] = output
+            # the network continues with a copy: the next module may work in place
             return output.clone() if isinstance(output, torch.Tensor) else None
 
         return hook
 
     hooks = [model.get_submodule(name).register_forward_hook(keep(name)) for name in layers]
     try:
-        yield found
+        yield outputs
     finally:
         for hook in hooks:
             hook.remove()
@@ -139,29 +139,27 @@ def _require_layers(model: nn.Module, layers: Sequence[str]) -> None:
     known = {name: module for name, module in model.named_modules() if name}
     for name in layers:
         if name not in known:
-            expected = listed(stages_of(model) or sorted(known), name)
+            expected = format_choices(stages_of(model) or sorted(known), name)
             raise UsageError(f"layer is {name!r}; expected one of: {expected}; or another module of the network")
         if isinstance(known[name], torch.jit.ScriptModule):
             raise UsageError(f"layer {name!r} is scripted, so its output cannot be read; expected one in Python code")
 
 
 def _require_maps(name: str, output: Any, image_shape: tuple[int, ...]) -> torch.Tensor:
-    if not isinstance(output, torch.Tensor) or output.ndim != 4:
-        gives = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, torch.Tensor) else "no tensor"
-        raise UsageError(f"layer {name!r} gives {gives}; expected one that gives maps, (N, C, h, w)")
-    if not gives_maps(output, image_shape):
+    if not isinstance(output, torch.Tensor) or not gives_maps(output, image_shape):
         num, _, height, width = image_shape
+        given = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, torch.Tensor) else "no tensor"
         raise UsageError(
-            f"layer {name!r} gives a tensor of shape {tuple(output.shape)}; expected maps, (N, C, h, w), of {num} "
-            f"images and in proportion to {height}x{width}"
+            f"layer {name!r} returns {given}; expected maps, (N, C, h, w), of {num} images, in the proportions of "
+            f"{height}x{width}"
         )
     if not output.requires_grad:
-        raise UsageError(f"layer {name!r} gives what no gradient reaches from the images; expected maps of them")
+        raise UsageError(f"layer {name!r} returns maps that do not depend on the images; expected maps that do")
     return output
 
 
 def best_layer(sizes: Sequence[Size]) -> int:
-    """Which of these layers, from shallow to deep, to look at first: the deepest whose maps have at least 5x5 pixels,
-    else the one with the largest."""
-    large = [i for i, size in enumerate(sizes) if min(size) >= SMALLEST_MAP]
+    """Position of the layer to look at first among these, from shallow to deep: the deepest with maps of at least 5x5
+    pixels, else the one with the largest maps."""
+    large = [i for i, size in enumerate(sizes) if min(size) >= MIN_MAP_SIDE]
     return large[-1] if large else max(range(len(sizes)), key=lambda i: min(sizes[i]))

@@ -1,4 +1,4 @@
-"""What `explain` writes: grid, sheets, table and arrays."""
+"""The files of an explanation: grid, sheets, index and arrays."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastcifar.explain.cam import best_layer
-from fastcifar.explain.maps import MapTable, Subjects
+from fastcifar.explain.maps import ExplainedImages, MapTable
 from fastcifar.io.atomic import wrap_write_errors, write_arrays, write_text
-from fastcifar.io.figures import pictures
+from fastcifar.io.figures import figure_writer
 from fastcifar.io.locks import lock_folder
 from fastcifar.training.progress import Reporter
 
@@ -24,90 +24,89 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMNS = ("index", "true", "predicted", "confidence", "loss", "file")
-WRITTEN = ("grid.png", "index.csv", "maps.npz", "sheets")
+ENTRIES = ("grid.png", "index.csv", "maps.npz", "sheets")
 METHOD_NAMES = {"gradcam": "Grad-CAM", "gradcampp": "Grad-CAM++", "hirescam": "HiResCAM"}
 
 
 def write_explanation(
     folder: Path,
-    subjects: Subjects,
+    explained: ExplainedImages,
     table: MapTable,
-    names: tuple[str, ...],
+    class_names: tuple[str, ...],
     run_name: str,
     selection: str,
     reporter: Reporter,
 ) -> tuple[Path, ...]:
-    """Write index.csv, maps.npz and then grid.png and sheets/ into `folder`, which is there; returns their paths.
+    """Write index.csv, maps.npz, grid.png and sheets/ into an existing folder; returns their paths.
 
-    selection: which images these are, in words. All is made before anything of an earlier explanation is replaced,
-    and that is put back if not everything can be. A picture that cannot be drawn is left out, with a warning.
+    selection: which images these are, in words. An earlier explanation is replaced when all files are written, and
+    restored if that fails. A figure that cannot be drawn is left out, with a warning.
     """
     with wrap_write_errors(folder):
-        made = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder))
+        partial_folder = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder))
     try:
-        _write_index(made / "index.csv", subjects, names)
-        _write_maps(made / "maps.npz", subjects, table, selection)
+        _write_index(partial_folder / "index.csv", explained, class_names)
+        _write_maps(partial_folder / "maps.npz", explained, table, selection)
         with wrap_write_errors(folder):
-            (made / "sheets").mkdir()
-        with pictures(folder, "repeat the command to draw them", made_in=made) as draw:
-            draw("grid.png", partial(_grid, subjects, table, names, f"{run_name}: {selection}"))
-            reporter.begin("sheets", len(subjects.files))
-            for i, file in enumerate(subjects.files):
-                draw(f"sheets/{file}", partial(_sheet, i, subjects, table, names))
+            (partial_folder / "sheets").mkdir()
+        with figure_writer(folder, "repeat the command to draw them", write_to=partial_folder) as write:
+            write("grid.png", partial(_grid, explained, table, class_names, f"{run_name}: {selection}"))
+            reporter.begin("sheets", len(explained.sheets))
+            for i, sheet in enumerate(explained.sheets):
+                write(f"sheets/{sheet}", partial(_sheet, i, explained, table, class_names))
                 reporter.advance(1)
         with wrap_write_errors(folder):
-            _put_in_place(made, folder)
+            _replace(partial_folder, folder)
     finally:
-        shutil.rmtree(made, ignore_errors=True)
-    paths = [folder / name for name in (*WRITTEN[:-1], *(f"sheets/{file}" for file in subjects.files))]
+        shutil.rmtree(partial_folder, ignore_errors=True)
+    paths = [folder / name for name in (*ENTRIES[:-1], *(f"sheets/{sheet}" for sheet in explained.sheets))]
     return tuple(path for path in paths if path.exists())
 
 
-def _put_in_place(made: Path, folder: Path) -> None:
-    """Move what was made into `folder`, and what was there out of it: all, or nothing."""
-    earlier = made / "earlier"
+def _replace(source: Path, folder: Path) -> None:
+    """Move the entries of `source` into `folder`, and those of an earlier explanation out of it: all or nothing."""
+    earlier = source / "earlier"
     earlier.mkdir()
-    with lock_folder(folder):  # another explanation of the run may end at the same moment
-        there = [name for name in WRITTEN if os.path.lexists(folder / name)]
-        moves = [(folder / name, earlier / name) for name in there]
-        moves += [(made / name, folder / name) for name in WRITTEN if (made / name).exists()]
+    with lock_folder(folder):  # another explanation of the run may finish at the same moment
+        moves = [(folder / name, earlier / name) for name in ENTRIES if os.path.lexists(folder / name)]
+        moves += [(source / name, folder / name) for name in ENTRIES if (source / name).exists()]
         try:
             for before, after in moves:
                 before.rename(after)
         except BaseException:
             for before, after in reversed(moves):
-                if not os.path.lexists(before):  # a signal may come when it is moved, and before that is known
+                if not os.path.lexists(before):  # moved; a signal may arrive before the loop records it
                     after.rename(before)
             raise
 
 
-def _grid(subjects: Subjects, table: MapTable, names: tuple[str, ...], heading: str) -> Figure:
+def _grid(explained: ExplainedImages, table: MapTable, class_names: tuple[str, ...], heading: str) -> Figure:
     from fastcifar import plotting
-    from fastcifar.plotting.images import Named
+    from fastcifar.plotting.images import Caption
 
-    found, labels = subjects.verdicts, plotting.class_labels(names)
-    titles = [
-        Named(labels[t] if t >= 0 else "", labels[p], bool(t == p), name, f" {c:.0%}")
-        for t, p, name, c in zip(found.true, found.predicted, subjects.short_names, found.confidence, strict=True)
+    predictions, labels = explained.predictions, plotting.class_labels(class_names)
+    captions = [
+        Caption(labels[true] if true >= 0 else "", labels[predicted], bool(true == predicted), name, confidence)
+        for true, predicted, name, confidence in zip(
+            predictions.labels, predictions.predicted, explained.short_names, predictions.confidence, strict=True
+        )
     ]
-    best = best_layer(table.sizes)
-    target = target_name(table.targets[0])
-    target = labels[names.index(target)] if target in names else target
-    shown = f"{METHOD_NAMES[table.methods[0]]} of {target} at {_layer(table, best)}"
+    best, target = best_layer(table.sizes), table.targets[0]
+    target = labels[class_names.index(target)] if target in class_names else target_name(target)
     return plotting.cam_grid(
-        subjects.images,
+        explained.images,
         table.maps[0, 0, :, best],
         table.has_evidence[0, 0, :, best].tolist(),
-        titles,
-        f"{heading}\n{shown}",
+        captions,
+        f"{heading}\n{METHOD_NAMES[table.methods[0]]} of {target} at {_layer(table, best)}",
     )
 
 
-def _sheet(i: int, subjects: Subjects, table: MapTable, names: tuple[str, ...]) -> Figure:
+def _sheet(i: int, explained: ExplainedImages, table: MapTable, class_names: tuple[str, ...]) -> Figure:
     from fastcifar import plotting
     from fastcifar.plotting.images import SheetRow
 
-    found, labels = subjects.verdicts, plotting.class_labels(names)
+    predictions, labels = explained.predictions, plotting.class_labels(class_names)
     rows = [
         SheetRow(
             f"{_layer(table, k)}\nfor {labels[table.classes[t, i]]}",
@@ -117,11 +116,12 @@ def _sheet(i: int, subjects: Subjects, table: MapTable, names: tuple[str, ...]) 
         for k in range(len(table.layers))
         for t in range(len(table.targets))
     ]
-    true = f"true {labels[found.true[i]]}, " if found.true[i] >= 0 else ""
-    loss = f", loss {found.loss[i]:.2f}" if found.true[i] >= 0 else ""
-    title = f"{subjects.names[i]}: {true}predicted {labels[found.predicted[i]]} {found.confidence[i]:.0%}{loss}"
-    methods = [METHOD_NAMES[method] for method in table.methods]
-    return plotting.cam_sheet(subjects.images[i], rows, methods, title)
+    is_known = predictions.labels[i] >= 0
+    true = f"true {labels[predictions.labels[i]]}, " if is_known else ""
+    loss = f", loss {predictions.losses[i]:.2f}" if is_known else ""
+    predicted, confidence = labels[predictions.predicted[i]], predictions.confidence[i]
+    heading = f"{explained.names[i]}: {true}predicted {predicted} {confidence:.0%}{loss}"
+    return plotting.cam_sheet(explained.images[i], rows, [METHOD_NAMES[m] for m in table.methods], heading)
 
 
 def _layer(table: MapTable, k: int) -> str:
@@ -130,26 +130,25 @@ def _layer(table: MapTable, k: int) -> str:
 
 
 def target_name(target: str) -> str:
-    """A kind of target, in words."""
+    """A target in words."""
     return {"pred": "the predicted class", "true": "the true class"}.get(target, target)
 
 
-def _write_index(path: Path, subjects: Subjects, names: tuple[str, ...]) -> None:
-    found = subjects.verdicts
+def _write_index(path: Path, explained: ExplainedImages, class_names: tuple[str, ...]) -> None:
+    predictions = explained.predictions
     rows: list[dict[str, Any]] = []
-    for i, name in enumerate(subjects.files):
-        known = found.true[i] >= 0
+    for i, sheet in enumerate(explained.sheets):
+        is_known = predictions.labels[i] >= 0
         rows.append(
             {
-                "index": int(found.index[i]) if known else subjects.names[i],
-                "true": names[found.true[i]] if known else "",
-                "predicted": names[found.predicted[i]],
-                "confidence": round(float(found.confidence[i]), 6),
-                "loss": round(float(found.loss[i]), 6) if known else "",
-                "file": f"sheets/{name}",
+                "index": int(predictions.indices[i]) if is_known else explained.names[i],
+                "true": class_names[predictions.labels[i]] if is_known else "",
+                "predicted": class_names[predictions.predicted[i]],
+                "confidence": round(float(predictions.confidence[i]), 6),
+                "loss": round(float(predictions.losses[i]), 6) if is_known else "",
+                "file": f"sheets/{sheet}",
             }
         )
-
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -157,19 +156,11 @@ def _write_index(path: Path, subjects: Subjects, names: tuple[str, ...]) -> None
     write_text(path, text.getvalue())
 
 
-def _write_maps(path: Path, subjects: Subjects, table: MapTable, selection: str) -> None:
-    arrays = {
-        "selection": np.array(selection),
-        "weights_sha256": np.array(table.weights_sha256),
-        "index": subjects.verdicts.index,
-        "images": subjects.images,
-        "targets": np.array(table.targets),
-        "methods": np.array(table.methods),
-        "layers": np.array(table.layers),
-        "sizes": np.array(table.sizes),
-        "classes": table.classes,
-        "maps": table.maps,
-        "has_evidence": table.has_evidence,
-    }
-
-    write_arrays(path, **arrays)
+def _write_maps(path: Path, explained: ExplainedImages, table: MapTable, selection: str) -> None:
+    write_arrays(
+        path,
+        selection=np.array(selection),
+        indices=explained.predictions.indices,
+        images=explained.images,
+        **{name: np.asarray(value) for name, value in vars(table).items()},
+    )

@@ -1,4 +1,4 @@
-"""The maps of some images: of all layers, methods and targets asked for."""
+"""The class activation maps of some images, for all requested layers, methods and targets."""
 
 from __future__ import annotations
 
@@ -11,39 +11,38 @@ import torch
 
 from fastcifar.config import ExplainConfig
 from fastcifar.explain.cam import Activations, Size
-from fastcifar.inference.selection import Verdicts
-from fastcifar.inference.trained_run import Trained
-from fastcifar.training.progress import Reporter
+from fastcifar.inference.predictions import Predictions
+from fastcifar.inference.trained_run import TrainedRun
 
 CAM_BATCH = 50
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subjects:
+class ExplainedImages:
     """The images that are explained."""
 
     images: npt.NDArray[np.uint8]
     """(N, H, W, 3)."""
     names: tuple[str, ...]
-    """What each is called in headings: 'test image 12', 'my-cat.jpg'."""
+    """In headings: 'test image 12', 'my-cat.jpg'."""
     short_names: tuple[str, ...]
-    """And in the grid: '12', 'my-cat.jpg'."""
-    files: tuple[str, ...]
-    """Names of their sheets."""
-    verdicts: Verdicts
-    """With index and true class -1 where there is none."""
+    """In the grid: '12', 'my-cat.jpg'."""
+    sheets: tuple[str, ...]
+    """File names of the sheets."""
+    predictions: Predictions
 
 
 @dataclass(frozen=True, kw_only=True)
 class MapTable:
-    """All maps: by target, method, image and layer."""
+    """All maps, by target, method, image and layer."""
 
     weights_sha256: str
-    """Of the weights that gave them."""
     targets: tuple[str, ...]
+    """'pred', 'true', or the name of a class."""
     methods: tuple[str, ...]
     layers: tuple[str, ...]
     sizes: tuple[Size, ...]
+    """(h, w) of each layer's own maps."""
     classes: npt.NDArray[np.int64]
     """(targets, N): the class of each map."""
     maps: npt.NDArray[np.float32]
@@ -52,43 +51,47 @@ class MapTable:
     """(targets, methods, N, layers)."""
 
 
-def map_table(
-    trained: Trained, subjects: Subjects, layers: Sequence[str], config: ExplainConfig, reporter: Reporter
+def compute_maps(
+    trained: TrainedRun, explained: ExplainedImages, layers: Sequence[str], config: ExplainConfig
 ) -> MapTable:
-    """One forward pass, and a backward pass for each kind of target, for every 50 images."""
-    classes = _targets(config.target, trained.info.class_names, subjects.verdicts)
-    chosen = np.stack(list(classes.values()))  # (targets, N)
+    """One forward pass for every 50 images, and one backward pass for each target."""
+    targets = _target_classes(config.target, trained.info.class_names, explained.predictions)
+    classes = np.stack(list(targets.values()))  # (targets, N)
     maps: list[npt.NDArray[np.float32]] = []
-    evidence: list[npt.NDArray[np.bool_]] = []
-    num = len(subjects.images)
-    reporter.begin("maps", num)
+    has_evidence: list[npt.NDArray[np.bool_]] = []
     sizes: tuple[Size, ...] = ()
-    for start in range(0, num, CAM_BATCH):
-        part = slice(start, start + CAM_BATCH)
-        kept = Activations(trained.model, trained.normalised(subjects.images[part]), layers)
-        made = [
-            [found[method] for method in config.methods]
-            for found in (kept.maps(torch.from_numpy(of[part]).to(trained.device), config.methods) for of in chosen)
+    num_images = len(explained.images)
+    trained.reporter.begin("maps", num_images)
+    for start in range(0, num_images, CAM_BATCH):
+        batch = slice(start, start + CAM_BATCH)
+        activations = Activations(trained.model, trained.normalise(explained.images[batch]), layers)
+        by_target = [
+            activations.maps(torch.from_numpy(labels[batch]).to(trained.device), config.methods) for labels in classes
         ]
-        maps.append(np.stack([[m.maps.cpu().numpy() for m in row] for row in made]))
-        evidence.append(np.stack([[m.has_evidence.cpu().numpy() for m in row] for row in made]))
-        sizes = kept.sizes
-        reporter.advance(len(kept.logits))
+        maps.append(np.stack([[by[m].maps.cpu().numpy() for m in config.methods] for by in by_target]))
+        evidence = [[by[m].has_evidence.cpu().numpy() for m in config.methods] for by in by_target]
+        has_evidence.append(np.stack(evidence))
+        sizes = activations.sizes
+        trained.reporter.advance(len(activations.logits))
     return MapTable(
         weights_sha256=trained.weights_sha256,
-        targets=tuple(classes),
+        targets=tuple(targets),
         methods=config.methods,
         layers=tuple(layers),
         sizes=sizes,
-        classes=chosen,
+        classes=classes,
         maps=np.concatenate(maps, axis=2),
-        has_evidence=np.concatenate(evidence, axis=2),
+        has_evidence=np.concatenate(has_evidence, axis=2),
     )
 
 
-def _targets(target: str, names: tuple[str, ...], found: Verdicts) -> dict[str, npt.NDArray[np.int64]]:
-    """By kind of target the class of each image, (N,)."""
-    kinds = {"pred": found.predicted, "true": found.true}
+def _target_classes(
+    target: str, class_names: tuple[str, ...], predictions: Predictions
+) -> dict[str, npt.NDArray[np.int64]]:
+    """By target, the class of each image, (N,)."""
+    classes = {"pred": predictions.predicted, "true": predictions.labels}
     if target == "both":
-        return kinds
-    return {target: kinds[target] if target in kinds else np.full(len(found.true), names.index(target))}
+        return classes
+    if target not in classes:
+        classes[target] = np.full(len(predictions), class_names.index(target))
+    return {target: classes[target]}

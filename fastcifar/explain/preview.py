@@ -21,64 +21,67 @@ from fastcifar.training.split import hold_out
 
 
 def preview(config: TrainConfig, path: str | os.PathLike[str], *, n: int = 8, each: int = 1) -> int:
-    """Draw `each` training images of every class beside `n` augmented versions, those of the first n epochs, to `path`.
+    """Draw `each` training images of every class next to `n` augmented versions, of the first n epochs, to `path`.
 
     Returns the number of images. Raises DataError (4) if train.beton is missing or damaged; UsageError (2);
-    FastcifarError (1) if the picture cannot be drawn or written.
+    FastcifarError (1) if the figure cannot be drawn or written.
     """
-    path = user_path(path, "the picture")
+    path = user_path(path, "out")
     if path.is_dir():
-        raise UsageError(f"{path}: a folder; expected the name of a picture, e.g. {path / 'preview.png'}")
+        raise UsageError(f"{path}: a folder; expected the name of a PNG file, e.g. {path / 'preview.png'}")
     make_folder(path.parent)
     n, each = require_int("n", n, 1, 200), require_int("each", each, 1)
     beton = open_for(config.data.loader, Path(config.data.data_dir) / "train.beton")
-    train_rows, _ = hold_out(beton.labels, len(beton.class_names), config.data.val_size, config.seed)
-    rows = images_of_each_class(beton, each, config.seed, train_rows)
-    versions = augmented_versions(beton, rows, config, n)
-    what = config.recipe or "the settings given"
-    heading = f"Augmentations of {what}, seed {config.seed}: as training sees {beton.path.name}"
+    train_indices, _ = hold_out(beton.labels, len(beton.class_names), config.data.val_size, config.seed)
+    indices = images_of_each_class(beton, each, config.seed, train_indices)
+    versions = augmented_versions(beton, indices, config, n)
+    heading = f"Augmentations of {config.recipe or 'these settings'}, seed {config.seed}, on {beton.path.name}"
     for side, until in config.progressive:
-        heading += f"\nuntil {until:.0%} of the steps are done, then reduced to {side} pixels"
-    images = beton.images(rows)
+        heading += f"\nreduced to {side} pixels until {until:.0%} of the steps"
+    images = beton.images(indices)
     try:
         from fastcifar import plotting
 
         labels = plotting.class_labels(beton.class_names)
-        figure = plotting.preview(images, versions, [labels[label] for label in beton.labels[rows]], heading)
+        figure = plotting.preview(images, versions, [labels[label] for label in beton.labels[indices]], heading)
         plotting.write_png(path, figure)
     except FastcifarError:
         raise
     except Exception as error:  # whatever matplotlib, Pillow or the memory fail with
         raise FastcifarError(f"{path}: cannot be drawn ({describe(error)})") from error
-    return len(rows)
+    return len(indices)
 
 
-def images_of_each_class(beton: Beton, each: int, seed: int, of: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """(M,): of the rows `of`, up to `each` of every class that has some, class after class, drawn with `seed`."""
+def images_of_each_class(
+    beton: Beton, each: int, seed: int, candidates: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """Indices, (M,): up to `each` of the candidates of every class, class by class, drawn with `seed`."""
     keys = raw_bits(seed, 0, "preview", len(beton))
-    by_class = of[np.lexsort((keys[of], beton.labels[of]))]
+    by_class = candidates[np.lexsort((keys[candidates], beton.labels[candidates]))]
     starts = np.searchsorted(beton.labels[by_class], np.arange(len(beton.class_names) + 1))
     return np.concatenate([by_class[a : min(a + each, b)] for a, b in pairwise(starts)])
 
 
-def augmented_versions(beton: Beton, rows: npt.NDArray[np.int64], config: TrainConfig, n: int) -> npt.NDArray[np.uint8]:
+def augmented_versions(
+    beton: Beton, indices: npt.NDArray[np.int64], config: TrainConfig, n: int
+) -> npt.NDArray[np.uint8]:
     """(M, n, H, W, 3) uint8: the batches of the loader, not normalised."""
     loader = make_loader(
         beton,
         augment=config.augment,
-        batch_size=len(rows),
+        batch_size=len(indices),
         loader=config.data.loader,
         seed=config.seed,
-        indices=rows,
+        indices=indices,
         dtype=torch.uint8,
     )
-    place = {row: i for i, row in enumerate(rows.tolist())}
-    made = np.empty((len(rows), n, *beton.image_shape), np.uint8)
+    positions = {index: i for i, index in enumerate(indices.tolist())}
+    versions = np.empty((len(indices), n, *beton.image_shape), np.uint8)
     try:
         for epoch in range(n):
             for batch in loader.epoch(epoch):
                 pixels = batch.images.permute(0, 2, 3, 1).numpy()  # (M, 3, H, W) -> (M, H, W, 3)
-                made[[place[row] for row in batch.indices.tolist()], epoch] = pixels
+                versions[[positions[index] for index in batch.indices.tolist()], epoch] = pixels
     finally:
         loader.close()
-    return made
+    return versions

@@ -16,37 +16,38 @@ from fastcifar.config import ExplainConfig
 from fastcifar.errors import UsageError
 from fastcifar.explain.cam import Activations, Size
 from fastcifar.explain.files import write_explanation
-from fastcifar.explain.maps import CAM_BATCH, Subjects, map_table
-from fastcifar.explain.user_image_paths import read_pictures
-from fastcifar.inference.selection import Verdicts, choose, verdicts
-from fastcifar.inference.trained_run import Trained
+from fastcifar.explain.maps import CAM_BATCH, ExplainedImages, compute_maps
+from fastcifar.explain.user_images import read_user_images
+from fastcifar.inference.predictions import UNKNOWN, Predictions
+from fastcifar.inference.selection import select_images
+from fastcifar.inference.trained_run import TrainedRun
 from fastcifar.io.checks import require_choice
 from fastcifar.models import stages_of
 from fastcifar.training.device import standard_torch_defaults
-from fastcifar.training.progress import Reporter, SilentReporter
+from fastcifar.training.progress import Reporter
 from fastcifar.training.run_folder import RunFolder
 
 NUM_TOP = 3
-"""Classes that are reported of each picture of the user's."""
+"""Number of classes reported for each of the user's images."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Explanation:
-    """What was made."""
+    """The result of `explain_run`."""
 
     num_images: int
-    """Test images, or pictures of the user's."""
+    """Test images, or images of the user."""
     num_wrong: int | None
-    """Of the test images."""
+    """Misclassified test images."""
     num_shown: int
     layers: tuple[str, ...]
     sizes: tuple[Size, ...]
     """(h, w) of each layer's own maps."""
     files: tuple[Path, ...]
-    """grid.png, index.csv, maps.npz and the sheets; nothing if there is no image to show."""
-    pictures: tuple[dict[str, Any], ...] = ()
-    """Of each picture of the user's the file, and the `classes` of highest probability, each a name and a probability;
-    the most probable first."""
+    """grid.png, index.csv, maps.npz and the sheets; empty if no image was selected."""
+    images: tuple[dict[str, Any], ...] = ()
+    """For each of the user's images its `file` and the `classes` of highest probability, (name, probability), the most
+    probable first."""
 
 
 @standard_torch_defaults()
@@ -54,121 +55,116 @@ def explain_run(
     run: RunFolder,
     config: ExplainConfig,
     *,
-    pictures: Sequence[str | os.PathLike[str]] = (),
+    images: Sequence[str | os.PathLike[str]] = (),
     data_dir: str | os.PathLike[str] | None = None,
     device: str = "auto",
     trusted: str | None = None,
     reporter: Reporter | None = None,
 ) -> Explanation:
-    """Explain test images of a run into its folder explain/, or the user's own pictures into explain/pictures/.
+    """Explain test images of a run into its folder explain/, or the user's own images into explain/images/.
 
-    pictures: files, folders and patterns, see `fastcifar.explain.user_image_paths.read_pictures`.
-    trusted: 'package.module:function', if that is the run's network and you know what it does.
-    Raises DataError (4) if test.beton or a picture is missing, damaged or of another kind; CheckpointError (6);
-    UsageError (2).
+    images: files, folders and patterns, see `fastcifar.explain.user_images.read_user_images`. For the other
+    arguments see `TrainedRun`. Raises DataError (4) if test.beton or an image is missing, damaged or does not fit;
+    CheckpointError (6); UsageError (2).
     """
-    if pictures and config.target in ("true", "both"):
-        raise UsageError(f"target is {config.target!r}, but nobody said what your pictures show; expected 'pred'")
-    reporter = reporter or SilentReporter()
-    trained = Trained(run, data_dir=data_dir, device=device, trusted=trusted)
+    if images and config.target in ("true", "both"):
+        raise UsageError(f"target is {config.target!r}, but the true class of your images is unknown; expected 'pred'")
+    trained = TrainedRun(run, data_dir=data_dir, device=device, trusted=trusted, reporter=reporter)
     layers = _layers(trained, config)
-    names = trained.info.class_names
-    require_choice("target", config.target, ("pred", "true", "both", *names))
+    class_names = trained.info.class_names
+    require_choice("target", config.target, ("pred", "true", "both", *class_names))
     top: tuple[dict[str, Any], ...] = ()
-    if pictures:
-        (subjects, top), num_wrong = _pictures(trained, pictures, layers), None
-        num_images = len(subjects.images)
-        folder, selection = run.explain / "pictures", f"{num_images:,} of your pictures"
+    num_wrong = None
+    if images:
+        explained = _user_images(trained, images, layers)
+        top, num_images = _top_classes(explained, class_names), len(explained.images)
+        folder, selection = run.explain / "images", f"{num_images:,} of your images"
     else:
-        subjects, num_images, num_wrong = _test_images(trained, config, reporter)
-        folder, selection = run.explain, _described(config, len(subjects.images), num_images, num_wrong)
-    num_shown = len(subjects.images)
-    if not num_shown:
-        return Explanation(num_images=num_images, num_wrong=num_wrong, num_shown=0, layers=layers, sizes=(), files=())
-    table = map_table(trained, subjects, layers, config, reporter)
-    files = write_explanation(run.own(folder), subjects, table, names, run.path.name, selection, reporter)
+        predictions = trained.predictions("test")
+        explained = _test_images(trained, predictions.select(select_images(predictions, config)))
+        num_images, num_wrong = len(predictions), int((~predictions.is_correct).sum())
+        folder, selection = run.explain, _describe(config, len(explained.images), num_images, num_wrong)
+    sizes: tuple[Size, ...] = ()
+    files: tuple[Path, ...] = ()
+    if len(explained.images):
+        table = compute_maps(trained, explained, layers, config)
+        sizes = table.sizes
+        files = write_explanation(
+            run.own(folder), explained, table, class_names, run.path.name, selection, trained.reporter
+        )
     return Explanation(
         num_images=num_images,
         num_wrong=num_wrong,
-        num_shown=num_shown,
+        num_shown=len(explained.images),
         layers=layers,
-        sizes=table.sizes,
+        sizes=sizes,
         files=files,
-        pictures=top,
+        images=top,
     )
 
 
-def _layers(trained: Trained, config: ExplainConfig) -> tuple[str, ...]:
-    """Those that are asked for, each once; 'all' stands for the network's stages."""
+def _layers(trained: TrainedRun, config: ExplainConfig) -> tuple[str, ...]:
+    """The requested layers, each once; 'all' stands for the network's stages."""
     stages = stages_of(trained.model)
     if "all" in config.layers and not stages:
         raise UsageError(
-            f"{trained.config.model} has no stage that gives maps; name a layer that does, and is not scripted"
+            f"{trained.config.model.name} has no stage that gives maps; name a layer that does and is not scripted"
         )
-    named = [stages if name == "all" else (name,) for name in config.layers]
-    return tuple(dict.fromkeys(chain.from_iterable(named)))
+    names = [stages if name == "all" else (name,) for name in config.layers]
+    return tuple(dict.fromkeys(chain.from_iterable(names)))
 
 
-def _described(config: ExplainConfig, num_shown: int, num_images: int, num_wrong: int) -> str:
-    """What is shown, for the heading."""
+def _describe(config: ExplainConfig, num_shown: int, num_images: int, num_wrong: int) -> str:
+    """The selection in words, for the heading."""
     if not isinstance(config.select, str):
         return f"{num_shown:,} of {num_images:,} test images"
     order = {"loss": "largest loss first", "confidence": "most confident first", "random": "at random"}[config.select]
-    kind = "rightly classified" if config.correct else "misclassified"
+    kind = "correctly classified" if config.correct else "misclassified"
     count = num_images - num_wrong if config.correct else num_wrong
     return f"{num_shown:,} of {count:,} {kind} among {num_images:,} test images, {order}"
 
 
-def _test_images(trained: Trained, config: ExplainConfig, reporter: Reporter) -> tuple[Subjects, int, int]:
-    beton = trained.open_beton("test")
-    found = verdicts(trained.predictions("test", beton, "none", reporter))
-    chosen = choose(found, config)
-    rows = found.index[chosen]
-    subjects = Subjects(
-        images=beton.images(rows),
-        names=tuple(f"test image {row}" for row in rows),
-        short_names=tuple(map(str, rows)),
-        files=tuple(f"{row:05d}.png" for row in rows),
-        verdicts=found.at(chosen),
+def _test_images(trained: TrainedRun, selected: Predictions) -> ExplainedImages:
+    indices, beton = selected.indices, trained.beton("test")
+    return ExplainedImages(
+        images=beton.images(indices),
+        names=tuple(f"test image {index}" for index in indices),
+        short_names=tuple(map(str, indices)),
+        sheets=tuple(f"{index:05d}.png" for index in indices),
+        predictions=selected,
     )
-    return subjects, len(found.index), int((~found.right).sum())
 
 
-def _pictures(
-    trained: Trained, given: Sequence[str | os.PathLike[str]], layers: Sequence[str]
-) -> tuple[Subjects, tuple[dict[str, Any], ...]]:
-    """The pictures as images, and the most probable classes of each."""
-    images, paths = read_pictures(given, trained.info.image_shape)
-    probabilities = torch.cat(
-        [
-            Activations(trained.model, trained.normalised(images[i : i + CAM_BATCH]), layers).logits.softmax(dim=1)
-            for i in range(0, len(images), CAM_BATCH)
-        ]
-    ).cpu()
-    unknown = np.full(len(paths), -1)
-    names = [_shown(path) for path in paths]
-    best = probabilities.double().topk(min(NUM_TOP, probabilities.shape[1]), dim=1)
-    top = tuple(
-        {"file": name, "classes": [(trained.info.class_names[i], p) for i, p in zip(classes, values, strict=True)]}
-        for name, classes, values in zip(names, best.indices.tolist(), best.values.tolist(), strict=True)
-    )
-    subjects = Subjects(
+def _user_images(
+    trained: TrainedRun, patterns: Sequence[str | os.PathLike[str]], layers: Sequence[str]
+) -> ExplainedImages:
+    images, paths = read_user_images(patterns, trained.info.image_shape)
+    logits = [
+        Activations(trained.model, trained.normalise(images[i : i + CAM_BATCH]), layers).logits
+        for i in range(0, len(images), CAM_BATCH)
+    ]
+    unknown = np.full(len(paths), UNKNOWN)
+    names = tuple(map(_printable, paths))
+    return ExplainedImages(
         images=images,
-        names=tuple(names),
-        short_names=tuple(os.path.basename(name) for name in names),
-        files=tuple(f"{i:05d}.png" for i in range(len(paths))),
-        verdicts=Verdicts(
-            index=unknown,
-            true=unknown,
-            predicted=probabilities.argmax(dim=1).numpy(),
-            confidence=probabilities.amax(dim=1).double().numpy(),
-            loss=np.full(len(paths), np.nan),
-        ),
+        names=names,
+        short_names=tuple(map(os.path.basename, names)),
+        sheets=tuple(f"{i:05d}.png" for i in range(len(paths))),
+        predictions=Predictions(unknown, unknown, torch.cat(logits).cpu().numpy(), trained.weights_sha256),
     )
-    return subjects, top
 
 
-def _shown(path: Path) -> str:
-    """Its name as text that can be stored and drawn: the name of a file may be anything."""
+def _top_classes(explained: ExplainedImages, class_names: tuple[str, ...]) -> tuple[dict[str, Any], ...]:
+    """See `Explanation.images`."""
+    probabilities = torch.from_numpy(explained.predictions.logits).double().softmax(dim=1)
+    values, classes = probabilities.topk(min(NUM_TOP, probabilities.shape[1]), dim=1)
+    return tuple(
+        {"file": name, "classes": [(class_names[i], p) for i, p in zip(row, row_values, strict=True)]}
+        for name, row, row_values in zip(explained.names, classes.tolist(), values.tolist(), strict=True)
+    )
+
+
+def _printable(path: Path) -> str:
+    """The path as UTF-8 text without control characters."""
     text = os.fsencode(path).decode("utf-8", "replace")
     return "".join(c if c.isprintable() else "\ufffd" for c in text)

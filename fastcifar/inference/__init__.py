@@ -1,1 +1,1 @@
-"""A trained run, opened: its predictions, their metrics, and which of them to look at."""
+"""A trained run, opened: its predictions, their metrics, and the selection of images to show."""

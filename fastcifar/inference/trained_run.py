@@ -1,8 +1,9 @@
-"""A trained run, opened: its network, the betons it belongs to, and what it answers on their images."""
+"""A trained run, opened: its network, the betons it belongs to, and its predictions on them."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,115 +15,130 @@ from fastcifar.augment.torch_kernel import normalise
 from fastcifar.data.beton import Beton
 from fastcifar.data.statistics import require_classes
 from fastcifar.errors import CheckpointError, DataError, UsageError
-from fastcifar.inference.predict import evaluate
+from fastcifar.inference.predict import predict
+from fastcifar.inference.predictions import Predictions
 from fastcifar.io.paths import data_folder
 from fastcifar.loaders import make_loader, open_for
 from fastcifar.models.probe import place
 from fastcifar.training import checkpoint
-from fastcifar.training.checkpoint import Predictions
 from fastcifar.training.data import EVAL_BATCH
 from fastcifar.training.device import choose_amp, choose_device
-from fastcifar.training.progress import Reporter
+from fastcifar.training.progress import Reporter, SilentReporter
 from fastcifar.training.run_folder import RunFolder
 from fastcifar.training.split import hold_out
 
 
-class Trained:
+class TrainedRun:
     """The best weights of a run, on a device, in evaluation mode and float32."""
 
     def __init__(
-        self, run: RunFolder, *, data_dir: str | os.PathLike[str] | None, device: str, trusted: str | None
+        self,
+        run: RunFolder,
+        *,
+        data_dir: str | os.PathLike[str] | None = None,
+        device: str = "auto",
+        trusted: str | None = None,
+        reporter: Reporter | None = None,
     ) -> None:
-        """trusted: 'package.module:function', if that is the run's network and you know what it does.
+        """data_dir: where the betons are; by default where they were in training. trusted: 'package.module:function',
+        the code of the run's network, if you trust it.
 
-        Raises CheckpointError (6) if there are no weights, or none that can be read; DataError (4) if they know one
-        class; UsageError (2).
+        Raises CheckpointError (6) if the weights are missing or cannot be read; DataError (4) if they know one class;
+        UsageError (2).
         """
         self.run = run
-        self.model, self.info, facts = checkpoint.load_weights(run.best, trusted)
+        self.model, self.info, metadata = checkpoint.load_weights(run.best, trusted)
         require_classes(run.best, self.info.class_names)
-        self.weights_sha256: str = facts["file_sha256"]
+        self.weights_sha256: str = metadata["file_sha256"]
         self.device = choose_device(device)
         place(self.model, self.device)
         self.config = run.read_config()
-        self._data_dir = self.config.data.data_dir if data_dir is None else data_folder(data_dir)
+        self.reporter = reporter or SilentReporter()
+        self._data_dir = Path(self.config.data.data_dir if data_dir is None else data_folder(data_dir))
+        self._betons: dict[str, Beton] = {}
 
-    def open_beton(self, split: str) -> Beton:
-        """train.beton or test.beton. Raises DataError if it is missing, damaged or not of the network's kind."""
-        beton = open_for("auto", Path(self._data_dir) / f"{split}.beton", self.device)
+    def beton(self, split: str) -> Beton:
+        """The beton of 'test' or 'val'. Raises DataError if it is missing, damaged or does not fit the network."""
+        if split not in self._betons:
+            self._betons[split] = self._open_beton("test.beton" if split == "test" else "train.beton")
+        return self._betons[split]
+
+    def _open_beton(self, name: str) -> Beton:
+        beton = open_for("auto", self._data_dir / name, self.device)
         info = self.info
         if beton.image_shape != info.image_shape or (beton.verified and beton.class_names != info.class_names):
             raise DataError(
                 f"{beton.path}: {len(beton.class_names)} classes, images {beton.image_shape}; the network was trained "
                 f"on {len(info.class_names)} classes, images {info.image_shape}; give its data with --data-dir"
             )
-        highest = int(beton.labels.max())
-        if highest >= len(info.class_names):
-            raise DataError(f"{beton.path}: has label {highest}; the network knows {len(info.class_names)} classes")
+        max_label = int(beton.labels.max())
+        if max_label >= len(info.class_names):
+            raise DataError(f"{beton.path}: has label {max_label}; the network knows {len(info.class_names)} classes")
         return beton
 
-    def rows_of(self, split: str, beton: Beton) -> npt.NDArray[np.int64]:
-        """The images of 'test', or of 'val', which training held out of train.beton.
+    def predictions(self, split: str, *, tta: str = "none") -> Predictions:
+        """The predictions on 'test', or on 'val', the images held out from training.
 
-        Raises UsageError if it held out none, DataError if this is not the beton it was trained on.
+        They use the autocast of training. Those on the test images without augmentation are kept in predictions.npz,
+        and read from it if it was made with these weights and this beton. Raises DataError if the beton
+        cannot be used; UsageError if no image was held out; CheckpointError if a logit is not finite.
         """
+        beton = self.beton(split)
+        is_cached = split == "test" and tta == "none" and self.run.tested_on() in (None, beton.sha256)
+        if is_cached:
+            cached = self._load_predictions(beton)
+            if cached is not None:
+                return cached
+        predictions = self._predict(beton, self._indices(split, beton), tta)
+        if not np.isfinite(predictions.logits).all():
+            raise CheckpointError(f"{self.run.best}: its logits are not finite; train again with a smaller --lr")
+        if is_cached:
+            predictions.save(self.run.predictions)
+        return predictions
+
+    def _indices(self, split: str, beton: Beton) -> npt.NDArray[np.int64]:
         if split == "test":
             return np.arange(len(beton))
         if beton.sha256 != self.info.sha256:
             raise DataError(f"{beton.path}: not the file that {self.run.path} was trained on; give it with --data-dir")
-        _, rows = hold_out(beton.labels, len(self.info.class_names), self.config.data.val_size, self.config.seed)
-        if not len(rows):
+        _, held_out = hold_out(beton.labels, len(self.info.class_names), self.config.data.val_size, self.config.seed)
+        if not len(held_out):
             raise UsageError(f"{self.run.path}: no image was held out from training; expected --split test")
-        return rows
+        return held_out
 
-    def predictions(self, split: str, beton: Beton, tta: str, reporter: Reporter) -> Predictions:
-        """The network's answers, with the autocast of its training. Those of the plain test are kept in
-        predictions.npz, and taken from it if they are of these weights and images."""
-        kept = split == "test" and tta == "none" and self.run.tested_on() in (None, beton.sha256)
-        known = checkpoint.load_predictions(self.run.predictions, self.weights_sha256, beton.sha256) if kept else None
-        if known is None or not self._are_of(beton, known):
-            known = self._predict(beton, self.rows_of(split, beton), tta, reporter)
-            if kept:
-                checkpoint.save_predictions(self.run.predictions, known)
-        if not np.isfinite(known.logits).all():
-            raise CheckpointError(f"{self.run.best}: its answers are not finite; train again with a smaller rate")
-        return known
-
-    def _are_of(self, beton: Beton, found: Predictions) -> bool:
-        """Whether these are answers to every image of the beton, in its order."""
-        shape = (len(beton), len(self.info.class_names))
-        return (
-            found.logits.shape == shape
-            and np.array_equal(found.index, np.arange(len(beton)))
-            and np.array_equal(found.label, beton.labels)
+    def _load_predictions(self, beton: Beton) -> Predictions | None:
+        """predictions.npz, if it holds the predictions of these weights on every image of the beton."""
+        try:
+            found = Predictions.load(self.run.predictions)
+        except (OSError, ValueError, MemoryError):
+            return None
+        is_valid = (
+            (found.weights_sha256, found.data_sha256) == (self.weights_sha256, beton.sha256)
+            and found.logits.shape == (len(beton), len(self.info.class_names))
+            and np.array_equal(found.indices, np.arange(len(beton)))
+            and np.array_equal(found.labels, beton.labels)
         )
+        return found if is_valid else None
 
-    def _predict(self, beton: Beton, rows: npt.NDArray[np.int64], tta: str, reporter: Reporter) -> Predictions:
-        info = self.info
+    def _predict(self, beton: Beton, indices: npt.NDArray[np.int64], tta: str) -> Predictions:
         loader = make_loader(
             beton,
             train=False,
             batch_size=EVAL_BATCH,
             device=self.device,
-            indices=rows,
-            mean=info.mean,
-            std=info.std,
+            indices=indices,
+            mean=self.info.mean,
+            std=self.info.std,
         )
         amp = choose_amp(self.device, self.config.runtime.amp)
-        reporter.begin("predictions", loader.num_images)
+        self.reporter.begin("predictions", loader.num_images)
         try:
-            answers = evaluate(self.model, loader, amp=amp, tta=tta, advance=reporter.advance)
+            predictions = predict(self.model, loader, amp=amp, tta=tta, advance=self.reporter.advance)
         finally:
             loader.close()
-        return Predictions(
-            index=answers.indices,
-            label=answers.labels,
-            logits=answers.logits,
-            weights_sha256=self.weights_sha256,
-            data_sha256=beton.sha256,
-        )
+        return replace(predictions, weights_sha256=self.weights_sha256, data_sha256=beton.sha256)
 
-    def normalised(self, images: npt.NDArray[np.uint8]) -> torch.Tensor:
-        """(N, H, W, 3) uint8 -> (N, 3, H, W) float32 on the device, as the network was trained."""
+    def normalise(self, images: npt.NDArray[np.uint8]) -> torch.Tensor:
+        """(N, H, W, 3) uint8 -> (N, 3, H, W) float32 on the device, normalised as in training."""
         mean, inv_std = (torch.from_numpy(v) for v in normalisation(np.array(self.info.mean), np.array(self.info.std)))
         return normalise(torch.from_numpy(images), mean, inv_std).to(self.device)

@@ -21,26 +21,10 @@ from fastcifar.errors import FastcifarError
 
 log = logging.getLogger(__name__)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-FSYNC_UNSUPPORTED = (
-    errno.EINVAL,
-    errno.ENOSYS,
-    errno.EOPNOTSUPP,
-    errno.ENOTSUP,
-    errno.ENOTTY,
-    errno.EPERM,
-    errno.EACCES,
-    errno.EROFS,
-)
+UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EACCES)
+FSYNC_UNSUPPORTED = (*UNSUPPORTED, errno.ENOTTY, errno.EROFS)
 """EIO, ENOSPC and the like mean that data were lost."""
-REPLACE_UNSUPPORTED = (
-    errno.EEXIST,
-    errno.EPERM,
-    errno.EACCES,
-    errno.ENOSYS,
-    errno.EOPNOTSUPP,
-    errno.EINVAL,
-    errno.EBUSY,
-)
+REPLACE_UNSUPPORTED = (*UNSUPPORTED, errno.EEXIST, errno.EBUSY)
 _WARNED: set[tuple[str, int]] = set()  # (problem, device): a checkpoint is written many times
 
 

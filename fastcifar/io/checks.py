@@ -1,4 +1,4 @@
-"""Checks of settings: each raises UsageError with the value given and what was expected."""
+"""Checks of settings: each raises UsageError with the value and what was expected."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from typing import Any
 
 from fastcifar.errors import UsageError
 
-MOST_LISTED = 20
+MAX_LISTED = 20
 
 
 def require_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
     """Raise UsageError unless `value` is one of `allowed`."""
     if value not in allowed:
-        alike = next((other for other in allowed if unicodedata.normalize("NFKC", other) == _normal(value)), None)
-        if alike is not None:  # the two would print alike
-            raise UsageError(f"{name} is {value!a}; expected {alike!a}, the same text in other characters")
-        raise UsageError(f"{name} is {value!r}; expected one of: {listed(allowed, value)}")
+        similar = next((other for other in allowed if unicodedata.normalize("NFKC", other) == _normalise(value)), None)
+        if similar is not None:  # both print alike
+            raise UsageError(f"{name} is {value!a}; expected {similar!a}, the same text in other characters")
+        raise UsageError(f"{name} is {value!r}; expected one of: {format_choices(allowed, value)}")
 
 
-def _normal(value: object) -> object:
+def _normalise(value: object) -> object:
     return unicodedata.normalize("NFKC", value) if isinstance(value, str) else None
 
 
-def listed(names: Collection[str], wanted: object) -> str:
-    """The names, with commas between them; of many, those like the one that was wanted, and the first."""
-    if len(names) <= MOST_LISTED:
+def format_choices(names: Collection[str], value: object) -> str:
+    """The names, separated by commas; if there are many, those similar to `value` and the first ones."""
+    if len(names) <= MAX_LISTED:
         return ", ".join(names)
-    like = difflib.get_close_matches(str(wanted), names, 3)
-    shown = list(dict.fromkeys([*like, *names]))[:MOST_LISTED]
+    similar = difflib.get_close_matches(str(value), names, 3)
+    shown = list(dict.fromkeys([*similar, *names]))[:MAX_LISTED]
     return f"{', '.join(shown)} … ({len(names)} in all)"
 
 
 def require_int(name: str, value: Any, low: int, high: int | None = None) -> int:
-    """The whole number `value`, NumPy's too, as Python's own; raise UsageError unless it is one, in low..high."""
+    """`value` as an int, if it is an integer (also of NumPy) in low..high; else raise UsageError."""
     span = f"{low} or more" if high is None else f"{low}..{high}"
     try:
         if isinstance(value, bool):
@@ -52,7 +52,7 @@ def require_int(name: str, value: Any, low: int, high: int | None = None) -> int
 
 
 def require_float(name: str, value: Any, low: float, *, above: bool = False, high: float = math.inf) -> None:
-    """Raise UsageError unless `value` is finite, at least `low` (above it if `above`) and below `high`."""
+    """Raise UsageError unless `value` is a finite number, at least `low` (above it if `above`) and below `high`."""
     kind = f"a number {'above' if above else 'of at least'} {low:g}"
     kind += "" if high == math.inf else f" and below {high:g}"
     if isinstance(value, str) and _is_number(value):
@@ -77,7 +77,7 @@ def require_number(name: str, value: Any, low: float, high: float) -> None:
 
 
 def require_utf8(name: str, value: str) -> None:
-    """Raise UsageError unless the path `value` can be written down as UTF-8."""
+    """Raise UsageError unless the path `value` can be encoded as UTF-8."""
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:
@@ -91,7 +91,7 @@ def require_bool(name: str, value: object) -> None:
 
 
 def make_plain(config: object) -> None:
-    """NumPy's numbers among the settings of a frozen dataclass become Python's: YAML cannot write them."""
+    """Convert NumPy numbers in a frozen dataclass to Python's, in place: YAML cannot write them."""
     for name, value in vars(config).items():
         if hasattr(value, "item"):
             object.__setattr__(config, name, value.item())

@@ -1,4 +1,4 @@
-"""Pictures of results that are already written: one that fails is a warning and never ends a command.
+"""Writing figures of results that are already stored: a figure that fails is a warning and never ends a command.
 
 Not in plotting/, which cannot be imported where matplotlib cannot.
 """
@@ -17,24 +17,24 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 log = logging.getLogger(__name__)
-Draw: TypeAlias = "Callable[[str, Callable[[], Figure]], Path | None]"
+WriteFigure: TypeAlias = "Callable[[str, Callable[[], Figure]], Path | None]"
 
 
 @contextmanager
-def pictures(folder: Path, again: str, *, made_in: Path | None = None) -> Iterator[Draw]:
-    """In the block, `draw(name, make)` writes the figure that `make` returns as a PNG into `folder`, or into `made_in`,
+def figure_writer(folder: Path, remedy: str, *, write_to: Path | None = None) -> Iterator[WriteFigure]:
+    """In the block, `write(name, draw)` writes the figure that `draw` returns as a PNG to `folder`, or to `write_to`,
     which is moved there later. It returns the path in `folder`, or None if that fails.
 
-    After the block one warning names the pictures that failed, the reason of the first, and how to draw them: `again`.
+    After the block one warning names the figures that failed, the reason of the first, and the `remedy`.
     """
     failed: list[tuple[Path, str]] = []
 
-    def draw(name: str, make: Callable[[], Figure]) -> Path | None:
-        path = (made_in or folder) / name
+    def write(name: str, draw: Callable[[], Figure]) -> Path | None:
+        path = (write_to or folder) / name
         try:
             from fastcifar import plotting
 
-            plotting.write_png(path, make())
+            plotting.write_png(path, draw())
         except Stopped:
             raise
         except Exception as error:  # noqa: BLE001 (whatever matplotlib, Pillow, the memory or the disk fail with)
@@ -44,7 +44,7 @@ def pictures(folder: Path, again: str, *, made_in: Path | None = None) -> Iterat
             return None
         return folder / name
 
-    yield draw
+    yield write
     if failed:
         names = ", ".join(str(path) for path, _ in failed[:3]) + f" and {len(failed) - 3} more" * (len(failed) > 3)
-        log.warning("%s: not drawn (%s); the results are complete; %s", names, failed[0][1], again)
+        log.warning("%s: not drawn (%s); the results are complete; %s", names, failed[0][1], remedy)

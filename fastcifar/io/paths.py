@@ -1,4 +1,4 @@
-"""The paths that a user gives, and the commands that are shown to one: both ways between text and files."""
+"""Paths that users give, and commands that messages show: both directions between text and files."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from urllib.parse import unquote
 from fastcifar.errors import FastcifarError, UsageError
 
 SPLIT_FILES = tuple(f"{split}.beton{suffix}" for split in ("train", "test") for suffix in ("", ".json"))
-URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")  # of two letters at least: one is a drive
+URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")  # at least two letters: one is a drive
 
 
 def user_path(value: Any, name: str = "path") -> Path:
-    """The path that a user gave as text or os.PathLike, with `~` and `~user` expanded. It need not exist.
+    """A path from text or os.PathLike, with `~` and `~user` expanded. It need not exist.
 
-    name: what it is, for the message. Raises UsageError if it is empty, a URL, of another type, or begins with the
-    home folder of nobody.
+    name: of the setting, for the message. Raises UsageError if it is empty, a URL, of another type, or names an unknown
+    user.
     """
     try:
         text = os.fsdecode(value)
@@ -34,12 +34,12 @@ def user_path(value: Any, name: str = "path") -> Path:
         raise UsageError(f"{name} is {text!r}, a URL; expected a path on this machine{hint}")
     expanded = os.path.expanduser(text)
     if expanded.startswith("~") and not os.path.lexists(expanded.split("/")[0]):
-        raise UsageError(f"{name} is {text!r}; there is no such user; expected a path, e.g. ./{text}")
+        raise UsageError(f"{name} is {text!r}; no such user; expected a path, e.g. ./{text}")
     return Path(expanded)
 
 
 def data_folder(value: Any, name: str = "data_dir") -> Path:
-    """The folder of train.beton and test.beton that a user gave, itself or by the path of one of them."""
+    """The folder of train.beton and test.beton, from its path or that of one of them; raises as `user_path`."""
     path = user_path(value, name)
     if path.name in SPLIT_FILES and not path.is_dir():
         return path.parent
@@ -48,13 +48,13 @@ def data_folder(value: Any, name: str = "data_dir") -> Path:
     return path
 
 
-def why_missing(path: Path, nothing: str = "no such file") -> str:
-    """Why there is nothing at `path`: `nothing`, or what is wrong with the link that is there."""
+def why_missing(path: Path, default: str = "no such file") -> str:
+    """Why `path` does not exist: `default`, or what is wrong with a link or folder in it."""
     try:
         path.stat()
     except OSError as error:
         if error.errno == errno.ELOOP:
-            return "a link that leads back to itself"
+            return "a loop of links"
         for part in (path, *path.parents):
             if os.path.islink(part) and not os.path.exists(part):
                 return f"{'' if part == path else f'{part} is '}a link to {os.readlink(part)}, which does not exist"
@@ -62,7 +62,7 @@ def why_missing(path: Path, nothing: str = "no such file") -> str:
             return "inside a file, not a folder"
         if error.errno not in (errno.ENOENT, errno.ENAMETOOLONG):
             return f"cannot be opened ({error.strerror})"
-    return nothing
+    return default
 
 
 def make_folder(folder: Path) -> None:
@@ -86,10 +86,10 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 
 def command_line(*words: str | os.PathLike[str]) -> str:
-    """These words as a command that can be pasted into a shell, on one line.
+    """The words as a shell command on one line.
 
-    A path (os.PathLike) that begins as an option or a home folder does gets './' before it. What cannot be shown, such
-    as a line break, is written as $'\\n', which bash, zsh and ksh understand.
+    A path (os.PathLike) that begins like an option or a home folder is prefixed with './'. Characters that are not
+    printable, e.g. a line break, are written as $'\\n', which bash, zsh and ksh understand.
     """
     return " ".join(map(_quoted, words))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import math
 import os
 import stat
 import zipfile
@@ -65,32 +64,29 @@ def load_arrays(content: bytes, keys: Sequence[str], max_bytes: int) -> dict[str
 
     Raises ValueError if one is missing, holds Python objects, or does not fit its header.
     """
+    import numpy as np
+
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             members = [archive.getinfo(f"{key}.npy") for key in keys]
             if sum(member.file_size for member in members) > max_bytes:
                 raise ValueError(f"its arrays have more than {max_bytes >> 20} MiB")
-            return {key: _read_array(archive, member) for key, member in zip(keys, members, strict=True)}
+            if any(member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for member in members):
+                raise ValueError("it uses a compression that NumPy does not write")  # and that may need gigabytes
+            arrays = {}
+            for key, member in zip(keys, members, strict=True):
+                with archive.open(member) as file:
+                    arrays[key] = np.lib.format.read_array(file, allow_pickle=False)
+            return arrays
     except KeyError as error:
         raise ValueError(f"or of another version: {one_line(error)}") from error
     except Exception as error:  # zipfile, zlib and NumPy's header parser raise many types
         raise ValueError(one_line(error)) from error
 
 
-def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Any:
-    import numpy as np
-
-    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise ValueError(f"{member.filename} uses a compression that NumPy does not write")
-    with archive.open(member) as file:
-        version = np.lib.format.read_magic(file)
-        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read_header(file)
-        if dtype.hasobject or dtype.itemsize == 0:
-            raise ValueError(f"{member.filename} holds Python objects, which are not read")
-        if math.prod(shape) * dtype.itemsize != member.file_size - file.tell():
-            raise ValueError(f"{member.filename} does not have the size that its header says")
-        return np.frombuffer(bytearray(file.read()), dtype).reshape(shape, order="F" if fortran else "C")
+def read_yaml(path: Path, max_bytes: int) -> object:
+    """The plain values in a YAML or JSON file; see `read_bytes` and `parse_yaml` for what is raised."""
+    return parse_yaml(read_bytes(path, max_bytes).decode("utf-8"))
 
 
 def read_settings(
@@ -102,7 +98,7 @@ def read_settings(
     """
     file = user_path(path, kind)
     try:
-        settings = parse_yaml(read_bytes(file, max_bytes).decode("utf-8"))
+        settings = read_yaml(file, max_bytes)
         if not isinstance(settings, dict):
             raise ValueError("it holds no settings" if key is None else f"it has no {key!r}")
         if key is not None and not isinstance(settings.get(key), dict):

@@ -1,7 +1,7 @@
-"""matplotlib, independent of what its user has set: MPLBACKEND, matplotlibrc, style sheets, rcParams, warnings.
+"""matplotlib with our own settings, whatever the user's MPLBACKEND, matplotlibrc, style sheets, rcParams or warnings.
 
-A module of its own because it is imported before any other part of matplotlib: a notebook's MPLBACKEND, or a
-matplotlibrc that cannot be read, is an error when matplotlib is imported.
+A module of its own because it must be imported before any other part of matplotlib: importing matplotlib fails under a
+notebook's MPLBACKEND or with an unreadable matplotlibrc.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ import numpy as np
 
 @contextmanager
 def _settings_hidden() -> Iterator[None]:
-    """In the block, only the matplotlibrc that comes with matplotlib is found, and warnings are ignored."""
+    """In the block, only matplotlib's own matplotlibrc is found, and warnings are ignored."""
     exists = os.path.exists
     hidden = {name: os.environ.pop(name) for name in ("MPLBACKEND", "MATPLOTLIBRC") if name in os.environ}
 
     def packaged(path: Any) -> bool:
         return exists(path) and (not str(path).endswith("matplotlibrc") or "mpl-data" in str(path))
 
-    os.path.exists = packaged  # the working folder's matplotlibrc is read first, whatever the variables say
+    os.path.exists = packaged  # the matplotlibrc of the working folder takes precedence over the variables
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -43,7 +43,7 @@ with _settings_hidden():
     import matplotlib.backends.backend_agg
     import matplotlib.backends.backend_svg
 
-if _is_first:  # whoever uses matplotlib in this process next finds the user's settings, as far as they are valid
+if _is_first:  # other code in this process gets the user's settings, as far as they are valid
     with warnings.catch_warnings(), suppress(OSError, ValueError, KeyError):
         warnings.simplefilter("ignore")
         _settings = matplotlib.rc_params_from_file(matplotlib.matplotlib_fname(), use_default_template=False)
@@ -70,9 +70,9 @@ _is_dark = ContextVar("_is_dark", default=False)
 
 
 @contextmanager
-def _unheeded() -> Iterator[None]:
-    """In the block, warnings and rounding are no errors, and numbers are printed as usual (an SVG's identifiers are
-    hashes of such texts), whatever the user's code has set."""
+def _default_numpy_and_warnings() -> Iterator[None]:
+    """In the block, warnings and floating-point errors are ignored, and numbers are printed by NumPy's defaults, from
+    which the identifiers in an SVG are hashed."""
     with warnings.catch_warnings(), np.errstate(all="ignore"), np.printoptions(legacy=False):
         warnings.simplefilter("ignore")
         yield
@@ -80,13 +80,13 @@ def _unheeded() -> Iterator[None]:
 
 @contextmanager
 def own_context() -> Iterator[None]:
-    """In the block, or in a function that it decorates, figures are made and written with our settings alone; the
-    user's are as before after it."""
+    """In the block, or in a decorated function, figures are made and written with our settings; the user's are restored
+    after it."""
     fonts = logging.getLogger("matplotlib.font_manager")
     level = fonts.level
-    fonts.setLevel(logging.CRITICAL)  # it tells of weights that a font does not have
+    fonts.setLevel(logging.CRITICAL)  # it reports missing font weights
     try:
-        with _unheeded(), matplotlib.rc_context({**_LIGHT, **_DARK} if _is_dark.get() else _LIGHT):
+        with _default_numpy_and_warnings(), matplotlib.rc_context({**_LIGHT, **_DARK} if _is_dark.get() else _LIGHT):
             yield
     finally:
         fonts.setLevel(level)
@@ -94,7 +94,7 @@ def own_context() -> Iterator[None]:
 
 @contextmanager
 def dark() -> Iterator[None]:
-    """Figures made in the block are light on dark."""
+    """Figures made in the block are light on a dark ground."""
     token = _is_dark.set(True)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Text of the data in pictures: which font draws it, and what stands in its place where no font does."""
+"""Class names in figures: which installed font draws them, and what replaces those that no font can draw."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from fastcifar.plotting.context import own_context
 
 log = logging.getLogger(__name__)
 BASE = "DejaVu Sans"  # comes with matplotlib
-WITHOUT_LETTERS = ("lastresort", "adobeblank")  # fonts that draw every character as a box, or as nothing
+PLACEHOLDER_FONTS = ("lastresort", "adobeblank")  # they draw every character as a box, or as nothing
 SHAPES_TEXT = hasattr(ft2font, "__libraqm_version__")  # matplotlib 3.11: joined letters, right to left
 LEFT_TO_RIGHT = "\u200e"
-INVISIBLE = "\u200c\u200d\u200e\u200f"  # joiners and marks of direction, which belong to the spelling
-NO_VARIANTS = dict.fromkeys(range(0xFE00, 0xFE10))  # of emoji: in colour or not
+INVISIBLE = "\u200c\u200d\u200e\u200f"  # joiners and direction marks, which are part of the spelling
+VARIATION_SELECTORS = dict.fromkeys(range(0xFE00, 0xFE10))  # emoji in colour or not
 MAX_NAME = 120
 _families: dict[str, str | None] = {}
 """An installed font for each character that was looked up; None if there was none."""
 
 
 def printable(text: str) -> str:
-    """The text on one line, composed, without control characters. A text from right to left leaves the direction of
-    what stands next to it as it is."""
-    composed = unicodedata.normalize("NFC", text.translate(NO_VARIANTS))
+    """The text on one line, composed (NFC), without control characters. Right-to-left text is marked, so that it does
+    not change the direction of its neighbours."""
+    composed = unicodedata.normalize("NFC", text.translate(VARIATION_SELECTORS))
     shown = "".join(c if c.isprintable() or c in INVISIBLE else " " if c.isspace() else "\ufffd" for c in composed)
     shown = " ".join(shown.split())
     if any(unicodedata.bidirectional(c) in ("R", "AL") for c in shown):
@@ -37,22 +37,21 @@ def printable(text: str) -> str:
 
 
 def families(text: str) -> list[str]:
-    """Names of installed fonts that together have the characters of the text, the usual one first."""
+    """Names of installed fonts that together cover the text, the default one first."""
     _look_up(c for c in text if c not in _families)
     return list(dict.fromkeys([BASE, *filter(None, (_families[c] for c in text))]))
 
 
 @own_context()
 def class_labels(names: Sequence[str]) -> tuple[str, ...]:
-    """The names of all classes as pictures show them: 'class 3' where no installed font has the characters of one,
-    with a warning, given once."""
+    """The names of all classes as figures show them: 'class 3' where no installed font covers the name, with a warning,
+    given once."""
     shown = tuple(map(_short, names))
     _look_up(c for c in "".join(shown) if _families.get(c) is None)  # a font may have been installed since
-    lacking = tuple((i, name) for i, name in enumerate(shown) if not _can_be_drawn(name))
-    if lacking:
-        _warn(lacking)
-    numbers = {i: f"class {i}" for i, _ in lacking}
-    return tuple(numbers.get(i, name) for i, name in enumerate(shown))
+    missing = tuple((i, name) for i, name in enumerate(shown) if not _can_be_drawn(name))
+    if missing:
+        _warn(missing)
+    return tuple(f"class {i}" if (i, name) in missing else name for i, name in enumerate(shown))
 
 
 def _short(name: str) -> str:
@@ -61,12 +60,12 @@ def _short(name: str) -> str:
 
 
 @lru_cache(maxsize=64)
-def _warn(lacking: tuple[tuple[int, str], ...]) -> None:
-    named = ", ".join(f"{name} (class {i})" for i, name in lacking[:5]) + ", …" * (len(lacking) > 5)
+def _warn(missing: tuple[tuple[int, str], ...]) -> None:
+    named = ", ".join(f"{name} (class {i})" for i, name in missing[:5]) + ", …" * (len(missing) > 5)
     log.warning(
-        "no installed font draws the class name%s %s: pictures show the number instead; install a font that has the "
+        "no installed font covers the class name%s %s: figures show the number instead; install a font with these "
         "characters, e.g. one of Noto Sans%s",
-        "s" * (len(lacking) > 1),
+        "s" * (len(missing) > 1),
         named,
         "" if SHAPES_TEXT else ", and matplotlib 3.11 or newer",
     )
@@ -79,41 +78,41 @@ def _can_be_drawn(text: str) -> bool:
 
 def _look_up(characters: Iterable[str]) -> None:
     """Find a font for each character; each font is opened once."""
-    left = set(characters)
-    _families.update(dict.fromkeys(left & set(INVISIBLE), BASE))
-    left -= set(INVISIBLE)
-    if left:
-        left = _found_in([BASE, *_installed()], left)
-    if left and _add_new_fonts():
-        left = _found_in(_installed(), left)
-    _families.update(dict.fromkeys(left))
+    missing = set(characters)
+    _families.update(dict.fromkeys(missing & set(INVISIBLE), BASE))
+    missing -= set(INVISIBLE)
+    if missing:
+        missing = _search([BASE, *_installed()], missing)
+    if missing and _add_new_fonts():
+        missing = _search(_installed(), missing)
+    _families.update(dict.fromkeys(missing))
 
 
-def _found_in(names: Sequence[str], characters: set[str]) -> set[str]:
-    """Note which of these fonts have the characters; returns those that none has."""
-    left = set(characters)
+def _search(names: Sequence[str], characters: set[str]) -> set[str]:
+    """Record which of these fonts have the characters; returns the characters that none has."""
+    missing = set(characters)
     for name in names:
-        if not left:
+        if not missing:
             break
         try:
             path = fontManager.findfont(FontProperties(family=[name]), fallback_to_default=False)
             font = ft2font.FT2Font(path)
-            found = {c for c in left if font.get_char_index(ord(c))}
+            covered = {c for c in missing if font.get_char_index(ord(c))}
         except Stopped:
             raise
-        except Exception as error:  # noqa: BLE001 (a font that is damaged, or no longer there)
+        except Exception as error:  # noqa: BLE001 (a damaged or deleted font)
             log.debug("%s: not a font that matplotlib can use (%s)", name, error)
             continue
-        _families.update(dict.fromkeys(found, name))
-        left -= found
-    return left
+        _families.update(dict.fromkeys(covered, name))
+        missing -= covered
+    return missing
 
 
 def _installed() -> list[str]:
-    """Upright fonts: those of normal weight first, and of these Noto Sans, which is made for all scripts."""
+    """Upright fonts: those of normal weight first, and of these Noto Sans, which covers all scripts."""
     weights: dict[str, int] = {}
     for entry in fontManager.ttflist:
-        if entry.style == "normal" and not entry.name.replace(" ", "").lower().startswith(WITHOUT_LETTERS):
+        if entry.style == "normal" and not entry.name.replace(" ", "").lower().startswith(PLACEHOLDER_FONTS):
             weight = font_manager.weight_dict.get(entry.weight, 400) if isinstance(entry.weight, str) else entry.weight
             weights[entry.name] = min(abs(weight - 400), weights.get(entry.name, 1000))
 
@@ -124,13 +123,13 @@ def _installed() -> list[str]:
 
 
 def _add_new_fonts() -> bool:
-    """Take in the fonts that were installed after matplotlib made its list; whether there are any."""
+    """Add the fonts that were installed after matplotlib listed them; whether there are any."""
     before = len(fontManager.ttflist)
     for path in sorted(set(font_manager.findSystemFonts()) - {entry.fname for entry in fontManager.ttflist}):
         try:
             fontManager.addfont(path)
         except Stopped:
             raise
-        except Exception as error:  # noqa: BLE001 (a font that is damaged, or of bitmaps)
+        except Exception as error:  # noqa: BLE001 (a damaged font, or one of bitmaps)
             log.debug("%s: not a font that matplotlib can use (%s)", path, error)
     return len(fontManager.ttflist) > before

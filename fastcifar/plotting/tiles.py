@@ -1,6 +1,6 @@
-"""Sheets of small pictures, pixel for pixel: a table of tiles, with a line of text above each and one beside each row.
+"""Tables of small images, pixel for pixel: tiles with a caption above each and a label to the left of each row.
 
-Hundreds of matplotlib's axes would take seconds; here all tiles are one array, and matplotlib writes the text.
+Hundreds of matplotlib axes would take seconds; here all tiles are one array, and matplotlib only writes the text.
 """
 
 from __future__ import annotations
@@ -17,28 +17,30 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 
-from fastcifar.plotting.style import DPI, HEAT
+from fastcifar.plotting.style import DPI, GREY, HEAT
 from fastcifar.plotting.text import LEFT_TO_RIGHT, families, printable
 
-MARGIN, GAP, NEAR, LINE = 16, 20, 4, 17
+MARGIN, GAP, GROUP_GAP, LINE = 16, 20, 4, 17  # pixels
 CAPTION_POINTS, HEADING_POINTS = 8, 11
 HEADING_LINE = 22
-LEAST_WIDTH, LEAST_COLUMN = 560, 96
+MIN_WIDTH, MIN_COLUMN = 560, 96
 ARROW = " → "
-MOST_BESIDE = 200
-MAX_SIDE = 60_000  # what matplotlib can draw is a little more
+MAX_LABEL_WIDTH = 200
+MAX_SIDE = 60_000  # matplotlib draws slightly more
 
 
 class Tile(NamedTuple):
-    """One picture and what stands above it."""
+    """An image with its caption."""
 
     pixels: npt.NDArray[np.float64]
     """(h, w, 3) in 0..1."""
     caption: str = ""
     suffix: str = ""
-    """Ends the caption, and is never shortened."""
+    """Ends the caption; never shortened."""
     colour: str = ""
     """Of the caption; matplotlib's text colour if empty."""
+    detail: str = ""
+    """A second, grey line below the caption."""
 
 
 def table(
@@ -46,40 +48,41 @@ def table(
     heading: str,
     *,
     labels: Sequence[str] = (),
-    near: int = 1,
+    group: int = 1,
     scale: tuple[str, str] | None = None,
 ) -> Figure:
     """Rows of tiles of one size.
 
-    labels: a text for each row, at its left; may have several lines. near: so many tiles stand close together.
-    scale: what the ends of the colour scale mean, if there is one.
+    labels: a text for each row, to its left; may have several lines. group: every `group` tiles stand close together.
+    scale: the meaning of both ends of the colour scale, if there is one.
     """
     height, width = rows[0][0].pixels.shape[:2]
-    columns = max(map(len, rows))
-    column = max(width, LEAST_COLUMN) if any(tile.caption for row in rows for tile in row) else width
+    has_captions = any(tile.caption for row in rows for tile in row)
+    column = max(width, MIN_COLUMN) if has_captions else width
     labels = [
-        "\n".join(fitting(printable(x), MOST_BESIDE, CAPTION_POINTS) for x in text.split("\n")) for text in labels
+        "\n".join(fitting(printable(x), MAX_LABEL_WIDTH, CAPTION_POINTS) for x in text.split("\n")) for text in labels
     ]
-    beside = round(max((text_width(line, CAPTION_POINTS) for label in labels for line in label.split("\n")), default=0))
-    left = MARGIN + (beside + 10 if beside else 0)
-    xs = [left + i * (column + NEAR) + i // near * (GAP - NEAR) for i in range(columns)]
-    total_width = max(xs[-1] + column + MARGIN, LEAST_WIDTH)
-    parts, room = map(printable, heading.split("\n")), total_width - 2 * MARGIN
-    lines = [line for part in parts for line in wrapped(part, room, HEADING_POINTS)]
-    top = MARGIN + HEADING_LINE * len(lines) + 4
-    tops, bottom = [], top
+    label_lines = [line for label in labels for line in label.split("\n")]
+    label_width = round(max((text_width(line, CAPTION_POINTS) for line in label_lines), default=0))
+    left = MARGIN + (label_width + 10 if label_width else 0)
+    xs = [left + i * (column + GROUP_GAP) + i // group * (GAP - GROUP_GAP) for i in range(max(map(len, rows)))]
+    total_width = max(xs[-1] + column + MARGIN, MIN_WIDTH)
+    paragraphs, heading_width = map(printable, heading.split("\n")), total_width - 2 * MARGIN
+    heading_lines = [line for text in paragraphs for line in wrapped(text, heading_width, HEADING_POINTS)]
+    tops, bottom = [], MARGIN + HEADING_LINE * len(heading_lines) + 4
     for row in rows:
-        tops.append(bottom + (LINE if any(tile.caption for tile in row) else 0))
+        num_lines = any(tile.caption for tile in row) + any(tile.detail for tile in row)
+        tops.append(bottom + LINE * num_lines)
         bottom = tops[-1] + height + GAP // 2
     total_height = bottom + (LINE + 14 if scale else 6)
     canvas = np.zeros((total_height, total_width, 4), np.uint8)  # transparent: the figure's own colour shows
     figure = Figure(figsize=(total_width / DPI, total_height / DPI), dpi=DPI)
 
     def write(x: float, y: float, text: str, points: float, **style: str) -> None:
-        own: dict[str, Any] = {"va": "center", "size": points, "family": families(text), "parse_math": False, **style}
-        figure.text(x / total_width, 1 - y / total_height, text, **own)
+        defaults: dict[str, Any] = {"va": "center", "size": points, "family": families(text), "parse_math": False}
+        figure.text(x / total_width, 1 - y / total_height, text, **{**defaults, **style})
 
-    for i, line in enumerate(lines):
+    for i, line in enumerate(heading_lines):
         write(MARGIN, MARGIN + HEADING_LINE * (i + 0.5), line, HEADING_POINTS)
     for i, (y, row) in enumerate(zip(tops, rows, strict=True)):
         if labels:
@@ -88,8 +91,10 @@ def table(
             canvas[y : y + height, x : x + width] = _opaque(tile.pixels)
             if tile.caption:
                 colour = tile.colour or matplotlib.rcParams["text.color"]
-                caption = captioned(tile, column)
-                write(x, y - LINE / 2, caption, CAPTION_POINTS, color=colour)
+                caption_y = y - LINE * (1.5 if tile.detail else 0.5)
+                write(x, caption_y, captioned(tile, column), CAPTION_POINTS, color=colour)
+            if tile.detail:
+                write(x, y - LINE / 2, tile.detail, CAPTION_POINTS, color=GREY)
     if scale:
         _draw_scale(canvas, bottom + 4, total_width, scale, write)
     figure.figimage(canvas, origin="upper")
@@ -102,17 +107,16 @@ def _opaque(pixels: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
 
 
 def captioned(tile: Tile, width: float) -> str:
-    """The caption, shortened where it is wider than that: each part by itself, so that something is left of both."""
-    room = max(width - text_width(tile.suffix, CAPTION_POINTS), 0)
+    """The caption, shortened to `width` pixels; in 'true → predicted' each class is shortened by itself."""
+    available = max(width - text_width(tile.suffix, CAPTION_POINTS), 0)
     parts = tile.caption.split(ARROW) if tile.caption.count(ARROW) == 1 else [tile.caption]
     parts = list(map(printable, parts))
+    widths = [available]
     if len(parts) == 2:
         first, second = (text_width(part, CAPTION_POINTS) for part in parts)
-        room -= text_width(ARROW, CAPTION_POINTS)
-        rooms = [max(room / 2, room - second), max(room / 2, room - first)]
-    else:
-        rooms = [room]
-    return ARROW.join(fitting(p, r, CAPTION_POINTS) for p, r in zip(parts, rooms, strict=True)) + tile.suffix
+        available -= text_width(ARROW, CAPTION_POINTS)
+        widths = [max(available / 2, available - second), max(available / 2, available - first)]
+    return ARROW.join(fitting(p, w, CAPTION_POINTS) for p, w in zip(parts, widths, strict=True)) + tile.suffix
 
 
 def _draw_scale(
@@ -127,28 +131,28 @@ def _draw_scale(
 
 @lru_cache(maxsize=10_000)
 def text_width(text: str, points: float) -> float:
-    """Pixels that a line of text takes."""
+    """Width of a line of text in pixels."""
     font = FontProperties(size=points, family=families(text))
     width, _, _ = text_to_path.get_text_width_height_descent(text, font, False)
     return float(width) * DPI / 72 * 1.04  # hinting widens some letters
 
 
 def fitting(text: str, width: float, points: float) -> str:
-    """The text, shortened where it is wider than that."""
+    """The text, shortened if it is wider than `width` pixels."""
     if text_width(text, points) <= width:
         return text
-    fits, beyond = 0, len(text)
-    while beyond - fits > 1:
-        middle = (fits + beyond) // 2
+    fits, too_long = 0, len(text)
+    while too_long - fits > 1:
+        middle = (fits + too_long) // 2
         if text_width(text[:middle] + "…", points) <= width:
             fits = middle
         else:
-            beyond = middle
+            too_long = middle
     return text[:fits] + "…" + LEFT_TO_RIGHT * text.endswith(LEFT_TO_RIGHT)
 
 
 def wrapped(text: str, width: float, points: float) -> list[str]:
-    """The text in lines that are no wider than that; a single word may be shortened."""
+    """The text in lines of at most `width` pixels; a word that is wider is shortened."""
     lines = [""]
     for word in text.split(" "):
         longer = f"{lines[-1]} {word}" if lines[-1] else word

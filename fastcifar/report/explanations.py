@@ -1,9 +1,9 @@
-"""The explained images: a card for each, with its map and its whole sheet."""
+"""The explained images: a card for each, with its class activation map and its whole sheet."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import PurePosixPath
+import re
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -12,24 +12,14 @@ import numpy.typing as npt
 from fastcifar.errors import DataError
 from fastcifar.explain.cam import best_layer
 from fastcifar.explain.files import COLUMNS, METHOD_NAMES, target_name
-from fastcifar.report.figures import Picture, pixels, sheet
-from fastcifar.report.run_files import MIB, RunFiles, clean, parsed
+from fastcifar.explain.maps import MapTable
+from fastcifar.report.figures import Picture, png, sheet
+from fastcifar.report.run_files import MIB, RunFiles, clean, number
 
-MOST_SHOWN = 200
-MOST_SHEET = 16 * MIB
-TILE, MOST_TILE = 128, 192
-ARRAYS = (
-    "weights_sha256",
-    "selection",
-    "index",
-    "images",
-    "targets",
-    "methods",
-    "layers",
-    "sizes",
-    "maps",
-    "has_evidence",
-)
+MAX_CARDS = 200
+MAX_SHEET_BYTES = 16 * MIB
+TILE, MAX_TILE = 128, 192
+ARRAYS = ("selection", "indices", "images", *(field.name for field in fields(MapTable)))  # of maps.npz
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +28,9 @@ class Card:
 
     title: str
     true: str
-    """Empty where nobody knows."""
+    """Empty if unknown."""
     predicted: str
-    right: bool
+    is_correct: bool
     confidence: float
     loss: float | None
     image: Picture | None
@@ -50,27 +40,23 @@ class Card:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Explained:
+class Explanations:
     """index.csv, maps.npz and sheets/ of a folder."""
 
     cards: tuple[Card, ...]
     num_images: int
     """In index.csv; the cards are the first of them."""
     selection: str
-    """Which images these are, as `explain` was asked; empty without maps.npz."""
+    """Which images these are, in words; empty without maps.npz."""
     map_name: str
-    """What the overlays show; empty without them."""
+    """What the overlays show; empty without maps.npz."""
     true_names: tuple[str, ...]
     predicted_names: tuple[str, ...]
-
-    @property
-    def num_right(self) -> int:
-        return sum(card.right for card in self.cards)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Maps:
-    """The maps that the grid shows, too: of the first target and method, at the layer to look at first."""
+    """The maps of the first target and method at the best layer, as in grid.png."""
 
     weights_sha256: str
     selection: str
@@ -80,109 +66,95 @@ class _Maps:
     has_evidence: npt.NDArray[np.bool_]
 
 
-def explained(files: RunFiles, folder: str = "explain") -> Explained | None:
-    """The first 200 images of a folder's index.csv. Without maps.npz the cards have no pictures, without a sheet
-    nothing to open."""
+def explanations(files: RunFiles, folder: str = "explain") -> Explanations | None:
+    """The first 200 images of a folder's index.csv. Cards have no images without maps.npz, no button without a
+    sheet."""
     name = f"{folder}/index.csv"
     rows = files.rows(name, COLUMNS)
     if not rows:
         return None
-    shown = [_facts(name, row) for row in rows[:MOST_SHOWN]]
-    found = files.attempt(lambda files: _maps(files, f"{folder}/maps.npz", rows))
-    weights = files.attempt(lambda files: files.weights_sha256)
-    if found is not None and weights is not None and found.weights_sha256 != weights:
-        files.note(f"{folder}/: made with other weights than those of the run; 'fastcifar explain' makes it anew")
-    cards = tuple(_card(files, folder, facts, found, i) for i, facts in enumerate(shown))
-    return Explained(
+    maps = files.attempt(lambda files: _maps(files, f"{folder}/maps.npz", rows))
+    weights_sha256 = files.attempt(lambda files: files.weights_sha256)
+    if maps is not None and weights_sha256 not in (None, maps.weights_sha256):
+        files.note(f"{folder}/: made with other weights than those of the run; make it again with 'fastcifar explain'")
+    cards = tuple(_card(files, folder, name, row, maps, i) for i, row in enumerate(rows[:MAX_CARDS]))
+    return Explanations(
         cards=cards,
         num_images=len(rows),
-        selection=found.selection if found else "",
-        map_name=found.name if found else "",
+        selection=maps.selection if maps else "",
+        map_name=maps.name if maps else "",
         true_names=tuple(sorted({card.true for card in cards if card.true})),
         predicted_names=tuple(sorted({card.predicted for card in cards})),
     )
 
 
-def _facts(name: str, row: dict[str, str]) -> dict[str, Any]:
-    known, index = row["true"] != "", clean(row["index"])
-    return {
-        "title": f"Test image {index}" if known else index,
-        "true": clean(row["true"]),
-        "predicted": clean(row["predicted"]),
-        "right": row["true"] == row["predicted"],
-        "confidence": parsed(name, row, "confidence", 0, 1),
-        "loss": parsed(name, row, "loss", 0) if known else None,
-        "file": row["file"],
-    }
-
-
-def _card(files: RunFiles, folder: str, facts: dict[str, Any], found: _Maps | None, i: int) -> Card:
-    file = facts.pop("file")
-    image, laid = files.drawn(lambda: _pair(found, i)) or (None, None) if found is not None else (None, None)
+def _card(files: RunFiles, folder: str, name: str, row: dict[str, str], maps: _Maps | None, i: int) -> Card:
+    is_known, index = row["true"] != "", clean(row["index"])
+    confidence, loss = number(name, row, "confidence"), number(name, row, "loss") if is_known else None
+    pair = None if maps is None else files.drawn(lambda: _image_and_overlay(maps, i))
     return Card(
-        **facts,
-        image=image,
-        overlay=laid,
-        has_evidence=found is None or bool(found.has_evidence[i]),
-        sheet=files.attempt(lambda files: _sheet(files, folder, file)),
+        title=f"Test image {index}" if is_known else index,
+        true=clean(row["true"]),
+        predicted=clean(row["predicted"]),
+        is_correct=row["true"] == row["predicted"],
+        confidence=confidence,
+        loss=loss,
+        image=pair and pair[0],
+        overlay=pair and pair[1],
+        has_evidence=maps is None or bool(maps.has_evidence[i]),
+        sheet=files.attempt(lambda files: _sheet(files, folder, row["file"])),
     )
 
 
-def _pair(found: _Maps, i: int) -> tuple[Picture, Picture]:
-    """The image, and its map over it."""
+def _image_and_overlay(maps: _Maps, i: int) -> tuple[Picture, Picture]:
     from fastcifar.plotting.images import overlay
 
-    tile = TILE if max(found.images.shape[1:3]) < TILE else MOST_TILE
-    laid = np.rint(overlay(found.images[i], found.maps[i], tile) * 255).astype(np.uint8)
-    return pixels(found.images[i], MOST_TILE), pixels(laid, MOST_TILE)
+    tile = TILE if max(maps.images.shape[1:3]) < TILE else MAX_TILE
+    pixels = np.rint(overlay(maps.images[i], maps.maps[i], tile) * 255).astype(np.uint8)
+    return png(maps.images[i], MAX_TILE), png(pixels, MAX_TILE)
 
 
 def _sheet(files: RunFiles, folder: str, file: str) -> Picture | None:
-    path = PurePosixPath(file)
-    if len(path.parts) != 2 or path.parts[0] != "sheets" or path.suffix != ".png" or "\0" in file:
-        raise DataError(f"{folder}/index.csv: names the sheet {clean(file, 80)!r}; expected such as sheets/00012.png")
-    name = f"{folder}/sheets/{path.name}"
-    content = files.read(name, MOST_SHEET)
-    return None if content is None else sheet(name, content)
+    if not re.fullmatch(r"sheets/[^/\0]+\.png", file):
+        raise DataError(f"{folder}/index.csv: sheet is {clean(file, 80)!r}; expected e.g. sheets/00012.png")
+    content = files.read(f"{folder}/{file}", MAX_SHEET_BYTES)
+    return None if content is None else sheet(f"{folder}/{file}", content)
 
 
 def _maps(files: RunFiles, name: str, rows: list[dict[str, str]]) -> _Maps | None:
-    found = files.arrays(name, ARRAYS)
-    if found is None:
+    arrays = files.arrays(name, ARRAYS)
+    if arrays is None:
         return None
-    images, maps, layers, sizes = (found[key] for key in ("images", "maps", "layers", "sizes"))
-    num = len(rows)
-    named = all(found[key].ndim == 1 and found[key].dtype.kind == "U" for key in ("targets", "methods", "layers"))
-    fits = (
-        named
+    _require_shapes(name, arrays, len(rows))
+    if rows[0]["true"] and [row["index"] for row in rows] != [str(i) for i in arrays["indices"].ravel().tolist()]:
+        raise DataError(f"{name}: damaged: its images are not those of index.csv")
+    best = best_layer([(int(h), int(w)) for h, w in arrays["sizes"]])
+    method, target, layer = (clean(arrays[key][i]) for key, i in (("methods", 0), ("targets", 0), ("layers", best)))
+    height, width = arrays["sizes"][best]
+    return _Maps(
+        weights_sha256=str(arrays["weights_sha256"]),
+        selection=clean(arrays["selection"]),
+        name=f"{METHOD_NAMES.get(method, method)} for {target_name(target)} at {layer} ({height}x{width})",
+        images=arrays["images"],
+        maps=np.nan_to_num(arrays["maps"][0, 0, :, best]),
+        has_evidence=arrays["has_evidence"][0, 0, :, best],
+    )
+
+
+def _require_shapes(name: str, arrays: dict[str, npt.NDArray[Any]], num_images: int) -> None:
+    images, maps, layers = arrays["images"], arrays["maps"], arrays["layers"]
+    is_valid = (
+        all(arrays[key].ndim == 1 and arrays[key].dtype.kind == "U" for key in ("targets", "methods", "layers"))
         and images.dtype == np.uint8
         and images.ndim == 4
-        and images.shape[0] == num
-        and images.shape[3] == 3
-        and min(images.shape) > 0
+        and images.shape[::3] == (num_images, 3)
         and maps.dtype == np.float32
-        and maps.shape == (*(len(found[key]) for key in ("targets", "methods")), num, len(layers), *images.shape[1:3])
+        and maps.shape == (*map(len, (arrays["targets"], arrays["methods"], images, layers)), *images.shape[1:3])
         and maps.size > 0
-        and found["has_evidence"].dtype == np.bool_
-        and found["has_evidence"].shape == maps.shape[:4]
-        and sizes.dtype.kind in "iu"
-        and sizes.shape == (len(layers), 2)
+        and arrays["has_evidence"].dtype == np.bool_
+        and arrays["has_evidence"].shape == maps.shape[:4]
+        and arrays["sizes"].dtype.kind in "iu"
+        and arrays["sizes"].shape == (len(layers), 2)
     )
-    if not fits:
-        raise DataError(f"{name}: damaged: its arrays do not fit together, or not the {num} images of index.csv")
-    if rows[0]["true"] and [row["index"] for row in rows] != [str(i) for i in found["index"].ravel().tolist()]:
-        raise DataError(f"{name}: damaged: its images are not those of index.csv")
-    best = best_layer([(int(h), int(w)) for h, w in sizes])
-    chosen = maps[0, 0, :, best]
-    if not ((chosen >= 0) & (chosen <= 1)).all():
-        raise DataError(f"{name}: damaged: its maps are not within 0..1")
-    method, target = clean(found["methods"][0], 40), clean(found["targets"][0])
-    size = "x".join(str(side) for side in sizes[best])
-    return _Maps(
-        weights_sha256=str(found["weights_sha256"]),
-        selection=clean(found["selection"]),
-        name=f"{METHOD_NAMES.get(method, method)} for {target_name(target)} at {clean(layers[best], 80)} ({size})",
-        images=images,
-        maps=chosen,
-        has_evidence=found["has_evidence"][0, 0, :, best],
-    )
+    if not is_valid:
+        raise DataError(f"{name}: damaged: its arrays do not match each other, or the {num_images} images of index.csv")

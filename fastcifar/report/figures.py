@@ -1,4 +1,4 @@
-"""Pictures as they stand in the page: data addresses. Figures are SVG, once light and once dark."""
+"""Images as they stand in the page: data URLs. Figures are SVG, one for each colour scheme."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fastcifar.report.run_files import RunFiles
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MOST_PIXELS = 30_000_000
+MAX_PIXELS = 30_000_000
 SHEET_QUALITY = 90
 """Of WebP: a sheet of 330 KiB becomes one of 70, in 0.1 s; lossless it is 200 and takes 0.5 s."""
 
@@ -27,7 +27,7 @@ SHEET_QUALITY = 90
 class Picture:
     """An image and its size in CSS pixels."""
 
-    address: str
+    url: str
     width: int
     height: int
 
@@ -42,7 +42,7 @@ class Drawing:
 
 
 def drawing(files: RunFiles, draw: Callable[[], Figure], alt: str) -> Drawing | None:
-    """What `draw` draws, light and dark; None, with a note, if that fails."""
+    """The figure that `draw` returns, light and dark; None, with a note, if that fails."""
 
     def both() -> Drawing:
         from fastcifar import plotting
@@ -59,37 +59,34 @@ def _svg(figure: Figure) -> Picture:
     from fastcifar import plotting
 
     width, height = (round(inches * 96) for inches in figure.get_size_inches())
-    return Picture(address=_address("image/svg+xml", plotting.svg(figure)), width=width, height=height)
+    return Picture(url=_data_url("image/svg+xml", plotting.svg(figure)), width=width, height=height)
 
 
-def pixels(image: npt.NDArray[np.uint8], most: int) -> Picture:
-    """(H, W, 3) uint8 as it is, as PNG; reduced to `most` pixels where it is larger."""
+def png(image: npt.NDArray[np.uint8], max_side: int) -> Picture:
+    """(H, W, 3) uint8 as PNG, reduced to `max_side` pixels if it is larger."""
     picture = PIL.Image.fromarray(image)
-    picture.thumbnail((most, most), PIL.Image.Resampling.LANCZOS)
-    return _picture(picture, "PNG")
+    picture.thumbnail((max_side, max_side), PIL.Image.Resampling.LANCZOS)
+    return _encode(picture, "PNG")
 
 
 def sheet(name: str, content: bytes) -> Picture:
-    """A sheet, stored as WebP. Raises DataError if `content` is no PNG, or has more than 30 million pixels."""
+    """A sheet, stored as WebP. Raises DataError if `content` is not a PNG of at most 30 million pixels."""
     try:
-        width, height = (int.from_bytes(content[i : i + 4], "big") for i in (16, 20))  # of its header
-        if not content.startswith(b"\x89PNG\r\n\x1a\n") or not 0 < width * height <= MOST_PIXELS:
-            raise ValueError(f"not a PNG of at most {MOST_PIXELS:,} pixels")
-        with PIL.Image.open(io.BytesIO(content), formats=("PNG",)) as found:
-            return _picture(found.convert("RGB"), "WEBP", quality=SHEET_QUALITY, method=1)
+        with PIL.Image.open(io.BytesIO(content), formats=("PNG",)) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                raise ValueError(f"over {MAX_PIXELS:,} pixels")
+            return _encode(picture.convert("RGB"), "WEBP", quality=SHEET_QUALITY, method=1)
     except Stopped:
         raise
-    except Exception as error:  # Pillow raises what its decoders raise
+    except Exception as error:  # Pillow raises many types
         raise DataError(f"{name}: damaged: {one_line(error)}") from error
 
 
-def _picture(picture: PIL.Image.Image, form: str, **settings: int) -> Picture:
+def _encode(picture: PIL.Image.Image, form: str, **settings: int) -> Picture:
     file = io.BytesIO()
     picture.save(file, format=form, **settings)
-    return Picture(
-        address=_address(f"image/{form.lower()}", file.getvalue()), width=picture.width, height=picture.height
-    )
+    return Picture(url=_data_url(f"image/{form.lower()}", file.getvalue()), width=picture.width, height=picture.height)
 
 
-def _address(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+def _data_url(mime_type: str, content: bytes) -> str:
+    return f"data:{mime_type};base64,{base64.b64encode(content).decode()}"

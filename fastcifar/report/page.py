@@ -1,4 +1,4 @@
-"""The page: template, style and script in one text, under a content security policy that lets nothing else in."""
+"""The page: template, style and script in one text, under a Content-Security-Policy that allows nothing else."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ import hashlib
 from dataclasses import dataclass
 from importlib import resources
 
-from fastcifar.report.explanations import MOST_SHOWN, Explained
-from fastcifar.report.predictions import Scored
-from fastcifar.report.training import Curves, Headline, Pairs, RangeTest, Settings
+from fastcifar.report.classification import Classification
+from fastcifar.report.explanations import Explanations
+from fastcifar.report.training import Curves, Headline, LrRangeTest, Pairs, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """What a page tells; None where its source is not there."""
+    """The sections of a page; None where its files are missing."""
 
     name: str
     notes: tuple[str, ...]
     headline: Headline | None
-    circumstances: Pairs | None
-    settings: Settings | None
+    environment: Pairs | None
     curves: Curves | None
-    scored: Scored | None
-    range_test: RangeTest | None
-    explained: Explained | None
-    pictures: Explained | None
+    classification: Classification | None
+    explanations: Explanations | None
+    own_images: Explanations | None
+    lr_range_test: LrRangeTest | None
+    settings: Settings | None
 
 
 def render(contents: Contents) -> str:
@@ -40,12 +40,11 @@ def render(contents: Contents) -> str:
     environment.filters["percent"] = lambda share: "–" if share is None else f"{share:.2%}"
     page = environment.from_string(_file("template.html")).render(
         report=contents,
-        style=Markup(style),  # ours: the hash is of exactly these letters
+        style=Markup(style),  # its hash is in the policy
         script=Markup(script),
         policy=_policy(style, script),
-        most_shown=MOST_SHOWN,
     )
-    return page.lstrip().encode("utf-8", "replace").decode("utf-8")  # a name may hold half a character
+    return page.lstrip().encode("utf-8", "replace").decode("utf-8")  # a name may hold a lone surrogate
 
 
 def _policy(style: str, script: str) -> str:

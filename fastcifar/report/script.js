@@ -1,8 +1,8 @@
-// Sheets open and close; filters choose cards. Nothing here makes HTML of a text.
+// Opens and closes sheets, and filters cards. No text becomes HTML.
 "use strict";
 
-for (const button of document.querySelectorAll("[data-opens]")) {
-  const dialog = document.getElementById(button.dataset.opens);
+for (const button of document.querySelectorAll("[data-open]")) {
+  const dialog = document.getElementById(button.dataset.open);
   button.addEventListener("click", () => {
     dialog.showModal();
     document.documentElement.classList.add("open");
@@ -11,9 +11,9 @@ for (const button of document.querySelectorAll("[data-opens]")) {
     document.documentElement.classList.remove("open");
     button.focus();
   });
-  dialog.querySelector("[data-closes]").addEventListener("click", () => dialog.close());
+  dialog.querySelector("[data-close]").addEventListener("click", () => dialog.close());
   dialog.addEventListener("click", (event) => {
-    if (event.target === dialog) dialog.close(); // beside it
+    if (event.target === dialog) dialog.close(); // on the backdrop
   });
 }
 
@@ -21,26 +21,26 @@ const form = document.getElementById("filters");
 if (form) {
   const cards = [...document.querySelectorAll("#test-image-cards > .card")];
   const count = document.getElementById("count");
-  const nothing = document.getElementById("nothing");
+  const empty = document.getElementById("empty");
 
-  const choose = () => {
-    const wanted = { true: form.elements.true.value, predicted: form.elements.predicted.value };
+  const filter = () => {
+    const selected = { true: form.elements.true.value, predicted: form.elements.predicted.value };
     let shown = 0;
     for (const card of cards) {
-      const fits = Object.entries(wanted).every(([kind, value]) => !value || card.dataset[kind] === value);
-      card.hidden = !fits;
-      shown += fits;
+      const matches = Object.entries(selected).every(([kind, value]) => !value || card.dataset[kind] === value);
+      card.hidden = !matches;
+      shown += matches;
     }
     count.textContent = `${shown} of ${cards.length} images`;
-    nothing.hidden = shown > 0;
+    empty.hidden = shown > 0;
   };
 
-  form.addEventListener("change", choose);
+  form.addEventListener("change", filter);
   form.addEventListener("submit", (event) => event.preventDefault());
   form.querySelector("button").addEventListener("click", () => {
     form.reset();
-    choose();
+    filter();
   });
   form.hidden = false;
-  choose(); // a reloaded page may have kept its choice
+  filter(); // a reloaded page may have kept its selection
 }

@@ -1,1 +1,1 @@
-"""What the machine offers this process: CPUs, memory, limits of control groups."""
+"""The resources of this process: CPUs, memory, limits of control groups."""

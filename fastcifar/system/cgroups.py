@@ -1,4 +1,4 @@
-"""The control groups (cgroups) of this process: where the limits of a container or a scheduler are found."""
+"""The control groups (cgroups) of this process, which hold the limits of a container or a scheduler."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ ROOT = Path("/")
 
 
 def control_groups(controller: str, root: Path = ROOT) -> Iterator[tuple[Path, bool]]:
-    """The folders of the control groups of this process that `controller` ('memory', 'cpu') limits, upwards to where
-    they are mounted; and whether each is of version 2. `root`: where /proc and /sys are looked for."""
+    """The folders of the control groups of this process for `controller` ('memory', 'cpu'), up to the mount point, and
+    whether each has version 2. root: folder of /proc and /sys."""
     own = dict.fromkeys((controller, ""), "/")
-    for line in lines_of(root / "proc/self/cgroup"):  # number:controllers:path; without controllers it is version 2
+    for line in read_lines(root / "proc/self/cgroup"):  # number:controllers:path; version 2 has no controllers
         controllers, _, path = line.partition(":")[2].partition(":")
         if path.startswith("/"):
             own |= {name: path for name in controllers.split(",") if name in own}
-    mounts = [("", "/", "/sys/fs/cgroup"), (controller, "/", f"/sys/fs/cgroup/{controller}")]  # where they usually are
-    for line in lines_of(root / "proc/self/mountinfo"):
+    mounts = [("", "/", "/sys/fs/cgroup"), (controller, "/", f"/sys/fs/cgroup/{controller}")]  # the usual places
+    for line in read_lines(root / "proc/self/mountinfo"):
         before, _, after = line.partition(" - ")
         kind, options = after.split(" ")[0], after.split(" ")[-1].split(",")
         if kind == "cgroup2" or (kind == "cgroup" and controller in options):
@@ -27,7 +27,7 @@ def control_groups(controller: str, root: Path = ROOT) -> Iterator[tuple[Path, b
             mounts.append(("" if kind == "cgroup2" else controller, mounted, where))
     for name, mounted, where in dict.fromkeys(mounts):
         top = root / where.lstrip("/")
-        inside = os.path.relpath(own[name], mounted)  # a container sees only a part of the tree
+        inside = os.path.relpath(own[name], mounted)  # a container sees a part of the tree
         group = top if inside.startswith("..") else top / inside
         for folder in (group, *group.parents):
             yield folder, not name
@@ -36,12 +36,12 @@ def control_groups(controller: str, root: Path = ROOT) -> Iterator[tuple[Path, b
 
 
 def _unescaped(text: str) -> str:
-    """A space is \\040 in mountinfo."""
+    """Replace escapes: a space is \\040 in mountinfo."""
     return re.sub(r"\\(\d{3})", lambda match: chr(int(match[1], 8)), text)
 
 
-def lines_of(path: Path) -> list[str]:
-    """The lines of a file in /proc or /sys; none where it cannot be read."""
+def read_lines(path: Path) -> list[str]:
+    """The lines of a file in /proc or /sys; empty if it cannot be read."""
     try:
         return path.read_text(errors="replace").splitlines()
     except OSError:

@@ -10,60 +10,59 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from fastcifar.system.cgroups import ROOT, control_groups, lines_of
+from fastcifar.system.cgroups import ROOT, control_groups, read_lines
 
-COUNTED = (1, 3, 6, 7)  # columns of a line of /proc/stat: user, system, irq, softirq
+STAT_COLUMNS = (1, 3, 6, 7)  # of /proc/stat: user, system, irq, softirq
 
 
-def cpus_of_mask() -> int:
-    """CPUs of this process's affinity mask, whatever a control group allows."""
+def affinity_cpus() -> int:
+    """CPUs in the affinity mask of this process."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def available_cpus(root: Path = ROOT) -> int:
-    """CPUs of this process's affinity mask, or fewer where a control group (a container's limit) allows fewer."""
-    return max(1, min([cpus_of_mask(), *(math.ceil(quota) for quota in _quotas(root))]))
+    """CPUs in the affinity mask of this process, or fewer if a control group (a container's limit) allows fewer."""
+    return max(1, min([affinity_cpus(), *(math.ceil(quota) for quota in _quotas(root))]))
 
 
 def _quotas(root: Path) -> Iterator[float]:
-    """CPUs that each control group of this process, and each group above it, may use; those with a limit."""
+    """CPU limits of the control groups of this process and of the groups above."""
     for folder, is_v2 in control_groups("cpu", root):
         names = ("cpu.max",) if is_v2 else ("cpu.cfs_quota_us", "cpu.cfs_period_us")
         with contextlib.suppress(ValueError, ZeroDivisionError):  # no such file, or "max"
-            quota, period = map(int, " ".join(line for name in names for line in lines_of(folder / name)).split())
+            quota, period = map(int, " ".join(line for name in names for line in read_lines(folder / name)).split())
             if quota > 0:  # -1 is no limit in version 1
                 yield quota / period
 
 
 class OtherLoad:
-    """CPUs that other processes kept busy since this was made, of those that this process may use; niced ones give way
-    and do not count."""
+    """CPUs of this process that others kept busy since construction; niced processes do not count."""
 
     def __init__(self) -> None:
-        self._begin = self._now()
+        self._start = self._now()
 
     def cpus(self) -> float | None:
-        """Their number; None where the system does not tell, or too little time has passed to say."""
+        """Their number; None if the system does not report it, or in the first second."""
         now = self._now()
-        if self._begin is None or now is None:
+        if self._start is None or now is None:
             return None
-        seconds, others = (after - before for after, before in zip(now, self._begin, strict=True))
+        seconds, others = (after - before for after, before in zip(now, self._start, strict=True))
         return max(0.0, others / seconds) if seconds >= 1.0 else None
 
     @staticmethod
     def num_cpus() -> int:
-        """The CPUs among which they are counted."""
-        return cpus_of_mask()
+        """The CPUs that are observed."""
+        return affinity_cpus()
 
     @staticmethod
     def _now() -> tuple[float, float] | None:
-        """The time, and the CPU seconds of other processes."""
+        """The time and the CPU time of other processes, in seconds."""
         if sys.platform != "linux":
             return None
         names = {f"cpu{number}" for number in os.sched_getaffinity(0)}
         try:
             lines = [line.split() for line in Path("/proc/stat").read_text(encoding="ascii").splitlines()]
-            used = [sum(int(line[i]) for i in COUNTED) for line in lines if line[0] in names]
+            used = [sum(int(line[i]) for i in STAT_COLUMNS) for line in lines if line[0] in names]
         except (OSError, ValueError, IndexError):
             return None
         own = os.times()

@@ -1,4 +1,4 @@
-"""A pool of threads that outlives a fork."""
+"""A thread pool that works after a fork."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import Any
 
 
 class Threads:
-    """Threads that a forked child begins anew: a fork copies a pool without its threads, which waits for ever."""
+    """Threads that a forked child starts again: a fork copies a pool without its threads, and waits forever."""
 
     def __init__(self, count: int, name: str) -> None:
         self._count, self._name = count, name
-        self._begin()
+        self._start()
 
-    def _begin(self) -> None:
+    def _start(self) -> None:
         self._process = os.getpid()
         self._pool = ThreadPoolExecutor(self._count, thread_name_prefix=f"fastcifar-{self._name}")
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        """Run it on one of the threads."""
+        """Call the function on one of the threads."""
         if self._process != os.getpid():
-            self._begin()
+            self._start()
         return self._pool.submit(function, *arguments)
 
     def close(self) -> None:
-        """End the threads, when they have done what they were given."""
+        """Wait for the submitted calls, and end the threads."""
         if self._process == os.getpid():
             self._pool.shutdown()

@@ -17,7 +17,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -27,15 +26,15 @@ from fastcifar.config import ModelConfig
 from fastcifar.data.manifest import MAX_NAME
 from fastcifar.data.tables import MAX_CLASSES
 from fastcifar.errors import CheckpointError, one_line
-from fastcifar.io.atomic import replace, write_arrays, write_bytes
-from fastcifar.io.reading import load_arrays, open_regular, read_bytes
+from fastcifar.io.atomic import replace, write_bytes
+from fastcifar.io.reading import open_regular, read_bytes
 from fastcifar.models import make_model
 from fastcifar.training.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 FORMAT = 4
 NO_COMMENT, SEAL_LENGTH = b"\0\0", 2 + 64
-MOST_CHECKPOINT, MOST_WEIGHTS, MOST_PREDICTIONS = 2**36, 2**34, 2**30  # bytes
+MOST_CHECKPOINT, MOST_WEIGHTS = 2**36, 2**34  # bytes
 MAX_SIDE = 65_535  # a beton's
 MOST_HEADER = 100 * 2**20  # as safetensors' own
 UNREADABLE = (
@@ -262,45 +261,6 @@ def require_trust(path: Path, network: ModelConfig, trusted: str | None) -> None
             f"{path}: its network is {network.name}, code that is not part of fastcifar; "
             f"if it is yours, add --model {network.name}"
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Predictions:
-    """A network's answers on a test set, and which network and data they belong to."""
-
-    index: np.ndarray
-    """(N,) int64."""
-    label: np.ndarray
-    """(N,) int64."""
-    logits: np.ndarray
-    """(N, num_classes) float32."""
-    weights_sha256: str
-    data_sha256: str
-
-
-def save_predictions(path: Path, predictions: Predictions) -> None:
-    """Write predictions.npz."""
-    write_arrays(path, **predictions.__dict__)
-
-
-def load_predictions(path: Path, weights_sha256: str, data_sha256: str) -> Predictions | None:
-    """The predictions of exactly these weights on exactly this data, or None: they must be made anew."""
-    try:
-        keys = ("index", "label", "logits", "weights_sha256", "data_sha256")
-        found = load_arrays(read_bytes(path, MOST_PREDICTIONS), keys, MOST_PREDICTIONS)
-    except (OSError, ValueError, MemoryError):
-        return None
-    owners = str(found.pop("weights_sha256")), str(found.pop("data_sha256"))
-    if owners != (weights_sha256, data_sha256) or not _fit_together(**found):
-        return None
-    return Predictions(**found, weights_sha256=weights_sha256, data_sha256=data_sha256)
-
-
-def _fit_together(index: np.ndarray, label: np.ndarray, logits: np.ndarray) -> bool:
-    num = len(index) if index.ndim else 0
-    shapes = index.shape == label.shape == (num,) and logits.ndim == 2 and len(logits) == num > 0
-    kinds = index.dtype == label.dtype == np.int64 and logits.dtype == np.float32
-    return bool(shapes and kinds and label.min() >= 0 and label.max() < logits.shape[1])
 
 
 def file_sha256(path: Path) -> str:

@@ -15,7 +15,7 @@ from torch import nn
 
 from fastcifar.config import LrRangeTestConfig, TrainConfig
 from fastcifar.io.atomic import wrap_write_errors, write_text
-from fastcifar.io.figures import pictures
+from fastcifar.io.figures import figure_writer
 from fastcifar.loaders import Loader
 from fastcifar.models import builder, make_model
 from fastcifar.models.probe import place
@@ -83,9 +83,9 @@ def write_curve(curve: LrCurve, folder: Path, chosen: str) -> tuple[Path, ...]:
 
         return plotting.lr_curve(curve, chosen)
 
-    with pictures(folder, f"the curve is in {table}") as draw:
-        picture = draw("lr_find.png", curve_drawn)
-    return (table, picture) if picture else (table,)
+    with figure_writer(folder, f"the curve is in {table}") as write:
+        figure = write("lr_find.png", curve_drawn)
+    return (table, figure) if figure else (table,)
 
 
 @standard_torch_defaults()

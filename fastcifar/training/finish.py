@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import nn
 
 from fastcifar.config import TrainConfig
 from fastcifar.errors import CheckpointError
-from fastcifar.inference.predict import Answers
-from fastcifar.io.figures import pictures
+from fastcifar.inference.predictions import Predictions
+from fastcifar.io.figures import figure_writer
 from fastcifar.io.paths import command_line
 from fastcifar.loaders import Loader
 from fastcifar.models import count_parameters
 from fastcifar.models.probe import place
 from fastcifar.training import checkpoint
-from fastcifar.training.checkpoint import Predictions
 from fastcifar.training.data import Loaders
 from fastcifar.training.distributed import Processes
 from fastcifar.training.learner import Learner
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 class Evaluate(Protocol):
     """How a network is run on the images of a loader; `what` is shown meanwhile."""
 
-    def __call__(self, model: nn.Module, loader: Loader, what: str, tta: str = "none") -> Answers: ...
+    def __call__(self, model: nn.Module, loader: Loader, what: str, tta: str = "none") -> Predictions: ...
 
 
 def finish(run: RunFolder, learner: Learner, loaders: Loaders, evaluate: Evaluate) -> dict[str, Any]:
@@ -47,25 +47,23 @@ def finish(run: RunFolder, learner: Learner, loaders: Loaders, evaluate: Evaluat
         go_on = command_line("fastcifar", "train", "--resume", run.path)
         raise CheckpointError(f"{run.best}: was exchanged while the run went on; write it again with: {go_on}")
     place(best, learner.device)
-    answers = evaluate(best, loaders.test, "test")
-    scores: dict[str, Any] = {"test_accuracy": answers.accuracy, "test_loss": answers.loss}
+    predictions = evaluate(best, loaders.test, "test")
+    scores: dict[str, Any] = {"test_accuracy": predictions.accuracy, "test_loss": predictions.loss}
     if config.tta != "none":
         augmented = evaluate(best, loaders.test, f"test, {config.tta}", config.tta)
         log.info("with test-time augmentation (%s): %.2f%%", config.tta, augmented.accuracy * 100)
         scores |= {"tta": config.tta, "tta_accuracy": augmented.accuracy, "tta_loss": augmented.loss}
-    metrics = {**scores, "num_test_images": len(answers.labels), **_facts(learner, loaders)}
+    metrics = {**scores, "num_test_images": len(predictions), **_facts(learner, loaders)}
     if first:
-        predictions = Predictions(
-            index=answers.indices,
-            label=answers.labels,
-            logits=answers.logits,
-            weights_sha256=facts["file_sha256"],
-            data_sha256=loaders.test.beton.sha256,
-        )
-        checkpoint.save_predictions(run.predictions, predictions)
+        owners = {"weights_sha256": facts["file_sha256"], "data_sha256": loaders.test.beton.sha256}
+        replace(predictions, **owners).save(run.predictions)
         run.write_metrics(metrics)
-    images = len(answers.labels)
-    log.info("test accuracy %.2f%%, loss %.4f, on %d images", answers.accuracy * 100, answers.loss, images)
+    log.info(
+        "test accuracy %.2f%%, loss %.4f, on %d images",
+        predictions.accuracy * 100,
+        predictions.loss,
+        len(predictions),
+    )
     if first:
         _draw_curves(run, learner)
     return metrics
@@ -112,5 +110,5 @@ def _draw_curves(run: RunFolder, learner: Learner) -> None:
         return plotting.curves(learner.progress.history)
 
     again = f"draw it with: {resume_command(run, learner.config, learner.processes)}"
-    with pictures(run.path, again) as draw:
-        draw(run.curves.name, curves)
+    with figure_writer(run.path, again) as write:
+        write(run.curves.name, curves)

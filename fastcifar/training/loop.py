@@ -15,7 +15,8 @@ from torch import nn
 
 from fastcifar.config import AUTO_SUGGESTIONS, TrainConfig
 from fastcifar.errors import DivergedError, Stopped
-from fastcifar.inference.predict import Answers, evaluate
+from fastcifar.inference.predict import predict
+from fastcifar.inference.predictions import Predictions
 from fastcifar.io.checks import require_utf8
 from fastcifar.io.locks import lock_folder
 from fastcifar.loaders import Loader
@@ -285,10 +286,10 @@ class Trainer:
         text += f"  train loss {row['train_loss']:.4f} accuracy {row['train_accuracy']:.2%}"
         if self.loaders.val is not None:
             began = time.monotonic()
-            answers = self.evaluate(learner.step.scored, self.loaders.val, "validation")
+            predictions = self.evaluate(learner.step.scored, self.loaders.val, "validation")
             self._time_left.validation_s = time.monotonic() - began
-            row["val_loss"], row["val_accuracy"] = answers.loss, answers.accuracy
-            text += f"  validation loss {answers.loss:.4f} accuracy {answers.accuracy:.2%}"
+            row["val_loss"], row["val_accuracy"] = predictions.loss, predictions.accuracy
+            text += f"  validation loss {predictions.loss:.4f} accuracy {predictions.accuracy:.2%}"
         log.info("%s  lr %.4g  %.0f images/s", text, row["lr"], row["images_per_s"])
         if whole and progress.step >= ESTIMATE_AFTER and not self._told_guessing:  # in fewer steps none has learned
             self._told_guessing = warn_of_guessing(
@@ -320,8 +321,8 @@ class Trainer:
             return True
         return whole and bool(row["val_accuracy"] > best["val_accuracy"])
 
-    def evaluate(self, model: nn.Module, loader: Loader, what: str, tta: str = "none") -> Answers:
-        """What the network answers on the images of all processes; a signal may end this. Raises DivergedError."""
+    def evaluate(self, model: nn.Module, loader: Loader, what: str, tta: str = "none") -> Predictions:
+        """The predictions on the images of all processes; a signal may end this. Raises DivergedError."""
 
         def advance(count: int) -> None:
             self.reporter.advance(count * self.processes.count)
@@ -331,10 +332,10 @@ class Trainer:
 
         self.processes.share_buffers(model)
         self.reporter.begin(what, loader.num_images * self.processes.count)
-        answers = evaluate(model, loader, amp=self.learner.amp, tta=tta, advance=advance, processes=self.processes)
+        predictions = predict(model, loader, amp=self.learner.amp, tta=tta, advance=advance, distributed=self.processes)
         (signum,) = self.processes.largest(self.request.signum)
         if signum:
             self._save()
             self._answer(signum)
-        self._require_finite(answers.loss, f"{what} loss")
-        return answers
+        self._require_finite(predictions.loss, f"{what} loss")
+        return predictions

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -15,12 +17,13 @@ import torch
 from fastcifar import AugmentConfig, loaders, make_loader, open_beton
 from fastcifar.config import ExplainConfig, TrainConfig
 from fastcifar.errors import DataError
-from fastcifar.explain import evaluate_run, explain_run
-from fastcifar.inference.trained_run import Trained
+from fastcifar.explain import explain_run
+from fastcifar.inference.evaluation import evaluate_run
+from fastcifar.inference.trained_run import TrainedRun
 from fastcifar.loaders import Loader
 from fastcifar.training import RunFolder, train
 from fastcifar.training.progress import SilentReporter
-from tests.trust.cases import count, is_refused
+from tests.trust.cases import LONGEST_S, count, is_refused
 
 LOADERS = ("resident", "ffcv", "albumentations")
 WHEN = ("before", "during", "between")
@@ -125,7 +128,7 @@ def test_of_what_does_not_fit_a_change_ends_the_run(
 def test_a_change_in_the_last_epoch_of_a_run_ends_it(
     own_data_dir: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No batch is asked for after the last step."""
+    """No batch is requested after the last step."""
     monkeypatch.setattr(loaders, "SHARE_OF_MEMORY", 0)
     config = TrainConfig.from_settings(
         data_dir=str(own_data_dir), model="small", epochs=1, batch_size=5, val_size=0, loader=name, shuffle="window"
@@ -156,14 +159,14 @@ def test_pictures_are_of_the_images_that_were_checked(
     monkeypatch.setattr(loaders, "SHARE_OF_MEMORY", 0)
     run = RunFolder(shutil.copytree(trained / "a", tmp_path / "a"))
     own = shutil.copytree(data_dir, tmp_path / "data")
-    real = Trained.predictions
+    real = TrainedRun.predictions
 
-    def changing(*args: Any) -> Any:
-        found = real(*args)
+    def changing(*args: Any, **settings: Any) -> Any:
+        found = real(*args, **settings)
         overwritten(own / "test.beton")
         return found
 
-    monkeypatch.setattr(Trained, "predictions", changing)
+    monkeypatch.setattr(TrainedRun, "predictions", changing)
     with pytest.raises(DataError, match=r"test\.beton: was modified while it was in use"):
         look(run, str(own))
 
@@ -197,6 +200,36 @@ def test_a_beton_that_became_shorter_is_an_error(own_data_dir: Path) -> None:
         with pytest.raises(DataError) as refusal:
             use()
         assert is_refused(refusal.value)
+
+
+TRUNCATED = """
+import sys
+from fastcifar import make_loader, open_beton
+from fastcifar.errors import DataError
+
+batches = make_loader(open_beton(sys.argv[1]), loader=sys.argv[2], batch_size=4, shuffle="window").epoch(0)
+print(len(next(batches).labels), flush=True)
+sys.stdin.readline()
+try:
+    list(batches)
+except DataError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loader", LOADERS[1:])
+def test_a_process_survives_the_truncation_of_its_beton(own_data_dir: Path, loader: str) -> None:
+    """Reading a lost page through a map would kill it."""
+    path = own_data_dir / "train.beton"
+    command = [sys.executable, "-c", TRUNCATED, str(path), loader]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "4\n"
+        os.truncate(path, 2_000)
+        output, _ = process.communicate("\n", timeout=LONGEST_S)
+    assert process.returncode == 0
+    assert "was modified while it was in use" in output or "before the end of its data" in output
 
 
 def test_a_file_that_grows_is_not_followed(own_data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,7 +68,7 @@ def opened_or_refused(path: Path) -> Beton | None:
 
 
 def table_ranges(path: Path) -> list[range]:
-    """Where header, descriptors, records and allocations lie."""
+    """The ranges of header, descriptors, records and allocations."""
     size = path.stat().st_size
     return [range(TABLES_START + NUM * 24), range(size - NUM * 24, size)]
 
@@ -191,7 +191,7 @@ CHANGES = st.lists(
 )
 @given(changes=CHANGES)
 def test_whatever_stands_in_the_fields_is_refused_or_harmless(path: Path, changes: list[Any]) -> None:
-    """Several fields at once, with numbers near what is allowed; nobody vouches for them."""
+    """Several fields at once, with numbers near what is allowed; without a manifest."""
     whole = path.read_bytes()
     manifest_path(path).unlink(missing_ok=True)
 

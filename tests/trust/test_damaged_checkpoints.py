@@ -314,7 +314,7 @@ def test_weights_whose_names_cannot_be_shown_are_refused(run: RunFolder) -> None
 
 def test_the_hash_is_of_the_weights_that_were_read(begun: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Predictions of the old ones must not be kept as the new ones'."""
-    from fastcifar.inference.trained_run import Trained
+    from fastcifar.inference.trained_run import TrainedRun
 
     expected, real = checkpoint.file_sha256(begun.best), checkpoint.make_model
 
@@ -323,7 +323,7 @@ def test_the_hash_is_of_the_weights_that_were_read(begun: RunFolder, monkeypatch
         return real(*args)
 
     monkeypatch.setattr(checkpoint, "make_model", exchanging)
-    assert Trained(begun, data_dir=None, device="cpu", trusted=None).weights_sha256 == expected
+    assert TrainedRun(begun, device="cpu").weights_sha256 == expected
 
 
 def test_more_than_memory_holds_is_not_read(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""No archive writes outside its place, and none fills the disk or the memory: exit code 4, nothing written."""
+"""No archive writes outside its place, and none fills the disk or the memory: exit code 4, nothing is written."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from fastcifar.converters import archives, images, official
 from fastcifar.errors import DataError
 from tests.trust.cases import LONGEST_S, contents, count, the_error
 
-MOST_MIB = 300
+MAX_MIB = 300
 GIB = 2**30
 
 
 def png(height: int, width: int) -> bytes:
-    """A PNG of one colour, whose file is a thousandth of its pixels."""
+    """A PNG of one colour: a thousandth of its pixels in bytes."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
@@ -190,7 +190,7 @@ def zipped(name: str, content: Callable[[], bytes] = small) -> Callable[[Path], 
 
 
 def many_scans() -> bytes:
-    """A progressive JPEG whose last scan stands there 20,000 times: each takes as long as the whole image."""
+    """A progressive JPEG with its last scan 20,000 times: each takes as long as the whole image."""
     file = io.BytesIO()
     PIL.Image.new("RGB", (1_600, 1_600)).save(file, "JPEG", progressive=True)
     whole = file.getvalue()
@@ -282,7 +282,7 @@ def test_a_hostile_archive_is_refused(
     assert found == before
     assert not Path("/tmp/escaped-by-fastcifar").exists()
     assert not list(tmp_path.rglob("escaped*"))
-    assert peak - usual_mib < MOST_MIB, f"{peak:.0f} MiB, where an honest archive takes {usual_mib:.0f}"
+    assert peak - usual_mib < MAX_MIB, f"{peak:.0f} MiB, where an honest archive takes {usual_mib:.0f}"
     assert (free - os.statvfs(tmp_path).f_bavail) * os.statvfs(tmp_path).f_frsize < GIB
     tally(f"{name}: refused, {peak - usual_mib:+.0f} MiB")
 

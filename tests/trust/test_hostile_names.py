@@ -59,10 +59,10 @@ def test_hostile_names_are_shown_as_text(
     assert len(NAMES) >= 30
     run = make.whole_run(tmp_path / f"<img src=x onerror={RUN}>".replace("/", ""), NAMES)
     make.write_explained(run, NAMES, len(NAMES))
-    make.write_explained(run, NAMES, len(NAMES), "explain/pictures", own=True)
+    make.write_explained(run, NAMES, len(NAMES), "explain/images", own=True)
     plain = make.whole_run(tmp_path / "plain", [f"class {i}" for i in range(len(NAMES))])
     make.write_explained(plain, [f"class {i}" for i in range(len(NAMES))], len(NAMES))
-    make.write_explained(plain, [f"class {i}" for i in range(len(NAMES))], len(NAMES), "explain/pictures", own=True)
+    make.write_explained(plain, [f"class {i}" for i in range(len(NAMES))], len(NAMES), "explain/images", own=True)
 
     def kinds(page: Path) -> dict[str, int]:
         opened(driver, page)

@@ -98,7 +98,7 @@ def zip_of(marker: Path) -> bytes:
 
 
 def whole_state(run: RunFolder, marker: Path) -> None:
-    """A checkpoint as ours, with a payload among what it holds."""
+    """A checkpoint with a payload in it."""
     run.last.write_bytes(sealed({**torch.load(run.last, weights_only=True), "extra": Payload(marker)}))
 
 

@@ -17,7 +17,8 @@ from fastcifar.config import ExplainConfig
 from fastcifar.data.beton import open_beton
 from fastcifar.data.manifest import manifest_path
 from fastcifar.errors import DataError, FastcifarError
-from fastcifar.explain import evaluate_run, explain_run
+from fastcifar.explain import explain_run
+from fastcifar.inference.evaluation import evaluate_run
 from fastcifar.report import write_report
 from fastcifar.training import RunFolder, train
 from tests.trust.cases import LONGEST_S, contents, count, told
@@ -170,20 +171,20 @@ def test_a_conversion_does_not_write_through_links_or_wait_for_pipes(
         assert len(contents(own_data_dir)) == 4
 
 
-def test_predictions_that_are_not_of_these_images_are_made_anew(run: RunFolder) -> None:
+def test_predictions_that_are_not_of_these_images_are_computed_again(run: RunFolder) -> None:
     """Their owners' hashes are right, and what they hold is not."""
     with np.load(run.predictions) as found:
         honest = dict(found)
-    expected = evaluate_run(run).scores.accuracy
+    expected = evaluate_run(run).metrics.accuracy
     for changed in (
-        {key: honest[key][:5] for key in ("index", "label", "logits")},
+        {key: honest[key][:5] for key in ("indices", "labels", "logits")},
         {"logits": honest["logits"][:, :3]},
         {"logits": np.pad(honest["logits"], ((0, 0), (0, 20)))},
-        {"index": np.zeros_like(honest["index"])},
-        {"index": honest["index"] + 10**9},
-        {"label": np.roll(honest["label"], 1)},
+        {"indices": np.zeros_like(honest["indices"])},
+        {"indices": honest["indices"] + 10**9},
+        {"labels": np.roll(honest["labels"], 1)},
     )[:: count(5, 1)]:
         np.savez(run.predictions, **{**honest, **changed})
-        assert evaluate_run(run).scores.accuracy == expected
+        assert evaluate_run(run).metrics.accuracy == expected
         with np.load(run.predictions) as found:
             assert all(np.array_equal(found[key], honest[key]) for key in honest)

@@ -1,4 +1,4 @@
-"""A picture never decides a run: results are written first, and a picture that fails is a warning."""
+"""A figure that cannot be drawn is a warning: the results are written first."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from fastcifar.cli import main
 from fastcifar.errors import Stopped
-from fastcifar.io.figures import pictures
+from fastcifar.io.figures import figure_writer
 from fastcifar.training import RunFolder
 from fastcifar.training.find_lr import write_curve
 from fastcifar.training.lr_finder import LrCurve
@@ -44,7 +44,7 @@ def warnings_of(result: Result) -> list[str]:
 
 @pytest.fixture(scope="module")
 def trained(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, Result]:
-    """A run in whose process nothing can be drawn, under a notebook's MPLBACKEND."""
+    """A run in a process that cannot draw, under a notebook's MPLBACKEND."""
     runs = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MPLBACKEND", INLINE)
@@ -54,7 +54,7 @@ def trained(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[R
     return RunFolder(runs / "a"), result
 
 
-def test_a_run_whose_pictures_fail_is_complete(trained: tuple[RunFolder, Result]) -> None:
+def test_a_run_is_complete_if_its_figures_fail(trained: tuple[RunFolder, Result]) -> None:
     run, result = trained
     assert result.exit_code == 0, result.stderr
     assert json.loads(result.stdout)["test_accuracy"] == json.loads(run.metrics.read_text())["test_accuracy"]
@@ -66,10 +66,10 @@ def test_a_run_whose_pictures_fail_is_complete(trained: tuple[RunFolder, Result]
         f"draw it with: fastcifar train --resume {run.path}"
     )
     assert page == (
-        f"warning: {run.report}: 5 of its pictures not drawn (MemoryError: std::bad_alloc); "
+        f"warning: {run.report}: 5 of its figures not drawn (MemoryError: std::bad_alloc); "
         f"draw them with: fastcifar report {run.path}"
     )
-    assert run.report.read_text(encoding="utf-8").count("This picture could not be drawn") == 2
+    assert run.report.read_text(encoding="utf-8").count("This figure could not be drawn") == 2
 
 
 def test_the_printed_command_draws_what_failed(
@@ -86,7 +86,7 @@ def test_the_printed_command_draws_what_failed(
     assert {**json.loads(run.metrics.read_text()), "train_seconds": None} == metrics
 
 
-def test_eval_and_explain_keep_their_results_when_pictures_fail(
+def test_eval_and_explain_keep_their_results_if_figures_fail(
     trained: tuple[RunFolder, Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, _ = trained
@@ -96,8 +96,8 @@ def test_eval_and_explain_keep_their_results_when_pictures_fail(
     (folder / "confusion.png").write_bytes(b"of an earlier evaluation")
     result = invoke("eval", run.path, "--json")
     assert result.exit_code == 0, result.stderr
-    assert sorted(path.name for path in folder.iterdir()) == ["predictions.npz", "scores.json"]
-    assert json.loads(result.stdout)["files"] == [str(folder / "scores.json"), str(folder / "predictions.npz")]
+    assert sorted(path.name for path in folder.iterdir()) == ["metrics.json", "predictions.npz"]
+    assert json.loads(result.stdout)["files"] == [str(folder / "metrics.json"), str(folder / "predictions.npz")]
     (line,) = warnings_of(result)
     assert "confusion.png" in line
     assert "and 1 more: not drawn (RuntimeError: no canvas here)" in line
@@ -129,27 +129,27 @@ def test_a_preview_that_cannot_be_drawn_is_an_error_of_one_line(
     assert line == f"Error: {tmp_path}/p.png: cannot be drawn (RuntimeError: no canvas)"
 
 
-def test_the_table_of_a_range_test_does_not_need_its_picture(
+def test_the_table_of_a_range_test_does_not_need_its_figure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     curve = LrCurve(rates=np.geomspace(1e-4, 1, 20), losses=np.linspace(3, 1, 20), ended="end_lr reached")
-    monkeypatch.setattr(os, "replace", _full_for_pictures)
+    monkeypatch.setattr(os, "replace", _full_for_png_files)
     with caplog.at_level(logging.WARNING, "fastcifar"):
         assert write_curve(curve, tmp_path, "minimum") == (tmp_path / "lr_find.csv",)
     (record,) = caplog.records
     assert record.getMessage().startswith(f"{tmp_path}/lr_find.png: not drawn ({tmp_path}/lr_find.png: cannot be writ")
 
 
-def _full_for_pictures(partial: Path, path: Path, real: Callable[..., None] = os.replace) -> None:
+def _full_for_png_files(partial: Path, path: Path, real: Callable[..., None] = os.replace) -> None:
     if path.suffix == ".png":
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     real(partial, path)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), Stopped(signal.SIGTERM, "now")])
-def test_a_signal_while_a_picture_is_drawn_stops_the_program(error: BaseException, tmp_path: Path) -> None:
-    with pytest.raises(type(error)), pictures(tmp_path, "again") as draw:
-        draw("a.png", failing(error))
+def test_a_signal_while_a_figure_is_drawn_stops_the_program(error: BaseException, tmp_path: Path) -> None:
+    with pytest.raises(type(error)), figure_writer(tmp_path, "again") as write:
+        write("a.png", failing(error))
 
 
 def test_matplotlib_that_cannot_be_imported_is_a_warning(
@@ -157,6 +157,6 @@ def test_matplotlib_that_cannot_be_imported_is_a_warning(
 ) -> None:
     monkeypatch.setitem(sys.modules, "fastcifar.plotting", None)
     monkeypatch.delattr("fastcifar.plotting", raising=False)
-    with caplog.at_level(logging.WARNING, "fastcifar"), pictures(tmp_path, "again") as draw:
-        assert draw("a.png", Figure) is None
+    with caplog.at_level(logging.WARNING, "fastcifar"), figure_writer(tmp_path, "again") as write:
+        assert write("a.png", Figure) is None
     assert f"{tmp_path}/a.png: not drawn (" in caplog.text

@@ -1,0 +1,112 @@
+"""The predictions of a network on a set of images: one type, wherever they are made, stored, scored or drawn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn import functional as F
+
+from fastcifar.io.atomic import write_arrays
+from fastcifar.io.reading import load_arrays, read_bytes
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+FIELDS = ("indices", "labels", "logits", "weights_sha256", "data_sha256")
+MAX_BYTES = 2**30
+UNKNOWN = -1
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """Logits of N images and C classes, and the weights and the data they belong to.
+
+    What derives from the logits is computed in float64.
+    """
+
+    indices: Ints
+    """(N,) int64: indices of the images in their beton; -1 where an image comes from elsewhere."""
+    labels: Ints
+    """(N,) int64; -1 where the true class is unknown."""
+    logits: npt.NDArray[np.float32]
+    """(N, C) float32."""
+    weights_sha256: str = ""
+    data_sha256: str = ""
+
+    def __len__(self) -> int:
+        return len(self.logits)
+
+    @cached_property
+    def predicted(self) -> Ints:
+        """(N,) int64: the class of the largest logit."""
+        return self._logits.argmax(dim=1).numpy()
+
+    @cached_property
+    def confidence(self) -> Floats:
+        """(N,) float64: the probability of the predicted class, 0..1."""
+        return self._logits.softmax(dim=1).amax(dim=1).numpy()
+
+    @cached_property
+    def losses(self) -> Floats:
+        """(N,) float64: cross-entropy in nats, never negative; NaN where the label is unknown."""
+        losses = F.cross_entropy(self._logits, self._labels, ignore_index=UNKNOWN, reduction="none")
+        return np.where(self.labels == UNKNOWN, np.nan, losses.clamp(min=0).numpy() + 0.0)  # not -0.0
+
+    @cached_property
+    def is_correct(self) -> npt.NDArray[np.bool_]:
+        """(N,) bool: whether the predicted class is the label."""
+        return self.predicted == self.labels
+
+    @cached_property
+    def accuracy(self) -> float:
+        """Share of images that are correctly classified, 0..1."""
+        return int(self.is_correct.sum()) / len(self)
+
+    @cached_property
+    def loss(self) -> float:
+        """Mean cross-entropy of the images with a label, in nats; never negative."""
+        return F.cross_entropy(self._logits, self._labels, ignore_index=UNKNOWN).clamp(min=0).item() + 0.0
+
+    @property
+    def _logits(self) -> torch.Tensor:
+        return torch.from_numpy(self.logits).double()
+
+    @property
+    def _labels(self) -> torch.Tensor:
+        return torch.from_numpy(self.labels)
+
+    def select(self, positions: Ints) -> Predictions:
+        """Those at `positions`, (M,) int64 in 0..N-1, in that order."""
+        return replace(
+            self,
+            indices=self.indices[positions],
+            labels=self.labels[positions],
+            logits=self.logits[positions],
+        )
+
+    def save(self, path: Path) -> None:
+        """Write predictions.npz."""
+        write_arrays(path, **{name: getattr(self, name) for name in FIELDS})
+
+    @staticmethod
+    def load(path: Path) -> Predictions:
+        """Read predictions.npz. Raises OSError if it cannot be opened; ValueError if it is damaged, if a logit is not
+        finite, or a label not a class."""
+        arrays = load_arrays(read_bytes(path, MAX_BYTES), FIELDS, MAX_BYTES)
+        indices, labels, logits = (arrays[name] for name in FIELDS[:3])
+        if logits.ndim != 2 or not logits.size or not indices.shape == labels.shape == (len(logits),):
+            raise ValueError(f"indices {indices.shape}, labels {labels.shape}, logits {logits.shape} do not match")
+        if indices.dtype != np.int64 or labels.dtype != np.int64 or logits.dtype != np.float32:
+            raise ValueError(
+                f"it holds {indices.dtype}, {labels.dtype}, {logits.dtype}; expected int64, int64, float32"
+            )
+        if not np.isfinite(logits).all():
+            raise ValueError("its logits are not finite")
+        num_classes = logits.shape[1]
+        if labels.min() < 0 or labels.max() >= num_classes:
+            raise ValueError(f"its labels are {labels.min()}..{labels.max()}; expected 0..{num_classes - 1}")
+        return Predictions(indices, labels, logits, *(str(arrays[name]) for name in FIELDS[3:]))
