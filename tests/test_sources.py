@@ -361,11 +361,10 @@ def test_the_official_archive_and_its_folder(official: Path) -> None:
     assert expected["test"][2][0] == raw.tobytes()
 
 
-def test_an_archive_with_a_wrong_checksum_is_refused(official: Path) -> None:
+def test_a_truncated_official_archive_is_refused(official: Path) -> None:
     archive = official.parents[1] / "cifar-10-python.tar.gz"
-    with archive.open("ab") as file:
-        file.write(b"\0")
-    with pytest.raises(DataError, match="the MD5 is not that of the official CIFAR-10 archive"):
+    archive.write_bytes(archive.read_bytes()[:-100])
+    with pytest.raises(DataError, match="truncated or corrupt tar or zip archive"):
         open_source(archive)
 
 
@@ -392,16 +391,6 @@ def test_the_official_files_packed_another_way_are_read(official: Path, tmp_path
     for place in (pack(official.parent, "zip"), official):
         with pytest.raises(DataError, match="not the official CIFAR-10 files .data_batch_3 is missing"):
             open_source(place)
-
-
-def test_the_remedy_for_a_wrong_checksum_works(official: Path) -> None:
-    archive = official.parents[1] / "cifar-10-python.tar.gz"
-    with archive.open("ab") as file:
-        file.write(b"\0")
-    with pytest.raises(DataError, match="unpack it and give the folder") as caught:
-        open_source(archive)
-    assert "download" not in str(caught.value)
-    assert pixels(official)["train"]  # the remedy works
 
 
 OTHER_VERSIONS = {
@@ -460,7 +449,7 @@ def test_a_full_disk_is_not_reported_as_a_wrong_checksum(official: Path, monkeyp
     def full(*args: object, **more: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(
         FastcifarError, match=r"too full to unpack .*cifar-10-python\.tar\.gz \(No space left on device\)"
     ):
