@@ -19,7 +19,7 @@ import PIL.Image
 import pytest
 from torchvision import datasets
 
-from fastcifar.converters import open_source
+from fastcifar.converters import images, open_source
 from fastcifar.converters.archives import MAX_FILE_BYTES
 from fastcifar.converters.synthetic import CLASS_NAMES, SyntheticSplit
 from fastcifar.errors import DataError, FastcifarError, UsageError
@@ -359,6 +359,14 @@ def test_the_official_archive_and_its_folder(official: Path) -> None:
         assert source.description == "CIFAR-10, official archive"
     raw = pickle.loads((official / "test_batch").read_bytes())["data"][2].reshape(3, 32, 32).transpose(1, 2, 0)
     assert expected["test"][2][0] == raw.tobytes()
+
+
+@pytest.mark.parametrize("kind", ["tar.gz", "zip"])
+def test_official_files_may_be_larger_than_an_image(official: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """As the 155 MB of CIFAR-100."""
+    monkeypatch.setattr(images, "MAX_IMAGE_BYTES", 100)
+    assert len(pixels(pack(official.parent, kind))["train"]) == 20
+    assert MAX_FILE_BYTES > 160_000_000
 
 
 def test_a_truncated_official_archive_is_refused(official: Path) -> None:
