@@ -196,7 +196,7 @@ def test_empty_and_missing_places_are_refused(tmp_path: Path, image_folder: Imag
 
 
 @pytest.mark.parametrize("name", ["train/stray.png", "train/cat/deep/0.png", "train/cat/notes.txt", "train/cat/0.bmp"])
-def test_a_file_in_the_wrong_place_is_named(image_folder: ImageFolder, name: str) -> None:
+def test_a_file_outside_the_layout_is_an_error_that_names_it(image_folder: ImageFolder, name: str) -> None:
     folder = image_folder()
     (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_bytes(b"x")
@@ -252,7 +252,7 @@ def test_a_folder_that_cannot_be_read_is_an_error(image_folder: ImageFolder, mon
 
 
 @pytest.mark.parametrize("name", ["\x1b[31mred", "new\nline", "\udcff\udcfe"])
-def test_a_class_name_that_cannot_be_shown_is_refused(image_folder: ImageFolder, name: str) -> None:
+def test_a_class_name_that_is_not_printable_is_refused(image_folder: ImageFolder, name: str) -> None:
     folder = image_folder()
     os.rename(folder / "train/cat", folder / "train" / name)
     shutil.rmtree(folder / "test/cat")
@@ -308,7 +308,7 @@ def test_a_hostile_zip_is_refused(image_folder: ImageFolder, name: str) -> None:
         pixels(path)
 
 
-def test_a_pipe_or_a_circle_in_a_folder_does_not_hang(image_folder: ImageFolder) -> None:
+def test_a_pipe_or_a_loop_in_a_folder_does_not_hang(image_folder: ImageFolder) -> None:
     folder = image_folder()
     expected = pixels(folder)
     os.symlink(folder, folder / "train/cat/loop")
@@ -410,7 +410,7 @@ OTHER_VERSIONS = {
 
 
 @pytest.mark.parametrize("version", list(OTHER_VERSIONS))
-def test_the_other_versions_of_cifar_are_named(tmp_path: Path, version: str) -> None:
+def test_other_versions_of_cifar_are_refused_by_name(tmp_path: Path, version: str) -> None:
     folder, name = OTHER_VERSIONS[version]
     root = tmp_path / "data"
     (root / folder).mkdir(parents=True)
@@ -421,7 +421,7 @@ def test_the_other_versions_of_cifar_are_named(tmp_path: Path, version: str) -> 
             open_source(place)
 
 
-def test_one_file_of_cifar_is_named(official: Path) -> None:
+def test_a_single_file_of_cifar_is_refused(official: Path) -> None:
     with pytest.raises(DataError, match="one file of CIFAR-10; expected the whole folder"):
         open_source(official / "data_batch_1")
     (official / "batches.meta").unlink()

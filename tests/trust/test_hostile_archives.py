@@ -322,7 +322,7 @@ def test_an_archive_of_too_many_files_is_refused(tmp_path: Path, monkeypatch: py
         open_source(path)
 
 
-def test_an_xz_of_several_streams_and_padding_is_read_whole(tmp_path: Path) -> None:
+def test_an_xz_of_several_streams_and_padding_is_read_to_its_end(tmp_path: Path) -> None:
     tar(tmp_path / "plain.tar").close()
     whole, path = (tmp_path / "plain.tar").read_bytes(), tmp_path / "images.tar.xz"
     parts = whole[:700], whole[700:1_500], whole[1_500:]
@@ -336,7 +336,7 @@ def test_an_xz_of_several_streams_and_padding_is_read_whole(tmp_path: Path) -> N
         open_source(path)
 
 
-def test_whatever_pillow_raises_is_told(tmp_path: Path) -> None:
+def test_any_exception_of_pillow_is_an_error_in_one_line(tmp_path: Path) -> None:
     """For an empty colour profile behind the pixels it is an IndexError."""
     whole = small()
     end = whole.index(b"IEND") - 4
@@ -365,7 +365,7 @@ def test_gigantic_official_files_are_not_read_for_their_checksum(
         open_source(path)
 
 
-def test_links_that_lead_round_in_circles_are_not_followed(tmp_path: Path) -> None:
+def test_loops_of_links_are_not_followed(tmp_path: Path) -> None:
     """Fifty of them, each within each other: six million paths."""
     for name, content in HONEST.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
