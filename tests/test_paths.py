@@ -1,4 +1,4 @@
-"""The paths that a user gives are understood the same everywhere, and the commands that are shown can be pasted."""
+"""Paths of users mean the same everywhere, and the commands in messages can be pasted."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_what_is_not_a_path_is_an_error(home: Path, given: object, message: str)
         user_path(given, "data")
 
 
-def test_the_data_folder_may_be_named_by_its_betons(home: Path) -> None:
+def test_the_data_folder_may_be_given_by_its_betons(home: Path) -> None:
     (home / "test.beton").mkdir()
     assert data_folder("d/train.beton") == data_folder("d/train.beton.json") == data_folder("~/d/").relative_to(home)
     assert data_folder("test.beton") == Path("test.beton")  # a folder of that name
@@ -180,7 +180,7 @@ def test_a_run_is_found_from_inside(home: Path, monkeypatch: pytest.MonkeyPatch)
         assert find_run(given, "runs").path == run.path
 
 
-def test_a_file_of_no_run_is_named(home: Path) -> None:
+def test_a_file_outside_a_run_is_an_error(home: Path) -> None:
     Path("last.pt").touch()
     with pytest.raises(DataError, match=re.escape("last.pt: not a run, nor in one")):
         find_run("last.pt", "runs")
@@ -293,7 +293,7 @@ def test_the_command_after_a_range_test_can_be_pasted(home: Path, monkeypatch: p
     assert params["runs_dir"] == Path("runs") / name
 
 
-def test_no_message_shows_a_command_but_by_the_helper() -> None:
+def test_messages_show_commands_by_the_helper_only() -> None:
     """A path in a command that was put together by hand breaks with the first space."""
     root = Path(fastcifar.__file__).parent
     by_hand = re.compile(r"fastcifar [a-z-]+ [^\"']*\{|--(resume|runs-dir|data-dir|image) \{|shlex\.")
@@ -306,7 +306,7 @@ def test_no_message_shows_a_command_but_by_the_helper() -> None:
     assert not found
 
 
-def test_an_empty_resume_is_no_latest_run(home: Path) -> None:
+def test_an_empty_resume_is_an_error(home: Path) -> None:
     """A variable that was never set: --resume "$RUN"."""
     done = CliRunner().invoke(main, ["train", "--resume", ""])
     assert done.exit_code == 4

@@ -1,4 +1,4 @@
-"""No file runs code: archives, checkpoints, weights, recipes, settings, pipelines, arrays, and what a run folder holds.
+"""No file runs code: archives, checkpoints, weights, recipes, settings, pipelines, arrays, run folders.
 
 Each payload leaves a file `ran` if it is executed, in whatever way.
 """
@@ -221,7 +221,7 @@ FILES: dict[str, Callable[[Path], tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("name", list(FILES)[:: count(2, 1)])
-def test_no_file_that_is_given_runs_code(
+def test_no_input_file_runs_code(
     name: str, marker: Path, data_dir: Path, tally: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FASTCIFAR_DATA_DIR", str(data_dir))
