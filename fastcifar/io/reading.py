@@ -8,8 +8,7 @@ import json
 import os
 import stat
 import zipfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,11 +23,9 @@ CHECK_MEMORY_ABOVE = 2**28
 """Files of more bytes are read only if they take at most half of the free memory."""
 
 
-@contextmanager
-def open_regular(path: Path) -> Iterator[IO[bytes]]:
+def open_regular(path: Path) -> IO[bytes]:
     """Open a file for reading. Raises OSError if that fails, ValueError for pipes, devices and folders."""
-    with open(open_descriptor(path), "rb") as file:
-        yield file
+    return open(open_descriptor(path), "rb")
 
 
 def open_descriptor(path: Path) -> int:
