@@ -185,7 +185,7 @@ def test_a_file_outside_a_run_is_an_error(home: Path) -> None:
     with pytest.raises(DataError, match=re.escape("last.pt: not a run, nor in one")):
         find_run("last.pt", "runs")
     whole_run(home / "a", ("cat", "dog"))
-    with pytest.raises(CheckpointError, match="a run, not the folder of runs"):
+    with pytest.raises(CheckpointError, match="a run, not a folder of runs"):
         find_run(None, "a")
 
 

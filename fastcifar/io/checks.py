@@ -88,10 +88,3 @@ def require_bool(name: str, value: object) -> None:
     """Raise UsageError unless `value` is True or False."""
     if not isinstance(value, bool):
         raise UsageError(f"{name} is {value!r}; expected True or False")
-
-
-def make_plain(config: object) -> None:
-    """Convert NumPy numbers in a frozen dataclass to Python's, in place: YAML cannot write them."""
-    for name, value in vars(config).items():
-        if hasattr(value, "item"):
-            object.__setattr__(config, name, value.item())

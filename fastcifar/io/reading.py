@@ -8,8 +8,7 @@ import json
 import os
 import stat
 import zipfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,11 +23,9 @@ CHECK_MEMORY_ABOVE = 2**28
 """Files of more bytes are read only if they take at most half of the free memory."""
 
 
-@contextmanager
-def open_regular(path: Path) -> Iterator[IO[bytes]]:
+def open_regular(path: Path) -> IO[bytes]:
     """Open a file for reading. Raises OSError if that fails, ValueError for pipes, devices and folders."""
-    with open(open_descriptor(path), "rb") as file:
-        yield file
+    return open(open_descriptor(path), "rb")
 
 
 def open_descriptor(path: Path) -> int:
@@ -84,9 +81,12 @@ def load_arrays(content: bytes, keys: Sequence[str], max_bytes: int) -> dict[str
         raise ValueError(one_line(error)) from error
 
 
-def read_yaml(path: Path, max_bytes: int) -> object:
-    """The plain values in a YAML or JSON file; see `read_bytes` and `parse_yaml` for what is raised."""
-    return parse_yaml(read_bytes(path, max_bytes).decode("utf-8"))
+def read_mapping(path: Path, max_bytes: int) -> dict[str, Any]:
+    """The mapping in a YAML or JSON file. Raises OSError, or ValueError for anything else."""
+    mapping = parse_yaml(read_bytes(path, max_bytes).decode("utf-8"))
+    if not isinstance(mapping, dict) or not all(isinstance(key, str) for key in mapping):
+        raise ValueError("it holds no settings")
+    return mapping
 
 
 def read_settings(
@@ -98,9 +98,7 @@ def read_settings(
     """
     file = user_path(path, kind)
     try:
-        settings = read_yaml(file, max_bytes)
-        if not isinstance(settings, dict):
-            raise ValueError("it holds no settings" if key is None else f"it has no {key!r}")
+        settings = read_mapping(file, max_bytes)
         if key is not None and not isinstance(settings.get(key), dict):
             raise ValueError(f"it has no {key!r}")
         return settings

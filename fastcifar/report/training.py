@@ -96,7 +96,7 @@ def environment(files: RunFiles) -> Pairs | None:
     if env is None:
         return None
     started, command, threads = _text(env, "started"), env.get("command"), _text(env, "num_threads")
-    with suppress(TypeError, ValueError):
+    with suppress(KeyError, TypeError, ValueError):
         started = f"{datetime.fromisoformat(env['started']):%-d %B %Y, %H:%M %Z}".strip()
     processor = " · ".join(part for part in (_text(env, "processor"), threads and f"{threads} threads") if part)
     versions = " · ".join(f"{name} {_text(env, name)}" for name in ("fastcifar", "torch", "python") if name in env)

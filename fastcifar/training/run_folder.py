@@ -25,7 +25,7 @@ from fastcifar.config import ModelConfig, TrainConfig
 from fastcifar.errors import CheckpointError, DataError, FastcifarError, UsageError, one_line
 from fastcifar.io.atomic import open_append, wrap_write_errors, write_text
 from fastcifar.io.paths import command_line, make_folder, user_path, why_missing
-from fastcifar.io.reading import parse_yaml, read_bytes
+from fastcifar.io.reading import read_mapping
 from fastcifar.system.cpus import cpu_name
 from fastcifar.training.distributed import Distributed
 
@@ -97,16 +97,15 @@ class RunFolder:
         settings = {**config.to_settings(), "data_dir": str(Path(config.data.data_dir).absolute())}
         write_text(self.config, yaml.safe_dump(settings, sort_keys=False))
         path, env = self.path / "env.json", environment()
-        with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):
-            started: Any = parse_yaml(read_bytes(path, MAX_TEXT_BYTES).decode("utf-8"))
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            started = read_mapping(path, MAX_TEXT_BYTES)
             env = {**started, "resumed": [*started.get("resumed", []), env]}
         write_text(path, json.dumps(env, indent=1) + "\n")
 
     def read_config(self) -> TrainConfig:
         """The settings of the run. Raises DataError if they are damaged."""
         try:
-            settings: Any = parse_yaml(read_bytes(self.config, MAX_TEXT_BYTES).decode("utf-8"))
-            return TrainConfig.from_settings(**settings)
+            return TrainConfig.from_settings(**read_mapping(self.config, MAX_TEXT_BYTES))
         except (OSError, TypeError, KeyError, ValueError, AttributeError) as error:
             raise DataError(f"{self.config}: not the settings of a run ({one_line(error)})") from error
 
@@ -120,9 +119,8 @@ class RunFolder:
 
     def tested_on(self) -> str | None:
         """SHA-256 of the test beton of metrics.json; None if it is unknown."""
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            metrics: Any = parse_yaml(read_bytes(self.metrics, MAX_TEXT_BYTES).decode("utf-8"))
-            sha256 = metrics.get("test_data_sha256")
+        with contextlib.suppress(OSError, ValueError):
+            sha256 = read_mapping(self.metrics, MAX_TEXT_BYTES).get("test_data_sha256")
             return sha256 if isinstance(sha256, str) else None
         return None
 
