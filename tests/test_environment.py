@@ -53,7 +53,7 @@ def test_a_process_is_alone_unless_world_size_is_above_1(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     alone = Distributed.from_environment()
-    assert (alone.rank, alone.count, alone.local_rank) == (0, 1, 0)
+    assert (alone.rank, alone.world_size, alone.local_rank) == (0, 1, 0)
 
 
 def test_world_size_without_the_rest_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -369,7 +369,7 @@ def test_a_checkpoint_does_not_blame_the_threads_that_gave_way(
     monkeypatch.setattr(CpuThreads, "after_step", lambda self: torch.set_num_threads(1))
     try:
         run, _ = train(config, runs_dir=tmp_path)
-        assert torch.load(run.last, weights_only=True)["circumstances"]["number of threads"] == 2
+        assert torch.load(run.last, weights_only=True)["environment"]["number of threads"] == 2
         train(config.with_settings(max_steps=3), runs_dir=tmp_path, resume=run)
         assert "number of threads" not in caplog.text
     finally:

@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from fastcifar import make_loader, open_beton
-from fastcifar.config import CAM_METHODS, ExplainConfig, TrainConfig
+from fastcifar.config import CAM_METHODS, AugmentConfig, ExplainConfig, TrainConfig
 from fastcifar.converters import Source, convert
 from fastcifar.errors import CheckpointError, DataError, FastcifarError, Stopped, UsageError
 from fastcifar.explain import explain_run, preview
@@ -537,7 +537,7 @@ def test_preview_shows_what_training_sees(data_dir: Path, tmp_path: Path) -> Non
     assert ((rows >= 100) & (rows < 500)).all()
     assert beton.labels[rows].tolist() == [c for c in range(10) for _ in range(2)]
     versions = augmented_versions(beton, rows, config, 3)
-    loader = make_loader(beton, augment=augment, batch_size=600, seed=3, dtype=torch.uint8)
+    loader = make_loader(beton, augment=AugmentConfig(**augment), batch_size=600, seed=3, dtype=torch.uint8)
     for epoch in range(3):
         (batch,) = loader.epoch(epoch)
         images = batch.images[torch.argsort(batch.indices)].permute(0, 2, 3, 1).numpy()

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
-from fastcifar.config import ModelConfig, TrainConfig
+from fastcifar.config import ModelConfig, OptimizerConfig, TrainConfig
 from fastcifar.errors import UsageError
 from fastcifar.explain import Activations
 from fastcifar.models import make_model, stages_of
@@ -317,13 +317,13 @@ class Mixed(nn.Module):
         self.norm = nn.LayerNorm(4)
 
 
-def test_muon_leaves_embeddings_scales_tokens_and_parametrizations_to_the_rest() -> None:
+def test_muon_leaves_embeddings_scales_tokens_and_parametrizations_to_the_auxiliary_optimizer() -> None:
     model = Mixed()
     assert muon_parameter_names(model) == ["hidden.weight"]
     optimizer: Any = make_optimizer(model, TrainConfig.from_settings(optimizer="muon", lr=0.02))
-    muon, rest = ([p for group in part.param_groups for p in group["params"]] for part in optimizer.parts)
+    muon, auxiliary = ([p for group in part.param_groups for p in group["params"]] for part in optimizer.optimizers)
     assert [*muon] == [model.hidden.weight]
-    assert len(rest) == len(list(model.parameters())) - 1
+    assert len(auxiliary) == len(list(model.parameters())) - 1
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit")
@@ -337,9 +337,7 @@ def test_muon_warns_where_it_updates_nothing(caplog: pytest.LogCaptureFixture) -
 
 def test_scales_and_tokens_do_not_decay_where_weights_alone_do() -> None:
     names = [
-        name
-        for name, param in Mixed().named_parameters()
-        if not has_decay(TrainConfig.from_settings(decay_all=False), param)
+        name for name, param in Mixed().named_parameters() if not has_decay(OptimizerConfig(decay_all=False), param)
     ]
     scales = [name for name in names if not name.endswith("bias")]
     assert scales == [
