@@ -533,15 +533,15 @@ def test_preview_shows_what_training_sees(data_dir: Path, tmp_path: Path) -> Non
     augment = {"crop_padding": 4, "cutout_size": 8, "rotate_degrees": 10, "hue_shift": 20, "colour_p": 0.5}
     config = TrainConfig.from_settings(data_dir=str(data_dir), seed=3, **augment)
     beton = open_beton(data_dir / "train.beton")
-    rows = images_of_each_class(beton, 2, 3, np.arange(100, 500))
-    assert ((rows >= 100) & (rows < 500)).all()
-    assert beton.labels[rows].tolist() == [c for c in range(10) for _ in range(2)]
-    versions = augmented_versions(beton, rows, config, 3)
-    loader = make_loader(beton, augment=augment, batch_size=600, seed=3, dtype=torch.uint8)
+    indices = images_of_each_class(beton, 2, 3, np.arange(100, 500))
+    assert ((indices >= 100) & (indices < 500)).all()
+    assert beton.labels[indices].tolist() == [c for c in range(10) for _ in range(2)]
+    versions = augmented_versions(beton, indices, config, 3)
+    loader = make_loader(beton, augment=config.augment, batch_size=600, seed=3, dtype=torch.uint8)
     for epoch in range(3):
         (batch,) = loader.epoch(epoch)
         images = batch.images[torch.argsort(batch.indices)].permute(0, 2, 3, 1).numpy()
-        assert np.array_equal(versions[:, epoch], images[rows])
+        assert np.array_equal(versions[:, epoch], images[indices])
     assert preview(config, tmp_path / "a.png", n=3, each=2) == 20
     with PIL.Image.open(tmp_path / "a.png") as image:
         assert image.height > 20 * 96
