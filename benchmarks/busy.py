@@ -45,14 +45,14 @@ def images_per_s(data_dir: str, model: str, batch_size: int, seconds: float, ada
     from fastcifar.training.cpu_threads import CpuThreads
     from fastcifar.training.device import choose_amp, keep_freed_memory
     from fastcifar.training.optimizer import make_optimizer
-    from fastcifar.training.step import Step
+    from fastcifar.training.step import TrainStep
 
     keep_freed_memory()
     loader = make_loader(Path(data_dir) / "train.beton", AugmentConfig(cutout_size=8), batch_size=batch_size)
     config = TrainConfig.from_settings(model=model, lr=0.01)
     network: Any = make_model(config.model, len(loader.beton.class_names), loader.beton.image_shape)
     network = network.to(memory_format=torch.channels_last)
-    step = Step(network, network, make_optimizer(network, config), config, choose_amp(torch.device("cpu"), "auto"))
+    step = TrainStep(network, network, make_optimizer(network, config), config, choose_amp(torch.device("cpu"), "auto"))
     threads = CpuThreads() if adapts else None
     count, started = 0, time.perf_counter()
     begin = math.inf

@@ -33,21 +33,19 @@ def ours(data_dir: str, model: str, batch_size: int, steps: int, device: torch.d
     from contextlib import closing
 
     from fastcifar.training.data import Loaders
-    from fastcifar.training.device import choose_amp, keep_freed_memory
-    from fastcifar.training.distributed import Processes
-    from fastcifar.training.find_lr import find_for
+    from fastcifar.training.device import prepare_device
+    from fastcifar.training.distributed import Distributed
+    from fastcifar.training.lr_finder import make_initial_network, run_lr_range_test
+    from fastcifar.training.progress import SilentReporter
 
-    config = TrainConfig.from_settings(data_dir=data_dir, model=model, batch_size=batch_size)
-    if device.type == "cpu":
-        keep_freed_memory()
-    with closing(Loaders(config, device, Processes())) as loaders:
-        network: torch.nn.Module = make_model(config.model, 10).to(device)
-        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    config = TrainConfig.from_settings(data_dir=data_dir, model=model, batch_size=batch_size, device=str(device))
+    prepare_device(config.runtime, Distributed())
+    with closing(Loaders(config, device, Distributed())) as loaders:
+        network = make_initial_network(config, loaders.info, device)
 
         def run(num: int) -> None:
-            find_for(
-                config, network, loaders.train, choose_amp(device, "auto"), LrRangeTestConfig(num_steps=num, **RATES)
-            )
+            test = LrRangeTestConfig(num_steps=num, **RATES)
+            run_lr_range_test(config, network, loaders.train, test, SilentReporter())
 
         return _rate(run, steps, device)
 

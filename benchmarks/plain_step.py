@@ -26,7 +26,7 @@ from fastcifar.loaders.base import usable_device
 from fastcifar.models import make_model
 from fastcifar.training.device import choose_amp, keep_freed_memory
 from fastcifar.training.optimizer import make_optimizer
-from fastcifar.training.step import Step, resized
+from fastcifar.training.step import TrainStep, resize
 
 NAMES = ("plain", "+channels_last", "+bf16", "+allocator", "fastcifar", "fastcifar+compile", "recipe")
 RECIPES = {"resnet18": "resnet18", "small": "fast"}
@@ -50,7 +50,7 @@ def images_per_s(name: str, data_dir: str, model: str, batch_size: int, device: 
     network = network.to(memory_format=layout)  # type: ignore[call-overload]
     if level >= NAMES.index("fastcifar"):
         called = torch.compile(network) if name.endswith("compile") else network
-        ours = Step(called, network, make_optimizer(network, config), config, choose_amp(device, "auto"))  # type: ignore[arg-type]
+        ours = TrainStep(called, network, make_optimizer(network, config), config, choose_amp(device, "auto"))  # type: ignore[arg-type]
 
         def step() -> None:
             ours(images, labels)
@@ -77,7 +77,7 @@ def images_per_s(name: str, data_dir: str, model: str, batch_size: int, device: 
 
     whole, seconds, done = images, 0.0, 0.0  # of an image, on average
     for side, until in (*config.progressive, (whole.shape[-1], 1.0)):
-        images = resized(whole, side)
+        images = resize(whole, side)
         seconds += (until - done) / rate()
         done = until
     return 1 / seconds

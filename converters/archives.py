@@ -20,11 +20,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any, NoReturn, cast
 
-from fastcifar.converters.layout import LAYOUT, ImageFile, Listing, escape
+from fastcifar.converters.layout import ImageFile, Listing, escape
 from fastcifar.data.image_files import HEAD_BYTES, UNKNOWN, file_kind
-from fastcifar.errors import DataError
+from fastcifar.errors import DataError, FastcifarError
+from fastcifar.io.atomic import FULL
 
-MAX_FILE_BYTES = 64 * 2**20
+MAX_FILE_BYTES = 2**28
+"""The largest file of CIFAR-100 has 155 MB."""
 MAX_FILES = 300_000
 """Each takes up to a kilobyte of memory. A folder may have more."""
 MAX_HEADER_BYTES = 2**20
@@ -46,8 +48,11 @@ def read_archive(path: Path, resources: ExitStack) -> Listing:
     try:
         return _read_zip(path, resources) if zipfile.is_zipfile(path) else _read_tar(path, resources)
     except READ_ERRORS as error:
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise FastcifarError(f"{tempfile.gettempdir()}: too full to unpack {path} ({error.strerror})") from error
         raise DataError(
-            f"{path}: truncated or corrupt tar or zip archive ({_reason(path, error)}); {LAYOUT}"
+            f"{path}: truncated or corrupt tar or zip archive ({_reason(path, error)}); expected an archive of "
+            "CIFAR, or one of train/<class>/* and test/<class>/*"
         ) from error
 
 
@@ -60,22 +65,17 @@ def _reason(path: Path, error: Exception) -> str:
     return str(error) if kind in ARCHIVE_KINDS or kind.startswith(UNKNOWN) else f"it is {kind}"
 
 
-def read_bounded(file: IO[bytes]) -> bytes:
-    """The rest of a file. Raises ValueError if it has more than MAX_FILE_BYTES."""
-    content = file.read(MAX_FILE_BYTES + 1)
-    if len(content) > MAX_FILE_BYTES:
-        raise ValueError(f"it has over {MAX_FILE_BYTES} bytes")
-    return content
-
-
 def _read_zip(path: Path, resources: ExitStack) -> Listing:
-    require_few_entries(path)
+    _require_few_entries(path)
     archive, listing = resources.enter_context(zipfile.ZipFile(path)), Listing()
 
-    def make_reader(member: zipfile.ZipInfo) -> Callable[[], bytes]:
-        def read() -> bytes:
+    def make_reader(member: zipfile.ZipInfo) -> Callable[[int], bytes]:
+        def read(max_bytes: int) -> bytes:
             with archive.open(member) as file:
-                return read_bounded(file)
+                content = file.read(max_bytes + 1)
+            if len(content) > max_bytes:
+                raise ValueError(f"it has over {max_bytes} bytes")
+            return content
 
         return read
 
@@ -98,7 +98,7 @@ def _decode_zip_name(member: zipfile.ZipInfo) -> str:
     return member.filename.encode("cp437").decode("utf-8", "surrogateescape")
 
 
-def require_few_entries(path: Path) -> None:
+def _require_few_entries(path: Path) -> None:
     """Count the entries of a zip before zipfile reads all of them into memory. Its own count is not reliable."""
     num_entries, tail = 0, b""
     with path.open("rb") as file:
@@ -120,8 +120,13 @@ def _read_tar(path: Path, resources: ExitStack) -> Listing:
     free = shutil.disk_usage(tempfile.gettempdir()).free // 2
     listing = Listing()
 
-    def make_reader(offset: int, size: int) -> Callable[[], bytes]:
-        return lambda: os.pread(spool.fileno(), size, offset)
+    def make_reader(offset: int, size: int) -> Callable[[int], bytes]:
+        def read(max_bytes: int) -> bytes:
+            if size > max_bytes:
+                raise ValueError(f"it has {size} bytes; expected at most {max_bytes}")
+            return os.pread(spool.fileno(), size, offset)
+
+        return read
 
     offset = 0
     with decompress(path) as stream, tarfile.open(fileobj=stream, mode="r|", tarinfo=StrictTarInfo) as archive:
@@ -147,7 +152,7 @@ def _read_tar(path: Path, resources: ExitStack) -> Listing:
                 raise DataError(f"{path}: needs more than half of the free space in {tempfile.gettempdir()}")
             content = archive.extractfile(member)
             assert content is not None  # it is a regular file
-            spool.write(content.read())
+            shutil.copyfileobj(content, spool)
             listing.files.append(ImageFile(member.name, make_reader(offset, member.size)))
             offset += member.size
         _read_to_end(stream)

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
-from fastcifar.converters.archives import MAX_FILE_BYTES, READ_ERRORS, read_archive
+from fastcifar.converters.archives import READ_ERRORS
 from fastcifar.converters.layout import MAX_DEPTH, ImageFile, Listing, escape, group_by_class
 from fastcifar.converters.sources import Image, Source
 from fastcifar.data.image_files import HEAD_BYTES, apply_exif_orientation, decode_error_reason
@@ -24,6 +24,7 @@ from fastcifar.errors import DataError
 from fastcifar.io.reading import read_bytes
 
 log = logging.getLogger(__name__)
+MAX_IMAGE_BYTES = 64 * 2**20
 MAX_SIDE = 1_672  # a larger square does not fit into a beton's page
 MAX_SCANS = 100
 """Of a JPEG: a progressive one has about ten, and each takes as long as the whole image."""
@@ -71,7 +72,7 @@ def decode(path: Path, file: ImageFile) -> tuple[Image, bool]:
         return DataError(f"{path}: {escape(file.name)}: {reason}")
 
     try:
-        content = file.read()
+        content = file.read(MAX_IMAGE_BYTES)
     except READ_ERRORS as error:
         raise refuse(f"cannot be read ({error})") from error
     if content.startswith(b"\xff\xd8") and content.count(START_OF_SCAN) > MAX_SCANS:
@@ -120,22 +121,25 @@ def open_folder(path: Path, *, skip_empty: bool = False) -> Source:
             listing.folders.append(relative.as_posix())
         names = [(relative / name).as_posix() for name in sorted(files)]
         listing.files += [ImageFile(name, _make_reader(path / name)) for name in names if listing.accepts(name)]
-    return _open_listing(path, f"images of {path.resolve().name}", listing, skip_empty, ExitStack())
+    return _open_listing(path, path.resolve().name, listing, ExitStack(), skip_empty)
 
 
-def open_archive(path: Path, *, skip_empty: bool = False) -> Source:
-    """A tar (plain, gz, xz or bz2) or zip of a folder of images. skip_empty: see `open_folder`."""
-    with ExitStack() as resources:
-        return _open_listing(path, f"images of {path.name}", read_archive(path, resources), skip_empty, resources)
+def open_archive(path: Path, listing: Listing, resources: ExitStack, *, skip_empty: bool = False) -> Source:
+    """The images in the archive at `path`, which the source closes with `resources`. skip_empty: see `open_folder`."""
+    return _open_listing(path, path.name, listing, resources, skip_empty)
 
 
-def _open_listing(path: Path, description: str, listing: Listing, skip_empty: bool, resources: ExitStack) -> Source:
+def _open_listing(path: Path, name: str, listing: Listing, resources: ExitStack, skip_empty: bool) -> Source:
     class_names, files = group_by_class(path, listing, skip_empty=skip_empty)
     first = files["train"][0][0]
     image, _ = decode(path, first)
-    splits = {name: ImageSplit(path, files[name], (first.name, image.shape[:2])) for name in files}
-    return Source(description=description, class_names=class_names, splits=splits, resources=resources.pop_all())
+    return Source(
+        description=f"images of {name}",
+        class_names=class_names,
+        splits={split: ImageSplit(path, files[split], (first.name, image.shape[:2])) for split in files},
+        resources=resources.pop_all(),
+    )
 
 
-def _make_reader(path: Path) -> Callable[[], bytes]:
-    return lambda: read_bytes(path, MAX_FILE_BYTES)
+def _make_reader(path: Path) -> Callable[[int], bytes]:
+    return lambda max_bytes: read_bytes(path, max_bytes)

@@ -34,7 +34,8 @@ class ImageFile:
 
     name: str
     """E.g. `train/cat/0001.jpg`; bytes that are not UTF-8 are surrogates, as in Python's own file names."""
-    read: Callable[[], bytes]
+    read: Callable[[int], bytes]
+    """The content, of at most so many bytes; else ValueError."""
 
 
 @dataclass

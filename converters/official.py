@@ -9,23 +9,13 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import tarfile
 import tempfile
-import zipfile
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
-from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from fastcifar.converters.archives import (
-    MAX_FILE_BYTES,
-    READ_ERRORS,
-    StrictTarInfo,
-    decompress,
-    read_archive,
-    require_few_entries,
-)
+from fastcifar.converters.archives import MAX_FILE_BYTES, READ_ERRORS
+from fastcifar.converters.layout import ImageFile, Listing
 from fastcifar.converters.sources import Image, Source
 from fastcifar.errors import DataError, FastcifarError, UsageError
 from fastcifar.io.atomic import FULL
@@ -33,7 +23,6 @@ from fastcifar.io.paths import link_or_copy, make_folder
 
 DATASETS = ("cifar10", "cifar100")
 _TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
-MAX_BYTES = 2**28  # the archives have 170 MB
 _FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
 _PACKINGS = {
     ("cifar10", "python"): {"cifar-10-batches-py", "batches.meta", "data_batch_1", "test_batch"},
@@ -44,8 +33,6 @@ _PACKINGS = {
     ("cifar100", "matlab"): {"cifar-100-matlab"},
 }
 """File and folder names that identify a dataset and its version."""
-GZIP = b"\x1f\x8b"
-_MAX_TAR_NAMES = 20  # reading all names of a tar would unpack it
 
 
 class OfficialSplit:
@@ -67,7 +54,7 @@ def download(dataset: str, folder: Path) -> Source:
         raise UsageError(f"dataset is {dataset!r}; expected one of: {', '.join(DATASETS)}")
     make_folder(folder)
     try:
-        return _load(dataset, folder, fetch=True, description=f"{_TITLES[dataset]}, official archive, downloaded")
+        return _load(dataset, folder, download=True, description=f"{_TITLES[dataset]}, official archive, downloaded")
     except (OSError, RuntimeError) as error:
         raise DataError(
             f"{_TITLES[dataset]} cannot be downloaded ({error}); give the archive or a folder of images with "
@@ -94,45 +81,19 @@ def _is_cifar100(folder: Path) -> bool:
     return all((folder / name).is_file() for name in ("meta", "train", "test"))
 
 
-def open_archive(path: Path) -> Source | None:
-    """The official archive at `path`, or a tar or zip of its files; None if it is something else."""
-    dataset = _require_python_version(path, _first_names(path))
+def open_archive(path: Path, listing: Listing) -> Source | None:
+    """The official files in the archive at `path`, whose content is `listing`; None if it has others."""
+    dataset = _require_python_version(path, [*(file.name for file in listing.files), *listing.folders])
     if dataset is None:
-        if single := _require_python_version(path, [path.name]):
-            raise DataError(f"{path}: one file of {_TITLES[single]}; expected the whole folder")
         return None
-    from torchvision.datasets.utils import check_integrity
-
-    expected = _torchvision_class(dataset)
-    with path.open("rb") as file:
-        is_repacked = file.read(2) != GZIP
-    size = path.stat().st_size
-    if size > MAX_BYTES or not (is_repacked or check_integrity(str(path), expected.tgz_md5)):
-        raise DataError(
-            f"{path}: the MD5 is not that of the official {_TITLES[dataset]} archive ({expected.tgz_md5}): incomplete "
-            f"({size:,} bytes), damaged or packed again; if its files are whole, unpack it and give the folder"
-        )
     with tempfile.TemporaryDirectory() as root:
-        if is_repacked:
-            return _open_local(dataset, Path(root), path, packed=path)
-        link_or_copy(path.resolve(), Path(root) / expected.filename)
-        return _open_local(dataset, Path(root), path, fetch=True)  # it finds the archive there, and unpacks it
+        return _open_local(dataset, Path(root), path, listing.files)
 
 
-def _first_names(path: Path) -> list[str]:
-    """Names of members of the tar or zip at `path`, up to a damaged one; empty if it is neither."""
-    names: list[str] = []
-    with contextlib.suppress(*READ_ERRORS):
-        if zipfile.is_zipfile(path):
-            require_few_entries(path)
-            with zipfile.ZipFile(path) as zipped:
-                return zipped.namelist()
-        with decompress(path) as stream, tarfile.open(fileobj=stream, mode="r|", tarinfo=StrictTarInfo) as archive:
-            for member in islice(archive, _MAX_TAR_NAMES):
-                names.append(member.name)
-                if member.size > MAX_FILE_BYTES:
-                    break
-    return names
+def refuse_single_file(path: Path) -> None:
+    """Raise DataError if `path` is one of the unpacked official files."""
+    if dataset := _require_python_version(path, [path.name]):
+        raise DataError(f"{path}: one file of {_TITLES[dataset]}; expected the whole folder")
 
 
 def _require_python_version(path: Path, names: Iterable[str]) -> str | None:
@@ -153,49 +114,42 @@ def _require_python_version(path: Path, names: Iterable[str]) -> str | None:
     return None
 
 
-def _unpack(path: Path, dataset: str, folder: Path) -> None:
-    """Write the files of the dataset, and no others, from the archive at `path` to `folder`."""
-    folder.mkdir()
-    wanted = set(_checksums(dataset))
-    with ExitStack() as resources:
-        for file in read_archive(path, resources).files:
-            name = PurePosixPath(file.name).name
-            if name in wanted:
-                (folder / name).write_bytes(file.read())
-
-
 def _checksums(dataset: str) -> dict[str, str]:
     """The MD5 of each file of the python version."""
     kind = _torchvision_class(dataset)
     return {**dict(kind.train_list), **dict(kind.test_list), kind.meta["filename"]: kind.meta["md5"]}
 
 
-def _open_local(dataset: str, root: Path, shown: Path, *, fetch: bool = False, packed: Path | None = None) -> Source:
+def _open_local(dataset: str, root: Path, path: Path, files: Iterable[ImageFile] = ()) -> Source:
+    """The dataset in a folder of `root`, into which `files` are written. path: of the source, for messages."""
+    folder, names = root / _FOLDERS[dataset], set(_checksums(dataset))
     try:
-        if packed is not None:
-            _unpack(packed, dataset, root / _FOLDERS[dataset])
-        if any(file.stat().st_size > MAX_BYTES for file in (root / _FOLDERS[dataset]).glob("*")):
-            raise RuntimeError("too large")  # before its checksum is computed
-        return _load(dataset, root, fetch=fetch, description=f"{_TITLES[dataset]}, official archive")
+        for file in files:
+            if (name := PurePosixPath(file.name).name) in names:
+                folder.mkdir(exist_ok=True)
+                (folder / name).write_bytes(file.read(MAX_FILE_BYTES))
+        if any(file.stat().st_size > MAX_FILE_BYTES for file in folder.glob("*")):
+            raise ValueError("too large")  # before its checksum is computed
+        return _load(dataset, root, description=f"{_TITLES[dataset]}, official archive")
     except READ_ERRORS as error:
         if isinstance(error, OSError) and error.errno in FULL:
-            raise FastcifarError(f"{tempfile.gettempdir()}: too full to unpack {shown} ({error.strerror})") from error
-        difference = _find_difference(dataset, root)
+            raise FastcifarError(f"{tempfile.gettempdir()}: too full to unpack {path} ({error.strerror})") from error
+        difference = _find_difference(dataset, folder)
         raise DataError(
-            f"{shown}: not the official {_TITLES[dataset]} files ({difference}); expected those of "
+            f"{path}: not the official {_TITLES[dataset]} files ({difference}); expected those of "
             f"{_torchvision_class(dataset).filename}, unchanged"
         ) from error
 
 
-def _find_difference(dataset: str, root: Path) -> str:
+def _find_difference(dataset: str, folder: Path) -> str:
     """The first file that is missing or has another checksum."""
     from torchvision.datasets.utils import calculate_md5
 
     for name, expected in _checksums(dataset).items():
-        file = root / _FOLDERS[dataset] / name
+        file = folder / name
         if not file.is_file():
             return f"{name} is missing"
-        if file.stat().st_size > MAX_BYTES:
+        if file.stat().st_size > MAX_FILE_BYTES:
             return f"{name} has {file.stat().st_size:,} bytes"
         actual = calculate_md5(str(file))
         if actual != expected:
@@ -203,10 +157,10 @@ def _find_difference(dataset: str, root: Path) -> str:
     return "they cannot be read"
 
 
-def _load(dataset: str, root: Path, *, fetch: bool, description: str) -> Source:
+def _load(dataset: str, root: Path, *, description: str, download: bool = False) -> Source:
     kind = _torchvision_class(dataset)
     with contextlib.redirect_stdout(sys.stderr):  # torchvision prints; stdout is for results
-        train = kind(str(root), train=True, download=fetch)
+        train = kind(str(root), train=True, download=download)
     test = kind(str(root), train=False)
     return Source(
         description=description,

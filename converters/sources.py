@@ -64,6 +64,7 @@ def open_source(
     Raises DataError (exit code 4) if there is nothing there, or nothing that can be converted.
     """
     from fastcifar.converters import images, official, synthetic
+    from fastcifar.converters.archives import read_archive
 
     if spec == "download":
         return official.download(dataset, data_folder(download_dir, "download_dir"))
@@ -73,7 +74,12 @@ def open_source(
     if path.is_dir():
         return official.open_folder(path) or images.open_folder(path, skip_empty=skip_empty_classes)
     if path.is_file():
-        return official.open_archive(path) or images.open_archive(path, skip_empty=skip_empty_classes)
+        official.refuse_single_file(path)
+        with ExitStack() as resources:
+            listing = read_archive(path, resources)
+            return official.open_archive(path, listing) or images.open_archive(
+                path, listing, resources, skip_empty=skip_empty_classes
+            )
     raise DataError(
         f"{path}: {why_missing(path, 'no such file or folder')}; expected 'download', 'synthetic', a CIFAR archive or "
         "its unpacked folder, or a folder or archive of images"

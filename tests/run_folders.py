@@ -13,8 +13,8 @@ from torch import nn
 
 from fastcifar.config import ModelConfig, TrainConfig
 from fastcifar.inference.predictions import Predictions
-from fastcifar.training import RunFolder, checkpoint
-from fastcifar.training.checkpoint import DataInfo
+from fastcifar.training import RunFolder
+from fastcifar.training.weights import DatasetInfo, file_sha256, save_weights
 
 INDEX = ("index", "true", "predicted", "confidence", "loss", "file")
 
@@ -53,8 +53,10 @@ def write_results(run: RunFolder, validated: bool = True) -> None:
 
 def write_weights(run: RunFolder, names: Sequence[str], model: str = "small") -> None:
     run.best.parent.mkdir(parents=True, exist_ok=True)
-    info = DataInfo(class_names=tuple(names), image_shape=(32, 32, 3), mean=(1.0,) * 3, std=(1.0,) * 3, sha256="0" * 64)
-    checkpoint.save_weights(run.best, nn.Linear(2, 2), ModelConfig(name=model), info)
+    info = DatasetInfo(
+        class_names=tuple(names), image_shape=(32, 32, 3), mean=(1.0,) * 3, std=(1.0,) * 3, sha256="0" * 64
+    )
+    save_weights(run.best, nn.Linear(2, 2), ModelConfig(name=model), info)
     run.last.touch()
 
 
@@ -63,7 +65,7 @@ def write_predictions(run: RunFolder, num_classes: int, n: int = 60) -> None:
     labels = np.arange(n, dtype=np.int64) % num_classes
     logits = random.normal(size=(n, num_classes)).astype(np.float32)
     logits[np.arange(n), labels] += 1
-    weights_sha256 = checkpoint.file_sha256(run.best) if run.best.is_file() else ""
+    weights_sha256 = file_sha256(run.best) if run.best.is_file() else ""
     Predictions(np.arange(n), labels, logits, weights_sha256).save(run.predictions)
 
 
@@ -94,7 +96,7 @@ def write_maps(path: Path, n: int, own: bool = False, **overrides: object) -> No
     random = np.random.default_rng(2)
     weights = [run.best for run in map(RunFolder, path.parents) if run.best.is_file()]
     arrays = {
-        "weights_sha256": np.array(checkpoint.file_sha256(weights[0]) if weights else ""),
+        "weights_sha256": np.array(file_sha256(weights[0]) if weights else ""),
         "selection": np.array(f"{n} of your images" if own else f"{n} of 60 test images"),
         "indices": np.full(n, -1) if own else np.arange(n),
         "images": random.integers(0, 256, (n, 8, 8, 3), dtype=np.uint8),

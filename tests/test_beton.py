@@ -170,7 +170,7 @@ def test_a_label_beyond_the_manifest_is_refused(own_data_dir: Path) -> None:
         open_beton(path)
 
 
-def test_any_flipped_bit_is_noticed_with_the_manifest(own_data_dir: Path) -> None:
+def test_any_flipped_bit_is_detected_with_the_manifest(own_data_dir: Path) -> None:
     path = own_data_dir / "train.beton"
     good = path.read_bytes()
     random = np.random.default_rng(0)
@@ -213,7 +213,7 @@ def test_noise_is_refused(tmp_path: Path) -> None:
         (bytes(100_000), "a file of zero bytes"),
     ],
 )
-def test_a_file_of_another_kind_is_named_not_called_damaged(content: bytes, kind: str, tmp_path: Path) -> None:
+def test_a_file_of_another_kind_is_not_called_damaged(content: bytes, kind: str, tmp_path: Path) -> None:
     path = tmp_path / "train.beton"
     path.write_bytes(content)
     with pytest.raises(DataError, match=f"not a beton, but {kind}.*; expected a beton, made with"):

@@ -1,4 +1,4 @@
-"""Messages about wrong values."""
+"""Messages about invalid values."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fastcifar.errors import UsageError
 from fastcifar.io.checks import require_choice
 
 
-def test_of_many_choices_those_like_the_wrong_one_are_named_first() -> None:
+def test_of_many_choices_the_similar_ones_are_listed_first() -> None:
     with pytest.raises(UsageError) as refusal:
         require_choice("target", "class-77x", tuple(f"class-{i:02d}" for i in range(100)))
     message = str(refusal.value)
@@ -17,7 +17,7 @@ def test_of_many_choices_those_like_the_wrong_one_are_named_first() -> None:
     assert message.count(",") == 19
 
 
-def test_of_few_choices_all_are_named_in_their_order() -> None:
+def test_few_choices_are_all_listed_in_order() -> None:
     with pytest.raises(UsageError) as refusal:
         require_choice("split", 3, ("test", "val"))
     assert str(refusal.value) == "split is 3; expected one of: test, val"

@@ -302,7 +302,7 @@ def test_wrong_paths(tmp_path: Path) -> None:
     )
     assert refused(4, "inspect", "nothing.beton") == "nothing.beton: no such file; make it with: fastcifar convert"
     assert refused(4, "train") == "data/train.beton: no such file; make it with: fastcifar convert"
-    assert refused(6, "explain") == "runs: no run with a checkpoint; make one with 'fastcifar train'"
+    assert refused(6, "explain") == "runs: no run with a checkpoint; create one with 'fastcifar train'"
     assert refused(4, "explain", "nobody") == "nobody: no such run in runs; expected a folder or one of: none yet"
 
 
@@ -413,7 +413,7 @@ def test_ctrl_c_saves_and_resume_goes_on(data_dir: Path, loader: str) -> None:
     assert "Traceback" not in errors
     assert process.returncode == 130, errors
     assert errors.splitlines()[-1].startswith("stopped by SIGINT: saved at step ")
-    assert errors.splitlines()[-1].endswith("go on with: fastcifar train --resume runs/small")
+    assert errors.splitlines()[-1].endswith("resume with: fastcifar train --resume runs/small")
     steps = int(errors.split("saved at step ")[1].split(";")[0])
     result = run("train", "--resume", "small", "--max-steps", steps + 1, "--json")
     assert json.loads(result.stdout)["steps"] == steps + 1

@@ -19,7 +19,7 @@ from fastcifar.cli import main
 from fastcifar.config import DEFAULT_LR, OPTIMIZERS, TrainConfig
 from fastcifar.errors import UsageError
 from fastcifar.training import RunFolder, train
-from fastcifar.training.advice import warn_of_guessing
+from fastcifar.training.advice import warn_if_not_learning
 from fastcifar.training.optimizer import make_optimizer
 
 
@@ -94,7 +94,7 @@ def test_a_loss_above_that_of_guessing_is_warned_of_once(
     warnings = [message for message in warnings if "guessing" in message]
     assert len(warnings) == 1
     assert "above that of guessing, 2.303 (the logarithm of 10 classes)" in warnings[0]
-    assert "try a smaller --lr, such as 10, or find one: " in warnings[0]
+    assert "try a smaller --lr, e.g. 10, or find one: " in warnings[0]
     assert warnings[0] in run.log.read_text()
     words = shlex.split(warnings[0].partition("find one: ")[2])
     assert words[:2] == ["fastcifar", "lr-find"]
@@ -105,12 +105,12 @@ def test_a_loss_above_that_of_guessing_is_warned_of_once(
 @pytest.mark.parametrize("num_classes", [2, 100])
 def test_a_loss_of_guessing_is_not_warned_of(num_classes: int) -> None:
     row = {"epoch": 1, "train_loss": math.log(num_classes)}
-    assert not warn_of_guessing(TrainConfig(), row, num_classes)
-    assert warn_of_guessing(TrainConfig(), {**row, "train_loss": math.log(num_classes) + 1e-3}, num_classes)
+    assert not warn_if_not_learning(TrainConfig(), row, num_classes)
+    assert warn_if_not_learning(TrainConfig(), {**row, "train_loss": math.log(num_classes) + 1e-3}, num_classes)
     smoothed = nn.functional.cross_entropy(torch.zeros(1, num_classes), torch.tensor([1]), label_smoothing=0.2)
     assert smoothed.item() == pytest.approx(math.log(num_classes))  # which is why it is not taken into account
 
 
 def test_a_rate_of_a_range_test_is_not_sent_to_another_one(caplog: pytest.LogCaptureFixture) -> None:
-    assert warn_of_guessing(TrainConfig.from_settings(lr=0.1), {"epoch": 1, "train_loss": 9.0}, 10, was_found=True)
+    assert warn_if_not_learning(TrainConfig.from_settings(lr=0.1), {"epoch": 1, "train_loss": 9.0}, 10, tested=True)
     assert "lr-find" not in caplog.text

@@ -24,8 +24,8 @@ from fastcifar.config import AugmentConfig
 from fastcifar.errors import UsageError
 from fastcifar.loaders import make_loader, missing_part
 from fastcifar.training import RunFolder
-from fastcifar.training.distributed import Processes, join
-from fastcifar.training.sync_norm import SyncBatchNorm2d, synchronised
+from fastcifar.training.distributed import Distributed
+from fastcifar.training.sync_norm import SyncBatchNorm2d, convert_sync_batchnorm
 
 LIMIT_S = 120
 
@@ -62,7 +62,7 @@ def test_a_batch_that_cannot_be_shared_is_refused(data_dir: Path) -> None:
 
 def test_evaluation_is_shared_without_padding() -> None:
     rows = np.arange(11)
-    parts = [Processes(rank, 4).part(rows) for rank in range(4)]
+    parts = [Distributed(rank, 4).shard(rows) for rank in range(4)]
     assert np.concatenate(parts).tolist() == rows.tolist()
     assert max(map(len, parts)) - min(map(len, parts)) == 1
 
@@ -74,7 +74,7 @@ def test_a_wrong_environment_is_refused(rank: str, count: str, monkeypatch: pyte
     monkeypatch.setenv("MASTER_ADDR", "localhost")
     monkeypatch.setenv("MASTER_PORT", "1")
     with pytest.raises(UsageError, match="torchrun"):
-        join()
+        Distributed.from_environment()
 
 
 @pytest.mark.parametrize("port", ["abc", "-1", "70000"])
@@ -83,7 +83,7 @@ def test_a_wrong_port_is_refused(port: str, monkeypatch: pytest.MonkeyPatch) -> 
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UsageError, match="MASTER_PORT is .*torchrun"):
-        join()
+        Distributed.from_environment()
 
 
 # ---- real processes ----------------------------------------------------------------------------------------------
@@ -171,7 +171,7 @@ def test_shared_batch_norm_is_batch_norm(monkeypatch: pytest.MonkeyPatch) -> Non
     weights = torch.arange(images.numel()).view(images.shape).cos()
     whole = torch.nn.BatchNorm2d(5)
     torch.nn.init.normal_(whole.weight)
-    shared = [synchronised(torch.nn.Sequential(deepcopy(whole)), torch.device("cpu")) for _ in range(2)]
+    shared = [convert_sync_batchnorm(torch.nn.Sequential(deepcopy(whole)), torch.device("cpu")) for _ in range(2)]
     assert type(shared[0][0]) is SyncBatchNorm2d  # type: ignore[index]
 
     def trained(model: torch.nn.Module, part: slice) -> list[list[torch.Tensor]]:
@@ -247,4 +247,4 @@ def test_a_process_that_dies_ends_the_others_with_a_clear_line(data_dir: Path, t
     os.kill(wait_for_results(process, run)[victim], signal.SIGKILL)
     _, errors = ended(process)
     assert process.returncode != 0
-    assert f"Error: process {1 - victim} of 2 stopped: another process of this run has ended" in errors
+    assert f"Error: process {1 - victim} of 2 stopped: another process of this run has exited" in errors

@@ -30,7 +30,7 @@ from fastcifar.system.cpus import OtherLoad, available_cpus
 from fastcifar.training import train
 from fastcifar.training.cpu_threads import CpuThreads
 from fastcifar.training.device import choose_threads
-from fastcifar.training.distributed import join
+from fastcifar.training.distributed import Distributed
 from fastcifar.training.progress import Progress
 from fastcifar.training.time_left import TimeLeft
 from tests.test_loaders import LOADERS
@@ -52,7 +52,7 @@ def test_a_process_is_alone_unless_world_size_is_above_1(
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    alone = join()
+    alone = Distributed.from_environment()
     assert (alone.rank, alone.count, alone.local_rank) == (0, 1, 0)
 
 
@@ -61,7 +61,7 @@ def test_world_size_without_the_rest_says_what_is_missing(monkeypatch: pytest.Mo
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WORLD_SIZE", "4")
     with pytest.raises(UsageError, match="WORLD_SIZE is 4, and RANK, MASTER_ADDR, MASTER_PORT not set; .*unset"):
-        join()
+        Distributed.from_environment()
 
 
 def test_a_left_over_rank_hides_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,8 +306,8 @@ def test_a_process_that_waits_for_others_says_so_and_can_be_stopped() -> None:
     env.pop("TORCHELASTIC_RUN_ID", None)
     code = (
         "import logging, signal, torch; logging.basicConfig(); signal.signal(signal.SIGTERM, lambda *a: None)\n"
-        "from fastcifar.training.distributed import join\n"
-        "join().begin(torch.device('cpu'))"
+        "from fastcifar.training.distributed import Distributed\n"
+        "Distributed.from_environment().init(torch.device('cpu'))"
     )
     ended = None
     with subprocess.Popen([sys.executable, "-c", code], env=env, stderr=subprocess.PIPE, text=True) as process:

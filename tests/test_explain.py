@@ -27,7 +27,7 @@ from fastcifar.explain.preview import augmented_versions, images_of_each_class
 from fastcifar.explain.user_images import read_user_image
 from fastcifar.inference.evaluation import evaluate_run
 from fastcifar.inference.predictions import Predictions
-from fastcifar.training import RunFolder, checkpoint, find_run, train
+from fastcifar.training import RunFolder, find_run, train, weights
 from tests.reference import cam_image, enlarge
 from tests.test_writer import random_split
 
@@ -80,12 +80,12 @@ def test_explain_shows_the_misclassified_images_of_largest_loss(run: RunFolder, 
 
 def test_the_stored_maps_match_the_reference(run: RunFolder) -> None:
     explain_run(run, ExplainConfig(n=3, methods=CAM_METHODS, target="both"))
-    model, info, _ = checkpoint.load_weights(run.best)
+    model, info, _ = weights.load_weights(run.best)
     beton = open_beton(Path(run.read_config().data.data_dir) / "test.beton")
     with np.load(run.explain / "maps.npz") as found:
         kept: dict[str, Any] = {key: found[key] for key in found}
     reference = Expected(run.predictions)
-    assert str(kept["weights_sha256"]) == checkpoint.file_sha256(run.best)
+    assert str(kept["weights_sha256"]) == weights.file_sha256(run.best)
     assert kept["targets"].tolist() == ["pred", "true"]
     assert kept["methods"].tolist() == list(CAM_METHODS)
     assert kept["layers"].tolist() == ["layer1", "layer2", "layer3"]
@@ -139,7 +139,7 @@ def test_all_images_are_shown_if_fewer_than_requested(run: RunFolder) -> None:
 
 
 def test_a_named_class_is_mapped_for_every_image(run: RunFolder) -> None:
-    name = checkpoint.load_weights(run.best)[1].class_names[3]
+    name = weights.load_weights(run.best)[1].class_names[3]
     explain_run(run, ExplainConfig(n=2, target=name))
     with np.load(run.explain / "maps.npz") as found:
         assert found["targets"].tolist() == [name]
@@ -332,7 +332,7 @@ def test_galleries_show_true_and_predicted_class_and_confidence(
     real = plotting.gallery
     monkeypatch.setattr(plotting, "gallery", gallery)
     evaluate_run(run)
-    found, names = Expected(run.predictions), checkpoint.load_weights(run.best)[1].class_names
+    found, names = Expected(run.predictions), weights.load_weights(run.best)[1].class_names
     (wrong, heading), (right, _) = drawn
     assert "misclassified, largest loss first" in heading
     for caption in (*wrong, *right):
@@ -419,16 +419,16 @@ def test_data_of_another_shape_is_refused(run: RunFolder, tmp_path: Path) -> Non
 
 def test_a_run_without_weights_is_refused(tmp_path: Path) -> None:
     for ask in (lambda: explain_run(RunFolder(tmp_path), ExplainConfig()), lambda: evaluate_run(RunFolder(tmp_path))):
-        with pytest.raises(CheckpointError, match=r"best\.safetensors: not the weights of a known network"):
+        with pytest.raises(CheckpointError, match=r"best\.safetensors: damaged, or not weights written by fastcifar"):
             ask()
 
 
 def test_a_network_that_predicts_nan_is_refused(run: RunFolder, tmp_path: Path) -> None:
     broken = RunFolder(tmp_path)
     broken.best.parent.mkdir()
-    model, info, _ = checkpoint.load_weights(run.best)
+    model, info, _ = weights.load_weights(run.best)
     model.head.weight.data.fill_(float("nan"))
-    checkpoint.save_weights(broken.best, model, run.read_config().model, info)
+    weights.save_weights(broken.best, model, run.read_config().model, info)
     broken.write_config(run.read_config())
     for ask in (lambda: explain_run(broken, ExplainConfig()), lambda: evaluate_run(broken)):
         with pytest.raises(CheckpointError, match="its logits are not finite; train again with a smaller --lr"):
@@ -477,7 +477,7 @@ def test_eval_with_test_time_augmentation_keeps_the_plain_predictions(
     assert flipped.metrics.loss != plain.metrics.loss
     with np.load(run.path / "eval" / "test-flip" / "predictions.npz") as found:
         logits = found["logits"]
-    model, info, _ = checkpoint.load_weights(run.best)
+    model, info, _ = weights.load_weights(run.best)
     loader = make_loader(
         Path(run.read_config().data.data_dir) / "test.beton", train=False, batch_size=200, mean=info.mean, std=info.std
     )

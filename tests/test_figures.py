@@ -21,8 +21,7 @@ from fastcifar.cli import main
 from fastcifar.errors import Stopped
 from fastcifar.io.figures import figure_writer
 from fastcifar.training import RunFolder
-from fastcifar.training.find_lr import write_curve
-from fastcifar.training.lr_finder import LrCurve
+from fastcifar.training.lr_curve import LrCurve
 
 INLINE = "module://matplotlib_inline.backend_inline"
 
@@ -135,7 +134,7 @@ def test_the_table_of_a_range_test_does_not_need_its_figure(
     curve = LrCurve(rates=np.geomspace(1e-4, 1, 20), losses=np.linspace(3, 1, 20), ended="end_lr reached")
     monkeypatch.setattr(os, "replace", _full_for_png_files)
     with caplog.at_level(logging.WARNING, "fastcifar"):
-        assert write_curve(curve, tmp_path, "minimum") == (tmp_path / "lr_find.csv",)
+        assert curve.write(tmp_path, "minimum") == (tmp_path / "lr_find.csv",)
     (record,) = caplog.records
     assert record.getMessage().startswith(f"{tmp_path}/lr_find.png: not drawn ({tmp_path}/lr_find.png: cannot be writ")
 

@@ -137,7 +137,7 @@ def test_without_renaming_over_a_file_the_existing_one_is_moved_away(
     assert "cannot rename over a file" in the_warning(caplog)
 
 
-def test_what_cannot_be_replaced_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_cannot_be_replaced_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "new").write_text("new")
     (tmp_path / "old").write_text("old")
     real = os.rename
@@ -207,7 +207,7 @@ def test_the_manifest_is_next_to_the_link_or_next_to_the_file(own_data_dir: Path
 
 
 @pytest.mark.parametrize("kept", ["file", "link", "both", "nothing"])
-def test_converting_onto_a_link_replaces_what_it_leads_to(tmp_path: Path, source: Source, kept: str) -> None:
+def test_converting_onto_a_link_replaces_its_target(tmp_path: Path, source: Source, kept: str) -> None:
     """`kept`: where the manifest was before."""
     store, data = tmp_path / "store", tmp_path / "data"
     convert(synthetic_source(40, 20), store)
@@ -226,7 +226,7 @@ def test_converting_onto_a_link_replaces_what_it_leads_to(tmp_path: Path, source
     assert not [name for folder in (store, data) for name in contents(folder) if name.startswith(".")]
 
 
-def test_converting_onto_a_link_is_as_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: Source) -> None:
+def test_converting_onto_a_link_is_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: Source) -> None:
     store, data = tmp_path / "store", tmp_path / "data"
     convert(synthetic_source(40, 20), store)
     data.mkdir()

@@ -65,7 +65,7 @@ DECODED = {"WebP", "GIF", "BMP", "TIFF", "PPM"}
 
 
 @pytest.mark.parametrize("name", list(KINDS))
-def test_convert_says_what_a_file_is_that_is_no_picture(image_folder: ImageFolder, name: str) -> None:
+def test_convert_names_the_kind_of_a_file_that_is_not_an_image(image_folder: ImageFolder, name: str) -> None:
     content, kind = KINDS[name]
     folder = image_folder()
     (folder / "train/cat/x.jpg").write_bytes(content)
@@ -76,7 +76,7 @@ def test_convert_says_what_a_file_is_that_is_no_picture(image_folder: ImageFolde
 
 
 @pytest.mark.parametrize("name", sorted(set(KINDS) - DECODED))
-def test_explain_says_what_a_file_is_that_is_no_picture(tmp_path: Path, name: str) -> None:
+def test_explain_names_the_kind_of_a_file_that_is_not_an_image(tmp_path: Path, name: str) -> None:
     content, kind = KINDS[name]
     path = tmp_path / "x.jpg"
     path.write_bytes(content)
@@ -87,7 +87,9 @@ def test_explain_says_what_a_file_is_that_is_no_picture(tmp_path: Path, name: st
 
 @pytest.mark.parametrize(("form", "kind"), [("JPEG", "a JPEG image"), ("PNG", "a PNG image")])
 @pytest.mark.parametrize("left", [30, 0.5])
-def test_a_truncated_picture_is_told_as_such(image_folder: ImageFolder, form: str, kind: str, left: float) -> None:
+def test_a_truncated_image_is_reported_as_truncated(
+    image_folder: ImageFolder, form: str, kind: str, left: float
+) -> None:
     content = saved(form)
     folder = image_folder()
     path = folder / "train/cat/x.png"
@@ -99,14 +101,14 @@ def test_a_truncated_picture_is_told_as_such(image_folder: ImageFolder, form: st
         read_user_image(path, (8, 8, 3))
 
 
-def test_an_image_of_a_beton_that_is_no_jpeg_is_told_without_an_address() -> None:
+def test_a_beton_image_that_is_not_jpeg_is_an_error_without_an_address() -> None:
     with pytest.raises(ValueError, match=r"^it is a WebP image$"):
         jpeg.decode(np.frombuffer(saved("WEBP"), np.uint8))
     with pytest.raises(ValueError, match="its header cannot be read"):
         jpeg.decode(np.frombuffer(saved("JPEG")[:20], np.uint8))
 
 
-def test_whatever_the_bytes_are_they_have_a_name() -> None:
+def test_any_bytes_have_a_kind() -> None:
     random = np.random.default_rng(0)
     for size in (1, 2, 3, 15, 300, HEAD_BYTES):
         for _ in range(50):
@@ -115,7 +117,7 @@ def test_whatever_the_bytes_are_they_have_a_name() -> None:
             assert name.split()[0] in ("a", "an", "of", "text,", "text:")
 
 
-def test_no_error_holds_a_memory_address_whatever_it_is_made_of() -> None:
+def test_no_error_message_has_a_memory_address() -> None:
     for odd in (object(), io.BytesIO(), file_kind, {"a": object()}.values(), type("T", (), {})().__init__):
         for kind in (FastcifarError, UsageError, DataError):
             message = str(kind(f"value is {odd!r}; expected another"))
@@ -134,7 +136,7 @@ def turned(path: Path, orientation: int, form: str = "JPEG") -> None:
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_convert_and_explain_turn_a_picture_upright_alike(
+def test_convert_and_explain_apply_exif_orientation_alike(
     image_folder: ImageFolder, tmp_path: Path, orientation: int, form: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = image_folder(each=0)
@@ -157,7 +159,7 @@ def test_convert_and_explain_turn_a_picture_upright_alike(
 
 
 @pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff", b""])
-def test_a_damaged_exif_segment_turns_nothing(image_folder: ImageFolder, exif: bytes) -> None:
+def test_a_damaged_exif_segment_is_ignored(image_folder: ImageFolder, exif: bytes) -> None:
     folder = image_folder()
     path = folder / "train/cat/00.png"
     path.write_bytes(saved("JPEG", exif=exif))

@@ -259,9 +259,7 @@ def test_system_files_are_ignored_and_counted(
 
 
 @pytest.mark.parametrize("around", ["Train", "data/Train", "cifar10/cifar10/train", "TRAIN"])
-def test_splits_may_be_spelled_in_capitals_and_lie_two_folders_deep(
-    image_folder: ImageFolder, tmp_path: Path, around: str
-) -> None:
+def test_splits_may_be_in_capitals_and_two_folders_deep(image_folder: ImageFolder, tmp_path: Path, around: str) -> None:
     folder = image_folder()
     expected = pixels(folder)
     target = tmp_path / "other" / around
@@ -305,7 +303,7 @@ OTHER = {
 
 
 @pytest.mark.parametrize("name", list(OTHER))
-def test_another_layout_is_answered_with_what_was_found_and_what_is_expected(
+def test_another_layout_is_an_error_that_shows_what_was_found_and_expected(
     image_folder: ImageFolder, name: str
 ) -> None:
     folder = image_folder()

@@ -18,9 +18,10 @@ from fastcifar import plotting
 from fastcifar.cli import main
 from fastcifar.config import LrRangeTestConfig, TrainConfig
 from fastcifar.errors import UsageError
-from fastcifar.training import find_lr
-from fastcifar.training.lr_finder import LrCurve, lr_find, median_rates, rates_of
-from fastcifar.training.optimizer import at_rate, make_optimizer
+from fastcifar.training import lr_finder
+from fastcifar.training.lr_curve import LrCurve, median_rates
+from fastcifar.training.lr_finder import find_lr, range_rates
+from fastcifar.training.optimizer import make_optimizer, scale_lrs
 
 
 def network() -> torch.nn.Module:
@@ -38,7 +39,7 @@ def batches(num: int = 7) -> list[tuple[torch.Tensor, torch.Tensor]]:
 def test_it_finds_a_rate_between_too_small_and_too_large() -> None:
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    curve = lr_find(model, optimizer, batches(), test=LrRangeTestConfig(start_lr=1e-5, end_lr=100.0))
+    curve = find_lr(model, optimizer, batches(), test=LrRangeTestConfig(start_lr=1e-5, end_lr=100.0))
     assert curve.why_not is None
     assert set(curve.suggestions) == {"valley", "steepest", "minimum"}
     assert 1e-3 < curve.suggestions["valley"] < 3
@@ -66,7 +67,7 @@ def test_everything_is_left_as_it_was(name: str, stepped: bool) -> None:
         return [*copies, *facts]
 
     before = everything()
-    lr_find(model, optimizer, batches(), test=LrRangeTestConfig(num_steps=20, end_lr=100))
+    find_lr(model, optimizer, batches(), test=LrRangeTestConfig(num_steps=20, end_lr=100))
     after = everything()
     assert len(before) == len(after)
     for a, b in zip(before, after, strict=True):
@@ -83,7 +84,7 @@ def test_it_is_left_as_it_was_after_an_error_too() -> None:
         raise RuntimeError("broken")
 
     with pytest.raises(RuntimeError, match="broken"):
-        lr_find(model, torch.optim.SGD(model.parameters(), lr=0.1), batches(), step=broken)
+        find_lr(model, torch.optim.SGD(model.parameters(), lr=0.1), batches(), step=broken)
     assert torch.equal(model[0].weight, weight)
 
 
@@ -97,7 +98,7 @@ def test_each_rate_is_used_and_groups_keep_their_ratio() -> None:
         seen.append((optimizer.param_groups[0]["lr"], optimizer.param_groups[1]["lr"]))
         return torch.tensor(1.0)
 
-    lr_find(
+    find_lr(
         model,
         optimizer,
         batches(2),
@@ -109,9 +110,9 @@ def test_each_rate_is_used_and_groups_keep_their_ratio() -> None:
 
 def test_the_rates_of_the_rest_beside_muon_rise_in_their_ratio() -> None:
     config = TrainConfig.from_settings(optimizer="muon", lr=0.1, aux_lr=0.003, bias_lr=0.5)
-    optimizer = make_optimizer(network(), at_rate(config, 0.02))
+    optimizer = make_optimizer(network(), scale_lrs(config, 0.02))
     assert np.allclose([group["lr"] for group in optimizer.param_groups], [0.02, 0.0006, 0.1])
-    assert at_rate(TrainConfig.from_settings(lr=0.1), 0.02) == TrainConfig.from_settings(lr=0.02)
+    assert scale_lrs(TrainConfig.from_settings(lr=0.1), 0.02) == TrainConfig.from_settings(lr=0.02)
 
 
 def test_buffers_that_were_put_in_the_place_of_others_are_put_back() -> None:
@@ -126,7 +127,7 @@ def test_buffers_that_were_put_in_the_place_of_others_are_put_back() -> None:
         return torch.tensor(1.0)
 
     states = random.getstate(), np.random.get_state()[1].copy()
-    lr_find(
+    find_lr(
         model, torch.optim.SGD(model.parameters(), lr=0.0), batches(), test=LrRangeTestConfig(num_steps=2), step=step
     )
     assert model.average is before
@@ -138,7 +139,7 @@ def test_buffers_that_were_put_in_the_place_of_others_are_put_back() -> None:
 def losses_of(values: list[float]) -> LrCurve:
     rest = iter(values)
     model = network()
-    return lr_find(
+    return find_lr(
         model,
         torch.optim.SGD(model.parameters(), lr=0.1),
         batches(),
@@ -243,15 +244,15 @@ def test_the_chosen_rate_is_labelled_in_the_picture() -> None:
 
 def test_too_few_steps_give_no_suggestion() -> None:
     curve = losses_of([2.0, 1.0, 0.5, float("nan"), 1.0])
-    assert str(curve.why_not).startswith("the loss was not finite after 3 steps; begin at a smaller rate (--start-lr)")
+    assert str(curve.why_not).startswith("the loss was not finite after 3 steps; start at a smaller rate (--start-lr)")
     at_once = losses_of([float("nan"), 1.0])
     assert str(at_once.why_not).startswith("the loss was not finite at the first step, whatever the rate; check the")
 
 
 def test_the_valley_is_the_middle_of_the_way_down() -> None:
     test = LrRangeTestConfig(num_steps=100, start_lr=1e-4, end_lr=1.0)
-    losses = np.interp(np.log10(rates_of(test)), [-4, -3, -1, 0], [2.0, 2.0, 1.0, 3.0])
-    curve = LrCurve(rates=rates_of(test), losses=losses, ended="end_lr reached")
+    losses = np.interp(np.log10(range_rates(test)), [-4, -3, -1, 0], [2.0, 2.0, 1.0, 3.0])
+    curve = LrCurve(rates=range_rates(test), losses=losses, ended="end_lr reached")
     assert np.log10(curve.suggestions["valley"]) == pytest.approx(-2, abs=0.15)
     assert np.log10(curve.suggestions["minimum"]) == pytest.approx(-1.15, abs=0.2)  # or a little before
     assert -3 < np.log10(curve.suggestions["steepest"]) < -1
@@ -260,10 +261,10 @@ def test_the_valley_is_the_middle_of_the_way_down() -> None:
 def test_what_a_destroyed_network_falls_back_to_does_not_count() -> None:
     test = LrRangeTestConfig(num_steps=100, start_lr=1e-4, end_lr=1.0)
     ways = [2.4, 2.4, 2.2, 7.0, 2.1], [2.4, 2.4, 2.4, 7.0, 2.1]
-    learned, destroyed = (np.interp(np.log10(rates_of(test)), [-4, -3, -2, -1, 0], way) for way in ways)
-    curve = LrCurve(rates=rates_of(test), losses=learned, ended="end_lr reached")
+    learned, destroyed = (np.interp(np.log10(range_rates(test)), [-4, -3, -2, -1, 0], way) for way in ways)
+    curve = LrCurve(rates=range_rates(test), losses=learned, ended="end_lr reached")
     assert np.log10(curve.suggestions["minimum"]) == pytest.approx(-2.2, abs=0.2)
-    flat = LrCurve(rates=rates_of(test), losses=destroyed, ended="end_lr reached")
+    flat = LrCurve(rates=range_rates(test), losses=destroyed, ended="end_lr reached")
     assert str(flat.why_not).startswith("the curve is flat")
 
 
@@ -285,8 +286,8 @@ def test_an_impossible_test_is_refused(settings: dict[str, Any], message: str) -
 
 def test_no_batches_are_refused() -> None:
     model = network()
-    with pytest.raises(UsageError, match="no batches for the range test"):
-        lr_find(model, torch.optim.SGD(model.parameters(), lr=0.1), [])
+    with pytest.raises(UsageError, match="the range test has no batches"):
+        find_lr(model, torch.optim.SGD(model.parameters(), lr=0.1), [])
 
 
 @pytest.mark.parametrize(("optimizer", "taken"), [("sgd", "minimum"), ("adamw", "valley")])
@@ -331,7 +332,7 @@ def test_a_failed_test_ends_with_the_command_that_may_help(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     curve = LrCurve(rates=np.geomspace(1e-4, 1, len(losses)), losses=losses, ended=ended)
-    monkeypatch.setattr(find_lr, "find_in_new_folder", lambda *arguments: (curve, ()))
+    monkeypatch.setattr(lr_finder, "run_lr_find", lambda *arguments: (curve, ()))
     result = CliRunner().invoke(main, ["lr-find", "--model", "small", "--runs-dir", str(tmp_path), *given])
     assert result.stdout.startswith("no suggestion: ")
     assert result.stdout.splitlines()[-1] == f"next: fastcifar {expected.format(tmp_path)}"
@@ -372,7 +373,7 @@ def test_a_rate_below_the_least_is_told_as_the_range_tests(data_dir: Path, tmp_p
     arguments = ["train", "--data-dir", data_dir, "--runs-dir", tmp_path, "--model", "small", "--batch-size", "50"]
     result = CliRunner().invoke(main, [*map(str, arguments), "--lr", "auto", "--min-lr", "50"])
     assert result.exit_code == 2
-    assert "min_lr is 50, above the rate that the range test found, " in result.stderr
+    assert "min_lr is 50, above the rate of the range test, " in result.stderr
 
 
 def test_auto_is_not_for_muon() -> None:

@@ -1,4 +1,4 @@
-"""The memory that is left: of the machine, of every control group above the process, and within its own limits."""
+"""Free memory: of the machine, of every control group of the process, and within its ulimits."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def mounts(root: Path, own: str, root1: str = "/", root2: str = "/", v2: str = "
     write(root / "proc/self/mountinfo", MOUNTS.format(root1=root1, root2=root2, v2=v2))
 
 
-def test_without_control_groups_it_is_the_machines(machine: Path) -> None:
+def test_without_control_groups_it_is_the_memory_of_the_machine(machine: Path) -> None:
     assert free_memory(machine) == 1_000 * MIB
     write(machine / "proc/meminfo", f"MemFree: {300 * 1024} kB\nCached: {100 * 1024} kB\n")  # of an old kernel
     assert free_memory(machine) == 400 * MIB
@@ -98,7 +98,7 @@ def test_groups_are_found_where_they_are_mounted(machine: Path) -> None:
     assert free_memory(machine) == 100 * MIB
 
 
-def test_groups_are_found_where_they_usually_are(machine: Path) -> None:
+def test_groups_are_found_in_the_usual_places(machine: Path) -> None:
     """/proc/self/mountinfo is hidden in some containers."""
     group(machine / "sys/fs/cgroup", 400, 300)
     assert free_memory(machine) == 100 * MIB
@@ -107,7 +107,7 @@ def test_groups_are_found_where_they_usually_are(machine: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "max max", "-", "\0"])
-def test_what_cannot_be_read_is_left_out(machine: Path, text: str) -> None:
+def test_unreadable_limits_are_ignored(machine: Path, text: str) -> None:
     for name in ("proc/self/cgroup", "proc/self/mountinfo", "proc/self/status", "sys/fs/cgroup/memory.current"):
         write(machine / name, text)
     write(machine / "sys/fs/cgroup/memory.max", text)

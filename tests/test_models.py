@@ -13,7 +13,7 @@ from fastcifar.config import ModelConfig, TrainConfig
 from fastcifar.errors import UsageError
 from fastcifar.explain import Activations
 from fastcifar.models import count_parameters, make_model
-from fastcifar.training.checkpoint import DataInfo, load_weights, save_weights
+from fastcifar.training.weights import DatasetInfo, load_weights, save_weights
 
 
 def test_resnet18_has_the_parameters_of_the_cifar_variant() -> None:
@@ -239,7 +239,9 @@ def test_shared_weights_are_saved(tmp_path: Path) -> None:
     config = ModelConfig(name="tests.test_models:tied")
     model = make_model(config, 10)
     torch.nn.init.normal_(model.first.weight)
-    info = DataInfo(class_names=tuple("abcdefghij"), image_shape=(32, 32, 3), mean=(0, 0, 0), std=(1, 1, 1), sha256="")
+    info = DatasetInfo(
+        class_names=tuple("abcdefghij"), image_shape=(32, 32, 3), mean=(0, 0, 0), std=(1, 1, 1), sha256=""
+    )
     save_weights(tmp_path / "a", model, config, info)
     loaded, _, _ = load_weights(tmp_path / "a", trusted=config.name)
     assert torch.equal(loaded.second.weight, model.first.weight)

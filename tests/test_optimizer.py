@@ -9,9 +9,9 @@ import torch
 from torch.nn import functional as F
 
 from fastcifar.config import TrainConfig
-from fastcifar.training.muon import Muon, orthogonalised
-from fastcifar.training.optimizer import Several, make_optimizer
-from fastcifar.training.step import Step
+from fastcifar.training.muon import Muon, orthogonalise
+from fastcifar.training.optimizer import CombinedOptimizer, make_optimizer
+from fastcifar.training.step import TrainStep
 
 
 def problem(seed: int = 0) -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor]:
@@ -52,7 +52,7 @@ def test_muon_sees_filters_as_matrices() -> None:
 
 def test_orthogonalised_has_singular_values_near_one() -> None:
     torch.manual_seed(0)
-    values = torch.linalg.svdvals(orthogonalised(torch.randn(32, 100), 5).float())
+    values = torch.linalg.svdvals(orthogonalise(torch.randn(32, 100), 5).float())
     assert values.min() > 0.6
     assert values.max() < 1.3
 
@@ -60,8 +60,8 @@ def test_orthogonalised_has_singular_values_near_one() -> None:
 def test_muon_gives_each_parameter_to_one_optimiser() -> None:
     model, images, labels = problem()
     optimizer = make_optimizer(model, TrainConfig.from_settings(optimizer="muon", lr=0.02, aux_lr=0.003))
-    assert isinstance(optimizer, Several)
-    muon, rest = optimizer.parts
+    assert isinstance(optimizer, CombinedOptimizer)
+    muon, rest = optimizer.optimizers
     names = {param: name for name, param in model.named_parameters()}
     shares = [[names[p] for group in part.param_groups for p in group["params"]] for part in (muon, rest)]
     assert shares == [["0.weight"], ["4.weight", "0.bias", "1.weight", "1.bias", "4.bias"]]
@@ -81,7 +81,9 @@ def test_the_number_of_newton_schulz_steps_can_be_chosen() -> None:
 def test_beside_muon_biases_have_a_rate_of_their_own_and_decay_as_the_rest(name: str) -> None:
     model, _, _ = problem()
     settings = {"aux_optimizer": name, "aux_lr": 0.02, "bias_lr": 50.0, "weight_decay": 0.2}
-    _, rest = make_optimizer(model, TrainConfig.from_settings(optimizer="muon", unit_filters=True, **settings)).parts  # type: ignore[attr-defined]
+    _, rest = make_optimizer(
+        model, TrainConfig.from_settings(optimizer="muon", unit_filters=True, **settings)
+    ).optimizers  # type: ignore[attr-defined]
     assert type(rest).__name__.lower() == name
     rates = {param.ndim: group["lr"] for group in rest.param_groups for param in group["params"]}
     assert rates == {1: 50.0, 2: 0.02}
@@ -101,7 +103,7 @@ def test_decay_can_leave_biases_and_norms_alone() -> None:
 def one_step(**settings: Any) -> tuple[torch.nn.Module, torch.Tensor]:
     model, images, labels = problem()
     config = TrainConfig.from_settings(lr=0.1, momentum=0.0, weight_decay=0.0, **settings)
-    loss, _ = Step(model, model, make_optimizer(model, config), config, "off")(images, labels)
+    loss, _ = TrainStep(model, model, make_optimizer(model, config), config, "off")(images, labels)
     return model, loss
 
 
@@ -150,7 +152,7 @@ def test_the_average_of_the_weights_is_what_is_scored(key: str) -> None:
     """And that of what batch normalisation keeps."""
     model, images, labels = problem()
     config = TrainConfig.from_settings(lr=0.1, ema=0.75)
-    step = Step(model, model, make_optimizer(model, config), config, "off")
+    step = TrainStep(model, model, make_optimizer(model, config), config, "off")
     kept: list[torch.Tensor] = []
     for number in range(4):
         step(images * (number + 1), labels)
@@ -158,21 +160,21 @@ def test_the_average_of_the_weights_is_what_is_scored(key: str) -> None:
     expected = kept[0]
     for value in kept[1:]:
         expected = 0.75 * expected + 0.25 * value
-    assert step.scored is not model
-    torch.testing.assert_close(step.scored.state_dict()[key], expected)
+    assert step.eval_network is not model
+    torch.testing.assert_close(step.eval_network.state_dict()[key], expected)
 
 
 def test_float16_scales_its_loss() -> None:
     model, images, labels = problem()
     config = TrainConfig.from_settings(lr=0.1)
-    step = Step(model, model, make_optimizer(model, config), config, "fp16")
+    step = TrainStep(model, model, make_optimizer(model, config), config, "fp16")
     first, _ = step(images, labels)
     for _ in range(10):
         last, _ = step(images, labels)
     assert last < first
     state = step.state_dict()
     assert state["scaler"]["scale"] > 1
-    again = Step(model, model, make_optimizer(model, config), config, "fp16")
+    again = TrainStep(model, model, make_optimizer(model, config), config, "fp16")
     state["scaler"]["scale"] = 128.0
     again.load_state_dict(state)
     assert again.scaler is not None

@@ -16,9 +16,9 @@ from fastcifar.errors import UsageError
 from fastcifar.explain import Activations
 from fastcifar.models import make_model, stages_of
 from fastcifar.models.probe import place
-from fastcifar.training.checkpoint import DataInfo, load_weights, save_weights
-from fastcifar.training.optimizer import decayed, make_optimizer, muon_names
-from fastcifar.training.step import Step
+from fastcifar.training.optimizer import has_decay, make_optimizer, muon_parameter_names
+from fastcifar.training.step import TrainStep
+from fastcifar.training.weights import DatasetInfo, load_weights, save_weights
 
 IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -261,7 +261,7 @@ class FewImages(Own):
 def test_what_fails_in_training_names_the_network() -> None:
     config = TrainConfig.from_settings(model=own("FewImages").name, lr=0.1)
     model = make_model(config.model, 5)
-    step = Step(model, model, make_optimizer(model, config), config, "off")
+    step = TrainStep(model, model, make_optimizer(model, config), config, "off")
     with pytest.raises(UsageError, match=r"fails on images \(3, 3, 32, 32\) \(ValueError: two images at most\)"):
         step(torch.zeros(3, 3, 32, 32), torch.zeros(3, dtype=torch.int64))
 
@@ -269,7 +269,7 @@ def test_what_fails_in_training_names_the_network() -> None:
 @pytest.mark.parametrize("name", ["weight_norm", "old_spectral_norm", "pruned", "lazy", "WithView"])
 def test_its_weights_are_saved(name: str, tmp_path: Path) -> None:
     model = make_model(own(name), 5)
-    info = DataInfo(class_names=tuple("abcde"), image_shape=(32, 32, 3), mean=(0, 0, 0), std=(1, 1, 1), sha256="")
+    info = DatasetInfo(class_names=tuple("abcde"), image_shape=(32, 32, 3), mean=(0, 0, 0), std=(1, 1, 1), sha256="")
     save_weights(tmp_path / "a", model, own(name), info)
     loaded, _, _ = load_weights(tmp_path / "a", trusted=own(name).name)
     assert torch.equal(loaded(IMAGES), model.eval()(IMAGES))
@@ -295,7 +295,7 @@ def test_muon_updates_weights_of_linear_and_convolution_layers_alone(
     name: str, num_weights: int, others: dict[str, int]
 ) -> None:
     model = torchvisions(name)
-    names = muon_names(model)
+    names = muon_parameter_names(model)
     assert len(names) == num_weights
     assert all(name.endswith(("weight", "in_proj_weight")) for name in names)
     rest = [name for name, param in model.named_parameters() if param.ndim > 1 and name not in names]
@@ -319,7 +319,7 @@ class Mixed(nn.Module):
 
 def test_muon_leaves_embeddings_scales_tokens_and_parametrizations_to_the_rest() -> None:
     model = Mixed()
-    assert muon_names(model) == ["hidden.weight"]
+    assert muon_parameter_names(model) == ["hidden.weight"]
     optimizer: Any = make_optimizer(model, TrainConfig.from_settings(optimizer="muon", lr=0.02))
     muon, rest = ([p for group in part.param_groups for p in group["params"]] for part in optimizer.parts)
     assert [*muon] == [model.hidden.weight]
@@ -339,7 +339,7 @@ def test_scales_and_tokens_do_not_decay_where_weights_alone_do() -> None:
     names = [
         name
         for name, param in Mixed().named_parameters()
-        if not decayed(TrainConfig.from_settings(decay_all=False), param)
+        if not has_decay(TrainConfig.from_settings(decay_all=False), param)
     ]
     scales = [name for name in names if not name.endswith("bias")]
     assert scales == [

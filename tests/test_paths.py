@@ -1,4 +1,4 @@
-"""The paths that a user gives are understood the same everywhere, and the commands that are shown can be pasted."""
+"""Paths of users mean the same everywhere, and the commands in messages can be pasted."""
 
 from __future__ import annotations
 
@@ -19,14 +19,13 @@ import fastcifar
 from fastcifar import make_loader, open_beton
 from fastcifar.cli import main
 from fastcifar.cli.output import command_line
-from fastcifar.config import LR_SUGGESTIONS, TrainConfig, read_pipeline
+from fastcifar.config import LR_SUGGESTIONS, ModelConfig, TrainConfig, read_pipeline
 from fastcifar.converters import convert, open_source
 from fastcifar.errors import CheckpointError, DataError, FastcifarError, UsageError
 from fastcifar.explain.user_images import read_user_images
 from fastcifar.io.paths import data_folder, user_path, why_missing
-from fastcifar.training import RunFolder, find_lr, find_run
-from fastcifar.training.distributed import Processes
-from fastcifar.training.finish import resume_command
+from fastcifar.training import RunFolder, find_run, lr_finder
+from fastcifar.training.distributed import Distributed
 from fastcifar.training.run_folder import create_run
 from tests.run_folders import whole_run
 
@@ -100,7 +99,7 @@ def test_what_is_not_a_path_is_an_error(home: Path, given: object, message: str)
         user_path(given, "data")
 
 
-def test_the_data_folder_may_be_named_by_its_betons(home: Path) -> None:
+def test_the_data_folder_may_be_given_by_its_betons(home: Path) -> None:
     (home / "test.beton").mkdir()
     assert data_folder("d/train.beton") == data_folder("d/train.beton.json") == data_folder("~/d/").relative_to(home)
     assert data_folder("test.beton") == Path("test.beton")  # a folder of that name
@@ -181,7 +180,7 @@ def test_a_run_is_found_from_inside(home: Path, monkeypatch: pytest.MonkeyPatch)
         assert find_run(given, "runs").path == run.path
 
 
-def test_a_file_of_no_run_is_named(home: Path) -> None:
+def test_a_file_outside_a_run_is_an_error(home: Path) -> None:
     Path("last.pt").touch()
     with pytest.raises(DataError, match=re.escape("last.pt: not a run, nor in one")):
         find_run("last.pt", "runs")
@@ -268,12 +267,12 @@ def test_the_commands_in_messages_can_be_pasted(home: Path) -> None:
     early.best.unlink()
     with pytest.raises(CheckpointError) as caught:
         find_run(early.path, odd, trained=True)
-    assert parsed(str(caught.value).partition("go on with: ")[2])["resume"] == str(early.path)
+    assert parsed(str(caught.value).partition("resume with: ")[2])["resume"] == str(early.path)
     done = CliRunner().invoke(main, ["explain", str(early.path)]).output
-    assert parsed(done.partition("go on with: ")[2].rstrip("\n"))["resume"] == str(early.path)
-    config, own = TrainConfig.from_settings(model="small"), TrainConfig.from_settings(model="mine:net")
-    assert parsed(resume_command(early, config, Processes()))["resume"] == str(early.path)
-    words = words_of(resume_command(RunFolder(Path("-x")), own, Processes(1, 2, 1)))
+    assert parsed(done.partition("resume with: ")[2].rstrip("\n"))["resume"] == str(early.path)
+    model, own = ModelConfig(name="small"), ModelConfig(name="mine:net")
+    assert parsed(early.resume_command(model, Distributed()))["resume"] == str(early.path)
+    words = words_of(RunFolder(Path("-x")).resume_command(own, Distributed(1, 2, 1)))
     assert words[:6] == ["torchrun", "--nproc-per-node", "2", "-m", "fastcifar", "train"]
     assert words[6:] == ["--resume", "./-x", "--model", "mine:net"]
 
@@ -284,7 +283,7 @@ def test_the_command_after_a_range_test_can_be_pasted(home: Path, monkeypatch: p
     recipe.parent.mkdir()
     recipe.write_text("settings: {epochs: 3}")
     curve = SimpleNamespace(why_not=None, suggestions=dict.fromkeys(LR_SUGGESTIONS, 0.125), ended="", rates=[1.0])
-    monkeypatch.setattr(find_lr, "find_in_new_folder", lambda *arguments: (curve, ()))
+    monkeypatch.setattr(lr_finder, "run_lr_find", lambda *arguments: (curve, ()))
     given = {"--data-dir": f"./{name}", "--runs-dir": f"runs/{name}", "--recipe": f"./{name}/{recipe.name}"}
     done = CliRunner().invoke(main, ["lr-find", *(word for pair in given.items() for word in pair)])
     assert done.exit_code == 0, done.output
@@ -294,7 +293,7 @@ def test_the_command_after_a_range_test_can_be_pasted(home: Path, monkeypatch: p
     assert params["runs_dir"] == Path("runs") / name
 
 
-def test_no_message_shows_a_command_but_by_the_helper() -> None:
+def test_messages_show_commands_by_the_helper_only() -> None:
     """A path in a command that was put together by hand breaks with the first space."""
     root = Path(fastcifar.__file__).parent
     by_hand = re.compile(r"fastcifar [a-z-]+ [^\"']*\{|--(resume|runs-dir|data-dir|image) \{|shlex\.")
@@ -307,7 +306,7 @@ def test_no_message_shows_a_command_but_by_the_helper() -> None:
     assert not found
 
 
-def test_an_empty_resume_is_no_latest_run(home: Path) -> None:
+def test_an_empty_resume_is_an_error(home: Path) -> None:
     """A variable that was never set: --resume "$RUN"."""
     done = CliRunner().invoke(main, ["train", "--resume", ""])
     assert done.exit_code == 4

@@ -191,7 +191,7 @@ def test_a_warmup_that_the_run_cuts_off_goes_on_in_a_longer_run(caplog: pytest.L
             schedule.after_step()
         rates.append(optimizer.param_groups[0]["lr"])
     assert rates[0] == rates[1] < 0.5
-    assert "the warm-up of 12 steps is not over when the run ends, after 4" in caplog.text
+    assert "the warm-up of 12 steps does not end before the run, of 4" in caplog.text
 
 
 def test_the_rate_of_the_rest_beside_muon_never_rises_to_min_lr() -> None:

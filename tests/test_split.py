@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fastcifar.errors import UsageError
-from fastcifar.training.split import MIN_VAL_SIZE, hold_out, warn_of_few
+from fastcifar.training.split import MIN_VAL_SIZE, hold_out, warn_of_small_validation
 
 
 def held_of(counts: list[int], val_size: int | None, seed: int = 0) -> list[int]:
@@ -90,10 +90,10 @@ def test_every_size_and_imbalance_holds_out_exactly_as_many() -> None:
 
 def test_too_few_images_to_choose_by_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "fastcifar"):
-        warn_of_few(MIN_VAL_SIZE, [], None)
-        warn_of_few(0, ["cat"], 0)
+        warn_of_small_validation(MIN_VAL_SIZE, [], None)
+        warn_of_small_validation(0, ["cat"], 0)
         assert caplog.messages == []
-        warn_of_few(2, ["rare"], None)
+        warn_of_small_validation(2, ["rare"], None)
     few, without = caplog.messages
     assert "only 2 validation images: expected at least 100" in few
     assert "no validation image of 1 classes" in without

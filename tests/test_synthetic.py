@@ -1,4 +1,4 @@
-"""The synthetic images leave a convolutional network a few mistakes, and a linear model many."""
+"""On the synthetic images a convolutional network makes a few mistakes, and a linear model many."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fastcifar.training import train
 pytestmark = [pytest.mark.slow, pytest.mark.full_size]
 
 
-def test_the_demo_is_right_about_most_images_and_not_about_all(tmp_path: Path) -> None:
+def test_the_demo_classifies_most_images_correctly_but_not_all(tmp_path: Path) -> None:
     with synthetic_source() as source:
         convert(source, tmp_path / "data")
     config = recipes.load("shapes").config.with_settings(data_dir=str(tmp_path / "data"))

@@ -27,14 +27,14 @@ from fastcifar.converters import convert
 from fastcifar.converters.synthetic import source as synthetic_source
 from fastcifar.data.manifest import manifest_path
 from fastcifar.errors import CheckpointError, DataError, DivergedError, FastcifarError, Stopped, UsageError
-from fastcifar.inference.predict import predict
-from fastcifar.training import RunFolder, find_run, loop, train
+from fastcifar.inference.predict import predict_batch
+from fastcifar.training import RunFolder, find_run, train, trainer, weights
 from fastcifar.training import checkpoint as checkpoints
-from fastcifar.training.distributed import Processes
+from fastcifar.training.distributed import Distributed
 from fastcifar.training.progress import SilentReporter, duration
 from fastcifar.training.run_folder import create_run
 from fastcifar.training.signals import StopRequest
-from fastcifar.training.step import Step
+from fastcifar.training.step import TrainStep
 from tests.tiny import Interrupts
 from tests.tiny import tiny as tiny_network
 
@@ -90,7 +90,7 @@ def test_predictions_are_those_of_the_best_weights(data_dir: Path, tmp_path: Pat
         assert found["indices"].tolist() == list(range(200))
         assert (found["logits"].argmax(1) == found["labels"]).mean() == pytest.approx(metrics["test_accuracy"])
         owner = str(found["weights_sha256"])
-    assert owner == checkpoints.file_sha256(run.best)
+    assert owner == weights.file_sha256(run.best)
 
 
 def weights_of(run: RunFolder) -> dict[str, torch.Tensor]:
@@ -112,7 +112,7 @@ def test_resume_gives_the_same_weights(data_dir: Path, tmp_path: Path, at_step: 
     with pytest.raises(Stopped) as caught:
         train(config, runs_dir=tmp_path, name="cut", reporter=Interrupts(at_step, signal.SIGINT))
     assert caught.value.exit_code == 130
-    assert f"go on with: fastcifar train --resume {tmp_path}/cut" in str(caught.value)
+    assert f"resume with: fastcifar train --resume {tmp_path}/cut" in str(caught.value)
     assert signal.getsignal(signal.SIGINT) is handler
     cut = RunFolder(tmp_path / "cut")
     train(config, runs_dir=tmp_path, resume=cut)
@@ -130,7 +130,7 @@ def test_sigterm_saves_and_ends_with_143(data_dir: Path, tmp_path: Path) -> None
     with pytest.raises(Stopped) as caught:
         train(tiny(data_dir), runs_dir=tmp_path, reporter=Interrupts(2, signal.SIGTERM))
     assert caught.value.exit_code == 143
-    assert checkpoints.load_last(RunFolder(tmp_path / "small"))["progress"]["step"] == 2
+    assert checkpoints.load_checkpoint(RunFolder(tmp_path / "small"))["progress"]["step"] == 2
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
@@ -143,7 +143,6 @@ def test_a_second_signal_goes_where_signals_went_before(signum: signal.Signals) 
     before = signal.signal(signum, end)
     try:
         with StopRequest() as request:
-            request.begin()
             os.kill(os.getpid(), signum)
             assert request.signum == signum
             with pytest.raises(InterruptedError):
@@ -156,16 +155,16 @@ def test_a_second_signal_goes_where_signals_went_before(signum: signal.Signals) 
 def test_a_signal_that_comes_while_the_processes_agree_is_answered_at_the_next_step(
     data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    agree, calls = Processes.largest, []
+    agree, calls = Distributed.all_reduce_max, []
 
-    def interrupted(self: Processes, *numbers: int) -> list[int]:
+    def interrupted(self: Distributed, *numbers: int) -> list[int]:
         agreed = agree(self, *numbers)
         calls.append(numbers)
         if len(calls) == 3:
             os.kill(os.getpid(), signal.SIGTERM)
         return agreed
 
-    monkeypatch.setattr(Processes, "largest", interrupted)
+    monkeypatch.setattr(Distributed, "all_reduce_max", interrupted)
     with pytest.raises(Stopped, match="saved at step 4"):
         train(tiny(data_dir), runs_dir=tmp_path)
 
@@ -176,19 +175,19 @@ def test_an_error_is_told_also_if_a_signal_follows_it(
     """`torchrun` sends one to what is left as soon as a process has died."""
 
     class Fails(SilentReporter):
-        def step(self, step: int, loss: float, rest_s: float) -> None:
+        def step(self, step: int, loss: float, remaining_s: float) -> None:
             raise DataError("the disk is gone")
 
-    end = Processes.end
+    end = Distributed.close
 
-    def interrupted(self: Processes) -> None:
+    def interrupted(self: Distributed) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         end(self)
 
     def stop(signum: int, frame: Any) -> None:
         raise Stopped(signum, "at once")
 
-    monkeypatch.setattr(Processes, "end", interrupted)
+    monkeypatch.setattr(Distributed, "close", interrupted)
     before = signal.signal(signal.SIGTERM, stop)
     try:
         with pytest.raises(DataError, match="the disk is gone"):
@@ -272,7 +271,7 @@ def test_a_network_of_ones_own_is_run_only_where_the_user_names_it(
     for command in (["train", "--resume", "net", "--max-steps", "7"], ["explain", "net", "--n", "1"]):
         refused = CliRunner().invoke(main, [*command, *common])
         assert refused.exit_code in (2, 6)
-        assert "if it is yours, add --model mine:net" in refused.stderr
+        assert "if you trust it, add --model mine:net" in refused.stderr
         assert not (tmp_path / "called").exists()
         accepted = CliRunner().invoke(main, [*command, *common, "--model", "mine:net"])
         assert accepted.exit_code == 0, accepted.stderr
@@ -318,7 +317,7 @@ def test_tta_is_the_mean_over_its_views(tta: str) -> None:
             return x.flatten(1)[:, :5]
 
     images = torch.randn(2, 3, 6, 6)
-    got = predict(Spy(), images, tta)
+    got = predict_batch(Spy(), images, tta)
     weights = [0.5, 0.5] if tta == "flip" else [0.25, 0.25, 0.125, 0.125, 0.125, 0.125]
     assert len(seen) == len(weights)
     torch.testing.assert_close(got, sum(w * x.flatten(1)[:, :5] for w, x in zip(weights, seen, strict=True)))
@@ -369,14 +368,14 @@ def test_a_loss_that_is_not_finite_stops_the_run(data_dir: Path, tmp_path: Path)
 def test_a_result_that_is_not_finite_stops_the_run_too(
     data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    real, told = loop.predict, []
+    real, told = trainer.predict, []
 
     def broken(*args: Any, **settings: Any) -> Any:
         told.append(("validation", "test")[len(told)])
         predictions = real(*args, **settings)
         return replace(predictions, logits=predictions.logits * np.nan) if told[-1] == what else predictions
 
-    monkeypatch.setattr(loop, "predict", broken)
+    monkeypatch.setattr(trainer, "predict", broken)
     with pytest.raises(DivergedError, match=f"the {what} loss is nan"):
         train(tiny(data_dir, max_steps=1), runs_dir=tmp_path)
     assert not (tmp_path / "small" / "metrics.json").exists()
@@ -444,7 +443,7 @@ def test_missing_data_makes_no_run_folder(tmp_path: Path) -> None:
 
 
 def test_the_latest_run_is_the_one_saved_last(data_dir: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no run with a checkpoint; make one with 'fastcifar train'"):
+    with pytest.raises(CheckpointError, match="no run with a checkpoint; create one with 'fastcifar train'"):
         find_run(None, tmp_path)
     first, _ = train(tiny(data_dir, max_steps=1), runs_dir=tmp_path, name="b")
     second, _ = train(tiny(data_dir, max_steps=1), runs_dir=tmp_path, name="a")
@@ -461,7 +460,9 @@ def test_the_latest_run_is_the_one_saved_last(data_dir: Path, tmp_path: Path) ->
         train(tiny(data_dir), runs_dir=tmp_path, name="early", reporter=Interrupts(1, signal.SIGINT))
     assert find_run(None, tmp_path).path.name == "early"
     assert find_run(None, tmp_path, trained=True) == first
-    with pytest.raises(CheckpointError, match="stopped before its first epoch ended; go on with: .* --resume .*/early"):
+    with pytest.raises(
+        CheckpointError, match="stopped before its first epoch ended; resume with: .* --resume .*/early"
+    ):
         find_run("early", tmp_path, trained=True)
 
 
@@ -484,15 +485,15 @@ def test_a_damaged_checkpoint_gives_way_to_the_previous_one(
         finished.last.write_bytes(damaged)
         caplog.clear()
         with caplog.at_level(logging.WARNING):
-            assert checkpoints.load_last(finished)["progress"]["step"] == 5
-        assert "going on from" in caplog.text
+            assert checkpoints.load_checkpoint(finished)["progress"]["step"] == 5
+        assert "resuming from" in caplog.text
     for length in (0, 10, len(good) // 2, len(good) - 1):
         finished.last.write_bytes(good[:length])
-        assert checkpoints.load_last(finished)["progress"]["step"] == 5
+        assert checkpoints.load_checkpoint(finished)["progress"]["step"] == 5
     for path in (finished.last, finished.previous):
         path.write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"last\.pt: damaged.*; .*previous\.pt: damaged"):
-        checkpoints.load_last(finished)
+        checkpoints.load_checkpoint(finished)
 
 
 def test_a_checkpoint_that_would_run_code_is_refused(finished: RunFolder, tmp_path: Path) -> None:
@@ -502,11 +503,11 @@ def test_a_checkpoint_that_would_run_code_is_refused(finished: RunFolder, tmp_pa
 
     file = io.BytesIO()
     torch.save({"format": checkpoints.FORMAT, "model": Payload()}, file)
-    checkpoints._seal(file)
+    checkpoints.add_checksum(file)
     for path in (finished.last, finished.previous):
         path.write_bytes(file.getvalue())
     with pytest.raises(CheckpointError, match="damaged or not a checkpoint .Weights only load failed"):
-        checkpoints.load_last(finished)
+        checkpoints.load_checkpoint(finished)
     assert not (tmp_path / "executed").exists()
 
 
@@ -514,8 +515,8 @@ def test_weights_that_are_not_the_networks_are_refused(finished: RunFolder) -> N
     content = finished.best.read_bytes()
     for damaged in (b"", content[:100], content[: len(content) // 2], content.replace(b"small", b"tiny1")):
         finished.best.write_bytes(damaged)
-        with pytest.raises(CheckpointError, match="not the weights of a known network") as caught:
-            checkpoints.load_weights(finished.best)
+        with pytest.raises(CheckpointError, match="damaged, or not weights written by fastcifar") as caught:
+            weights.load_weights(finished.best)
         assert caught.value.exit_code == 6
 
 
@@ -524,10 +525,10 @@ def test_a_checkpoint_of_another_network_or_data_is_refused(
 ) -> None:
     with pytest.raises(CheckpointError, match="model is resnet18, and was small when the checkpoint was written"):
         train(tiny(data_dir, model="resnet18", max_steps=6), resume=finished)
-    state = checkpoints.load_last(finished)
+    state = checkpoints.load_checkpoint(finished)
     del state["model"]["head.weight"]
-    checkpoints.save_last(finished, state)
-    with pytest.raises(CheckpointError, match="belongs to another network or other settings"):
+    checkpoints.save_checkpoint(finished, state)
+    with pytest.raises(CheckpointError, match="does not fit the network and settings"):
         train(finished.read_config(), resume=finished)
     with pytest.raises(DataError, match=r"was trained with a train\.beton of SHA-256"):
         train(tiny(own_data_dir, batch_size=5, max_steps=6), resume=finished)
@@ -683,13 +684,13 @@ def test_settings_that_were_changed_in_the_folder_are_refused(data_dir: Path, tm
 def test_progressive_sizes_are_those_of_each_step(
     tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sides, real = [], Step.__call__
+    sides, real = [], TrainStep.__call__
 
-    def step(self: Step, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def step(self: TrainStep, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         sides.append(tuple(images.shape[-2:]))
         return real(self, images, labels)
 
-    monkeypatch.setattr(Step, "__call__", step)
+    monkeypatch.setattr(TrainStep, "__call__", step)
     config = tiny_network(tiny_data, val_size=0, progressive=((16, 0.25), (24, 0.75)))
     assert train(config, runs_dir=tmp_path)[1]["steps"] == 4
     assert sides == [(16, 16), (24, 24), (24, 24), (32, 32)]
@@ -698,7 +699,9 @@ def test_progressive_sizes_are_those_of_each_step(
 def test_sizes_in_progress_cannot_stretch_and_must_fit_the_network(data_dir: Path, tmp_path: Path) -> None:
     config = tiny(data_dir, sched="none", progressive=((16, 0.5),), epochs=1)
     run, _ = train(config, runs_dir=tmp_path)
-    with pytest.raises(UsageError, match="the progressive sizing of .* was made for 5 steps and cannot stretch to 10"):
+    with pytest.raises(
+        UsageError, match="the progressive resizing of .* was made for 5 steps and cannot stretch to 10"
+    ):
         train(config.with_settings(epochs=2), runs_dir=tmp_path, resume=run)
     with pytest.raises(UsageError, match="progressive is 8; small does not take images of 8x8"):
         train(tiny(data_dir, progressive=((8, 0.5),)), runs_dir=tmp_path)
@@ -712,4 +715,4 @@ def test_the_folder_keeps_where_a_run_began_and_went_on(data_dir: Path, tmp_path
         env = json.loads((run.path / "env.json").read_text())
         assert {key: env[key] for key in began} == began
         assert len(env["resumed"]) == count
-    assert torch.load(run.last, weights_only=True)["circumstances"]["processor"] == env["processor"]
+    assert torch.load(run.last, weights_only=True)["environment"]["processor"] == env["processor"]

@@ -341,7 +341,7 @@ def test_a_comment_that_looks_like_a_header_is_not_one(tmp_path: Path) -> None:
     ("values", "warning"),
     [((0, 1), "the images are almost black"), ((7,), "all pixels of all images are equal"), ((0, 60), "")],
 )
-def test_images_that_hold_almost_nothing_are_warned_of(
+def test_almost_constant_images_are_warned_of(
     values: tuple[int, ...], warning: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     images = [(np.full((8, 8, 3), values[i % len(values)], np.uint8), i % 2) for i in range(4)]

@@ -35,6 +35,6 @@ class Interrupts(SilentReporter):
     def __init__(self, at_step: int, signum: int) -> None:
         self.at_step, self.signum = at_step, signum
 
-    def step(self, step: int, loss: float, rest_s: float) -> None:
+    def step(self, step: int, loss: float, remaining_s: float) -> None:
         if step == self.at_step:
             os.kill(os.getpid(), self.signum)

@@ -50,8 +50,9 @@ def _load() -> Callable[..., None]:
         remedy = f"delete {cached.stats.cache_path}, or make it writable"
         return _compile(cached)
     except Exception as error:  # noqa: BLE001 (a full disk, or a damaged cache: unpickling it can raise anything)
-        reason = describe(error)
-        log.warning("the CPU kernel is compiled in each process: its cache cannot be used (%s); %s", reason, remedy)
+        log.warning(
+            "the CPU kernel is compiled in each process: its cache cannot be used (%s); %s", describe(error), remedy
+        )
     return _compile(numba.njit(nogil=True)(pixels.augment_slice))
 
 

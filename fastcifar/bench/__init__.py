@@ -19,7 +19,7 @@ from fastcifar.models import make_model
 from fastcifar.models.probe import place
 from fastcifar.training.device import choose_amp, keep_freed_memory
 from fastcifar.training.optimizer import make_optimizer
-from fastcifar.training.step import Step
+from fastcifar.training.step import TrainStep
 
 AUGMENT = AugmentConfig(crop_padding=4, flip=True, cutout_size=8)
 REPEAT_S = 2.0  # of one measurement of training steps; at least one step
@@ -71,14 +71,14 @@ def bench_steps(
             log(f"training step of {name}")
             config = TrainConfig.from_settings(model=name, lr=0.01)
             model = place(make_model(config.model, len(beton.class_names), beton.image_shape), device)
-            step = Step(model, model, make_optimizer(model, config), config, amp)
+            step = TrainStep(model, model, make_optimizer(model, config), config, amp)
             rows += _steps(name, step, loader, device, repeats)
     finally:
         loader.close()
     return rows
 
 
-def _steps(name: str, step: Step, loader: Loader, device: torch.device, repeats: int) -> list[dict[str, Any]]:
+def _steps(name: str, step: TrainStep, loader: Loader, device: torch.device, repeats: int) -> list[dict[str, Any]]:
     batches = _endless(loader)
     batch, batch_size = next(batches), loader.config.batch_size
     step_s = min(measure.seconds(lambda: step(batch.images, batch.labels), repeats=1, device=device))

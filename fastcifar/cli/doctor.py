@@ -48,7 +48,7 @@ def collect_facts() -> dict[str, Any]:
     from fastcifar.loaders import missing_part
     from fastcifar.loaders.base import free_memory
     from fastcifar.training.device import choose_device, has_fast_bf16
-    from fastcifar.training.run_folder import processor
+    from fastcifar.training.run_folder import processor_name
 
     versions: dict[str, str | None] = {"fastcifar": __version__, "python": platform.python_version()}
     for name in PACKAGES:
@@ -64,7 +64,7 @@ def collect_facts() -> dict[str, Any]:
             loaders[name] = {"works": problem is None, "why": str(problem or "")}
     return {
         "versions": versions,
-        "processor": processor(),
+        "processor": processor_name(),
         "num_threads": torch.get_num_threads(),
         "device": f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device),
         "fast_bf16": has_fast_bf16(device),

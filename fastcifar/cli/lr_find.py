@@ -13,7 +13,7 @@ from fastcifar.cli.settings import typed
 from fastcifar.config import AUTO_SUGGESTIONS, LR_SUGGESTIONS, SETTINGS, LrRangeTestConfig, TrainConfig
 
 if TYPE_CHECKING:
-    from fastcifar.training.lr_finder import LrCurve
+    from fastcifar.training.lr_curve import LrCurve
 
 
 @click.command("lr-find", cls=options.SettingsCommand)
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     default="auto",
     show_default=True,
     type=click.Choice(("auto", *LR_SUGGESTIONS)),
-    help="Which suggestion the next command uses: the rate of the lowest loss, the one where the loss falls fastest, "
-    "or the middle of the way down (more careful); auto: the first for sgd, the last for the others.",
+    help="Which suggestion the next command uses: the rate of the lowest loss, that of the steepest fall, or the "
+    "middle of the fall (more careful); auto: the first for sgd, the last for the others.",
 )
 @settings.add(
     settings.RECIPE,
@@ -55,35 +55,31 @@ def lr_find(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Find a learning rate: train for some steps while it rises, and look where the loss falls.
+    """Find a learning rate: train for some steps while it rises, and see where the loss falls.
 
-    Writes the curve (PNG and CSV) to a new folder in the folder of the runs, and prints the train command to run next.
+    Writes the curve (PNG and CSV) to a new folder in the runs folder, and prints the train command to run next.
     """
     config = settings.train_config(context, dict(given))
-    lr = (context.default_map or {}).get("lr")  # of the recipe: the rates of Muon's rest keep their ratio to it
+    lr = (context.default_map or {}).get("lr")  # of the recipe: the other rates of Muon keep their ratio to it
     config = config if lr in (None, "auto") else config.with_settings(lr=lr)
 
     import json
 
     from fastcifar.cli.output import Bars, command_line, show_next, table
-    from fastcifar.training.find_lr import find_in_new_folder
+    from fastcifar.training.lr_finder import run_lr_find
 
-    test = LrRangeTestConfig.for_optimizer(
-        config.optimizer.name, num_steps=steps, start_lr=start_lr, end_lr=end_lr, mode=mode
-    )
-    rule = AUTO_SUGGESTIONS[config.optimizer.name] if suggest == "auto" else suggest
+    optimizer = config.optimizer.name
+    test = LrRangeTestConfig.for_optimizer(optimizer, num_steps=steps, start_lr=start_lr, end_lr=end_lr, mode=mode)
+    suggestion = AUTO_SUGGESTIONS[optimizer] if suggest == "auto" else suggest
     with Bars() as bars:
-        curve, files = find_in_new_folder(config, test, rule, runs_dir, bars)
-    changed = typed(context, SETTINGS)
-    found = None if curve.why_not else curve.suggestions[rule]
-    rates = {} if found is None else _rates(config, found)
-    words = ["fastcifar", "train", *settings.as_flags(context, [key for key in changed if key not in rates])]
-    words += ["--runs-dir", runs_dir] if typed(context, ["runs_dir"]) else []
-    for key, rate in rates.items():
-        words += [f"--{key.replace('_', '-')}", f"{rate:.3g}"]
-    line = command_line(*words)
+        curve, files = run_lr_find(config, test, suggestion, runs_dir, bars)
+    if curve.why_not:
+        next_words = _after_failure(context, curve, config, test)
+    else:
+        next_words = _train_words(context, config, curve.suggestions[suggestion], runs_dir)
+    line = command_line("fastcifar", *next_words)
     if as_json:
-        facts = {
+        result = {
             "suggestions": curve.suggestions,
             "why_not": curve.why_not,
             "ended": curve.ended,
@@ -91,7 +87,7 @@ def lr_find(
             "files": [str(file) for file in files],
             "next": None if curve.why_not else line,
         }
-        click.echo(json.dumps(facts))
+        click.echo(json.dumps(result))
         return
     if curve.why_not:
         click.echo(f"no suggestion: {curve.why_not}")
@@ -100,17 +96,29 @@ def lr_find(
         click.echo(table(rows))
     for file in files:
         click.echo(file)
-    if found is None:
-        line = command_line("fastcifar", *_without_suggestion(context, curve, config, test))
     show_next(line)
 
 
-def _without_suggestion(
+def _train_words(
+    context: click.Context, config: TrainConfig, lr: float, runs_dir: Path
+) -> list[str | os.PathLike[str]]:
+    """The arguments that train with this learning rate."""
+    from fastcifar.training.optimizer import scale_lrs
+
+    optimizer = scale_lrs(config, lr).optimizer
+    names = ("lr", "aux_lr", "bias_lr") if optimizer.name == "muon" else ("lr",)
+    rates = {name: getattr(optimizer, name) for name in names if getattr(optimizer, name) is not None}
+    words = ["train", *settings.as_flags(context, [name for name in typed(context, SETTINGS) if name not in rates])]
+    words += ["--runs-dir", runs_dir] if typed(context, ["runs_dir"]) else []
+    return words + [word for name, rate in rates.items() for word in (f"--{name.replace('_', '-')}", f"{rate:.3g}")]
+
+
+def _after_failure(
     context: click.Context, curve: LrCurve, config: TrainConfig, test: LrRangeTestConfig
 ) -> list[str | os.PathLike[str]]:
-    """What follows a test that failed, as words for `command_line`: another test, with more steps or from a smaller
-    rate on; or a look at the data, where the first loss was not finite already."""
-    from fastcifar.training.lr_finder import MIN_POINTS
+    """The arguments of another test, with more steps or from a smaller rate; or of a look at the data, if the first
+    loss was not finite."""
+    from fastcifar.training.lr_curve import MIN_POINTS
 
     if not len(curve.losses):
         return ["inspect", Path(config.data.data_dir) / "train.beton"]
@@ -119,14 +127,4 @@ def _without_suggestion(
     else:
         changed = {"steps": str(3 * test.num_steps)}
     words = ["lr-find", *settings.as_flags(context, set(typed(context, context.params)) - changed.keys())]
-    return words + [word for key, value in changed.items() for word in (f"--{key.replace('_', '-')}", value)]
-
-
-def _rates(config: TrainConfig, lr: float) -> dict[str, float]:
-    """The rates of a run with the one that was found."""
-    from fastcifar.training.optimizer import at_rate
-
-    found = at_rate(config, lr)
-    names = ("lr", "aux_lr", "bias_lr") if config.optimizer.name == "muon" else ("lr",)
-    rates = {name: getattr(found.optimizer, name) for name in names}
-    return {name: rate for name, rate in rates.items() if rate is not None}
+    return words + [word for name, value in changed.items() for word in (f"--{name.replace('_', '-')}", value)]

@@ -1,4 +1,4 @@
-"""`fastcifar train`: a network from betons, in a run folder."""
+"""`fastcifar train`: train a network."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fastcifar.config import CHANGEABLE, SETTINGS, TrainConfig
 from fastcifar.errors import FastcifarError, Stopped, UsageError
 
 LATEST = "\0"
-"""`--resume` without a value. Not the empty text: that may be a variable that was never set."""
+"""`--resume` without a value. Not the empty string, which may come from an unset variable."""
 
 
 @click.command(cls=options.SettingsCommand)
@@ -39,7 +39,7 @@ LATEST = "\0"
     is_flag=False,
     flag_value=LATEST,
     metavar="[RUN]",
-    help="Go on with a run (a name or path; the latest if not given) with its own settings.",
+    help="Resume a run (name or path; default: the latest) with its own settings.",
 )
 @options.runs_dir
 @options.as_json
@@ -47,11 +47,11 @@ LATEST = "\0"
 def train(
     context: click.Context, /, name: str | None, resume: str | None, runs_dir: Path, as_json: bool, **given: Any
 ) -> None:
-    """Train a network on the betons of the data folder.
+    """Train a network on the datasets in the data folder.
 
-    A tenth of the training images is held out: schedule and best weights look at those, and the test images are
-    scored once, at the end. Ctrl-C saves; --resume goes on. With several processes: torchrun --nproc-per-node 2 -m
-    fastcifar train …; they share each batch.
+    A tenth of the training images is held out for validation, which selects the best weights; the test images are
+    used once, at the end. Ctrl-C saves, and --resume continues. Several processes share each batch: torchrun
+    --nproc-per-node 2 -m fastcifar train …
     """
     config = settings.train_config(context, dict(given))
 
@@ -60,29 +60,30 @@ def train(
     from fastcifar.cli.output import Bars, command_line, show_next, table, write_report
     from fastcifar.training import find_run
     from fastcifar.training import train as run_training
-    from fastcifar.training.distributed import join
+    from fastcifar.training.distributed import Distributed
 
-    processes = join()
-    run, first = None, processes.first
+    distributed = Distributed.from_environment()
+    run, is_main = None, distributed.is_main
     if resume is not None:
         run = find_run(None if resume == LATEST else resume, runs_dir)
         config = _resumed(context, run.read_config(), config)
-    if not first:  # of several processes one speaks
+    if not is_main:  # only rank 0 logs
         logging.getLogger("fastcifar").setLevel(logging.ERROR)
-    with Bars(shown=first) as bars:
+    with Bars(shown=is_main) as bars:
         try:
             run, metrics = run_training(config, runs_dir=runs_dir, name=name, resume=run, reporter=bars)
         except Stopped as stopped:
-            if first:
+            if is_main:
                 raise
             raise SystemExit(stopped.exit_code) from None
         except UsageError as error:
-            if first:
+            if is_main:
                 raise
-            alone = FastcifarError(f"process {processes.rank} of {processes.count}: {error}")  # it may be the only one
-            alone.exit_code = error.exit_code
-            raise alone from None
-    if not first:
+            # rank 0 may not have met this error
+            own = FastcifarError(f"process {distributed.rank} of {distributed.world_size}: {error}")
+            own.exit_code = error.exit_code
+            raise own from None
+    if not is_main:
         return
     report = write_report(run)
     if as_json:
@@ -103,9 +104,9 @@ def train(
 
 
 def _resumed(context: click.Context, stored: TrainConfig, given: TrainConfig) -> TrainConfig:
-    """The settings of the run, with what the user changed, where it may be changed."""
+    """The settings of the run, with those that the user changed."""
     typed_now = typed(context, (*SETTINGS, "name"))
-    trusted = stored.model.names_code and given.model.name == stored.model.name  # the user names the code that may run
+    trusted = stored.model.names_code and given.model.name == stored.model.name  # the user named the code
     fixed = [key for key in typed_now if key not in CHANGEABLE and not (key == "model" and trusted)]
     if fixed:
         raise click.UsageError(
@@ -113,7 +114,7 @@ def _resumed(context: click.Context, stored: TrainConfig, given: TrainConfig) ->
         )
     if stored.model.names_code and not trusted:
         raise click.UsageError(
-            f"the run's network is {stored.model.name}, code that is not part of fastcifar; if it is yours, add "
+            f"the run's network is {stored.model.name}, code that is not part of fastcifar; if you trust it, add "
             f"--model {stored.model.name}",
             context,
         )

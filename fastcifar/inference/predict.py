@@ -15,7 +15,7 @@ from fastcifar.loaders import Loader
 from fastcifar.models.state import evaluating
 
 if TYPE_CHECKING:
-    from fastcifar.training.distributed import Processes
+    from fastcifar.training.distributed import Distributed
 
 
 def predict(
@@ -25,7 +25,7 @@ def predict(
     amp: str = "off",
     tta: str = "none",
     advance: Callable[[int], None] | None = None,
-    distributed: Processes | None = None,
+    distributed: Distributed | None = None,
 ) -> Predictions:
     """Run `model` in evaluation mode over one epoch of `loader`, on the loader's device; its mode is restored.
 
@@ -44,7 +44,7 @@ def predict(
                 advance(len(batch.labels))
     columns = [torch.cat(column).cpu().numpy() for column in zip(*batches, strict=True)]
     if distributed is not None:
-        shards = distributed.everyones(columns)
+        shards = distributed.all_gather(columns)
         columns = [np.concatenate(column) for column in zip(*shards, strict=True)]
     return Predictions(indices=columns[0], labels=columns[1], logits=columns[2])
 

@@ -20,8 +20,8 @@ from fastcifar.inference.predictions import Predictions
 from fastcifar.io.paths import data_folder
 from fastcifar.loaders import make_loader, open_for
 from fastcifar.models.probe import place
-from fastcifar.training import checkpoint
-from fastcifar.training.data import EVAL_BATCH
+from fastcifar.training import weights
+from fastcifar.training.data import EVAL_BATCH_SIZE
 from fastcifar.training.device import choose_amp, choose_device
 from fastcifar.training.progress import Reporter, SilentReporter
 from fastcifar.training.run_folder import RunFolder
@@ -47,7 +47,7 @@ class TrainedRun:
         UsageError (2).
         """
         self.run = run
-        self.model, self.info, metadata = checkpoint.load_weights(run.best, trusted)
+        self.model, self.info, metadata = weights.load_weights(run.best, trusted)
         require_classes(run.best, self.info.class_names)
         self.weights_sha256: str = metadata["file_sha256"]
         self.device = choose_device(device)
@@ -124,7 +124,7 @@ class TrainedRun:
         loader = make_loader(
             beton,
             train=False,
-            batch_size=EVAL_BATCH,
+            batch_size=EVAL_BATCH_SIZE,
             device=self.device,
             indices=indices,
             mean=self.info.mean,

@@ -25,7 +25,6 @@ from fastcifar.loaders.base import SHARE_OF_MEMORY, Batch, Indices, Loader, Load
 NUM_THREADS = torch.get_num_threads()
 try:
     import ffcv.loader
-    from ffcv.fields.basics import IntDecoder
     from ffcv.fields.rgb_image import SimpleRGBImageDecoder
     from ffcv.libffcv import imdecode
     from ffcv.loader.epoch_iterator import EpochIterator
@@ -76,8 +75,7 @@ class FfcvLoader(Loader):
         self, beton: Beton, config: LoaderConfig, indices: Indices, mean: npt.ArrayLike, std: npt.ArrayLike
     ) -> None:
         super().__init__(beton, config, indices, mean, std)
-        num_threads = torch.get_num_threads()
-        fields = beton.fields
+        num_threads, fields = torch.get_num_threads(), beton.fields
         decoder = JpegDecoder() if beton.encoding == "jpeg" else SimpleRGBImageDecoder()
         try:
             # One worker: its operations are then compiled without Numba's thread pools, which abort when two loaders
@@ -89,7 +87,7 @@ class FfcvLoader(Loader):
                     num_workers=1,
                     os_cache=False,
                     drop_last=False,
-                    pipelines={fields.image: [decoder], fields.label: [IntDecoder()], **dict.fromkeys(fields.unused)},
+                    pipelines={fields.image: [decoder], **dict.fromkeys((fields.label, *fields.unused))},
                 )
         finally:
             torch.set_num_threads(num_threads)  # FFCV sets it to its number of workers
@@ -109,10 +107,9 @@ class FfcvLoader(Loader):
             stream = _Epoch(self._stream, np.concatenate(batches))
         try:
             for indices in batches:
-                images, labels = stream.get()
-                augmented = self._augmented(images, params[indices])
-                on_device = torch.from_numpy(labels).to(device, copy=True), torch.from_numpy(indices.copy()).to(device)
-                yield Batch(augmented, *on_device)
+                images = self._augmented(stream.get(), params[indices])
+                labels = torch.from_numpy(self.beton.labels[indices]).to(device)
+                yield Batch(images, labels, torch.from_numpy(indices.copy()).to(device))
         except UndecodableError as error:
             raise DataError(
                 f"{self.beton.path}: image {error.args[0]} is a truncated or corrupt JPEG file; convert again"
@@ -162,8 +159,8 @@ class _Epoch(EpochIterator):  # type: ignore[misc] # FFCV has no types
                 pass
         return False
 
-    def get(self) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-        """The next batch: (N, H, W, 3) uint8 and (N,) int64, views of FFCV's ring: copy them before the next call."""
+    def get(self) -> npt.NDArray[np.uint8]:
+        """The images of the next batch, (N, H, W, 3) uint8: a view of FFCV's ring, valid until the next call."""
         while True:
             try:
                 item = self.output_queue.get(timeout=POLL_S)
@@ -175,8 +172,8 @@ class _Epoch(EpochIterator):  # type: ignore[misc] # FFCV has no types
             raise item
         if isinstance(item, BaseException):
             raise FastcifarError(f"FFCV failed while reading ({type(item).__name__}: {item})") from item
-        images, labels = item if item[0].ndim == 4 else item[::-1]  # in the order of the file's fields
-        return images, labels.reshape(-1)
+        images: npt.NDArray[np.uint8] = item[0]
+        return images
 
     def close(self) -> None:
         """FFCV's own cleanup, unless the start failed: then there is nothing to close."""

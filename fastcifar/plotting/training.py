@@ -15,7 +15,7 @@ from fastcifar.plotting.context import own_context
 from fastcifar.plotting.style import GREY, TRAIN_COLOUR, VAL_COLOUR, layout
 
 if TYPE_CHECKING:
-    from fastcifar.training.lr_finder import LrCurve
+    from fastcifar.training.lr_curve import LrCurve
 
 
 PANELS = ("loss", "accuracy", "lr")

@@ -12,7 +12,7 @@ from fastcifar.inference.predictions import Predictions
 from fastcifar.report.figures import Drawing, drawing
 from fastcifar.report.run_files import WEIGHTS, RunFiles, clean
 from fastcifar.report.training import METRICS
-from fastcifar.training.checkpoint import read_info
+from fastcifar.training.weights import read_info
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from fastcifar.errors import DataError, Stopped, describe, one_line
 from fastcifar.io.reading import load_arrays, parse_yaml, read_bytes
-from fastcifar.training.checkpoint import file_sha256
+from fastcifar.training.weights import file_sha256
 
 MIB = 2**20
 MAX_TEXT, MAX_ARRAYS = 8 * MIB, 512 * MIB

@@ -182,7 +182,7 @@ def lr_range_test(files: RunFiles) -> LrRangeTest | None:
     rows = files.rows(RANGE_TEST, ("lr", "loss", "smoothed_loss"))
     if not rows:
         return None
-    from fastcifar.training.lr_finder import LrCurve
+    from fastcifar.training.lr_curve import LrCurve
 
     lrs = np.array([number(RANGE_TEST, row, "lr") for row in rows])
     if lrs[0] <= 0 or (np.diff(lrs) <= 0).any():

@@ -1,10 +1,8 @@
-"""The images of a run: what is trained on, validated on and tested on, each behind a loader."""
+"""The images of a run: to train, validate and test on, each behind a loader."""
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,70 +13,84 @@ from fastcifar.data.beton import Beton
 from fastcifar.data.statistics import require_classes
 from fastcifar.errors import DataError, UsageError
 from fastcifar.loaders import Loader, choose_loader, make_loader
-from fastcifar.training.checkpoint import DataInfo
-from fastcifar.training.distributed import Processes
+from fastcifar.training.distributed import Distributed
 from fastcifar.training.split import hold_out
+from fastcifar.training.weights import DatasetInfo
 
-EVAL_BATCH = 1_000
+EVAL_BATCH_SIZE = 1_000
 
 
 class Loaders:
-    """The loaders of a run, all normalising by the training images' mean and std."""
+    """The loaders of a run; all normalise by mean and std of the training images."""
 
-    def __init__(self, config: TrainConfig, device: torch.device, processes: Processes) -> None:
-        folder = Path(config.data.data_dir)
-        paths = [folder / "train.beton", folder / "test.beton"]
-        self.choice = choose_loader(config.data.loader, paths, augment=config.augment, device=device)
-        train, test = self.choice.betons
-        require_classes(train.path, train.class_names)
-        self._check_pair(train, test)
-        num_classes = len(train.class_names)
-        rows, val_rows = hold_out(train.labels, num_classes, config.data.val_size, config.seed)
+    def __init__(self, config: TrainConfig, device: torch.device, distributed: Distributed) -> None:
+        self._config, self._device, self._distributed = config, device, distributed
+        data, num_processes = config.data, distributed.world_size
+        paths = [Path(data.data_dir) / name for name in ("train.beton", "test.beton")]
+        self.choice = choose_loader(data.loader, paths, augment=config.augment, device=device)
+        self._beton, test = self.choice.betons
+        require_classes(self._beton.path, self._beton.class_names)
+        _require_same_kind(self._beton, test)
+        names, labels = self._beton.class_names, self._beton.labels
+        self._train_indices, val_indices = hold_out(labels, len(names), data.val_size, config.seed)
+        self.info = DatasetInfo(
+            class_names=names,
+            image_shape=self._beton.image_shape,
+            mean=tuple(self._beton.mean.tolist()),
+            std=tuple(self._beton.std.tolist()),
+            sha256=self._beton.sha256,
+        )
+        self.num_train, self.num_val = len(self._train_indices), len(val_indices)
+        num_val_by_class = np.bincount(labels[val_indices], minlength=len(names))
+        self.classes_without_val = [name for name, num in zip(names, num_val_by_class, strict=True) if not num]
+        for num_images in (self.num_val, len(test)):
+            if 0 < num_images < num_processes:
+                raise UsageError(f"{num_images} images to evaluate for {num_processes} processes; expected fewer")
+        self.train = self.make_train_loader(distributed.rank, num_processes)
+        self.val = self._make_eval_loader(self._beton, val_indices) if self.num_val else None
+        self.test = self._make_eval_loader(test, np.arange(len(test)))
 
-        def make(beton: Beton, **settings: Any) -> Loader:
-            return make_loader(
-                beton, loader=self.choice.name, device=device, mean=train.mean, std=train.std, **settings
-            )
-
-        def make_train(rank: int, world_size: int) -> Loader:
-            settings = {"augment": config.augment, "batch_size": config.batch_size, "seed": config.seed}
-            return make(train, **settings, shuffle=config.data.shuffle, indices=rows, rank=rank, world_size=world_size)
-
-        self.whole_batches = partial(make_train, 0, 1)
-        self.train = make_train(processes.rank, processes.count)
-
-        def make_eval(beton: Beton, rows: npt.NDArray[np.int64]) -> Loader:
-            if len(rows) < processes.count:
-                raise UsageError(f"{len(rows)} images to evaluate for {processes.count} processes; expected fewer")
-            return make(beton, train=False, batch_size=EVAL_BATCH, indices=processes.part(rows))
-
-        self.val = make_eval(train, val_rows) if len(val_rows) else None
-        self.test = make_eval(test, np.arange(len(test)))
-        self.num_train, self.num_val = len(rows), len(val_rows)
-        num_val_of = np.bincount(train.labels[val_rows], minlength=num_classes)
-        self.not_validated = [name for name, num in zip(train.class_names, num_val_of, strict=True) if not num]
-        self.info = DataInfo(
-            class_names=train.class_names,
-            image_shape=train.image_shape,
-            mean=tuple(train.mean.tolist()),
-            std=tuple(train.std.tolist()),
-            sha256=train.sha256,
+    def make_train_loader(self, rank: int = 0, world_size: int = 1) -> Loader:
+        """A loader of the training images: the slice of `rank` of each batch."""
+        return make_loader(
+            self._beton,
+            self._config.augment,
+            batch_size=self._config.batch_size,
+            loader=self.choice.name,
+            seed=self._config.seed,
+            device=self._device,
+            shuffle=self._config.data.shuffle,
+            mean=self.info.mean,
+            std=self.info.std,
+            indices=self._train_indices,
+            rank=rank,
+            world_size=world_size,
         )
 
-    @staticmethod
-    def _check_pair(train: Beton, test: Beton) -> None:
-        if train.image_shape != test.image_shape:
-            raise DataError(
-                f"{test.path}: its images are {test.image_shape}, those of {train.path} {train.image_shape}"
-            )
-        if train.verified and test.verified and train.class_names != test.class_names:
-            raise DataError(f"{test.path}: its classes are not those of {train.path}; convert both again")
-        if int(test.labels.max()) >= len(train.class_names):
-            raise DataError(
-                f"{test.path}: has label {int(test.labels.max())}, {train.path} has {len(train.class_names)} classes"
-            )
+    def _make_eval_loader(self, beton: Beton, indices: npt.NDArray[np.int64]) -> Loader:
+        return make_loader(
+            beton,
+            train=False,
+            batch_size=EVAL_BATCH_SIZE,
+            loader=self.choice.name,
+            device=self._device,
+            mean=self.info.mean,
+            std=self.info.std,
+            indices=self._distributed.shard(indices),
+        )
 
     def close(self) -> None:
+        """Stop threads and processes of the loaders."""
         for loader in (self.train, self.val, self.test):
             if loader is not None:
                 loader.close()
+
+
+def _require_same_kind(train: Beton, test: Beton) -> None:
+    if train.image_shape != test.image_shape:
+        raise DataError(f"{test.path}: its images are {test.image_shape}, those of {train.path} {train.image_shape}")
+    if train.verified and test.verified and train.class_names != test.class_names:
+        raise DataError(f"{test.path}: its classes are not those of {train.path}; convert both again")
+    max_label, num_classes = int(test.labels.max()), len(train.class_names)
+    if max_label >= num_classes:
+        raise DataError(f"{test.path}: has label {max_label}, {train.path} has {num_classes} classes")

@@ -1,4 +1,4 @@
-"""Where and how the arithmetic is done: device, autocast, memory layout, determinism, the C allocator."""
+"""Device, threads, autocast, determinism, and the C allocator."""
 
 from __future__ import annotations
 
@@ -12,17 +12,30 @@ from pathlib import Path
 
 import torch
 
+from fastcifar.config import RuntimeConfig
 from fastcifar.loaders.base import usable_device
 from fastcifar.system.cpus import available_cpus
+from fastcifar.training.distributed import Distributed
 
 log = logging.getLogger(__name__)
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # glibc's <malloc.h>
 
 
-def choose_device(name: str, local_rank: int | None = None) -> torch.device:
-    """The torch device of that name; 'auto' is CUDA, else MPS, else CPU. Raises UsageError if it cannot be used.
+def prepare_device(config: RuntimeConfig, distributed: Distributed) -> torch.device:
+    """Choose the device, and set up threads, determinism and memory for training on it. Raises UsageError."""
+    device = choose_device(config.device, distributed.local_rank if distributed.world_size > 1 else None)
+    choose_threads(config.threads)
+    if config.deterministic:
+        make_deterministic(device)
+    if device.type == "cpu" and not keep_freed_memory():
+        log.info("the C library is not glibc: freed memory is returned to the system after each step")
+    return device
 
-    local_rank: of several processes on one machine, each takes the GPU of its number.
+
+def choose_device(name: str, local_rank: int | None = None) -> torch.device:
+    """The torch device `name`; 'auto' is CUDA, else MPS, else CPU. Raises UsageError if it is not available.
+
+    local_rank: the GPU for 'cuda', if several processes share the machine.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -30,18 +43,18 @@ def choose_device(name: str, local_rank: int | None = None) -> torch.device:
         name = f"cuda:{local_rank}"
     device = usable_device(name)
     if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)  # what names no device, nccl and Triton among it, means this one
+        torch.cuda.set_device(device)  # the default of nccl and Triton
     return device
 
 
 def choose_threads(count: int | None) -> None:
-    """Let torch and the loaders use `count` threads; with None as many as torch chose (its own default is the affinity
-    mask, or OMP_NUM_THREADS), but no more than the limits of control groups allow."""
+    """Set the number of threads of torch and the loaders; None: torch's default (affinity mask or OMP_NUM_THREADS),
+    within the limits of control groups."""
     torch.set_num_threads(count or min(torch.get_num_threads(), available_cpus()))
 
 
 def has_fast_bf16(device: torch.device) -> bool:
-    """True if the device multiplies bfloat16 matrices faster than float32 ones."""
+    """True if the device multiplies matrices faster in bfloat16 than in float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu" and sys.platform == "linux":
@@ -60,7 +73,7 @@ def choose_amp(device: torch.device, amp: str) -> str:
 
 
 def autocast(device: torch.device, amp: str) -> AbstractContextManager[object]:
-    """Autocast to bfloat16 ('bf16') or float16 ('fp16'), or nothing ('off')."""
+    """Autocast to bfloat16 ('bf16') or float16 ('fp16'), or no autocast ('off')."""
     if amp == "off":
         return nullcontext()
     return torch.autocast(device.type, torch.bfloat16 if amp == "bf16" else torch.float16)
@@ -68,14 +81,14 @@ def autocast(device: torch.device, amp: str) -> AbstractContextManager[object]:
 
 @contextmanager
 def standard_torch_defaults() -> Iterator[None]:
-    """In the block, torch makes float32 tensors on the CPU and records gradients, as in a fresh process, whatever
-    `set_default_device`, `set_default_dtype` or `no_grad` the caller has in force."""
+    """In the block, torch has the defaults of a new process (float32, CPU, gradients), whatever the caller has set by
+    `set_default_device`, `set_default_dtype` or `no_grad`."""
     dtype = torch.get_default_dtype()
-    elsewhere = torch.get_default_device().type != "cpu"  # the context slows every operation: only where it is needed
+    needs_cpu = torch.get_default_device().type != "cpu"  # the context slows down every operation
     torch.set_default_dtype(torch.float32)
     try:
         with (
-            torch.device("cpu") if elsewhere else nullcontext(),
+            torch.device("cpu") if needs_cpu else nullcontext(),
             torch.inference_mode(False),
             torch.enable_grad(),
         ):
@@ -85,9 +98,9 @@ def standard_torch_defaults() -> Iterator[None]:
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc to keep freed memory for the next step instead of giving it back page by page; True if it agreed.
+    """Let glibc keep freed memory for the next step instead of returning it to the system; False without glibc.
 
-    Page faults of large temporary tensors were measured as a third of a training step on a CPU.
+    Page faults of large temporary tensors took a third of a training step on a CPU.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -97,7 +110,7 @@ def keep_freed_memory() -> bool:
 
 
 def make_deterministic(device: torch.device) -> None:
-    """Allow only algorithms that give the same result each time, on one machine with one number of threads."""
+    """Use only algorithms whose results are reproducible, on one machine with one number of threads."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""Muon (K. Jordan, "Muon: An optimizer for hidden layers in neural networks", 2024), for filters too."""
+"""Muon (K. Jordan, "Muon: An optimizer for hidden layers in neural networks", 2024), for convolution filters too."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 
 import torch
 
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan's: the steepest slope at zero; singular values end in about 0.7..1.2
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of Jordan: steepest at zero; singular values end in about 0.7..1.2
 
 
-def orthogonalised(matrix: torch.Tensor, num_steps: int) -> torch.Tensor:
-    """(M, N) -> (M, N) bfloat16: about the nearest matrix whose singular values are all 1, by Newton-Schulz steps."""
+def orthogonalise(matrix: torch.Tensor, num_steps: int) -> torch.Tensor:
+    """(M, N) -> (M, N) bfloat16: near the closest matrix with singular values of 1, by Newton-Schulz steps."""
     a, b, c = COEFFICIENTS
     x = matrix.bfloat16()
     if matrix.shape[0] > matrix.shape[1]:
         x = x.T
-    x = x / x.norm().clamp(min=1e-7)  # no singular value is above 1 then
+    x = x / x.norm().clamp(min=1e-7)  # so that no singular value exceeds 1
     for _ in range(num_steps):
         gram = x @ x.T
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
@@ -25,12 +25,11 @@ def orthogonalised(matrix: torch.Tensor, num_steps: int) -> torch.Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """The momentum of each filter bank (O, I, h, w), seen as a matrix (O, I h w), or of each matrix, is made orthogonal
-    before it is taken as a step. On matrices it is `torch.optim.Muon`.
+    """SGD with momentum that orthogonalises the update of each matrix, or filter bank (O, I, h, w) as (O, I h w).
 
-    lr: of a matrix of O rows and I columns, times sqrt(max(1, O / I)). weight_decay: decoupled.
-    normalise: before each step scale each bank to the norm sqrt(O), as airbench does: for networks whose filters are
-    all followed by a normalisation, where it takes the place of weight decay.
+    On matrices it equals `torch.optim.Muon`. lr: scaled by sqrt(max(1, rows / columns)). weight_decay: decoupled.
+    normalise: scale each bank to the norm sqrt(O) before a step, as airbench does, instead of weight decay; for
+    networks that normalise the output of all filters.
     """
 
     def __init__(
@@ -44,7 +43,7 @@ class Muon(torch.optim.Optimizer):
         num_steps: int = 5,
         normalise: bool = False,
     ) -> None:
-        settings = {
+        defaults = {
             "lr": lr,
             "momentum": momentum,
             "nesterov": nesterov,
@@ -52,7 +51,7 @@ class Muon(torch.optim.Optimizer):
             "num_steps": num_steps,
             "normalise": normalise,
         }
-        super().__init__(params, settings)
+        super().__init__(params, defaults)
         for group in self.param_groups:
             for param in group["params"]:
                 if param.ndim not in (2, 4):
@@ -73,10 +72,10 @@ class Muon(torch.optim.Optimizer):
             state["momentum_buffer"] = torch.zeros_like(grad)
         average = state["momentum_buffer"].lerp_(grad, 1 - momentum)
         direction = grad.lerp(average, momentum) if group["nesterov"] else average
-        rows = len(param)
-        update = orthogonalised(direction.reshape(rows, -1), group["num_steps"])  # (O, I, h, w) -> (O, I h w)
-        rate = group["lr"] * math.sqrt(max(1.0, rows / update.shape[1]))
+        num_rows = len(param)
+        update = orthogonalise(direction.reshape(num_rows, -1), group["num_steps"])  # (O, I, h, w) -> (O, I h w)
+        rate = group["lr"] * math.sqrt(max(1.0, num_rows / update.shape[1]))
         if group["normalise"]:
-            param.mul_(math.sqrt(rows) / param.norm().clamp(min=1e-7))
+            param.mul_(math.sqrt(num_rows) / param.norm().clamp(min=1e-7))
         param.mul_(1 - group["lr"] * group["weight_decay"])
         param.add_(update.view(param.shape).to(param.dtype), alpha=-rate)

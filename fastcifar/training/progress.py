@@ -1,96 +1,102 @@
-"""How far a run is, and who is told."""
+"""How far a run is, and who displays it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-UNKNOWN = ("val_loss", "val_accuracy")
-"""Figures that an epoch has only if images are held out."""
-MOST = 1e15
+from fastcifar.training.run_folder import COLUMNS
+
+BEST_COLUMNS = ("epoch", "val_loss", "val_accuracy")
+OPTIONAL_COLUMNS = ("val_loss", "val_accuracy")
+"""None without validation."""
+MAX_NUMBER = 1e15
 
 
 class Reporter(Protocol):
-    """What shows progress while a run goes on."""
+    """Displays progress."""
 
-    def begin(self, what: str, total: int) -> None:
-        """`total` images of `what` ('epoch 3/50', 'test') follow."""
+    def begin(self, name: str, total: int) -> None:
+        """`total` images of `name` ('epoch 3/50', 'test') follow."""
 
     def advance(self, count: int) -> None:
-        """`count` images more are done."""
+        """`count` more images are done."""
 
-    def step(self, step: int, loss: float, rest_s: float) -> None:
-        """Step `step` (from 1) had this training loss, and the rest of the run takes about `rest_s` seconds; on a GPU
-        not every step is reported."""
+    def step(self, step: int, loss: float, remaining_s: float) -> None:
+        """Step `step` (from 1) had this training loss; the rest of the run takes about `remaining_s` seconds. On a GPU
+        only some steps are reported."""
 
 
 class SilentReporter:
-    """Shows nothing."""
+    """Displays nothing."""
 
-    def begin(self, what: str, total: int) -> None: ...
+    def begin(self, name: str, total: int) -> None: ...
 
     def advance(self, count: int) -> None: ...
 
-    def step(self, step: int, loss: float, rest_s: float) -> None: ...
+    def step(self, step: int, loss: float, remaining_s: float) -> None: ...
 
 
 @dataclass
 class Progress:
-    """How far a run is. Part of the checkpoint."""
+    """How far a run is, and the sums of its current epoch. Part of the checkpoint."""
 
     epoch: int = 0
-    """Epochs finished."""
+    """Completed epochs."""
     batch: int = 0
-    """Batches done of the epoch under way."""
+    """Completed batches of the current epoch."""
     step: int = 0
-    """Steps done in all."""
+    """Completed steps."""
     loss_sum: float = 0.0
-    """Sum of the losses of the images of the epoch under way."""
+    """Sum of the losses of the images of the current epoch."""
     correct: int = 0
     seen: int = 0
+    """Images of the current epoch that were correctly classified; that were trained on."""
     logged_batch: int = 0
-    """Batches of the epoch under way when --log-every last spoke, and the sum of the losses until then."""
     logged_sum: float = 0.0
+    """`batch` and `loss_sum` when --log-every logged last."""
     seconds: float = 0.0
-    """Time spent in the epoch under way before the run was stopped."""
+    """Training time of the current epoch before the last save."""
     best: dict[str, Any] | None = None
     """Epoch, val_loss and val_accuracy of the best epoch."""
     history: list[dict[str, Any]] = field(default_factory=list)
-
-    @classmethod
-    def restored(cls, facts: dict[str, Any]) -> Progress:
-        """That of a checkpoint. Raises ValueError, TypeError or KeyError if it cannot be one."""
-        from fastcifar.training.run_folder import COLUMNS
-
-        found = cls(**facts)
-        counts = (found.epoch, found.batch, found.step, found.correct, found.seen, found.logged_batch)
-        if not all(type(number) is int and number >= 0 for number in counts):
-            raise ValueError("its counts are not whole numbers from 0 on")
-        if found.correct > found.seen or found.logged_batch > found.batch:
-            raise ValueError("its counts do not fit together")
-        if not all(map(_is_number, (found.loss_sum, found.logged_sum, found.seconds))):
-            raise ValueError("its sums are not numbers")
-        rows: list[tuple[dict[str, Any], tuple[str, ...]]] = [(row, COLUMNS) for row in found.history]
-        rows += [] if found.best is None else [(found.best, ("epoch", "val_loss", "val_accuracy"))]
-        if [row["epoch"] for row in found.history] != list(range(1, found.epoch + 1)):
-            raise ValueError("its results are not a row for each epoch")
-        for row, columns in rows:
-            if row.keys() != set(columns):
-                raise ValueError("its results have other columns")
-            if not all(_is_number(value) or (value is None and key in UNKNOWN) for key, value in row.items()):
-                raise ValueError("its results are not numbers")
-        return found
+    """The rows of results.csv."""
 
     def begin_next_epoch(self, row: dict[str, Any]) -> None:
-        """The epoch under way has ended with this row of results."""
+        """End the current epoch with this row of results."""
         self.history.append(row)
         self.epoch += 1
         self.batch = self.seen = self.correct = self.logged_batch = 0
         self.loss_sum = self.logged_sum = self.seconds = 0.0
 
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore from a checkpoint. Raises ValueError, TypeError or KeyError if the values are not possible."""
+        restored = Progress(**state)
+        counts = (restored.epoch, restored.batch, restored.step, restored.correct, restored.seen, restored.logged_batch)
+        if not all(type(count) is int and count >= 0 for count in counts):
+            raise ValueError("its counts are not integers from 0 on")
+        if restored.correct > restored.seen or restored.logged_batch > restored.batch:
+            raise ValueError("its counts are inconsistent")
+        if not all(map(_is_number, (restored.loss_sum, restored.logged_sum, restored.seconds))):
+            raise ValueError("its sums are not numbers")
+        if [row["epoch"] for row in restored.history] != list(range(1, restored.epoch + 1)):
+            raise ValueError("its results are not one row per epoch")
+        for row in restored.history:
+            _require_row(row, COLUMNS)
+        if restored.best is not None:
+            _require_row(restored.best, BEST_COLUMNS)
+        self.__dict__.update(restored.__dict__)
+
+
+def _require_row(row: dict[str, Any], columns: tuple[str, ...]) -> None:
+    if row.keys() != set(columns):
+        raise ValueError("its results have other columns")
+    if not all(_is_number(value) or (value is None and key in OPTIONAL_COLUMNS) for key, value in row.items()):
+        raise ValueError("its results are not numbers")
+
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) < MOST  # a NaN is below nothing
+    return type(value) in (int, float) and abs(value) < MAX_NUMBER  # False for NaN
 
 
 def duration(seconds: float) -> str:

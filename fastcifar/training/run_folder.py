@@ -1,4 +1,4 @@
-"""The folder of a run: what stands where, how a new one is made, how an old one is found."""
+"""The folder of a run: its files, how it is created, how it is found."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ import torch
 import yaml
 
 import fastcifar
-from fastcifar.config import TrainConfig
+from fastcifar.config import ModelConfig, TrainConfig
 from fastcifar.errors import CheckpointError, DataError, FastcifarError, UsageError, one_line
 from fastcifar.io.atomic import open_append, wrap_write_errors, write_text
 from fastcifar.io.paths import command_line, make_folder, user_path, why_missing
 from fastcifar.io.reading import parse_yaml, read_bytes
+from fastcifar.training.distributed import Distributed
 
 log = logging.getLogger(__name__)
 
-MOST_TEXT = 8 * 2**20
+MAX_TEXT_BYTES = 8 * 2**20
 COLUMNS = (
     "epoch",
     "lr",
@@ -82,8 +83,13 @@ class RunFolder:
 
     @property
     def has_checkpoint(self) -> bool:
-        """Whether a training can go on from here."""
+        """Whether training can resume from here."""
         return self.last.is_file() or self.previous.is_file()
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether there are weights."""
+        return self.has_checkpoint or self.best.is_file()
 
     @property
     def best(self) -> Path:
@@ -102,37 +108,34 @@ class RunFolder:
         return self.path / "report.html"
 
     def own(self, folder: Path) -> Path:
-        """`folder`, which lies in this one, made if need be. Raises FastcifarError if it cannot be, or if a link leads
-        out of the run: nothing is written there."""
+        """Create `folder`, in this one, if needed. Raises FastcifarError if it cannot be created, or is a link to a
+        folder outside the run, where nothing is written."""
         if not Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(self.path)):
-            raise FastcifarError(f"{folder}: is a link that leads out of the run; put a folder there")
+            raise FastcifarError(f"{folder}: a link to a folder outside the run; replace it by a folder")
         with wrap_write_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     def write_config(self, config: TrainConfig) -> None:
-        """Store the settings, and what they run on (env.json, which keeps where the run began)."""
-        stored = {
-            **config.to_settings(),
-            "data_dir": str(Path(config.data.data_dir).absolute()),
-        }  # to be found from other folders
-        write_text(self.config, yaml.safe_dump(stored, sort_keys=False))
-        env, about = self.path / "env.json", environment()
+        """Write config.yaml, and env.json, which keeps the environment that the run started in."""
+        settings = {**config.to_settings(), "data_dir": str(Path(config.data.data_dir).absolute())}
+        write_text(self.config, yaml.safe_dump(settings, sort_keys=False))
+        path, env = self.path / "env.json", environment()
         with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):
-            begun: Any = parse_yaml(read_bytes(env, MOST_TEXT).decode("utf-8"))
-            about = {**begun, "resumed": [*begun.get("resumed", []), about]}
-        write_text(env, json.dumps(about, indent=1) + "\n")
+            started: Any = parse_yaml(read_bytes(path, MAX_TEXT_BYTES).decode("utf-8"))
+            env = {**started, "resumed": [*started.get("resumed", []), env]}
+        write_text(path, json.dumps(env, indent=1) + "\n")
 
     def read_config(self) -> TrainConfig:
         """The settings of the run. Raises DataError if they are damaged."""
         try:
-            raw: Any = parse_yaml(read_bytes(self.config, MOST_TEXT).decode("utf-8"))
-            return TrainConfig.from_settings(**raw)
+            settings: Any = parse_yaml(read_bytes(self.config, MAX_TEXT_BYTES).decode("utf-8"))
+            return TrainConfig.from_settings(**settings)
         except (OSError, TypeError, KeyError, ValueError, AttributeError) as error:
             raise DataError(f"{self.config}: not the settings of a run ({one_line(error)})") from error
 
     def write_results(self, history: list[dict[str, Any]]) -> None:
-        """results.csv: a row for each finished epoch."""
+        """Write results.csv: one row per completed epoch."""
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
         writer.writeheader()
@@ -140,20 +143,28 @@ class RunFolder:
         write_text(self.results, text.getvalue())
 
     def tested_on(self) -> str | None:
-        """SHA-256 of the test images that metrics.json scores; None if it does not say."""
+        """SHA-256 of the test beton of metrics.json; None if it is unknown."""
         with contextlib.suppress(OSError, ValueError, AttributeError):
-            metrics: Any = parse_yaml(read_bytes(self.metrics, MOST_TEXT).decode("utf-8"))
-            found = metrics.get("test_data_sha256")
-            return found if isinstance(found, str) else None
+            metrics: Any = parse_yaml(read_bytes(self.metrics, MAX_TEXT_BYTES).decode("utf-8"))
+            sha256 = metrics.get("test_data_sha256")
+            return sha256 if isinstance(sha256, str) else None
         return None
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
-        """metrics.json: how the run ended."""
+        """Write metrics.json."""
         write_text(self.metrics, json.dumps(metrics, indent=1, allow_nan=False) + "\n")
+
+    def resume_command(self, model: ModelConfig, distributed: Distributed) -> str:
+        """The command that resumes the run; after its last step, it repeats the test."""
+        words: list[Any] = ["fastcifar", "train", "--resume", self.path]
+        words += ["--model", model.name] if model.names_code else []
+        if distributed.world_size > 1:
+            words[:1] = ["torchrun", "--nproc-per-node", str(distributed.local_world_size), "-m", "fastcifar"]
+        return command_line(*words)
 
 
 def create_run(runs_dir: str | os.PathLike[str], name: str) -> RunFolder:
-    """Make a new folder `name` in `runs_dir`, or `name-2`, `name-3`, … where it is taken; never an existing one."""
+    """Create the folder `name` in `runs_dir`, or `name-2`, `name-3`, … if it exists."""
     if not name or name in (".", "..") or Path(name).name != name or not name.isprintable():
         raise UsageError(f"name is {name!r}; expected the name of a folder, without '/'")
     root = user_path(runs_dir, "runs_dir")
@@ -163,7 +174,7 @@ def create_run(runs_dir: str | os.PathLike[str], name: str) -> RunFolder:
         while True:
             path = root / (name if number == 1 else f"{name}-{number}")
             try:
-                path.mkdir()  # of two runs at once, one goes on to the next number
+                path.mkdir()  # atomic: of two runs at once, one takes the next number
                 break
             except FileExistsError:
                 number += 1
@@ -173,8 +184,8 @@ def create_run(runs_dir: str | os.PathLike[str], name: str) -> RunFolder:
 def find_run(
     run: str | os.PathLike[str] | None, runs_dir: str | os.PathLike[str], *, trained: bool = False
 ) -> RunFolder:
-    """The run of that name or path, or the one that holds the file of that path (a checkpoint, its report); the one
-    that was saved last if `run` is None. With `trained`, a run of which at least one epoch has ended.
+    """The run with this name or path, or the one that holds the file at this path (a checkpoint, a report); if `run` is
+    None, the one that was saved last. trained: require at least one completed epoch.
 
     Raises CheckpointError (exit code 6) if it has no checkpoint, DataError (exit code 4) if there is no such run.
     """
@@ -182,70 +193,69 @@ def find_run(
     if run is None:
         return _latest_run(root, trained)
     if not os.fsdecode(run).strip():
-        raise DataError(f"run is {run!r}; expected its name or path, or nothing for the latest")
-    given = user_path(run, "run")
-    found = _run_of(given, root)
-    if found is None:
-        if os.path.exists(given):
-            raise DataError(f"{given}: not a run, nor in one; expected the folder of a run, or a file in it")
+        raise DataError(f"run is {run!r}; expected its name or path; leave it out for the latest")
+    path = user_path(run, "run")
+    folder = _run_at_name_or_path(path, root)
+    if folder is None:
+        if os.path.exists(path):
+            raise DataError(f"{path}: not a run, nor in one; expected the folder of a run, or a file in it")
         known = ", ".join(sorted(p.name for p in root.glob("*") if p.is_dir())[:12]) or "none yet"
-        why = f"; it is {why_missing(given)}" if os.path.islink(given) else ""
-        raise DataError(f"{run}: no such run in {root}{why}; expected a folder or one of: {known}")
-    if found.path not in (root / given, given):
-        log.info("%s stands for its run, %s", given, found.path)
-    if trained and found.best.is_file():
-        return found
-    if not found.has_checkpoint:
-        raise CheckpointError(f"{found.path}: has no checkpoint yet; train it further or choose another run")
+        reason = f"; it is {why_missing(path)}" if os.path.islink(path) else ""
+        raise DataError(f"{run}: no such run in {root}{reason}; expected a folder or one of: {known}")
+    if folder.path not in (root / path, path):
+        log.info("%s is in the run %s", path, folder.path)
+    if trained and folder.best.is_file():
+        return folder
+    if not folder.has_checkpoint:
+        raise CheckpointError(f"{folder.path}: has no checkpoint yet; train it further or choose another run")
     if trained:
-        go_on = command_line("fastcifar", "train", "--resume", found.path)
-        raise CheckpointError(f"{found.path}: was stopped before its first epoch ended; go on with: {go_on}")
-    return found
+        command = command_line("fastcifar", "train", "--resume", folder.path)
+        raise CheckpointError(f"{folder.path}: was stopped before its first epoch ended; resume with: {command}")
+    return folder
 
 
-def is_run(given: Path, runs_dir: Path) -> bool:
-    """Whether that is the name or path of a trained run, or the path of something in one."""
-    found = _run_of(given, runs_dir)
-    return found is not None and (found.has_checkpoint or found.best.is_file())
+def is_run(path: Path, runs_dir: Path) -> bool:
+    """Whether this is the name or path of a trained run, or a path in one."""
+    run = _run_at_name_or_path(path, runs_dir)
+    return run is not None and run.is_trained
 
 
-def _run_of(given: Path, root: Path) -> RunFolder | None:
-    return next(filter(None, map(_run_at, (root / given, given))), None)
+def _run_at_name_or_path(path: Path, root: Path) -> RunFolder | None:
+    return next(filter(None, map(_run_at, (root / path, path))), None)
 
 
 def _run_at(path: Path) -> RunFolder | None:
-    """The run at `path`, which is its folder, or a file or folder in it; None if there is none."""
+    """The run whose folder is at `path` or above it; None if there is none."""
     if not os.path.exists(path):
         return None
     for inside in (path, path.absolute(), path.resolve()):
         for folder in (inside, *inside.parents):
             run = RunFolder(folder)
-            if folder.name not in ("", "..") and (run.has_checkpoint or run.best.is_file()):
+            if folder.name not in ("", "..") and run.is_trained:
                 return run
     return RunFolder(path) if path.is_dir() else None
 
 
 def _latest_run(root: Path, trained: bool) -> RunFolder:
-    kept = ("best.safetensors", "last.pt", "previous.pt") if trained else ("last.pt", "previous.pt")
+    names = ("best.safetensors", "last.pt", "previous.pt") if trained else ("last.pt", "previous.pt")
     saved = []
-    for file in (file for name in kept for file in root.glob(f"*/weights/{name}")):
+    for file in (file for name in names for file in root.glob(f"*/weights/{name}")):
         path = file.parent.parent
-        with contextlib.suppress(OSError):  # removed meanwhile, or a link to nothing
+        with contextlib.suppress(OSError):  # removed meanwhile, or a broken link
             if not trained or RunFolder(path).best.is_file():
-                saved.append((file.stat().st_mtime_ns, not path.is_symlink(), path))  # a run, not a link to it
+                saved.append((file.stat().st_mtime_ns, not path.is_symlink(), path))  # a run before a link to it
     if saved:
         return RunFolder(max(saved)[-1])
     if RunFolder(root).has_checkpoint:
-        raise CheckpointError(f"{root}: a run, not the folder of runs; give it as RUN, without --runs-dir")
-    why = f" ({why_missing(root)})" if root.is_symlink() and not root.is_dir() else ""
-    raise CheckpointError(f"{root}: no run with a checkpoint{why}; make one with 'fastcifar train'")
+        raise CheckpointError(f"{root}: a run, not a folder of runs; pass it as RUN, without --runs-dir")
+    reason = f" ({why_missing(root)})" if root.is_symlink() and not root.is_dir() else ""
+    raise CheckpointError(f"{root}: no run with a checkpoint{reason}; create one with 'fastcifar train'")
 
 
 class _LogFile(logging.FileHandler):
-    """A log whose disk may be full: the run goes on until something that counts cannot be written, and tells that."""
+    """A log that loses lines when the disk is full: the run ends when a checkpoint cannot be written."""
 
     def _open(self) -> io.TextIOWrapper:
-        """Not what a link names; a pipe is not waited for."""
         return open_append(self.baseFilename)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (its name in logging)
@@ -254,7 +264,7 @@ class _LogFile(logging.FileHandler):
 
 @contextmanager
 def log_file(path: Path) -> Iterator[None]:
-    """In the block, what fastcifar logs is also appended to `path`, with the time."""
+    """In the block, log records of fastcifar are also appended to `path`, with the time."""
     with wrap_write_errors(path):
         handler = _LogFile(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
@@ -271,22 +281,22 @@ def log_file(path: Path) -> Iterator[None]:
 
 
 def environment() -> dict[str, Any]:
-    """What a run ran on."""
+    """Versions and hardware."""
     return {
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "fastcifar": fastcifar.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "system": platform.platform(),
-        "processor": processor(),
+        "processor": processor_name(),
         "num_threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
     }
 
 
-def processor() -> str:
-    """The processor's name, as the system tells it."""
+def processor_name() -> str:
+    """The name of the CPU."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))

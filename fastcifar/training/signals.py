@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request that the loop answers between two steps."""
+"""SIGINT and SIGTERM as a request that a run answers between two steps."""
 
 from __future__ import annotations
 
@@ -9,31 +9,25 @@ from typing import Any
 
 
 class StopRequest:
-    """From `begin` to the end of its `with` block a first signal only sets `signum`; a second ends the program."""
+    """In the `with` block, the first signal only sets `signum`; a second one ends the program."""
 
     def __init__(self) -> None:
         self.signum = 0
-        self._before: dict[int, Any] = {}
+        self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
-        return self
-
-    def begin(self) -> None:
-        """From now on a signal is a request."""
         if threading.current_thread() is threading.main_thread():
             for signum in (signal.SIGINT, signal.SIGTERM):
-                self._before[signum] = signal.signal(signum, self._ask)
-
-    def _ask(self, signum: int, frame: FrameType | None) -> None:
-        self.signum = signum
-        self._restore()
-
-    def _restore(self) -> None:
-        for signum, handler in self._before.items():
-            signal.signal(signum, handler)
-        self._before.clear()
+                self._handlers[signum] = signal.signal(signum, self._handle)
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._restore()
+        for signum, handler in self._handlers.items():
+            signal.signal(signum, handler)
+        self._handlers.clear()
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        self.signum = signum
+        self.__exit__(None, None, None)

@@ -1,4 +1,4 @@
-"""One step of training, for the loop, the range test and `fastcifar bench`."""
+"""One training step, for the trainer, the range test and `fastcifar bench`."""
 
 from __future__ import annotations
 
@@ -10,51 +10,52 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fastcifar.config import TrainConfig
-from fastcifar.errors import UsageError, describe
+from fastcifar.errors import UsageError, one_line
 from fastcifar.training.device import autocast
-from fastcifar.training.optimizer import decayed, load_optimizer
+from fastcifar.training.optimizer import has_decay, load_optimizer_state
 
 
-class Step:
-    """Forward, backward and update, with what `config` adds to them: autocast, label smoothing, L1, clipping, EMA.
+class TrainStep:
+    """Forward, backward and update, with autocast, label smoothing, L1, clipping and EMA as `config` says.
 
-    model: what is called; `network` is the module whose weights are trained (the same, but for DDP and compile).
+    model: `network`, the module with the weights, or what DDP and torch.compile made of it.
     amp: 'bf16', 'fp16' or 'off'.
     """
 
     def __init__(
         self, model: nn.Module, network: nn.Module, optimizer: torch.optim.Optimizer, config: TrainConfig, amp: str
     ) -> None:
-        self.model, self.network, self.optimizer, self.config, self.amp = model, network, optimizer, config, amp
-        params = [param for param in network.parameters() if param.requires_grad]
-        self._params = params
-        self._shrunk: list[torch.Tensor] = (
-            [param for param in params if decayed(config, param)] if config.optimizer.l1 else []
-        )
-        self.scaler = torch.amp.GradScaler(params[0].device.type) if amp == "fp16" else None
+        self.model, self.network, self.optimizer, self.amp = model, network, optimizer, amp
+        self._model_config, self._settings = config.model, config.optimizer
+        self._params = [param for param in network.parameters() if param.requires_grad]
+        self._l1_params: list[torch.Tensor] = []
+        if self._settings.l1:
+            self._l1_params += [param for param in self._params if has_decay(self._settings, param)]
+        self.scaler = torch.amp.GradScaler(self._params[0].device.type) if amp == "fp16" else None
         self.ema: AveragedModel | None = None
-        if config.optimizer.ema:
-            average = get_ema_multi_avg_fn(config.optimizer.ema)  # type: ignore[no-untyped-call]
+        if self._settings.ema:
+            average = get_ema_multi_avg_fn(self._settings.ema)  # type: ignore[no-untyped-call]
             self.ema = AveragedModel(network, multi_avg_fn=average, use_buffers=True)
 
     @property
-    def scored(self) -> nn.Module:
-        """The network that is validated and kept: that of the averaged weights, where there are such."""
+    def eval_network(self) -> nn.Module:
+        """The network to evaluate and keep: with the averaged weights, if there is an EMA."""
         return self.network if self.ema is None else self.ema.module
 
     def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(N, 3, H, W) and (N,) -> the loss, () float32, without penalties, and the logits, (N, classes) float32."""
-        config = self.config
+        """Images (N, 3, H, W), labels (N,) -> loss () float32, without penalties; logits (N, classes) float32."""
         try:
             with autocast(images.device, self.amp):
                 logits = self.model(images)
         except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
-            if not config.model.names_code or isinstance(error, torch.OutOfMemoryError):
+            if not self._model_config.names_code or isinstance(error, torch.OutOfMemoryError):
                 raise
-            reason = describe(error, 300)
-            raise UsageError(f"model {config.model.name!r} fails on images {tuple(images.shape)} ({reason})") from error
+            reason = f"{type(error).__name__}: {one_line(error, 300)}"
+            raise UsageError(
+                f"model {self._model_config.name!r} fails on images {tuple(images.shape)} ({reason})"
+            ) from error
         logits = logits.float()
-        loss = F.cross_entropy(logits, labels, label_smoothing=config.optimizer.label_smoothing)
+        loss = F.cross_entropy(logits, labels, label_smoothing=self._settings.label_smoothing)
         self.optimizer.zero_grad(set_to_none=True)
         if self.scaler is None:
             loss.backward()  # type: ignore[no-untyped-call]
@@ -72,18 +73,15 @@ class Step:
 
     @torch.no_grad()
     def _change_gradients(self) -> None:
-        if self._shrunk:
-            grads = [param.grad for param in self._shrunk if param.grad is not None]
-            torch._foreach_add_(
-                grads,
-                torch._foreach_sign([param for param in self._shrunk if param.grad is not None]),
-                alpha=self.config.optimizer.l1,
-            )  # d |w| / d w
-        if self.config.optimizer.clip_norm:
-            torch.nn.utils.clip_grad_norm_(self._params, self.config.optimizer.clip_norm)
+        if self._l1_params:
+            params = [param for param in self._l1_params if param.grad is not None]
+            grads = [param.grad for param in params if param.grad is not None]
+            torch._foreach_add_(grads, torch._foreach_sign(params), alpha=self._settings.l1)  # d |w| / d w
+        if self._settings.clip_norm:
+            torch.nn.utils.clip_grad_norm_(self._params, self._settings.clip_norm)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps, but for the network's own weights."""
+        """Part of the checkpoint, without the weights of the network."""
         return {
             "optimizer": self.optimizer.state_dict(),
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
@@ -91,17 +89,17 @@ class Step:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint. Raises KeyError, ValueError or RuntimeError if it does not fit."""
-        load_optimizer(self.optimizer, state["optimizer"])
+        """Restore from a checkpoint. Raises KeyError, ValueError or RuntimeError if it does not fit."""
+        load_optimizer_state(self.optimizer, state["optimizer"])
         if self.scaler is not None and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
 
 
-def resized(images: torch.Tensor, side: int) -> torch.Tensor:
-    """(N, C, H, W) -> (N, C, side, side), channels_last: bilinear, smoothed where it shrinks."""
+def resize(images: torch.Tensor, side: int) -> torch.Tensor:
+    """(N, C, H, W) -> (N, C, side, side), channels_last: bilinear with antialiasing."""
     if images.shape[-2:] == (side, side):
         return images
-    small = F.interpolate(images, size=(side, side), mode="bilinear", antialias=True)
-    return small.contiguous(memory_format=torch.channels_last)
+    resized = F.interpolate(images, size=(side, side), mode="bilinear", antialias=True)
+    return resized.contiguous(memory_format=torch.channels_last)

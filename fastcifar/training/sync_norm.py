@@ -1,4 +1,4 @@
-"""Batch normalisation over the images of all processes: torch's on CUDA, this one on a CPU, where torch has none."""
+"""Batch normalisation over the images of all processes: that of torch on CUDA; ours on a CPU, where torch has none."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 
 
 class _Sum(torch.autograd.Function):
-    """Sum over the processes, of values forward and of gradients backward."""
+    """All-reduce of values in forward, of gradients in backward."""
 
     @staticmethod
     def forward(context: object, x: torch.Tensor) -> torch.Tensor:
@@ -26,37 +26,37 @@ class _Sum(torch.autograd.Function):
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
-    """`nn.BatchNorm2d` whose statistics are those of the batches of all processes together, in float32."""
+    """`nn.BatchNorm2d` with statistics over the batches of all processes, in float32."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training:
             return super().forward(x)
-        own = x.float()
-        count = own.numel() // own.shape[1]
-        sums = torch.cat([own.sum((0, 2, 3)), own.new_tensor([float(count)])])
+        values = x.float()
+        count = values.numel() // values.shape[1]
+        sums = torch.cat([values.sum((0, 2, 3)), values.new_tensor([float(count)])])
         sums = _Sum.apply(sums)
         total = sums[-1].detach()
         mean = sums[:-1] / total
-        centred = own - mean[:, None, None]
+        centred = values - mean[:, None, None]
         variance = _Sum.apply(centred.square().sum((0, 2, 3))) / total
-        self._follow(mean.detach(), variance.detach() * (total / (total - 1)))
+        self._update_running(mean.detach(), variance.detach() * (total / (total - 1)))
         normed = centred * torch.rsqrt(variance + self.eps)[:, None, None]
         if self.affine:
             normed = normed * self.weight[:, None, None] + self.bias[:, None, None]
         return normed.to(x.dtype)
 
     @torch.no_grad()
-    def _follow(self, mean: torch.Tensor, variance: torch.Tensor) -> None:
+    def _update_running(self, mean: torch.Tensor, variance: torch.Tensor) -> None:
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
         self.num_batches_tracked += 1
-        share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean, share)
-        self.running_var.lerp_(variance, share)
+        momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean, momentum)
+        self.running_var.lerp_(variance, momentum)
 
 
-def synchronised(network: nn.Module, device: torch.device) -> nn.Module:
-    """The network with its batch normalisations replaced; it keeps its parameters and buffers."""
+def convert_sync_batchnorm(network: nn.Module, device: torch.device) -> nn.Module:
+    """Replace the batch normalisations in `network`, in place on a CPU; parameters and buffers stay."""
     if device.type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
     for name, module in network.named_modules():

@@ -1,4 +1,4 @@
-"""How long the rest of a run takes."""
+"""An estimate of the time that the rest of a run takes."""
 
 from __future__ import annotations
 
@@ -14,10 +14,7 @@ log = logging.getLogger(__name__)
 
 
 class Pace:
-    """How long the rest of a run takes at the pace of the last half minute: a machine gets busy, and idle again.
-
-    Work is counted in training steps on images of full size.
-    """
+    """Seconds per unit of work, a training step on images of full size, in the last half minute."""
 
     WINDOW_S = 30.0
 
@@ -31,7 +28,7 @@ class Pace:
         self._begin = time.monotonic()
 
     def step(self, work: float) -> None:
-        """A step has ended, and the next begins."""
+        """A step of this much work has ended; the next begins now."""
         now = time.monotonic()
         seconds = now - self._begin
         self._steps.append((seconds, work))
@@ -42,16 +39,16 @@ class Pace:
             self._seconds, self._work = self._seconds - seconds, self._work - work
 
     def seconds_for(self, work: float) -> float:
-        """How long that takes; 0 before the first step."""
+        """How long this much work takes; 0 before the first step."""
         return work * self._seconds / self._work if self._steps else 0.0
 
 
 class TimeLeft:
-    """The time left of a run, from the pace of its last steps and the duration of its last validation."""
+    """The time left, from the pace of the last steps and the duration of the last validation."""
 
     def __init__(self, config: TrainConfig, num_steps: int, image_shape: tuple[int, int, int]) -> None:
         height, width, _ = image_shape
-        # share of the work of a step on full images, and the step until which it is that
+        # (work of a step, until which step)
         self._stages = [
             (side**2 / (height * width), math.ceil(until * num_steps)) for side, until in config.progressive
         ]
@@ -59,26 +56,26 @@ class TimeLeft:
         self._config, self._num_steps = config, num_steps
         self._pace = Pace()
         self.validation_s = 0.0
-        """How long the last evaluation of the validation images took."""
+        """Duration of the last validation."""
 
     def start(self) -> None:
         """The next step begins now."""
         self._pace.start()
 
     def step(self, step: int) -> None:
-        """Step `step`, from 0, has ended."""
+        """Step `step` (from 0) has ended."""
         self._pace.step(self._work(step, step + 1))
 
     def seconds(self, progress: Progress) -> float:
-        """Seconds that the rest of the run takes at the present pace."""
+        """Seconds that the rest of the run takes at the current pace."""
         validations = self._config.epochs - progress.epoch if self._config.max_steps is None else 1
         return self._pace.seconds_for(self._work(progress.step, self._num_steps)) + self.validation_s * validations
 
     def _work(self, begin: int, end: int) -> float:
         work = 0.0
-        for share, until in self._stages:
+        for per_step, until in self._stages:
             last = max(begin, min(end, until))
-            work += share * (last - begin)
+            work += per_step * (last - begin)
             begin = last
         return work
 

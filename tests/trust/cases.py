@@ -71,7 +71,7 @@ def sealed(state: object) -> bytes:
 
     file = io.BytesIO()
     torch.save(state, file)
-    checkpoint._seal(file)
+    checkpoint.add_checksum(file)
     return file.getvalue()
 
 

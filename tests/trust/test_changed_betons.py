@@ -102,7 +102,7 @@ def test_what_fits_into_memory_is_read_as_it_was_checked(
 
 
 @pytest.mark.parametrize("name", LOADERS[1:])
-def test_of_what_does_not_fit_a_change_ends_the_run(
+def test_a_change_of_what_does_not_fit_into_memory_ends_the_run(
     copy: Callable[[], Path], name: str, tally: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Or is not seen: a file that was deleted or replaced is open still."""
@@ -135,7 +135,7 @@ def test_a_change_in_the_last_epoch_of_a_run_ends_it(
     )
 
     class Changing(SilentReporter):
-        def step(self, step: int, loss: float, rest_s: float) -> None:
+        def step(self, step: int, loss: float, remaining_s: float) -> None:
             if step == 5:
                 overwritten(own_data_dir / "train.beton")
 
@@ -152,7 +152,7 @@ def test_a_change_in_the_last_epoch_of_a_run_ends_it(
     ],
     ids=["explain", "eval"],
 )
-def test_pictures_are_of_the_images_that_were_checked(
+def test_figures_show_the_images_that_were_checked(
     trained: Path, data_dir: Path, tmp_path: Path, look: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The predictions are known, and the file changes before the images are read."""

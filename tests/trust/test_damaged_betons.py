@@ -1,4 +1,4 @@
-"""A damaged beton with its manifest never reaches a loader; without one, what is structure never does."""
+"""A damaged beton with a manifest never reaches a loader; without one, a damaged structure never does."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ CHANGES = st.lists(
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(changes=CHANGES)
-def test_whatever_stands_in_the_fields_is_refused_or_harmless(path: Path, changes: list[Any]) -> None:
+def test_any_values_in_the_tables_are_refused_or_harmless(path: Path, changes: list[Any]) -> None:
     """Several fields at once, with numbers near what is allowed; without a manifest."""
     whole = path.read_bytes()
     manifest_path(path).unlink(missing_ok=True)

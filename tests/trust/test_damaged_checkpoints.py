@@ -23,18 +23,20 @@ from torch import nn
 from fastcifar.config import ModelConfig
 from fastcifar.errors import CheckpointError
 from fastcifar.io import reading
-from fastcifar.training import RunFolder, checkpoint, train
-from fastcifar.training.checkpoint import DataInfo
+from fastcifar.training import RunFolder, checkpoint, train, weights
+from fastcifar.training.weights import DatasetInfo
 from tests.trust.cases import count, sealed
 
 Tally = Callable[[str], None]
-INFO = DataInfo(class_names=("cat", "dog"), image_shape=(32, 32, 3), mean=(1.5,) * 3, std=(2.5,) * 3, sha256="0" * 64)
+INFO = DatasetInfo(
+    class_names=("cat", "dog"), image_shape=(32, 32, 3), mean=(1.5,) * 3, std=(2.5,) * 3, sha256="0" * 64
+)
 
 
 def state(value: float) -> dict[str, Any]:
     torch.manual_seed(int(value))
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(64, 32)).state_dict()
-    parts = {name: {"value": value} for name in checkpoint.KINDS}
+    parts = {name: {"value": value} for name in checkpoint.TYPES}
     data = {"train": "0" * 64, "test": "1" * 64}
     return {**parts, "model": model, "data": data, "rng": [torch.get_rng_state()], "num_steps": int(value)}
 
@@ -57,8 +59,8 @@ def run(tmp_path: Path) -> RunFolder:
     """A run folder with a checkpoint, and the one before it."""
     run = RunFolder(tmp_path)
     run.last.parent.mkdir()
-    checkpoint.save_last(run, state(1.0))
-    checkpoint.save_last(run, state(2.0))
+    checkpoint.save_checkpoint(run, state(1.0))
+    checkpoint.save_checkpoint(run, state(2.0))
     return run
 
 
@@ -77,14 +79,14 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_is_used(
     run: RunFolder, tally: Tally, caplog: pytest.LogCaptureFixture
 ) -> None:
     whole, num = run.last.read_bytes(), count(120, 1_200)
-    assert same(checkpoint.load_last(run), state(2.0))
+    assert same(checkpoint.load_checkpoint(run), state(2.0))
     for content in damaged(whole, np.random.default_rng(0), num):
         run.last.write_bytes(content)
         caplog.clear()
         with caplog.at_level(logging.WARNING):
-            found = checkpoint.load_last(run)
+            found = checkpoint.load_checkpoint(run)
         assert same(found, state(1.0))
-        assert f"going on from {run.previous}" in caplog.text
+        assert f"resuming from {run.previous}" in caplog.text
         assert caplog.text.count("\n") == 1
     run.last.write_bytes(whole)
     tally(f"{num:,} damaged last.pt, five flipped bits for each truncation: all noticed, the one before used")
@@ -94,7 +96,7 @@ KILLED_SAVE = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from fastcifar.training import RunFolder, checkpoint
+from fastcifar.training import RunFolder, checkpoint, weights
 
 run, step = RunFolder(Path(sys.argv[1])), int(sys.argv[2])
 calls = 0
@@ -110,7 +112,7 @@ def counted(real):
 
 for name in ("fsync", "replace"):  # what a save is made of: fsync, last -> previous, partial -> last
     setattr(os, name, counted(getattr(os, name)))
-checkpoint.save_last(run, torch.load(run.path / "new.pt"))
+checkpoint.save_checkpoint(run, torch.load(run.path / "new.pt"))
 """
 
 
@@ -120,9 +122,9 @@ def test_a_save_that_is_killed_leaves_a_whole_checkpoint(run: RunFolder, step: i
     torch.save(state(3.0), run.path / "new.pt")
     done = subprocess.run([sys.executable, "-c", KILLED_SAVE, str(run.path), str(step)], timeout=60, check=False)
     assert done.returncode == -9
-    assert same(checkpoint.load_last(run), state(2.0))
-    checkpoint.save_last(run, state(4.0))
-    assert same(checkpoint.load_last(run), state(4.0))
+    assert same(checkpoint.load_checkpoint(run), state(2.0))
+    checkpoint.save_checkpoint(run, state(4.0))
+    assert same(checkpoint.load_checkpoint(run), state(4.0))
     assert {path.name for path in run.last.parent.iterdir()} == {"last.pt", "previous.pt"}
 
 
@@ -130,27 +132,27 @@ def test_a_save_that_is_killed_leaves_a_whole_checkpoint(run: RunFolder, step: i
 def test_a_damaged_checkpoint_never_takes_the_place_of_the_good_one(run: RunFolder) -> None:
     whole = run.last.read_bytes()
     run.last.write_bytes(whole[:-100])
-    assert same(checkpoint.load_last(run), state(1.0))
+    assert same(checkpoint.load_checkpoint(run), state(1.0))
     torch.save(state(3.0), run.path / "new.pt")
     command = [sys.executable, "-c", KILLED_SAVE, str(run.path), "2"]  # before it is put in place
     assert subprocess.run(command, timeout=60, check=False).returncode == -9
-    assert same(checkpoint.load_last(run), state(1.0))
+    assert same(checkpoint.load_checkpoint(run), state(1.0))
     assert run.last.with_name("damaged.pt").read_bytes() == whole[:-100]
 
 
 def test_a_folder_in_the_place_of_a_checkpoint_is_put_aside(run: RunFolder) -> None:
     run.last.unlink()
     run.last.mkdir()
-    assert same(checkpoint.load_last(run), state(1.0))
-    checkpoint.save_last(run, state(3.0))
-    assert same(checkpoint.load_last(run), state(3.0))
+    assert same(checkpoint.load_checkpoint(run), state(1.0))
+    checkpoint.save_checkpoint(run, state(3.0))
+    assert same(checkpoint.load_checkpoint(run), state(3.0))
 
 
 def test_two_damaged_checkpoints_are_refused(run: RunFolder) -> None:
     for path in (run.last, run.previous):
         os.truncate(path, path.stat().st_size // 2)
     with pytest.raises(CheckpointError) as refusal:
-        checkpoint.load_last(run)
+        checkpoint.load_checkpoint(run)
     assert refusal.value.exit_code == 6
     assert "\n" not in str(refusal.value)
 
@@ -161,7 +163,7 @@ def test_damaged_weights_are_refused(run: RunFolder, tally: Tally) -> None:
     torch.manual_seed(0)
     network = ModelConfig(name="small")
     model = make_model(network, 2, (32, 32, 3))
-    checkpoint.save_weights(run.best, model, network, INFO, epoch=3)
+    weights.save_weights(run.best, model, network, INFO, epoch=3)
     whole, num = run.best.read_bytes(), count(20, 200)
     head = 8 + int.from_bytes(whole[:8], "little")
     random = np.random.default_rng(1)
@@ -171,7 +173,7 @@ def test_damaged_weights_are_refused(run: RunFolder, tally: Tally) -> None:
         content[place] ^= 1 << int(random.integers(8))
         run.best.write_bytes(content if i % 5 else content[:place])
         with pytest.raises(CheckpointError) as refusal:
-            checkpoint.load_weights(run.best)
+            weights.load_weights(run.best)
         assert refusal.value.exit_code == 6
     tally(f"{num} damaged best.safetensors: all refused")
 
@@ -181,11 +183,11 @@ def test_a_compressed_checkpoint_is_refused(run: RunFolder) -> None:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", bytes(2**20))
-    checkpoint._seal(file)
+    checkpoint.add_checksum(file)
     run.last.write_bytes(file.getvalue())
     run.previous.unlink()
     with pytest.raises(CheckpointError, match="it is compressed"):
-        checkpoint.load_last(run)
+        checkpoint.load_checkpoint(run)
 
 
 def every(value: Any, key: str) -> Any:
@@ -243,9 +245,9 @@ HOSTILE: dict[str, Callable[[dict[str, Any]], Any]] = {
     "no data": lambda state: state.update(data={}),
     "list of settings": lambda state: state.update(config=[]),
     "odd generators": lambda state: state.update(rng=[{"cpu": torch.zeros(3)}]),
-    "odd circumstances": lambda state: state.update(circumstances=3),
+    "odd environment": lambda state: state.update(environment=3),
     "format": lambda state: state.update(format=TENSOR),
-    "circumstances": lambda state: state["circumstances"].update({"number of threads": TENSOR}),
+    "environment": lambda state: state["environment"].update({"number of threads": TENSOR}),
     "settings": lambda state: state["config"].update(batch_size=TENSOR),
     "no seconds": progress(seconds=None),
     "odd seconds": progress(seconds=float("nan")),
@@ -307,28 +309,28 @@ def test_weights_whose_names_cannot_be_shown_are_refused(run: RunFolder) -> None
 
     for name in ("\ud800", "c\x1b[31mat", "d\ndog"):
         info = replace(INFO, class_names=("cat", name))
-        checkpoint.save_weights(run.best, make_model(ModelConfig(name="small"), 2, (32, 32, 3)), ModelConfig(), info)
-        with pytest.raises(CheckpointError, match="class_names has characters that cannot be shown"):
-            checkpoint.load_weights(run.best)
+        weights.save_weights(run.best, make_model(ModelConfig(name="small"), 2, (32, 32, 3)), ModelConfig(), info)
+        with pytest.raises(CheckpointError, match="class_names has unprintable characters"):
+            weights.load_weights(run.best)
 
 
 def test_the_hash_is_of_the_weights_that_were_read(begun: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Predictions of the old ones must not be kept as the new ones'."""
     from fastcifar.inference.trained_run import TrainedRun
 
-    expected, real = checkpoint.file_sha256(begun.best), checkpoint.make_model
+    expected, real = weights.file_sha256(begun.best), weights.make_model
 
     def exchanging(*args: Any) -> Any:
         begun.best.write_bytes(b"others")
         return real(*args)
 
-    monkeypatch.setattr(checkpoint, "make_model", exchanging)
+    monkeypatch.setattr(weights, "make_model", exchanging)
     assert TrainedRun(begun, device="cpu").weights_sha256 == expected
 
 
 def test_more_than_memory_holds_is_not_read(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "free_memory", lambda: 2**31)
-    for path, load in ((run.best, checkpoint.load_weights), (run.last, checkpoint._load)):
+    for path, load in ((run.best, weights.load_weights), (run.last, checkpoint._load)):
         path.touch()
         os.truncate(path, 2**32)
         with pytest.raises(CheckpointError, match=r"it has 4,096\.0 MiB; expected at most 1,024"):
@@ -338,7 +340,7 @@ def test_more_than_memory_holds_is_not_read(run: RunFolder, monkeypatch: pytest.
 def test_a_run_that_was_killed_before_its_first_step_goes_on(
     begun: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fastcifar.training.loop import Trainer
+    from fastcifar.training.trainer import Trainer
 
     config, expected = begun.read_config(), json.loads(begun.metrics.read_text())
 
@@ -355,11 +357,11 @@ def test_a_run_that_was_killed_before_its_first_step_goes_on(
 
 
 def other_epoch(run: RunFolder) -> None:
-    model, data, facts = checkpoint.load_weights(run.best)
+    model, data, facts = weights.load_weights(run.best)
     with torch.no_grad():
         for param in model.parameters():
             param.zero_()
-    checkpoint.save_weights(run.best, model, ModelConfig(**facts["model"]), data, epoch=7)
+    weights.save_weights(run.best, model, ModelConfig(**facts["model"]), data, epoch=7)
 
 
 LOST: dict[str, Callable[[RunFolder], Any]] = {
@@ -376,9 +378,9 @@ def test_other_weights_are_not_scored_for_the_best(
     honest = resumed(begun, 1)
     LOST[name](begun)
     found = resumed(begun, 1)
-    assert "the best, are lost: the best from here on counts" in caplog.text
+    assert "are lost: the best of the epochs from here on counts" in caplog.text
     assert found["test_loss"] == honest["test_loss"]
-    assert found["best"]["epoch"] == checkpoint.load_weights(begun.best)[2]["epoch"] == 1
+    assert found["best"]["epoch"] == weights.load_weights(begun.best)[2]["epoch"] == 1
 
 
 def test_weights_that_are_exchanged_while_it_trains_are_not_scored(
@@ -391,7 +393,7 @@ def test_weights_that_are_exchanged_while_it_trains_are_not_scored(
         other_epoch(run)
 
     monkeypatch.setattr(RunFolder, "write_results", exchanging)
-    with pytest.raises(CheckpointError, match="was exchanged while the run went on"):
+    with pytest.raises(CheckpointError, match="was replaced during the run"):
         resumed(begun, 2)
 
 
@@ -400,4 +402,4 @@ def test_a_damaged_checkpoint_that_cannot_be_put_aside_is_told(run: RunFolder) -
     run.last.with_name("damaged.pt").mkdir()
     os.truncate(run.last, 100)
     with pytest.raises(CheckpointError, match=r"last\.pt: damaged, and cannot be moved to damaged\.pt"):
-        checkpoint.load_last(run)
+        checkpoint.load_checkpoint(run)

@@ -114,7 +114,7 @@ def test_a_conversion_killed_at_any_change_of_the_disk_leaves_the_old_files_or_t
     assert num > 10
 
 
-def test_a_source_that_fails_is_told_in_time(own_data_dir: Path, images: Path) -> None:
+def test_a_failing_source_is_an_error_within_seconds(own_data_dir: Path, images: Path) -> None:
     old = contents(own_data_dir)
     (images / "test/dog/39.png").write_bytes((images / "test/dog/39.png").read_bytes()[:100])  # the last one
     began = time.monotonic()

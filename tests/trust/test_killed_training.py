@@ -92,7 +92,7 @@ def test_a_run_killed_at_any_change_of_the_disk_resumes_to_the_same_end(tiny_dat
 
     def outcome(runs: Path) -> tuple[list[torch.Tensor], str, dict[str, Any]]:
         run = RunFolder(runs / "run")
-        state, metrics = checkpoint.load_last(run), json.loads(run.metrics.read_text())
+        state, metrics = checkpoint.load_checkpoint(run), json.loads(run.metrics.read_text())
         best = load_file(run.best)
         told = {key: metrics[key] for key in ("test_accuracy", "test_loss", "best", "steps")}
         rows = [line.rsplit(",", 2)[0] for line in run.results.read_text().splitlines()]  # without the seconds

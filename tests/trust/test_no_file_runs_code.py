@@ -1,4 +1,4 @@
-"""No file runs code: archives, checkpoints, weights, recipes, settings, pipelines, arrays, and what a run folder holds.
+"""No file runs code: archives, checkpoints, weights, recipes, settings, pipelines, arrays, run folders.
 
 Each payload leaves a file `ran` if it is executed, in whatever way.
 """
@@ -25,7 +25,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from fastcifar.cli import main
-from fastcifar.training import RunFolder, checkpoint
+from fastcifar.training import RunFolder, weights
 from tests.trust.cases import count, sealed, the_error, told
 
 ALLOWED = (0, 1, 2, 3, 4, 6)
@@ -78,10 +78,10 @@ def use_run(marker: Path) -> None:
 def with_metadata(path: Path, **changed: object) -> None:
     """Weights that say something else of themselves, and have the checksum of it."""
     with safe_open(path, framework="pt") as file:
-        metadata = {key: value for key, value in file.metadata().items() if key != "facts_sha256"}
+        metadata = {key: value for key, value in file.metadata().items() if key != "metadata_sha256"}
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     metadata |= {key: json.dumps(value) for key, value in changed.items()}
-    metadata["facts_sha256"] = json.dumps(checkpoint._facts_sha256(metadata))
+    metadata["metadata_sha256"] = json.dumps(weights._metadata_sha256(metadata))
     save_file(tensors, path, metadata)
 
 
@@ -221,7 +221,7 @@ FILES: dict[str, Callable[[Path], tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("name", list(FILES)[:: count(2, 1)])
-def test_no_file_that_is_given_runs_code(
+def test_no_input_file_runs_code(
     name: str, marker: Path, data_dir: Path, tally: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FASTCIFAR_DATA_DIR", str(data_dir))

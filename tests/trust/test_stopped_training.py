@@ -39,11 +39,11 @@ def test_ctrl_c_ends_a_run_within_a_step(data_dir: Path, tmp_path: Path, tally: 
         took = time.monotonic() - asked
         assert process.returncode == 128 + signum, errors
         assert "Traceback" not in errors
-        saved = re.search(r"stopped by SIG\w+: saved at step (\d+); go on with: fastcifar train --resume", errors)
+        saved = re.search(r"stopped by SIG\w+: saved at step (\d+); resume with: fastcifar train --resume", errors)
         if saved is None:  # it had not begun
             assert not run.last.exists()
         else:
-            assert checkpoint.load_last(run)["progress"]["step"] == int(saved[1])
+            assert checkpoint.load_checkpoint(run)["progress"]["step"] == int(saved[1])
         return took
 
     with ThreadPoolExecutor(2) as pool:  # two at a time: each has one thread
@@ -65,8 +65,8 @@ def test_a_signal_at_any_step_saves_that_step_and_the_run_goes_on(
         with pytest.raises(Stopped) as told:
             train(config, runs_dir=tmp_path, name=f"{step}", reporter=Interrupts(step, signum))
         assert told.value.exit_code == 128 + signum
-        assert f"saved at step {step}; go on with: fastcifar train --resume" in str(told.value)
+        assert f"saved at step {step}; resume with: fastcifar train --resume" in str(told.value)
         run = RunFolder(tmp_path / f"{step}")
-        assert checkpoint.load_last(run)["progress"]["step"] == step
+        assert checkpoint.load_checkpoint(run)["progress"]["step"] == step
         _, metrics = train(config, resume=run)
         assert metrics["test_loss"] == expected["test_loss"]

@@ -1,0 +1,215 @@
+"""`Checkpointer`: what a checkpoint holds, when one is written, and whether a run can resume from it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastcifar.config import CHANGEABLE, TrainConfig
+from fastcifar.errors import CheckpointError, DataError, FastcifarError, UsageError, one_line
+from fastcifar.models.probe import place
+from fastcifar.training.checkpoint import load_checkpoint, save_checkpoint
+from fastcifar.training.data import Loaders
+from fastcifar.training.distributed import Distributed
+from fastcifar.training.progress import Progress
+from fastcifar.training.run_folder import RunFolder, processor_name
+from fastcifar.training.schedule import STRETCHABLE, Schedule
+from fastcifar.training.step import TrainStep
+from fastcifar.training.weights import load_weights, save_weights
+
+log = logging.getLogger(__name__)
+SAVE_EVERY_S = 300.0
+
+
+class Checkpointer:
+    """Saves and restores a run: network, optimizer, schedule, progress, random generators; and its best weights.
+
+    All processes call each method; rank 0 writes.
+    """
+
+    def __init__(
+        self,
+        run: RunFolder,
+        config: TrainConfig,
+        loaders: Loaders,
+        step: TrainStep,
+        schedule: Schedule,
+        progress: Progress,
+        num_steps: int,
+        device: torch.device,
+        distributed: Distributed,
+    ) -> None:
+        self.run, self.config, self.loaders, self.num_steps = run, config, loaders, num_steps
+        self.step, self.schedule, self.progress = step, schedule, progress
+        self.device, self.distributed = device, distributed
+        self._environment = {
+            "torch": str(torch.__version__),
+            "number of threads": torch.get_num_threads(),
+            "number of processes": distributed.world_size,
+            "device": device.type,
+            "processor": processor_name(),
+        }
+        self._saved_at = time.monotonic()
+        self._frozen = False
+
+    @property
+    def is_due(self) -> bool:
+        """True if the last save is minutes ago."""
+        return time.monotonic() - self._saved_at > SAVE_EVERY_S
+
+    def freeze(self) -> None:
+        """Write last.pt no more: --max-steps ended the run within an epoch, and a longer run resumes within it."""
+        self._frozen = True
+
+    def save(self) -> None:
+        """Write weights/last.pt; the existing file becomes weights/previous.pt."""
+        self._saved_at = time.monotonic()
+        if self._frozen:
+            return
+        generators = self.distributed.all_gather(_generator_states(self.device))
+        if self.distributed.is_main:
+            state = {
+                "model": self.step.network.state_dict(),
+                "step": self.step.state_dict(),
+                "schedule": self.schedule.state_dict(),
+                "progress": asdict(self.progress),
+                "rng": generators,
+                "config": self.config.to_settings(),
+                "data": self._data(),
+                "num_steps": self.num_steps,
+                "environment": self._environment,
+            }
+            save_checkpoint(self.run, state)
+
+    def save_best(self, row: dict[str, Any]) -> None:
+        """Write weights/best.safetensors: the weights after the epoch with this row of results."""
+        self.progress.best = {key: row[key] for key in ("epoch", "val_loss", "val_accuracy")}
+        if self.distributed.is_main:
+            network, info = self.step.eval_network, self.loaders.info
+            save_weights(self.run.best, network, self.config.model, info, epoch=row["epoch"])
+
+    def load_best(self) -> tuple[nn.Module, str]:
+        """The network of the best epoch, on the device, and the SHA-256 of its file. Raises CheckpointError."""
+        self.distributed.barrier()  # rank 0 has written it
+        model, _, metadata = load_weights(self.run.best, trusted=self.config.model.name)
+        if self.progress.best is None or metadata.get("epoch") != self.progress.best["epoch"]:
+            command = self.run.resume_command(self.config.model, self.distributed)
+            raise CheckpointError(f"{self.run.best}: was replaced during the run; write it again with: {command}")
+        return place(model, self.device), metadata["file_sha256"]
+
+    def restore(self) -> None:
+        """Continue from weights/last.pt. Raises CheckpointError, DataError or UsageError if that is not possible."""
+        state = load_checkpoint(self.run)
+        try:
+            self._restore(state)
+        except FastcifarError:
+            raise
+        except Exception as error:  # the file is intact, but not of this run: its content can raise anything
+            raise CheckpointError(
+                f"{self.run.last}: does not fit the network and settings in {self.run.config} ({one_line(error, 300)})"
+            ) from error
+        self._check_best()
+        progress = self.progress
+        log.info("resumed %s after step %d (epoch %d)", self.run.path, progress.step, progress.epoch + 1)
+        self.distributed.barrier()  # all have read it before rank 0 writes the next
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.progress.load_state_dict(state["progress"])
+        self._require_same_data(state["data"])
+        self._require_same_settings(state["config"])
+        progress, steps_per_epoch = self.progress, len(self.loaders.train)
+        if (
+            progress.batch > steps_per_epoch
+            or progress.step != progress.epoch * steps_per_epoch + progress.batch
+            or progress.seen != progress.batch * self.config.batch_size
+        ):
+            raise ValueError(f"step {progress.step} is not batch {progress.batch} after {progress.epoch} epochs")
+        self._require_possible_length(state["config"], state["num_steps"])
+        for name, value in state["environment"].items():
+            if value != self._environment.get(name):
+                log.warning(
+                    "resumed with %s %s, started with %s: the results may differ in the last bits",
+                    *(name, self._environment.get(name), value),
+                )
+        self.step.network.load_state_dict(state["model"])
+        self.step.load_state_dict(state["step"])
+        self.schedule.load_state_dict(state["schedule"])
+        if len(state["rng"]) == self.distributed.world_size:
+            _restore_generators(state["rng"][self.distributed.rank], self.device)
+
+    def _check_best(self) -> None:
+        """Forget which epoch was the best if its weights are lost: other weights must not be tested in their place."""
+        best = self.progress.best
+        if best is None:
+            return
+        try:
+            _, _, metadata = load_weights(self.run.best, trusted=self.config.model.name)
+            epoch = metadata.get("epoch")
+            if epoch == best["epoch"]:
+                return
+            if self.loaders.val is None and epoch == self.progress.epoch + 1:
+                self.progress.best = None  # written at the end of the current epoch, which will write it again
+                return
+            reason = f"{self.run.best}: has the weights of epoch {epoch}"
+        except CheckpointError as error:
+            reason = str(error)
+        log.warning(
+            "%s; the best weights, of epoch %s, are lost: the best of the epochs from here on counts",
+            *(reason, best["epoch"]),
+        )
+        self.progress.best = None
+
+    def _data(self) -> dict[str, str]:
+        """The SHA-256 of both betons."""
+        return {"train": self.loaders.info.sha256, "test": self.loaders.test.beton.sha256}
+
+    def _require_same_data(self, saved: dict[str, str]) -> None:
+        for name, sha256 in self._data().items():
+            if saved[name] != sha256:
+                raise DataError(
+                    f"{self.run.path}: was trained with a {name}.beton of SHA-256 {saved[name][:16]}…; that in "
+                    f"{self.config.data.data_dir} has {sha256[:16]}…: convert the same source again or start a new run"
+                )
+
+    def _require_same_settings(self, saved: dict[str, Any]) -> None:
+        for name, value in self.config.to_settings().items():
+            if name not in CHANGEABLE and value != saved.get(name):
+                raise CheckpointError(
+                    f"{self.run.config}: {name} is {value}, and was {saved.get(name)} when the checkpoint was written; "
+                    "restore it or start a new run"
+                )
+
+    def _require_possible_length(self, saved: dict[str, Any], saved_num_steps: int) -> None:
+        progress, config, path = self.progress, self.config, self.run.path
+        if config.max_steps is not None and config.max_steps < progress.step:
+            raise UsageError(
+                f"max_steps is {config.max_steps}; {path} has done {progress.step}: expected at least that"
+            )
+        if self.num_steps < progress.step:
+            begun = -(-progress.step // len(self.loaders.train))
+            raise UsageError(f"epochs is {config.epochs}; {path} has begun {begun}: expected at least that")
+        stretchable = config.schedule.name in STRETCHABLE and not config.progressive
+        if not stretchable and saved_num_steps != self.num_steps:
+            fixed = "progressive resizing" if config.progressive else f"{config.schedule.name} schedule"
+            raise UsageError(
+                f"the {fixed} of {path} was made for {saved_num_steps} steps and cannot stretch to {self.num_steps}; "
+                f"expected the same --epochs ({saved['epochs']}) and --max-steps ({saved['max_steps']})"
+            )
+
+
+def _generator_states(device: torch.device) -> dict[str, torch.Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def _restore_generators(states: dict[str, torch.Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states["cpu"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)

@@ -1,0 +1,289 @@
+"""`train`, which sets up a run, and `Trainer`, its loop: fit → train_epoch → train_step, then the test."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastcifar.config import AUTO_SUGGESTIONS, TrainConfig
+from fastcifar.errors import DivergedError, Stopped
+from fastcifar.inference.predict import predict
+from fastcifar.inference.predictions import Predictions
+from fastcifar.io.checks import require_utf8
+from fastcifar.io.locks import lock_folder
+from fastcifar.loaders import Batch, Loader
+from fastcifar.models import builder
+from fastcifar.training.checkpointer import Checkpointer
+from fastcifar.training.cpu_threads import CpuThreads
+from fastcifar.training.data import Loaders
+from fastcifar.training.device import choose_amp, prepare_device, standard_torch_defaults
+from fastcifar.training.distributed import Distributed
+from fastcifar.training.lr_finder import make_initial_network, resolve_lr
+from fastcifar.training.metric_logger import MetricLogger
+from fastcifar.training.optimizer import make_optimizer
+from fastcifar.training.progress import Progress, Reporter, SilentReporter
+from fastcifar.training.run_folder import RunFolder, create_run, log_file
+from fastcifar.training.schedule import Schedule
+from fastcifar.training.signals import StopRequest
+from fastcifar.training.step import TrainStep, resize
+from fastcifar.training.sync_norm import convert_sync_batchnorm
+
+log = logging.getLogger(__name__)
+
+
+@standard_torch_defaults()
+def train(
+    config: TrainConfig,
+    *,
+    runs_dir: str | os.PathLike[str] = "runs",
+    name: str | None = None,
+    resume: RunFolder | None = None,
+    reporter: Reporter | None = None,
+) -> tuple[RunFolder, dict[str, Any]]:
+    """Train with the settings in `config`; return the run folder and the content of its metrics.json.
+
+    Creates the folder `name` in `runs_dir` (default: the name of the recipe or the network), or resumes the run
+    `resume`. Under `torchrun` the processes share each batch, and rank 0 writes.
+    Raises DataError (4), DivergedError (5), CheckpointError (6), UsageError (2), and Stopped (130, 143) after a
+    signal, once all is saved.
+    """
+    distributed, reporter = Distributed.from_environment(), reporter or SilentReporter()
+    require_utf8("data_dir", str(Path(config.data.data_dir).absolute()))  # as config.yaml stores it
+    with ExitStack() as resources:
+        resources.enter_context(distributed.detect_exits())
+        resources.callback(distributed.close)
+        device = prepare_device(config.runtime, distributed)
+        builder(config.model)  # an unknown name fails before the data is read
+        loaders = resources.enter_context(closing(Loaders(config, device, distributed)))
+        distributed.init(device)
+        network = make_initial_network(config, loaders.info, device)
+        default_lr = config.optimizer.lr is None
+        config, lr_curve = resolve_lr(config, network, loaders, distributed, reporter)
+        run = resume
+        if run is None and distributed.is_main:
+            run = create_run(runs_dir, (config.recipe or config.model.label) if name is None else name)
+        run = distributed.broadcast(run)
+        assert run is not None
+        if distributed.is_main:
+            resources.enter_context(lock_folder(run.path, "another process is training this run; wait for it to end"))
+            resources.enter_context(log_file(run.log))
+            run.own(run.last.parent)
+            if lr_curve is not None:
+                lr_curve.write(run.own(run.lr_find), AUTO_SUGGESTIONS[config.optimizer.name])
+                log.info("learning rate %.4g, from the range test (%s)", config.peak_lr, run.lr_find)
+            elif default_lr:
+                model, optimizer = config.model.name, config.optimizer.name
+                log.info("learning rate %g, the default of %s with %s", config.peak_lr, model, optimizer)
+        # resources are closed before signals have their former effect: an error is reported even if a signal follows
+        with StopRequest() as stop, resources.pop_all():
+            trainer = Trainer(config, run, network, loaders, device, distributed, stop, reporter)
+            if resume is not None:
+                trainer.checkpointer.restore()
+            if distributed.is_main:
+                run.write_config(config)
+            if resume is None:
+                trainer.checkpointer.save()  # from here on, a run that is killed can be resumed
+            with closing(trainer):
+                trainer.fit()
+                return run, trainer.test()
+
+
+class Trainer:
+    """Trains `network` for the steps that are left of a run, then tests the best weights."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        run: RunFolder,
+        network: nn.Module,
+        loaders: Loaders,
+        device: torch.device,
+        distributed: Distributed,
+        stop: StopRequest,
+        reporter: Reporter,
+    ) -> None:
+        self.config, self.run, self.loaders, self.device = config, run, loaders, device
+        self.distributed, self.stop, self.reporter = distributed, stop, reporter
+        self.amp = choose_amp(device, config.runtime.amp)
+        self.num_steps = len(loaders.train) * config.epochs
+        if config.max_steps is not None:
+            self.num_steps = min(self.num_steps, config.max_steps)
+        if config.runtime.sync_bn and distributed.world_size > 1:
+            network = convert_sync_batchnorm(network, device)
+        optimizer = make_optimizer(network, config)
+        model: Any = distributed.wrap(network, device, config.runtime.deterministic)
+        if config.runtime.compile:
+            model = torch.compile(model)
+        self.step = TrainStep(model, network, optimizer, config, self.amp)
+        self.schedule = Schedule(optimizer, config, self.num_steps, len(loaders.train))
+        self.progress = Progress()
+        self.checkpointer = Checkpointer(
+            run, config, loaders, self.step, self.schedule, self.progress, self.num_steps, device, distributed
+        )
+        self.logger = MetricLogger(run, config, loaders, self.progress, self.num_steps, device, distributed, reporter)
+        single = distributed.world_size == 1 and device.type == "cpu" and not loaders.train.num_workers
+        adaptable = config.runtime.threads is None and not config.runtime.deterministic  # the last bits depend on it
+        self._threads = CpuThreads() if single and adaptable else None
+        if not distributed.is_main:
+            torch.manual_seed((config.seed + distributed.rank) % 2**63)  # dropout; loaders have streams of their own
+
+    def close(self) -> None:
+        """Give torch all its threads again."""
+        if self._threads is not None:
+            self._threads.close()
+
+    def fit(self) -> None:
+        """Train the epochs that are left."""
+        self.logger.log_start(self.step.network, self.amp)
+        while self.progress.step < self.num_steps or self.progress.batch:  # stopped in a validation, it is repeated
+            self.train_epoch()
+            self.end_epoch()
+        if self.progress.best is None:  # the best weights were lost, and no epoch followed
+            self.checkpointer.save_best(self.progress.history[-1])
+            self.checkpointer.save()
+
+    def train_epoch(self) -> None:
+        """Train the batches that are left of the current epoch."""
+        progress, loader = self.progress, self.loaders.train
+        self.step.network.train()
+        self.logger.begin_epoch()
+        with closing(loader.epoch(progress.epoch, progress.batch)) as batches:
+            while progress.step < self.num_steps and (batch := next(batches, None)) is not None:
+                loss = self.train_step(batch)
+                self._save_or_stop(loss)
+        loader.beton.check_unchanged()  # also after the last step, which requests no further batch
+        self.logger.reduce()
+        self._require_finite(progress.loss_sum / progress.seen, "loss")
+
+    def train_step(self, batch: Batch) -> float | None:
+        """Update the weights; return the loss where it is known without waiting for the GPU."""
+        progress = self.progress
+        loss, logits = self.step(self._resized(batch.images), batch.labels)
+        self.schedule.after_step()
+        if self._threads is not None:
+            self._threads.after_step()
+        progress.step += 1
+        progress.batch += 1
+        progress.seen += self.config.batch_size
+        return self.logger.after_step(loss, logits, batch.labels)
+
+    def end_epoch(self) -> None:
+        """Validate, adjust the rate, keep the best weights, save."""
+        progress = self.progress
+        complete = progress.batch == len(self.loaders.train)
+        if not complete or self.distributed.world_size > 1:  # torchrun grants little time after a signal
+            self.checkpointer.save()
+        row = self.logger.log_epoch(self._lr, self._validate(), complete)
+        self.schedule.after_epoch(row)
+        if self._is_best(row, complete):
+            self.checkpointer.save_best(row)
+        progress.begin_next_epoch(row)
+        self.logger.log_time_left()
+        if not complete:
+            self.checkpointer.freeze()
+        self.checkpointer.save()
+        self.logger.write_results()
+
+    def evaluate(self, model: nn.Module, loader: Loader, name: str, tta: str = "none") -> Predictions:
+        """The predictions of `model` on the images of all processes. Raises DivergedError, Stopped."""
+        world_size = self.distributed.world_size
+
+        def advance(count: int) -> None:
+            self.reporter.advance(count * world_size)
+            if world_size == 1 and self.stop.signum:
+                self._save_and_stop(self.stop.signum)
+
+        self.distributed.broadcast_buffers(model)
+        self.reporter.begin(name, loader.num_images * world_size)
+        predictions = predict(model, loader, amp=self.amp, tta=tta, advance=advance, distributed=self.distributed)
+        (signum,) = self.distributed.all_reduce_max(self.stop.signum)
+        if signum:
+            self._save_and_stop(signum)
+        self._require_finite(predictions.loss, f"{name} loss")
+        return predictions
+
+    def test(self) -> dict[str, Any]:
+        """Evaluate the best weights on the test images; write predictions.npz, metrics.json and curves.png; return the
+        content of metrics.json."""
+        self.logger.write_results()
+        model, weights_sha256 = self.checkpointer.load_best()
+        test, tta = self.loaders.test, self.config.tta
+        predictions = self.evaluate(model, test, "test")
+        scores: dict[str, Any] = {"test_accuracy": predictions.accuracy, "test_loss": predictions.loss}
+        if tta != "none":
+            augmented = self.evaluate(model, test, f"test, {tta}", tta)
+            log.info("with test-time augmentation (%s): %.2f%%", tta, augmented.accuracy * 100)
+            scores |= {"tta": tta, "tta_accuracy": augmented.accuracy, "tta_loss": augmented.loss}
+        if self.distributed.is_main:
+            predictions = replace(predictions, weights_sha256=weights_sha256, data_sha256=test.beton.sha256)
+            predictions.save(self.run.predictions)
+        scores["num_test_images"] = len(predictions)
+        metrics = self.logger.write_metrics(scores, self.step.network, self.amp)
+        accuracy, loss = predictions.accuracy * 100, predictions.loss
+        log.info("test accuracy %.2f%%, loss %.4f, on %d images", accuracy, loss, len(predictions))
+        self.logger.draw_curves()
+        return metrics
+
+    @property
+    def _lr(self) -> float:
+        return float(self.step.optimizer.param_groups[0]["lr"])
+
+    def _resized(self, images: torch.Tensor) -> torch.Tensor:
+        """The images in the size of this step: see `progressive`."""
+        for side, until in self.config.progressive:
+            if self.progress.step < until * self.num_steps:
+                return resize(images, side)
+        return images
+
+    def _save_or_stop(self, loss: float | None) -> None:
+        """Save when a checkpoint is due or a signal has come, in all processes after the same step.
+
+        Raises DivergedError if the loss of one of them is not finite; Stopped after a signal.
+        """
+        diverged = loss is not None and not math.isfinite(loss)
+        signum, due, diverged_anywhere = self.distributed.all_reduce_max(
+            self.stop.signum, self.checkpointer.is_due, diverged
+        )
+        if diverged_anywhere:
+            self._require_finite(loss if loss is not None and diverged else math.nan, "loss")
+        if (signum or due) and self.progress.step < self.num_steps:
+            self.logger.reduce()
+            self._save_and_stop(signum)
+
+    def _save_and_stop(self, signum: int) -> None:
+        """Save, and end the run if `signum` is not 0."""
+        self.checkpointer.save()
+        if signum:
+            command = self.run.resume_command(self.config.model, self.distributed)
+            raise Stopped(signum, f"saved at step {self.progress.step}; resume with: {command}")
+
+    def _require_finite(self, loss: float, name: str) -> None:
+        if not math.isfinite(loss):
+            raise DivergedError(
+                f"the {name} is {loss} at step {self.progress.step}, learning rate {self._lr:g}; try a smaller --lr"
+            )
+
+    def _validate(self) -> Predictions | None:
+        if self.loaders.val is None:
+            return None
+        begin = time.monotonic()
+        predictions = self.evaluate(self.step.eval_network, self.loaders.val, "validation")
+        self.logger.time_left.validation_s = time.monotonic() - begin
+        return predictions
+
+    def _is_best(self, row: dict[str, Any], complete: bool) -> bool:
+        """Of complete epochs that of the highest validation accuracy; an incomplete one only if none was completed.
+        Without validation the last."""
+        best = self.progress.best
+        if best is None or row["val_accuracy"] is None:
+            return True
+        return complete and bool(row["val_accuracy"] > best["val_accuracy"])

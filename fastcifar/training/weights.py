@@ -1,0 +1,166 @@
+"""Weights as safetensors with their metadata: network, classes, normalisation, and checksums of both.
+
+A safetensors file has no checksum of its own: a flipped bit in a tensor would go unnoticed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import nn
+
+from fastcifar.config import ModelConfig
+from fastcifar.data.manifest import MAX_NAME
+from fastcifar.data.tables import MAX_CLASSES
+from fastcifar.errors import CheckpointError, one_line
+from fastcifar.io.atomic import write_bytes
+from fastcifar.io.reading import open_regular, read_bytes
+from fastcifar.models import make_model
+
+MAX_WEIGHTS_BYTES = 2**34
+MAX_HEADER_BYTES = 100 * 2**20  # the limit of safetensors
+MAX_SIDE = 65_535  # of an image in a beton
+UNREADABLE = (
+    OSError,
+    SafetensorError,
+    KeyError,
+    ValueError,
+    TypeError,
+    RuntimeError,
+    OverflowError,
+    MemoryError,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetInfo:
+    """The facts about its training data that a network needs. Stored with its weights."""
+
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    """Height, width, channels."""
+    mean: tuple[float, ...]
+    """(3,): per channel, 0..255."""
+    std: tuple[float, ...]
+    sha256: str
+    """Of the training beton."""
+
+
+def save_weights(path: Path, model: nn.Module, network: ModelConfig, data: DatasetInfo, **metadata: Any) -> None:
+    """Write the state dict of `model` with all that is needed to use it, and `metadata`."""
+    # cloned: safetensors refuses weights that two layers share
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
+    values = {"model": asdict(network), **data.__dict__, **metadata, "tensors_sha256": _tensors_sha256(tensors)}
+    header = {key: json.dumps(value) for key, value in values.items()}
+    header["metadata_sha256"] = json.dumps(_metadata_sha256(header))
+    write_bytes(path, save(tensors, header))
+
+
+def load_weights(path: Path, trusted: str | None = None) -> tuple[nn.Module, DatasetInfo, dict[str, Any]]:
+    """The network in `path`, in evaluation mode and float32 on the CPU; the facts about its data; and all metadata,
+    with the SHA-256 of the file as `file_sha256`.
+
+    trusted: 'package.module:function' that the user named; a file alone never decides which code runs.
+    Raises CheckpointError (exit code 6) if the file is missing, damaged, or its tensors do not fit its network.
+    """
+    try:
+        content = read_bytes(path, MAX_WEIGHTS_BYTES)
+        tensors, metadata = load(content), _metadata(content)
+        if metadata["tensors_sha256"] != _tensors_sha256(tensors):
+            raise ValueError("damaged: the checksum of its tensors is wrong")
+        data = _dataset_info(metadata)
+        if not all(name.isprintable() for name in data.class_names):
+            raise ValueError("class_names has unprintable characters")
+        network = ModelConfig(**metadata["model"])
+        require_trust(path, network, trusted)
+        with torch.random.fork_rng(devices=[]):  # initial weights must not advance the generator of a run
+            model = make_model(network, len(data.class_names), data.image_shape)
+        model.load_state_dict(tensors)
+    except CheckpointError:
+        raise
+    except UNREADABLE as error:
+        raise _unreadable(path, error) from error
+    return model.eval(), data, {**metadata, "file_sha256": hashlib.sha256(content).hexdigest()}
+
+
+def read_info(path: Path) -> DatasetInfo:
+    """The facts about its data, from the header of a weights file; no tensor is read.
+
+    Raises CheckpointError (exit code 6) if the file is missing or damaged.
+    """
+    try:
+        with open_regular(path) as file:
+            size = int.from_bytes(file.read(8), "little")
+            if size > MAX_HEADER_BYTES:
+                raise ValueError("its header is too large")
+            return _dataset_info(_metadata(size.to_bytes(8, "little") + file.read(size)))
+    except UNREADABLE as error:
+        raise _unreadable(path, error) from error
+
+
+def require_trust(path: Path, network: ModelConfig, trusted: str | None) -> None:
+    """Raise CheckpointError if the network in `path` is code that the user has not named."""
+    if network.names_code and network.name != trusted:
+        raise CheckpointError(
+            f"{path}: its network is {network.name}, code that is not part of fastcifar; "
+            f"if you trust it, add --model {network.name}"
+        )
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a weights file, in hexadecimal."""
+    return hashlib.sha256(read_bytes(path, MAX_WEIGHTS_BYTES)).hexdigest()
+
+
+def _metadata(content: bytes) -> dict[str, Any]:
+    """The metadata in the header of a safetensors file. Raises ValueError if its checksum is wrong."""
+    size = int.from_bytes(content[:8], "little")
+    header = dict(json.loads(content[8 : 8 + size])["__metadata__"])
+    checksum = header.pop("metadata_sha256", "null")
+    if json.loads(checksum) != _metadata_sha256(header):
+        raise ValueError("damaged, or of another version of fastcifar: the checksum of its metadata is wrong")
+    return {key: json.loads(value) for key, value in header.items()}
+
+
+def _metadata_sha256(header: dict[str, str]) -> str:
+    return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
+
+
+def _tensors_sha256(tensors: dict[str, torch.Tensor]) -> str:
+    """Of names, dtypes, shapes and contents."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _dataset_info(metadata: dict[str, Any]) -> DatasetInfo:
+    names, shape = metadata["class_names"], metadata["image_shape"]
+    mean, std = metadata["mean"], metadata["std"]
+    if not isinstance(names, list) or not all(isinstance(name, str) and 0 < len(name) <= MAX_NAME for name in names):
+        raise ValueError(f"class_names is not a list of names of at most {MAX_NAME} characters")
+    if not 0 < len(names) <= MAX_CLASSES or len(set(names)) < len(names):
+        raise ValueError(f"class_names is not 1 to {MAX_CLASSES} different names")
+    if len(shape) != 3 or not all(type(side) is int and 0 < side <= MAX_SIDE for side in shape):
+        raise ValueError(f"image_shape is not three integers, 1 to {MAX_SIDE}")
+    if len(mean) != 3 or len(std) != 3 or not all(0 <= float(number) <= 255 for number in (*mean, *std)):
+        raise ValueError("mean and std are not three numbers each, 0 to 255")
+    return DatasetInfo(
+        class_names=tuple(names),
+        image_shape=(shape[0], shape[1], shape[2]),
+        mean=tuple(map(float, mean)),
+        std=tuple(map(float, std)),
+        sha256=str(metadata["sha256"]),
+    )
+
+
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{path}: damaged, or not weights written by fastcifar ({one_line(error, 300)})")
