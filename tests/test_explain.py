@@ -9,6 +9,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -545,3 +547,9 @@ def test_preview_shows_what_training_sees(data_dir: Path, tmp_path: Path) -> Non
     assert preview(config, tmp_path / "a.png", n=3, each=2) == 20
     with PIL.Image.open(tmp_path / "a.png") as image:
         assert image.height > 20 * 96
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", ["inference.evaluation", "inference.predict", "training", "explain", "report"])
+def test_each_module_can_be_imported_first(module: str) -> None:
+    subprocess.run([sys.executable, "-c", f"import fastcifar.{module}"], check=True)
