@@ -21,7 +21,7 @@ import pytest
 import torch
 
 from fastcifar import make_loader, open_beton
-from fastcifar.config import CAM_METHODS, AugmentConfig, ExplainConfig, TrainConfig
+from fastcifar.config import CAM_METHODS, ExplainConfig, TrainConfig
 from fastcifar.converters import Source, convert
 from fastcifar.errors import CheckpointError, DataError, FastcifarError, Stopped, UsageError
 from fastcifar.explain import explain_run, preview
