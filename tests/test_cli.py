@@ -356,10 +356,10 @@ def under_torchrun(monkeypatch: pytest.MonkeyPatch, rank: str) -> None:
 
 
 def test_of_several_processes_one_tells_of_a_wrong_setting(monkeypatch: pytest.MonkeyPatch) -> None:
-    for rank, told in (("0", 1), ("1", 0)):
+    for rank, num_lines in (("0", 1), ("1", 0)):
         under_torchrun(monkeypatch, rank)
         result = run("train", "--sched", "sometimes")
-        assert (result.exit_code, len(result.stderr.splitlines())) == (2, told)
+        assert (result.exit_code, len(result.stderr.splitlines())) == (2, num_lines)
 
 
 def test_what_is_wrong_for_one_process_is_not_kept_to_itself(monkeypatch: pytest.MonkeyPatch, data_dir: Path) -> None:
@@ -377,7 +377,7 @@ def test_hostile_names_cannot_steer_the_terminal() -> None:
     assert refused(4, "inspect", "a\x1b[2J\nb.beton").startswith("a [2J b.beton: no such file")
 
 
-def test_what_nobody_foresaw_is_still_one_line(monkeypatch: pytest.MonkeyPatch, data_dir: Path) -> None:
+def test_an_unexpected_error_is_one_line(monkeypatch: pytest.MonkeyPatch, data_dir: Path) -> None:
     def broken(*args: object, **settings: object) -> None:
         raise ZeroDivisionError("by zero")
 
@@ -445,7 +445,7 @@ main(["work"])
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_an_error_is_told_also_if_a_signal_comes_now(signum: signal.Signals) -> None:
+def test_an_error_is_reported_even_if_a_signal_arrives(signum: signal.Signals) -> None:
     code = f"""
 import os, click
 from fastcifar.cli import main
@@ -470,14 +470,14 @@ main(["work"])
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&- <&-"])
-def test_closed_streams_are_no_error(image_folder: ImageFolder, tmp_path: Path, closed: str) -> None:
+def test_closed_streams_are_not_an_error(image_folder: ImageFolder, tmp_path: Path, closed: str) -> None:
     line = f"{sys.executable} -m fastcifar convert --source {image_folder()} --data-dir data {closed}"
     done = subprocess.run(["sh", "-c", line], capture_output=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert open_beton("data/train.beton").verified
 
 
-def test_names_that_are_no_text(image_folder: ImageFolder, tmp_path: Path) -> None:
+def test_names_that_are_not_text(image_folder: ImageFolder, tmp_path: Path) -> None:
     """A folder may have any bytes for its name, and the files that are written are UTF-8."""
     images = image_folder("im\udcff")
     assert run("convert", "--source", images, "--data-dir", "d").exit_code == 0

@@ -101,7 +101,7 @@ def test_a_loss_above_guessing_is_warned_of_once(
 
 
 @pytest.mark.parametrize("num_classes", [2, 100])
-def test_a_loss_of_guessing_is_no_reason_to_warn(num_classes: int) -> None:
+def test_a_loss_of_guessing_does_not_warn(num_classes: int) -> None:
     row = {"epoch": 1, "train_loss": math.log(num_classes)}
     assert not warn_if_not_learning(TrainConfig(), row, num_classes)
     assert warn_if_not_learning(TrainConfig(), {**row, "train_loss": math.log(num_classes) + 1e-3}, num_classes)

@@ -499,9 +499,9 @@ def test_an_error_in_a_rare_transform_is_one_line_too(data_dir: Path, tmp_path: 
     loader = AlbumentationsLoader(beton, config, np.arange(600), beton.mean, beton.std, num_workers=num_workers)
     with pytest.raises(
         UsageError, match=r"^--augment: the pipeline returns uint8 of shape \(9, 9, 3\) for a uint8 image"
-    ) as told:
+    ) as caught:
         list(loader.epoch(0))
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(caught.value)
     loader.close()
 
 
@@ -665,12 +665,12 @@ def test_a_killed_worker_is_an_error_and_not_a_hang(data_dir: Path) -> None:
             list(batches)
         except (FastcifarError, RuntimeError) as error:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # else torch may raise it once more
-            print("told:", error, flush=True)
+            print("raised:", error, flush=True)
         os._exit(0)
     """
     command = [sys.executable, "-c", code, str(data_dir / "train.beton")]
     answer = subprocess.run(command, capture_output=True, text=True, timeout=100)
-    assert answer.stdout.startswith("told:"), answer.stderr
+    assert answer.stdout.startswith("raised:"), answer.stderr
     assert "worker" in answer.stdout
 
 

@@ -39,9 +39,9 @@ def test_they_are_listed_and_shown() -> None:
     shown = run("recipes", "layernorm").stdout
     assert "norm: layer" in shown
     assert "82.59%" in shown
-    told = json.loads(run("recipes", "--json").stdout)
-    assert [recipe["name"] for recipe in told] == list(recipes.names())
-    assert told[5]["settings"]["last_stride"] == 1
+    listed_recipes = json.loads(run("recipes", "--json").stdout)
+    assert [recipe["name"] for recipe in listed_recipes] == list(recipes.names())
+    assert listed_recipes[5]["settings"]["last_stride"] == 1
 
 
 @pytest.mark.slow

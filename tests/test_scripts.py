@@ -50,8 +50,8 @@ def folder(tmp_path: Path) -> Path:
 
 def test_the_demo_names_files_that_are_there_and_commands_that_can_be_pasted(folder: Path) -> None:
     (folder / "synthetic").mkdir()  # not what is converted
-    told = run("demo.sh", "synthetic", cwd=folder, BIN=str(folder / "bin"), CDPATH=str(folder))
-    lines = told.splitlines()
+    output = run("demo.sh", "synthetic", cwd=folder, BIN=str(folder / "bin"), CDPATH=str(folder))
+    lines = output.splitlines()
     assert "called: convert --source synthetic" in lines
     assert [line for line in lines if line.startswith("    demo/")] == ["    demo/runs/demo/report.html"]
     commands = [line for line in lines if "fastcifar " in line and line.startswith("    ")]
@@ -65,12 +65,12 @@ def test_the_demo_names_files_that_are_there_and_commands_that_can_be_pasted(fol
 def test_the_demo_of_cifar_takes_what_is_named_from_where_make_was_called(folder: Path, absolute: bool) -> None:
     (folder / "images.zip").touch()
     source = str(folder / "images.zip") if absolute else "images.zip"
-    told = run("demo.sh", "cifar", cwd=folder, BIN=str(folder / "bin"), FASTCIFAR_SOURCE=source)
-    assert f"called: convert --source {folder / 'images.zip'}" in told
-    assert "downloaded" not in told
-    told = run("demo.sh", "cifar", cwd=folder, BIN=str(folder / "bin"), FASTCIFAR_SOURCE="")
-    assert "called: convert --source download" in told
-    assert "FASTCIFAR_SOURCE=PATH" in told
+    output = run("demo.sh", "cifar", cwd=folder, BIN=str(folder / "bin"), FASTCIFAR_SOURCE=source)
+    assert f"called: convert --source {folder / 'images.zip'}" in output
+    assert "downloaded" not in output
+    output = run("demo.sh", "cifar", cwd=folder, BIN=str(folder / "bin"), FASTCIFAR_SOURCE="")
+    assert "called: convert --source download" in output
+    assert "FASTCIFAR_SOURCE=PATH" in output
 
 
 @pytest.mark.parametrize("before", ["nothing", "no pip"])
@@ -85,6 +85,6 @@ def test_set_up_goes_on_where_it_was_left_without_pip(tmp_path: Path, before: st
         (stubs / tool).symlink_to(next(p for p in (Path("/bin") / tool, Path("/usr/bin") / tool) if p.exists()))
     settings = {"PATH": str(stubs), "PYTHON": str(program(stubs / "python3", PYTHON)), "VENV": ".venv"}
     calls = tmp_path / "calls"
-    told = run("setup.sh", cwd=tmp_path, CALLS=str(calls), FFCV_NEEDS="", TORCH_INDEX="", **settings)
-    assert "done in" in told
+    output = run("setup.sh", cwd=tmp_path, CALLS=str(calls), FFCV_NEEDS="", TORCH_INDEX="", **settings)
+    assert "done in" in output
     assert "install --disable-pip-version-check --editable .[albumentations,dev]" in calls.read_text()

@@ -1,4 +1,4 @@
-"""What the tests of trust share: how many cases there are, programs that are started, disks that are full."""
+"""Shared by the tests of SECURITY.md: number of cases, commands in processes, small disks."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def start(*args: object, **more: Any) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more)
 
 
-def told(*args: object, **more: Any) -> tuple[int, str, str]:
+def run_cli(*args: object, **more: Any) -> tuple[int, str, str]:
     """Exit code, stdout and stderr of `fastcifar ARGS`."""
     process = start(*args, **more)
     out, errors = process.communicate(timeout=LONGEST_S)
     return process.returncode, out, errors
 
 
-def the_error(errors: str) -> str:
+def error_line(errors: str) -> str:
     """The one line on stderr that begins with 'Error: '; no traceback is there, and nothing after it."""
     assert "Traceback" not in errors, errors
     assert " object at 0x" not in errors, errors
@@ -53,8 +53,8 @@ def the_error(errors: str) -> str:
     return lines[-1]
 
 
-def vouch(path: Path) -> None:
-    """Make the manifest of a damaged beton anew, as somebody would who wants it to be believed."""
+def write_matching_manifest(path: Path) -> None:
+    """Write a manifest with the checksums of a damaged beton, as an attacker would."""
     file = manifest_path(path)
     facts = json.loads(file.read_text(encoding="utf-8"))
     facts.pop("checksum")
@@ -63,7 +63,7 @@ def vouch(path: Path) -> None:
     file.write_text(json.dumps(facts), encoding="utf-8")
 
 
-def sealed(state: object) -> bytes:
+def with_checksum(state: object) -> bytes:
     """A checkpoint whose checksum holds."""
     import torch
 

@@ -25,7 +25,7 @@ from fastcifar.data.manifest import manifest_path
 from fastcifar.data.tables import TABLES_START
 from fastcifar.errors import DataError
 from tests.test_beton import HOSTILE, rewrite
-from tests.trust.cases import LONGEST_S, contents, count, is_refused, the_error, told, vouch
+from tests.trust.cases import LONGEST_S, contents, count, error_line, is_refused, run_cli, write_matching_manifest
 
 Tally = Callable[[str], None]
 WITHIN_S = 2.0
@@ -222,7 +222,7 @@ def test_a_hostile_field_never_reaches_a_loader(path: Path, name: str, with_mani
         patch.setattr(tables, "PAGE_SIZE", tables.MIN_PAGE_SIZE)
         rewrite(path, damage)
     if with_manifest:
-        vouch(path)
+        write_matching_manifest(path)
     else:
         manifest_path(path).unlink()
     for loader in ("resident", "ffcv", "albumentations"):
@@ -237,11 +237,11 @@ def test_commands_refuse_a_hostile_beton_in_one_line(path: Path, tally: Tally) -
     num = 0
     for name in names:
         rewrite(path, HOSTILE[name][0])
-        vouch(path)
+        write_matching_manifest(path)
         for command in (("inspect", path), ("train", "--data-dir", path.parent, "--model", "small")):
-            code, out, errors = told(*command, cwd=path.parent)
+            code, out, errors = run_cli(*command, cwd=path.parent)
             assert (code, out) == (4, ""), (name, errors)
-            assert str(path) in the_error(errors)
+            assert str(path) in error_line(errors)
             num += 1
         for file, content in whole.items():
             (path.parent / file).write_bytes(content)

@@ -25,7 +25,7 @@ from fastcifar.errors import CheckpointError
 from fastcifar.io import reading
 from fastcifar.training import RunFolder, checkpoint, train, weights
 from fastcifar.training.weights import DatasetInfo
-from tests.trust.cases import count, sealed
+from tests.trust.cases import count, with_checksum
 
 Tally = Callable[[str], None]
 INFO = DatasetInfo(
@@ -290,7 +290,7 @@ def test_a_crafted_checkpoint_is_refused(begun: RunFolder, name: str) -> None:
     """Its checksum is right, its content is not."""
     state = torch.load(begun.last, weights_only=True)
     HOSTILE[name](state)
-    begun.last.write_bytes(sealed(state))
+    begun.last.write_bytes(with_checksum(state))
     begun.previous.unlink(missing_ok=True)
     with pytest.raises(CheckpointError) as refusal:
         resumed(begun, 2)
@@ -300,7 +300,7 @@ def test_a_crafted_checkpoint_is_refused(begun: RunFolder, name: str) -> None:
 def test_an_odd_layout_in_a_checkpoint_is_harmless(begun: RunFolder) -> None:
     state = torch.load(begun.last, weights_only=True)
     repeated_momentum(state)
-    begun.last.write_bytes(sealed(state))
+    begun.last.write_bytes(with_checksum(state))
     assert resumed(begun, 2)["epochs"] == 2
 
 

@@ -17,7 +17,7 @@ from fastcifar.converters.synthetic import source as synthetic_source
 from fastcifar.data.beton import open_beton
 from fastcifar.data.manifest import manifest_path
 from tests.kills import Changes, changes_in
-from tests.trust.cases import LONGEST_S, contents, count, small_disk, start, the_error, told
+from tests.trust.cases import LONGEST_S, contents, count, error_line, run_cli, small_disk, start
 
 Tally = Callable[[str], None]
 WITHIN_S = 35
@@ -51,7 +51,7 @@ def test_a_killed_conversion_leaves_the_old_files_or_the_new(
     old, shared = good_sums(own_data_dir), set(os.listdir("/dev/shm"))
     arguments = ("convert", "--source", images, "--data-dir")
     began = time.monotonic()
-    assert told(*arguments, tmp_path / "new")[0] == 0
+    assert run_cli(*arguments, tmp_path / "new")[0] == 0
     took = time.monotonic() - began
     new, chosen, num, killed, renewed = good_sums(tmp_path / "new"), random.Random(0), count(2, 100), 0, 0
     before = contents(own_data_dir)
@@ -76,7 +76,7 @@ def test_a_killed_conversion_leaves_the_old_files_or_the_new(
         for name, content in before.items():
             (own_data_dir / name).write_bytes(content)
     assert set(os.listdir("/dev/shm")) <= shared
-    assert told(*arguments, own_data_dir)[0] == 0
+    assert run_cli(*arguments, own_data_dir)[0] == 0
     assert good_sums(own_data_dir) == new
     assert sorted(path.name for path in own_data_dir.iterdir()) == sorted(FILES)
     assert killed
@@ -118,9 +118,9 @@ def test_a_failing_source_is_an_error_within_seconds(own_data_dir: Path, images:
     old = contents(own_data_dir)
     (images / "test/dog/39.png").write_bytes((images / "test/dog/39.png").read_bytes()[:100])  # the last one
     began = time.monotonic()
-    code, _, errors = told("convert", "--source", images, "--data-dir", own_data_dir)
+    code, _, errors = run_cli("convert", "--source", images, "--data-dir", own_data_dir)
     assert code == 4
-    assert "test/dog/39.png: not a JPEG or PNG image" in the_error(errors)
+    assert "test/dog/39.png: not a JPEG or PNG image" in error_line(errors)
     assert time.monotonic() - began < WITHIN_S
     assert contents(own_data_dir) == old
 
@@ -135,10 +135,10 @@ def test_a_full_disk_leaves_the_old_files(own_data_dir: Path, images: Path, tmp_
                 pytest.skip("no disk can be mounted here")
             for name, content in old.items():
                 (disk / name).write_bytes(content)
-            code, _, errors = told("convert", "--source", images, "--data-dir", disk)
+            code, _, errors = run_cli("convert", "--source", images, "--data-dir", disk)
             if code:  # else it was large enough
                 assert code == 1
-                assert "No space left on device" in the_error(errors)
+                assert "No space left on device" in error_line(errors)
                 assert "nothing was replaced" in errors
                 assert contents(disk) == old
                 num += 1
@@ -155,9 +155,9 @@ def test_a_limit_to_the_size_of_files_is_a_full_disk(own_data_dir: Path, images:
         resource.setrlimit(resource.RLIMIT_FSIZE, (kib * 1024, kib * 1024))
 
     env = {"PYTHONDONTWRITEBYTECODE": "1"}  # Python would keep modules that were compiled and cut at the limit
-    code, _, errors = told("convert", "--source", images, "--data-dir", own_data_dir, preexec_fn=limit, env=env)
+    code, _, errors = run_cli("convert", "--source", images, "--data-dir", own_data_dir, preexec_fn=limit, env=env)
     assert code == 1
-    assert "File too large" in the_error(errors)
+    assert "File too large" in error_line(errors)
     assert contents(own_data_dir) == old
 
 
@@ -165,7 +165,7 @@ def test_one_source_gives_one_file(images: Path, tmp_path: Path, tally: Tally) -
     num, found = count(2, 10), set()
     for i in range(num):
         env = {"PYTHONHASHSEED": str(i), "TZ": f"UTC{i}", "LC_ALL": ("C", "C.UTF-8")[i % 2]}
-        assert told("convert", "--source", images, "--data-dir", tmp_path / str(i), env=env)[0] == 0
+        assert run_cli("convert", "--source", images, "--data-dir", tmp_path / str(i), env=env)[0] == 0
         found.add(tuple(good_sums(tmp_path / str(i)).values()))
         assert manifest_path(tmp_path / str(i) / "train.beton").is_file()
     assert len(found) == 1

@@ -14,7 +14,7 @@ from fastcifar.errors import FastcifarError
 from fastcifar.training import RunFolder, train
 from tests.kills import changes_in
 from tests.tiny import tiny
-from tests.trust.cases import FULL, small_disk, the_error, told
+from tests.trust.cases import FULL, error_line, run_cli, small_disk
 
 FLAGS = ("--model", "small", "--batch-size", 200, "--epochs", 3, "--lr", 0.03, "--deterministic", "--json")
 MIB = (2, 6, 10, 16, 22, 26, 32, 38, 44, 50)
@@ -24,7 +24,7 @@ MIB = (2, 6, 10, 16, 22, 26, 32, 38, 44, 50)
 def test_a_full_disk_leaves_the_last_good_checkpoint(
     data_dir: Path, tmp_path: Path, tally: Callable[[str], None]
 ) -> None:
-    code, out, errors = told("train", *FLAGS, "--data-dir", data_dir, "--runs-dir", tmp_path / "whole")
+    code, out, errors = run_cli("train", *FLAGS, "--data-dir", data_dir, "--runs-dir", tmp_path / "whole")
     assert code == 0, errors
     expected, full, resumed = json.loads(out)["test_loss"], 0, 0
     for mib in MIB if FULL else MIB[5:6]:
@@ -32,19 +32,19 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(
             if disk is None:
                 pytest.skip("no disk can be mounted here")
             train = ("train", *FLAGS, "--data-dir", data_dir, "--runs-dir", disk)
-            code, out, errors = told(*train, "--name", "a")
+            code, out, errors = run_cli(*train, "--name", "a")
             if code == 0:  # it was large enough
                 continue
             full += 1
             assert (code, out) == (1, "")
-            line = the_error(errors)
+            line = error_line(errors)
             assert re.search(r"Error: \S+: cannot be written \(.*: it takes [\d.]+ MiB, [\d.]+ MiB are free\)", line), (
                 line
             )
             run = RunFolder(disk / "a")
             subprocess.run(["mount", "-o", "remount,size=200m", str(disk)], check=True, capture_output=True)
             if run.last.exists() or run.previous.exists():
-                code, out, errors = told("train", "--resume", "a", "--runs-dir", disk, "--json")
+                code, out, errors = run_cli("train", "--resume", "a", "--runs-dir", disk, "--json")
                 assert code == 0, errors
                 assert json.loads(out)["test_loss"] == expected
                 resumed += 1

@@ -22,7 +22,7 @@ from click.testing import CliRunner
 from fastcifar.cli import main
 from fastcifar.converters import archives, images, official, open_source
 from fastcifar.errors import DataError
-from tests.trust.cases import LONGEST_S, contents, count, the_error
+from tests.trust.cases import LONGEST_S, contents, count, error_line
 
 MAX_MIB = 300
 GIB = 2**30
@@ -274,7 +274,7 @@ def test_a_hostile_archive_is_refused(
     make(work / name)
     before, free = contents(tmp_path), os.statvfs(tmp_path).f_bavail
     code, errors, peak = peak_mib("convert", "--source", name, cwd=work)
-    line = the_error(errors)
+    line = error_line(errors)
     assert code == 4, line
     assert name in line
     assert reason in line
@@ -299,7 +299,7 @@ def test_an_archive_that_would_write_elsewhere_is_refused(
     before = contents(tmp_path)
     result = CliRunner().invoke(main, ["convert", "--source", name])
     assert result.exit_code == 4
-    assert reason in the_error(result.stderr)
+    assert reason in error_line(result.stderr)
     assert contents(tmp_path) == before
     assert not Path("/tmp/escaped-by-fastcifar").exists()
 

@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 
 from fastcifar.cli import main
 from fastcifar.training import RunFolder, weights
-from tests.trust.cases import count, sealed, the_error, told
+from tests.trust.cases import count, error_line, run_cli, with_checksum
 
 ALLOWED = (0, 1, 2, 3, 4, 6)
 
@@ -94,12 +94,12 @@ def pickled_arrays(path: Path, marker: Path) -> None:
 
 def zip_of(marker: Path) -> bytes:
     """What torch.load would take for a checkpoint."""
-    return sealed({"model": Payload(marker)})
+    return with_checksum({"model": Payload(marker)})
 
 
 def whole_state(run: RunFolder, marker: Path) -> None:
     """A checkpoint with a payload in it."""
-    run.last.write_bytes(sealed({**torch.load(run.last, weights_only=True), "extra": Payload(marker)}))
+    run.last.write_bytes(with_checksum({**torch.load(run.last, weights_only=True), "extra": Payload(marker)}))
 
 
 YAML = "!!python/object/apply:builtins.open [{marker}, w]"
@@ -150,9 +150,9 @@ def test_a_program_of_its_own_runs_no_code_either(marker: Path) -> None:
     for path in (RunFolder(Path("runs/a")).last, RunFolder(Path("runs/a")).best):
         path.write_bytes(zip_checkpoint)
     for args in (("train", "--resume", "a", "--epochs", 2), ("eval", "a")):
-        code, _, errors = told(*args)
+        code, _, errors = run_cli(*args)
         assert code == 6, errors
-        the_error(errors)
+        error_line(errors)
         assert not marker.exists()
 
 

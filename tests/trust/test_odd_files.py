@@ -21,7 +21,7 @@ from fastcifar.explain import explain_run
 from fastcifar.inference.evaluation import evaluate_run
 from fastcifar.report import write_report
 from fastcifar.training import RunFolder, train
-from tests.trust.cases import LONGEST_S, contents, count, told
+from tests.trust.cases import LONGEST_S, contents, count, run_cli
 
 READ = ("config.yaml", "metrics.json", "predictions.npz", "env.json", "weights/last.pt", "weights/best.safetensors")
 
@@ -164,7 +164,7 @@ def test_a_conversion_does_not_write_through_links_or_wait_for_pipes(
     victim.write_text("kept")
     for odd in (lambda path: path.symlink_to(victim), pipe):
         odd(own_data_dir / partial)
-        code, _, errors = told("convert", "--source", images, "--data-dir", own_data_dir)
+        code, _, errors = run_cli("convert", "--source", images, "--data-dir", own_data_dir)
         assert code == 0, errors
         assert victim.read_text() == "kept"
         assert not (own_data_dir / "train.beton").is_symlink()

@@ -1,4 +1,4 @@
-"""Whatever a file of settings or facts holds is read, or refused in one line: nothing else comes out of its door."""
+"""Any content of a settings file is read, or refused in one line; nothing else is raised."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fastcifar.data.manifest import manifest_path, read_manifest
 from fastcifar.errors import DataError, FastcifarError, UsageError
 from fastcifar.report import write_report
 from fastcifar.training import RunFolder
-from tests.trust.cases import count, the_error, told
+from tests.trust.cases import count, error_line, run_cli
 
 
 def as_yaml(value: object) -> str:
@@ -152,6 +152,6 @@ def test_deep_circular_and_mistagged_files(tmp_path: Path, content: str) -> None
 @pytest.mark.parametrize("content", HOSTILE[::4])
 def test_a_program_refuses_them_in_one_line(tmp_path: Path, content: str) -> None:
     (tmp_path / "r.yaml").write_text(content)
-    code, _, errors = told("train", "--recipe", "r.yaml", cwd=tmp_path)
+    code, _, errors = run_cli("train", "--recipe", "r.yaml", cwd=tmp_path)
     assert code == 2, errors
-    the_error(errors)
+    error_line(errors)

@@ -13,7 +13,7 @@ import pytest
 
 from fastcifar.errors import FastcifarError
 from fastcifar.training import RunFolder, train
-from tests.trust.cases import LONGEST_S, contents, count, soak_only, start, the_error, told
+from tests.trust.cases import LONGEST_S, contents, count, error_line, run_cli, soak_only, start
 
 EPOCHS, MORE = 2, 5
 QUICK = ("--model", "small", "--batch-size", 200, "--epochs", EPOCHS)
@@ -46,7 +46,7 @@ def test_two_runs_of_one_name_get_two_folders(data_dir: Path, tmp_path: Path, ta
 @pytest.mark.slow
 def test_two_processes_do_not_resume_the_same_run(data_dir: Path, tmp_path: Path, tally: Callable[[str], None]) -> None:
     num, refused = count(1, 10), 0
-    code, _, errors = told("train", *QUICK, "--data-dir", data_dir, "--runs-dir", tmp_path, "--name", "begun")
+    code, _, errors = run_cli("train", *QUICK, "--data-dir", data_dir, "--runs-dir", tmp_path, "--name", "begun")
     assert code == 0, errors
     for i in range(num):
         shutil.copytree(tmp_path / "begun", tmp_path / f"b{i}")
@@ -57,7 +57,7 @@ def test_two_processes_do_not_resume_the_same_run(data_dir: Path, tmp_path: Path
             _, errors = process.communicate(timeout=LONGEST_S)
             codes.append(process.returncode)
             if process.returncode:
-                assert "another process is training this run" in the_error(errors)
+                assert "another process is training this run" in error_line(errors)
         assert sorted(codes) in ([0, 0], [0, 1])  # both, if the second began when the first had ended
         refused += codes != [0, 0]
         assert epochs_of(RunFolder(tmp_path / f"b{i}")) == list(range(1, EPOCHS + MORE + 1))
@@ -84,7 +84,7 @@ def test_a_run_that_another_process_trains_is_not_resumed(trained: Path, tmp_pat
 @soak_only
 def test_an_old_run_stays_as_it_is(data_dir: Path, tmp_path: Path) -> None:
     command = ("train", *QUICK, "--data-dir", data_dir, "--runs-dir", tmp_path, "--name", "a", "--max-steps", 1)
-    assert f"{tmp_path}/a\n" in told(*command)[1]
+    assert f"{tmp_path}/a\n" in run_cli(*command)[1]
     before = contents(tmp_path / "a")
-    assert f"{tmp_path}/a-2\n" in told(*command)[1]
+    assert f"{tmp_path}/a-2\n" in run_cli(*command)[1]
     assert contents(tmp_path / "a") == before
