@@ -17,7 +17,7 @@ from fastcifar.errors import FastcifarError, Stopped, UsageError, one_line
 LAST_STREAM = 2
 OPENMP = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "100000"}
 """Idle OpenMP threads spin for some milliseconds, then sleep. Sleeping at once costs 3% of the training
-speed; longer spinning takes the CPUs from other processes (benchmarks/busy.py)."""
+speed; longer spinning takes the CPUs from other processes (benchmarks.busy)."""
 
 
 class Program(click.Group):

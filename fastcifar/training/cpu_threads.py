@@ -16,7 +16,7 @@ CHECK_EVERY_S = 5.0
 class CpuThreads:
     """Lowers the number of threads of torch while other processes keep CPUs busy.
 
-    Measured by benchmarks/busy.py on two cores: next to one busy process, two threads train at 0.30 of the quiet rate
+    Measured by benchmarks.busy on two cores: next to one busy process, two threads train at 0.30 of the quiet rate
     (0.35 if their waits do not spin), one thread at 0.49; next to two, 0.11 (0.19) and 0.32.
     """
 
