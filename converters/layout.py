@@ -207,12 +207,7 @@ def _check_empty(path: Path, empty: list[tuple[str, str]], skip: bool) -> None:
 def _warn_of_odd_names(path: Path, names: list[str]) -> None:
     odd = sorted(name for name in names if not name.isprintable())
     if odd:
-        log.warning(
-            "%s: %d file names are not UTF-8 or not printable, e.g. %s; the images are used",
-            path,
-            len(odd),
-            escape(odd[0]),
-        )
+        log.warning("%s: %d file names are not printable UTF-8, e.g. %s; images used", path, len(odd), escape(odd[0]))
 
 
 def _summarise(listing: Listing) -> str:

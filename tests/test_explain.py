@@ -9,6 +9,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ import pytest
 import torch
 
 from fastcifar import make_loader, open_beton
-from fastcifar.config import CAM_METHODS, AugmentConfig, ExplainConfig, TrainConfig
+from fastcifar.config import CAM_METHODS, ExplainConfig, TrainConfig
 from fastcifar.converters import Source, convert
 from fastcifar.errors import CheckpointError, DataError, FastcifarError, Stopped, UsageError
 from fastcifar.explain import explain_run, preview
@@ -57,12 +59,12 @@ def table(path: Path) -> list[dict[str, str]]:
 
 
 def test_explain_shows_the_misclassified_images_of_largest_loss(run: RunFolder, data_dir: Path) -> None:
-    made = explain_run(run, ExplainConfig())
+    explanation = explain_run(run, ExplainConfig())
     folder, found = run.explain, Expected(run.predictions)
     expected = found.wrong[np.argsort(-found.loss[found.wrong], kind="stable")][:25]
     sheets = tuple(folder / "sheets" / f"{i:05d}.png" for i in expected)
-    assert made.files == (folder / "grid.png", folder / "index.csv", folder / "maps.npz", *sheets)
-    assert (made.num_images, made.num_wrong, made.num_shown) == (200, len(found.wrong), 25)
+    assert explanation.files == (folder / "grid.png", folder / "index.csv", folder / "maps.npz", *sheets)
+    assert (explanation.num_images, explanation.num_wrong, explanation.num_shown) == (200, len(found.wrong), 25)
     rows = table(folder / "index.csv")
     assert list(rows[0]) == ["index", "true", "predicted", "confidence", "loss", "file"]
     names = open_beton(data_dir / "test.beton").class_names
@@ -72,8 +74,8 @@ def test_explain_shows_the_misclassified_images_of_largest_loss(run: RunFolder, 
         assert float(row["confidence"]) == pytest.approx(found.confidence[i], abs=1e-5)
         assert float(row["loss"]) == pytest.approx(found.loss[i], abs=1e-5)
     for file in (folder / "grid.png", *sheets):
-        with PIL.Image.open(file) as picture:
-            assert min(picture.size) > 500
+        with PIL.Image.open(file) as image:
+            assert min(image.size) > 500
     assert {path.name for path in folder.iterdir()} == {"grid.png", "index.csv", "maps.npz", "sheets"}
     assert {path.name for path in (folder / "sheets").iterdir()} == {sheet.name for sheet in sheets}
 
@@ -84,7 +86,7 @@ def test_the_stored_maps_match_the_reference(run: RunFolder) -> None:
     beton = open_beton(Path(run.read_config().data.data_dir) / "test.beton")
     with np.load(run.explain / "maps.npz") as found:
         kept: dict[str, Any] = {key: found[key] for key in found}
-    answers = Expected(run.predictions)
+    reference = Expected(run.predictions)
     assert str(kept["weights_sha256"]) == weights.file_sha256(run.best)
     assert kept["targets"].tolist() == ["pred", "true"]
     assert kept["methods"].tolist() == list(CAM_METHODS)
@@ -92,13 +94,13 @@ def test_the_stored_maps_match_the_reference(run: RunFolder) -> None:
     assert kept["sizes"].tolist() == [[15, 15], [7, 7], [3, 3]]
     assert kept["maps"].shape == (2, 3, 3, 3, 32, 32)
     assert kept["classes"].tolist() == [
-        answers.guess[kept["indices"]].tolist(),
-        answers.label[kept["indices"]].tolist(),
+        reference.guess[kept["indices"]].tolist(),
+        reference.label[kept["indices"]].tolist(),
     ]
     assert np.array_equal(kept["images"], beton.images(kept["indices"]))
     inputs = (beton.images(kept["indices"]) - np.array(info.mean)) / np.array(info.std)
-    for place in np.ndindex(2, 3, 3, 3):
-        target, method, image, layer = place
+    for position in np.ndindex(2, 3, 3, 3):
+        target, method, image, layer = position
         raw = cam_image(
             model,
             torch.from_numpy(inputs[image]).permute(2, 0, 1),
@@ -107,11 +109,11 @@ def test_the_stored_maps_match_the_reference(run: RunFolder) -> None:
             CAM_METHODS[method],
         )
         expected = enlarge(raw / raw.max(), (32, 32)) if raw.max() > 0 else np.zeros((32, 32))
-        np.testing.assert_allclose(kept["maps"][place], expected, atol=2e-3)
-        assert bool(kept["has_evidence"][place]) == bool(raw.max() > 0)
+        np.testing.assert_allclose(kept["maps"][position], expected, atol=2e-3)
+        assert bool(kept["has_evidence"][position]) == bool(raw.max() > 0)
 
 
-def test_selections(run: RunFolder) -> None:
+def test_images_are_selected_as_requested(run: RunFolder) -> None:
     def shown(**settings: Any) -> list[int]:
         explain_run(run, ExplainConfig(layers=("layer3",), methods=("gradcam",), **settings))
         return [int(row["index"]) for row in table(run.explain / "index.csv")]
@@ -133,9 +135,9 @@ def test_selections(run: RunFolder) -> None:
 
 @pytest.mark.slow
 def test_all_images_are_shown_if_fewer_than_requested(run: RunFolder) -> None:
-    made = explain_run(run, ExplainConfig(n=1_000, layers=("layer3",), methods=("gradcam",)))
-    assert made.num_shown == made.num_wrong < 1_000
-    assert len(made.files) == 3 + made.num_shown
+    explanation = explain_run(run, ExplainConfig(n=1_000, layers=("layer3",), methods=("gradcam",)))
+    assert explanation.num_shown == explanation.num_wrong < 1_000
+    assert len(explanation.files) == 3 + explanation.num_shown
 
 
 def test_a_named_class_is_mapped_for_every_image(run: RunFolder) -> None:
@@ -172,10 +174,10 @@ def test_an_explanation_that_cannot_be_written_keeps_the_earlier_one(
     assert contents() == before
     broken = OSError(errno.EIO, os.strerror(errno.EIO))
     for last in range(1, 9):  # 4 files are moved out of the way, 4 to their place
-        for error, told in ((broken, FastcifarError), (KeyboardInterrupt(), KeyboardInterrupt)):
+        for error, raised in ((broken, FastcifarError), (KeyboardInterrupt(), KeyboardInterrupt)):
             with monkeypatch.context() as patch:
                 patch.setattr(Path, "rename", failing(last, error))
-                with pytest.raises(told):
+                with pytest.raises(raised):
                     explain_run(run, ExplainConfig(n=1))
             assert contents() == before
 
@@ -197,7 +199,7 @@ def failing(last: int, error: BaseException) -> Any:
     return rename
 
 
-def test_layers_that_do_not_exist_are_refused_with_those_that_do(run: RunFolder) -> None:
+def test_an_unknown_layer_is_refused_with_the_known_ones(run: RunFolder) -> None:
     with pytest.raises(UsageError, match="layer is 'layer9'; expected one of: layer1, layer2, layer3; or another"):
         explain_run(run, ExplainConfig(layers=("layer1", "layer9")))
 
@@ -248,10 +250,10 @@ def test_own_images_of_any_size_are_explained(run: RunFolder, tmp_path: Path) ->
     paths = [tmp_path / "wide.jpg", tmp_path / "tiny.png", tmp_path / "glass.png", tmp_path / "grey.webp"]
     for path, shape in zip(paths, [(90, 200, 3), (5, 7, 3), (64, 64, 4), (40, 40)], strict=True):
         PIL.Image.fromarray(random.integers(0, 256, shape, dtype=np.uint8)).save(path)
-    made = explain_run(run, ExplainConfig(), images=paths)
+    explanation = explain_run(run, ExplainConfig(), images=paths)
     folder = run.explain / "images"
-    assert made.num_wrong is None
-    assert made.files[0] == folder / "grid.png"
+    assert explanation.num_wrong is None
+    assert explanation.files[0] == folder / "grid.png"
     rows = table(folder / "index.csv")
     assert [row["index"] for row in rows] == [str(path) for path in paths]
     assert all(row["true"] == "" and row["loss"] == "" and 0 < float(row["confidence"]) <= 1 for row in rows)
@@ -364,8 +366,8 @@ def test_the_heading_describes_the_selection(run: RunFolder, settings: dict[str,
 
 
 def test_a_layer_requested_twice_is_explained_once(run: RunFolder) -> None:
-    made = explain_run(run, ExplainConfig(n=1, layers=("layer2", "all"), methods=("gradcam",)))
-    assert made.layers == ("layer2", "layer1", "layer3")
+    explanation = explain_run(run, ExplainConfig(n=1, layers=("layer2", "all"), methods=("gradcam",)))
+    assert explanation.layers == ("layer2", "layer1", "layer3")
 
 
 def test_a_network_without_maps_is_refused(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -436,31 +438,31 @@ def test_a_network_that_predicts_nan_is_refused(run: RunFolder, tmp_path: Path) 
 
 
 def test_eval_gives_the_metrics_of_the_run(run: RunFolder) -> None:
-    made = evaluate_run(run)
+    evaluation = evaluate_run(run)
     metrics = json.loads(run.metrics.read_text())
-    assert made.metrics.accuracy == metrics["test_accuracy"]
-    assert made.metrics.loss == pytest.approx(metrics["test_loss"], rel=1e-6)
+    assert evaluation.metrics.accuracy == metrics["test_accuracy"]
+    assert evaluation.metrics.loss == pytest.approx(metrics["test_loss"], rel=1e-6)
     found = Expected(run.predictions)
-    assert made.metrics.confusion.sum() == 200
-    assert np.trace(made.metrics.confusion) == len(found.right)
+    assert evaluation.metrics.confusion.sum() == 200
+    assert np.trace(evaluation.metrics.confusion) == len(found.right)
     folder = run.path / "eval" / "test"
     names = ["metrics.json", "confusion.png", "reliability.png", "wrong.png", "correct.png", "predictions.npz"]
-    assert made.files == tuple(folder / name for name in names)
+    assert evaluation.files == tuple(folder / name for name in names)
     stored = json.loads((folder / "metrics.json").read_text())
     assert stored["accuracy"] == metrics["test_accuracy"]
     worst = found.wrong[np.argsort(-found.loss[found.wrong], kind="stable")][:10]
     assert [image["index"] for image in stored["worst"]] == worst.tolist()
     for name in names[1:5]:
-        with PIL.Image.open(folder / name) as picture:
-            assert min(picture.size) > 400
+        with PIL.Image.open(folder / name) as image:
+            assert min(image.size) > 400
 
 
 def test_eval_of_the_validation_split_uses_the_held_out_images(run: RunFolder, data_dir: Path) -> None:
-    made = evaluate_run(run, split="val")
+    evaluation = evaluate_run(run, split="val")
     last = table(run.results)
     best = json.loads(run.metrics.read_text())["best"]
-    assert made.metrics.accuracy == pytest.approx(best["val_accuracy"])
-    assert made.metrics.loss == pytest.approx(float(last[best["epoch"] - 1]["val_loss"]), rel=1e-3)
+    assert evaluation.metrics.accuracy == pytest.approx(best["val_accuracy"])
+    assert evaluation.metrics.loss == pytest.approx(float(last[best["epoch"] - 1]["val_loss"]), rel=1e-3)
     with np.load(run.path / "eval" / "val" / "predictions.npz") as found:
         rows = found["indices"]
         assert len(rows) == 60
@@ -522,9 +524,9 @@ def test_datasets_with_few_and_with_many_classes(num_classes: int, tmp_path: Pat
     convert(Source(description="", class_names=names, splits={"train": Split(3), "test": Split(2)}), tmp_path / "data")
     config = TrainConfig.from_settings(data_dir=str(tmp_path / "data"), model="small", max_steps=1, batch_size=4)
     run = train(config, runs_dir=tmp_path / "runs")[0]
-    made = evaluate_run(run)
-    assert made.metrics.confusion.shape == (num_classes, num_classes)
-    assert explain_run(run, ExplainConfig(n=2, correct=made.metrics.accuracy == 1)).num_shown
+    evaluation = evaluate_run(run)
+    assert evaluation.metrics.confusion.shape == (num_classes, num_classes)
+    assert explain_run(run, ExplainConfig(n=2, correct=evaluation.metrics.accuracy == 1)).num_shown
     rows = preview(config, tmp_path / "preview.png", n=1)
     assert rows == num_classes
 
@@ -533,15 +535,21 @@ def test_preview_shows_what_training_sees(data_dir: Path, tmp_path: Path) -> Non
     augment = {"crop_padding": 4, "cutout_size": 8, "rotate_degrees": 10, "hue_shift": 20, "colour_p": 0.5}
     config = TrainConfig.from_settings(data_dir=str(data_dir), seed=3, **augment)
     beton = open_beton(data_dir / "train.beton")
-    rows = images_of_each_class(beton, 2, 3, np.arange(100, 500))
-    assert ((rows >= 100) & (rows < 500)).all()
-    assert beton.labels[rows].tolist() == [c for c in range(10) for _ in range(2)]
-    versions = augmented_versions(beton, rows, config, 3)
-    loader = make_loader(beton, augment=AugmentConfig(**augment), batch_size=600, seed=3, dtype=torch.uint8)
+    indices = images_of_each_class(beton, 2, 3, np.arange(100, 500))
+    assert ((indices >= 100) & (indices < 500)).all()
+    assert beton.labels[indices].tolist() == [c for c in range(10) for _ in range(2)]
+    versions = augmented_versions(beton, indices, config, 3)
+    loader = make_loader(beton, augment=config.augment, batch_size=600, seed=3, dtype=torch.uint8)
     for epoch in range(3):
         (batch,) = loader.epoch(epoch)
         images = batch.images[torch.argsort(batch.indices)].permute(0, 2, 3, 1).numpy()
-        assert np.array_equal(versions[:, epoch], images[rows])
+        assert np.array_equal(versions[:, epoch], images[indices])
     assert preview(config, tmp_path / "a.png", n=3, each=2) == 20
-    with PIL.Image.open(tmp_path / "a.png") as picture:
-        assert picture.height > 20 * 96
+    with PIL.Image.open(tmp_path / "a.png") as image:
+        assert image.height > 20 * 96
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", ["inference.evaluation", "inference.predict", "training", "explain", "report"])
+def test_each_module_can_be_imported_first(module: str) -> None:
+    subprocess.run([sys.executable, "-c", f"import fastcifar.{module}"], check=True)

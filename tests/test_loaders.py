@@ -475,23 +475,6 @@ def test_albumentations_detects_a_file_that_changed(own_data_dir: Path) -> None:
     loader.close()
 
 
-def test_a_worker_that_died_of_a_truncated_file_names_the_file(own_data_dir: Path, monkeypatch: Any) -> None:
-    if missing_part("albumentations") is not None:
-        pytest.skip("Albumentations is not installed")
-    from fastcifar.loaders import albumentations_loader
-
-    path = own_data_dir / "train.beton"
-    loader = make_loader(open_beton(path), batch_size=10, loader="albumentations")
-
-    def killed(workers: Any) -> Iterator[Any]:
-        os.truncate(path, 100)
-        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Bus error.")
-
-    monkeypatch.setattr(albumentations_loader.DataLoader, "__iter__", killed)
-    with pytest.raises(DataError, match=r"train\.beton: was modified while it was in use"):
-        next(loader.epoch(0))
-
-
 def test_a_control_group_limits_the_workers(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from fastcifar.loaders.albumentations_loader import AlbumentationsLoader
 

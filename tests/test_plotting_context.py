@@ -38,7 +38,7 @@ def drawn(folder: Path) -> bytes:
 
 def test_figures_do_not_depend_on_the_users_settings_and_leave_them_unchanged(tmp_path: Path) -> None:
     usual = drawn(tmp_path)
-    theirs = {
+    settings = {
         "text.usetex": True,
         "font.family": ["Nobody's Font"],
         "font.size": 30.0,
@@ -50,9 +50,9 @@ def test_figures_do_not_depend_on_the_users_settings_and_leave_them_unchanged(tm
     }
     before = matplotlib.rcParams["backend"]
     try:
-        with matplotlib.rc_context(theirs), np.errstate(all="raise"), np.printoptions(legacy="1.13"):
+        with matplotlib.rc_context(settings), np.errstate(all="raise"), np.printoptions(legacy="1.13"):
             assert drawn(tmp_path) == usual
-            assert {key: matplotlib.rcParams[key] for key in theirs} == theirs
+            assert {key: matplotlib.rcParams[key] for key in settings} == settings
             with plotting.own_context():
                 assert set(np.geterr().values()) == {"ignore"}
             assert set(np.geterr().values()) == {"raise"}
@@ -93,12 +93,12 @@ def test_figures_are_drawn_in_any_environment(
         "MPLCONFIGDIR": str(tmp_path / "matplotlibrc"),
     }
     command = [sys.executable, "-c", DRAW, "picture.png"]
-    told = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert told.returncode == 0, told.stderr
+    process = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
     expected_picture = plotting.write_png(tmp_path / "expected.png", plotting.curves([ONE_EPOCH]))
     assert (tmp_path / "picture.png").read_bytes() == expected_picture.read_bytes()
     if expected is not None:  # the user's own settings, for the user
-        assert told.stdout.strip() == expected
+        assert process.stdout.strip() == expected
 
 
 def test_the_ticks_of_the_accuracy_are_percentages() -> None:

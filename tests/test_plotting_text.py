@@ -24,8 +24,8 @@ ARABIC_CAT, ARABIC_DOG = "\u0642\u0637\u0629", "\u0643\u0644\u0628"
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
-    """Installs a font whose every character is a black square, after matplotlib has made its list of fonts; before the
-    first call none but those of matplotlib are installed."""
+    """Installs a font of black squares after matplotlib has listed the fonts; until the first call only those of
+    matplotlib are installed."""
     bundled = [e for e in font_manager.fontManager.ttflist if "mpl-data" in e.fname]
     monkeypatch.setattr(font_manager.fontManager, "ttflist", bundled)
     monkeypatch.setattr(text, "_families", {})

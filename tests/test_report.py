@@ -59,7 +59,7 @@ def run(tmp_path: Path) -> RunFolder:
 
 
 def text_of(page: str) -> str:
-    """What a reader sees."""
+    """The visible text."""
     body = re.sub(r"<(style|script)>.*?</\1>", "", page, flags=re.DOTALL)
     return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", body)).split())
 
@@ -69,7 +69,7 @@ def headings(page: str) -> list[tuple[int, str]]:
 
 
 def notes_of(page: str) -> list[str]:
-    """Lines about files that could not be read."""
+    """The notes about files that could not be read."""
     found = re.search(r'<section class="notes".*?</section>', page, re.DOTALL)
     return [html.unescape(note) for note in re.findall(r"<li>(.*?)</li>", found[0])] if found else []
 
@@ -78,9 +78,9 @@ def report_of(run: RunFolder) -> str:
     return write_report(run).read_text(encoding="utf-8")
 
 
-def test_the_page_tells_how_the_run_ended(page: str) -> None:
+def test_the_page_shows_the_metrics_of_the_run(page: str) -> None:
     text = text_of(page)
-    for told in (
+    for fact in (
         "a-run",
         "test accuracy 75.00%",
         "with flip 78.00%",
@@ -90,10 +90,10 @@ def test_the_page_tells_how_the_run_ended(page: str) -> None:
         "Recipe fast",
         "Device A processor",
     ):
-        assert told in text
+        assert fact in text
 
 
-def test_the_sections_follow_each_other_with_headings_in_order(page: str) -> None:
+def test_sections_and_heading_levels_are_in_order(page: str) -> None:
     found = headings(page)
     assert [text for level, text in found if level == 2] == [
         "Training",
@@ -108,7 +108,7 @@ def test_the_sections_follow_each_other_with_headings_in_order(page: str) -> Non
     assert all(after - before <= 1 for before, after in pairwise(levels))
 
 
-def test_the_test_table_is_that_of_the_predictions(page: str, tmp_path: Path) -> None:
+def test_the_metrics_by_class_are_those_of_the_predictions(page: str, tmp_path: Path) -> None:
     run = make.whole_run(tmp_path / "run", NAMES)
     with np.load(run.predictions) as found:
         guess, label = found["logits"].argmax(axis=1), found["labels"]
@@ -121,7 +121,7 @@ def test_the_test_table_is_that_of_the_predictions(page: str, tmp_path: Path) ->
     assert f"{worst}×" in text
 
 
-def test_the_settings_are_told_and_those_that_are_not_the_defaults_first(page: str) -> None:
+def test_settings_that_differ_from_the_defaults_come_first(page: str) -> None:
     changed, rest = page.split("<details>\n    <summary>All", 1)
     changed = text_of(changed.split('id="settings"', 1)[1])
     assert "model small" in changed
@@ -133,13 +133,13 @@ def test_the_settings_are_told_and_those_that_are_not_the_defaults_first(page: s
 @pytest.mark.full_size
 def test_curves_and_range_test_are_drawn_for_both_colour_schemes(tmp_path: Path) -> None:
     page = write_report(make.whole_run(tmp_path / "a", NAMES)).read_text(encoding="utf-8")
-    pictures = re.findall(r"<picture>(.*?)</picture>", page, re.DOTALL)
-    assert len(pictures) == 6
-    for picture in pictures:
-        light, dark = (base64.b64decode(part) for part in re.findall(r"base64,([^\"]+)", picture)[::-1])
+    figures = re.findall(r"<picture>(.*?)</picture>", page, re.DOTALL)
+    assert len(figures) == 6
+    for figure in figures:
+        light, dark = (base64.b64decode(part) for part in re.findall(r"base64,([^\"]+)", figure)[::-1])
         assert b"#16181d" in dark
         assert b"#16181d" not in light
-        assert re.search(r'alt="[^"]{20,}"', picture)
+        assert re.search(r'alt="[^"]{20,}"', figure)
     assert "best validation accuracy 75.00%, in epoch 3" in text_of(page)
     assert "valley" in text_of(page)
 
@@ -163,7 +163,7 @@ def test_the_same_run_gives_the_same_page(tmp_path: Path) -> None:
     assert report_of(run) == report_of(run)
 
 
-def test_nothing_is_loaded_from_anywhere(page: str) -> None:
+def test_the_page_loads_nothing(page: str) -> None:
     for attribute in ("src", "srcset", "href"):
         for address in re.findall(rf'\b{attribute}="([^"]*)"', page):
             assert re.match(r"data:|#", address), address
@@ -197,7 +197,7 @@ def test_the_policy_allows_exactly_the_style_and_script_of_the_page(page: str) -
     assert '<html lang="en">' in page
 
 
-def test_what_is_not_there_is_left_out_with_its_heading(run: RunFolder) -> None:
+def test_a_section_without_its_files_is_left_out(run: RunFolder) -> None:
     make.write_metrics(run)
     page = report_of(run)
     assert [text for _, text in headings(page)] == ["run"]
@@ -211,13 +211,13 @@ def test_a_run_without_validation_has_curves_too(run: RunFolder) -> None:
     assert "Validation" not in text_of(report_of(run))
 
 
-def test_a_folder_with_nothing_to_tell_is_refused(run: RunFolder) -> None:
+def test_a_folder_without_results_is_refused(run: RunFolder) -> None:
     with pytest.raises(DataError, match="run: has no results to report; train it with 'fastcifar train'"):
         write_report(run)
     assert not run.report.exists()
 
 
-def test_neither_the_data_nor_the_code_of_a_network_is_needed(run: RunFolder) -> None:
+def test_a_report_needs_neither_data_nor_code_of_the_network(run: RunFolder) -> None:
     make.write_weights(run, NAMES, model="nobody.has_this:network")
     make.write_predictions(run, 4)
     found = classification(RunFiles(run.path))
@@ -225,7 +225,7 @@ def test_neither_the_data_nor_the_code_of_a_network_is_needed(run: RunFolder) ->
     assert [row.name for row in found.classes] == list(NAMES)
 
 
-def test_classes_have_numbers_where_the_weights_are_damaged(run: RunFolder) -> None:
+def test_classes_have_numbers_if_the_weights_are_damaged(run: RunFolder) -> None:
     make.write_weights(run, NAMES)
     make.write_predictions(run, 4)
     run.best.write_bytes(b"no weights")
@@ -260,7 +260,7 @@ def test_maps_of_other_weights_are_named(tmp_path: Path) -> None:
     )
 
 
-def test_joiners_within_words_stay() -> None:
+def test_joiners_within_words_are_kept() -> None:
     for name in ("\u06a9\u062a\u0627\u0628\u200c\u0647\u0627", "\U0001f469\u200d\U0001f680"):
         assert clean(name) == name
 
@@ -317,14 +317,14 @@ def test_a_damaged_file_is_named_in_one_line_and_left_out(run: RunFolder, name: 
     assert [text for level, text in headings(page) if level == 2] == ["Some files could not be read"]
 
 
-def test_weights_that_the_memory_does_not_hold_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_larger_than_memory_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "free_memory", lambda: 2**31)
     run = make.whole_run(tmp_path / "run", NAMES)
     os.truncate(run.best, 2**32)
     assert "best.safetensors: cannot be read (it has 4,096.0 MiB; expected at most 1,024)" in text_of(report_of(run))
 
 
-def test_files_that_are_too_large_or_no_files_are_named(run: RunFolder) -> None:
+def test_files_that_are_too_large_or_not_regular_are_named(run: RunFolder) -> None:
     with run.metrics.open("wb") as file:
         file.truncate(9 * 2**20)
     run.predictions.mkdir()
@@ -360,7 +360,7 @@ def test_damaged_predictions_are_refused(run: RunFolder, changed: dict[str, np.n
     assert reason in files.notes[0]
 
 
-def test_an_array_that_claims_to_be_huge_is_refused_before_it_takes_memory(run: RunFolder) -> None:
+def test_an_array_with_a_huge_shape_is_refused_before_it_takes_memory(run: RunFolder) -> None:
     make.write_predictions(run, 4)
     content = run.predictions.read_bytes()
     np.savez(run.predictions, **{key: np.zeros(1) for key in PREDICTED})
@@ -391,7 +391,7 @@ def test_only_sheets_of_the_run_are_read(run: RunFolder, file: str) -> None:
     PIL.Image.new("RGB", (50, 50), "red").save(secret)
     make.write_explained(run, NAMES, 1)
     sheets = run.explain / "sheets"
-    (sheets / "text.png").write_text("no picture")
+    (sheets / "text.png").write_text("not an image")
     header = (sheets / "00000.png").read_bytes()
     (sheets / "huge.png").write_bytes(header[:16] + b"\0\1\0\0\0\1\0\0" + header[24:])
     for path in (run.path / "secret.png", run.explain / "secret.png", sheets / "x.txt"):
@@ -405,7 +405,7 @@ def test_only_sheets_of_the_run_are_read(run: RunFolder, file: str) -> None:
     assert note.startswith("explain/")
 
 
-def test_a_run_folder_that_is_itself_a_link_is_reported(run: RunFolder, tmp_path: Path) -> None:
+def test_a_link_to_a_run_folder_is_reported(run: RunFolder, tmp_path: Path) -> None:
     make.write_metrics(run)
     (tmp_path / "link").symlink_to(run.path)
     assert "75.00%" in text_of(report_of(RunFolder(tmp_path / "link")))
@@ -423,7 +423,7 @@ def test_a_run_folder_that_is_itself_a_link_is_reported(run: RunFolder, tmp_path
         ({"indices": np.arange(6) + 1}, "its images are not those of index.csv"),
     ],
 )
-def test_cards_have_no_pictures_where_the_maps_are_damaged(
+def test_cards_have_no_images_if_the_maps_are_damaged(
     run: RunFolder, changed: dict[str, np.ndarray], reason: str
 ) -> None:
     make.write_explained(run, NAMES)
@@ -437,7 +437,7 @@ def test_cards_have_no_pictures_where_the_maps_are_damaged(
     assert reason in note
 
 
-def test_cards_can_do_without_maps_and_sheets(run: RunFolder) -> None:
+def test_maps_and_sheets_are_optional(run: RunFolder) -> None:
     make.write_explained(run, NAMES, sheets=False)
     (run.explain / "maps.npz").unlink()
     page = report_of(run)
@@ -446,7 +446,7 @@ def test_cards_can_do_without_maps_and_sheets(run: RunFolder) -> None:
     assert "Some files could not be read" not in page
 
 
-def test_a_map_without_evidence_says_so(run: RunFolder) -> None:
+def test_a_card_says_that_its_map_has_no_evidence(run: RunFolder) -> None:
     make.write_explained(run, NAMES, 2)
     evidence = np.ones((2, 1, 2, 2), np.bool_)
     evidence[0, 0, 1, 0] = False
@@ -454,7 +454,7 @@ def test_a_map_without_evidence_says_so(run: RunFolder) -> None:
     assert text_of(report_of(run)).count("no evidence at this layer") == 1
 
 
-def test_the_map_of_a_card_is_of_the_first_target_and_method_at_the_best_layer(run: RunFolder) -> None:
+def test_a_card_shows_the_map_of_the_first_target_and_method_at_the_best_layer(run: RunFolder) -> None:
     make.write_explained(run, NAMES, 2)
     maps = np.zeros((2, 3, 2, 2, 8, 8), np.float32)
     maps[0, 0, :, 0] = 1
@@ -483,7 +483,7 @@ def test_at_most_200_images_are_shown_and_the_page_says_so(run: RunFolder) -> No
 def test_many_damaged_sheets_do_not_flood_the_page(run: RunFolder) -> None:
     make.write_explained(run, NAMES, 100, sheets=False)
     for i in range(100):
-        (run.explain / "sheets" / f"{i:05d}.png").write_text("no picture")
+        (run.explain / "sheets" / f"{i:05d}.png").write_text("not an image")
     notes = notes_of(report_of(run))
     assert len(notes) == 21
     assert notes[-1] == "and more"
@@ -517,19 +517,19 @@ def test_any_number_of_classes_can_be_reported(run: RunFolder, num_classes: int)
 def test_the_command_writes_the_report_of_a_run(tmp_path: Path) -> None:
     run = make.whole_run(tmp_path / "runs" / "a", NAMES)
     command = ["report", "--runs-dir", str(tmp_path / "runs")]
-    answer = CliRunner().invoke(main, [*command, "a"])
-    assert (answer.exit_code, answer.stdout) == (0, f"{run.report}\nnext: fastcifar explain {run.path}\n")
+    result = CliRunner().invoke(main, [*command, "a"])
+    assert (result.exit_code, result.stdout) == (0, f"{run.report}\nnext: fastcifar explain {run.path}\n")
     facts = json.loads(CliRunner().invoke(main, [*command, "--json"]).stdout)
     assert facts == {"run": str(run.path), "file": str(run.report)}
     assert run.report.read_text(encoding="utf-8").startswith("<!doctype html>")
 
 
-def test_the_command_refuses_what_is_no_run(tmp_path: Path) -> None:
+def test_the_command_refuses_a_folder_that_is_not_a_run(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for args, code in ((["report", "empty"], 6), (["report", "nothing"], 4), (["report"], 6)):
-        answer = CliRunner().invoke(main, [*args, "--runs-dir", str(tmp_path)])
-        assert answer.exit_code == code
-        assert len(answer.stderr.splitlines()) == 1
+        result = CliRunner().invoke(main, [*args, "--runs-dir", str(tmp_path)])
+        assert result.exit_code == code
+        assert len(result.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
@@ -572,14 +572,14 @@ def raising(error: Exception) -> Callable[..., Path]:
     return fail
 
 
-def test_train_and_explain_leave_a_report(data_dir: Path, tmp_path: Path) -> None:
+def test_train_and_explain_write_a_report(data_dir: Path, tmp_path: Path) -> None:
     args = ["--model", "small", "--batch-size", "100", "--max-steps", "1", "--json"]
     runs = ["--runs-dir", str(tmp_path)]
     trained = json.loads(CliRunner().invoke(main, ["train", "--data-dir", str(data_dir), *args, *runs]).stdout)
     page = Path(trained["report"])
     assert page == tmp_path / "small" / "report.html"
     assert "Class activation maps" not in page.read_text(encoding="utf-8")
-    made = json.loads(CliRunner().invoke(main, ["explain", "--n", "2", "--json", *runs]).stdout)
-    assert made["report"] == str(page)
+    explained = json.loads(CliRunner().invoke(main, ["explain", "--n", "2", "--json", *runs]).stdout)
+    assert explained["report"] == str(page)
     assert len(re.findall(r'<li class="card"', page.read_text(encoding="utf-8"))) == 2
     assert TrainConfig().model != "small"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,15 +16,6 @@ import torch
 from fastcifar.augment.kernel import KernelConfig
 from fastcifar.augment.params import ROTATION_BITS, AugmentParams, rotation_terms
 from fastcifar.config import AugmentConfig
-
-
-def array_to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    """A tensor on the device; on a CPU it shares the memory of the array, which may be read-only."""
-    if array.flags.writeable:
-        return torch.from_numpy(array).to(device)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # kernels do not write to it
-        return torch.from_numpy(array).to(device)
 
 
 def params_to_device(params: AugmentParams, device: torch.device) -> dict[str, torch.Tensor]:
@@ -164,13 +156,17 @@ class TorchKernel:
         self._mean, self._inv_std = map(self.to_device, config.normalisation)
 
     def to_device(self, array: np.ndarray) -> torch.Tensor:
-        return array_to_device(array, self._config.device)
+        if array.flags.writeable:
+            return torch.from_numpy(array).to(self._config.device)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # kernels do not write to it
+            return torch.from_numpy(array).to(self._config.device)
 
-    def load_params(self, params: AugmentParams) -> dict[str, torch.Tensor]:
+    def load_params(self, params: AugmentParams) -> Any:
         return params_to_device(params, self._config.device)
 
     def launch(
-        self, data: torch.Tensor, offsets: torch.Tensor, indices: torch.Tensor, params: dict[str, torch.Tensor]
+        self, data: torch.Tensor, offsets: torch.Tensor, indices: torch.Tensor, params: Any
     ) -> Callable[[], torch.Tensor]:
         config = self._config
         size = math.prod(config.image_shape)

@@ -10,14 +10,13 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import triton
 import triton.language as tl
 
 from fastcifar.augment.kernel import KernelConfig
 from fastcifar.augment.params import AugmentParams, rotation_terms
-from fastcifar.augment.torch_kernel import array_to_device
+from fastcifar.augment.torch_kernel import TorchKernel
 
 BLOCK = 1024  # values per program
 
@@ -163,16 +162,13 @@ def _augment(
         tl.store(to, value.to(out.dtype.element_ty), mask=wanted)
 
 
-class TritonKernel:
+class TritonKernel(TorchKernel):
     """Augments and normalises batches on a GPU, one launch each: see `kernel.Kernel`."""
 
-    num_ahead = 0
-
     def __init__(self, config: KernelConfig) -> None:
-        height, width, _ = config.image_shape
-        self._config, augment = config, config.augment
-        constants = np.concatenate([config.fill.astype(np.float32), *config.normalisation])
-        self._constants = self.to_device(constants)
+        super().__init__(config)
+        (height, width, _), augment = config.image_shape, config.augment
+        self._constants = torch.cat([self._fill.float(), self._mean, self._inv_std])
         self._settings: dict[str, Any] = {
             "H": height,
             "W": width,
@@ -187,24 +183,16 @@ class TritonKernel:
             "BLOCK": BLOCK,
         }
 
-    def to_device(self, array: npt.NDArray[Any]) -> torch.Tensor:
-        return array_to_device(array, self._config.device)
-
-    def load_params(self, params: AugmentParams) -> tuple[torch.Tensor, torch.Tensor]:
+    def load_params(self, params: AugmentParams) -> Any:
         """`moves` and `holes` of `_augment`."""
         terms, names = rotation_terms(params["rotation"]), ("hue", "saturation", "value")
         moves = [params["crop_y"], params["crop_x"], params["flip"], *terms.T, *(params[name] for name in names)]
         holes = [params[f"cutout_{name}"] for name in ("y", "x", "height", "width")]
         arrays = (np.stack(columns, axis=-1).astype(np.int32) for columns in (moves, holes))
-        moves_on_device, holes_on_device = map(self.to_device, arrays)
-        return moves_on_device, holes_on_device
+        return tuple(map(self.to_device, arrays))
 
     def launch(
-        self,
-        data: torch.Tensor,
-        offsets: torch.Tensor,
-        indices: torch.Tensor,
-        params: tuple[torch.Tensor, torch.Tensor],
+        self, data: torch.Tensor, offsets: torch.Tensor, indices: torch.Tensor, params: Any
     ) -> Callable[[], torch.Tensor]:
         config, num, (height, width, _) = self._config, len(indices), self._config.image_shape
         shape = (num, height, width, 3) if config.channels_last else (num, 3, height, width)
@@ -218,6 +206,3 @@ class TritonKernel:
                 )
         images = out.permute(0, 3, 1, 2) if config.channels_last else out  # (N, H, W, 3) -> (N, 3, H, W)
         return lambda: images
-
-    def close(self) -> None:
-        pass

@@ -49,9 +49,8 @@ def bench_loaders(
 
     try:
         candidates = {name: (lambda name=name: build(name)) for name in names}
-        return [
-            result.row() for result in measure.measure_throughput(candidates, repeats=repeats, device=device, log=log)
-        ]
+        results = measure.measure_throughput(candidates, repeats=repeats, device=device, log=log)
+        return [result.row() for result in results]
     finally:
         for loader in loaders:
             loader.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -65,16 +66,13 @@ def bench(
 
     log = logging.getLogger("fastcifar.bench")
     choose_threads(threads)
-    torch_device = choose_device(device)
+    target = choose_device(device)
     beton = open_for("resident", data_dir / "train.beton")
-    rows = bench_loaders(
-        beton, batch_size=batch_size, device=torch_device, dtype=getattr(torch, dtype), repeats=repeats, log=log.info
-    )
+    settings: dict[str, Any] = {"batch_size": batch_size, "device": target, "repeats": repeats, "log": log.info}
+    rows = bench_loaders(beton, dtype=getattr(torch, dtype), **settings)
     if steps:
-        rows += bench_steps(
-            beton, models or MODELS, batch_size=batch_size, device=torch_device, repeats=repeats, log=log.info
-        )
-    about = environment(f"{len(beton):,} images of {beton.path}, batch {batch_size}, {dtype}", torch_device)
+        rows += bench_steps(beton, models or MODELS, **settings)
+    about = environment(f"{len(beton):,} images of {beton.path}, batch {batch_size}, {dtype}", target)
     if as_json:
         click.echo(json.dumps({**about, "rows": rows}))
         return

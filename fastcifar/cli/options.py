@@ -125,7 +125,7 @@ class SettingsCommand(click.Command):
     def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         sections: dict[str, list[tuple[str, str]]] = {}
         for param in self.get_params(context):
-            record = param.get_help_record(context)
+            record = param.get_help_record(context) if isinstance(param, click.Option) else None  # not the argument
             if record is not None:
                 sections.setdefault(getattr(param, "section", "") or "Options", []).append(record)
         for section, records in sections.items():

@@ -82,22 +82,15 @@ def _replace(source: Path, folder: Path) -> None:
 
 def _grid(explained: ExplainedImages, table: MapTable, class_names: tuple[str, ...], heading: str) -> Figure:
     from fastcifar import plotting
-    from fastcifar.plotting.images import Caption
 
-    predictions, labels = explained.predictions, plotting.class_labels(class_names)
-    captions = [
-        Caption(labels[true] if true >= 0 else "", labels[predicted], bool(true == predicted), name, confidence)
-        for true, predicted, name, confidence in zip(
-            predictions.labels, predictions.predicted, explained.short_names, predictions.confidence, strict=True
-        )
-    ]
     best, target = best_layer(table.sizes), table.targets[0]
+    labels = plotting.class_labels(class_names)
     target = labels[class_names.index(target)] if target in class_names else target_name(target)
     return plotting.cam_grid(
         explained.images,
         table.maps[0, 0, :, best],
         table.has_evidence[0, 0, :, best].tolist(),
-        captions,
+        plotting.captions(explained.predictions, explained.short_names, class_names),
         f"{heading}\n{METHOD_NAMES[table.methods[0]]} of {target} at {_layer(table, best)}",
     )
 

@@ -125,15 +125,8 @@ def _draw(
 
     def gallery(selected: Predictions, images: npt.NDArray[np.uint8], correct: bool) -> Figure:
         from fastcifar import plotting
-        from fastcifar.plotting.images import Caption
 
-        labels = plotting.class_labels(names)
-        captions = [
-            Caption(labels[true], labels[predicted], correct, str(index), confidence)
-            for true, predicted, index, confidence in zip(
-                selected.labels, selected.predicted, selected.indices, selected.confidence, strict=True
-            )
-        ]
+        captions = plotting.captions(selected, list(map(str, selected.indices)), names)
         kind = "correctly classified, least confident first" if correct else "misclassified, largest loss first"
         num_all = int((predictions.is_correct == correct).sum())
         return plotting.gallery(images, captions, f"{title}\n{len(selected)} of {num_all:,} {kind}")

@@ -17,7 +17,7 @@ from fastcifar.io.reading import load_arrays, read_bytes
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 FIELDS = ("indices", "labels", "logits", "weights_sha256", "data_sha256")
-MAX_BYTES = 2**30
+MAX_BYTES = 2**29
 UNKNOWN = -1
 
 

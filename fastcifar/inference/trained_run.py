@@ -79,9 +79,9 @@ class TrainedRun:
     def predictions(self, split: str, *, tta: str = "none") -> Predictions:
         """The predictions on 'test', or on 'val', the images held out from training.
 
-        They use the autocast of training. Those on the test images without augmentation are kept in predictions.npz,
-        and read from it if it was made with these weights and this beton. Raises DataError if the beton
-        cannot be used; UsageError if no image was held out; CheckpointError if a logit is not finite.
+        They use the autocast of training. Those on the test images without augmentation are stored in predictions.npz,
+        and read from it if they belong to these weights and this beton. Raises DataError if the beton cannot be used;
+        UsageError if no image was held out; CheckpointError if a logit is not finite.
         """
         beton = self.beton(split)
         is_cached = split == "test" and tta == "none" and self.run.tested_on() in (None, beton.sha256)

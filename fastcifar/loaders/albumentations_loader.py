@@ -120,7 +120,6 @@ class AlbumentationsLoader(Loader):
             reason = _worker_message(error)
             what = f"failed ({reason})" if reason else f"exited ({_exit_of_worker(workers, error)})"
             _shut_down(workers)
-            self.beton.check_unchanged()  # a worker that reads past the end of a truncated file is killed
             remedy = remedy_for(what, self.config.augment.pipeline is None)
             raise FastcifarError(f"a worker of the albumentations loader {what}; {remedy}") from error
 

@@ -4,7 +4,7 @@
 from fastcifar.plotting.context import dark, own_context
 
 # isort: on
-from fastcifar.plotting.images import cam_grid, cam_sheet, gallery, preview
+from fastcifar.plotting.images import cam_grid, cam_sheet, captions, gallery, preview
 from fastcifar.plotting.metrics import confusion_matrix, reliability_diagram
 from fastcifar.plotting.style import svg, write_png
 from fastcifar.plotting.text import class_labels
@@ -13,6 +13,7 @@ from fastcifar.plotting.training import curves, lr_curve
 __all__ = [
     "cam_grid",
     "cam_sheet",
+    "captions",
     "class_labels",
     "confusion_matrix",
     "curves",

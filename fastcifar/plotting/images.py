@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,11 @@ from matplotlib.figure import Figure
 
 from fastcifar.plotting.context import own_context
 from fastcifar.plotting.style import HEAT, LUMINANCE, TRAIN_COLOUR, VAL_COLOUR
+from fastcifar.plotting.text import class_labels
 from fastcifar.plotting.tiles import MAX_SIDE, Tile, table
+
+if TYPE_CHECKING:
+    from fastcifar.inference.predictions import Predictions
 
 Images = npt.NDArray[np.uint8]
 Maps = npt.NDArray[np.float32]
@@ -36,6 +40,16 @@ class Caption(NamedTuple):
     """Of the image: its index in the beton, or the name of its file."""
     confidence: float
     """0..1."""
+
+
+def captions(predictions: Predictions, names: Sequence[str], class_names: Sequence[str]) -> list[Caption]:
+    """The caption of each image. names: of the images."""
+    labels = class_labels(class_names)
+    columns = predictions.labels, predictions.predicted, names, predictions.confidence
+    return [
+        Caption(labels[true] if true >= 0 else "", labels[predicted], bool(true == predicted), name, confidence)
+        for true, predicted, name, confidence in zip(*columns, strict=True)
+    ]
 
 
 class SheetRow(NamedTuple):

@@ -56,7 +56,7 @@ def confusion_matrix(counts: npt.NDArray[np.int64], names: Sequence[str], title:
 
 def _write_counts(axis: Any, counts: npt.NDArray[np.int64], cells: npt.NDArray[np.float64]) -> None:
     """cells: (C, C, 3), the colour of each cell."""
-    is_light = cells @ LUMINANCE > 0.35
+    is_light = cells @ LUMINANCE > 0.46  # where black has more contrast than white
     for (row, column), count in np.ndenumerate(counts):
         colour = "black" if is_light[row, column] else "white"
         style: dict[str, Any] = {"ha": "center", "va": "center", "size": 7, "color": colour}

@@ -10,7 +10,7 @@ from fastcifar.errors import CheckpointError, DataError
 from fastcifar.inference.metrics import ClassMetrics, Metrics, compute_metrics
 from fastcifar.inference.predictions import Predictions
 from fastcifar.report.figures import Drawing, drawing
-from fastcifar.report.run_files import WEIGHTS, RunFiles, clean
+from fastcifar.report.run_files import WEIGHTS, RunFiles, clean, reading
 from fastcifar.report.training import METRICS
 from fastcifar.training.weights import read_info
 
@@ -38,12 +38,8 @@ def classification(files: RunFiles) -> Classification | None:
     """The metrics of predictions.npz, with the class names of the weights, or numbers where those cannot be read."""
     if not os.path.lexists(files.root / PREDICTIONS):
         return None
-    try:
+    with reading(PREDICTIONS):
         predictions = Predictions.load(files.root / PREDICTIONS)
-    except OSError as error:
-        raise DataError(f"{PREDICTIONS}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise DataError(f"{PREDICTIONS}: damaged: {error}") from error
     num_classes = predictions.logits.shape[1]
     if not 2 <= num_classes <= MAX_CLASSES:
         raise DataError(f"{PREDICTIONS}: has {num_classes:,} classes; expected 2..{MAX_CLASSES:,}")

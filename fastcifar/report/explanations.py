@@ -14,7 +14,7 @@ from fastcifar.explain.cam import best_layer
 from fastcifar.explain.files import COLUMNS, METHOD_NAMES, target_name
 from fastcifar.explain.maps import MapTable
 from fastcifar.report.figures import Picture, png, sheet
-from fastcifar.report.run_files import MIB, RunFiles, clean, number
+from fastcifar.report.run_files import MIB, RunFiles, clean, number, reading
 
 MAX_CARDS = 200
 MAX_SHEET_BYTES = 16 * MIB
@@ -125,9 +125,10 @@ def _maps(files: RunFiles, name: str, rows: list[dict[str, str]]) -> _Maps | Non
     arrays = files.arrays(name, ARRAYS)
     if arrays is None:
         return None
-    _require_shapes(name, arrays, len(rows))
-    if rows[0]["true"] and [row["index"] for row in rows] != [str(i) for i in arrays["indices"].ravel().tolist()]:
-        raise DataError(f"{name}: damaged: its images are not those of index.csv")
+    with reading(name):
+        _require_shapes(arrays, len(rows))
+        if rows[0]["true"] and [row["index"] for row in rows] != [str(i) for i in arrays["indices"].ravel().tolist()]:
+            raise ValueError("its images are not those of index.csv")
     best = best_layer([(int(h), int(w)) for h, w in arrays["sizes"]])
     method, target, layer = (clean(arrays[key][i]) for key, i in (("methods", 0), ("targets", 0), ("layers", best)))
     height, width = arrays["sizes"][best]
@@ -141,7 +142,7 @@ def _maps(files: RunFiles, name: str, rows: list[dict[str, str]]) -> _Maps | Non
     )
 
 
-def _require_shapes(name: str, arrays: dict[str, npt.NDArray[Any]], num_images: int) -> None:
+def _require_shapes(arrays: dict[str, npt.NDArray[Any]], num_images: int) -> None:
     images, maps, layers = arrays["images"], arrays["maps"], arrays["layers"]
     is_valid = (
         all(arrays[key].ndim == 1 and arrays[key].dtype.kind == "U" for key in ("targets", "methods", "layers"))
@@ -157,4 +158,4 @@ def _require_shapes(name: str, arrays: dict[str, npt.NDArray[Any]], num_images: 
         and arrays["sizes"].shape == (len(layers), 2)
     )
     if not is_valid:
-        raise DataError(f"{name}: damaged: its arrays do not match each other, or the {num_images} images of index.csv")
+        raise ValueError(f"its arrays do not match each other, or the {num_images} images of index.csv")

@@ -6,7 +6,8 @@ import csv
 import io
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -72,38 +73,26 @@ class RunFiles:
 
     def read(self, name: str, max_bytes: int) -> bytes | None:
         """The content of a file; None if there is none. Raises DataError if it cannot be read or is too large."""
-        path = self.root / name
-        if not os.path.lexists(path):
+        if not os.path.lexists(self.root / name):
             return None
-        try:
-            return read_bytes(path, max_bytes)
-        except OSError as error:
-            raise DataError(f"{name}: cannot be read ({error.strerror})") from error
-        except ValueError as error:
-            raise DataError(f"{name}: damaged: {one_line(error)}") from error
+        with reading(name):
+            return read_bytes(self.root / name, max_bytes)
 
     def text(self, name: str) -> str | None:
         """A UTF-8 text of at most 8 MiB; None if there is none."""
         content = self.read(name, MAX_TEXT)
-        if content is None:
-            return None
-        try:
-            return content.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise DataError(f"{name}: damaged: not UTF-8 ({error.reason})") from error
+        with reading(name):
+            return None if content is None else content.decode("utf-8")
 
     def mapping(self, name: str) -> dict[str, Any] | None:
-        """The JSON object or YAML mapping in a file; None if there is no file. Raises DataError if it holds another
-        value."""
+        """The JSON object or YAML mapping in a file; None if there is no file. Raises DataError for other content."""
         text = self.text(name)
         if text is None:
             return None
-        try:
+        with reading(name):
             mapping = parse_yaml(text)
-        except ValueError as error:
-            raise DataError(f"{name}: damaged: {one_line(error)}") from error
-        if not isinstance(mapping, dict) or not all(isinstance(key, str) for key in mapping):
-            raise DataError(f"{name}: damaged: expected names with values")
+            if not isinstance(mapping, dict) or not all(isinstance(key, str) for key in mapping):
+                raise ValueError("expected names with values")
         return mapping
 
     def rows(self, name: str, columns: Sequence[str]) -> list[dict[str, str]] | None:
@@ -111,26 +100,31 @@ class RunFiles:
         text = self.text(name)
         if text is None:
             return None
-        try:
+        with reading(name):
             head, *lines = list(csv.reader(io.StringIO(text), strict=True)) or [[]]
-        except csv.Error as error:
-            raise DataError(f"{name}: damaged: {one_line(error)}") from error
-        if tuple(head) != tuple(columns):
-            raise DataError(f"{name}: damaged: its first line is not {','.join(columns)}")
-        if len(lines) > MAX_ROWS or any(len(line) != len(columns) for line in lines):
-            raise DataError(f"{name}: damaged: expected {len(columns)} values a line, and at most {MAX_ROWS:,} lines")
+            if tuple(head) != tuple(columns):
+                raise ValueError(f"its first line is not {','.join(columns)}")
+            if len(lines) > MAX_ROWS or any(len(line) != len(columns) for line in lines):
+                raise ValueError(f"expected {len(columns)} values per line, and at most {MAX_ROWS:,} lines")
         return [dict(zip(columns, line, strict=True)) for line in lines]
 
     def arrays(self, name: str, keys: Sequence[str]) -> dict[str, npt.NDArray[Any]] | None:
         """Arrays of an .npz file, of at most 512 MiB in all; None if there is no file. Raises DataError if one is
         missing or damaged."""
         content = self.read(name, MAX_ARRAYS)
-        if content is None:
-            return None
-        try:
-            return load_arrays(content, keys, MAX_ARRAYS)
-        except ValueError as error:
-            raise DataError(f"{name}: damaged: {error}") from error
+        with reading(name):
+            return None if content is None else load_arrays(content, keys, MAX_ARRAYS)
+
+
+@contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Turn an error while the file `name` is read into a DataError that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{name}: cannot be read ({error.strerror})") from error
+    except (ValueError, csv.Error) as error:
+        raise DataError(f"{name}: damaged: {one_line(error)}") from error
 
 
 def number(name: str, values: Mapping[str, Any], key: str) -> float:

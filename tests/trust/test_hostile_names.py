@@ -1,4 +1,4 @@
-"""No name breaks out of the report: names of classes, files and runs, opened in a browser, are shown as text."""
+"""No name runs code in the report: names of classes, files and runs are shown as text in a browser."""
 
 from __future__ import annotations
 

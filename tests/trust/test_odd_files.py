@@ -1,4 +1,4 @@
-"""Pipes, devices, links and gigantic files in the place of those that are read and written: no hang, no harm."""
+"""Pipes, devices, links and gigantic files instead of those that are read and written: no hang, no write elsewhere."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ def gigantic(path: Path) -> None:
 
 
 class Hangs(BaseException):
-    """No Exception: what reads files may catch those."""
+    """Not an Exception: readers of files may catch those."""
 
 
 @contextmanager
 def in_time() -> Iterator[None]:
-    """What waits for a pipe is ended."""
+    """Ends the test if it waits for a pipe."""
 
     def end(*args: object) -> None:
         signal.alarm(1)  # again, if this is dropped
@@ -68,7 +68,7 @@ def in_time() -> Iterator[None]:
 
 @pytest.mark.parametrize("odd", [pipe, device, gigantic][: count(1, 3)])
 def test_odd_files_in_a_run_folder_neither_hang_nor_crash(run: RunFolder, odd: Callable[[Path], None]) -> None:
-    """In two goes: what only helps, and what the commands need."""
+    """First the optional files, then those that the commands need."""
     for name in READ[1:4]:
         (run.path / name).unlink()
         odd(run.path / name)
@@ -116,7 +116,7 @@ def test_a_sparse_beton_of_few_images_is_not_hashed_to_its_end(own_data_dir: Pat
         open_beton(path)
 
 
-def test_links_in_the_place_of_partial_files_are_not_followed(run: RunFolder, tmp_path: Path) -> None:
+def test_links_instead_of_partial_files_are_not_followed(run: RunFolder, tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_text("kept")
     for name in (".report.html.partial", ".predictions.npz.partial", "weights/.last.pt.partial"):
@@ -133,7 +133,7 @@ def test_links_in_the_place_of_partial_files_are_not_followed(run: RunFolder, tm
     assert not run.report.is_symlink()
 
 
-def test_links_in_the_place_of_folders_are_not_followed(run: RunFolder, tmp_path: Path) -> None:
+def test_links_instead_of_folders_are_not_followed(run: RunFolder, tmp_path: Path) -> None:
     """Into another run, or anywhere."""
     victim = tmp_path / "victim"
     (victim / "sheets").mkdir(parents=True)
@@ -171,8 +171,8 @@ def test_a_conversion_does_not_write_through_links_or_wait_for_pipes(
         assert len(contents(own_data_dir)) == 4
 
 
-def test_predictions_that_are_not_of_these_images_are_computed_again(run: RunFolder) -> None:
-    """Their owners' hashes are right, and what they hold is not."""
+def test_predictions_of_other_images_are_computed_again(run: RunFolder) -> None:
+    """Their hashes of weights and data match, their content does not."""
     with np.load(run.predictions) as found:
         honest = dict(found)
     expected = evaluate_run(run).metrics.accuracy
