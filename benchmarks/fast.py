@@ -24,7 +24,7 @@ from fastcifar.bench.results import environment
 WITHOUT = {
     "progressive": "--progressive=",
     "muon": "--optimizer sgd --lr 0.5 --momentum 0.9 --weight-decay 0.0005 --pct-start 0.2",
-    "sgd-for-the-rest": "--rest-optimizer adamw --rest-lr 0.01 --bias-lr 0.01 --weight-decay 0",
+    "sgd-for-the-rest": "--aux-optimizer adamw --aux-lr 0.01 --bias-lr 0.01 --weight-decay 0",
     "label-smoothing": "--label-smoothing 0",
     "alternating-flips": "--flip-mode random",
     "reflected-crops": "--padding-mode zero",

@@ -355,7 +355,7 @@ def test_train_can_find_its_rate_first(data_dir: Path, tmp_path: Path) -> None:
 @pytest.mark.full_size
 def test_the_next_command_names_a_recipes_file_and_all_rates_of_muon(data_dir: Path, tmp_path: Path) -> None:
     mine = tmp_path / "fast.yaml"
-    mine.write_text("settings: {model: small, optimizer: muon, lr: 2, rest_lr: 0.2, bias_lr: 100, batch_size: 60}")
+    mine.write_text("settings: {model: small, optimizer: muon, lr: 2, aux_lr: 0.2, bias_lr: 100, batch_size: 60}")
     arguments = ["lr-find", "--recipe", mine, "--data-dir", data_dir, "--runs-dir", tmp_path, "--steps", 40, "--json"]
     result = CliRunner().invoke(main, list(map(str, arguments)))
     facts = json.loads(result.stdout)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import fcntl
 import io
 import json
 import logging
@@ -26,7 +25,7 @@ from fastcifar.config import TrainConfig
 from fastcifar.converters import convert
 from fastcifar.converters.synthetic import source as synthetic_source
 from fastcifar.data.manifest import manifest_path
-from fastcifar.errors import CheckpointError, DataError, DivergedError, FastcifarError, Stopped, UsageError
+from fastcifar.errors import CheckpointError, DataError, DivergedError, Stopped, UsageError
 from fastcifar.inference.predict import predict_batch
 from fastcifar.training import RunFolder, find_run, train, trainer, weights
 from fastcifar.training import checkpoint as checkpoints
@@ -124,13 +123,6 @@ def test_resume_gives_the_same_weights(data_dir: Path, tmp_path: Path, at_step: 
 
     assert without_times(cut) == without_times(whole)
     assert len(without_times(cut)) == 2
-
-
-def test_sigterm_saves_and_ends_with_143(data_dir: Path, tmp_path: Path) -> None:
-    with pytest.raises(Stopped) as caught:
-        train(tiny(data_dir), runs_dir=tmp_path, reporter=Interrupts(2, signal.SIGTERM))
-    assert caught.value.exit_code == 143
-    assert checkpoints.load_checkpoint(RunFolder(tmp_path / "small"))["progress"]["step"] == 2
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
@@ -392,17 +384,6 @@ def test_a_run_stopped_after_its_last_step_makes_no_other(data_dir: Path, tmp_pa
     assert all(torch.equal(expected[key], got[key]) for key in expected)
 
 
-def test_two_processes_never_train_one_run(data_dir: Path, tmp_path: Path) -> None:
-    run, _ = train(tiny(data_dir, max_steps=1), runs_dir=tmp_path)
-    descriptor = os.open(run.path, os.O_RDONLY)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
-    try:
-        with pytest.raises(FastcifarError, match="another process is training this run"):
-            train(tiny(data_dir, max_steps=2), resume=run)
-    finally:
-        os.close(descriptor)
-
-
 def test_the_seed_decides_the_run(data_dir: Path, tmp_path: Path) -> None:
     losses = [
         train(tiny(data_dir, seed=s, epochs=1, deterministic=True), runs_dir=tmp_path)[1]["test_loss"]
@@ -474,28 +455,6 @@ def finished(data_dir: Path, tmp_path: Path) -> RunFolder:
     return train(tiny(data_dir, epochs=2, max_steps=6), runs_dir=tmp_path / "runs")[0]
 
 
-def test_a_damaged_checkpoint_is_replaced_by_the_previous_one(
-    finished: RunFolder, caplog: pytest.LogCaptureFixture
-) -> None:
-    good = finished.last.read_bytes()
-    random = np.random.default_rng(0)
-    for position in random.integers(0, len(good), 15):
-        damaged = bytearray(good)
-        damaged[position] ^= 4
-        finished.last.write_bytes(damaged)
-        caplog.clear()
-        with caplog.at_level(logging.WARNING):
-            assert checkpoints.load_checkpoint(finished)["progress"]["step"] == 5
-        assert "resuming from" in caplog.text
-    for length in (0, 10, len(good) // 2, len(good) - 1):
-        finished.last.write_bytes(good[:length])
-        assert checkpoints.load_checkpoint(finished)["progress"]["step"] == 5
-    for path in (finished.last, finished.previous):
-        path.write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"last\.pt: damaged.*; .*previous\.pt: damaged"):
-        checkpoints.load_checkpoint(finished)
-
-
 def test_a_checkpoint_that_would_run_code_is_refused(finished: RunFolder, tmp_path: Path) -> None:
     class Payload:
         def __reduce__(self) -> tuple[object, tuple[str]]:
@@ -509,15 +468,6 @@ def test_a_checkpoint_that_would_run_code_is_refused(finished: RunFolder, tmp_pa
     with pytest.raises(CheckpointError, match="damaged or not a checkpoint .Weights only load failed"):
         checkpoints.load_checkpoint(finished)
     assert not (tmp_path / "executed").exists()
-
-
-def test_truncated_and_edited_weights_are_refused(finished: RunFolder) -> None:
-    content = finished.best.read_bytes()
-    for damaged in (b"", content[:100], content[: len(content) // 2], content.replace(b"small", b"tiny1")):
-        finished.best.write_bytes(damaged)
-        with pytest.raises(CheckpointError, match="damaged, or not weights written by fastcifar") as caught:
-            weights.load_weights(finished.best)
-        assert caught.value.exit_code == 6
 
 
 def test_a_checkpoint_of_another_network_or_data_is_refused(

@@ -53,13 +53,13 @@ def lr_find(
     suggest: str,
     runs_dir: Path,
     as_json: bool,
-    **given: Any,
+    **values: Any,
 ) -> None:
     """Find a learning rate: train for some steps while it rises, and see where the loss falls.
 
     Writes the curve (PNG and CSV) to a new folder in the runs folder, and prints the train command to run next.
     """
-    config = settings.train_config(context, dict(given))
+    config = settings.train_config(context, dict(values))
     lr = (context.default_map or {}).get("lr")  # of the recipe: the other rates of Muon keep their ratio to it
     config = config if lr in (None, "auto") else config.with_settings(lr=lr)
 

@@ -45,7 +45,7 @@ LATEST = "\0"
 @options.as_json
 @click.pass_context
 def train(
-    context: click.Context, /, name: str | None, resume: str | None, runs_dir: Path, as_json: bool, **given: Any
+    context: click.Context, /, name: str | None, resume: str | None, runs_dir: Path, as_json: bool, **values: Any
 ) -> None:
     """Train a network on the datasets in the data folder.
 
@@ -53,7 +53,7 @@ def train(
     used once, at the end. Ctrl-C saves, and --resume continues. Several processes share each batch: torchrun
     --nproc-per-node 2 -m fastcifar train …
     """
-    config = settings.train_config(context, dict(given))
+    config = settings.train_config(context, dict(values))
 
     import json
 
@@ -103,10 +103,10 @@ def train(
     show_next(command_line("fastcifar", "explain", run.path, *trust))
 
 
-def _resumed(context: click.Context, stored: TrainConfig, given: TrainConfig) -> TrainConfig:
+def _resumed(context: click.Context, stored: TrainConfig, requested: TrainConfig) -> TrainConfig:
     """The settings of the run, with those that the user changed."""
     typed_now = typed(context, (*SETTINGS, "name"))
-    trusted = stored.model.names_code and given.model.name == stored.model.name  # the user named the code
+    trusted = stored.model.names_code and requested.model.name == stored.model.name  # the user named the code
     fixed = [key for key in typed_now if key not in CHANGEABLE and not (key == "model" and trusted)]
     if fixed:
         raise click.UsageError(
@@ -118,5 +118,5 @@ def _resumed(context: click.Context, stored: TrainConfig, given: TrainConfig) ->
             f"--model {stored.model.name}",
             context,
         )
-    changed = given.to_settings()
+    changed = requested.to_settings()
     return stored.with_settings(**{key: changed[key] for key in typed_now if key in CHANGEABLE})
