@@ -691,9 +691,9 @@ def test_auto_chooses_by_size(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -
 
     betons = [open_beton(data_dir / f"{split}.beton") for split in ("train", "test")]
     num_bytes = sum(beton.num_bytes for beton in betons)
-    monkeypatch.setattr("fastcifar.loaders.free_memory", lambda device: 2 * num_bytes)
+    monkeypatch.setattr("fastcifar.loaders.choose.free_memory", lambda device: 2 * num_bytes)
     assert choose_loader("auto", betons).name == "resident"
-    monkeypatch.setattr("fastcifar.loaders.free_memory", lambda device: num_bytes)
+    monkeypatch.setattr("fastcifar.loaders.choose.free_memory", lambda device: num_bytes)
     assert choose_loader("auto", betons[1:]).name == "resident"
     for installed, expected in ((object(), "ffcv"), (None, "albumentations")):
         monkeypatch.setattr(importlib.util, "find_spec", lambda name, spec=installed: spec)

@@ -5,36 +5,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
 import logging
 import os
-import threading
-from collections.abc import Sequence
 from inspect import signature
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from fastcifar.augment.kernel import numba_module
 from fastcifar.config import LOADERS, NO_AUGMENT, SHUFFLES, AugmentConfig
-from fastcifar.data.beton import Beton, empty_classes, open_beton
-from fastcifar.errors import FastcifarError, UsageError
+from fastcifar.data.beton import Beton
+from fastcifar.errors import UsageError
 from fastcifar.io.checks import require_bool, require_choice
-from fastcifar.io.paths import user_path
-from fastcifar.loaders.base import (
-    SHARE_OF_MEMORY,
-    Batch,
-    Indices,
-    Loader,
-    LoaderConfig,
-    free_memory,
-    usable_device,
-)
+from fastcifar.loaders.base import Batch, Indices, Loader, LoaderConfig, usable_device
+from fastcifar.loaders.choose import LoaderChoice, choose_loader, loader_class, missing_part, open_for
 from fastcifar.loaders.dataloader_compat import unknown_setting
-from fastcifar.loaders.resident import ResidentLoader
 
 __all__ = [
     "Batch",
@@ -112,111 +98,13 @@ def make_loader(
     if loader == "auto":
         log.info("loader: %s", choice)
     (beton,) = choice.betons
-    return _loader_class(choice.name)(
+    return loader_class(choice.name)(
         beton,
         config,
         _checked_indices(indices, len(beton)),
         beton.mean if mean is None else mean,
         beton.std if std is None else std,
     )
-
-
-class LoaderChoice(NamedTuple):
-    """A loader, and the betons opened for it."""
-
-    name: str
-    reason: str
-    betons: list[Beton]
-
-    def __str__(self) -> str:
-        return f"{self.name} ({self.reason})"
-
-
-def choose_loader(
-    loader: str,
-    betons: Sequence[Beton | str | os.PathLike[str]],
-    *,
-    augment: AugmentConfig | None = None,
-    device: torch.device | str = "cpu",
-) -> LoaderChoice:
-    """The loader for betons that are used together, and the betons, opened as it needs them.
-
-    loader 'auto': 'albumentations' for a pipeline of Albumentations, 'ffcv' for JPEG images, 'resident' where the
-    betons fit into the memory of `device`, else 'ffcv' (or 'albumentations', where FFCV is not installed).
-    """
-    name, reason, has_pipeline = loader, "by request", augment is not None and augment.pipeline is not None
-    if loader == "auto" and has_pipeline:
-        name, reason = "albumentations", "augment is a pipeline of Albumentations"
-    elif loader == "auto":
-        name, reason = _loader_for_size(sum(map(_size_of, betons)), usable_device(device))
-    opened = [beton if isinstance(beton, Beton) else open_for(name, beton, device) for beton in betons]
-    if loader == "auto" and not has_pipeline and any(beton.encoding == "jpeg" for beton in opened):
-        name, reason = "ffcv", "the images are JPEG"
-    return LoaderChoice(name, reason, opened)
-
-
-def _loader_for_size(num_bytes: int, device: torch.device) -> tuple[str, str]:
-    if num_bytes < SHARE_OF_MEMORY * free_memory(device):
-        return "resident", f"{num_bytes / 2**20:.0f} MiB fit into the memory of {device}"
-    reason = f"{num_bytes / 2**20:.0f} MiB do not fit into the memory of {device}"
-    if importlib.util.find_spec("ffcv") is not None:
-        return "ffcv", reason
-    return "albumentations", f"{reason}, and FFCV is not installed"
-
-
-def open_for(loader: str, path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Beton:
-    """Open a beton as the loader needs it: as a private copy in memory if it fits there.
-
-    The CPU kernel, if the loader will use it on `device`, is loaded while the file is copied and hashed.
-    """
-    path = user_path(path, "beton")
-    size = _size_of(path)
-    if size and loader != "albumentations" and usable_device(device).type == "cpu":
-        threading.Thread(target=_load_cpu_kernel, name="fastcifar-load").start()
-    free = free_memory()
-    if loader == "resident" and size > free:
-        raise UsageError(
-            f"{path}: {size >> 20:,} MiB do not fit into {free >> 20:,} MiB of free memory; use --loader ffcv"
-        )
-    beton = open_beton(path, in_memory=loader == "resident" or size < SHARE_OF_MEMORY * free)
-    if not beton.verified:
-        log.warning("%s has no manifest: its structure was checked, its pixels cannot be", beton.path)
-    if warning := empty_classes(beton):
-        log.warning("%s", warning)
-    return beton
-
-
-def _load_cpu_kernel() -> None:
-    with contextlib.suppress(Exception):  # the loader loads it again, and reports it
-        numba_module().load()
-
-
-def _size_of(beton: Beton | str | os.PathLike[str]) -> int:
-    if isinstance(beton, Beton):
-        return beton.num_bytes
-    path = user_path(beton, "beton")
-    return os.path.getsize(path) if os.path.isfile(path) else 0  # opening it reports a missing file
-
-
-def _loader_class(name: str) -> type[Loader]:
-    if name == "ffcv":
-        from fastcifar.loaders.ffcv_loader import FfcvLoader
-
-        return FfcvLoader
-    if name == "albumentations":
-        from fastcifar.loaders.albumentations_loader import AlbumentationsLoader
-
-        return AlbumentationsLoader
-    return ResidentLoader
-
-
-def missing_part(name: str) -> FastcifarError | None:
-    """Why the loader `name` cannot be used, or None if it can."""
-    try:
-        _loader_class(name)
-    except FastcifarError as error:
-        return error
-    return None
 
 
 def _checked_indices(indices: npt.ArrayLike | None, num_images: int) -> Indices:
