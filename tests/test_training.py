@@ -12,6 +12,7 @@ import signal
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ from fastcifar.training.progress import SilentReporter, duration
 from fastcifar.training.run_folder import create_run
 from fastcifar.training.signals import StopRequest
 from fastcifar.training.step import TrainStep
+from fastcifar.training.trainer import Trainer
 from tests.tiny import Interrupts
 from tests.tiny import tiny as tiny_network
 
@@ -666,3 +668,22 @@ def test_env_json_keeps_the_environment_of_the_start_and_of_each_resume(data_dir
         assert {key: env[key] for key in began} == began
         assert len(env["resumed"]) == count
     assert torch.load(run.last, weights_only=True)["environment"]["processor"] == env["processor"]
+
+
+@pytest.mark.parametrize(
+    ("best", "accuracy", "complete", "is_best"),
+    [
+        (None, 0.1, True, True),
+        (None, 0.1, False, True),
+        (0.5, 0.6, True, True),
+        (0.5, 0.6, False, False),
+        (0.5, 0.5, True, False),
+        (0.5, None, True, True),
+    ],
+)
+def test_of_equal_epochs_the_first_is_the_best(
+    best: float | None, accuracy: float | None, complete: bool, is_best: bool
+) -> None:
+    progress = SimpleNamespace(best=None if best is None else {"val_accuracy": best})
+    trainer: Any = SimpleNamespace(progress=progress)
+    assert Trainer._is_best(trainer, {"val_accuracy": accuracy}, complete) == is_best
