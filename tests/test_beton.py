@@ -17,7 +17,7 @@ from fastcifar.data.manifest import manifest_path
 from fastcifar.data.statistics import channel_histogram, channel_statistics
 from fastcifar.data.tables import ALLOCATION, HEADER, RECORD, TABLES_START
 from fastcifar.errors import DataError
-from tests.trust.cases import vouch
+from tests.trust.cases import write_matching_manifest
 
 Damage = Callable[[Any, Any, Any], None]
 
@@ -165,7 +165,7 @@ def test_a_hostile_field_is_refused(own_data_dir: Path, name: str, in_memory: bo
 def test_a_label_beyond_the_manifest_is_refused(own_data_dir: Path) -> None:
     path = own_data_dir / "train.beton"
     rewrite(path, put("records", "label", 10))
-    vouch(path)
+    write_matching_manifest(path)
     with pytest.raises(DataError, match=r"has label 10, its manifest train\.beton\.json has 10 classes"):
         open_beton(path)
 

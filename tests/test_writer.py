@@ -24,7 +24,7 @@ from fastcifar.data.manifest import manifest_path, read_manifest
 from fastcifar.errors import DataError, FastcifarError, UsageError
 from fastcifar.io.locks import lock_folder
 from fastcifar.loaders import missing_part
-from tests.trust.cases import vouch
+from tests.trust.cases import write_matching_manifest
 
 
 class ListSplit:
@@ -295,7 +295,7 @@ def test_a_jpeg_that_cannot_be_decoded_is_an_error_and_not_another_image(tmp_pat
     for place, new in ((scan, b"\xff\xd9"), (table + 2, b"\0\3"), (end - len(half), half)):  # the last: cut off
         damaged = whole[:place] + new + whole[place + len(new) :]
         path.write_bytes(damaged)
-        vouch(path)
+        write_matching_manifest(path)
         loader = make_loader(path, batch_size=50, augment=NO_AUGMENT)
         with pytest.raises(DataError, match=r"train\.beton: image 7 is a truncated or corrupt JPEG file"):
             list(loader.epoch(0))

@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 import torch
 
-from fastcifar import AugmentConfig, loaders, make_loader, open_beton
+from fastcifar import AugmentConfig, make_loader, open_beton
 from fastcifar.config import ExplainConfig, TrainConfig
 from fastcifar.errors import DataError
 from fastcifar.explain import explain_run
 from fastcifar.inference.evaluation import evaluate_run
 from fastcifar.inference.trained_run import TrainedRun
-from fastcifar.loaders import Loader
+from fastcifar.loaders import Loader, choose
 from fastcifar.training import RunFolder, train
 from fastcifar.training.progress import SilentReporter
 from tests.trust.cases import LONGEST_S, count, is_refused
@@ -108,7 +108,7 @@ def test_a_change_of_what_does_not_fit_into_memory_ends_the_run(
     """Or is not seen: a file that was deleted or replaced is open still."""
     with closing(opened(copy(), name)) as loader:
         expected = delivered(loader, "never", lambda: None)
-    monkeypatch.setattr(loaders, "SHARE_OF_MEMORY", 0)
+    monkeypatch.setattr(choose, "SHARE_OF_MEMORY", 0)
     cases = [(change, when) for change in CHANGES for when in WHEN][:: count(5, 1)]
     for change, when in cases:
         path, found = copy(), []
@@ -129,7 +129,7 @@ def test_a_change_in_the_last_epoch_of_a_run_ends_it(
     own_data_dir: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No batch is requested after the last step."""
-    monkeypatch.setattr(loaders, "SHARE_OF_MEMORY", 0)
+    monkeypatch.setattr(choose, "SHARE_OF_MEMORY", 0)
     config = TrainConfig.from_settings(
         data_dir=str(own_data_dir), model="small", epochs=1, batch_size=5, val_size=0, loader=name, shuffle="window"
     )
@@ -156,7 +156,7 @@ def test_figures_show_the_images_that_were_checked(
     trained: Path, data_dir: Path, tmp_path: Path, look: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The predictions are known, and the file changes before the images are read."""
-    monkeypatch.setattr(loaders, "SHARE_OF_MEMORY", 0)
+    monkeypatch.setattr(choose, "SHARE_OF_MEMORY", 0)
     run = RunFolder(shutil.copytree(trained / "a", tmp_path / "a"))
     own = shutil.copytree(data_dir, tmp_path / "data")
     real = TrainedRun.predictions
