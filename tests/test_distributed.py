@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from functools import partial
@@ -26,6 +27,7 @@ from fastcifar.loaders import make_loader, missing_part
 from fastcifar.training import RunFolder
 from fastcifar.training.distributed import Distributed
 from fastcifar.training.sync_norm import SyncBatchNorm2d, convert_sync_batchnorm
+from tests.workers import WorkerGroup, worker_group
 
 LIMIT_S = 120
 
@@ -86,13 +88,17 @@ def test_a_wrong_port_is_refused(port: str, monkeypatch: pytest.MonkeyPatch) -> 
         Distributed.from_environment()
 
 
-# ---- real processes ----------------------------------------------------------------------------------------------
+# ---- several processes: a group that stays, and torchrun itself -------------------------------------------------
 
 
-def start(count: int, *args: object) -> subprocess.Popen[str]:
-    program = [sys.executable, "-m"]
-    if count > 1:
-        program += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "-m"]
+@pytest.fixture(scope="module")
+def group() -> Iterator[WorkerGroup]:
+    with worker_group(3) as workers:
+        yield workers
+
+
+def torchrun(count: int, *args: object) -> subprocess.Popen[str]:
+    program = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "-m"]
     command = [*program, "fastcifar", "train", *map(str, args)]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
@@ -116,14 +122,15 @@ def flags(data_dir: Path, runs_dir: Path, name: str, **more: Any) -> list[object
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_does(data_dir: Path, tmp_path: Path) -> None:
-    runs = {}
-    for count in (1, 2):
-        process = start(count, *flags(data_dir, tmp_path, f"of{count}", epochs=2, lr=0.005), "--sync-bn", "--json")
-        out, errors = ended(process)
-        assert process.returncode == 0, errors
-        assert len(out.strip().splitlines()) == 1  # only rank 0 prints
-        runs[count] = json.loads(out)
+def test_two_processes_train_as_one_does(data_dir: Path, tmp_path: Path, group: WorkerGroup) -> None:
+    arguments = [[*flags(data_dir, tmp_path, f"of{i}", epochs=2, lr=0.005), "--sync-bn", "--json"] for i in (1, 2)]
+    ((code, out, errors),) = group.run(1, "train", *arguments[0])
+    assert code == 0, errors
+    runs = {1: json.loads(out)}
+    out, errors = ended(process := torchrun(2, *arguments[1]))
+    assert process.returncode == 0, errors
+    assert len(out.strip().splitlines()) == 1  # only rank 0 prints
+    runs[2] = json.loads(out)
     one, two = (RunFolder(Path(runs[count]["run"])) for count in (1, 2))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["of1", "of2"]  # only rank 0 writes
     assert runs[2]["processes"] == 2
@@ -142,13 +149,14 @@ def test_two_processes_train_as_one_does(data_dir: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_without_batch_norm_the_weights_are_those_of_one_process(data_dir: Path, tmp_path: Path) -> None:
+def test_without_batch_norm_the_weights_are_those_of_one_process(
+    data_dir: Path, tmp_path: Path, group: WorkerGroup
+) -> None:
     settings = {"model": "resnet18", "norm": "group", "batch-size": 20, "max-steps": 3, "l1": 1e-4, "val-size": 0}
     states = []
     for count in (1, 2):
-        process = start(count, *flags(data_dir, tmp_path, f"of{count}", **settings))
-        _, errors = ended(process)
-        assert process.returncode == 0, errors
+        results = group.run(count, "train", *flags(data_dir, tmp_path, f"of{count}", **settings))
+        assert [code for code, _, _ in results] == [0] * count, results
         states.append(torch.load(tmp_path / f"of{count}" / "weights" / "last.pt", weights_only=True)["model"])
     for key, value in states[0].items():
         torch.testing.assert_close(states[1][key], value, rtol=1e-4, atol=1e-4)
@@ -192,13 +200,13 @@ def test_sync_batch_norm_equals_batch_norm(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.slow
-def test_a_resumed_run_adds_gradients_in_the_same_order(data_dir: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_adds_gradients_in_the_same_order(data_dir: Path, tmp_path: Path, group: WorkerGroup) -> None:
     """With more than two processes the order of addition shows in the last bits."""
 
     def trained(*args: object) -> None:
-        _, errors = ended(process := start(3, *args))
-        assert process.returncode == 0, errors
-        assert "Warning" not in errors  # of torch's, about how gradients are sent
+        results = group.run(3, "train", *args)
+        assert [code for code, _, _ in results] == [0] * 3, results
+        assert not any("Warning" in errors for _, _, errors in results)  # of torch's, about how gradients are sent
 
     trained(*flags(data_dir, tmp_path, "whole", **{"max-steps": 4, "batch-size": 60}))
     trained(*flags(data_dir, tmp_path, "cut", **{"max-steps": 2, "batch-size": 60}))
@@ -207,34 +215,33 @@ def test_a_resumed_run_adds_gradients_in_the_same_order(data_dir: Path, tmp_path
     assert all(torch.equal(whole["model"][key], cut["model"][key]) for key in whole["model"])
 
 
-def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def wait_for_results(process: subprocess.Popen[str], run: RunFolder) -> list[int]:
-    """The processes of the run, once it has saved."""
+def wait_for_results(run: RunFolder) -> None:
+    """Until the run has saved."""
     deadline = time.monotonic() + LIMIT_S
-    while not run.results.exists() and process.poll() is None and time.monotonic() < deadline:
+    while not run.results.exists() and time.monotonic() < deadline:
         time.sleep(0.05)  # waits for another process to reach a state; no result depends on it
     assert run.results.exists()
-    return children(process.pid)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc")
-def test_a_signal_to_one_stops_all_at_one_step_and_they_resume(data_dir: Path, tmp_path: Path) -> None:
+def test_a_signal_to_one_stops_all_at_one_step_and_they_resume(
+    data_dir: Path, tmp_path: Path, group: WorkerGroup
+) -> None:
     run = RunFolder(tmp_path / "stop")
-    process = start(2, *flags(data_dir, tmp_path, "stop", epochs=1000))
-    os.kill(wait_for_results(process, run)[1], signal.SIGTERM)
-    _, errors = ended(process)
+    group.start(2, "train", *flags(data_dir, tmp_path, "stop", epochs=1000))
+    wait_for_results(run)
+    os.kill(group.pids[1], signal.SIGTERM)
+    (code, _, errors), (other_code, _, other_errors) = group.results(2)
+    assert code == other_code == 128 + signal.SIGTERM
     assert errors.count("stopped by SIGTERM: saved at step ") == 1
+    assert not other_errors  # only rank 0 prints
     state = torch.load(run.last, weights_only=True)
     step = state["progress"]["step"]
     assert f"saved at step {step};" in errors
     assert len(state["rng"]) == 2
-    again = start(2, "--resume", "stop", "--runs-dir", tmp_path, "--max-steps", step + 1, "--json")
-    out, errors = ended(again)
-    assert again.returncode == 0, errors
+    resume = ["train", "--resume", "stop", "--runs-dir", tmp_path, "--max-steps", step + 1, "--json"]
+    (code, out, errors), _ = group.run(2, *resume)
+    assert code == 0, errors
     assert json.loads(out)["steps"] == step + 1
 
 
@@ -242,9 +249,10 @@ def test_a_signal_to_one_stops_all_at_one_step_and_they_resume(data_dir: Path, t
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc")
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_process_that_dies_ends_the_others_with_a_clear_line(data_dir: Path, tmp_path: Path, victim: int) -> None:
-    run = RunFolder(tmp_path / "die")
-    process = start(2, *flags(data_dir, tmp_path, "die", epochs=1000))
-    os.kill(wait_for_results(process, run)[victim], signal.SIGKILL)
+    process = torchrun(2, *flags(data_dir, tmp_path, "die", epochs=1000))
+    wait_for_results(RunFolder(tmp_path / "die"))
+    ranks = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(ranks[victim]), signal.SIGKILL)
     _, errors = ended(process)
     assert process.returncode != 0
     assert f"Error: process {1 - victim} of 2 stopped: another process of this run has exited" in errors
