@@ -46,6 +46,13 @@ def each_loader(**marks: pytest.MarkDecorator) -> list[Any]:
 
 LOADERS = each_loader()
 FFCV_SLOW = each_loader(ffcv=pytest.mark.slow)  # it compiles each pipeline again
+LOADERS_AND_DTYPES = [
+    *(pytest.param(*each.values, torch.float32, marks=each.marks) for each in FFCV_SLOW),
+    *(("resident", dtype) for dtype in (torch.bfloat16, torch.float16, torch.uint8)),
+    ("albumentations", torch.bfloat16),
+    ("albumentations", torch.uint8),
+]
+"""Each loader in float32; other dtypes where they take another path. The ffcv loader has the kernels of resident."""
 needs_ffcv = pytest.mark.skipif(missing_part("ffcv") is not None, reason="ffcv is not installed")
 
 
@@ -132,8 +139,7 @@ def test_rotation_and_colour_are_the_same_to_a_grey_level(
         assert difference <= 1, (row, table[row])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8])
-@pytest.mark.parametrize("name", FFCV_SLOW)
+@pytest.mark.parametrize(("name", "dtype"), LOADERS_AND_DTYPES)
 def test_contiguous_batches_hold_the_same_values(data_dir: Path, name: str, dtype: torch.dtype) -> None:
     settings: dict[str, Any] = {"batch_size": 100, "loader": name, "dtype": dtype}
     usual = epoch_of(make_loader(data_dir / "train.beton", **settings))
@@ -143,8 +149,7 @@ def test_contiguous_batches_hold_the_same_values(data_dir: Path, name: str, dtyp
         assert torch.equal(a.images, b.images)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.uint8])
-@pytest.mark.parametrize("name", FFCV_SLOW)
+@pytest.mark.parametrize(("name", "dtype"), LOADERS_AND_DTYPES)
 def test_every_loader_delivers_what_resident_delivers(data_dir: Path, name: str, dtype: torch.dtype) -> None:
     expected = epoch_of(make_loader(data_dir / "train.beton", batch_size=64, seed=5, dtype=dtype, loader="resident"), 2)
     got = epoch_of(make_loader(data_dir / "train.beton", batch_size=64, seed=5, dtype=dtype, loader=name), 2)
@@ -156,8 +161,7 @@ def test_every_loader_delivers_what_resident_delivers(data_dir: Path, name: str,
         assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8])
-@pytest.mark.parametrize("name", FFCV_SLOW)
+@pytest.mark.parametrize(("name", "dtype"), LOADERS_AND_DTYPES)
 def test_without_the_compiled_kernel_the_pixels_are_the_same(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch, name: str, dtype: torch.dtype
 ) -> None:

@@ -20,7 +20,8 @@ from fastcifar.augment.params import check_params, params_dtype, sample_params
 from fastcifar.config import NO_AUGMENT, AugmentConfig
 from tests.reference import augment_image
 from tests.test_torch_kernel import (
-    CASES,
+    DTYPES,
+    EACH_ONCE,
     RESAMPLED,
     augment_with_torch,
     check_pixels,
@@ -31,8 +32,6 @@ from tests.test_torch_kernel import (
     scattered,
 )
 
-DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.uint8]
-
 
 def make(
     augment: AugmentConfig, shape: tuple[int, int, int], dtype: torch.dtype = torch.uint8, num_threads: int = 2
@@ -40,9 +39,7 @@ def make(
     return NumbaKernel(kernel_config(augment, shape, dtype=dtype), num_threads)
 
 
-@pytest.mark.parametrize("channels_last", [True, False])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("augment", "shape", "num"), [*CASES, (NO_AUGMENT, (3, 4, 3), 3)])
+@pytest.mark.parametrize(("augment", "shape", "num", "dtype", "channels_last"), EACH_ONCE)
 def test_same_pixels_as_the_reference(
     augment: AugmentConfig, shape: tuple[int, int, int], num: int, dtype: torch.dtype, channels_last: bool
 ) -> None:

@@ -15,13 +15,11 @@ if DEVICE.type == "cpu":
 pytest.importorskip("triton")
 
 from fastcifar.augment.triton_kernel import TritonKernel  # noqa: E402
-from fastcifar.config import NO_AUGMENT, AugmentConfig  # noqa: E402
-from tests.test_torch_kernel import CASES, RESAMPLED, check_pixels, check_resampled_pixels, kernel_config  # noqa: E402
+from fastcifar.config import AugmentConfig  # noqa: E402
+from tests.test_torch_kernel import EACH_ONCE, RESAMPLED, check_pixels, check_resampled_pixels, kernel_config  # noqa: E402
 
 
-@pytest.mark.parametrize("channels_last", [True, False])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.uint8])
-@pytest.mark.parametrize(("augment", "shape", "num"), [*CASES, (NO_AUGMENT, (3, 4, 3), 3)])
+@pytest.mark.parametrize(("augment", "shape", "num", "dtype", "channels_last"), EACH_ONCE)
 def test_same_pixels_as_the_reference(
     augment: AugmentConfig, shape: tuple[int, int, int], num: int, dtype: torch.dtype, channels_last: bool
 ) -> None:
