@@ -30,13 +30,7 @@ if TYPE_CHECKING:
 )
 @settings.add(
     settings.RECIPE,
-    settings.BATCH_SIZE,
-    settings.SEED,
-    settings.MODEL,
-    [options.data_dir],
-    settings.DATA,
-    settings.LOADER,
-    settings.AUGMENTATION,
+    settings.EXPERIMENT,
     settings.RANGE_TEST_OPTIMIZER,
     settings.DEVICE,
 )

@@ -75,6 +75,8 @@ RUNTIME = options_of(config.RuntimeConfig, "Device and logging", without=("devic
 RUN = options_of(TrainConfig, "Run", without=("recipe", "batch_size", "seed"))
 BATCH_SIZE = options_of(TrainConfig, "Run", without=SETTINGS.keys() - {"batch_size"})
 SEED = options_of(TrainConfig, "Run", without=SETTINGS.keys() - {"seed"})
+EXPERIMENT = [*BATCH_SIZE, *SEED, *MODEL, options.data_dir, *DATA, *LOADER, *AUGMENTATION]
+"""What `train` and `lr-find` have in common: network, images, batches."""
 
 
 def add(*groups: list[Option[Any]]) -> Option[Any]:
