@@ -85,8 +85,8 @@ class CheckpointError(FastcifarError):
     exit_code = 6
 
 
-class Stopped(FastcifarError):  # noqa: N818 (not an error)
-    """A signal ended the run, after it was saved."""
+class Stopped(BaseException):
+    """A signal ended the run, after it was saved. As KeyboardInterrupt, no `except Exception` catches it."""
 
     def __init__(self, signum: int, message: str) -> None:
         super().__init__(f"stopped by {signal.Signals(signum).name}: {message}")

@@ -35,7 +35,7 @@ class Program(click.Group):
                 with log_to_stderr(debug):
                     result = super().main(arguments, prog_name, standalone_mode=False, **extra)
                 code = result if isinstance(result, int) else 0
-            except Exception as error:
+            except (Exception, Stopped) as error:
                 if debug:
                     raise
                 for signum in signums:
@@ -57,7 +57,7 @@ def _prepare_streams() -> None:
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (as long as the program)
         stream = getattr(sys, name)
-        if isinstance(stream, io.TextIOWrapper) and (stream.errors == "strict" or not _is_utf8(stream.encoding)):
+        if isinstance(stream, io.TextIOWrapper) and (stream.errors == "strict" or stream.encoding != "utf-8"):
             stream.reconfigure(errors="replace")
 
 
@@ -70,32 +70,27 @@ def _prepare_environment() -> None:
             os.environ.pop(name, None)
 
 
-def _is_utf8(encoding: str) -> bool:
-    return encoding.lower().replace("-", "").replace("_", "") == "utf8"
-
-
-def _report_error(error: Exception) -> int:
+def _report_error(error: Exception | Stopped) -> int:
     """Print one line on stderr; return the exit code."""
     if isinstance(error, click.Abort):
         click.echo("Stopped.", err=True)
         return 130
+    if isinstance(error, Stopped):
+        click.echo(one_line(error), err=True)
+        return error.exit_code
     if isinstance(error, click.ClickException):
         context = getattr(error, "ctx", None)
         hint = f" (see '{context.command_path} --help')" if context else ""
         message, code = f"{error.format_message()}{hint}", error.exit_code
     elif isinstance(error, FastcifarError):
         message, code = str(error), error.exit_code
-        if isinstance(error, Stopped):
-            click.echo(one_line(message), err=True)
-            return code
     elif isinstance(error, OSError):
         message, code = f"{error.filename or 'output'}: {error.strerror or error}", 1
     else:
         message = f"{type(error).__name__}: {error} (unexpected error; please report it with the output of --debug)"
         code = 1
-    shared = isinstance(
-        error, (click.ClickException, UsageError)
-    )  # the same in all processes of torchrun: only rank 0 prints it
-    if not shared or "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK") == "0":
+    # the same in all processes of torchrun: only rank 0 prints it
+    is_shared = isinstance(error, (click.ClickException, UsageError))
+    if not is_shared or "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK") == "0":
         click.echo(f"Error: {one_line(message)}", err=True)
     return code
