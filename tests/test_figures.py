@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from fastcifar.cli import main
 from fastcifar.errors import Stopped
-from fastcifar.io.figures import figure_writer
+from fastcifar.plotting import figure_writer
 from fastcifar.training import RunFolder
 from fastcifar.training.lr_curve import LrCurve
 
@@ -154,8 +154,7 @@ def test_a_signal_while_a_figure_is_drawn_stops_the_program(error: BaseException
 def test_matplotlib_that_cannot_be_imported_is_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setitem(sys.modules, "fastcifar.plotting", None)
-    monkeypatch.delattr("fastcifar.plotting", raising=False)
+    monkeypatch.setitem(sys.modules, "fastcifar.plotting.figures", None)
     with caplog.at_level(logging.WARNING, "fastcifar"), figure_writer(tmp_path, "again") as write:
         assert write("a.png", Figure) is None
     assert f"{tmp_path}/a.png: not drawn (" in caplog.text

@@ -9,14 +9,14 @@ import shutil
 import tempfile
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fastcifar import plotting
 from fastcifar.explain.cam import best_layer
 from fastcifar.explain.maps import ExplainedImages, MapTable
 from fastcifar.io.atomic import wrap_write_errors, write_arrays, write_text
-from fastcifar.io.figures import figure_writer
 from fastcifar.io.locks import lock_folder
 from fastcifar.training.progress import Reporter
 
@@ -46,10 +46,16 @@ def write_explanation(
         partial_folder = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder))
     try:
         _write_index(partial_folder / "index.csv", explained, class_names)
-        _write_maps(partial_folder / "maps.npz", explained, table, selection)
+        write_arrays(
+            partial_folder / "maps.npz",
+            selection=np.array(selection),
+            indices=explained.predictions.indices,
+            images=explained.images,
+            **{name: np.asarray(value) for name, value in vars(table).items()},
+        )
         with wrap_write_errors(folder):
             (partial_folder / "sheets").mkdir()
-        with figure_writer(folder, "repeat the command to draw them", write_to=partial_folder) as write:
+        with plotting.figure_writer(folder, "repeat the command to draw them", write_to=partial_folder) as write:
             write("grid.png", partial(_grid, explained, table, class_names, f"{run_name}: {selection}"))
             reporter.begin("sheets", len(explained.sheets))
             for i, sheet in enumerate(explained.sheets):
@@ -81,8 +87,6 @@ def _replace(source: Path, folder: Path) -> None:
 
 
 def _grid(explained: ExplainedImages, table: MapTable, class_names: tuple[str, ...], heading: str) -> Figure:
-    from fastcifar import plotting
-
     best, target = best_layer(table.sizes), table.targets[0]
     labels = plotting.class_labels(class_names)
     target = labels[class_names.index(target)] if target in class_names else target_name(target)
@@ -96,12 +100,9 @@ def _grid(explained: ExplainedImages, table: MapTable, class_names: tuple[str, .
 
 
 def _sheet(i: int, explained: ExplainedImages, table: MapTable, class_names: tuple[str, ...]) -> Figure:
-    from fastcifar import plotting
-    from fastcifar.plotting.images import SheetRow
-
     predictions, labels = explained.predictions, plotting.class_labels(class_names)
     rows = [
-        SheetRow(
+        plotting.SheetRow(
             f"{_layer(table, k)}\nfor {labels[table.classes[t, i]]}",
             list(table.maps[t, :, i, k]),
             table.has_evidence[t, :, i, k].tolist(),
@@ -128,32 +129,12 @@ def target_name(target: str) -> str:
 
 
 def _write_index(path: Path, explained: ExplainedImages, class_names: tuple[str, ...]) -> None:
-    predictions = explained.predictions
-    rows: list[dict[str, Any]] = []
-    for i, sheet in enumerate(explained.sheets):
-        is_known = predictions.labels[i] >= 0
-        rows.append(
-            {
-                "index": int(predictions.indices[i]) if is_known else explained.names[i],
-                "true": class_names[predictions.labels[i]] if is_known else "",
-                "predicted": class_names[predictions.predicted[i]],
-                "confidence": round(float(predictions.confidence[i]), 6),
-                "loss": round(float(predictions.losses[i]), 6) if is_known else "",
-                "file": f"sheets/{sheet}",
-            }
-        )
+    rows = explained.predictions.to_rows(class_names)
+    for row, name, sheet in zip(rows, explained.names, explained.sheets, strict=True):
+        row["index"] = row["index"] if row["true"] else name
+        row["file"] = f"sheets/{sheet}"
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_text(path, text.getvalue())
-
-
-def _write_maps(path: Path, explained: ExplainedImages, table: MapTable, selection: str) -> None:
-    write_arrays(
-        path,
-        selection=np.array(selection),
-        indices=explained.predictions.indices,
-        images=explained.images,
-        **{name: np.asarray(value) for name, value in vars(table).items()},
-    )

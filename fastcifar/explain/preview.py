@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from fastcifar import plotting
 from fastcifar.augment.params import raw_bits
 from fastcifar.config import TrainConfig
 from fastcifar.data.beton import Beton
@@ -40,8 +41,6 @@ def preview(config: TrainConfig, path: str | os.PathLike[str], *, n: int = 8, ea
         heading += f"\nreduced to {side} pixels until {until:.0%} of the steps"
     images = beton.images(indices)
     try:
-        from fastcifar import plotting
-
         labels = plotting.class_labels(beton.class_names)
         figure = plotting.preview(images, versions, [labels[label] for label in beton.labels[indices]], heading)
         plotting.write_png(path, figure)

@@ -10,27 +10,31 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
+from fastcifar import plotting
 from fastcifar.config import TTA_MODES, ExplainConfig
+from fastcifar.data.beton import Beton
 from fastcifar.inference.metrics import Metrics, compute_metrics
 from fastcifar.inference.predictions import Predictions
 from fastcifar.inference.selection import select_images
 from fastcifar.inference.trained_run import TrainedRun
 from fastcifar.io.atomic import write_text
 from fastcifar.io.checks import require_choice
-from fastcifar.io.figures import figure_writer
 from fastcifar.io.paths import command_line, data_folder
 from fastcifar.training.device import standard_torch_defaults
 from fastcifar.training.progress import Reporter
 from fastcifar.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     from matplotlib.figure import Figure
 
 SPLITS = ("test", "val")
 GALLERY_SIZE = 64
+GALLERIES = (
+    ("wrong.png", False, "misclassified, largest loss first"),
+    ("correct.png", True, "correctly classified, least confident first"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +70,7 @@ def evaluate_run(
     trained = TrainedRun(run, data_dir=data_dir, device=device, trusted=trusted, reporter=reporter)
     predictions = trained.predictions(split, tta=tta)
     class_names, metrics = trained.info.class_names, compute_metrics(predictions)
-    worst = _worst(predictions, class_names)
+    worst = predictions.select(select_images(predictions, ExplainConfig(n=10))).to_rows(class_names)
     folder = run.make_subfolder(run.path / "eval" / (split if tta == "none" else f"{split}-{tta}"))
     described = {"run": run.path.name, "split": split, "tta": tta, **metrics.to_dict(class_names), "worst": worst}
     described |= {"weights_sha256": predictions.weights_sha256, "data_sha256": predictions.data_sha256}
@@ -78,7 +82,7 @@ def evaluate_run(
     command += ["--data-dir", data_folder(data_dir)] if data_dir else []
     command += ["--model", trusted] if trusted else []
     remedy = f"draw them with: {command_line(*command)}"
-    figures = _draw(folder, title, metrics, predictions, trained, split, remedy)
+    figures = _draw(folder, title, metrics, predictions, trained.beton(split), class_names, remedy)
     return Evaluation(
         metrics=metrics,
         class_names=class_names,
@@ -87,58 +91,35 @@ def evaluate_run(
     )
 
 
-def _worst(predictions: Predictions, class_names: tuple[str, ...]) -> list[dict[str, Any]]:
-    selected = predictions.select(select_images(predictions, ExplainConfig(n=10)))
-    return [
-        {
-            "index": int(selected.indices[i]),
-            "true": class_names[selected.labels[i]],
-            "predicted": class_names[selected.predicted[i]],
-            "confidence": round(float(selected.confidence[i]), 6),
-            "loss": round(float(selected.losses[i]), 6),
-        }
-        for i in range(len(selected))
-    ]
-
-
 def _draw(
     folder: Path,
     title: str,
     metrics: Metrics,
     predictions: Predictions,
-    trained: TrainedRun,
-    split: str,
+    beton: Beton,
+    class_names: tuple[str, ...],
     remedy: str,
 ) -> list[Path]:
     """Write the figures; return those that could be drawn."""
-    names = trained.info.class_names
-
-    def confusion() -> Figure:
-        from fastcifar import plotting
-
-        return plotting.confusion_matrix(metrics.confusion, plotting.class_labels(names), title)
 
     def reliability() -> Figure:
-        from fastcifar import plotting
-
         return plotting.reliability_diagram(metrics.bin_confidence, metrics.bin_accuracy, metrics.bin_count, title)
 
-    def gallery(selected: Predictions, images: npt.NDArray[np.uint8], correct: bool) -> Figure:
-        from fastcifar import plotting
-
-        captions = plotting.captions(selected, list(map(str, selected.indices)), names)
-        kind = "correctly classified, least confident first" if correct else "misclassified, largest loss first"
-        num_all = int((predictions.is_correct == correct).sum())
+    def gallery(selected: Predictions, images: npt.NDArray[np.uint8], kind: str) -> Figure:
+        captions = plotting.captions(selected, list(map(str, selected.indices)), class_names)
+        num_all = int((predictions.is_correct == selected.is_correct[0]).sum())
         return plotting.gallery(images, captions, f"{title}\n{len(selected)} of {num_all:,} {kind}")
 
-    with figure_writer(folder, remedy) as write:
-        drawn = [write("confusion.png", confusion), write("reliability.png", reliability)]
-        for name, correct in (("wrong.png", False), ("correct.png", True)):
+    with plotting.figure_writer(folder, remedy) as write:
+        drawn = [
+            write("confusion.png", lambda: plotting.confusion_matrix(metrics.confusion, class_names, title)),
+            write("reliability.png", reliability),
+        ]
+        for name, correct, kind in GALLERIES:
             positions = select_images(predictions, ExplainConfig(n=GALLERY_SIZE, correct=correct))
             if len(positions):
                 selected = predictions.select(positions)
-                images = trained.beton(split).images(selected.indices)
-                drawn.append(write(name, partial(gallery, selected, images, correct)))
+                drawn.append(write(name, partial(gallery, selected, beton.images(selected.indices), kind)))
             else:
                 with suppress(OSError):
                     (folder / name).unlink(missing_ok=True)  # of an earlier evaluation

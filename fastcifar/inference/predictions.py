@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -53,7 +55,8 @@ class Predictions:
     @cached_property
     def losses(self) -> Floats:
         """(N,) float64: cross-entropy in nats, never negative; NaN where the label is unknown."""
-        losses = F.cross_entropy(self._logits, self._labels, ignore_index=UNKNOWN, reduction="none")
+        labels = torch.from_numpy(self.labels)
+        losses = F.cross_entropy(self._logits, labels, ignore_index=UNKNOWN, reduction="none")
         return np.where(self.labels == UNKNOWN, np.nan, losses.clamp(min=0).numpy() + 0.0)  # not -0.0
 
     @cached_property
@@ -69,15 +72,12 @@ class Predictions:
     @cached_property
     def loss(self) -> float:
         """Mean cross-entropy of the images with a label, in nats; never negative."""
-        return F.cross_entropy(self._logits, self._labels, ignore_index=UNKNOWN).clamp(min=0).item() + 0.0
+        labels = torch.from_numpy(self.labels)
+        return F.cross_entropy(self._logits, labels, ignore_index=UNKNOWN).clamp(min=0).item() + 0.0
 
     @property
     def _logits(self) -> torch.Tensor:
         return torch.from_numpy(self.logits).double()
-
-    @property
-    def _labels(self) -> torch.Tensor:
-        return torch.from_numpy(self.labels)
 
     def select(self, positions: Ints) -> Predictions:
         """Those at `positions`, (M,) int64 in 0..N-1, in that order."""
@@ -87,6 +87,20 @@ class Predictions:
             labels=self.labels[positions],
             logits=self.logits[positions],
         )
+
+    def to_rows(self, class_names: Sequence[str]) -> list[dict[str, Any]]:
+        """Index, true, predicted, confidence and loss of each image, as plain values; '' where the class is unknown."""
+        columns = self.indices, self.labels, self.predicted, self.confidence, self.losses
+        return [
+            {
+                "index": index,
+                "true": class_names[label] if label != UNKNOWN else "",
+                "predicted": class_names[predicted],
+                "confidence": round(confidence, 6),
+                "loss": round(loss, 6) if label != UNKNOWN else "",
+            }
+            for index, label, predicted, confidence, loss in zip(*(c.tolist() for c in columns), strict=True)
+        ]
 
     def save(self, path: Path) -> None:
         """Write predictions.npz."""

@@ -16,7 +16,7 @@ from matplotlib.ticker import PercentFormatter
 
 from fastcifar.plotting.context import own_context
 from fastcifar.plotting.style import DPI, GREY, LUMINANCE, TRAIN_COLOUR, VAL_COLOUR, layout
-from fastcifar.plotting.text import families, printable
+from fastcifar.plotting.text import class_labels, families, printable
 from fastcifar.plotting.tiles import wrapped
 
 MAX_NUMBERED, MAX_LARGE, MAX_NAMED = 20, 50, 120  # classes
@@ -44,7 +44,7 @@ def confusion_matrix(counts: npt.NDArray[np.int64], names: Sequence[str], title:
     if num_classes <= MAX_NUMBERED:
         _write_counts(axis, counts, colours(np.ma.masked_invalid(mistakes / max_share))[..., :3])
     if num_classes <= MAX_NAMED:
-        _write_names(axis, names)
+        _write_names(axis, class_labels(names))
     axis.set(xlabel="predicted class", ylabel="true class")
     _set_title(axis, title)
     bar = figure.colorbar(image, ax=axis, shrink=0.7, format=PercentFormatter(1.0))

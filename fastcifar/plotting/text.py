@@ -10,7 +10,6 @@ from functools import lru_cache
 from matplotlib import font_manager, ft2font
 from matplotlib.font_manager import FontProperties, fontManager
 
-from fastcifar.errors import Stopped
 from fastcifar.plotting.context import own_context
 
 log = logging.getLogger(__name__)
@@ -98,8 +97,6 @@ def _search(names: Sequence[str], characters: set[str]) -> set[str]:
             path = fontManager.findfont(FontProperties(family=[name]), fallback_to_default=False)
             font = ft2font.FT2Font(path)
             covered = {c for c in missing if font.get_char_index(ord(c))}
-        except Stopped:
-            raise
         except Exception as error:  # noqa: BLE001 (a damaged or deleted font)
             log.debug("%s: not a font that matplotlib can use (%s)", name, error)
             continue
@@ -128,8 +125,6 @@ def _add_new_fonts() -> bool:
     for path in sorted(set(font_manager.findSystemFonts()) - {entry.fname for entry in fontManager.ttflist}):
         try:
             fontManager.addfont(path)
-        except Stopped:
-            raise
         except Exception as error:  # noqa: BLE001 (a damaged font, or one of bitmaps)
             log.debug("%s: not a font that matplotlib can use (%s)", path, error)
     return len(fontManager.ttflist) > before

@@ -7,16 +7,12 @@ import io
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from fastcifar import plotting
 from fastcifar.io.atomic import wrap_write_errors, write_text
-from fastcifar.io.figures import figure_writer
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 Floats = npt.NDArray[np.float64]
 WINDOW, MIN_WINDOW = 0.1, 3.0
@@ -115,13 +111,8 @@ class LrCurve:
         table = folder / "lr_find.csv"
         write_text(table, text.getvalue())
 
-        def draw_curve() -> Figure:
-            from fastcifar import plotting
-
-            return plotting.lr_curve(self, suggestion)
-
-        with figure_writer(folder, f"the curve is in {table}") as write:
-            figure = write("lr_find.png", draw_curve)
+        with plotting.figure_writer(folder, f"the curve is in {table}") as write:
+            figure = write("lr_find.png", lambda: plotting.lr_curve(self, suggestion))
         return (table, figure) if figure else (table,)
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
+from fastcifar import plotting
 from fastcifar.config import TrainConfig
 from fastcifar.inference.predictions import Predictions
-from fastcifar.io.figures import figure_writer
 from fastcifar.models import count_parameters
 from fastcifar.training.advice import warn_if_not_learning
 from fastcifar.training.data import Loaders
@@ -20,9 +20,6 @@ from fastcifar.training.progress import Progress, Reporter
 from fastcifar.training.run_folder import RunFolder
 from fastcifar.training.split import warn_of_small_validation
 from fastcifar.training.time_left import TimeLeft
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 log = logging.getLogger(__name__)
 READ_LOSS_EVERY = 20  # steps on a GPU, where reading a number waits for the device
@@ -172,14 +169,9 @@ class MetricLogger:
         if not self.distributed.is_main:
             return
 
-        def curves() -> Figure:
-            from fastcifar import plotting
-
-            return plotting.curves(self.progress.history)
-
         command = self.run.resume_command(self.config.model, self.distributed)
-        with figure_writer(self.run.path, f"draw it with: {command}") as write:
-            write(self.run.curves.name, curves)
+        with plotting.figure_writer(self.run.path, f"draw it with: {command}") as write:
+            write(self.run.curves.name, lambda: plotting.curves(self.progress.history))
 
     def _log_loss(self) -> None:
         """Log the mean loss of the batches since the last such line."""
