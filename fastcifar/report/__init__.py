@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 from fastcifar.errors import DataError
 from fastcifar.io.atomic import write_text
@@ -11,7 +12,7 @@ from fastcifar.io.paths import command_line
 from fastcifar.report import training
 from fastcifar.report.classification import classification
 from fastcifar.report.explanations import explanations
-from fastcifar.report.page import Contents, render
+from fastcifar.report.page import render
 from fastcifar.report.run_files import RunFiles, clean
 from fastcifar.training.run_folder import RunFolder
 
@@ -26,7 +27,7 @@ def write_report(run: RunFolder) -> Path:
     page. Raises DataError (4) if the folder has no results; FastcifarError (1) if the page cannot be written.
     """
     files = RunFiles(run.path)
-    sections = {
+    sections: dict[str, Any] = {
         "headline": files.attempt(training.headline),
         "environment": files.attempt(training.environment),
         "curves": files.attempt(training.curves),
@@ -42,6 +43,5 @@ def write_report(run: RunFolder) -> Path:
         command = command_line("fastcifar", "report", run.path)
         num, reason = len(files.not_drawn), files.not_drawn[0]
         log.warning("%s: %d of its figures not drawn (%s); draw them with: %s", run.report, num, reason, command)
-    name = clean(run.path.resolve().name)
-    write_text(run.report, render(Contents(name=name, notes=tuple(files.notes), **sections)))  # type: ignore[arg-type]
+    write_text(run.report, render({"name": clean(run.path.resolve().name), "notes": files.notes, **sections}))
     return run.report

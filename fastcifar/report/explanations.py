@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from fastcifar import plotting
 from fastcifar.errors import DataError
 from fastcifar.explain.cam import best_layer
 from fastcifar.explain.files import COLUMNS, METHOD_NAMES, target_name
 from fastcifar.explain.maps import MapTable
+from fastcifar.io.reading import load_arrays, read_bytes
 from fastcifar.report.figures import Picture, png, sheet
-from fastcifar.report.run_files import MIB, RunFiles, clean, number, reading
+from fastcifar.report.run_files import RunFiles, clean, number
 
 MAX_CARDS = 200
-MAX_SHEET_BYTES = 16 * MIB
+MAX_SHEET_BYTES, MAX_ARRAYS = 16 * 2**20, 512 * 2**20
 TILE, MAX_TILE = 128, 192
 ARRAYS = ("selection", "indices", "images", *(field.name for field in fields(MapTable)))  # of maps.npz
 
@@ -40,21 +43,6 @@ class Card:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Explanations:
-    """index.csv, maps.npz and sheets/ of a folder."""
-
-    cards: tuple[Card, ...]
-    num_images: int
-    """In index.csv; the cards are the first of them."""
-    selection: str
-    """Which images these are, in words; empty without maps.npz."""
-    map_name: str
-    """What the overlays show; empty without maps.npz."""
-    true_names: tuple[str, ...]
-    predicted_names: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Maps:
     """The maps of the first target and method at the best layer, as in grid.png."""
 
@@ -66,26 +54,26 @@ class _Maps:
     has_evidence: npt.NDArray[np.bool_]
 
 
-def explanations(files: RunFiles, folder: str = "explain") -> Explanations | None:
+def explanations(files: RunFiles, folder: str = "explain") -> dict[str, Any] | None:
     """The first 200 images of a folder's index.csv. Cards have no images without maps.npz, no button without a
-    sheet."""
+    sheet. selection, map_name: which images these are, and what the overlays show, in words."""
     name = f"{folder}/index.csv"
     rows = files.rows(name, COLUMNS)
     if not rows:
         return None
-    maps = files.attempt(lambda files: _maps(files, f"{folder}/maps.npz", rows))
+    maps = files.attempt(lambda files: files.load(f"{folder}/maps.npz", lambda path: _read_maps(path, rows)))
     weights_sha256 = files.attempt(lambda files: files.weights_sha256)
     if maps is not None and weights_sha256 not in (None, maps.weights_sha256):
         files.note(f"{folder}/: made with other weights than those of the run; make it again with 'fastcifar explain'")
-    cards = tuple(_card(files, folder, name, row, maps, i) for i, row in enumerate(rows[:MAX_CARDS]))
-    return Explanations(
-        cards=cards,
-        num_images=len(rows),
-        selection=maps.selection if maps else "",
-        map_name=maps.name if maps else "",
-        true_names=tuple(sorted({card.true for card in cards if card.true})),
-        predicted_names=tuple(sorted({card.predicted for card in cards})),
-    )
+    cards = [_card(files, folder, name, row, maps, i) for i, row in enumerate(rows[:MAX_CARDS])]
+    return {
+        "cards": cards,
+        "num_images": len(rows),
+        "selection": maps.selection if maps else "",
+        "map_name": maps.name if maps else "",
+        "true_names": sorted({card.true for card in cards if card.true}),
+        "predicted_names": sorted({card.predicted for card in cards}),
+    }
 
 
 def _card(files: RunFiles, folder: str, name: str, row: dict[str, str], maps: _Maps | None, i: int) -> Card:
@@ -107,28 +95,22 @@ def _card(files: RunFiles, folder: str, name: str, row: dict[str, str], maps: _M
 
 
 def _image_and_overlay(maps: _Maps, i: int) -> tuple[Picture, Picture]:
-    from fastcifar.plotting.images import overlay
-
     tile = TILE if max(maps.images.shape[1:3]) < TILE else MAX_TILE
-    pixels = np.rint(overlay(maps.images[i], maps.maps[i], tile) * 255).astype(np.uint8)
+    pixels = np.rint(plotting.overlay(maps.images[i], maps.maps[i], tile) * 255).astype(np.uint8)
     return png(maps.images[i], MAX_TILE), png(pixels, MAX_TILE)
 
 
 def _sheet(files: RunFiles, folder: str, file: str) -> Picture | None:
     if not re.fullmatch(r"sheets/[^/\0]+\.png", file):
         raise DataError(f"{folder}/index.csv: sheet is {clean(file, 80)!r}; expected e.g. sheets/00012.png")
-    content = files.read(f"{folder}/{file}", MAX_SHEET_BYTES)
-    return None if content is None else sheet(f"{folder}/{file}", content)
+    return files.load(f"{folder}/{file}", lambda path: sheet(read_bytes(path, MAX_SHEET_BYTES)))
 
 
-def _maps(files: RunFiles, name: str, rows: list[dict[str, str]]) -> _Maps | None:
-    arrays = files.arrays(name, ARRAYS)
-    if arrays is None:
-        return None
-    with reading(name):
-        _require_shapes(arrays, len(rows))
-        if rows[0]["true"] and [row["index"] for row in rows] != [str(i) for i in arrays["indices"].ravel().tolist()]:
-            raise ValueError("its images are not those of index.csv")
+def _read_maps(path: Path, rows: list[dict[str, str]]) -> _Maps:
+    arrays = load_arrays(read_bytes(path, MAX_ARRAYS), ARRAYS, MAX_ARRAYS)
+    _require_shapes(arrays, len(rows))
+    if rows[0]["true"] and [row["index"] for row in rows] != [str(i) for i in arrays["indices"].ravel().tolist()]:
+        raise ValueError("its images are not those of index.csv")
     best = best_layer([(int(h), int(w)) for h, w in arrays["sizes"]])
     method, target, layer = (clean(arrays[key][i]) for key, i in (("methods", 0), ("targets", 0), ("layers", best)))
     height, width = arrays["sizes"][best]

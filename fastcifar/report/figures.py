@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import PIL.Image
 
-from fastcifar.errors import DataError, Stopped, one_line
+from fastcifar import plotting
+from fastcifar.errors import one_line
 from fastcifar.report.run_files import RunFiles
 
 if TYPE_CHECKING:
@@ -45,8 +46,6 @@ def drawing(files: RunFiles, draw: Callable[[], Figure], alt: str) -> Drawing | 
     """The figure that `draw` returns, light and dark; None, with a note, if that fails."""
 
     def both() -> Drawing:
-        from fastcifar import plotting
-
         light = _svg(draw())
         with plotting.dark():
             dark = _svg(draw())
@@ -56,8 +55,6 @@ def drawing(files: RunFiles, draw: Callable[[], Figure], alt: str) -> Drawing | 
 
 
 def _svg(figure: Figure) -> Picture:
-    from fastcifar import plotting
-
     width, height = (round(inches * 96) for inches in figure.get_size_inches())
     return Picture(url=_data_url("image/svg+xml", plotting.svg(figure)), width=width, height=height)
 
@@ -69,17 +66,15 @@ def png(image: npt.NDArray[np.uint8], max_side: int) -> Picture:
     return _encode(picture, "PNG")
 
 
-def sheet(name: str, content: bytes) -> Picture:
-    """A sheet, stored as WebP. Raises DataError if `content` is not a PNG of at most 30 million pixels."""
+def sheet(content: bytes) -> Picture:
+    """A sheet, stored as WebP. Raises ValueError unless `content` is a PNG of at most 30 million pixels."""
     try:
         with PIL.Image.open(io.BytesIO(content), formats=("PNG",)) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 raise ValueError(f"over {MAX_PIXELS:,} pixels")
             return _encode(picture.convert("RGB"), "WEBP", quality=SHEET_QUALITY, method=1)
-    except Stopped:
-        raise
     except Exception as error:  # Pillow raises many types
-        raise DataError(f"{name}: damaged: {one_line(error)}") from error
+        raise ValueError(one_line(error)) from error
 
 
 def _encode(picture: PIL.Image.Image, form: str, **settings: int) -> Picture:

@@ -4,32 +4,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from dataclasses import dataclass
 from importlib import resources
-
-from fastcifar.report.classification import Classification
-from fastcifar.report.explanations import Explanations
-from fastcifar.report.training import Curves, Headline, LrRangeTest, Pairs, Settings
+from typing import Any
 
 
-@dataclass(frozen=True, kw_only=True)
-class Contents:
-    """The sections of a page; None where its files are missing."""
-
-    name: str
-    notes: tuple[str, ...]
-    headline: Headline | None
-    environment: Pairs | None
-    curves: Curves | None
-    classification: Classification | None
-    explanations: Explanations | None
-    own_images: Explanations | None
-    lr_range_test: LrRangeTest | None
-    settings: Settings | None
-
-
-def render(contents: Contents) -> str:
-    """The page as one text."""
+def render(report: dict[str, Any]) -> str:
+    """The page as one text. report: the name of the run, `notes`, and the sections of the page, which are left out
+    where they are None."""
     import jinja2
     from markupsafe import Markup
 
@@ -39,7 +20,7 @@ def render(contents: Contents) -> str:
     )
     environment.filters["percent"] = lambda share: "–" if share is None else f"{share:.2%}"
     page = environment.from_string(_file("template.html")).render(
-        report=contents,
+        report=report,
         style=Markup(style),  # its hash is in the policy
         script=Markup(script),
         policy=_policy(style, script),

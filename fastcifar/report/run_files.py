@@ -6,22 +6,18 @@ import csv
 import io
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy.typing as npt
-
-from fastcifar.errors import DataError, Stopped, describe, one_line
-from fastcifar.io.reading import load_arrays, parse_yaml, read_bytes
+from fastcifar.errors import CheckpointError, DataError, describe, one_line
+from fastcifar.io.reading import read_bytes, read_mapping
 from fastcifar.training.weights import file_sha256
 
-MIB = 2**20
-MAX_TEXT, MAX_ARRAYS = 8 * MIB, 512 * MIB
+MAX_TEXT = 8 * 2**20
 MAX_ROWS = 100_000
-WEIGHTS = "weights/best.safetensors"
+METRICS, WEIGHTS = "metrics.json", "weights/best.safetensors"
 MAX_LENGTH, MAX_NOTES = 120, 20
 JOINERS = "\u200c\u200d"  # within Persian and Indic words, and emoji
 T = TypeVar("T")
@@ -39,27 +35,20 @@ class RunFiles:
     @cached_property
     def weights_sha256(self) -> str | None:
         """Of the weights of the run; None if there are none. Raises DataError if they cannot be read."""
-        if not (self.root / WEIGHTS).exists():
-            return None
-        try:
-            return file_sha256(self.root / WEIGHTS)
-        except (OSError, ValueError, MemoryError) as error:
-            raise DataError(f"{WEIGHTS}: cannot be read ({one_line(error)})") from error
+        return self.load(WEIGHTS, file_sha256)
 
     def attempt(self, read: Callable[[RunFiles], T | None]) -> T | None:
-        """The result of `read`; None, with a note, if it raises DataError."""
+        """The result of `read`; None, with a note, if a file is damaged."""
         try:
             return read(self)
-        except DataError as error:
-            self.note(str(error))
+        except (DataError, CheckpointError) as error:
+            self.note(str(error).removeprefix(f"{self.root}/"))
             return None
 
     def drawn(self, draw: Callable[[], T]) -> T | None:
         """The result of `draw`; None, with a note, if it fails: the page is complete without."""
         try:
             return draw()
-        except Stopped:
-            raise
         except Exception as error:  # noqa: BLE001 (whatever matplotlib, Pillow or the memory fail with)
             self.not_drawn.append(describe(error))
             self.note(f"a figure could not be drawn: {describe(error)}")
@@ -71,60 +60,35 @@ class RunFiles:
         if line not in self.notes and len(self.notes) <= MAX_NOTES:
             self.notes.append(line if len(self.notes) < MAX_NOTES else "and more")
 
-    def read(self, name: str, max_bytes: int) -> bytes | None:
-        """The content of a file; None if there is none. Raises DataError if it cannot be read or is too large."""
+    def load(self, name: str, read: Callable[[Path], T]) -> T | None:
+        """What `read` reads from the file; None if there is none. Raises DataError, which names the file, if it cannot
+        be read or is damaged."""
         if not os.path.lexists(self.root / name):
             return None
-        with reading(name):
-            return read_bytes(self.root / name, max_bytes)
-
-    def text(self, name: str) -> str | None:
-        """A UTF-8 text of at most 8 MiB; None if there is none."""
-        content = self.read(name, MAX_TEXT)
-        with reading(name):
-            return None if content is None else content.decode("utf-8")
+        try:
+            return read(self.root / name)
+        except OSError as error:
+            raise DataError(f"{name}: cannot be read ({error.strerror})") from error
+        except (ValueError, csv.Error) as error:
+            raise DataError(f"{name}: damaged: {one_line(error)}") from error
 
     def mapping(self, name: str) -> dict[str, Any] | None:
-        """The JSON object or YAML mapping in a file; None if there is no file. Raises DataError for other content."""
-        text = self.text(name)
-        if text is None:
-            return None
-        with reading(name):
-            mapping = parse_yaml(text)
-            if not isinstance(mapping, dict) or not all(isinstance(key, str) for key in mapping):
-                raise ValueError("expected names with values")
-        return mapping
+        """The JSON object or YAML mapping in a file; see `load`."""
+        return self.load(name, lambda path: read_mapping(path, MAX_TEXT))
 
     def rows(self, name: str, columns: Sequence[str]) -> list[dict[str, str]] | None:
-        """The rows of a CSV file with these columns; None if there is no file. Raises DataError if it has others."""
-        text = self.text(name)
-        if text is None:
-            return None
-        with reading(name):
-            head, *lines = list(csv.reader(io.StringIO(text), strict=True)) or [[]]
-            if tuple(head) != tuple(columns):
-                raise ValueError(f"its first line is not {','.join(columns)}")
-            if len(lines) > MAX_ROWS or any(len(line) != len(columns) for line in lines):
-                raise ValueError(f"expected {len(columns)} values per line, and at most {MAX_ROWS:,} lines")
-        return [dict(zip(columns, line, strict=True)) for line in lines]
-
-    def arrays(self, name: str, keys: Sequence[str]) -> dict[str, npt.NDArray[Any]] | None:
-        """Arrays of an .npz file, of at most 512 MiB in all; None if there is no file. Raises DataError if one is
-        missing or damaged."""
-        content = self.read(name, MAX_ARRAYS)
-        with reading(name):
-            return None if content is None else load_arrays(content, keys, MAX_ARRAYS)
+        """The rows of a CSV file with these columns; see `load`."""
+        return self.load(name, lambda path: _read_rows(path, columns))
 
 
-@contextmanager
-def reading(name: str) -> Iterator[None]:
-    """Turn an error while the file `name` is read into a DataError that names it."""
-    try:
-        yield
-    except OSError as error:
-        raise DataError(f"{name}: cannot be read ({error.strerror})") from error
-    except (ValueError, csv.Error) as error:
-        raise DataError(f"{name}: damaged: {one_line(error)}") from error
+def _read_rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    text = read_bytes(path, MAX_TEXT).decode("utf-8")
+    head, *lines = list(csv.reader(io.StringIO(text), strict=True)) or [[]]
+    if tuple(head) != tuple(columns):
+        raise ValueError(f"its first line is not {','.join(columns)}")
+    if len(lines) > MAX_ROWS or any(len(line) != len(columns) for line in lines):
+        raise ValueError(f"expected {len(columns)} values per line, and at most {MAX_ROWS:,} lines")
+    return [dict(zip(columns, line, strict=True)) for line in lines]
 
 
 def number(name: str, values: Mapping[str, Any], key: str) -> float:
