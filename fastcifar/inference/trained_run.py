@@ -21,7 +21,7 @@ from fastcifar.io.paths import data_folder
 from fastcifar.loaders import make_loader, open_for
 from fastcifar.models.probe import place
 from fastcifar.training import weights
-from fastcifar.training.data import EVAL_BATCH_SIZE
+from fastcifar.training.data import EVAL_BATCH_SIZE, require_same_kind
 from fastcifar.training.device import choose_amp, choose_device
 from fastcifar.training.progress import Reporter, SilentReporter
 from fastcifar.training.run_folder import RunFolder
@@ -60,21 +60,11 @@ class TrainedRun:
     def beton(self, split: str) -> Beton:
         """The beton of 'test' or 'val'. Raises DataError if it is missing, damaged or does not fit the network."""
         if split not in self._betons:
-            self._betons[split] = self._open_beton("test.beton" if split == "test" else "train.beton")
+            path = self._data_dir / ("test.beton" if split == "test" else "train.beton")
+            beton = open_for("auto", path, self.device)
+            require_same_kind(beton, self.info, "the network was trained on", "give its data with --data-dir")
+            self._betons[split] = beton
         return self._betons[split]
-
-    def _open_beton(self, name: str) -> Beton:
-        beton = open_for("auto", self._data_dir / name, self.device)
-        info = self.info
-        if beton.image_shape != info.image_shape or (beton.verified and beton.class_names != info.class_names):
-            raise DataError(
-                f"{beton.path}: {len(beton.class_names)} classes, images {beton.image_shape}; the network was trained "
-                f"on {len(info.class_names)} classes, images {info.image_shape}; give its data with --data-dir"
-            )
-        max_label = int(beton.labels.max())
-        if max_label >= len(info.class_names):
-            raise DataError(f"{beton.path}: has label {max_label}; the network knows {len(info.class_names)} classes")
-        return beton
 
     def predictions(self, split: str, *, tta: str = "none") -> Predictions:
         """The predictions on 'test', or on 'val', the images held out from training.

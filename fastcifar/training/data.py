@@ -30,7 +30,6 @@ class Loaders:
         self.choice = choose_loader(data.loader, paths, augment=config.augment, device=device)
         self._beton, test = self.choice.betons
         require_classes(self._beton.path, self._beton.class_names)
-        _require_same_kind(self._beton, test)
         names, labels = self._beton.class_names, self._beton.labels
         self._train_indices, val_indices = hold_out(labels, len(names), data.val_size, config.seed)
         self.info = DatasetInfo(
@@ -40,6 +39,8 @@ class Loaders:
             std=tuple(self._beton.std.tolist()),
             sha256=self._beton.sha256,
         )
+        source, compare_names = f"{self._beton.path} has", self._beton.verified
+        require_same_kind(test, self.info, source, "convert both again", compare_names=compare_names)
         self.num_train, self.num_val = len(self._train_indices), len(val_indices)
         num_val_by_class = np.bincount(labels[val_indices], minlength=len(names))
         self.classes_without_val = [name for name, num in zip(names, num_val_by_class, strict=True) if not num]
@@ -86,11 +87,18 @@ class Loaders:
                 loader.close()
 
 
-def _require_same_kind(train: Beton, test: Beton) -> None:
-    if train.image_shape != test.image_shape:
-        raise DataError(f"{test.path}: its images are {test.image_shape}, those of {train.path} {train.image_shape}")
-    if train.verified and test.verified and train.class_names != test.class_names:
-        raise DataError(f"{test.path}: its classes are not those of {train.path}; convert both again")
-    max_label, num_classes = int(test.labels.max()), len(train.class_names)
-    if max_label >= num_classes:
-        raise DataError(f"{test.path}: has label {max_label}, {train.path} has {num_classes} classes")
+def require_same_kind(beton: Beton, info: DatasetInfo, source: str, remedy: str, *, compare_names: bool = True) -> None:
+    """Raise DataError unless the images of `beton` have the shape and the classes of `info`, which describes `source`.
+
+    The class names of a beton without a manifest are numbers, which are not compared.
+    """
+    num_classes = len(info.class_names)
+    if beton.verified and compare_names:
+        is_same = beton.class_names == info.class_names
+    else:
+        is_same = int(beton.labels.max()) < num_classes
+    if not is_same or beton.image_shape != info.image_shape:
+        raise DataError(
+            f"{beton.path}: {len(beton.class_names)} classes, images {beton.image_shape}; {source} {num_classes} "
+            f"classes, images {info.image_shape}; expected the same shape and class names; {remedy}"
+        )
