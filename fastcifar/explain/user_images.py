@@ -8,6 +8,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,7 @@ import PIL.Image
 import PIL.ImageOps
 
 from fastcifar.data import image_files
-from fastcifar.errors import DataError, Stopped, UsageError, one_line
+from fastcifar.errors import DataError, UsageError, one_line
 from fastcifar.io.paths import user_path, why_missing
 from fastcifar.io.reading import open_regular
 
@@ -27,10 +28,6 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # none for which
 
 DECODABLE = tuple(f"a {name} image" for name in ("JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF", "PPM, PGM or PBM"))
 """FORMATS in the words of `fastcifar.data.image_files`."""
-
-
-class _Unsupported(Exception):  # noqa: N818 (never leaves this module)
-    """An intact image that is not supported, and why."""
 
 
 def read_user_images(
@@ -68,7 +65,7 @@ def _files(pattern: Path) -> tuple[list[Path], bool]:
     """The files that `pattern` stands for, and whether they were searched for: then some may not be images."""
     if pattern.is_dir():
         files = (Path(base, name) for base, _, names in os.walk(pattern) for name in names)
-        return sorted(file for file in files if not _is_hidden(file.relative_to(pattern))), True
+        return sorted(file for file in files if "/." not in f"/{file.relative_to(pattern)}"), True  # none is hidden
     if not os.path.lexists(pattern) and glob.has_magic(str(pattern)):
         matches = sorted(map(Path, glob.glob(str(pattern), recursive=True)))
         if not matches:
@@ -79,10 +76,6 @@ def _files(pattern: Path) -> tuple[list[Path], bool]:
     return [pattern], False
 
 
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
-
-
 def read_user_image(path: Path, image_shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
     """The image as (H, W, 3) uint8 RGB: cropped at its centre to the proportions of `image_shape` and resized with a
     Lanczos filter. Its EXIF orientation is applied; transparent pixels become white.
@@ -90,43 +83,34 @@ def read_user_image(path: Path, image_shape: tuple[int, int, int]) -> npt.NDArra
     Raises DataError (4) if it is not an image in one of FORMATS, or too large.
     """
     height, width, _ = image_shape
-    if not os.path.exists(path):  # also if its name is too long
-        raise DataError(f"{path}: no such image")
-    if not path.is_file():
-        raise DataError(f"{path}: not a readable image (not a file); expected e.g. JPEG or PNG")
     PIL.Image.init()  # without it Pillow knows JPEG, PNG, GIF, BMP and PPM only
+    head = None
     try:
-        with warnings.catch_warnings():
+        with open_regular(path) as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return _read(path, width, height)
-    except Stopped:
-        raise
+            head = file.read(image_files.HEAD_BYTES)
+            return _decode(file, width, height)
     except Exception as error:  # Pillow's decoders raise many types
-        raise DataError(f"{path}: not a readable image ({_reason(path, error)}); expected e.g. JPEG or PNG") from error
+        if head is None or isinstance(error, DataError):
+            reason = one_line(error)
+        else:
+            reason = image_files.decode_error_reason(head, error, DECODABLE)
+        raise DataError(f"{path}: not a readable image ({reason}); expected e.g. JPEG or PNG") from error
 
 
-def _read(path: Path, width: int, height: int) -> npt.NDArray[np.uint8]:
-    with PIL.Image.open(path, formats=FORMATS) as file:
+def _decode(content: IO[bytes], width: int, height: int) -> npt.NDArray[np.uint8]:
+    """Raises DataError for an intact image that is not supported."""
+    content.seek(0)
+    with PIL.Image.open(content, formats=FORMATS) as file:
         if file.width * file.height > MAX_PIXELS:
-            raise _Unsupported(f"it has {file.width}x{file.height} pixels, over {MAX_PIXELS:,}")
+            raise DataError(f"it has {file.width}x{file.height} pixels, over {MAX_PIXELS:,}")
         image, _ = image_files.apply_exif_orientation(file)
         if image.mode == "I;16":
             image = PIL.Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
         if image.mode in ("I", "F") or image.mode.startswith("I;"):
-            raise _Unsupported(f"it has mode {image.mode!r}, not 8 bits per channel")
+            raise DataError(f"it has mode {image.mode!r}, not 8 bits per channel")
         if "transparency" in image.info or "A" in image.getbands():
             rgba = image.convert("RGBA")
             image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", rgba.size, "white"), rgba)
         fitted = PIL.ImageOps.fit(image.convert("RGB"), (width, height), PIL.Image.Resampling.LANCZOS)
         return np.asarray(fitted)
-
-
-def _reason(path: Path, error: Exception) -> str:
-    if isinstance(error, _Unsupported):
-        return str(error)
-    try:
-        with open_regular(path) as file:
-            head = file.read(image_files.HEAD_BYTES)
-    except (OSError, ValueError) as unreadable:
-        return one_line(unreadable)
-    return image_files.decode_error_reason(head, error, DECODABLE)
