@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fastcifar.errors import Stopped, describe
+from fastcifar.errors import describe
 from fastcifar.io.paths import command_line as command_line  # which the layers below show commands by, too
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress, TaskID
+    from rich.progress import TaskID
 
     from fastcifar.training import RunFolder
 
@@ -69,33 +69,25 @@ class Bars:
     """Progress bars on a terminal, nothing elsewhere. A `Reporter` of training runs."""
 
     def __init__(self, shown: bool = True) -> None:
-        self._shown = shown and sys.stderr.isatty()
-        self._progress: Progress | None = None
+        from rich import progress
+        from rich.console import Console
+
+        self._progress = progress.Progress(
+            "{task.description}",
+            progress.BarColumn(),
+            progress.MofNCompleteColumn(),
+            progress.TimeElapsedColumn(),
+            progress.TimeRemainingColumn(),
+            "{task.fields[note]}",
+            console=Console(stderr=True),
+            transient=True,
+            disable=not (shown and sys.stderr.isatty()),
+        )
         self._tasks: dict[str, TaskID] = {}
         self._current: TaskID | None = None
 
     def __enter__(self) -> Bars:
-        if self._shown:
-            from rich.console import Console
-            from rich.progress import (
-                BarColumn,
-                MofNCompleteColumn,
-                Progress,
-                TextColumn,
-                TimeElapsedColumn,
-                TimeRemainingColumn,
-            )
-
-            self._progress = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
-                console=Console(stderr=True),
-                transient=True,
-            )
+        if not self._progress.disable:
             self._progress.start()
             self._set_console(self._progress.console)
         return self
@@ -103,7 +95,7 @@ class Bars:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._progress is not None:
+        if not self._progress.disable:
             self._set_console(None)
             self._progress.stop()
 
@@ -115,34 +107,31 @@ class Bars:
 
     def bar(self, name: str, total: int) -> None:
         """Add a bar, which `advance_bar` advances by name."""
-        if self._progress is not None:
-            self._tasks[name] = self._progress.add_task(name, total=total, note="")
+        self._tasks[name] = self._progress.add_task(name, total=total, note="")
 
     def advance_bar(self, name: str, count: int) -> None:
         """Advance the bar `name` by `count`."""
-        if self._progress is not None:
-            self._progress.advance(self._tasks[name], count)
+        self._progress.advance(self._tasks[name], count)
 
     def begin(self, what: str, total: int | None) -> None:
         """Replace the current bar; without a total it shows activity only."""
-        if self._progress is not None:
-            self.end()
-            self._current = self._progress.add_task(what, total=total, note="")
+        self.end()
+        self._current = self._progress.add_task(what, total=total, note="")
 
     def end(self) -> None:
         """Remove the current bar."""
-        if self._progress is not None and self._current is not None:
+        if self._current is not None:
             self._progress.remove_task(self._current)
             self._current = None
 
     def advance(self, count: int) -> None:
         """Advance the current bar by `count`."""
-        if self._progress is not None and self._current is not None:
+        if self._current is not None:
             self._progress.advance(self._current, count)
 
     def step(self, step: int, loss: float, remaining_s: float) -> None:
         """Show the loss and the remaining time of the run next to the current bar."""
-        if self._progress is not None and self._current is not None:
+        if self._current is not None:
             from fastcifar.training.progress import duration
 
             self._progress.update(self._current, note=f"loss {loss:.3f}, {duration(remaining_s)} left in all")
@@ -154,8 +143,6 @@ def write_report(run: RunFolder) -> Path | None:
 
     try:
         return report.write_report(run)
-    except Stopped:
-        raise
     except Exception as error:  # noqa: BLE001 (a report that fails must not make a training run fail)
         again = command_line("fastcifar", "report", run.path)
         logging.getLogger(__name__).warning("no report: %s; write it with: %s", describe(error), again)
