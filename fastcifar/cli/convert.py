@@ -69,16 +69,17 @@ def convert(
     from fastcifar.data.statistics import require_classes
 
     with Bars() as bars:
-        bars.begin("opening", None)
+        bars.begin("opening")
         with converters.open_source(
             source, dataset=dataset, download_dir=data_dir, skip_empty_classes=skip_empty_classes
         ) as opened:
-            bars.end()
             require_classes(source, opened.class_names)
-            for name, split in opened.splits.items():
-                bars.bar(name, 2 * len(split))  # each image is written, then compared
+            bars.begin("images", 2 * sum(map(len, opened.splits.values())))  # each is written, then compared
             manifests = converters.convert(
-                opened, data_dir, bars.advance_bar, jpeg_quality=quality if encode == "jpeg" else None
+                opened,
+                data_dir,
+                lambda split, count: bars.advance(count),
+                jpeg_quality=quality if encode == "jpeg" else None,
             )
     if as_json:
         click.echo(json.dumps({name: asdict(manifest) for name, manifest in manifests.items()}))

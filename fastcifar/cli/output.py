@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,7 +17,6 @@ from fastcifar.io.paths import command_line as command_line  # which the layers 
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import TaskID
 
     from fastcifar.training import RunFolder
 
@@ -29,17 +27,14 @@ class _StderrHandler(logging.Handler):
     console: Console | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage() if record.levelno < logging.WARNING else f"warning: {record.getMessage()}"
         try:
-            self._write(record)
+            if self.console is None:
+                click.echo(text, err=True)
+            else:
+                self.console.print(text, markup=False, highlight=False, soft_wrap=True)
         except OSError:  # a full disk behind `2> train.log` must not end a training run
             sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (as long as the program)
-
-    def _write(self, record: logging.LogRecord) -> None:
-        text = record.getMessage() if record.levelno < logging.WARNING else f"warning: {record.getMessage()}"
-        if self.console is None:
-            click.echo(text, err=True)
-        else:
-            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager
@@ -52,21 +47,18 @@ def log_to_stderr(debug: bool = False) -> Iterator[None]:
     # warnings of other packages are for developers: --debug shows them
     others, quiet = logging.getLogger("py.warnings"), logging.NullHandler()
     others.addHandler(quiet)
-    if not debug:
-        logging.getLogger("matplotlib").addHandler(quiet)  # about matplotlibrc, which is not used, and fonts
     logging.captureWarnings(not debug)
     try:
         yield
     finally:
         logging.captureWarnings(False)
         others.removeHandler(quiet)
-        logging.getLogger("matplotlib").removeHandler(quiet)
         logger.removeHandler(handler)
         logger.setLevel(level)
 
 
 class Bars:
-    """Progress bars on a terminal, nothing elsewhere. A `Reporter` of training runs."""
+    """Progress bars on a terminal, one after the other, nothing elsewhere. A `Reporter` of training runs."""
 
     def __init__(self, shown: bool = True) -> None:
         from rich import progress
@@ -83,8 +75,7 @@ class Bars:
             transient=True,
             disable=not (shown and sys.stderr.isatty()),
         )
-        self._tasks: dict[str, TaskID] = {}
-        self._current: TaskID | None = None
+        self._task = self._progress.add_task("", total=None, visible=False, note="")
 
     def __enter__(self) -> Bars:
         if not self._progress.disable:
@@ -92,9 +83,7 @@ class Bars:
             self._set_console(self._progress.console)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if not self._progress.disable:
             self._set_console(None)
             self._progress.stop()
@@ -105,36 +94,19 @@ class Bars:
             if isinstance(handler, _StderrHandler):
                 handler.console = console
 
-    def bar(self, name: str, total: int) -> None:
-        """Add a bar, which `advance_bar` advances by name."""
-        self._tasks[name] = self._progress.add_task(name, total=total, note="")
-
-    def advance_bar(self, name: str, count: int) -> None:
-        """Advance the bar `name` by `count`."""
-        self._progress.advance(self._tasks[name], count)
-
-    def begin(self, what: str, total: int | None) -> None:
-        """Replace the current bar; without a total it shows activity only."""
-        self.end()
-        self._current = self._progress.add_task(what, total=total, note="")
-
-    def end(self) -> None:
-        """Remove the current bar."""
-        if self._current is not None:
-            self._progress.remove_task(self._current)
-            self._current = None
+    def begin(self, name: str, total: int | None = None) -> None:
+        """Start again at 0 of `total`; without a total, which only the first may lack, it shows activity."""
+        self._progress.reset(self._task, description=name, total=total, visible=True, note="")
 
     def advance(self, count: int) -> None:
-        """Advance the current bar by `count`."""
-        if self._current is not None:
-            self._progress.advance(self._current, count)
+        """Advance by `count`."""
+        self._progress.advance(self._task, count)
 
     def step(self, step: int, loss: float, remaining_s: float) -> None:
-        """Show the loss and the remaining time of the run next to the current bar."""
-        if self._current is not None:
-            from fastcifar.training.progress import duration
+        """Show the loss and the remaining time of the run next to the bar."""
+        from fastcifar.training.progress import duration
 
-            self._progress.update(self._current, note=f"loss {loss:.3f}, {duration(remaining_s)} left in all")
+        self._progress.update(self._task, note=f"loss {loss:.3f}, {duration(remaining_s)} left in all")
 
 
 def write_report(run: RunFolder) -> Path | None:
