@@ -367,14 +367,14 @@ def test_the_heading_describes_the_selection(run: RunFolder, settings: dict[str,
 
 def test_a_layer_requested_twice_is_explained_once(run: RunFolder) -> None:
     explanation = explain_run(run, ExplainConfig(n=1, layers=("layer2", "all"), methods=("gradcam",)))
-    assert explanation.layers == ("layer2", "layer1", "layer3")
+    assert list(explanation.layers) == ["layer2", "layer1", "layer3"]
 
 
 def test_a_network_without_maps_is_refused(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastcifar.explain.run.stages_of", lambda model: ())
     with pytest.raises(UsageError, match="small has no stage that gives maps; name a layer that does"):
         explain_run(run, ExplainConfig(n=1))
-    assert explain_run(run, ExplainConfig(n=1, layers=("layer3",))).layers == ("layer3",)
+    assert explain_run(run, ExplainConfig(n=1, layers=("layer3",))).layers == {"layer3": (3, 3)}
 
 
 def test_no_loss_is_negative(run: RunFolder) -> None:

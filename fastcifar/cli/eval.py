@@ -63,35 +63,28 @@ def evaluate(
         )
     metrics, names = evaluation.metrics, evaluation.class_names
     if as_json:
-        about = {"run": str(folder.path), "split": split, "tta": tta, "files": [str(file) for file in evaluation.files]}
-        click.echo(json.dumps({**about, **metrics.to_dict(names), "worst": list(evaluation.worst)}))
+        about = {"run": folder.path, "split": split, "tta": tta, "files": evaluation.files}
+        click.echo(json.dumps({**about, **metrics.to_dict(names), "worst": evaluation.worst}, default=str))
         return
-    click.echo(
-        table(
-            [
-                ("run", folder.path),
-                ("images", f"{metrics.confusion.sum():,} ({split})"),
-                ("accuracy", f"{metrics.accuracy:.2%}"),
-                ("loss", f"{metrics.loss:.4f}"),
-                ("calibration error (ECE)", f"{metrics.ece:.2%}"),
-            ]
-        )
-    )
+    rows = [
+        ("run", folder.path),
+        ("images", f"{metrics.confusion.sum():,} ({split})"),
+        ("accuracy", f"{metrics.accuracy:.2%}"),
+        ("loss", f"{metrics.loss:.4f}"),
+        ("calibration error (ECE)", f"{metrics.ece:.2%}"),
+    ]
+    click.echo(table(rows))
     width = max(len(name) for name in (*names, "class"))
     click.echo(f"\n{'class':<{width}}  precision   recall   images")
-    for row in metrics.per_class(names):
-        precision, recall = _percent(row.precision), _percent(row.recall)
-        click.echo(f"{row.name:<{width}}  {precision:>9}  {recall:>7}  {row.num_images:>7,}")
-    pairs = [
-        f"{names[true]} predicted as {names[predicted]} {count:,} times"
-        for true, predicted, count in metrics.most_confused(3)
-    ]
-    click.echo(f"\nmost confused: {'; '.join(pairs)}" if pairs else "\nno image is misclassified")
+    for name, row in zip(names, metrics.per_class(), strict=True):
+        precision, recall = _percent(row["precision"]), _percent(row["recall"])
+        click.echo(f"{name:<{width}}  {precision:>9}  {recall:>7}  {row['num_images']:>7,}")
+    confused = metrics.describe_confused(names)
+    click.echo(f"\nmost confused: {confused}" if confused else "\nno image is misclassified")
     for file in evaluation.files:
         click.echo(file)
-    show_next(
-        command_line("fastcifar", "explain", folder.path, *as_flags(context, typed(context, ["model", "data_dir"])))
-    )
+    needed = as_flags(context, typed(context, ["model", "data_dir"]))
+    show_next(command_line("fastcifar", "explain", folder.path, *needed))
 
 
 def _percent(value: float | None) -> str:

@@ -77,22 +77,11 @@ def explain(
         )
     report = write_report(folder)
     if as_json:
-        facts = {
-            "run": str(folder.path),
-            "num_images": explanation.num_images,
-            "num_wrong": explanation.num_wrong,
-            "num_shown": explanation.num_shown,
-            "layers": {name: list(size) for name, size in zip(explanation.layers, explanation.sizes, strict=False)},
-            "files": [str(file) for file in explanation.files],
-            "report": report and str(report),
-            "images": list(explanation.images),
-        }
-        click.echo(json.dumps(facts))
+        click.echo(json.dumps({"run": folder.path, **vars(explanation), "report": report}, default=str))
         return
     if explanation.num_wrong is not None:
-        click.echo(
-            f"{explanation.num_wrong:,} of {explanation.num_images:,} test images misclassified by {folder.path}"
-        )
+        wrong = f"{explanation.num_wrong:,} of {explanation.num_images:,} test images"
+        click.echo(f"{wrong} misclassified by {folder.path}")
         if isinstance(config.select, str) and explanation.num_shown < config.n:
             nothing = "" if explanation.num_shown else ": nothing drawn; an earlier explanation stays"
             click.echo(f"{config.n:,} requested, {explanation.num_shown:,} found{nothing}")
@@ -100,10 +89,11 @@ def explain(
         classes = ", ".join(f"{name} {probability:.1%}" for name, probability in image["classes"])
         click.echo(f"{image['file']}: {classes}")
     sheets = [file for file in explanation.files if file.parent.name == "sheets"]
-    for file in explanation.files[: len(explanation.files) - len(sheets)]:
-        click.echo(file)
+    for file in explanation.files:
+        if file not in sheets:
+            click.echo(file)
     if sheets:
-        click.echo(f"{sheets[0].parent}/ ({len(sheets)} sheets)")
+        click.echo(f"{sheets[0].parent}/ ({len(sheets)} sheet{'s' * (len(sheets) > 1)})")
     if report:
         click.echo(report)
     needed = as_flags(context, typed(context, ["model", "data_dir"]))

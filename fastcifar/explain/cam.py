@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -119,15 +120,12 @@ def _captured(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Any
     """In the block, the output of each of `layers` in a forward pass; the hooks are removed after it."""
     outputs: dict[str, Any] = {}
 
-    def keep(name: str) -> Callable[..., Any]:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
-            outputs[name] = output
-            # the network continues with a copy: the next module may work in place
-            return output.clone() if isinstance(output, torch.Tensor) else None
+    def keep(name: str, module: nn.Module, inputs: Any, output: Any) -> Any:
+        outputs[name] = output
+        # the network continues with a copy: the next module may work in place
+        return output.clone() if isinstance(output, torch.Tensor) else None
 
-        return hook
-
-    hooks = [model.get_submodule(name).register_forward_hook(keep(name)) for name in layers]
+    hooks = [model.get_submodule(name).register_forward_hook(partial(keep, name)) for name in layers]
     try:
         yield outputs
     finally:

@@ -16,6 +16,7 @@ import numpy as np
 from fastcifar import plotting
 from fastcifar.explain.cam import best_layer
 from fastcifar.explain.maps import ExplainedImages, MapTable
+from fastcifar.inference.predictions import UNKNOWN
 from fastcifar.io.atomic import wrap_write_errors, write_arrays, write_text
 from fastcifar.io.locks import lock_folder
 from fastcifar.training.progress import Reporter
@@ -94,7 +95,7 @@ def _grid(explained: ExplainedImages, table: MapTable, class_names: tuple[str, .
         explained.images,
         table.maps[0, 0, :, best],
         table.has_evidence[0, 0, :, best].tolist(),
-        plotting.captions(explained.predictions, explained.short_names, class_names),
+        plotting.captions(explained.predictions, list(map(os.path.basename, explained.names)), class_names),
         f"{heading}\n{METHOD_NAMES[table.methods[0]]} of {target} at {_layer(table, best)}",
     )
 
@@ -110,11 +111,12 @@ def _sheet(i: int, explained: ExplainedImages, table: MapTable, class_names: tup
         for k in range(len(table.layers))
         for t in range(len(table.targets))
     ]
-    is_known = predictions.labels[i] >= 0
-    true = f"true {labels[predictions.labels[i]]}, " if is_known else ""
-    loss = f", loss {predictions.losses[i]:.2f}" if is_known else ""
-    predicted, confidence = labels[predictions.predicted[i]], predictions.confidence[i]
-    heading = f"{explained.names[i]}: {true}predicted {predicted} {confidence:.0%}{loss}"
+    heading = f"{labels[predictions.predicted[i]]} {predictions.confidence[i]:.0%}"
+    if predictions.labels[i] == UNKNOWN:
+        heading = f"{explained.names[i]}: predicted {heading}"
+    else:
+        true = labels[predictions.labels[i]]
+        heading = f"test image {explained.names[i]}: true {true}, predicted {heading}, loss {predictions.losses[i]:.2f}"
     return plotting.cam_sheet(explained.images[i], rows, [METHOD_NAMES[m] for m in table.methods], heading)
 
 
@@ -131,8 +133,7 @@ def target_name(target: str) -> str:
 def _write_index(path: Path, explained: ExplainedImages, class_names: tuple[str, ...]) -> None:
     rows = explained.predictions.to_rows(class_names)
     for row, name, sheet in zip(rows, explained.names, explained.sheets, strict=True):
-        row["index"] = row["index"] if row["true"] else name
-        row["file"] = f"sheets/{sheet}"
+        row |= {"index": name, "file": f"sheets/{sheet}"}
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()

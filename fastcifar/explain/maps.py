@@ -11,7 +11,7 @@ import torch
 
 from fastcifar.config import ExplainConfig
 from fastcifar.explain.cam import Activations, Size
-from fastcifar.inference.predictions import Predictions
+from fastcifar.inference.predictions import UNKNOWN, Predictions
 from fastcifar.inference.trained_run import TrainedRun
 
 CAM_BATCH = 50
@@ -24,12 +24,14 @@ class ExplainedImages:
     images: npt.NDArray[np.uint8]
     """(N, H, W, 3)."""
     names: tuple[str, ...]
-    """In headings: 'test image 12', 'my-cat.jpg'."""
-    short_names: tuple[str, ...]
-    """In the grid: '12', 'my-cat.jpg'."""
-    sheets: tuple[str, ...]
-    """File names of the sheets."""
+    """The index of a test image, or the path of a file."""
     predictions: Predictions
+
+    @property
+    def sheets(self) -> list[str]:
+        """File names of the sheets: the index of a test image, or the number of the file."""
+        indices = self.predictions.indices
+        return [f"{i:05d}.png" for i in np.where(indices == UNKNOWN, np.arange(len(indices)), indices)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 
@@ -71,16 +72,11 @@ def augmented_versions(
         batch_size=len(indices),
         loader=config.data.loader,
         seed=config.seed,
+        shuffle="none",
         indices=indices,
         dtype=torch.uint8,
     )
-    positions = {index: i for i, index in enumerate(indices.tolist())}
-    versions = np.empty((len(indices), n, *beton.image_shape), np.uint8)
-    try:
-        for epoch in range(n):
-            for batch in loader.epoch(epoch):
-                pixels = batch.images.permute(0, 2, 3, 1).numpy()  # (M, 3, H, W) -> (M, H, W, 3)
-                versions[[positions[index] for index in batch.indices.tolist()], epoch] = pixels
-    finally:
-        loader.close()
-    return versions
+    with closing(loader):
+        batches = [batch.images.numpy().copy() for epoch in range(n) for batch in loader.epoch(epoch)]
+    versions = np.stack(batches, axis=1).transpose(0, 1, 3, 4, 2)  # n of (M, 3, H, W) -> (M, n, H, W, 3)
+    return versions[np.searchsorted(np.sort(indices), indices)]  # they come in the order of the file

@@ -18,8 +18,7 @@ from fastcifar.explain.cam import Activations, Size
 from fastcifar.explain.files import write_explanation
 from fastcifar.explain.maps import CAM_BATCH, ExplainedImages, compute_maps
 from fastcifar.explain.user_images import read_user_images
-from fastcifar.inference.predictions import UNKNOWN, Predictions
-from fastcifar.inference.selection import select_images
+from fastcifar.inference.predictions import UNKNOWN, Predictions, select_images
 from fastcifar.inference.trained_run import TrainedRun
 from fastcifar.io.checks import require_choice
 from fastcifar.models import stages_of
@@ -40,9 +39,8 @@ class Explanation:
     num_wrong: int | None
     """Misclassified test images."""
     num_shown: int
-    layers: tuple[str, ...]
-    sizes: tuple[Size, ...]
-    """(h, w) of each layer's own maps."""
+    layers: dict[str, Size]
+    """(h, w) of the maps of each layer; empty if no image was selected."""
     files: tuple[Path, ...]
     """grid.png, index.csv, maps.npz and the sheets; empty if no image was selected."""
     images: tuple[dict[str, Any], ...] = ()
@@ -81,7 +79,9 @@ def explain_run(
         folder, selection = run.explain / "images", f"{num_images:,} of your images"
     else:
         predictions = trained.predictions("test")
-        explained = _test_images(trained, predictions.select(select_images(predictions, config)))
+        selected = select_images(predictions, config)
+        pixels, names = trained.beton("test").images(selected.indices), tuple(map(str, selected.indices))
+        explained = ExplainedImages(images=pixels, names=names, predictions=selected)
         num_images, num_wrong = len(predictions), int((~predictions.is_correct).sum())
         folder, selection = run.explain, _describe(config, len(explained.images), num_images, num_wrong)
     sizes: tuple[Size, ...] = ()
@@ -96,8 +96,7 @@ def explain_run(
         num_images=num_images,
         num_wrong=num_wrong,
         num_shown=len(explained.images),
-        layers=layers,
-        sizes=sizes,
+        layers=dict(zip(layers, sizes, strict=False)),
         files=files,
         images=top,
     )
@@ -115,24 +114,12 @@ def _layers(trained: TrainedRun, config: ExplainConfig) -> tuple[str, ...]:
 
 
 def _describe(config: ExplainConfig, num_shown: int, num_images: int, num_wrong: int) -> str:
-    """The selection in words, for the heading."""
     if not isinstance(config.select, str):
         return f"{num_shown:,} of {num_images:,} test images"
     order = {"loss": "largest loss first", "confidence": "most confident first", "random": "at random"}[config.select]
     kind = "correctly classified" if config.correct else "misclassified"
     count = num_images - num_wrong if config.correct else num_wrong
     return f"{num_shown:,} of {count:,} {kind} among {num_images:,} test images, {order}"
-
-
-def _test_images(trained: TrainedRun, selected: Predictions) -> ExplainedImages:
-    indices, beton = selected.indices, trained.beton("test")
-    return ExplainedImages(
-        images=beton.images(indices),
-        names=tuple(f"test image {index}" for index in indices),
-        short_names=tuple(map(str, indices)),
-        sheets=tuple(f"{index:05d}.png" for index in indices),
-        predictions=selected,
-    )
 
 
 def _user_images(
@@ -144,18 +131,11 @@ def _user_images(
         for i in range(0, len(images), CAM_BATCH)
     ]
     unknown = np.full(len(paths), UNKNOWN)
-    names = tuple(map(_printable, paths))
-    return ExplainedImages(
-        images=images,
-        names=names,
-        short_names=tuple(map(os.path.basename, names)),
-        sheets=tuple(f"{i:05d}.png" for i in range(len(paths))),
-        predictions=Predictions(unknown, unknown, torch.cat(logits).cpu().numpy(), trained.weights_sha256),
-    )
+    predictions = Predictions(unknown, unknown, torch.cat(logits).cpu().numpy(), trained.weights_sha256)
+    return ExplainedImages(images=images, names=tuple(map(_printable, paths)), predictions=predictions)
 
 
 def _top_classes(explained: ExplainedImages, class_names: tuple[str, ...]) -> tuple[dict[str, Any], ...]:
-    """See `Explanation.images`."""
     probabilities = torch.from_numpy(explained.predictions.logits).double().softmax(dim=1)
     values, classes = probabilities.topk(min(NUM_TOP, probabilities.shape[1]), dim=1)
     return tuple(

@@ -14,8 +14,7 @@ from fastcifar import plotting
 from fastcifar.config import TTA_MODES, ExplainConfig
 from fastcifar.data.beton import Beton
 from fastcifar.inference.metrics import Metrics, compute_metrics
-from fastcifar.inference.predictions import Predictions
-from fastcifar.inference.selection import select_images
+from fastcifar.inference.predictions import Predictions, select_images
 from fastcifar.inference.trained_run import TrainedRun
 from fastcifar.io.atomic import write_text
 from fastcifar.io.checks import require_choice
@@ -70,7 +69,7 @@ def evaluate_run(
     trained = TrainedRun(run, data_dir=data_dir, device=device, trusted=trusted, reporter=reporter)
     predictions = trained.predictions(split, tta=tta)
     class_names, metrics = trained.info.class_names, compute_metrics(predictions)
-    worst = predictions.select(select_images(predictions, ExplainConfig(n=10))).to_rows(class_names)
+    worst = select_images(predictions, ExplainConfig(n=10)).to_rows(class_names)
     folder = run.make_subfolder(run.path / "eval" / (split if tta == "none" else f"{split}-{tta}"))
     described = {"run": run.path.name, "split": split, "tta": tta, **metrics.to_dict(class_names), "worst": worst}
     described |= {"weights_sha256": predictions.weights_sha256, "data_sha256": predictions.data_sha256}
@@ -116,9 +115,8 @@ def _draw(
             write("reliability.png", reliability),
         ]
         for name, correct, kind in GALLERIES:
-            positions = select_images(predictions, ExplainConfig(n=GALLERY_SIZE, correct=correct))
-            if len(positions):
-                selected = predictions.select(positions)
+            selected = select_images(predictions, ExplainConfig(n=GALLERY_SIZE, correct=correct))
+            if len(selected):
                 drawn.append(write(name, partial(gallery, selected, beton.images(selected.indices), kind)))
             else:
                 with suppress(OSError):

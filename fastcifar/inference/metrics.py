@@ -20,17 +20,6 @@ NUM_BINS = 15
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassMetrics:
-    """Of one class; see `Metrics`."""
-
-    name: str
-    precision: float | None
-    """None where it is undefined."""
-    recall: float | None
-    num_images: int
-
-
-@dataclass(frozen=True, kw_only=True)
 class Metrics:
     """Of N images and C classes."""
 
@@ -60,16 +49,20 @@ class Metrics:
         pairs = [(int(i // len(counts)), int(i % len(counts))) for i in order]
         return [(true, predicted, int(counts[true, predicted])) for true, predicted in pairs if counts[true, predicted]]
 
-    def per_class(self, class_names: Sequence[str]) -> list[ClassMetrics]:
-        """The metrics of each class."""
+    def describe_confused(self, class_names: Sequence[str]) -> str:
+        """The three most frequently confused pairs in words; empty if no image is misclassified."""
+        pairs = ((class_names[true], class_names[guess], count) for true, guess, count in self.most_confused(3))
+        return "; ".join(f"{true} predicted as {guess} {count:,} times" for true, guess, count in pairs)
+
+    def per_class(self) -> list[dict[str, Any]]:
+        """precision, recall (None where undefined) and num_images of each class."""
         return [
-            ClassMetrics(
-                name=name,
-                precision=None if np.isnan(self.precision[i]) else float(self.precision[i]),
-                recall=None if np.isnan(self.recall[i]) else float(self.recall[i]),
-                num_images=int(self.confusion[i].sum()),
-            )
-            for i, name in enumerate(class_names)
+            {
+                "precision": None if np.isnan(self.precision[i]) else float(self.precision[i]),
+                "recall": None if np.isnan(self.recall[i]) else float(self.recall[i]),
+                "num_images": int(self.confusion[i].sum()),
+            }
+            for i in range(len(self.confusion))
         ]
 
     def to_dict(self, class_names: Sequence[str]) -> dict[str, Any]:
@@ -79,10 +72,7 @@ class Metrics:
             "loss": self.loss,
             "ece": self.ece,
             "num_images": int(self.confusion.sum()),
-            "classes": {
-                row.name: {"precision": row.precision, "recall": row.recall, "num_images": row.num_images}
-                for row in self.per_class(class_names)
-            },
+            "classes": dict(zip(class_names, self.per_class(), strict=True)),
             "confusion": self.confusion.tolist(),
             "most_confused": [
                 {"true": class_names[true], "predicted": class_names[predicted], "num_images": count}

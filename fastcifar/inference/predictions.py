@@ -13,6 +13,9 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional as F
 
+from fastcifar.augment.params import raw_bits
+from fastcifar.config import ExplainConfig
+from fastcifar.errors import UsageError
 from fastcifar.io.atomic import write_arrays
 from fastcifar.io.reading import load_arrays, read_bytes
 
@@ -124,3 +127,20 @@ class Predictions:
         if labels.min() < 0 or labels.max() >= num_classes:
             raise ValueError(f"its labels are {labels.min()}..{labels.max()}; expected 0..{num_classes - 1}")
         return Predictions(indices, labels, logits, *(str(arrays[name]) for name in FIELDS[3:]))
+
+
+def select_images(predictions: Predictions, config: ExplainConfig) -> Predictions:
+    """Those that are shown, in that order. Raises UsageError if the selection names an image that is not among them."""
+    if not isinstance(config.select, str):
+        positions = {index: position for position, index in enumerate(predictions.indices.tolist())}
+        for index in config.select:
+            if index not in positions:
+                raise UsageError(f"select names image {index}; expected 0..{int(predictions.indices.max())}")
+        return predictions.select(np.array([positions[index] for index in config.select], dtype=np.int64))
+    candidates = np.flatnonzero(predictions.is_correct == config.correct)
+    keys = {
+        "loss": -predictions.losses[candidates],
+        "confidence": -predictions.confidence[candidates],
+        "random": raw_bits(config.seed, 0, "explain", len(predictions))[candidates],
+    }
+    return predictions.select(candidates[np.argsort(keys[config.select], kind="stable")][: config.n])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -75,10 +76,8 @@ class TrainedRun:
         """
         beton = self.beton(split)
         is_cached = split == "test" and tta == "none" and self.run.tested_on() in (None, beton.sha256)
-        if is_cached:
-            cached = self._load_predictions(beton)
-            if cached is not None:
-                return cached
+        if is_cached and (cached := self._load_predictions(beton)) is not None:
+            return cached
         predictions = self._predict(beton, self._indices(split, beton), tta)
         if not np.isfinite(predictions.logits).all():
             raise CheckpointError(f"{self.run.best}: its logits are not finite; train again with a smaller --lr")
@@ -122,10 +121,8 @@ class TrainedRun:
         )
         amp = choose_amp(self.device, self.config.runtime.amp)
         self.reporter.begin("predictions", loader.num_images)
-        try:
+        with closing(loader):
             predictions = predict(self.model, loader, amp=amp, tta=tta, advance=self.reporter.advance)
-        finally:
-            loader.close()
         return replace(predictions, weights_sha256=self.weights_sha256, data_sha256=beton.sha256)
 
     def normalise(self, images: npt.NDArray[np.uint8]) -> torch.Tensor:

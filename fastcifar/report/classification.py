@@ -35,17 +35,16 @@ def classification(files: RunFiles) -> dict[str, Any] | None:
         files.note(f"{PREDICTIONS}: made from other images than those of {METRICS}")
     metrics = compute_metrics(predictions)
     confused = [(names[true], names[predicted], count) for true, predicted, count in metrics.most_confused()]
-    summary = "; ".join(f"{true} predicted as {predicted} {count:,} times" for true, predicted, count in confused[:3])
     bins = metrics.bin_confidence, metrics.bin_accuracy, metrics.bin_count
     return {
         "num_images": len(predictions),
         "metrics": metrics,
-        "classes": metrics.per_class(names),
+        "classes": [{"name": name, **row} for name, row in zip(names, metrics.per_class(), strict=True)],
         "confused": confused,
         "confusion": drawing(
             files,
             lambda: plotting.confusion_matrix(metrics.confusion, names, ""),
-            f"Confusion matrix of {num_classes} classes: {summary or 'no mistakes'}",
+            f"Confusion matrix of {num_classes} classes: {metrics.describe_confused(names) or 'no mistakes'}",
         ),
         "reliability": drawing(
             files,
