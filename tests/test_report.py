@@ -222,7 +222,7 @@ def test_a_report_needs_neither_data_nor_code_of_the_network(run: RunFolder) -> 
     make.write_predictions(run, 4)
     found = classification(RunFiles(run.path))
     assert found
-    assert [row.name for row in found["classes"]] == list(NAMES)
+    assert [row["name"] for row in found["classes"]] == list(NAMES)
 
 
 def test_classes_have_numbers_if_the_weights_are_damaged(run: RunFolder) -> None:
@@ -232,7 +232,7 @@ def test_classes_have_numbers_if_the_weights_are_damaged(run: RunFolder) -> None
     files = RunFiles(run.path)
     found = classification(files)
     assert found
-    assert [row.name for row in found["classes"]] == ["class 0", "class 1", "class 2", "class 3"]
+    assert [row["name"] for row in found["classes"]] == ["class 0", "class 1", "class 2", "class 3"]
     assert files.notes[0].startswith("weights/best.safetensors: damaged, or not weights written by fastcifar")
 
 
@@ -431,7 +431,7 @@ def test_cards_have_no_images_if_the_maps_are_damaged(
     files = RunFiles(run.path)
     found = files.attempt(explanations)
     assert found
-    assert all(card.image is None and card.overlay is None and card.sheet for card in found["cards"])
+    assert all(card["image"] is None and card["overlay"] is None and card["sheet"] for card in found["cards"])
     (note,) = files.notes
     assert note.startswith("explain/maps.npz: damaged: ")
     assert reason in note
@@ -464,12 +464,12 @@ def test_a_card_shows_the_map_of_the_first_target_and_method_at_the_best_layer(r
     found = explanations(RunFiles(run.path))
     assert found
     assert found["map_name"] == "HiResCAM for the predicted class at layer1 (8x8)"
-    before = [card.overlay for card in found["cards"]]
+    before = [card["overlay"] for card in found["cards"]]
     maps[1:], maps[:, 1:], maps[..., 1, :, :] = 0.5, 0.5, 0.5  # none of the others is drawn
     make.write_maps(run.explain / "maps.npz", 2, maps=maps, methods=methods, has_evidence=evidence)
     again = explanations(RunFiles(run.path))
     assert again
-    assert [card.overlay for card in again["cards"]] == before
+    assert [card["overlay"] for card in again["cards"]] == before
     assert "2 of 60 test images." in text_of(report_of(run))
 
 
@@ -501,9 +501,9 @@ def test_an_image_larger_than_its_card_is_reduced(run: RunFolder) -> None:
     found = explanations(RunFiles(run.path))
     assert found
     (card,) = found["cards"]
-    assert card.image
-    assert card.overlay
-    assert (card.image.width, card.overlay.height) == (192, 192)
+    assert card["image"]
+    assert card["overlay"]
+    assert (card["image"].width, card["overlay"].height) == (192, 192)
 
 
 @pytest.mark.parametrize("num_classes", [2, 100])

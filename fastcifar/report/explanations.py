@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from fastcifar import plotting
 from fastcifar.errors import DataError
@@ -22,36 +21,8 @@ from fastcifar.report.run_files import RunFiles, clean, number
 MAX_CARDS = 200
 MAX_SHEET_BYTES, MAX_ARRAYS = 16 * 2**20, 512 * 2**20
 TILE, MAX_TILE = 128, 192
+Arrays = dict[str, Any]
 ARRAYS = ("selection", "indices", "images", *(field.name for field in fields(MapTable)))  # of maps.npz
-
-
-@dataclass(frozen=True, kw_only=True)
-class Card:
-    """One image."""
-
-    title: str
-    true: str
-    """Empty if unknown."""
-    predicted: str
-    is_correct: bool
-    confidence: float
-    loss: float | None
-    image: Picture | None
-    overlay: Picture | None
-    has_evidence: bool
-    sheet: Picture | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Maps:
-    """The maps of the first target and method at the best layer, as in grid.png."""
-
-    weights_sha256: str
-    selection: str
-    name: str
-    images: npt.NDArray[np.uint8]
-    maps: npt.NDArray[np.float32]
-    has_evidence: npt.NDArray[np.bool_]
 
 
 def explanations(files: RunFiles, folder: str = "explain") -> dict[str, Any] | None:
@@ -63,41 +34,43 @@ def explanations(files: RunFiles, folder: str = "explain") -> dict[str, Any] | N
         return None
     maps = files.attempt(lambda files: files.load(f"{folder}/maps.npz", lambda path: _read_maps(path, rows)))
     weights_sha256 = files.attempt(lambda files: files.weights_sha256)
-    if maps is not None and weights_sha256 not in (None, maps.weights_sha256):
+    if maps is not None and weights_sha256 not in (None, maps["weights_sha256"]):
         files.note(f"{folder}/: made with other weights than those of the run; make it again with 'fastcifar explain'")
     cards = [_card(files, folder, name, row, maps, i) for i, row in enumerate(rows[:MAX_CARDS])]
     return {
         "cards": cards,
         "num_images": len(rows),
-        "selection": maps.selection if maps else "",
-        "map_name": maps.name if maps else "",
-        "true_names": sorted({card.true for card in cards if card.true}),
-        "predicted_names": sorted({card.predicted for card in cards}),
+        "selection": maps["selection"] if maps else "",
+        "map_name": maps["name"] if maps else "",
+        "true_names": sorted({card["true"] for card in cards if card["true"]}),
+        "predicted_names": sorted({card["predicted"] for card in cards}),
     }
 
 
-def _card(files: RunFiles, folder: str, name: str, row: dict[str, str], maps: _Maps | None, i: int) -> Card:
+def _card(files: RunFiles, folder: str, name: str, row: dict[str, str], maps: Arrays | None, i: int) -> dict[str, Any]:
+    """true: empty if it is unknown. image, overlay, sheet: a Picture, or None."""
     is_known, index = row["true"] != "", clean(row["index"])
-    confidence, loss = number(name, row, "confidence"), number(name, row, "loss") if is_known else None
     pair = None if maps is None else files.drawn(lambda: _image_and_overlay(maps, i))
-    return Card(
-        title=f"Test image {index}" if is_known else index,
-        true=clean(row["true"]),
-        predicted=clean(row["predicted"]),
-        is_correct=row["true"] == row["predicted"],
-        confidence=confidence,
-        loss=loss,
-        image=pair and pair[0],
-        overlay=pair and pair[1],
-        has_evidence=maps is None or bool(maps.has_evidence[i]),
-        sheet=files.attempt(lambda files: _sheet(files, folder, row["file"])),
-    )
+    image, overlay = pair or (None, None)
+    return {
+        "title": f"Test image {index}" if is_known else index,
+        "true": clean(row["true"]),
+        "predicted": clean(row["predicted"]),
+        "is_correct": row["true"] == row["predicted"],
+        "confidence": number(name, row, "confidence"),
+        "loss": number(name, row, "loss") if is_known else None,
+        "image": image,
+        "overlay": overlay,
+        "has_evidence": maps is None or bool(maps["has_evidence"][i]),
+        "sheet": files.attempt(lambda files: _sheet(files, folder, row["file"])),
+    }
 
 
-def _image_and_overlay(maps: _Maps, i: int) -> tuple[Picture, Picture]:
-    tile = TILE if max(maps.images.shape[1:3]) < TILE else MAX_TILE
-    pixels = np.rint(plotting.overlay(maps.images[i], maps.maps[i], tile) * 255).astype(np.uint8)
-    return png(maps.images[i], MAX_TILE), png(pixels, MAX_TILE)
+def _image_and_overlay(maps: Arrays, i: int) -> tuple[Picture, Picture]:
+    image = maps["images"][i]
+    tile = TILE if max(image.shape) < TILE else MAX_TILE
+    pixels = np.rint(plotting.overlay(image, maps["maps"][i], tile) * 255).astype(np.uint8)
+    return png(image, MAX_TILE), png(pixels, MAX_TILE)
 
 
 def _sheet(files: RunFiles, folder: str, file: str) -> Picture | None:
@@ -106,7 +79,8 @@ def _sheet(files: RunFiles, folder: str, file: str) -> Picture | None:
     return files.load(f"{folder}/{file}", lambda path: sheet(read_bytes(path, MAX_SHEET_BYTES)))
 
 
-def _read_maps(path: Path, rows: list[dict[str, str]]) -> _Maps:
+def _read_maps(path: Path, rows: list[dict[str, str]]) -> Arrays:
+    """The maps of the first target and method at the best layer, as in grid.png."""
     arrays = load_arrays(read_bytes(path, MAX_ARRAYS), ARRAYS, MAX_ARRAYS)
     _require_shapes(arrays, len(rows))
     if rows[0]["true"] and [row["index"] for row in rows] != [str(i) for i in arrays["indices"].ravel().tolist()]:
@@ -114,17 +88,17 @@ def _read_maps(path: Path, rows: list[dict[str, str]]) -> _Maps:
     best = best_layer([(int(h), int(w)) for h, w in arrays["sizes"]])
     method, target, layer = (clean(arrays[key][i]) for key, i in (("methods", 0), ("targets", 0), ("layers", best)))
     height, width = arrays["sizes"][best]
-    return _Maps(
-        weights_sha256=str(arrays["weights_sha256"]),
-        selection=clean(arrays["selection"]),
-        name=f"{METHOD_NAMES.get(method, method)} for {target_name(target)} at {layer} ({height}x{width})",
-        images=arrays["images"],
-        maps=np.nan_to_num(arrays["maps"][0, 0, :, best]),
-        has_evidence=arrays["has_evidence"][0, 0, :, best],
-    )
+    return {
+        "weights_sha256": str(arrays["weights_sha256"]),
+        "selection": clean(arrays["selection"]),
+        "name": f"{METHOD_NAMES.get(method, method)} for {target_name(target)} at {layer} ({height}x{width})",
+        "images": arrays["images"],
+        "maps": np.nan_to_num(arrays["maps"][0, 0, :, best]),
+        "has_evidence": arrays["has_evidence"][0, 0, :, best],
+    }
 
 
-def _require_shapes(arrays: dict[str, npt.NDArray[Any]], num_images: int) -> None:
+def _require_shapes(arrays: Arrays, num_images: int) -> None:
     images, maps, layers = arrays["images"], arrays["maps"], arrays["layers"]
     is_valid = (
         all(arrays[key].ndim == 1 and arrays[key].dtype.kind == "U" for key in ("targets", "methods", "layers"))

@@ -6,7 +6,7 @@ import base64
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,23 +33,14 @@ class Picture:
     height: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class Drawing:
-    """A figure for both colour schemes."""
+def drawing(files: RunFiles, draw: Callable[[], Figure], alt: str) -> dict[str, Any] | None:
+    """The figure that `draw` returns for both colour schemes, `light` and `dark`, and its `alt`; None, with a note, if
+    it cannot be drawn."""
 
-    light: Picture
-    dark: Picture
-    alt: str
-
-
-def drawing(files: RunFiles, draw: Callable[[], Figure], alt: str) -> Drawing | None:
-    """The figure that `draw` returns, light and dark; None, with a note, if that fails."""
-
-    def both() -> Drawing:
+    def both() -> dict[str, Any]:
         light = _svg(draw())
         with plotting.dark():
-            dark = _svg(draw())
-        return Drawing(light=light, dark=dark, alt=alt)
+            return {"light": light, "dark": _svg(draw()), "alt": alt}
 
     return files.drawn(both)
 

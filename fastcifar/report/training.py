@@ -13,7 +13,7 @@ from fastcifar import plotting
 from fastcifar.config import AUTO_SUGGESTIONS, TrainConfig
 from fastcifar.errors import DataError
 from fastcifar.io.paths import command_line
-from fastcifar.report.figures import Drawing, drawing
+from fastcifar.report.figures import drawing
 from fastcifar.report.run_files import METRICS, RunFiles, clean, number
 from fastcifar.training.lr_curve import LrCurve
 from fastcifar.training.progress import duration
@@ -115,7 +115,7 @@ def curves(files: RunFiles) -> dict[str, Any] | None:
     return {"drawings": list(filter(None, drawings)), "summary": summary, "table": list(map(_table_row, history))}
 
 
-def _curve(files: RunFiles, history: list[dict[str, Any]], panel: str) -> Drawing | None:
+def _curve(files: RunFiles, history: list[dict[str, Any]], panel: str) -> dict[str, Any] | None:
     name = "Learning rate" if panel == "lr" else panel.capitalize()
     alt = f"{name} by epoch; the table below has the numbers"
     return drawing(files, lambda: plotting.curves(history, (panel,)), alt)
