@@ -19,8 +19,22 @@ import numpy as np
 
 
 @contextmanager
+def _quiet() -> Iterator[None]:
+    """In the block, nothing warns, and matplotlib does not log, e.g. a bad matplotlibrc or missing font weights."""
+    logger = logging.getLogger("matplotlib")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
 def _settings_hidden() -> Iterator[None]:
-    """In the block, only matplotlib's own matplotlibrc is found, and warnings are ignored."""
+    """In the block, only matplotlib's own matplotlibrc is found."""
     exists = os.path.exists
     hidden = {name: os.environ.pop(name) for name in ("MPLBACKEND", "MATPLOTLIBRC") if name in os.environ}
 
@@ -29,29 +43,25 @@ def _settings_hidden() -> Iterator[None]:
 
     os.path.exists = packaged  # the matplotlibrc of the working folder takes precedence over the variables
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
+        yield
     finally:
         os.path.exists = exists
         os.environ.update(hidden)
 
 
 _is_first = "matplotlib" not in sys.modules
-with _settings_hidden():
+with _quiet(), _settings_hidden():
     import matplotlib
     import matplotlib.backends.backend_agg
     import matplotlib.backends.backend_svg
 
 if _is_first:  # other code in this process gets the user's settings, as far as they are valid
-    with warnings.catch_warnings(), suppress(OSError, ValueError, KeyError):
-        warnings.simplefilter("ignore")
+    with _quiet(), suppress(OSError, ValueError, KeyError):
         _settings = matplotlib.rc_params_from_file(matplotlib.matplotlib_fname(), use_default_template=False)
         matplotlib.rcParams.update(_settings)
         matplotlib.rcParamsOrig.update(_settings)
-    if os.environ.get("MPLBACKEND"):
-        with suppress(ValueError):
-            matplotlib.rcParams["backend"] = os.environ["MPLBACKEND"]
+    with suppress(KeyError, ValueError):
+        matplotlib.rcParams["backend"] = os.environ["MPLBACKEND"]
 
 _LIGHT: dict[Any, Any] = {key: value for key, value in matplotlib.rcParamsDefault.items() if key != "backend"}
 _LIGHT |= {"font.sans-serif": ["DejaVu Sans"], "svg.hashsalt": "fastcifar"}
@@ -70,26 +80,12 @@ _is_dark = ContextVar("_is_dark", default=False)
 
 
 @contextmanager
-def _default_numpy_and_warnings() -> Iterator[None]:
-    """In the block, warnings and floating-point errors are ignored, and numbers are printed by NumPy's defaults, from
-    which the identifiers in an SVG are hashed."""
-    with warnings.catch_warnings(), np.errstate(all="ignore"), np.printoptions(legacy=False):
-        warnings.simplefilter("ignore")
-        yield
-
-
-@contextmanager
 def own_context() -> Iterator[None]:
     """In the block, or in a decorated function, figures are made and written with our settings; the user's are restored
-    after it."""
-    fonts = logging.getLogger("matplotlib.font_manager")
-    level = fonts.level
-    fonts.setLevel(logging.CRITICAL)  # it reports missing font weights
-    try:
-        with _default_numpy_and_warnings(), matplotlib.rc_context({**_LIGHT, **_DARK} if _is_dark.get() else _LIGHT):
-            yield
-    finally:
-        fonts.setLevel(level)
+    after it. Numbers are printed by NumPy's defaults, from which the identifiers in an SVG are hashed."""
+    settings = {**_LIGHT, **_DARK} if _is_dark.get() else _LIGHT
+    with _quiet(), np.errstate(all="ignore"), np.printoptions(legacy=False), matplotlib.rc_context(settings):
+        yield
 
 
 @contextmanager

@@ -65,10 +65,7 @@ def enlarged(image: Images, tile: int) -> Pixels:
     """(H, W, 3) uint8 -> 0..1, at about `tile` pixels: each pixel becomes a square. An image of twice that size or
     more is reduced."""
     height, width = _drawn_size(image.shape, tile)
-    if max(image.shape[:2]) > max(height, width):
-        return np.asarray(PIL.Image.fromarray(image).resize((width, height), PIL.Image.Resampling.BOX)) / 255.0
-    factor = height // image.shape[0]
-    return (image / 255.0).repeat(factor, axis=0).repeat(factor, axis=1)
+    return np.asarray(PIL.Image.fromarray(image).resize((width, height), PIL.Image.Resampling.BOX)) / 255.0
 
 
 def _drawn_size(shape: tuple[int, ...], tile: int) -> tuple[int, int]:
@@ -114,24 +111,19 @@ def cam_grid(
     """
     if len(images) > MAX_GRID_IMAGES:
         heading += f"\nthe first {MAX_GRID_IMAGES} of {len(images):,}"
-    pairs = [
-        (_image_tile(image, caption), _map_tile(overlay(image, heat), caption, evidence))
-        for image, heat, evidence, caption in zip(images[:MAX_GRID_IMAGES], maps, has_evidence, captions, strict=False)
-    ]
-    columns = min(math.ceil(len(pairs) ** 0.5), MAX_GRID_COLUMNS)
-    rows = [[tile for pair in pairs[i : i + columns] for tile in pair] for i in range(0, len(pairs), columns)]
-    return table(rows, heading, group=2, scale=SCALE)
+    tiles = []
+    for image, heat, evidence, caption in zip(images[:MAX_GRID_IMAGES], maps, has_evidence, captions, strict=False):
+        name = (f"true: {caption.true}", f" · {caption.name}") if caption.true else (caption.name,)
+        suffix = f" {caption.confidence:.0%}" if evidence else f" {caption.confidence:.0%}: no evidence"
+        colour = "" if not caption.true else TRAIN_COLOUR if caption.is_correct else VAL_COLOUR
+        tiles.append(Tile(enlarged(image, TILE), *name))
+        tiles.append(Tile(overlay(image, heat), caption.predicted, suffix, colour))
+    columns = 2 * min(math.ceil((len(tiles) / 2) ** 0.5), MAX_GRID_COLUMNS)
+    return table(_in_rows(tiles, columns), heading, group=2, scale=SCALE)
 
 
-def _image_tile(image: Images, caption: Caption) -> Tile:
-    pixels = enlarged(image, TILE)
-    return Tile(pixels, f"true: {caption.true}", f" · {caption.name}") if caption.true else Tile(pixels, caption.name)
-
-
-def _map_tile(pixels: Pixels, caption: Caption, has_evidence: bool) -> Tile:
-    suffix = f" {caption.confidence:.0%}" if has_evidence else f" {caption.confidence:.0%}: no evidence"
-    colour = TRAIN_COLOUR if caption.is_correct else VAL_COLOUR
-    return Tile(pixels, caption.predicted, suffix, colour if caption.true else "")
+def _in_rows(tiles: list[Tile], columns: int) -> list[list[Tile]]:
+    return [tiles[i : i + columns] for i in range(0, len(tiles), columns)]
 
 
 @own_context()
@@ -163,7 +155,7 @@ def gallery(images: Images, captions: Sequence[Caption], heading: str) -> Figure
         for image, caption in zip(images, captions, strict=True)
     ]
     columns = min(math.ceil(len(tiles) ** 0.5), MAX_GALLERY_COLUMNS)
-    return table([tiles[i : i + columns] for i in range(0, len(tiles), columns)], heading, group=columns)
+    return table(_in_rows(tiles, columns), heading, group=columns)
 
 
 @own_context()

@@ -5,7 +5,7 @@ Hundreds of matplotlib axes would take seconds; here all tiles are one array, an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -88,7 +88,8 @@ def table(
         if labels:
             write(MARGIN, y + height / 2, labels[i], CAPTION_POINTS)
         for x, tile in zip(xs, row, strict=False):
-            canvas[y : y + height, x : x + width] = _opaque(tile.pixels)
+            canvas[y : y + height, x : x + width] = 255  # opaque
+            canvas[y : y + height, x : x + width, :3] = np.rint(tile.pixels * 255)
             if tile.caption:
                 colour = tile.colour or matplotlib.rcParams["text.color"]
                 caption_y = y - LINE * (1.5 if tile.detail else 0.5)
@@ -96,14 +97,13 @@ def table(
             if tile.detail:
                 write(x, y - LINE / 2, tile.detail, CAPTION_POINTS, color=GREY)
     if scale:
-        _draw_scale(canvas, bottom + 4, total_width, scale, write)
+        y, bar = bottom + 4, 220
+        x = (total_width - bar) // 2
+        canvas[y : y + 10, x : x + bar] = colormaps[HEAT](np.linspace(0, 1, bar), bytes=True)
+        write(x - 8, y + 5, scale[0], CAPTION_POINTS, ha="right")
+        write(x + bar + 8, y + 5, scale[1], CAPTION_POINTS)
     figure.figimage(canvas, origin="upper")
     return figure
-
-
-def _opaque(pixels: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
-    """(h, w, 3) in 0..1 -> (h, w, 4) uint8."""
-    return np.rint(np.dstack([pixels, np.ones(pixels.shape[:2])]) * 255).astype(np.uint8)
 
 
 def captioned(tile: Tile, width: float) -> str:
@@ -117,16 +117,6 @@ def captioned(tile: Tile, width: float) -> str:
         available -= text_width(ARROW, CAPTION_POINTS)
         widths = [max(available / 2, available - second), max(available / 2, available - first)]
     return ARROW.join(fitting(p, w, CAPTION_POINTS) for p, w in zip(parts, widths, strict=True)) + tile.suffix
-
-
-def _draw_scale(
-    canvas: npt.NDArray[np.uint8], y: int, total_width: int, ends: tuple[str, str], write: Callable[..., None]
-) -> None:
-    bar = 220
-    x = (total_width - bar) // 2
-    canvas[y : y + 10, x : x + bar] = colormaps[HEAT](np.linspace(0, 1, bar), bytes=True)
-    write(x - 8, y + 5, ends[0], CAPTION_POINTS, ha="right")
-    write(x + bar + 8, y + 5, ends[1], CAPTION_POINTS)
 
 
 @lru_cache(maxsize=10_000)

@@ -89,12 +89,7 @@ def lr_curve(curve: LrCurve, chosen: str | None = None) -> Figure:
                 xycoords=axis.get_xaxis_transform(),
                 xytext=(5, 5),
                 textcoords="offset points",
-                bbox={
-                    "boxstyle": "round,pad=0.2",
-                    "facecolor": matplotlib.rcParams["axes.facecolor"],
-                    "edgecolor": "none",
-                    "alpha": 0.8,
-                },
+                backgroundcolor=matplotlib.rcParams["axes.facecolor"],
             )
     axis.set(xlabel="learning rate", ylabel="training loss", title="LR range test")
     if len(curve.rates) > 1 and curve.rates[-1] > 100 * curve.rates[0]:
