@@ -19,7 +19,7 @@ def doctor(as_json: bool) -> None:
 
     from fastcifar.cli.output import command_line, show_next, table
 
-    facts = collect_facts()
+    facts = _collect_facts()
     if as_json:
         click.echo(json.dumps(facts))
         return
@@ -36,8 +36,7 @@ def doctor(as_json: bool) -> None:
     show_next(command_line("fastcifar", "convert"))
 
 
-def collect_facts() -> dict[str, Any]:
-    """The output of `doctor`, as one JSON object."""
+def _collect_facts() -> dict[str, Any]:
     import platform
     from importlib import metadata
 
