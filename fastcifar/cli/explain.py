@@ -124,6 +124,6 @@ def _is_image(path: Path, runs_dir: Path) -> bool:
     """Whether `path` exists, or is a pattern that matches, and does not stand for a run."""
     from fastcifar.training.run_folder import is_run
 
-    if path.is_file():
-        return path.suffix not in RUN_FILE_SUFFIXES or not is_run(path, runs_dir)
+    if path.is_file() and path.suffix not in RUN_FILE_SUFFIXES:
+        return True
     return (os.path.exists(path) or bool(glob.glob(str(path)))) and not is_run(path, runs_dir)

@@ -18,9 +18,6 @@ from fastcifar.errors import Stopped
 def unwinding_signals() -> Iterator[list[signal.Signals]]:
     """In the block, SIGINT raises KeyboardInterrupt and SIGTERM raises Stopped, also where Python would drop the
     exception. Signals that were ignored or have another handler are left alone. Yields those that are handled."""
-    if threading.current_thread() is not threading.main_thread():
-        yield []
-        return
     signums = [signal.SIGTERM]
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signums.append(signal.SIGINT)
