@@ -78,8 +78,6 @@ def _can_be_drawn(text: str) -> bool:
 def _look_up(characters: Iterable[str]) -> None:
     """Find a font for each character; each font is opened once."""
     missing = set(characters)
-    _families.update(dict.fromkeys(missing & set(INVISIBLE), BASE))
-    missing -= set(INVISIBLE)
     if missing:
         missing = _search([BASE, *_installed()], missing)
     if missing and _add_new_fonts():
