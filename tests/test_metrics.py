@@ -48,10 +48,11 @@ def test_metrics_match_their_definitions(logits_and_labels: tuple[np.ndarray, np
         if (bins == b).any()
     ]
     assert found.ece == pytest.approx(sum(gaps), abs=1e-6)
-    assert found.bin_count.sum() == 500
-    for b in np.flatnonzero(found.bin_count):
-        assert found.bin_accuracy[b] == pytest.approx(right[bins == b].mean())
-        assert found.bin_confidence[b] == pytest.approx(confidence[bins == b].mean())
+    bin_confidence, bin_accuracy, bin_count = found.bins
+    assert bin_count.sum() == 500
+    for b in np.flatnonzero(bin_count):
+        assert bin_accuracy[b] == pytest.approx(right[bins == b].mean())
+        assert bin_confidence[b] == pytest.approx(confidence[bins == b].mean())
 
 
 def test_the_most_confused_pairs_come_first(logits_and_labels: tuple[np.ndarray, np.ndarray]) -> None:
@@ -85,9 +86,8 @@ def test_a_confidence_of_one_belongs_to_the_last_calibration_bin() -> None:
     confidence = np.concatenate([np.ones(100), np.full(100, 1 / (1 + np.exp(-3)))])
     expected = abs(confidence.mean() - 0.95)  # all are in the last bin
     assert found.ece == pytest.approx(expected, abs=1e-9)
-    assert found.ece == pytest.approx(
-        float(np.abs(found.bin_confidence - found.bin_accuracy) @ found.bin_count) / 200, abs=1e-12
-    )
+    bin_confidence, bin_accuracy, bin_count = found.bins
+    assert found.ece == pytest.approx(float(np.abs(bin_confidence - bin_accuracy) @ bin_count) / 200, abs=1e-12)
 
 
 def test_the_calibration_error_matches_torchmetrics_below_a_confidence_of_one() -> None:

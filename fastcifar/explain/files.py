@@ -46,7 +46,13 @@ def write_explanation(
     with wrap_write_errors(folder):
         partial_folder = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder))
     try:
-        _write_index(partial_folder / "index.csv", explained, class_names)
+        rows = explained.predictions.to_rows(class_names)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        for row, name, sheet in zip(rows, explained.names, explained.sheets, strict=True):
+            writer.writerow({**row, "index": name, "file": f"sheets/{sheet}"})
+        write_text(partial_folder / "index.csv", text.getvalue())
         write_arrays(
             partial_folder / "maps.npz",
             selection=np.array(selection),
@@ -128,14 +134,3 @@ def _layer(table: MapTable, k: int) -> str:
 def target_name(target: str) -> str:
     """A target in words."""
     return {"pred": "the predicted class", "true": "the true class"}.get(target, target)
-
-
-def _write_index(path: Path, explained: ExplainedImages, class_names: tuple[str, ...]) -> None:
-    rows = explained.predictions.to_rows(class_names)
-    for row, name, sheet in zip(rows, explained.names, explained.sheets, strict=True):
-        row |= {"index": name, "file": f"sheets/{sheet}"}
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, text.getvalue())

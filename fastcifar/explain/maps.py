@@ -67,12 +67,10 @@ def compute_maps(
     for start in range(0, num_images, CAM_BATCH):
         batch = slice(start, start + CAM_BATCH)
         activations = Activations(trained.model, trained.normalise(explained.images[batch]), layers)
-        by_target = [
-            activations.maps(torch.from_numpy(labels[batch]).to(trained.device), config.methods) for labels in classes
-        ]
-        maps.append(np.stack([[by[m].maps.cpu().numpy() for m in config.methods] for by in by_target]))
-        evidence = [[by[m].has_evidence.cpu().numpy() for m in config.methods] for by in by_target]
-        has_evidence.append(np.stack(evidence))
+        labels = torch.from_numpy(classes[:, batch]).to(trained.device)
+        by_target = [activations.maps(each, config.methods).values() for each in labels]
+        maps.append(np.stack([[m.maps.cpu().numpy() for m in by_method] for by_method in by_target]))
+        has_evidence.append(np.stack([[m.has_evidence.cpu().numpy() for m in by_method] for by_method in by_target]))
         sizes = activations.sizes
         trained.reporter.advance(len(activations.logits))
     return MapTable(

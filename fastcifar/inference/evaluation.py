@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from fastcifar import plotting
 from fastcifar.config import TTA_MODES, ExplainConfig
-from fastcifar.data.beton import Beton
 from fastcifar.inference.metrics import Metrics, compute_metrics
 from fastcifar.inference.predictions import Predictions, select_images
 from fastcifar.inference.trained_run import TrainedRun
@@ -80,45 +79,27 @@ def evaluate_run(
     command: list[Any] = ["fastcifar", "eval", run.path, "--split", split, "--tta", tta]
     command += ["--data-dir", data_folder(data_dir)] if data_dir else []
     command += ["--model", trusted] if trusted else []
-    remedy = f"draw them with: {command_line(*command)}"
-    figures = _draw(folder, title, metrics, predictions, trained.beton(split), class_names, remedy)
-    return Evaluation(
-        metrics=metrics,
-        class_names=class_names,
-        worst=tuple(worst),
-        files=(folder / "metrics.json", *figures, folder / "predictions.npz"),
-    )
-
-
-def _draw(
-    folder: Path,
-    title: str,
-    metrics: Metrics,
-    predictions: Predictions,
-    beton: Beton,
-    class_names: tuple[str, ...],
-    remedy: str,
-) -> list[Path]:
-    """Write the figures; return those that could be drawn."""
-
-    def reliability() -> Figure:
-        return plotting.reliability_diagram(metrics.bin_confidence, metrics.bin_accuracy, metrics.bin_count, title)
-
-    def gallery(selected: Predictions, images: npt.NDArray[np.uint8], kind: str) -> Figure:
-        captions = plotting.captions(selected, list(map(str, selected.indices)), class_names)
-        num_all = int((predictions.is_correct == selected.is_correct[0]).sum())
-        return plotting.gallery(images, captions, f"{title}\n{len(selected)} of {num_all:,} {kind}")
-
-    with plotting.figure_writer(folder, remedy) as write:
-        drawn = [
+    files: list[Path | None] = [folder / "metrics.json"]
+    with plotting.figure_writer(folder, f"draw them with: {command_line(*command)}") as write:
+        files += [
             write("confusion.png", lambda: plotting.confusion_matrix(metrics.confusion, class_names, title)),
-            write("reliability.png", reliability),
+            write("reliability.png", lambda: plotting.reliability_diagram(*metrics.bins, title)),
         ]
         for name, correct, kind in GALLERIES:
             selected = select_images(predictions, ExplainConfig(n=GALLERY_SIZE, correct=correct))
             if len(selected):
-                drawn.append(write(name, partial(gallery, selected, beton.images(selected.indices), kind)))
+                heading = f"{title}\n{len(selected)} of {(predictions.is_correct == correct).sum():,} {kind}"
+                images = trained.beton(split).images(selected.indices)
+                files.append(write(name, partial(_gallery, selected, images, class_names, heading)))
             else:
                 with suppress(OSError):
                     (folder / name).unlink(missing_ok=True)  # of an earlier evaluation
-    return [path for path in drawn if path is not None]
+    files.append(folder / "predictions.npz")
+    return Evaluation(metrics=metrics, class_names=class_names, worst=tuple(worst), files=tuple(filter(None, files)))
+
+
+def _gallery(
+    selected: Predictions, images: npt.NDArray[np.uint8], class_names: tuple[str, ...], heading: str
+) -> Figure:
+    captions = plotting.captions(selected, list(map(str, selected.indices)), class_names)
+    return plotting.gallery(images, captions, heading)

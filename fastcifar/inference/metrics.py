@@ -35,12 +35,8 @@ class Metrics:
     """(C, C): number of images by true class (row) and predicted class (column)."""
     ece: float
     """Expected calibration error over 15 bins of equal width (Guo et al. 2017), 0..1."""
-    bin_confidence: Floats
-    """(15,): mean confidence of the predictions in each bin; 0 where the bin is empty."""
-    bin_accuracy: Floats
-    """(15,): accuracy of the predictions in each bin; 0 where the bin is empty."""
-    bin_count: Ints
-    """(15,)."""
+    bins: tuple[Floats, Floats, Ints]
+    """Mean confidence, accuracy and number of the predictions in each bin, (15,) each; 0 where the bin is empty."""
 
     def most_confused(self, max_pairs: int = 10) -> list[tuple[int, int, int]]:
         """The most frequently confused pairs, (true, predicted, number of images), the most frequent first."""
@@ -101,9 +97,7 @@ def compute_metrics(predictions: Predictions) -> Metrics:
         confusion=confusion,
         # torchmetrics' calibration error puts a confidence of exactly 1 into a bin of its own
         ece=float(np.abs(confidence - accuracy) @ count / num_images),
-        bin_confidence=confidence,
-        bin_accuracy=accuracy,
-        bin_count=count,
+        bins=(confidence, accuracy, count),
     )
 
 

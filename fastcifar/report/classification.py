@@ -35,7 +35,6 @@ def classification(files: RunFiles) -> dict[str, Any] | None:
         files.note(f"{PREDICTIONS}: made from other images than those of {METRICS}")
     metrics = compute_metrics(predictions)
     confused = [(names[true], names[predicted], count) for true, predicted, count in metrics.most_confused()]
-    bins = metrics.bin_confidence, metrics.bin_accuracy, metrics.bin_count
     return {
         "num_images": len(predictions),
         "metrics": metrics,
@@ -48,7 +47,7 @@ def classification(files: RunFiles) -> dict[str, Any] | None:
         ),
         "reliability": drawing(
             files,
-            lambda: plotting.reliability_diagram(*bins, ""),
+            lambda: plotting.reliability_diagram(*metrics.bins, ""),
             f"Accuracy by confidence; expected calibration error {metrics.ece:.2%}",
         ),
     }
