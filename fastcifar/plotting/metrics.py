@@ -59,8 +59,8 @@ def _write_counts(axis: Any, counts: npt.NDArray[np.int64], cells: npt.NDArray[n
     is_light = cells @ LUMINANCE > 0.46  # where black has more contrast than white
     for (row, column), count in np.ndenumerate(counts):
         colour = "black" if is_light[row, column] else "white"
-        style: dict[str, Any] = {"ha": "center", "va": "center", "size": 7, "color": colour}
-        axis.text(column, row, f"{count:,}", alpha=1.0 if count else 0.4, **style)
+        alpha = 1.0 if count else 0.4
+        axis.text(column, row, f"{count:,}", ha="center", va="center", size=7, color=colour, alpha=alpha)
 
 
 def _write_names(axis: Any, names: Sequence[str]) -> None:
@@ -102,8 +102,8 @@ def reliability_diagram(
     upper.bar(left, accuracy[filled], color=TRAIN_COLOUR, label="accuracy", **bars)
     hatched: dict[str, Any] = {**bars, "edgecolor": VAL_COLOUR, "color": "none", "hatch": "////"}
     upper.bar(left, gaps, bottom=accuracy[filled], label="gap to confidence", **hatched)
-    diagonal: dict[str, Any] = {"ls": "--", "lw": 1, "color": matplotlib.rcParams["text.color"], "alpha": 0.6}
-    upper.plot([0, 1], [0, 1], label="perfect calibration", **diagonal)
+    text_colour = matplotlib.rcParams["text.color"]
+    upper.plot([0, 1], [0, 1], "--", lw=1, color=text_colour, alpha=0.6, label="perfect calibration")
     upper.set(ylim=(0, 1), xlim=(0, 1), ylabel="accuracy")
     _set_title(upper, f"{title}\nexpected calibration error (ECE) {ece:.2%}".strip())
     upper.legend(frameon=False, fontsize=8, loc="upper left")

@@ -83,14 +83,8 @@ def lr_curve(curve: LrCurve, chosen: str | None = None) -> Figure:
         axis.plot([lr], [loss], marker, color=colour, ms=size, label=f"{name}: {lr:.3g}")
         if name == chosen:
             axis.axvline(lr, color=colour, lw=1, ls=":")
-            axis.annotate(
-                f"chosen: {lr:.3g}",
-                (lr, 0),
-                xycoords=axis.get_xaxis_transform(),
-                xytext=(5, 5),
-                textcoords="offset points",
-                backgroundcolor=matplotlib.rcParams["axes.facecolor"],
-            )
+            box = {"facecolor": matplotlib.rcParams["axes.facecolor"], "edgecolor": "none", "pad": 1, "alpha": 0.8}
+            axis.text(1.05 * lr, 0.02, f"chosen: {lr:.3g}", transform=axis.get_xaxis_transform(), bbox=box)
     axis.set(xlabel="learning rate", ylabel="training loss", title="LR range test")
     if len(curve.rates) > 1 and curve.rates[-1] > 100 * curve.rates[0]:
         axis.set_xscale("log")
