@@ -21,7 +21,7 @@ from fastcifar.report.run_files import RunFiles, clean, number
 MAX_CARDS = 200
 MAX_SHEET_BYTES, MAX_ARRAYS = 16 * 2**20, 512 * 2**20
 TILE, MAX_TILE = 128, 192
-Arrays = dict[str, Any]
+Maps = dict[str, Any]
 ARRAYS = ("selection", "indices", "images", *(field.name for field in fields(MapTable)))  # of maps.npz
 
 
@@ -47,7 +47,7 @@ def explanations(files: RunFiles, folder: str = "explain") -> dict[str, Any] | N
     }
 
 
-def _card(files: RunFiles, folder: str, name: str, row: dict[str, str], maps: Arrays | None, i: int) -> dict[str, Any]:
+def _card(files: RunFiles, folder: str, name: str, row: dict[str, str], maps: Maps | None, i: int) -> dict[str, Any]:
     """true: empty if it is unknown. image, overlay, sheet: a Picture, or None."""
     is_known, index = row["true"] != "", clean(row["index"])
     pair = None if maps is None else files.drawn(lambda: _image_and_overlay(maps, i))
@@ -66,7 +66,7 @@ def _card(files: RunFiles, folder: str, name: str, row: dict[str, str], maps: Ar
     }
 
 
-def _image_and_overlay(maps: Arrays, i: int) -> tuple[Picture, Picture]:
+def _image_and_overlay(maps: Maps, i: int) -> tuple[Picture, Picture]:
     image = maps["images"][i]
     tile = TILE if max(image.shape) < TILE else MAX_TILE
     pixels = np.rint(plotting.overlay(image, maps["maps"][i], tile) * 255).astype(np.uint8)
@@ -79,7 +79,7 @@ def _sheet(files: RunFiles, folder: str, file: str) -> Picture | None:
     return files.load(f"{folder}/{file}", lambda path: sheet(read_bytes(path, MAX_SHEET_BYTES)))
 
 
-def _read_maps(path: Path, rows: list[dict[str, str]]) -> Arrays:
+def _read_maps(path: Path, rows: list[dict[str, str]]) -> Maps:
     """The maps of the first target and method at the best layer, as in grid.png."""
     arrays = load_arrays(read_bytes(path, MAX_ARRAYS), ARRAYS, MAX_ARRAYS)
     _require_shapes(arrays, len(rows))
@@ -98,7 +98,7 @@ def _read_maps(path: Path, rows: list[dict[str, str]]) -> Arrays:
     }
 
 
-def _require_shapes(arrays: Arrays, num_images: int) -> None:
+def _require_shapes(arrays: Maps, num_images: int) -> None:
     images, maps, layers = arrays["images"], arrays["maps"], arrays["layers"]
     is_valid = (
         all(arrays[key].ndim == 1 and arrays[key].dtype.kind == "U" for key in ("targets", "methods", "layers"))
