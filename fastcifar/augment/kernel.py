@@ -70,7 +70,7 @@ class Kernel(Protocol):
         """The array where the kernel reads it: itself (Numba), or a tensor on the device."""
 
     def load_params(self, params: AugmentParams) -> Any:
-        """Checked parameters, as `launch` takes them."""
+        """The parameters as `launch` takes them."""
 
     def launch(self, data: Any, offsets: Any, indices: Any, params: Any) -> Callable[[], torch.Tensor]:
         """Start a batch: images `indices`, (B,) int64, of `data`, (size,) uint8. Image i begins at `offsets[i]`,

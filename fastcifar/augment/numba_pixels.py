@@ -4,7 +4,7 @@ Everything compiled is in this file, which makes it long: Numba's cache on disk 
 and looks at no other.
 
 A buffer is (H * W * 3 + SLACK,) uint8 and stays in the L1 cache from the first step to the last. Bounds are not
-checked: `check_params` has checked the parameters, and the beton its offsets. Reference implementation:
+checked: the parameters are those of `sample_params`, and the beton has checked its offsets. Reference implementation:
 `tests/reference.py`.
 """
 
