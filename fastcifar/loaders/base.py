@@ -88,8 +88,7 @@ def usable_device(device: torch.device | str) -> torch.device:
 def _channel_values(name: str, values: npt.ArrayLike, own: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """A mean or std, checked: one value per channel, (3,) float64. The kernels trust it after this. own: that of the
     beton, which distinguishes values on a scale of 0..1 from those of very dark images."""
-    shown = one_line(values)
-    shown = shown if len(shown) < 80 else f"{shown[:70]}…"
+    shown = one_line(values, 80)
     try:
         array = np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError, RuntimeError):  # RuntimeError: a tensor that is not on a CPU
