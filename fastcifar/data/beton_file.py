@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from fastcifar.errors import DataError
 from fastcifar.io.paths import SPLIT_FILES, command_line, why_missing
-from fastcifar.io.reading import open_descriptor
+from fastcifar.io.reading import open_regular
 
 CHUNK_BYTES = 8 * 2**20
 Bytes: TypeAlias = "npt.NDArray[np.uint8]"
@@ -87,7 +87,8 @@ class BetonFile:
 def open_file(path: Path) -> BetonFile:
     """Open the file of a beton. Raises DataError if that fails."""
     try:
-        return BetonFile(path, open_descriptor(path))
+        with open_regular(path) as file:
+            return BetonFile(path, os.dup(file.fileno()))
     except ValueError:
         inside = path / "train.beton"
         expected = f"a beton, e.g. {inside}" if inside.is_file() else "a beton, made with 'fastcifar convert'"

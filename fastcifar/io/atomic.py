@@ -6,7 +6,6 @@ warning for each file system.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import io
 import logging
@@ -48,7 +47,8 @@ def write_bytes(path: Path, content: bytes | memoryview, *, backup: Path | None 
     except OSError as error:
         reason = error.strerror or str(error)
         if error.errno in FULL:
-            reason += f": it takes {len(content) / 2**20:.1f} MiB{_free_space(path.parent)}"
+            free = shutil.disk_usage(path.parent).free
+            reason += f": it takes {len(content) / 2**20:.1f} MiB, {free / 2**20:.1f} MiB are free"
         raise FastcifarError(f"{path}: cannot be written ({reason})") from error
 
 
@@ -122,33 +122,20 @@ def replace(source: Path, target: Path) -> None:
         if error.errno not in REPLACE_UNSUPPORTED or not target.is_file() or not source.is_file():
             raise
         moved = target.with_name(f".{target.name}.replaced")
-        try:
-            moved.unlink(missing_ok=True)  # left by a kill
-            os.rename(target, moved)
-        except OSError:
-            raise error from None
+        moved.unlink(missing_ok=True)  # left by a kill
+        os.rename(target, moved)
         try:
             os.rename(source, target)
         except BaseException:
             os.rename(moved, target)
             raise
         warn_unsupported(target.parent, "cannot rename over a file", error, f"a kill in between leaves {moved.name}")
-        with contextlib.suppress(OSError):
-            moved.unlink()
+        moved.unlink()
 
 
 def warn_unsupported(folder: Path, problem: str, error: OSError, advice: str) -> None:
     """Warn, once for each file system, of an operation that it does not support."""
-    try:
-        key = problem, os.stat(folder).st_dev
-    except OSError:
-        key = problem, -1
+    key = problem, os.stat(folder).st_dev
     if key not in _WARNED:
         _WARNED.add(key)
         log.warning("%s: this file system %s (%s); %s", folder, problem, error.strerror or error, advice)
-
-
-def _free_space(folder: Path) -> str:
-    with contextlib.suppress(OSError):
-        return f", {shutil.disk_usage(folder).free / 2**20:.1f} MiB are free"
-    return ""

@@ -25,24 +25,9 @@ CHECK_MEMORY_ABOVE = 2**28
 
 def open_regular(path: Path) -> IO[bytes]:
     """Open a file for reading. Raises OSError if that fails, ValueError for pipes, devices and folders."""
-    return open(open_descriptor(path), "rb")
-
-
-def open_descriptor(path: Path) -> int:
-    """The descriptor of a file, opened for reading; raises as `open_regular`."""
-    flags = os.O_RDONLY | os.O_CLOEXEC
-    try:
-        descriptor = os.open(path, flags | os.O_NONBLOCK)  # a named pipe does not block
-    except BlockingIOError:  # a file server holds a lease on it, and releases it to a blocking open
-        descriptor = os.open(path, flags)
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise ValueError("not a regular file")
-        os.set_blocking(descriptor, True)  # some file systems answer reads with EAGAIN while they fetch the file
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
+    if not stat.S_ISREG(path.stat().st_mode):  # before it is opened: that would wait for the writer of a pipe
+        raise ValueError("not a regular file")
+    return path.open("rb")
 
 
 def read_bytes(path: Path, max_bytes: int) -> bytes:
