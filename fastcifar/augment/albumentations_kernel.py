@@ -29,7 +29,6 @@ except ImportError as error:
 
 log = logging.getLogger(__name__)
 Image = npt.NDArray[np.uint8]
-SHIFTS = {"hue": "hue", "sat": "saturation", "val": "value"}
 
 
 class AlbumentationsAugment:
@@ -70,9 +69,9 @@ class AlbumentationsAugment:
             matrix = cv2.getRotationMatrix2D(centre, float(row["rotation"]), 1.0)
             matrix = np.vstack([matrix, (0, 0, 1)])  # (2, 3) -> (3, 3)
             image = warp_affine(image, matrix, cv2.INTER_LINEAR, 0, self._border, (height, width))
-        shifts = {f"{name}_shift": int(row[short]) for name, short in SHIFTS.items()}
-        if any(shifts.values()):
-            image = self._colour.apply(image, **shifts)
+        hue, saturation, value = (int(row[name]) for name in ("hue", "saturation", "value"))
+        if hue or saturation or value:
+            image = self._colour.apply(image, hue_shift=hue, sat_shift=saturation, val_shift=value)
         if self._cutout_size:
             y, x = row["cutout_y"].astype(int), row["cutout_x"].astype(int)
             ends_y = np.minimum(y + row["cutout_height"], height)

@@ -44,11 +44,6 @@ class KernelConfig:
         """What a cutout writes, (3,): black, or the mean rounded to 8 bits (half to even)."""
         return np.zeros(3, np.uint8) if self.augment.cutout_fill == "zero" else np.rint(self.mean).astype(np.uint8)
 
-    @property
-    def normalisation(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """`mean32` and `inv_std32`, (3,) each: see the function `normalisation`."""
-        return normalisation(self.mean, self.std)
-
 
 def normalisation(
     mean: npt.NDArray[np.float64], std: npt.NDArray[np.float64]

@@ -119,8 +119,6 @@ def _checked_indices(indices: npt.ArrayLike | None, num_images: int) -> Indices:
     if array.dtype.kind == "b":
         if array.shape != (num_images,):
             raise UsageError(f"indices is a mask of shape {array.shape}; expected ({num_images},), one bool per image")
-        if not array.any():
-            raise UsageError("indices is a mask that selects no image; expected at least one")
         array = np.flatnonzero(array)
     if array.ndim != 1 or array.dtype.kind not in "iu" or not len(array):
         raise UsageError(f"indices is {array.dtype} of shape {array.shape}; expected a list of integers, at least one")

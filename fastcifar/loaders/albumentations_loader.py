@@ -20,7 +20,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from fastcifar.augment.albumentations_kernel import AlbumentationsAugment, Pipeline, augment_batch
-from fastcifar.augment.kernel import KernelConfig
+from fastcifar.augment.kernel import KernelConfig, normalisation
 from fastcifar.augment.params import AugmentParams, raw_bits
 from fastcifar.data.beton import Beton
 from fastcifar.errors import FastcifarError, describe, one_line
@@ -189,7 +189,7 @@ class _Batches(Dataset[Any]):
     def __init__(self, beton: Beton, config: LoaderConfig, kernel_config: KernelConfig) -> None:
         # not the loader, which refers to this: a cycle is collected late, and ending workers late takes ten seconds
         self._beton, self._config = beton, config
-        self._mean, self._inv_std = kernel_config.normalisation
+        self._mean, self._inv_std = normalisation(kernel_config.mean, kernel_config.std)
         pipeline = config.augment.pipeline
         self._pipeline = None if pipeline is None else Pipeline(pipeline)
         self._operations = AlbumentationsAugment(kernel_config)

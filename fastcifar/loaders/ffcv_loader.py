@@ -104,7 +104,7 @@ class FfcvLoader(Loader):
             return
         device = self.config.device
         with torch.device("cpu"):  # whatever torch.set_default_device says
-            stream = _Epoch(self._stream, np.concatenate(batches))
+            stream = _Epoch(self._stream, np.concatenate(batches))  # `Loader.__iter__` would truncate the order
         try:
             for indices in batches:
                 images = self._augmented(stream.get(), params[indices])
@@ -137,9 +137,6 @@ class FfcvLoader(Loader):
 
 class _Epoch(EpochIterator):  # type: ignore[misc] # FFCV has no types
     """FFCV's thread, but errors reach the caller and `stop` ends it: FFCV's dies silently or outlives an epoch."""
-
-    def __init__(self, loader: Any, indices: Indices) -> None:
-        super().__init__(loader, indices)  # `Loader.__iter__` would truncate the order
 
     def run(self) -> None:
         try:
