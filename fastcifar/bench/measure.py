@@ -5,11 +5,9 @@ Candidates are measured in turn, round after round, so that noise of the machine
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -127,22 +125,3 @@ def timed(function: Callable[[], Any], device: torch.device | None = None) -> fl
     function()
     synchronise(device)
     return time.perf_counter() - begin
-
-
-def anonymous_memory() -> int:
-    """Bytes of this process that no file backs: RssAnon + RssShmem of /proc/self/status; 0 without /proc."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return 0
-    lines = (line.split() for line in status.read_text().splitlines())
-    return sum(int(line[1]) * 1024 for line in lines if line[0] in ("RssAnon:", "RssShmem:"))
-
-
-def forever(epochs: Callable[[int], Iterable[Any]]) -> Epoch:
-    """Each call starts the next epoch of a loader."""
-    numbers = iter(range(sys.maxsize))
-
-    def begin() -> Iterator[Any]:
-        return iter(epochs(next(numbers)))
-
-    return begin

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import platform
 import subprocess
 import sys
@@ -15,7 +13,7 @@ from typing import Any
 
 import torch
 
-from fastcifar.system.cpus import cpu_name
+from fastcifar.system.cpus import affinity_cpus, cpu_name
 
 PACKAGES = ("fastcifar", "torch", "numpy", "numba", "ffcv", "albumentations", "opencv-python", "torchvision", "kornia")
 
@@ -27,7 +25,7 @@ def environment(data: str, device: torch.device | str = "cpu") -> dict[str, Any]
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "machine": cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
+        "cores": affinity_cpus(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "python": platform.python_version(),
@@ -77,12 +75,3 @@ def _cell(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def append_rows(folder: Path, name: str, rows: list[dict[str, Any]], about: dict[str, Any]) -> Path:
-    """Append one line to `folder/name.jsonl`: the rows, and the `environment` in which they were measured."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}.jsonl"
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({**about, "rows": rows}) + "\n")
-    return path
