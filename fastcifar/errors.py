@@ -56,12 +56,11 @@ class MissingExtraError(FastcifarError, ImportError):
 
     exit_code = 3
 
-    def __init__(self, what: str, extra: str, reason: str = "") -> None:
-        because = f" ({reason})" if reason else ""
+    def __init__(self, what: str, extra: str, reason: str) -> None:
         install = f"pip install 'fastcifar[{extra}]'"
         if extra == "ffcv":
             install = f"apt-get install pkg-config libopencv-dev libturbojpeg0-dev && {install}"
-        super().__init__(f"{what} needs {extra}, which is not installed{because}; install it with: {install}")
+        super().__init__(f"{what} needs {extra}, which is not installed ({reason}); install it with: {install}")
 
 
 class DataError(FastcifarError):

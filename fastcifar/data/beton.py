@@ -171,10 +171,8 @@ def _count_values(beton: Beton) -> npt.NDArray[np.int64]:
     return counts
 
 
-def empty_classes(beton: Beton) -> str | None:
-    """A warning that names the classes without images; None if there are none."""
+def empty_classes(beton: Beton) -> str:
+    """A warning that names the classes without images; empty if there are none."""
     message = describe_empty_classes(beton.class_names, beton.labels)
-    if not message:
-        return None
     advice = "" if beton.verified else "; labels are expected to be 0, 1, 2, …: the network has an output for each"
-    return f"{beton.path}: {message}{advice}"
+    return f"{beton.path}: {message}{advice}" if message else ""

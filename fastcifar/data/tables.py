@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastcifar.data.beton_file import BetonFile
-from fastcifar.data.fields import FIELD, MAX_FIELDS, Fields, damaged, read_fields
+from fastcifar.data.fields import FIELD, IMAGE, MAX_FIELDS, Fields, damaged, read_fields
 from fastcifar.data.image_files import HEAD_BYTES, UNKNOWN, file_kind
 from fastcifar.errors import DataError
 
@@ -32,14 +32,7 @@ HEADER = np.dtype(
         ("alloc_table_ptr", "<u8"),
     ]
 )
-RECORD = np.dtype(
-    {
-        "names": ["mode", "width", "height", "data_ptr", "label"],
-        "formats": ["<u1", "<u2", "<u2", "<u8", "<i8"],
-        "offsets": [0, 1, 3, 5, 16],  # the image's 13 bytes are packed, the label is aligned
-        "itemsize": 24,
-    }
-)
+RECORD = np.dtype([*IMAGE.descr, ("unused", "V3"), ("label", "<i8")])  # the label is aligned
 """A record of a beton written by fastcifar; those of others have further fields (`fastcifar.data.fields`)."""
 ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
 TABLES_START = HEADER.itemsize + 2 * FIELD.itemsize
@@ -140,11 +133,8 @@ def _check_images(
 ) -> None:
     """Mode, shape and label of each image."""
     modes = images["mode"]
-    if (unknown := (modes != RAW) & (modes != JPEG)).any():
-        index = int(np.argmax(unknown))
-        raise damaged(
-            path, f"image {index} has mode {int(modes[index])}; expected {RAW} (raw) or {JPEG} (JPEG) for all"
-        )
+    if modes.max() > RAW:
+        raise damaged(path, f"image {modes.argmax()} has mode {modes.max()}; expected {RAW} (raw) or {JPEG} (JPEG)")
     if (modes != modes[0]).any():
         index = int(np.argmax(modes != modes[0]))
         raise DataError(

@@ -69,8 +69,7 @@ def write_arrays(path: Path, **arrays: Any) -> None:
 def create_file(path: Path) -> IO[bytes]:
     """Open a new file for writing and reading. An existing file, link or pipe is removed, never written through."""
     path.unlink(missing_ok=True)
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    return open(os.open(path, flags, 0o666), "w+b")
+    return path.open("x+b")
 
 
 def open_append(path: str | os.PathLike[str]) -> io.TextIOWrapper:
