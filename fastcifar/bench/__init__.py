@@ -80,8 +80,8 @@ def bench_steps(
 def _steps(name: str, step: TrainStep, loader: Loader, device: torch.device, repeats: int) -> list[dict[str, Any]]:
     batches = chain.from_iterable(repeat(loader))  # epoch after epoch
     batch, batch_size = next(batches), loader.config.batch_size
-    step_s = min(measure.seconds(lambda: step(batch.images, batch.labels), repeats=1, device=device))
-    count = max(1, math.floor(REPEAT_S / step_s))
+    step(batch.images, batch.labels)  # warm-up
+    count = max(1, math.floor(REPEAT_S / measure.timed(lambda: step(batch.images, batch.labels), device)))
     waiting_s: list[float] = []
 
     def alone() -> None:

@@ -59,14 +59,12 @@ def _commit() -> str | None:
 def format_table(rows: list[dict[str, Any]], columns: Iterable[str]) -> str:
     """Rows as aligned text, one line each, numbers right-aligned."""
     columns = list(columns)
-    lines = [columns] + [[_cell(row.get(column)) for column in columns] for row in rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
-    return "\n".join(_line(line, widths) for line in lines)
-
-
-def _line(cells: list[str], widths: list[int]) -> str:
-    first, *rest = (f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
-    return "  ".join([f"{first.strip():<{widths[0]}}", *rest]).rstrip()
+    lines = [columns, *([_cell(row.get(column)) for column in columns] for row in rows)]
+    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+    padded = [[cell.rjust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
+    for line, cells in zip(lines, padded, strict=True):
+        cells[0] = line[0].ljust(widths[0])
+    return "\n".join("  ".join(cells).rstrip() for cells in padded)
 
 
 def _cell(value: Any) -> str:
