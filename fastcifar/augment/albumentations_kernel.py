@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import random
 import warnings
@@ -17,7 +16,7 @@ import torch
 from fastcifar.augment.kernel import KernelConfig
 from fastcifar.augment.params import AugmentParams, rotation_terms
 from fastcifar.augment.torch_kernel import rotate
-from fastcifar.errors import MissingExtraError, UsageError, describe, one_line
+from fastcifar.errors import MissingExtraError, UsageError, describe
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else importing it looks for a newer version online
 try:
@@ -27,7 +26,6 @@ try:
 except ImportError as error:
     raise MissingExtraError("the albumentations loader", "albumentations", str(error)) from error
 
-log = logging.getLogger(__name__)
 Image = npt.NDArray[np.uint8]
 
 
@@ -98,8 +96,8 @@ class Pipeline:
         cv2.setNumThreads(0)
         try:
             saved = json.loads(text)
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # those that its author saw; ignored arguments are errors here
                 self._pipeline: Any = albumentations.from_dict(saved)
             unknown = list(_unknown(saved["transform"], self._pipeline))
         except Exception as error:  # its constructors may raise anything
@@ -109,9 +107,6 @@ class Pipeline:
                 f"--augment: Albumentations {albumentations.__version__} does not know {', '.join(unknown)}; "
                 "expected a pipeline as A.save of this version writes it"
             )
-        for warning in caught:
-            if "are not valid for transform" not in str(warning.message):  # handled above
-                log.info("Albumentations on this pipeline: %s", one_line(warning.message))
         self._nodes = list(_nodes(self._pipeline))
 
     def __call__(self, image: Image, seed: int) -> Image:

@@ -144,17 +144,15 @@ class NumbaKernel:
         bounds = [num * i // num_slices for i in range(num_slices + 1)]
         arguments = (data, offsets, indices, *params, *self._constants, tuple(outs))
         slices = [self._pool.submit(self._kernel, *arguments, first, last) for first, last in pairwise(bounds)]
-        return functools.partial(self._wait, self._as_tensor(out, num), slices)
-
-    def _as_tensor(self, out: npt.NDArray[Any], num: int) -> torch.Tensor:
         # views are taken in NumPy: torch releases the GIL for each of its own, and waits to acquire it again
-        height, width, _ = self._config.image_shape
         if self._config.channels_last:
             out = out.reshape(num, height, width, 3).transpose(0, 3, 1, 2)  # (N, H, W, 3) -> (N, 3, H, W)
         else:
             out = out.reshape(num, 3, height, width)
-        tensor = torch.from_numpy(out)
-        return tensor.view(torch.bfloat16) if self._kind == pixels.BFLOAT16 else tensor
+        images = torch.from_numpy(out)
+        if self._kind == pixels.BFLOAT16:
+            images = images.view(torch.bfloat16)
+        return functools.partial(self._wait, images, slices)
 
     def _wait(self, images: torch.Tensor, slices: list[Future[None]]) -> torch.Tensor:
         for future in slices:

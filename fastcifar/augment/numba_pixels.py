@@ -79,13 +79,6 @@ def _prefetch(typing: Any, source: Any, at: Any) -> Any:
 
 
 @register_jitable
-def prefetch(data: Any, begin: int, size: int) -> None:
-    """Prefetch the image at `begin` while another is processed."""
-    for at in range(begin, begin + size, 64):
-        _prefetch(data, at)
-
-
-@register_jitable
 def mirrored(position: int, side: int) -> int:
     """A position outside 0 .. side - 1 mirrored at the borders; edges are not repeated."""
     return (side - 1) - abs((side - 1) - abs(position) % max(2 * (side - 1), 1))
@@ -268,7 +261,9 @@ def augment_slice(
         index = indices[i]
         _copy_bytes(image, 0, data, offsets[index], size)  # waits for all its cache lines at once
         if i + 1 < last:
-            prefetch(data, offsets[indices[i + 1]], size)
+            begin = offsets[indices[i + 1]]
+            for at in range(begin, begin + size, 64):  # the lines of the next image
+                _prefetch(data, at)
         top, left = np.int64(crop[0][index]) - padding, np.int64(crop[1][index]) - padding
         crop_and_flip(image, buffer, height, width, top, left, flip[index], reflect)
         if len(rotation) and (rotation[index, 0] != 1 << 16 or rotation[index, 1] != 0):

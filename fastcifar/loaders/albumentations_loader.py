@@ -15,12 +15,11 @@ from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset
 
 from fastcifar.augment.albumentations_kernel import AlbumentationsAugment, Pipeline, augment_batch
-from fastcifar.augment.kernel import KernelConfig, normalisation
+from fastcifar.augment.kernel import normalisation
 from fastcifar.augment.params import AugmentParams, raw_bits
 from fastcifar.data.beton import Beton
 from fastcifar.errors import FastcifarError, describe, one_line
@@ -36,19 +35,11 @@ class AlbumentationsLoader(Loader):
 
     name = "albumentations"
 
-    def __init__(
-        self,
-        beton: Beton,
-        config: LoaderConfig,
-        indices: Indices,
-        mean: npt.ArrayLike,
-        std: npt.ArrayLike,
-        num_workers: int | None = None,
-    ) -> None:
-        super().__init__(beton, config, indices, mean, std)
+    def __init__(self, beton: Beton, config: LoaderConfig, indices: Indices) -> None:
+        super().__init__(beton, config, indices)
         if config.augment.pipeline is not None:
             Pipeline(config.augment.pipeline)(beton.images(indices[:1])[0], 0)  # fails here, not in a worker
-        self.num_workers = min(available_cpus(), MAX_WORKERS) if num_workers is None else num_workers
+        self.num_workers = min(available_cpus(), MAX_WORKERS)
         self._workers = self._start()
         self._in_use = False
         # before torch's own handler at exit, which ends workers by a signal and reports that as their failure
@@ -57,14 +48,13 @@ class AlbumentationsLoader(Loader):
         weakref.finalize(self, atexit.unregister, at_exit).atexit = False
 
     def _start(self) -> DataLoader[Any]:
-        num_workers = self.num_workers
         return DataLoader(
-            _Batches(self.beton, self.config, self.kernel_config),
+            _Batches(self.beton, self.config),
             sampler=[],  # the requests of an epoch, (epoch, indices) of each batch
             batch_size=None,  # a request is a batch
-            num_workers=num_workers,
-            persistent_workers=num_workers > 0,
-            multiprocessing_context="fork" if num_workers and sys.platform == "linux" else None,
+            num_workers=self.num_workers,
+            persistent_workers=True,
+            multiprocessing_context="fork" if sys.platform == "linux" else None,
             worker_init_fn=_ignore_signals,
             generator=torch.Generator(),  # DataLoader draws unused seeds from it: not from torch's own
         )
@@ -109,9 +99,7 @@ class AlbumentationsLoader(Loader):
                 images = iter(workers)
             yield from images  # it notices within 5 seconds, in any thread, that a worker has died
         except FastcifarError as error:
-            if (reason := _worker_message(error)) is None:  # raised in this process, without workers
-                raise
-            raise type(error)(reason) from error
+            raise type(error)(_worker_message(error)) from error
         except (RuntimeError, OSError, EOFError) as error:  # a worker failed or was killed
             reason = _worker_message(error)
             what = f"failed ({reason})" if reason else f"exited ({_exit_of_worker(workers, error)})"
@@ -140,7 +128,7 @@ def _ignore_signals(worker: int) -> None:
 def _shut_down(workers: DataLoader[Any]) -> None:
     """End the worker processes now: torch does it when the iterator is collected, which an error can delay."""
     iterator, workers._iterator = workers._iterator, None
-    if iterator is not None and workers.num_workers:
+    if iterator is not None:
         iterator._shutdown_workers()  # type: ignore[attr-defined]
 
 
@@ -174,7 +162,8 @@ def remedy_for(what: str, has_choice: bool) -> str:
 
 
 class _Pickled:
-    """An object that is pickled already; unpickling gives the object itself."""
+    """A pickled object; unpickling gives the object. Bytes of an epoch left early would never be unpickled, and the
+    worker would keep their memory."""
 
     def __init__(self, pickled: bytes) -> None:
         self._pickled = pickled
@@ -186,22 +175,20 @@ class _Pickled:
 class _Batches(Dataset[Any]):
     """In a worker: the augmented images of one request."""
 
-    def __init__(self, beton: Beton, config: LoaderConfig, kernel_config: KernelConfig) -> None:
+    def __init__(self, beton: Beton, config: LoaderConfig) -> None:
         # not the loader, which refers to this: a cycle is collected late, and ending workers late takes ten seconds
         self._beton, self._config = beton, config
-        self._mean, self._inv_std = normalisation(kernel_config.mean, kernel_config.std)
+        self._mean, self._inv_std = normalisation(config.mean, config.std)
         pipeline = config.augment.pipeline
         self._pipeline = None if pipeline is None else Pipeline(pipeline)
-        self._operations = AlbumentationsAugment(kernel_config)
+        self._operations = AlbumentationsAugment(config)
         self._epoch: int | None = None
         self._params: AugmentParams | None = None
 
-    def __getitem__(self, request: tuple[int, Indices]) -> torch.Tensor | _Pickled:
-        """The images. A worker moves them to shared memory here: in the thread in which torch does it, errors are
-        lost."""
+    def __getitem__(self, request: tuple[int, Indices]) -> _Pickled:
+        """The images, moved to shared memory here: in the thread in which torch does it, errors are lost."""
         try:
-            images = self._images(*request)
-            return images if get_worker_info() is None else _Pickled(bytes(ForkingPickler.dumps(images)))
+            return _Pickled(bytes(ForkingPickler.dumps(self._images(*request))))
         except FastcifarError:
             raise
         except Exception as error:

@@ -83,7 +83,6 @@ class Images:
 class Conventions:
     """What every loader has in common with torch's `DataLoader`."""
 
-    name: str
     beton: Beton
     config: LoaderConfig
     num_workers = 0
