@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from fastcifar.bench.results import append_rows, format_table
+from fastcifar.bench.results import format_table
 from fastcifar.errors import FastcifarError, one_line
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -61,5 +61,8 @@ def show(rows: list[dict[str, Any]], columns: Sequence[str], as_json: bool) -> N
 
 
 def save_rows(script: str, rows: list[dict[str, Any]], about: dict[str, Any]) -> None:
-    """Append a line to the results of a script, given its `__file__`."""
-    append_rows(ROOT / "benchmarks" / "results", Path(script).stem, rows, about)
+    """Append a line to the results of a script, given its `__file__`: the rows, and the `environment` of them all."""
+    folder = ROOT / "benchmarks" / "results"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{Path(script).stem}.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({**about, "rows": rows}) + "\n")

@@ -32,7 +32,7 @@ RUN = """if True:
     torch.set_num_threads(2)
     from fastcifar import AugmentConfig, make_loader, open_beton
     from fastcifar.loaders import missing_part
-    from fastcifar.bench.measure import anonymous_memory
+    from benchmarks.subprocesses import anonymous_memory
     name, path = sys.argv[1:]
     if missing_part(name) is not None:
         sys.exit(3)

@@ -5,12 +5,19 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
 
 from benchmarks import ROOT
 from fastcifar.bench.measure import Throughput
+
+
+def anonymous_memory() -> int:
+    """Bytes of this process that no file backs: RssAnon + RssShmem of /proc/self/status."""
+    lines = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
+    return sum(int(line[1]) * 1024 for line in lines if line[0] in ("RssAnon:", "RssShmem:"))
 
 
 def last_line(stderr: str) -> str:

@@ -234,20 +234,20 @@ def _records(
 def _compare(split: Split, file: Path, advance: Callable[[int], None], quality: int | None) -> str:
     """Read `file` back and compare it with `split`, which is read again; return the SHA-256 of the file."""
     written = open_file(file)
-    written_tables = tables.read_tables(written)
-    records, sizes = written_tables.records, written_tables.sizes
+    found = tables.read_tables(written)
+    num_found = len(found.labels)
     index = -1
     for index, (image, label) in enumerate(split):
-        if index >= len(records):
+        if index >= num_found:
             raise DataError("the source gives more images when it is read again; is it being modified?")
-        stored = written.read(int(records["data_ptr"][index]), int(sizes[index]))
-        if label != records["label"][index] or not np.array_equal(_encode(image, quality), stored):
+        stored = written.read(int(found.offsets[index]), int(found.sizes[index]))
+        if label != found.labels[index] or not np.array_equal(_encode(image, quality), stored):
             raise DataError(f"image {index} differs from the source read again; is the source being modified?")
         if index % 2_048 == 2_047:
             advance(2_048)
-    if index + 1 != len(records):
-        raise DataError(f"the source gives {index + 1} images when it is read again, {len(records)} the first time")
-    advance(len(records) % 2_048)
+    if index + 1 != num_found:
+        raise DataError(f"the source gives {index + 1} images when it is read again, {num_found} the first time")
+    advance(num_found % 2_048)
     return written.sha256()
 
 

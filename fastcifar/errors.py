@@ -17,7 +17,7 @@ def one_line(text: object, max_length: int | None = None) -> str:
 
     For an exception without a message, the name of its type.
     """
-    line = _without_addresses(str(text))
+    line = _ADDRESS.sub("", str(text))
     if not line.isprintable():  # else its spaces may belong to a command
         line = " ".join("".join(c if c.isprintable() else " " for c in line).split())
     return (line.strip() or type(text).__name__)[:max_length]
@@ -36,17 +36,13 @@ def join_names(names: Iterable[str], max_names: int = 12) -> str:
     return ", ".join(names[:max_names]) + (f", … ({len(names):,} in all)" if len(names) > max_names else "")
 
 
-def _without_addresses(text: str) -> str:
-    return _ADDRESS.sub("", text)
-
-
 class FastcifarError(Exception):
     """The run failed. Base of all errors that a user can cause; the message has no memory addresses."""
 
     exit_code = 1
 
     def __init__(self, *args: object) -> None:
-        super().__init__(*(_without_addresses(arg) if isinstance(arg, str) else arg for arg in args))
+        super().__init__(*(_ADDRESS.sub("", arg) if isinstance(arg, str) else arg for arg in args))
 
 
 class UsageError(FastcifarError, ValueError):
@@ -60,11 +56,11 @@ class MissingExtraError(FastcifarError, ImportError):
 
     exit_code = 3
 
-    def __init__(self, what: str, extra: str, reason: str = "") -> None:
-        because = f" ({reason})" if reason else ""
-        super().__init__(
-            f"{what} needs {extra}, which is not installed{because}; install it with: {install_line(extra)}"
-        )
+    def __init__(self, what: str, extra: str, reason: str) -> None:
+        install = f"pip install 'fastcifar[{extra}]'"
+        if extra == "ffcv":
+            install = f"apt-get install pkg-config libopencv-dev libturbojpeg0-dev && {install}"
+        super().__init__(f"{what} needs {extra}, which is not installed ({reason}); install it with: {install}")
 
 
 class DataError(FastcifarError):
@@ -91,10 +87,3 @@ class Stopped(BaseException):
     def __init__(self, signum: int, message: str) -> None:
         super().__init__(f"stopped by {signal.Signals(signum).name}: {message}")
         self.exit_code = 128 + signum
-
-
-def install_line(extra: str) -> str:
-    """The command that installs the optional dependency `extra` ('ffcv' or 'albumentations')."""
-    if extra == "ffcv":
-        return "apt-get install pkg-config libopencv-dev libturbojpeg0-dev && pip install 'fastcifar[ffcv]'"
-    return f"pip install 'fastcifar[{extra}]'"

@@ -187,7 +187,6 @@ DAMAGE = {
     "no name": damage(lambda header, fields: fields["name"][1].fill(0)),
     "a name twice": damage(same_name),
     "an unknown type": damage(lambda header, fields: fields["type_id"].__setitem__(1, 77)),
-    "arguments": damage(lambda header, fields: fields["arguments"][0].fill(1)),
 }
 
 

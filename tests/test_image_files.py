@@ -13,7 +13,6 @@ import PIL.ImageOps
 import pytest
 
 from fastcifar.converters import convert, open_source
-from fastcifar.data import jpeg
 from fastcifar.data.beton import open_beton
 from fastcifar.data.image_files import HEAD_BYTES, file_kind
 from fastcifar.errors import DataError, FastcifarError, UsageError
@@ -99,13 +98,6 @@ def test_a_truncated_image_is_reported_as_truncated(
         pixels(folder)
     with pytest.raises(DataError, match=expected):
         read_user_image(path, (8, 8, 3))
-
-
-def test_a_beton_image_that_is_not_jpeg_is_an_error_without_an_address() -> None:
-    with pytest.raises(ValueError, match=r"^it is a WebP image$"):
-        jpeg.decode(np.frombuffer(saved("WEBP"), np.uint8))
-    with pytest.raises(ValueError, match="its header cannot be read"):
-        jpeg.decode(np.frombuffer(saved("JPEG")[:20], np.uint8))
 
 
 def test_any_bytes_have_a_kind() -> None:

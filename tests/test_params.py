@@ -5,11 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fastcifar.augment.params import below, check_params, happens, params_dtype, raw_bits, rotation_terms, sample_params
+from fastcifar.augment.params import below, happens, raw_bits, rotation_terms, sample_params
 from fastcifar.config import NO_AUGMENT, AugmentConfig
 from fastcifar.errors import UsageError
-
-SHAPE = (32, 32, 3)
 
 
 def test_golden_rows() -> None:
@@ -59,7 +57,6 @@ def test_probabilities_are_respected() -> None:
     assert -15 <= table["rotation"].min() < -14.9
     cut = table["cutout_height"][:, 0] > 0
     assert abs(np.corrcoef(table["cutout_y"][cut].T)[0, 1]) < 0.03, "the holes follow each other"
-    check_params(table, EVERYTHING, 20_000, SHAPE)
 
 
 def test_alternating_flip_flips_every_image_every_second_epoch() -> None:
@@ -129,9 +126,7 @@ def test_no_augmentation_gives_parameters_of_no_change() -> None:
 
 
 def test_no_images_give_an_empty_table() -> None:
-    table = sample_params(AugmentConfig(), 0, 0, 0)
-    assert table.shape == (0,)
-    check_params(table, AugmentConfig(), 0, SHAPE)
+    assert sample_params(AugmentConfig(), 0, 0, 0).shape == (0,)
 
 
 def test_below_stays_below_its_bound() -> None:
@@ -185,21 +180,6 @@ def test_impossible_settings_are_refused(settings: dict[str, object], message: s
     with pytest.raises(UsageError) as caught:
         AugmentConfig(**settings)  # type: ignore[arg-type]
     assert str(caught.value) == message
-
-
-def test_a_table_of_the_wrong_length_or_range_is_refused() -> None:
-    table = sample_params(AugmentConfig(), 0, 0, 10)
-    with pytest.raises(UsageError, match=r"expected .* of shape \(11,\)"):
-        check_params(table, AugmentConfig(), 11, SHAPE)
-    table["crop_x"][3] = 9
-    with pytest.raises(UsageError, match=r"crop_x is \d+\.\.9; expected 0\.\.8"):
-        check_params(table, AugmentConfig(), 10, SHAPE)
-    table = sample_params(EVERYTHING, 0, 0, 10)
-    table["rotation"][2] = float("nan")
-    with pytest.raises(UsageError, match=r"rotation is nan\.\.nan; expected -15\.0\.\.15\.0"):
-        check_params(table, EVERYTHING, 10, SHAPE)
-    with pytest.raises(UsageError, match="expected .* of shape"):
-        check_params(table.astype(params_dtype(1)), EVERYTHING, 10, SHAPE)
 
 
 GOLDEN_0_0: list[tuple[int, int, bool, int, int]] = [

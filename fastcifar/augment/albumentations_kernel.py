@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import random
 import warnings
@@ -17,7 +16,7 @@ import torch
 from fastcifar.augment.kernel import KernelConfig
 from fastcifar.augment.params import AugmentParams, rotation_terms
 from fastcifar.augment.torch_kernel import rotate
-from fastcifar.errors import MissingExtraError, UsageError, describe, one_line
+from fastcifar.errors import MissingExtraError, UsageError, describe
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else importing it looks for a newer version online
 try:
@@ -27,9 +26,7 @@ try:
 except ImportError as error:
     raise MissingExtraError("the albumentations loader", "albumentations", str(error)) from error
 
-log = logging.getLogger(__name__)
 Image = npt.NDArray[np.uint8]
-SHIFTS = {"hue": "hue", "sat": "saturation", "val": "value"}
 
 
 class AlbumentationsAugment:
@@ -70,9 +67,9 @@ class AlbumentationsAugment:
             matrix = cv2.getRotationMatrix2D(centre, float(row["rotation"]), 1.0)
             matrix = np.vstack([matrix, (0, 0, 1)])  # (2, 3) -> (3, 3)
             image = warp_affine(image, matrix, cv2.INTER_LINEAR, 0, self._border, (height, width))
-        shifts = {f"{name}_shift": int(row[short]) for name, short in SHIFTS.items()}
-        if any(shifts.values()):
-            image = self._colour.apply(image, **shifts)
+        hue, saturation, value = (int(row[name]) for name in ("hue", "saturation", "value"))
+        if hue or saturation or value:
+            image = self._colour.apply(image, hue_shift=hue, sat_shift=saturation, val_shift=value)
         if self._cutout_size:
             y, x = row["cutout_y"].astype(int), row["cutout_x"].astype(int)
             ends_y = np.minimum(y + row["cutout_height"], height)
@@ -99,8 +96,8 @@ class Pipeline:
         cv2.setNumThreads(0)
         try:
             saved = json.loads(text)
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # those that its author saw; ignored arguments are errors here
                 self._pipeline: Any = albumentations.from_dict(saved)
             unknown = list(_unknown(saved["transform"], self._pipeline))
         except Exception as error:  # its constructors may raise anything
@@ -110,9 +107,6 @@ class Pipeline:
                 f"--augment: Albumentations {albumentations.__version__} does not know {', '.join(unknown)}; "
                 "expected a pipeline as A.save of this version writes it"
             )
-        for warning in caught:
-            if "are not valid for transform" not in str(warning.message):  # handled above
-                log.info("Albumentations on this pipeline: %s", one_line(warning.message))
         self._nodes = list(_nodes(self._pipeline))
 
     def __call__(self, image: Image, seed: int) -> Image:

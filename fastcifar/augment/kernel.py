@@ -44,11 +44,6 @@ class KernelConfig:
         """What a cutout writes, (3,): black, or the mean rounded to 8 bits (half to even)."""
         return np.zeros(3, np.uint8) if self.augment.cutout_fill == "zero" else np.rint(self.mean).astype(np.uint8)
 
-    @property
-    def normalisation(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """`mean32` and `inv_std32`, (3,) each: see the function `normalisation`."""
-        return normalisation(self.mean, self.std)
-
 
 def normalisation(
     mean: npt.NDArray[np.float64], std: npt.NDArray[np.float64]
@@ -70,7 +65,7 @@ class Kernel(Protocol):
         """The array where the kernel reads it: itself (Numba), or a tensor on the device."""
 
     def load_params(self, params: AugmentParams) -> Any:
-        """Checked parameters, as `launch` takes them."""
+        """The parameters as `launch` takes them."""
 
     def launch(self, data: Any, offsets: Any, indices: Any, params: Any) -> Callable[[], torch.Tensor]:
         """Start a batch: images `indices`, (B,) int64, of `data`, (size,) uint8. Image i begins at `offsets[i]`,

@@ -6,7 +6,6 @@ deadlock after a fork. The steps are in `numba_pixels`.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 import threading
@@ -23,7 +22,7 @@ import numpy.typing as npt
 import torch
 
 from fastcifar.augment import numba_pixels as pixels
-from fastcifar.augment.kernel import KernelConfig
+from fastcifar.augment.kernel import KernelConfig, normalisation
 from fastcifar.augment.params import AugmentParams, rotation_terms, sample_params
 from fastcifar.config import NO_AUGMENT
 from fastcifar.errors import describe
@@ -84,23 +83,17 @@ class BufferPool:
     """
 
     def __init__(self) -> None:
-        self._free: deque[npt.NDArray[np.uint8]] = deque(maxlen=MAX_FREE_BUFFERS)  # its methods are atomic
+        self._free: dict[int, deque[npt.NDArray[np.uint8]]] = {}  # by size; the methods of a deque are atomic
 
     def empty(self, num_bytes: int) -> npt.NDArray[np.uint8]:
         """Uninitialised bytes, which a tensor made from them keeps alive."""
-        buffer = None
-        for _ in range(len(self._free)):
-            with contextlib.suppress(IndexError):  # another thread took the last one
-                buffer = self._free.pop()  # the most recently used: it may still be in the cache
-            if buffer is not None and len(buffer) == num_bytes:
-                break
-            if buffer is not None:
-                self._free.appendleft(buffer)
-                buffer = None
-        if buffer is None:
+        free = self._free.setdefault(num_bytes, deque(maxlen=MAX_FREE_BUFFERS))
+        try:
+            buffer = free.pop()  # the most recently used: it may still be in the cache
+        except IndexError:
             buffer = np.empty(num_bytes, np.uint8)
         view = np.frombuffer(buffer.data, np.uint8)  # further views refer to it; those of a slice refer to the buffer
-        weakref.finalize(view, self._free.append, buffer).atexit = False
+        weakref.finalize(view, free.append, buffer).atexit = False
         return view
 
 
@@ -115,7 +108,7 @@ class NumbaKernel:
         self._config, self._kind = config, kind
         rows = [
             np.tile(values, width)[None] if config.channels_last else np.repeat(values[:, None], width, axis=1)
-            for values in config.normalisation
+            for values in normalisation(config.mean, config.std)
         ]
         reflect = config.augment.padding_mode == "reflect"
         self._constants = ((height, width), config.augment.crop_padding, reflect, config.fill, *rows, kind)
@@ -151,17 +144,15 @@ class NumbaKernel:
         bounds = [num * i // num_slices for i in range(num_slices + 1)]
         arguments = (data, offsets, indices, *params, *self._constants, tuple(outs))
         slices = [self._pool.submit(self._kernel, *arguments, first, last) for first, last in pairwise(bounds)]
-        return functools.partial(self._wait, self._as_tensor(out, num), slices)
-
-    def _as_tensor(self, out: npt.NDArray[Any], num: int) -> torch.Tensor:
         # views are taken in NumPy: torch releases the GIL for each of its own, and waits to acquire it again
-        height, width, _ = self._config.image_shape
         if self._config.channels_last:
             out = out.reshape(num, height, width, 3).transpose(0, 3, 1, 2)  # (N, H, W, 3) -> (N, 3, H, W)
         else:
             out = out.reshape(num, 3, height, width)
-        tensor = torch.from_numpy(out)
-        return tensor.view(torch.bfloat16) if self._kind == pixels.BFLOAT16 else tensor
+        images = torch.from_numpy(out)
+        if self._kind == pixels.BFLOAT16:
+            images = images.view(torch.bfloat16)
+        return functools.partial(self._wait, images, slices)
 
     def _wait(self, images: torch.Tensor, slices: list[Future[None]]) -> torch.Tensor:
         for future in slices:

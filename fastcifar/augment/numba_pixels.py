@@ -4,7 +4,7 @@ Everything compiled is in this file, which makes it long: Numba's cache on disk 
 and looks at no other.
 
 A buffer is (H * W * 3 + SLACK,) uint8 and stays in the L1 cache from the first step to the last. Bounds are not
-checked: `check_params` has checked the parameters, and the beton its offsets. Reference implementation:
+checked: the parameters are those of `sample_params`, and the beton has checked its offsets. Reference implementation:
 `tests/reference.py`.
 """
 
@@ -76,13 +76,6 @@ def _prefetch(typing: Any, source: Any, at: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(source, at), generate
-
-
-@register_jitable
-def prefetch(data: Any, begin: int, size: int) -> None:
-    """Prefetch the image at `begin` while another is processed."""
-    for at in range(begin, begin + size, 64):
-        _prefetch(data, at)
 
 
 @register_jitable
@@ -268,7 +261,9 @@ def augment_slice(
         index = indices[i]
         _copy_bytes(image, 0, data, offsets[index], size)  # waits for all its cache lines at once
         if i + 1 < last:
-            prefetch(data, offsets[indices[i + 1]], size)
+            begin = offsets[indices[i + 1]]
+            for at in range(begin, begin + size, 64):  # the lines of the next image
+                _prefetch(data, at)
         top, left = np.int64(crop[0][index]) - padding, np.int64(crop[1][index]) - padding
         crop_and_flip(image, buffer, height, width, top, left, flip[index], reflect)
         if len(rotation) and (rotation[index, 0] != 1 << 16 or rotation[index, 1] != 0):

@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 
 from fastcifar.config import AugmentConfig
-from fastcifar.errors import UsageError
 
 AugmentParams = npt.NDArray[np.void]
 """(N,) of `params_dtype(...)`: row i holds the parameters of image i."""
@@ -107,38 +106,6 @@ def _sample_holes(table: AugmentParams, augment: AugmentConfig, image_shape: tup
             first = below(bits(f"cutout_{axis}{suffix}"), side) - size // 2
             table[f"cutout_{axis}"][:, hole] = np.where(cut, first, 0)
             table[length][:, hole] = np.where(cut, size, 0)
-
-
-def check_params(
-    params: AugmentParams, augment: AugmentConfig, num_images: int, image_shape: tuple[int, int, int]
-) -> None:
-    """Raise UsageError unless `params` has a row for each image, and values that `augment` allows.
-
-    The kernels do not check bounds: they trust these values.
-    """
-    expected = params_dtype(augment.cutout_holes)
-    if params.dtype != expected or params.shape != (num_images,):
-        raise UsageError(
-            f"params is {params.dtype} of shape {params.shape}; expected {expected} of shape ({num_images},)"
-        )
-    size, (height, width, _) = augment.cutout_size, image_shape
-    limits: dict[str, tuple[float, float]] = {
-        "crop_y": (0, 2 * augment.crop_padding),
-        "crop_x": (0, 2 * augment.crop_padding),
-        "rotation": (-augment.rotate_degrees, augment.rotate_degrees),
-        "hue": (-augment.hue_shift, augment.hue_shift),
-        "saturation": (-augment.saturation_shift, augment.saturation_shift),
-        "value": (-augment.value_shift, augment.value_shift),
-        "cutout_y": (-(size // 2), height),
-        "cutout_x": (-(size // 2), width),
-        "cutout_height": (0, size),
-        "cutout_width": (0, size),
-    }
-    for name, (low, high) in limits.items() if num_images else ():
-        column = params[name]
-        smallest, largest = column.min(), column.max()
-        if not (smallest >= low and largest <= np.float32(high)):  # false for NaN
-            raise UsageError(f"{name} is {smallest}..{largest}; expected {low}..{high}")
 
 
 ROTATION_BITS = 16

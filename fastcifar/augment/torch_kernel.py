@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastcifar.augment.kernel import KernelConfig
+from fastcifar.augment.kernel import KernelConfig, normalisation
 from fastcifar.augment.params import ROTATION_BITS, AugmentParams, rotation_terms
 from fastcifar.config import AugmentConfig
 
@@ -153,11 +153,9 @@ class TorchKernel:
     def __init__(self, config: KernelConfig) -> None:
         self._config = config
         self._fill = self.to_device(config.fill)
-        self._mean, self._inv_std = map(self.to_device, config.normalisation)
+        self._mean, self._inv_std = map(self.to_device, normalisation(config.mean, config.std))
 
     def to_device(self, array: np.ndarray) -> torch.Tensor:
-        if array.flags.writeable:
-            return torch.from_numpy(array).to(self._config.device)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # kernels do not write to it
             return torch.from_numpy(array).to(self._config.device)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import replace
+from itertools import chain, repeat
 from statistics import median
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from fastcifar.bench import measure
 from fastcifar.config import AugmentConfig, TrainConfig
 from fastcifar.data.beton import Beton
-from fastcifar.loaders import Batch, Loader, make_loader, missing_part
+from fastcifar.loaders import Loader, make_loader, missing_part
 from fastcifar.models import make_model
 from fastcifar.models.probe import place
 from fastcifar.training.device import choose_amp, keep_freed_memory
@@ -38,14 +39,13 @@ def bench_loaders(
     loaders: list[Loader] = []
 
     names = ("ffcv",) if beton.encoding == "jpeg" else ("resident", "ffcv", "albumentations")
-    missing = {name: missing_part(name) for name in names}  # imports them now: not a part of the first batch
+    for name in names:
+        missing_part(name)  # imports it now: not a part of the first batch
 
     def build(name: str) -> measure.Epoch:
-        if missing[name] is not None:
-            raise ImportError(str(missing[name]))
         loader = make_loader(beton, _augment_for(beton), batch_size=batch_size, loader=name, device=device, dtype=dtype)
         loaders.append(loader)
-        return measure.forever(loader.epoch)
+        return loader.__iter__
 
     try:
         candidates = {name: (lambda name=name: build(name)) for name in names}
@@ -78,10 +78,10 @@ def bench_steps(
 
 
 def _steps(name: str, step: TrainStep, loader: Loader, device: torch.device, repeats: int) -> list[dict[str, Any]]:
-    batches = _endless(loader)
+    batches = chain.from_iterable(repeat(loader))  # epoch after epoch
     batch, batch_size = next(batches), loader.config.batch_size
-    step_s = min(measure.seconds(lambda: step(batch.images, batch.labels), repeats=1, device=device))
-    count = max(1, math.floor(REPEAT_S / step_s))
+    step(batch.images, batch.labels)  # warm-up
+    count = max(1, math.floor(REPEAT_S / measure.timed(lambda: step(batch.images, batch.labels), device)))
     waiting_s: list[float] = []
 
     def alone() -> None:
@@ -103,7 +103,6 @@ def _steps(name: str, step: TrainStep, loader: Loader, device: torch.device, rep
     for _ in range(repeats):  # in turn: noise affects both
         for kind, run in (("alone", alone), ("together", together)):
             times[kind].append(measure.timed(run, device))
-    batches.close()
     rows = []
     for kind, seconds in times.items():
         images_per_s = [count * batch_size / each for each in seconds]
@@ -111,10 +110,3 @@ def _steps(name: str, step: TrainStep, loader: Loader, device: torch.device, rep
     shares = [waiting / total for waiting, total in zip(waiting_s, times["together"], strict=True)]
     rows[-1]["waiting_share"] = round(median(shares), 5)
     return rows
-
-
-def _endless(loader: Loader) -> Generator[Batch, None, None]:
-    epoch = 0
-    while True:
-        yield from loader.epoch(epoch)
-        epoch += 1

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import platform
 import subprocess
 import sys
@@ -15,7 +13,7 @@ from typing import Any
 
 import torch
 
-from fastcifar.system.cpus import cpu_name
+from fastcifar.system.cpus import affinity_cpus, cpu_name
 
 PACKAGES = ("fastcifar", "torch", "numpy", "numba", "ffcv", "albumentations", "opencv-python", "torchvision", "kornia")
 
@@ -27,7 +25,7 @@ def environment(data: str, device: torch.device | str = "cpu") -> dict[str, Any]
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "machine": cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
+        "cores": affinity_cpus(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "python": platform.python_version(),
@@ -61,14 +59,12 @@ def _commit() -> str | None:
 def format_table(rows: list[dict[str, Any]], columns: Iterable[str]) -> str:
     """Rows as aligned text, one line each, numbers right-aligned."""
     columns = list(columns)
-    lines = [columns] + [[_cell(row.get(column)) for column in columns] for row in rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
-    return "\n".join(_line(line, widths) for line in lines)
-
-
-def _line(cells: list[str], widths: list[int]) -> str:
-    first, *rest = (f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
-    return "  ".join([f"{first.strip():<{widths[0]}}", *rest]).rstrip()
+    lines = [columns, *([_cell(row.get(column)) for column in columns] for row in rows)]
+    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+    padded = [[cell.rjust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
+    for line, cells in zip(lines, padded, strict=True):
+        cells[0] = line[0].ljust(widths[0])
+    return "\n".join("  ".join(cells).rstrip() for cells in padded)
 
 
 def _cell(value: Any) -> str:
@@ -77,12 +73,3 @@ def _cell(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def append_rows(folder: Path, name: str, rows: list[dict[str, Any]], about: dict[str, Any]) -> Path:
-    """Append one line to `folder/name.jsonl`: the rows, and the `environment` in which they were measured."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}.jsonl"
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({**about, "rows": rows}) + "\n")
-    return path

@@ -15,31 +15,20 @@ import numpy.typing as npt
 
 from fastcifar.data import jpeg
 from fastcifar.data.beton_file import BetonFile, Bytes, open_file, open_private_copy
-from fastcifar.data.fields import Fields, damaged
+from fastcifar.data.fields import damaged
 from fastcifar.data.manifest import Manifest, manifest_path, read_manifest
 from fastcifar.data.statistics import channel_histogram, channel_statistics, describe_empty_classes
-from fastcifar.data.tables import read_tables
+from fastcifar.data.tables import Tables, read_tables
 from fastcifar.errors import DataError, one_line
 from fastcifar.io.paths import user_path
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class Beton:
+class Beton(Tables):
     """A checked beton of N images, open for reading."""
 
     path: Path
     file: BetonFile
-    offsets: npt.NDArray[np.int64]
-    """(N,) int64: where each image begins in the file."""
-    sizes: npt.NDArray[np.int64]
-    """(N,) int64: bytes of each image in the file."""
-    encoding: str
-    """'raw' or 'jpeg'."""
-    labels: npt.NDArray[np.int64]
-    """(N,) int64, 0 .. number of classes - 1."""
-    image_shape: tuple[int, int, int]
-    """(H, W, 3)."""
-    page_size: int
     class_names: tuple[str, ...]
     mean: npt.NDArray[np.float64]
     """(3,) float64, 0..255."""
@@ -48,7 +37,6 @@ class Beton:
     sha256: str
     verified: bool
     """True if the file has a manifest and the SHA-256 that it says."""
-    fields: Fields
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -128,38 +116,34 @@ def open_beton(path: str | os.PathLike[str], *, in_memory: bool = False) -> Beto
     path = user_path(path, "beton")
     file = open_private_copy(path) if in_memory else open_file(path)
     tables = read_tables(file)
-    offsets, labels = (tables.records[name].astype(np.int64) for name in ("data_ptr", "label"))
-    if not tables.is_raw:
-        index = jpeg.find_wrong_header(
-            lambda start, size: file.read(start, size).tobytes(), offsets, tables.sizes, tables.image_shape
-        )
-        if index is not None:
-            height, width, _ = tables.image_shape
-            raise damaged(path, f"image {index} is not a JPEG file of {height}x{width}")
+    if tables.encoding == "jpeg":
+        _check_jpeg_headers(file, tables)
     manifest = read_manifest(path)
     beton = Beton(
         path=path,
         file=file,
-        offsets=offsets,
-        sizes=tables.sizes,
-        encoding="raw" if tables.is_raw else "jpeg",
-        labels=labels,
-        image_shape=tables.image_shape,
-        page_size=tables.page_size,
-        class_names=manifest.class_names if manifest else tuple(map(str, range(int(labels.max()) + 1))),
-        mean=np.array(manifest.mean if manifest else np.zeros(3)),
-        std=np.array(manifest.std if manifest else np.zeros(3)),
+        class_names=tuple(map(str, range(int(tables.labels.max()) + 1))),
+        mean=np.zeros(3),
+        std=np.zeros(3),
         sha256=file.sha256(),
         verified=manifest is not None,
-        fields=tables.fields,
+        **vars(tables),
     )
-    if manifest is not None:
-        _check_manifest(beton, manifest)
+    if manifest is None:
+        class_names, (mean, std) = beton.class_names, channel_statistics(_count_values(beton))
     else:
-        mean, std = channel_statistics(_count_values(beton))
-        beton = replace(beton, mean=np.array(mean), std=np.array(std))
+        _check_manifest(beton, manifest)
+        class_names, mean, std = manifest.class_names, manifest.mean, manifest.std
     beton.check_unchanged()
-    return beton
+    return replace(beton, class_names=class_names, mean=np.array(mean), std=np.array(std))
+
+
+def _check_jpeg_headers(file: BetonFile, tables: Tables) -> None:
+    """Raise DataError unless each header says `image_shape`: FFCV trusts it. See also `loaders.ffcv_loader`."""
+    for index, (start, size) in enumerate(zip(tables.offsets.tolist(), tables.sizes.tolist(), strict=True)):
+        if jpeg.read_shape(file.read(start, size).tobytes()) != tables.image_shape:
+            height, width, _ = tables.image_shape
+            raise damaged(file.path, f"image {index} is not a JPEG file of {height}x{width}")
 
 
 def _check_manifest(beton: Beton, manifest: Manifest) -> None:
@@ -187,10 +171,8 @@ def _count_values(beton: Beton) -> npt.NDArray[np.int64]:
     return counts
 
 
-def empty_classes(beton: Beton) -> str | None:
-    """A warning that names the classes without images; None if there are none."""
+def empty_classes(beton: Beton) -> str:
+    """A warning that names the classes without images; empty if there are none."""
     message = describe_empty_classes(beton.class_names, beton.labels)
-    if not message:
-        return None
     advice = "" if beton.verified else "; labels are expected to be 0, 1, 2, …: the network has an output for each"
-    return f"{beton.path}: {message}{advice}"
+    return f"{beton.path}: {message}{advice}" if message else ""

@@ -6,18 +6,17 @@ import contextlib
 import hashlib
 import mmap
 import os
-import sys
 import tempfile
 import weakref
 from pathlib import Path
-from typing import TypeAlias
+from typing import IO, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from fastcifar.errors import DataError
 from fastcifar.io.paths import SPLIT_FILES, command_line, why_missing
-from fastcifar.io.reading import open_descriptor
+from fastcifar.io.reading import open_regular
 
 CHUNK_BYTES = 8 * 2**20
 Bytes: TypeAlias = "npt.NDArray[np.uint8]"
@@ -27,25 +26,14 @@ class BetonFile:
     """An open file, closed when nothing refers to it. Threads and forked processes may share it."""
 
     def __init__(self, path: Path, descriptor: int, *, in_memory: bool = False) -> None:
-        self.path, self._descriptor = path, descriptor
-        self._size_and_time = self._stat()
+        self.path, self.descriptor = path, descriptor
+        self.size, self._modified_ns = self._stat()  # when it was opened
         self.memory: Bytes | None = None
         """The whole file, (size,) uint8, read-only, if this is a private copy."""
         if in_memory:
             mapped = mmap.mmap(descriptor, self.size, access=mmap.ACCESS_READ) if self.size else b""
             self.memory = np.frombuffer(mapped, dtype=np.uint8)
         weakref.finalize(self, os.close, descriptor).atexit = False  # a loader may still read at exit
-
-    @property
-    def size(self) -> int:
-        """Bytes, when it was opened."""
-        return self._size_and_time[0]
-
-    @property
-    def descriptor_path(self) -> str:
-        """A path to the open file itself, for libraries that open by name, even after a rename or deletion."""
-        folder = "/proc/self/fd" if sys.platform == "linux" else "/dev/fd"
-        return f"{folder}/{self._descriptor}"
 
     def read(self, start: int, size: int) -> Bytes:
         """`size` bytes from byte `start`, (size,) uint8. Raises DataError if the file ends before."""
@@ -60,7 +48,7 @@ class BetonFile:
         """
         done = 0
         while done < len(out):
-            count = os.preadv(self._descriptor, [out[done:].data], start + done)
+            count = os.preadv(self.descriptor, [out[done:].data], start + done)
             if not count:
                 raise DataError(f"{self.path}: ends at byte {start + done}, before the end of its data; convert again")
             done += count
@@ -76,18 +64,19 @@ class BetonFile:
 
     def check_unchanged(self) -> None:
         """Raise DataError if size or modification time are not those at opening. A private copy never changes."""
-        if self.memory is None and self._stat() != self._size_and_time:
+        if self.memory is None and self._stat() != (self.size, self._modified_ns):
             raise DataError(f"{self.path}: was modified while it was in use; start again with the new file")
 
     def _stat(self) -> tuple[int, int]:
-        status = os.fstat(self._descriptor)
+        status = os.fstat(self.descriptor)
         return status.st_size, status.st_mtime_ns
 
 
 def open_file(path: Path) -> BetonFile:
     """Open the file of a beton. Raises DataError if that fails."""
     try:
-        return BetonFile(path, open_descriptor(path))
+        with open_regular(path) as file:
+            return BetonFile(path, os.dup(file.fileno()))
     except ValueError:
         inside = path / "train.beton"
         expected = f"a beton, e.g. {inside}" if inside.is_file() else "a beton, made with 'fastcifar convert'"
@@ -106,26 +95,20 @@ def open_private_copy(path: Path) -> BetonFile:
     """A copy of the file in memory, or without a name on the disk where the system has no memfd."""
     original = open_file(path)
     try:
-        descriptor = _create_unnamed(path.name)
-        try:
+        with _create_unnamed(path.name) as copy:
             buffer = np.empty(CHUNK_BYTES, np.uint8)
             for start in range(0, original.size, CHUNK_BYTES):  # a file that grows is not followed
                 chunk = buffer[: original.size - start]
                 original.read_into(chunk, start)
-                view = memoryview(chunk.data)
-                while view:
-                    view = view[os.write(descriptor, view) :]
+                copy.write(chunk.data)
+            copy.flush()
             original.check_unchanged()
-            return BetonFile(path, descriptor, in_memory=True)
-        except BaseException:
-            os.close(descriptor)
-            raise
+            return BetonFile(path, os.dup(copy.fileno()), in_memory=True)
     except (OSError, MemoryError) as error:
         raise DataError(f"{path}: cannot be copied into memory ({error}); use --loader ffcv for large files") from error
 
 
-def _create_unnamed(name: str) -> int:
+def _create_unnamed(name: str) -> IO[bytes]:
     with contextlib.suppress(OSError, AttributeError):  # old kernels and some containers have no memfd
-        return os.memfd_create(name[:200], os.MFD_CLOEXEC)
-    with tempfile.TemporaryFile() as unnamed:
-        return os.dup(unnamed.fileno())
+        return open(os.memfd_create(name[:200], os.MFD_CLOEXEC), "wb")
+    return tempfile.TemporaryFile()

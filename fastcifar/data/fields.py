@@ -35,9 +35,7 @@ class Fields:
     label: str
     unused: tuple[str, ...]
     record: np.dtype[np.void]
-    """A record: mode, width, height, data_ptr, label."""
-    padding: npt.NDArray[np.bool_]
-    """(record.itemsize,): True for the bytes of a record that belong to no field."""
+    """A record of all fields by name: the image as `IMAGE`, the label as an integer."""
 
 
 def damaged(path: Path, reason: str) -> DataError:
@@ -52,53 +50,30 @@ def read_fields(path: Path, descriptors: npt.NDArray[np.void]) -> Fields:
     shown = ", ".join(
         f"{name!r}: {_TYPES.get(type_, f'type {type_}')}" for name, type_ in zip(names, types, strict=True)
     )
-
-    def not_supported(reason: str) -> DataError:
-        return DataError(
-            f"{path}: not supported: has {len(names)} field{'s' * (len(names) != 1)} ({shown}): {reason}; expected one "
-            "RGBImageField and one IntField, and nothing else but numbers"
-        )
-
     if len(set(names)) != len(names) or any(type_ not in _TYPES for type_ in types):
         raise damaged(path, f"has {len(names)} fields ({shown})")
     images = [name for name, type_ in zip(names, types, strict=True) if type_ == IMAGE_FIELD]
     integers = [name for name, type_ in zip(names, types, strict=True) if type_ == INT_FIELD]
-    if len(images) != 1:
-        raise not_supported("no image" if not images else "several images")
-    label = next((name for name in _LABEL_NAMES if name in names), None)
-    if label is None and len(integers) == 1 and integers[0] not in _INDEX_NAMES:
+    label = next((name for name in _LABEL_NAMES if name in names), "")
+    if not label and len(integers) == 1 and integers[0] not in _INDEX_NAMES:
         label = integers[0]
-    if label is None:
-        raise not_supported("no label, or several integers of which none is called 'label'")
-    if label not in integers:
-        raise not_supported(f"{label!r} is not an integer; write the class index, e.g. the argmax of one-hot labels")
-    other = [type_ for type_ in types if type_ not in _INLINE]
-    if other:
-        raise not_supported(f"{_TYPES[other[0]]} cannot be read")
-    if descriptors["arguments"].any():
-        raise damaged(path, "its field descriptors have arguments, which fields of these types do not have")
-    return _layout(names, types, images[0], label)
-
-
-def _layout(names: list[str], types: list[int], image: str, label: str) -> Fields:
-    stored = np.dtype([("", _INLINE[type_]) for type_ in types], align=True)
-    assert stored.fields is not None
-    assert IMAGE.fields is not None
-    starts = [stored.fields[f"f{i}"][1] for i in range(len(types))]
-    padding = np.ones(stored.itemsize, dtype=bool)
-    for start, type_ in zip(starts, types, strict=True):
-        padding[start : start + np.dtype(_INLINE[type_]).itemsize] = False
-    image_start, label_start = starts[names.index(image)], starts[names.index(label)]
-    record = np.dtype(
-        {
-            "names": [*IMAGE.fields, "label"],
-            "formats": [*(field[0] for field in IMAGE.fields.values()), "<i8"],
-            "offsets": [*(image_start + field[1] for field in IMAGE.fields.values()), label_start],
-            "itemsize": stored.itemsize,
-        }
-    )
-    unused = tuple(name for name in names if name not in (image, label))
-    return Fields(image, label, unused, record, padding)
+    other = [_TYPES[type_] for type_ in types if type_ not in _INLINE]
+    reason = None
+    if len(images) != 1:
+        reason = "no image" if not images else "several images"
+    elif not label:
+        reason = "no label, or several integers of which none is called 'label'"
+    elif label not in integers:
+        reason = f"{label!r} is not an integer; write the class index, e.g. the argmax of one-hot labels"
+    elif other:
+        reason = f"{other[0]} cannot be read"
+    if reason is not None:
+        raise DataError(
+            f"{path}: not supported: has {len(names)} field{'s' * (len(names) != 1)} ({shown}): {reason}; expected one "
+            "RGBImageField and one IntField, and nothing else but numbers"
+        )
+    record = np.dtype([(name, _INLINE[type_]) for name, type_ in zip(names, types, strict=True)], align=True)
+    return Fields(images[0], label, tuple(name for name in names if name not in (images[0], label)), record)
 
 
 def _read_name(path: Path, field: np.void) -> str:

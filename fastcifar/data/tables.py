@@ -6,7 +6,6 @@ pointer in them.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,12 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fastcifar.data.beton_file import BetonFile
-from fastcifar.data.fields import FIELD, MAX_FIELDS, Fields, damaged, read_fields
+from fastcifar.data.fields import FIELD, IMAGE, MAX_FIELDS, Fields, damaged, read_fields
 from fastcifar.data.image_files import HEAD_BYTES, UNKNOWN, file_kind
 from fastcifar.errors import DataError
-
-if sys.byteorder != "little":  # pragma: no branch
-    raise ImportError("beton files are little-endian, this machine is not: fastcifar cannot run here")
 
 VERSION = 2
 PAGE_SIZE = 8 * 2**20
@@ -36,40 +32,29 @@ HEADER = np.dtype(
         ("alloc_table_ptr", "<u8"),
     ]
 )
-RECORD = np.dtype(
-    {
-        "names": ["mode", "width", "height", "data_ptr", "label"],
-        "formats": ["<u1", "<u2", "<u2", "<u8", "<i8"],
-        "offsets": [0, 1, 3, 5, 16],  # the image's 13 bytes are packed, the label is aligned
-        "itemsize": 24,
-    }
-)
+RECORD = np.dtype([*IMAGE.descr, ("unused", "V3"), ("label", "<i8")])  # the label is aligned
 """A record of a beton written by fastcifar; those of others have further fields (`fastcifar.data.fields`)."""
 ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
 TABLES_START = HEADER.itemsize + 2 * FIELD.itemsize
 """Where the records of a beton written by fastcifar start."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Tables:
     """The checked tables of a beton with N images."""
 
-    fields: Fields
-    page_size: int
-    records: npt.NDArray[np.void]
-    """(N,): mode, width, height, data_ptr, label."""
+    offsets: npt.NDArray[np.int64]
+    """(N,) int64: where each image begins in the file."""
     sizes: npt.NDArray[np.int64]
     """(N,) int64: bytes of each image in the file."""
-
-    @property
-    def is_raw(self) -> bool:
-        """Whether the images are raw pixels; else they are JPEG files."""
-        return bool(self.records["mode"][0] == RAW)
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(H, W, 3) of every image."""
-        return int(self.records["height"][0]), int(self.records["width"][0]), 3
+    labels: npt.NDArray[np.int64]
+    """(N,) int64, 0 or above."""
+    encoding: str
+    """'raw' or 'jpeg'."""
+    image_shape: tuple[int, int, int]
+    """(H, W, 3) of every image."""
+    page_size: int
+    fields: Fields
 
 
 def read_tables(file: BetonFile) -> Tables:
@@ -99,18 +84,24 @@ def read_tables(file: BetonFile) -> Tables:
         raise damaged(path, f"its header says {num_samples} images, more than fit into {size} bytes")
     if table_start + num_samples * ALLOCATION.itemsize != size:
         raise damaged(path, f"the allocation table at {table_start} does not end with the file of {size} bytes")
-    record_bytes = file.read(records_start, num_samples * record_size)
-    if record_bytes.reshape(-1, record_size)[:, fields.padding].any():
-        raise damaged(path, "its records have data between the fields")
-    records = record_bytes.view(fields.record)
+    records = file.read(records_start, num_samples * record_size).view(fields.record)
+    images, labels = records[fields.image], records[fields.label]
     allocations = file.read(table_start, num_samples * ALLOCATION.itemsize).view(ALLOCATION)
     sizes = _read_sizes(path, allocations, page_size)
-    _check_images(path, records, sizes, page_size)
-    pages_start = -(-(records_start + len(record_bytes)) // page_size) * page_size
-    _check_pointers(path, records["data_ptr"], sizes, pages_start, table_start, page_size)
-    if (allocations["ptr"] != records["data_ptr"][allocations["sample_id"].astype(np.int64)]).any():
+    _check_images(path, images, labels, sizes, page_size)
+    pages_start = -(-(records_start + records.nbytes) // page_size) * page_size
+    _check_pointers(path, images["data_ptr"], sizes, pages_start, table_start, page_size)
+    if (allocations["ptr"] != images["data_ptr"][allocations["sample_id"].astype(np.int64)]).any():
         raise damaged(path, "its allocation table and its records disagree on the position of an image")
-    return Tables(fields, page_size, records, sizes)
+    return Tables(
+        offsets=images["data_ptr"].astype(np.int64),
+        sizes=sizes,
+        labels=labels.astype(np.int64),
+        encoding="raw" if images["mode"][0] == RAW else "jpeg",
+        image_shape=(int(images["height"][0]), int(images["width"][0]), 3),
+        page_size=page_size,
+        fields=fields,
+    )
 
 
 def _refuse_other_kind(file: BetonFile) -> None:
@@ -133,24 +124,27 @@ def _read_sizes(path: Path, allocations: npt.NDArray[np.void], page_size: int) -
     return sizes
 
 
-def _check_images(path: Path, records: npt.NDArray[np.void], sizes: npt.NDArray[np.int64], page_size: int) -> None:
+def _check_images(
+    path: Path,
+    images: npt.NDArray[np.void],
+    labels: npt.NDArray[np.int64],
+    sizes: npt.NDArray[np.int64],
+    page_size: int,
+) -> None:
     """Mode, shape and label of each image."""
-    modes = records["mode"]
-    if (unknown := (modes != RAW) & (modes != JPEG)).any():
-        index = int(np.argmax(unknown))
-        raise damaged(
-            path, f"image {index} has mode {int(modes[index])}; expected {RAW} (raw) or {JPEG} (JPEG) for all"
-        )
+    modes = images["mode"]
+    if modes.max() > RAW:
+        raise damaged(path, f"image {modes.argmax()} has mode {modes.max()}; expected {RAW} (raw) or {JPEG} (JPEG)")
     if (modes != modes[0]).any():
         index = int(np.argmax(modes != modes[0]))
         raise DataError(
             f"{path}: not supported: image {index} has mode {int(modes[index])}, image 0 mode {int(modes[0])} "
             f"({RAW}: raw, {JPEG}: JPEG), as FFCV's write_mode 'proportion' mixes them; expected all raw or all JPEG"
         )
-    height, width = int(records["height"][0]), int(records["width"][0])
-    if (other := (records["height"] != height) | (records["width"] != width)).any():
+    height, width = int(images["height"][0]), int(images["width"][0])
+    if (other := (images["height"] != height) | (images["width"] != width)).any():
         index = int(np.argmax(other))
-        shape = f"{int(records['height'][index])}x{int(records['width'][index])}"
+        shape = f"{int(images['height'][index])}x{int(images['width'][index])}"
         raise DataError(
             f"{path}: not supported: image {index} is {shape}, image 0 is {height}x{width}; expected one size for all"
         )
@@ -159,7 +153,6 @@ def _check_images(path: Path, records: npt.NDArray[np.void], sizes: npt.NDArray[
         raise damaged(path, f"images of {height}x{width} do not fit into its pages of {page_size} bytes")
     if modes[0] == RAW and (sizes != size).any():
         raise damaged(path, f"its allocation table has a size that is not {size}")
-    labels = records["label"]
     if (outside := (labels < 0) | (labels >= MAX_CLASSES)).any():
         index = int(np.argmax(outside))
         raise DataError(

@@ -6,7 +6,6 @@ warning for each file system.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import io
 import logging
@@ -48,7 +47,8 @@ def write_bytes(path: Path, content: bytes | memoryview, *, backup: Path | None 
     except OSError as error:
         reason = error.strerror or str(error)
         if error.errno in FULL:
-            reason += f": it takes {len(content) / 2**20:.1f} MiB{_free_space(path.parent)}"
+            free = shutil.disk_usage(path.parent).free
+            reason += f": it takes {len(content) / 2**20:.1f} MiB, {free / 2**20:.1f} MiB are free"
         raise FastcifarError(f"{path}: cannot be written ({reason})") from error
 
 
@@ -69,8 +69,7 @@ def write_arrays(path: Path, **arrays: Any) -> None:
 def create_file(path: Path) -> IO[bytes]:
     """Open a new file for writing and reading. An existing file, link or pipe is removed, never written through."""
     path.unlink(missing_ok=True)
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    return open(os.open(path, flags, 0o666), "w+b")
+    return path.open("x+b")
 
 
 def open_append(path: str | os.PathLike[str]) -> io.TextIOWrapper:
@@ -122,33 +121,20 @@ def replace(source: Path, target: Path) -> None:
         if error.errno not in REPLACE_UNSUPPORTED or not target.is_file() or not source.is_file():
             raise
         moved = target.with_name(f".{target.name}.replaced")
-        try:
-            moved.unlink(missing_ok=True)  # left by a kill
-            os.rename(target, moved)
-        except OSError:
-            raise error from None
+        moved.unlink(missing_ok=True)  # left by a kill
+        os.rename(target, moved)
         try:
             os.rename(source, target)
         except BaseException:
             os.rename(moved, target)
             raise
         warn_unsupported(target.parent, "cannot rename over a file", error, f"a kill in between leaves {moved.name}")
-        with contextlib.suppress(OSError):
-            moved.unlink()
+        moved.unlink()
 
 
 def warn_unsupported(folder: Path, problem: str, error: OSError, advice: str) -> None:
     """Warn, once for each file system, of an operation that it does not support."""
-    try:
-        key = problem, os.stat(folder).st_dev
-    except OSError:
-        key = problem, -1
+    key = problem, os.stat(folder).st_dev
     if key not in _WARNED:
         _WARNED.add(key)
         log.warning("%s: this file system %s (%s); %s", folder, problem, error.strerror or error, advice)
-
-
-def _free_space(folder: Path) -> str:
-    with contextlib.suppress(OSError):
-        return f", {shutil.disk_usage(folder).free / 2**20:.1f} MiB are free"
-    return ""

@@ -6,7 +6,6 @@ import difflib
 import math
 import operator
 import sys
-import unicodedata
 from collections.abc import Collection
 from typing import Any
 
@@ -18,14 +17,7 @@ MAX_LISTED = 20
 def require_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
     """Raise UsageError unless `value` is one of `allowed`."""
     if value not in allowed:
-        similar = next((other for other in allowed if unicodedata.normalize("NFKC", other) == _normalise(value)), None)
-        if similar is not None:  # both print alike
-            raise UsageError(f"{name} is {value!a}; expected {similar!a}, the same text in other characters")
         raise UsageError(f"{name} is {value!r}; expected one of: {format_choices(allowed, value)}")
-
-
-def _normalise(value: object) -> object:
-    return unicodedata.normalize("NFKC", value) if isinstance(value, str) else None
 
 
 def format_choices(names: Collection[str], value: object) -> str:

@@ -70,10 +70,8 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        if isinstance(error, (FileExistsError, NotADirectoryError)) or error.errno == errno.ELOOP:
-            reason = "a file, not a folder" if folder.is_file() else why_missing(folder)
-        else:
-            reason = f"cannot be created ({error.strerror or error})"
+        default = f"cannot be created ({error.strerror or error})"
+        reason = "a file, not a folder" if folder.is_file() else why_missing(folder, default)
         raise FastcifarError(f"{folder}: {reason}; expected a folder, or a path where one can be created") from error
 
 

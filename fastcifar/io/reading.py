@@ -17,32 +17,15 @@ from fastcifar.io.paths import user_path, why_missing
 from fastcifar.system.memory import free_memory
 
 MAX_DEPTH = 100
-MAX_BITS = 14_000
-"""Python cannot print integers of more than 4,300 digits, not even in an error message."""
 CHECK_MEMORY_ABOVE = 2**28
 """Files of more bytes are read only if they take at most half of the free memory."""
 
 
 def open_regular(path: Path) -> IO[bytes]:
     """Open a file for reading. Raises OSError if that fails, ValueError for pipes, devices and folders."""
-    return open(open_descriptor(path), "rb")
-
-
-def open_descriptor(path: Path) -> int:
-    """The descriptor of a file, opened for reading; raises as `open_regular`."""
-    flags = os.O_RDONLY | os.O_CLOEXEC
-    try:
-        descriptor = os.open(path, flags | os.O_NONBLOCK)  # a named pipe does not block
-    except BlockingIOError:  # a file server holds a lease on it, and releases it to a blocking open
-        descriptor = os.open(path, flags)
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise ValueError("not a regular file")
-        os.set_blocking(descriptor, True)  # some file systems answer reads with EAGAIN while they fetch the file
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
+    if not stat.S_ISREG(path.stat().st_mode):  # before it is opened: that would wait for the writer of a pipe
+        raise ValueError("not a regular file")
+    return path.open("rb")
 
 
 def read_bytes(path: Path, max_bytes: int) -> bytes:
@@ -70,11 +53,8 @@ def load_arrays(content: bytes, keys: Sequence[str], max_bytes: int) -> dict[str
                 raise ValueError(f"its arrays have more than {max_bytes >> 20} MiB")
             if any(member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for member in members):
                 raise ValueError("it uses a compression that NumPy does not write")  # and that may need gigabytes
-            arrays = {}
-            for key, member in zip(keys, members, strict=True):
-                with archive.open(member) as file:
-                    arrays[key] = np.lib.format.read_array(file, allow_pickle=False)
-            return arrays
+            files = zip(keys, map(archive.open, members), strict=True)
+            return {key: np.lib.format.read_array(file, allow_pickle=False) for key, file in files}
     except KeyError as error:
         raise ValueError(f"or of another version: {one_line(error)}") from error
     except Exception as error:  # zipfile, zlib and NumPy's header parser raise many types
@@ -116,7 +96,7 @@ def parse_yaml(text: str) -> object:
     """
     try:
         value = _parse(text)
-        _require_plain(value)
+        json.dumps(value)  # not possible for dates, sets, bytes, and integers that Python cannot print
         return value
     except Exception as error:  # the parsers raise many types, e.g. for `!!int ""`, `!!bool x` or 100,000 brackets
         raise ValueError(one_line(error)) from error
@@ -144,21 +124,6 @@ def _parse(text: str) -> object:
         elif isinstance(node, yaml.SequenceNode):
             nodes += node.value
     return yaml.load(text, loader)
-
-
-def _require_plain(value: object) -> None:
-    """Raise ValueError for dates, sets and bytes, which YAML knows, and for integers that Python cannot print."""
-    remaining = [value]
-    while remaining:
-        item = remaining.pop()
-        if isinstance(item, dict):
-            remaining += [*item.keys(), *item.values()]
-        elif isinstance(item, list):
-            remaining += item
-        elif item is not None and not isinstance(item, (str, int, float)):
-            raise ValueError(f"it holds a {type(item).__name__}; expected text, numbers, lists and mappings")
-        elif isinstance(item, int) and item.bit_length() > MAX_BITS:
-            raise ValueError(f"it holds a number of {item.bit_length()} bits")
 
 
 def reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fastcifar.config import LOADERS, NO_AUGMENT, SHUFFLES, AugmentConfig
+from fastcifar.config import LOADERS, MAX_SEED, NO_AUGMENT, SHUFFLES, AugmentConfig
 from fastcifar.data.beton import Beton
-from fastcifar.errors import UsageError
-from fastcifar.io.checks import require_bool, require_choice
+from fastcifar.errors import UsageError, one_line
+from fastcifar.io.checks import require_bool, require_choice, require_int
 from fastcifar.loaders.base import Batch, Indices, Loader, LoaderConfig, usable_device
 from fastcifar.loaders.choose import LoaderChoice, choose_loader, loader_class, missing_part, open_for
 from fastcifar.loaders.dataloader_compat import unknown_setting
@@ -26,7 +26,6 @@ __all__ = [
     "Batch",
     "Loader",
     "LoaderChoice",
-    "LoaderConfig",
     "choose_loader",
     "make_loader",
     "missing_part",
@@ -34,6 +33,8 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.uint8)
+MAX_DARK = 4.0  # mean and std of dark images, 0..255: with them a mean or std below 1 is not suspicious
 
 
 def make_loader(
@@ -82,29 +83,37 @@ def make_loader(
         raise UsageError("augment is given with train=False; expected no augmentation for evaluation")
     if augment is None:
         augment = AugmentConfig() if train else NO_AUGMENT
+    if not isinstance(augment, AugmentConfig):
+        raise UsageError(f"augment is {augment!r}; expected an AugmentConfig")
+    batch_size, seed = require_int("batch_size", batch_size, 1), require_int("seed", seed, 0, MAX_SEED)
+    require_int("world_size", world_size, 1)
+    require_int("rank", rank, 0, world_size - 1)
+    if batch_size % world_size:
+        raise UsageError(f"batch_size is {batch_size} over {world_size} processes; expected a multiple of {world_size}")
+    require_bool("channels_last", channels_last)
+    if dtype not in DTYPES:
+        raise UsageError(f"dtype is {dtype}; expected one of: {', '.join(map(str, DTYPES))}")
+    device = usable_device(device)
+    choice = choose_loader(loader, [beton], augment=augment, device=device)
+    if loader == "auto":
+        log.info("loader: %s", choice)
+    (beton,) = choice.betons
     config = LoaderConfig(
+        image_shape=beton.image_shape,
         augment=augment,
+        mean=_checked_channels("mean", mean, beton.mean),
+        std=_checked_channels("std", std, beton.std),
+        dtype=dtype,
+        channels_last=channels_last,
+        device=device,
         batch_size=batch_size,
         seed=seed,
         shuffle=shuffle if train else "none",
         drop_last=train,
-        device=usable_device(device),
-        dtype=dtype,
-        channels_last=channels_last,
         rank=rank,
         world_size=world_size,
     )
-    choice = choose_loader(loader, [beton], augment=config.augment, device=config.device)
-    if loader == "auto":
-        log.info("loader: %s", choice)
-    (beton,) = choice.betons
-    return loader_class(choice.name)(
-        beton,
-        config,
-        _checked_indices(indices, len(beton)),
-        beton.mean if mean is None else mean,
-        beton.std if std is None else std,
-    )
+    return loader_class(choice.name)(beton, config, _checked_indices(indices, len(beton)))
 
 
 def _checked_indices(indices: npt.ArrayLike | None, num_images: int) -> Indices:
@@ -119,8 +128,6 @@ def _checked_indices(indices: npt.ArrayLike | None, num_images: int) -> Indices:
     if array.dtype.kind == "b":
         if array.shape != (num_images,):
             raise UsageError(f"indices is a mask of shape {array.shape}; expected ({num_images},), one bool per image")
-        if not array.any():
-            raise UsageError("indices is a mask that selects no image; expected at least one")
         array = np.flatnonzero(array)
     if array.ndim != 1 or array.dtype.kind not in "iu" or not len(array):
         raise UsageError(f"indices is {array.dtype} of shape {array.shape}; expected a list of integers, at least one")
@@ -129,4 +136,22 @@ def _checked_indices(indices: npt.ArrayLike | None, num_images: int) -> Indices:
         raise UsageError(f"indices is {array.min()}..{array.max()}; expected 0..{num_images - 1}")
     if len(np.unique(array)) != len(array):
         raise UsageError("indices has duplicates; expected each image at most once")
+    return array
+
+
+def _checked_channels(name: str, values: npt.ArrayLike | None, own: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """A mean or std: one value per channel, (3,) float64. own: that of the beton, which is the default, and which
+    distinguishes values on a scale of 0..1 from those of very dark images."""
+    if values is None:
+        return own
+    shown = one_line(values, 80)
+    try:
+        array = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError, RuntimeError):  # RuntimeError: a tensor that is not on a CPU
+        array = np.empty(0)
+    if array.shape != (3,) or not ((array >= 0) & (array <= 255)).all():  # false for NaN
+        raise UsageError(f"{name} is {shown}; expected three numbers from 0 to 255, for red, green and blue")
+    changes_nothing = (array == (0 if name == "mean" else 1)).all()
+    if array.max() <= 1 and own.max() > MAX_DARK and not changes_nothing:
+        raise UsageError(f"{name} is {shown}; expected 0..255; these look like 0..1; multiply by 255")
     return array

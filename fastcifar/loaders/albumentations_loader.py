@@ -9,19 +9,17 @@ import pickle
 import shutil
 import signal
 import sys
-import time
 import weakref
 from collections.abc import Generator, Iterator
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+from torch.utils.data import DataLoader, Dataset
 
 from fastcifar.augment.albumentations_kernel import AlbumentationsAugment, Pipeline, augment_batch
-from fastcifar.augment.kernel import KernelConfig
+from fastcifar.augment.kernel import normalisation
 from fastcifar.augment.params import AugmentParams, raw_bits
 from fastcifar.data.beton import Beton
 from fastcifar.errors import FastcifarError, describe, one_line
@@ -29,8 +27,6 @@ from fastcifar.loaders.base import Batch, Indices, Loader, LoaderConfig, epoch_b
 from fastcifar.system.cpus import available_cpus
 
 MAX_WORKERS = 8
-TIMEOUT_S = 120
-POLL_S = 5
 SHM_ERRORS = ("shared memory", "shm", "No space left", "SIGBUS", "Function not implemented")
 
 
@@ -39,21 +35,11 @@ class AlbumentationsLoader(Loader):
 
     name = "albumentations"
 
-    def __init__(
-        self,
-        beton: Beton,
-        config: LoaderConfig,
-        indices: Indices,
-        mean: npt.ArrayLike,
-        std: npt.ArrayLike,
-        num_workers: int | None = None,
-    ) -> None:
-        super().__init__(beton, config, indices, mean, std)
+    def __init__(self, beton: Beton, config: LoaderConfig, indices: Indices) -> None:
+        super().__init__(beton, config, indices)
         if config.augment.pipeline is not None:
             Pipeline(config.augment.pipeline)(beton.images(indices[:1])[0], 0)  # fails here, not in a worker
-        if num_workers is None:
-            num_workers = min(available_cpus(), MAX_WORKERS)
-        self.num_workers = num_workers
+        self.num_workers = min(available_cpus(), MAX_WORKERS)
         self._workers = self._start()
         self._in_use = False
         # before torch's own handler at exit, which ends workers by a signal and reports that as their failure
@@ -62,16 +48,14 @@ class AlbumentationsLoader(Loader):
         weakref.finalize(self, atexit.unregister, at_exit).atexit = False
 
     def _start(self) -> DataLoader[Any]:
-        num_workers = self.num_workers
         return DataLoader(
-            _Batches(self.beton, self.config, self.kernel_config),
-            sampler=_Requests(),
+            _Batches(self.beton, self.config),
+            sampler=[],  # the requests of an epoch, (epoch, indices) of each batch
             batch_size=None,  # a request is a batch
-            num_workers=num_workers,
-            persistent_workers=num_workers > 0,
-            multiprocessing_context="fork" if num_workers and sys.platform == "linux" else None,
+            num_workers=self.num_workers,
+            persistent_workers=True,
+            multiprocessing_context="fork" if sys.platform == "linux" else None,
             worker_init_fn=_ignore_signals,
-            timeout=TIMEOUT_S if num_workers else 0,  # a killed worker is an error, not a hang
             generator=torch.Generator(),  # DataLoader draws unused seeds from it: not from torch's own
         )
 
@@ -98,7 +82,7 @@ class AlbumentationsLoader(Loader):
         device = self.config.device
         batches = epoch_batches(self.beton, self.config, self._selected, epoch)[start:]
         self.beton.check_unchanged()
-        workers.sampler.requests = [(epoch, indices) for indices in batches]  # type: ignore[attr-defined]
+        workers.sampler[:] = [(epoch, indices) for indices in batches]  # type: ignore[index]
         for indices, images in zip(batches, self._images_from(workers), strict=True):
             # a copy: the tensor of a worker is in shared memory, and keeps a file descriptor open
             images = images.to(device, self.config.dtype, copy=True)
@@ -111,12 +95,12 @@ class AlbumentationsLoader(Loader):
 
     def _images_from(self, workers: DataLoader[Any]) -> Iterator[torch.Tensor]:
         try:
-            yield from _received(workers)
+            with torch.device("cpu"):  # the iterator makes tensors, whatever torch.set_default_device says
+                images = iter(workers)
+            yield from images  # it notices within 5 seconds, in any thread, that a worker has died
         except FastcifarError as error:
-            if (reason := _worker_message(error)) is None:  # raised in this process, without workers
-                raise
-            raise type(error)(reason) from error
-        except (RuntimeError, OSError, EOFError) as error:  # a worker failed, was killed, or does not respond
+            raise type(error)(_worker_message(error)) from error
+        except (RuntimeError, OSError, EOFError) as error:  # a worker failed or was killed
             reason = _worker_message(error)
             what = f"failed ({reason})" if reason else f"exited ({_exit_of_worker(workers, error)})"
             _shut_down(workers)
@@ -144,30 +128,8 @@ def _ignore_signals(worker: int) -> None:
 def _shut_down(workers: DataLoader[Any]) -> None:
     """End the worker processes now: torch does it when the iterator is collected, which an error can delay."""
     iterator, workers._iterator = workers._iterator, None
-    if iterator is not None and workers.num_workers:
+    if iterator is not None:
         iterator._shutdown_workers()  # type: ignore[attr-defined]
-
-
-def _received(workers: DataLoader[Any]) -> Iterator[torch.Tensor]:
-    """The images of each request. Raises RuntimeError soon after a worker has died, in any thread: torch notices by a
-    signal to the main thread, or at its timeout."""
-    if workers._iterator is not None:
-        workers._iterator._timeout = workers.timeout
-    with torch.device("cpu"):  # the iterator makes tensors, whatever torch.set_default_device says
-        iterator: Any = iter(workers)
-    iterator._timeout = min(workers.timeout, POLL_S)
-    requested = time.monotonic()
-    while True:
-        try:
-            images = next(iterator)
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            if "timed out" not in str(error) or time.monotonic() - requested > workers.timeout:
-                raise
-            continue
-        yield images
-        requested = time.monotonic()
 
 
 def _worker_message(error: Exception) -> str | None:
@@ -199,21 +161,9 @@ def remedy_for(what: str, has_choice: bool) -> str:
     return f"{shm}: give it more (docker run --shm-size 2g)" + (f", or {other}" if has_choice else "")
 
 
-class _Requests(Sampler[Any]):
-    """The requests to the workers: (epoch, indices) of each batch."""
-
-    def __init__(self) -> None:
-        self.requests: list[tuple[int, Indices]] = []
-
-    def __len__(self) -> int:
-        return len(self.requests)
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(list(self.requests))
-
-
 class _Pickled:
-    """An object that is pickled already; unpickling gives the object itself."""
+    """A pickled object; unpickling gives the object. Bytes of an epoch left early would never be unpickled, and the
+    worker would keep their memory."""
 
     def __init__(self, pickled: bytes) -> None:
         self._pickled = pickled
@@ -225,27 +175,20 @@ class _Pickled:
 class _Batches(Dataset[Any]):
     """In a worker: the augmented images of one request."""
 
-    def __init__(
-        self,
-        beton: Beton,
-        config: LoaderConfig,
-        kernel_config: KernelConfig,
-    ) -> None:
+    def __init__(self, beton: Beton, config: LoaderConfig) -> None:
         # not the loader, which refers to this: a cycle is collected late, and ending workers late takes ten seconds
         self._beton, self._config = beton, config
-        self._mean, self._inv_std = kernel_config.normalisation
+        self._mean, self._inv_std = normalisation(config.mean, config.std)
         pipeline = config.augment.pipeline
         self._pipeline = None if pipeline is None else Pipeline(pipeline)
-        self._operations = AlbumentationsAugment(kernel_config)
+        self._operations = AlbumentationsAugment(config)
         self._epoch: int | None = None
         self._params: AugmentParams | None = None
 
-    def __getitem__(self, request: tuple[int, Indices]) -> torch.Tensor | _Pickled:
-        """The images. A worker moves them to shared memory here: in the thread in which torch does it, errors are
-        lost."""
+    def __getitem__(self, request: tuple[int, Indices]) -> _Pickled:
+        """The images, moved to shared memory here: in the thread in which torch does it, errors are lost."""
         try:
-            images = self._images(*request)
-            return images if get_worker_info() is None else _Pickled(bytes(ForkingPickler.dumps(images)))
+            return _Pickled(bytes(ForkingPickler.dumps(self._images(*request))))
         except FastcifarError:
             raise
         except Exception as error:
@@ -258,10 +201,8 @@ class _Batches(Dataset[Any]):
         if self._pipeline is None:
             images = augment_batch(images, self._params[indices], self._operations)
         else:
-            seeds = (
-                raw_bits(self._config.seed, epoch, "pipeline", len(self._beton))[indices] >> np.uint64(32)
-            ).tolist()
-            images = np.stack([self._pipeline(image, seed) for image, seed in zip(images, seeds, strict=True)])
+            seeds = raw_bits(self._config.seed, epoch, "pipeline", len(self._beton))[indices] >> np.uint64(32)
+            images = np.stack([self._pipeline(image, int(seed)) for image, seed in zip(images, seeds, strict=True)])
         if self._config.dtype == torch.uint8:
             return torch.from_numpy(images)
         floats = images.astype(np.float32)

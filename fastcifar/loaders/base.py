@@ -1,26 +1,28 @@
-"""What the loaders have in common: their settings, and the order and parameters of each epoch."""
+"""What the loaders have in common: what they deliver, their settings, the order and parameters of each epoch."""
 
 from __future__ import annotations
 
 import contextlib
+import dis
 import logging
 import os
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from fastcifar.augment.kernel import KernelConfig
-from fastcifar.augment.params import AugmentParams, check_params, sample_params
-from fastcifar.config import MAX_SEED, AugmentConfig
+from fastcifar.augment.params import AugmentParams, sample_params
+from fastcifar.config import MAX_SEED
 from fastcifar.data.beton import Beton
-from fastcifar.errors import FastcifarError, UsageError, one_line
-from fastcifar.io.checks import require_bool, require_int
-from fastcifar.loaders.batch import Batch as Batch
+from fastcifar.errors import FastcifarError, UsageError
+from fastcifar.io.checks import require_int
 from fastcifar.loaders.dataloader_compat import Conventions
 from fastcifar.loaders.order import order
 from fastcifar.system import memory
@@ -28,43 +30,51 @@ from fastcifar.system.thread_pool import Threads
 
 log = logging.getLogger(__name__)
 Indices = npt.NDArray[np.int64]
-MIN_STD = 1e-6  # of values 0..255; that of a beton in which one byte differs is larger; 1 / 1e-39 overflows float32
-MAX_DARK = 4.0  # mean and std of dark images, 0..255: with them a mean or std below 1 is not suspicious
 SHARE_OF_MEMORY = 0.7  # of the free memory: what a dataset may take
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.uint8)
+UNPACK = dis.opmap["UNPACK_SEQUENCE"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class LoaderConfig:
-    """What to deliver: the same settings for every loader."""
+class Batch(NamedTuple):
+    """Images, labels, and their indices in the dataset: three values. The caller owns the tensors, and may modify
+    them."""
 
-    augment: AugmentConfig
-    batch_size: int
-    seed: int = 0
-    shuffle: str = "full"
-    drop_last: bool = True
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    dtype: torch.dtype = torch.float32
-    channels_last: bool = True
-    rank: int = 0
-    world_size: int = 1
-    """Processes that share each batch: `batch_size` is that of all together, and `rank` delivers its slice of it."""
+    images: torch.Tensor
+    """(N, 3, H, W), channels_last by default: normalised, or 0..255 if the dtype is uint8."""
+    labels: torch.Tensor
+    """(N,) int64."""
+    indices: torch.Tensor
+    """(N,) int64: the indices of the images in the dataset."""
 
-    def __post_init__(self) -> None:
-        if not isinstance(self.augment, AugmentConfig):
-            raise UsageError(f"augment is {self.augment!r}; expected an AugmentConfig")
-        object.__setattr__(self, "batch_size", require_int("batch_size", self.batch_size, 1))
-        object.__setattr__(self, "seed", require_int("seed", self.seed, 0, MAX_SEED))
-        require_int("world_size", self.world_size, 1)
-        require_int("rank", self.rank, 0, self.world_size - 1)
-        if self.batch_size % self.world_size:
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        """The three tensors. Raises UsageError if they are unpacked into another number of names.
+
+        Many write `for images, labels in loader`, as with torch's DataLoader. Unpacking calls this method first, so the
+        calling instruction has the number of names. Iteration in C whose result is unpacked, as in
+        `a, b = map(list, batches)`, is mistaken for unpacking.
+        """
+        if torch.compiler.is_compiling():
+            return tuple.__iter__(self)
+        caller = sys._getframe(1)
+        code, at = caller.f_code.co_code, caller.f_lasti
+        if code[at] == UNPACK and code[at + 1] != 3:
             raise UsageError(
-                f"batch_size is {self.batch_size} over {self.world_size} processes; "
-                f"expected a multiple of {self.world_size}"
+                f"a batch holds three values, unpacked into {code[at + 1]}; write 'for images, labels, indices in "
+                "loader', or use batch.images and batch.labels"
             )
-        require_bool("channels_last", self.channels_last)
-        if self.dtype not in DTYPES:
-            raise UsageError(f"dtype is {self.dtype}; expected one of: {', '.join(map(str, DTYPES))}")
+        return tuple.__iter__(self)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LoaderConfig(KernelConfig):
+    """What to deliver: the checked settings of `make_loader`."""
+
+    batch_size: int
+    seed: int
+    shuffle: str
+    drop_last: bool
+    rank: int
+    world_size: int
+    """Processes that share each batch: `batch_size` is that of all together, and `rank` delivers its slice of it."""
 
 
 def free_memory(device: torch.device | None = None) -> int:
@@ -85,36 +95,9 @@ def usable_device(device: torch.device | str) -> torch.device:
     return usable
 
 
-def _channel_values(name: str, values: npt.ArrayLike, own: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """A mean or std, checked: one value per channel, (3,) float64. The kernels trust it after this. own: that of the
-    beton, which distinguishes values on a scale of 0..1 from those of very dark images."""
-    shown = one_line(values)
-    shown = shown if len(shown) < 80 else f"{shown[:70]}…"
-    try:
-        array = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError, RuntimeError):  # RuntimeError: a tensor that is not on a CPU
-        array = np.empty(0)
-    if array.shape == (3,) and name == "std" and ((array > 0) & (array < MIN_STD)).any():
-        raise UsageError(f"std is {shown}; expected 0 (a constant channel) or at least {MIN_STD:g}")
-    if array.shape != (3,) or not ((array >= 0) & (array <= 255)).all():  # false for NaN
-        raise UsageError(f"{name} is {shown}; expected three numbers from 0 to 255, for red, green and blue")
-    if own.max() <= MAX_DARK:
-        return array
-    if name == "std" and not array.any():
-        raise UsageError(
-            f"std is {shown}; expected 0 only for constant channels; leave std out to use that of the data"
-        )
-    changes_nothing = (array == (0 if name == "mean" else 1)).all()
-    if array.max() <= 1 and not changes_nothing:
-        raise UsageError(f"{name} is {shown}; expected 0..255; these look like 0..1; multiply by 255")
-    return array
-
-
 def epoch_params(beton: Beton, config: LoaderConfig, epoch: int) -> AugmentParams:
-    """The augmentation parameters of an epoch, one row per image of the beton, checked."""
-    params = sample_params(config.augment, config.seed, epoch, len(beton), beton.image_shape)
-    check_params(params, config.augment, len(beton), beton.image_shape)
-    return params
+    """The augmentation parameters of an epoch, one row per image of the beton."""
+    return sample_params(config.augment, config.seed, epoch, len(beton), beton.image_shape)
 
 
 def epoch_batches(beton: Beton, config: LoaderConfig, selected: npt.NDArray[np.bool_], epoch: int) -> list[Indices]:
@@ -144,9 +127,7 @@ class Loader(Conventions, ABC):
     """Its name for `--loader`."""
     reads_jpeg = False
 
-    def __init__(
-        self, beton: Beton, config: LoaderConfig, indices: Indices, mean: npt.ArrayLike, std: npt.ArrayLike
-    ) -> None:
+    def __init__(self, beton: Beton, config: LoaderConfig, indices: Indices) -> None:
         config.augment.check_fits(beton.image_shape)
         if beton.encoding == "jpeg" and config.augment.pipeline is not None:
             raise UsageError(
@@ -163,17 +144,7 @@ class Loader(Conventions, ABC):
                 f"expected at most {len(indices)}, the number of images"
             )
         self.beton, self.config = beton, config
-        self.mean = _channel_values("mean", mean, beton.mean)
-        self.std = _channel_values("std", std, beton.std)
-        self.kernel_config = KernelConfig(
-            image_shape=beton.image_shape,
-            augment=config.augment,
-            mean=self.mean,
-            std=self.std,
-            dtype=config.dtype,
-            channels_last=config.channels_last,
-            device=config.device,
-        )
+        self.mean, self.std = config.mean, config.std
         self._selected = np.zeros(len(beton), dtype=bool)
         self._selected[indices] = True
         self._num_selected = len(indices)

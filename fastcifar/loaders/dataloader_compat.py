@@ -60,10 +60,7 @@ class Images:
 
     def __getitem__(self, position: int) -> tuple[npt.NDArray[np.uint8], int]:
         """Image, (H, W, 3) uint8, neither augmented nor normalised, and label."""
-        try:
-            index = self.indices[operator.index(position)]
-        except TypeError:
-            raise UsageError(f"index is {position!r}; expected an integer") from None
+        index = self.indices[operator.index(position)]
         return self.beton.images([index])[0], int(self.beton.labels[index])
 
     @property
@@ -86,7 +83,6 @@ class Images:
 class Conventions:
     """What every loader has in common with torch's `DataLoader`."""
 
-    name: str
     beton: Beton
     config: LoaderConfig
     num_workers = 0

@@ -7,7 +7,6 @@ still decode is only detected by the SHA-256 of the manifest.
 
 from __future__ import annotations
 
-import contextlib
 import queue
 from collections.abc import Callable, Generator
 from typing import Any
@@ -71,10 +70,8 @@ class FfcvLoader(Loader):
     name = "ffcv"
     reads_jpeg = True
 
-    def __init__(
-        self, beton: Beton, config: LoaderConfig, indices: Indices, mean: npt.ArrayLike, std: npt.ArrayLike
-    ) -> None:
-        super().__init__(beton, config, indices, mean, std)
+    def __init__(self, beton: Beton, config: LoaderConfig, indices: Indices) -> None:
+        super().__init__(beton, config, indices)
         num_threads, fields = torch.get_num_threads(), beton.fields
         decoder = JpegDecoder() if beton.encoding == "jpeg" else SimpleRGBImageDecoder()
         try:
@@ -82,7 +79,7 @@ class FfcvLoader(Loader):
             # run, and deadlock after a fork.
             with patched_page_manager(beton, int(SHARE_OF_MEMORY * free_memory())):
                 self._stream = ffcv.loader.Loader(
-                    beton.file.descriptor_path,
+                    f"/dev/fd/{beton.file.descriptor}",  # the open file itself, even if it is renamed or deleted
                     config.batch_size // config.world_size,
                     num_workers=1,
                     os_cache=False,
@@ -91,7 +88,7 @@ class FfcvLoader(Loader):
                 )
         finally:
             torch.set_num_threads(num_threads)  # FFCV sets it to its number of workers
-        self._kernel = make_kernel(self.kernel_config)
+        self._kernel = make_kernel(config)
         positions = np.arange(config.batch_size // config.world_size)
         arrays = (positions * int(np.prod(beton.image_shape)), positions)
         self._offsets, self._positions = map(self._kernel.to_device, arrays)
@@ -104,7 +101,7 @@ class FfcvLoader(Loader):
             return
         device = self.config.device
         with torch.device("cpu"):  # whatever torch.set_default_device says
-            stream = _Epoch(self._stream, np.concatenate(batches))
+            stream = _Epoch(self._stream, np.concatenate(batches))  # `Loader.__iter__` would truncate the order
         try:
             for indices in batches:
                 images = self._augmented(stream.get(), params[indices])
@@ -138,9 +135,6 @@ class FfcvLoader(Loader):
 class _Epoch(EpochIterator):  # type: ignore[misc] # FFCV has no types
     """FFCV's thread, but errors reach the caller and `stop` ends it: FFCV's dies silently or outlives an epoch."""
 
-    def __init__(self, loader: Any, indices: Indices) -> None:
-        super().__init__(loader, indices)  # `Loader.__iter__` would truncate the order
-
     def run(self) -> None:
         try:
             for number, indices in enumerate(self.iter_ixes):
@@ -161,13 +155,7 @@ class _Epoch(EpochIterator):  # type: ignore[misc] # FFCV has no types
 
     def get(self) -> npt.NDArray[np.uint8]:
         """The images of the next batch, (N, H, W, 3) uint8: a view of FFCV's ring, valid until the next call."""
-        while True:
-            try:
-                item = self.output_queue.get(timeout=POLL_S)
-                break
-            except queue.Empty:
-                if not self.is_alive() and self.output_queue.empty():
-                    raise FastcifarError("FFCV's loader thread exited unexpectedly; try --loader resident") from None
+        item = self.output_queue.get()
         if isinstance(item, (FastcifarError, UndecodableError)):
             raise item
         if isinstance(item, BaseException):
@@ -183,9 +171,6 @@ class _Epoch(EpochIterator):  # type: ignore[misc] # FFCV has no types
     def stop(self) -> None:
         """End the thread, in whatever state it is."""
         self.terminate_event.set()
-        with contextlib.suppress(queue.Empty):
-            while True:
-                self.output_queue.get_nowait()  # room for a batch that the thread waits to put
         self.join()
         self.close()
         self.closed = True

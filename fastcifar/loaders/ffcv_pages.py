@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -57,19 +57,14 @@ def patched_page_manager(beton: Beton, limit: int) -> Iterator[None]:
             ffcv_loader.ProcessCacheManager = original
 
 
-class _AllPages:
+class _AllPages(nullcontext[None]):
     """All pages are in memory."""
 
     def __init__(self, manager: Pages, memory: npt.NDArray[np.uint8]) -> None:
+        super().__init__()
         self.state = (memory, manager.ptrs, manager.sizes, np.arange(len(memory), dtype=np.uint32))
 
-    def __enter__(self) -> None:
-        pass
-
     def start_batch(self, batch: int) -> None:
-        pass
-
-    def __exit__(self, *error: object) -> None:
         pass
 
 

@@ -31,9 +31,7 @@ def order(
         # the index is in the low bits of its key: sort is several times faster than argsort, and there are no ties
         low = np.uint64((1 << max(num_images - 1, 1).bit_length()) - 1)
         return (np.sort(keys & ~low | np.arange(num_images, dtype=np.uint64)) & low).astype(np.int64)
-    assert shuffle == "window"
     assert pages is not None
-    assert len(pages) == num_images
     distinct, page_of_image = np.unique(pages, return_inverse=True)
     shuffled = np.argsort(raw_bits(seed, epoch, "page_order", len(distinct)), kind="stable")
     position = np.empty(len(distinct), dtype=np.int64)

@@ -8,7 +8,6 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from fastcifar.augment.kernel import make_kernel
@@ -21,11 +20,9 @@ class ResidentLoader(Loader):
 
     name = "resident"
 
-    def __init__(
-        self, beton: Beton, config: LoaderConfig, indices: Indices, mean: npt.ArrayLike, std: npt.ArrayLike
-    ) -> None:
-        super().__init__(beton, config, indices, mean, std)
-        self._kernel = make_kernel(self.kernel_config)
+    def __init__(self, beton: Beton, config: LoaderConfig, indices: Indices) -> None:
+        super().__init__(beton, config, indices)
+        self._kernel = make_kernel(config)
         self._data = self._kernel.to_device(beton.read_all())
         self._offsets, self._labels = map(self._kernel.to_device, (beton.offsets, beton.labels))
 
