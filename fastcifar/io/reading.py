@@ -96,7 +96,10 @@ def parse_yaml(text: str) -> object:
     """
     try:
         value = _parse(text)
-        json.dumps(value)  # not possible for dates, sets, bytes, and integers that Python cannot print
+        try:
+            json.dumps(value)
+        except TypeError:
+            raise ValueError("it has dates, sets or bytes; expected text, numbers, lists and mappings") from None
         return value
     except Exception as error:  # the parsers raise many types, e.g. for `!!int ""`, `!!bool x` or 100,000 brackets
         raise ValueError(one_line(error)) from error
