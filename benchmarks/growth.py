@@ -57,7 +57,7 @@ RUN = """if True:
 
 
 class RandomSplit:
-    """Random bytes, the same at every reading."""
+    """Random bytes, the same each time they are read."""
 
     def __init__(self, num_images: int) -> None:
         self._num_images = num_images

@@ -34,7 +34,7 @@ def known_rows(data_dir: str) -> list[dict[str, Any]]:
 
 
 def accuracy(flags: list[str], lr: float, epochs: int) -> float | None:
-    """Of the test images after some epochs at a constant rate; None if the training diverged."""
+    """Test accuracy after some epochs at a constant rate; None if the training diverged."""
     constant = ["--epochs", str(epochs), "--sched", "none", "--val-size", "0", "--lr", repr(lr)]
     try:
         return float(run_json("fastcifar", "train", "--json", *flags, *constant)["test_accuracy"])

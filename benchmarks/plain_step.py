@@ -1,4 +1,4 @@
-"""The training step against plain PyTorch: what do autocast, memory layout, allocator and fused optimiser bring?
+"""The training step against plain PyTorch: what do autocast, memory layout, allocator and fused optimizer bring?
 
     python -m benchmarks.plain_step --data-dir data --json
 
@@ -34,7 +34,7 @@ MIN_S = 3.0
 
 
 def images_per_s(name: str, data_dir: str, model: str, batch_size: int, device: torch.device) -> float:
-    """Of one candidate, in this process."""
+    """The rate of one candidate, in this process."""
     level = NAMES.index(name)
     on_cpu = device.type == "cpu"
     if level >= NAMES.index("+allocator") and on_cpu:

@@ -1,4 +1,4 @@
-"""Does a recipe do what its origin did? Each, shortened, next to the same training written in plain PyTorch.
+"""Does a recipe reproduce its experiment? Each, shortened, next to the same training written in plain PyTorch.
 
     python -m benchmarks.recipes --data-dir data --shorten 10 --json
     python -m benchmarks.recipes --data-dir data --shorten 1 --recipes layernorm
@@ -66,7 +66,7 @@ def train_reference(config: TrainConfig, data_dir: str, device: str) -> dict[str
 def main(
     data_dir: str, names: tuple[str, ...], shorten: float, with_reference: bool, device: str, save: bool, as_json: bool
 ) -> None:
-    """Scores of the recipes that stand for an origin."""
+    """Scores of the recipes that reproduce an experiment."""
     data = str(Path(data_dir).resolve())
     rows = []
     for name in names:

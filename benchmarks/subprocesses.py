@@ -1,4 +1,4 @@
-"""Measurements in processes of their own, for what would affect others in one process (allocator, threads)."""
+"""Measurements in processes of their own, for settings that would affect others in one process (allocator, threads)."""
 
 from __future__ import annotations
 

@@ -149,7 +149,9 @@ def _write(
                 histogram += channel_histogram(jpeg.decode(stored))
             labels[index], pointers[index], sizes[index] = label, pages.append(stored), len(stored)
         if index < 0 or index + 1 != num_samples:
-            raise DataError(f"the source gives {index + 1} images and announced {num_samples}; expected one or more")
+            raise DataError(
+                f"the source yields {index + 1} images, its length is {num_samples}; expected equal, at least 1"
+            )
         pages.flush()
         allocations = np.zeros(num_samples, dtype=tables.ALLOCATION)
         allocations["sample_id"], allocations["ptr"], allocations["size"] = np.arange(num_samples), pointers, sizes
@@ -194,7 +196,7 @@ def _check_image(
     index: int, image: npt.NDArray[np.uint8], label: int, shape: tuple[int, ...], num_samples: int, num_classes: int
 ) -> None:
     if index == num_samples:
-        raise DataError(f"the source gives more images than the {num_samples} that it announced")
+        raise DataError(f"the source yields more images than its length, {num_samples}")
     if not 0 < image.nbytes <= tables.PAGE_SIZE:
         raise DataError(
             f"image {index} is {image.shape[0]}x{image.shape[1]}; expected at most {tables.PAGE_SIZE} bytes, a page"
@@ -239,20 +241,20 @@ def _compare(split: Split, file: Path, advance: Callable[[int], None], quality: 
     index = -1
     for index, (image, label) in enumerate(split):
         if index >= num_found:
-            raise DataError("the source gives more images when it is read again; is it being modified?")
+            raise DataError("the source yields more images when it is read again; is it being modified?")
         stored = written.read(int(found.offsets[index]), int(found.sizes[index]))
         if label != found.labels[index] or not np.array_equal(_encode(image, quality), stored):
-            raise DataError(f"image {index} differs from the source read again; is the source being modified?")
+            raise DataError(f"image {index} differs when the source is read again; is the source being modified?")
         if index % 2_048 == 2_047:
             advance(2_048)
     if index + 1 != num_found:
-        raise DataError(f"the source gives {index + 1} images when it is read again, {num_found} the first time")
+        raise DataError(f"the source yields {index + 1} images when it is read again, {num_found} the first time")
     advance(num_found % 2_048)
     return written.sha256()
 
 
 def _replace_with_manifest(partial: Path, target: Path, manifest: Manifest, manifest_files: list[Path]) -> None:
-    """Rename a complete beton to `target`. At no moment does a manifest of another beton lie next to it."""
+    """Rename a complete beton to `target`. A manifest of another beton is never next to it."""
     partial_manifests = {file: file.with_name(f".{file.stem}.partial.json") for file in manifest_files}
     try:
         for file, partial_manifest in partial_manifests.items():

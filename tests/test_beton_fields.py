@@ -182,7 +182,7 @@ def same_name(header: Any, fields: Any) -> None:
 DAMAGE = {
     "no fields": damage(lambda header, fields: header["num_fields"].fill(0)),
     "60,000 fields": damage(lambda header, fields: header["num_fields"].fill(60_000)),
-    "a name that is no text": damage(lambda header, fields: fields["name"][1].fill(255)),
+    "a name that is not text": damage(lambda header, fields: fields["name"][1].fill(255)),
     "a name with a hole": damage(lambda header, fields: fields["name"][1].__setitem__(1, 0)),
     "no name": damage(lambda header, fields: fields["name"][1].fill(0)),
     "a name twice": damage(same_name),

@@ -223,7 +223,7 @@ def test_wrong_settings_of_explain_are_refused(wrong: dict[str, Any], message: s
     assert str(refusal.value) == message
 
 
-def test_cached_predictions_are_used_and_damaged_ones_are_not(run: RunFolder) -> None:
+def test_cached_predictions_are_used_and_damaged_or_foreign_ones_are_not(run: RunFolder) -> None:
     good = run.predictions.read_bytes()
     before = run.predictions.stat().st_mtime_ns
     explain_run(run, ExplainConfig(n=1))
@@ -231,11 +231,18 @@ def test_cached_predictions_are_used_and_damaged_ones_are_not(run: RunFolder) ->
     rows = (run.explain / "index.csv").read_text()
     with np.load(run.predictions) as found:
         arrays = dict(found)
-    file = io.BytesIO()
-    np.savez(file, **{**arrays, "labels": arrays["labels"] + 99})
     flipped = bytearray(good)
     flipped[len(good) // 2] ^= 0xFF
-    for broken in (b"", good[: len(good) // 2], b"PK" + bytes(100), file.getvalue(), bytes(flipped)):
+    contents = [b"", good[: len(good) // 2], b"PK" + bytes(100), bytes(flipped)]
+    for other in (
+        {"labels": arrays["labels"] + 99},
+        {"logits": -arrays["logits"], "weights_sha256": np.array("of other weights")},
+        {"logits": -arrays["logits"], "data_sha256": np.array("of another beton")},
+    ):
+        file = io.BytesIO()
+        np.savez(file, **{**arrays, **other})
+        contents.append(file.getvalue())
+    for broken in contents:
         run.predictions.write_bytes(broken)
         explain_run(run, ExplainConfig(n=1))
         assert (run.explain / "index.csv").read_text() == rows

@@ -54,6 +54,13 @@ RESAMPLED = [
 """Within one grey level of the reference: pixels are interpolated, or go through HSV."""
 
 
+@pytest.mark.parametrize(("name", "expected"), [("mean", [0, 2, 255]), ("zero", [0, 0, 0])])
+def test_cutout_is_filled_with_the_rounded_mean_or_zero(name: str, expected: list[int]) -> None:
+    augment = AugmentConfig(cutout_fill=name)
+    config = KernelConfig(image_shape=(32, 32, 3), augment=augment, mean=np.array([0.5, 1.5, 254.6]), std=STD)
+    assert config.fill.tolist() == expected
+
+
 def random_images(num: int, shape: tuple[int, int, int]) -> np.ndarray:
     return np.random.default_rng(num).integers(0, 256, (num, *shape), dtype=np.uint8)
 

@@ -28,6 +28,8 @@ from fastcifar.converters.synthetic import source as synthetic_source
 from fastcifar.data.manifest import manifest_path
 from fastcifar.errors import CheckpointError, DataError, DivergedError, Stopped, UsageError
 from fastcifar.inference.predict import predict_batch
+from fastcifar.inference.predictions import Predictions
+from fastcifar.inference.trained_run import TrainedRun
 from fastcifar.training import RunFolder, find_run, train, trainer, weights
 from fastcifar.training import checkpoint as checkpoints
 from fastcifar.training.distributed import Distributed
@@ -85,13 +87,18 @@ def test_a_run_writes_all_its_files(data_dir: Path, tmp_path: Path) -> None:
     assert "540 images to train on, 60 to validate" in log
 
 
-def test_predictions_are_those_of_the_best_weights(data_dir: Path, tmp_path: Path) -> None:
+def test_predictions_are_those_of_the_best_weights(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Trainer, "_is_best", lambda self, row, complete: row["epoch"] == 1)  # not the last weights
     run, metrics = train(tiny(data_dir), runs_dir=tmp_path)
-    with np.load(run.predictions, allow_pickle=False) as arrays:
-        assert arrays["indices"].tolist() == list(range(200))
-        assert (arrays["logits"].argmax(1) == arrays["labels"]).mean() == pytest.approx(metrics["test_accuracy"])
-        owner = str(arrays["weights_sha256"])
-    assert owner == weights.file_sha256(run.best)
+    assert metrics["best"]["epoch"] == 1
+    tested = Predictions.load(run.predictions)
+    assert tested.indices.tolist() == list(range(200))
+    assert tested.weights_sha256 == weights.file_sha256(run.best)
+    assert (tested.accuracy, tested.loss) == (metrics["test_accuracy"], metrics["test_loss"])
+    run.predictions.unlink()
+    assert TrainedRun(run).predictions("test").logits == pytest.approx(tested.logits, abs=1e-4)
 
 
 def weights_of(run: RunFolder) -> dict[str, torch.Tensor]:

@@ -30,11 +30,11 @@ from tests.trust.cases import write_matching_manifest
 class ListSplit:
     """Images of a test."""
 
-    def __init__(self, images: list[np.ndarray], labels: list[int], announced: int | None = None) -> None:
-        self.images, self.labels, self.announced = images, labels, announced
+    def __init__(self, images: list[np.ndarray], labels: list[int], length: int | None = None) -> None:
+        self.images, self.labels, self.length = images, labels, length
 
     def __len__(self) -> int:
-        return len(self.images) if self.announced is None else self.announced
+        return len(self.images) if self.length is None else self.length
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, int]]:
         return zip(self.images, self.labels, strict=True)
@@ -140,12 +140,12 @@ GOOD = random_split(20)
 ODD = ListSplit([*GOOD.images[:7], np.zeros((8, 9, 3), np.uint8)], list(range(8)))
 FAILURES = {
     "raises": (Raises(GOOD.images, GOOD.labels), RuntimeError, "the cable was pulled"),
-    "changes": (Changes(GOOD.images, GOOD.labels), DataError, "image 0 differs from the source read again"),
+    "changes": (Changes(GOOD.images, GOOD.labels), DataError, "image 0 differs when the source is read again"),
     "another size": (ODD, DataError, r"image 7 is uint8 \(8, 9, 3\); expected uint8 \(8, 8, 3\), as image 0"),
     "floats": (ListSplit([GOOD.images[0] / 2], [0]), DataError, "image 0 is float64"),
-    "fewer": (ListSplit(GOOD.images, GOOD.labels, 21), DataError, "gives 20 images and announced 21"),
-    "more": (ListSplit(GOOD.images, GOOD.labels, 19), DataError, "more images than the 19"),
-    "none": (ListSplit([], []), DataError, "gives 0 images and announced 0"),
+    "fewer": (ListSplit(GOOD.images, GOOD.labels, 21), DataError, "yields 20 images, its length is 21"),
+    "more": (ListSplit(GOOD.images, GOOD.labels, 19), DataError, "more images than its length, 19"),
+    "none": (ListSplit([], []), DataError, "yields 0 images, its length is 0"),
     "too large": (ListSplit([np.zeros((2_000, 2_000, 3), np.uint8)], [0]), DataError, "image 0 is 2000x2000"),
 }
 

@@ -1,4 +1,4 @@
-"""The same work done by others: crop 4 + flip + cutout 8 + normalise, float32, channels_last or not as they like it.
+"""The same augmentation by other libraries: crop 4 + flip + cutout 8 + normalise, float32, in either memory format.
 
 Each module has `build(work)`, which returns what begins an epoch and raises ImportError where the peer is missing.
 """
@@ -31,6 +31,6 @@ class Work:
 
     @property
     def fill(self) -> tuple[int, int, int]:
-        """The mean, rounded to 8 bits: what a cutout holds."""
+        """The mean, rounded to 8 bits: what cutout fills with."""
         red, green, blue = np.rint(self.mean).astype(int).tolist()
         return red, green, blue

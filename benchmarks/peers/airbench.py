@@ -1,4 +1,4 @@
-"""The way of airbench's loader (github.com/KellerJordan/cifar10-airbench): the dataset normalised once, then an epoch
+"""airbench's loader (github.com/KellerJordan/cifar10-airbench): the dataset normalised once, then an epoch
 augmented whole by torch operations on the device and cut into batches. Reimplemented from its description: crops by a
 mask for each shift, flips and cutouts by masks."""
 

@@ -1,4 +1,4 @@
-"""A recipe as a tutorial would write it: torchvision's ResNet-18 brought to small images, Albumentations in a torch
+"""A recipe as a tutorial would write it: torchvision's ResNet-18 adapted to small images, Albumentations in a torch
 DataLoader, optimiser and schedule of torch, a loop. Nothing of fastcifar's loaders, models or training is in it.
 
 Only its arithmetic is ours (bf16 autocast, channels_last, an allocator that keeps freed memory): float32 would take
@@ -28,7 +28,7 @@ VAL_SHARE = 0.1
 
 
 def pipeline_of(augment: AugmentConfig | None, side: int, mean: np.ndarray, std: np.ndarray) -> Any:
-    """The augmentation of a recipe in Albumentations' own words, then normalisation; None: normalisation alone."""
+    """The augmentation of a recipe as operations of Albumentations, then normalisation; None: normalisation alone."""
     import albumentations
     import cv2
     from albumentations.pytorch import ToTensorV2

@@ -1,4 +1,4 @@
-"""FFCV's own loader with its own operations, `NormalizeImage` being its faster way."""
+"""FFCV's own loader with its own operations; `NormalizeImage` is the faster of its two ways to normalise."""
 
 from __future__ import annotations
 
