@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fastcifar.errors import describe
+from fastcifar.errors import describe, one_line
 from fastcifar.io.paths import command_line as command_line  # which the layers below show commands by, too
 
 if TYPE_CHECKING:
@@ -27,7 +27,8 @@ class _StderrHandler(logging.Handler):
     console: Console | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
-        text = record.getMessage() if record.levelno < logging.WARNING else f"warning: {record.getMessage()}"
+        message = one_line(record.getMessage())  # it may quote a file: no control characters
+        text = message if record.levelno < logging.WARNING else f"warning: {message}"
         try:
             if self.console is None:
                 click.echo(text, err=True)

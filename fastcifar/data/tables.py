@@ -16,6 +16,8 @@ from fastcifar.data.beton_file import BetonFile
 from fastcifar.data.fields import FIELD, IMAGE, MAX_FIELDS, Fields, damaged, read_fields
 from fastcifar.data.image_files import HEAD_BYTES, UNKNOWN, file_kind
 from fastcifar.errors import DataError
+from fastcifar.io.reading import CHECK_MEMORY_ABOVE
+from fastcifar.system.memory import free_memory
 
 VERSION = 2
 PAGE_SIZE = 8 * 2**20
@@ -84,6 +86,12 @@ def read_tables(file: BetonFile) -> Tables:
         raise damaged(path, f"its header says {num_samples} images, more than fit into {size} bytes")
     if table_start + num_samples * ALLOCATION.itemsize != size:
         raise damaged(path, f"the allocation table at {table_start} does not end with the file of {size} bytes")
+    tables_bytes = num_samples * (record_size + ALLOCATION.itemsize)
+    if tables_bytes > CHECK_MEMORY_ABOVE and tables_bytes > free_memory() // 4:  # two copies while they are checked
+        raise DataError(
+            f"{path}: its tables take {tables_bytes / 2**30:.1f} GiB; expected less than half of the memory"
+        )
+    _check_first_record(path, file.read(records_start, record_size).view(fields.record)[fields.image])
     records = file.read(records_start, num_samples * record_size).view(fields.record)
     images, labels = records[fields.image], records[fields.label]
     allocations = file.read(table_start, num_samples * ALLOCATION.itemsize).view(ALLOCATION)
@@ -102,6 +110,12 @@ def read_tables(file: BetonFile) -> Tables:
         page_size=page_size,
         fields=fields,
     )
+
+
+def _check_first_record(path: Path, images: npt.NDArray[np.void]) -> None:
+    """Before all are read: a sparse file of a few kilobytes can hold gigabytes of zeros."""
+    if not images["height"][0] or not images["width"][0]:
+        raise damaged(path, "image 0 has no pixels")
 
 
 def _refuse_other_kind(file: BetonFile) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fastcifar.config import SETTINGS, TrainConfig, require_known
-from fastcifar.errors import UsageError
+from fastcifar.errors import UsageError, one_line
 from fastcifar.io.paths import user_path
 from fastcifar.io.reading import read_settings
 
@@ -54,7 +54,7 @@ def load(name: str | os.PathLike[str]) -> Recipe:
     if unknown or not isinstance(raw.get("settings"), dict):
         what = f"unknown keys {', '.join(unknown)}" if unknown else "no settings"
         raise UsageError(f"{path}: {what}; expected settings and, optionally, {', '.join(ABOUT)}")
-    about = {key: str(raw[key]).strip() for key in ABOUT if raw.get(key) is not None}
+    about = {key: one_line(raw[key]) for key in ABOUT if raw.get(key) is not None}
     try:
         config, settings = _config(raw["settings"])
     except (UsageError, TypeError, ValueError) as error:

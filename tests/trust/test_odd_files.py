@@ -16,6 +16,7 @@ import pytest
 from fastcifar.config import ExplainConfig
 from fastcifar.data.beton import open_beton
 from fastcifar.data.manifest import manifest_path
+from fastcifar.data.tables import ALLOCATION, HEADER, RECORD, TABLES_START
 from fastcifar.errors import DataError, FastcifarError
 from fastcifar.explain import explain_run
 from fastcifar.inference.evaluation import evaluate_run
@@ -113,6 +114,23 @@ def test_a_sparse_beton_of_few_images_is_not_hashed_to_its_end(own_data_dir: Pat
         file.seek(16)
         file.write((size - len(table)).to_bytes(8, "little"))
     with pytest.raises(DataError, match="more than 30 images can fill"):
+        open_beton(path)
+
+
+@pytest.mark.parametrize(("gib", "reason"), [(1, "image 0 has no pixels"), (2_000, "its tables take .* GiB")])
+def test_a_sparse_beton_of_many_images_is_refused_before_its_tables_are_read(
+    own_data_dir: Path, gib: int, reason: str
+) -> None:
+    path = own_data_dir / "train.beton"
+    manifest_path(path).unlink()
+    header = np.fromfile(path, np.uint8, TABLES_START)
+    num_images = (gib * 2**30 - TABLES_START) // (RECORD.itemsize + ALLOCATION.itemsize)
+    values = header[: HEADER.itemsize].view(HEADER)
+    values["num_samples"], values["alloc_table_ptr"] = num_images, TABLES_START + num_images * RECORD.itemsize
+    with path.open("wb") as file:
+        file.write(header)
+        file.truncate(TABLES_START + num_images * (RECORD.itemsize + ALLOCATION.itemsize))
+    with pytest.raises(DataError, match=reason):
         open_beton(path)
 
 
