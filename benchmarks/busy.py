@@ -53,7 +53,7 @@ def images_per_s(data_dir: str, model: str, batch_size: int, seconds: float, ada
     network: Any = make_model(config.model, len(loader.beton.class_names), loader.beton.image_shape)
     network = network.to(memory_format=torch.channels_last)
     step = TrainStep(network, network, make_optimizer(network, config), config, choose_amp(torch.device("cpu"), "auto"))
-    threads = CpuThreads() if adapts else None
+    threads = CpuThreads(adapts)
     count, started = 0, time.perf_counter()
     begin = math.inf
     while time.perf_counter() - begin < seconds:
@@ -61,8 +61,7 @@ def images_per_s(data_dir: str, model: str, batch_size: int, seconds: float, ada
             if begin == math.inf and time.perf_counter() - started > WARM_UP_S:
                 count, begin = 0, time.perf_counter()
             step(batch.images, batch.labels)
-            if threads is not None:
-                threads.after_step()
+            threads.after_step()
             count += 1
             if time.perf_counter() - begin >= seconds:
                 break

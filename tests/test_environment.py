@@ -346,7 +346,7 @@ def test_threads_give_way_to_busy_processes_and_come_back(
     own, changes = CpuThreads(), [(2, 0.4, 2), (2, 0.9, 1), (2, 2.0, 1), (2, 0.1, 2), (64, 30.0, 2), (64, 63.0, 1)]
     try:
         for num_cpus, busy, threads in changes:
-            monkeypatch.setattr(OtherLoad, "num_cpus", lambda self, num_cpus=num_cpus: num_cpus)
+            monkeypatch.setattr("fastcifar.training.cpu_threads.affinity_cpus", lambda num_cpus=num_cpus: num_cpus)
             load[0] = busy
             own.after_step()  # too early: nothing changes
             clock[0] += 6.0
@@ -354,6 +354,7 @@ def test_threads_give_way_to_busy_processes_and_come_back(
                 own.after_step()
             assert torch.get_num_threads() == threads, (num_cpus, busy)
         assert len(caplog.records) == 3
+        assert "other processes keep 0.9 of 2 CPUs busy: training with 1 thread\n" in caplog.text
         own.close()
         assert torch.get_num_threads() == 2
     finally:

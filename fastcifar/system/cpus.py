@@ -60,20 +60,14 @@ class OtherLoad:
         return max(0.0, others / seconds) if seconds >= 1.0 else None
 
     @staticmethod
-    def num_cpus() -> int:
-        """The CPUs that are observed."""
-        return affinity_cpus()
-
-    @staticmethod
     def _now() -> tuple[float, float] | None:
         """The time and the CPU time of other processes, in seconds."""
         if sys.platform != "linux":
             return None
         names = {f"cpu{number}" for number in os.sched_getaffinity(0)}
-        try:
-            lines = [line.split() for line in Path("/proc/stat").read_text(encoding="ascii").splitlines()]
-            used = [sum(int(line[i]) for i in STAT_COLUMNS) for line in lines if line[0] in names]
-        except (OSError, ValueError, IndexError):
+        lines = [line.split() for line in read_lines(Path("/proc/stat"))]
+        used = [sum(int(line[i]) for i in STAT_COLUMNS) for line in lines if line and line[0] in names]
+        if not used:
             return None
         own = os.times()
         return time.monotonic(), sum(used) / os.sysconf("SC_CLK_TCK") - own.user - own.system
