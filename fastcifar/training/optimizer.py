@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 
 from fastcifar.config import OptimizerConfig, TrainConfig
+from fastcifar.training.checkpoint import has_structure
 from fastcifar.training.muon import Muon
 
 log = logging.getLogger(__name__)
@@ -156,12 +156,8 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]
     if isinstance(optimizer, CombinedOptimizer):
         optimizer.load_state_dict(state)
         return
-    groups = optimizer.state_dict()["param_groups"]
-    for old, new in zip(state["param_groups"], groups, strict=True):
-        if old.keys() != new.keys() or any(_type(old[key]) is not _type(new[key]) for key in new):
-            raise ValueError("its groups have other settings")
-        if not all(math.isfinite(value) for value in old.values() if isinstance(value, (int, float))):
-            raise ValueError("its groups have settings that are not finite")
+    if not has_structure(state["param_groups"], optimizer.state_dict()["param_groups"]):
+        raise ValueError("its groups have other settings")
     optimizer.load_state_dict(state)
     for param, values in optimizer.state.items():
         for name, value in values.items():
@@ -171,10 +167,3 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]
                 raise ValueError(f"its {name} has another shape than the weights")
             if name != "step":  # in the memory layout of the weights, which the fused kernels assume
                 values[name] = torch.empty_like(param).copy_(value)
-
-
-def _type(value: object) -> type:
-    """float for all numbers; bool for flags, which are None where another device decides them."""
-    if value is None or isinstance(value, bool):
-        return bool
-    return float if isinstance(value, (int, float)) else type(value)

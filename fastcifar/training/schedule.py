@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import (
 )
 
 from fastcifar.config import TrainConfig
+from fastcifar.training.checkpoint import has_structure
 
 log = logging.getLogger(__name__)
 WARMUP_FACTOR = 0.01
@@ -95,27 +96,13 @@ class Schedule:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore from a checkpoint. Raises KeyError if it is of another schedule."""
-        if not _has_structure(state, self.state_dict()):
+        if not has_structure(state, self.state_dict()):
             raise KeyError(f"it has no state of the schedule {self._name}")
         self._warmup_left = state["warmup_left"]
         for name, schedule in self._by_step.items():
             schedule.load_state_dict(state["by_step"][name])
         if self._by_epoch is not None:
             self._by_epoch.load_state_dict(state["by_epoch"])
-
-
-def _has_structure(state: Any, fresh: Any) -> bool:
-    """Whether `state` has the keys and types of `fresh`, the state of a new schedule: those of torch would take any
-    attribute from a checkpoint, methods included."""
-    if isinstance(fresh, dict):
-        same = isinstance(state, dict) and state.keys() == fresh.keys()
-        return same and all(_has_structure(state[key], fresh[key]) for key in fresh)
-    if isinstance(fresh, (list, tuple)):
-        same = isinstance(state, (list, tuple)) and len(state) == len(fresh)
-        return same and all(map(_has_structure, state, fresh))
-    if isinstance(fresh, (int, float)) and not isinstance(fresh, bool):
-        return (type(state) in (int, float) and abs(state) < 2**63) or state == fresh
-    return type(state) is type(fresh) and (not isinstance(fresh, str) or state == fresh)
 
 
 def _step(schedule: LRScheduler) -> None:

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from fastcifar.config import ModelConfig
-from fastcifar.errors import CheckpointError
+from fastcifar.errors import CheckpointError, FastcifarError
 from fastcifar.io import reading
 from fastcifar.training import RunFolder, checkpoint, train, weights
 from fastcifar.training.weights import DatasetInfo
@@ -36,9 +36,7 @@ INFO = DatasetInfo(
 def state(value: float) -> dict[str, Any]:
     torch.manual_seed(int(value))
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(64, 32)).state_dict()
-    parts = {name: {"value": value} for name in checkpoint.TYPES}
-    data = {"train": "0" * 64, "test": "1" * 64}
-    return {**parts, "model": model, "data": data, "rng": [torch.get_rng_state()], "num_steps": int(value)}
+    return {"model": model, "step": {"value": value}, "rng": [torch.get_rng_state()], "num_steps": int(value)}
 
 
 def flat(value: Any) -> list[Any]:
