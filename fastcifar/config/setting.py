@@ -5,6 +5,7 @@ Checks, flags, help texts, recipes and the settings page of the documentation ar
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
@@ -34,12 +35,10 @@ class Number:
     below: bool = False
 
     def check(self, name: str, value: Any) -> float:
-        if self.high is not None and not self.below:
-            require_number(name, value, self.low, self.high)
-        elif self.high is None:
-            require_float(name, value, self.low, above=self.above)
+        if self.high is None or self.below:
+            require_float(name, value, self.low, above=self.above, high=math.inf if self.high is None else self.high)
         else:
-            require_float(name, value, self.low, above=self.above, high=self.high)
+            require_number(name, value, self.low, self.high)
         return value
 
 
