@@ -3,7 +3,7 @@
     python -m benchmarks.busy --data-dir data
 
 `spin` is libgomp's default, `sleep` is OMP_WAIT_POLICY=PASSIVE, `one thread` needs neither. `fastcifar train` uses as
-many threads as CPUs are free (fastcifar/training/cpu_threads.py), and lets them sleep after a short spin.
+many threads as CPUs are free (CpuThreads in fastcifar/training/device.py), and lets them sleep after a short spin.
 """
 
 from __future__ import annotations
@@ -42,8 +42,7 @@ def images_per_s(data_dir: str, model: str, batch_size: int, seconds: float, ada
     from fastcifar import AugmentConfig, make_loader
     from fastcifar.config import TrainConfig
     from fastcifar.models import make_model
-    from fastcifar.training.cpu_threads import CpuThreads
-    from fastcifar.training.device import choose_amp, keep_freed_memory
+    from fastcifar.training.device import CpuThreads, choose_amp, keep_freed_memory
     from fastcifar.training.optimizer import make_optimizer
     from fastcifar.training.step import TrainStep
 

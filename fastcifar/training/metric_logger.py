@@ -11,11 +11,10 @@ import torch
 from fastcifar.inference.predictions import Predictions
 from fastcifar.io.figures import figure_writer
 from fastcifar.models import count_parameters
-from fastcifar.training.advice import warn_if_not_learning
-from fastcifar.training.progress import Progress, RunContext
+from fastcifar.training.lr_finder import warn_if_not_learning
+from fastcifar.training.progress import Progress, RunContext, TimeLeft
 from fastcifar.training.split import warn_of_small_validation
 from fastcifar.training.step import TrainStep
-from fastcifar.training.time_left import TimeLeft
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 READ_LOSS_EVERY = 20  # steps on a GPU, where reading a number waits for the device
 ESTIMATE_AFTER = 20  # steps
-LONG_RUN_S = 3600.0
-FAST_RECIPE = "fast"
 
 
 class MetricLogger:
@@ -79,9 +76,6 @@ class MetricLogger:
         self._num_steps_here += 1
         if self._num_steps_here == ESTIMATE_AFTER:
             self.time_left.log(progress)
-            is_long = progress.epoch == 0 and self.time_left.seconds(progress) > LONG_RUN_S
-            if is_long and self.config.recipe != FAST_RECIPE:
-                log.info("a faster recipe: fastcifar train --recipe %s", FAST_RECIPE)
         if self.config.runtime.log_every and progress.batch % self.config.runtime.log_every == 0:
             self._log_loss()
         return known

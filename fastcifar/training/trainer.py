@@ -5,10 +5,13 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
+import threading
 import time
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -23,9 +26,8 @@ from fastcifar.io.locks import lock_folder
 from fastcifar.loaders import Batch, Loader
 from fastcifar.models import builder
 from fastcifar.training.checkpointer import Checkpointer
-from fastcifar.training.cpu_threads import CpuThreads
 from fastcifar.training.data import Loaders
-from fastcifar.training.device import choose_amp, prepare_device, standard_torch_defaults
+from fastcifar.training.device import CpuThreads, choose_amp, prepare_device, standard_torch_defaults
 from fastcifar.training.distributed import Distributed
 from fastcifar.training.lr_finder import make_initial_network, resolve_lr
 from fastcifar.training.metric_logger import MetricLogger
@@ -33,7 +35,6 @@ from fastcifar.training.optimizer import make_optimizer
 from fastcifar.training.progress import Progress, Reporter, RunContext, SilentReporter
 from fastcifar.training.run_folder import RunFolder, create_run, log_file
 from fastcifar.training.schedule import Schedule
-from fastcifar.training.signals import StopRequest
 from fastcifar.training.step import TrainStep, resize
 from fastcifar.training.sync_norm import convert_sync_batchnorm
 
@@ -98,6 +99,29 @@ def train(
             with closing(trainer.threads):
                 trainer.fit()
                 return run, trainer.test()
+
+
+class StopRequest:
+    """In the `with` block, the first signal only sets `signum`; a second one ends the program."""
+
+    def __init__(self) -> None:
+        self.signum = 0
+        self._handlers: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                self._handlers[signum] = signal.signal(signum, self._handle)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for signum, handler in self._handlers.items():
+            signal.signal(signum, handler)
+        self._handlers.clear()
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        self.signum = signum
+        self.__exit__()
 
 
 class Trainer:
