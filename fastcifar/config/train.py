@@ -113,8 +113,10 @@ class TrainConfig(Config):
 
     def to_settings(self) -> dict[str, Any]:
         """All settings by name, as in config.yaml: plain values, tuples as lists."""
-        holders = {None: self, **{group: getattr(self, group) for group in GROUPS}}
-        return {name: _plain(getattr(holders[group], key)) for name, (group, key, _) in SETTINGS.items()}
+        return {
+            name: _plain(getattr(self if group is None else getattr(self, group), key))
+            for name, (group, key, _) in SETTINGS.items()
+        }
 
     def with_settings(self, **values: Any) -> TrainConfig:
         """A copy with these settings changed, by name. Raises UsageError, see `from_settings`."""

@@ -23,7 +23,7 @@ from fastcifar.io.reading import read_bytes
 from fastcifar.training.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
-FORMAT = 5
+FORMAT = 6
 EMPTY_COMMENT = b"\0\0"  # its length
 CHECKSUM_LENGTH = 2 + 64
 MAX_CHECKPOINT_BYTES = 2**36

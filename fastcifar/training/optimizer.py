@@ -16,11 +16,8 @@ from fastcifar.training.muon import Muon
 log = logging.getLogger(__name__)
 Group = dict[str, Any]
 AUX_MOMENTUM = 0.85  # as in airbench
-MATRICES: dict[type[nn.Module], tuple[str, ...]] = {
-    nn.Linear: ("weight",),
-    nn.Conv2d: ("weight",),
-    nn.MultiheadAttention: ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"),
-}
+MATRIX_LAYERS = (nn.Linear, nn.Conv2d, nn.MultiheadAttention)
+MATRICES = ("weight", "in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 """Layers that multiply by a matrix, and the names of their matrices."""
 
 
@@ -55,13 +52,13 @@ def scale_lrs(config: TrainConfig, lr: float) -> TrainConfig:
 def muon_parameter_names(model: nn.Module) -> list[str]:
     """The parameters that Muon updates: the weights (2-D, 4-D) of linear, attention and convolution layers, except the
     last of them. Not: tokens, embeddings, biases, LayerScale, parametrizations."""
-    layers = [module for module in model.modules() if isinstance(module, tuple(MATRICES))]
+    layers = [module for module in model.modules() if isinstance(module, MATRIX_LAYERS)]
     head = set(layers[-1].parameters()) if layers else set()
     weights = {
         param
         for module in layers
         for name, param in module.named_parameters(recurse=False)
-        if any(isinstance(module, kind) and name in MATRICES[kind] for kind in MATRICES) and param.ndim in (2, 4)
+        if name in MATRICES and param.ndim in (2, 4)
     }
     return [name for name, param in model.named_parameters() if param in weights - head]
 
