@@ -136,22 +136,11 @@ def _click_type(kind: Any) -> Any:
 
 
 PATH = UserPath()
-data_dir = click.option(
-    "--data-dir",
-    default="data",
-    show_default=True,
-    envvar="FASTCIFAR_DATA_DIR",
-    show_envvar=True,
-    type=UserPath(data_folder),
-    help=SETTINGS["data_dir"][2].description,
+_data_dir = partial(
+    click.option, "--data-dir", envvar="FASTCIFAR_DATA_DIR", show_envvar=True, type=UserPath(data_folder)
 )
-run_data_dir = click.option(
-    "--data-dir",
-    envvar="FASTCIFAR_DATA_DIR",
-    show_envvar=True,
-    type=UserPath(data_folder),
-    help="Folder with train.beton and test.beton.  [default: the data folder of the run]",
-)
+data_dir = _data_dir(default="data", show_default=True, help=SETTINGS["data_dir"][2].description)
+run_data_dir = _data_dir(help="Folder with train.beton and test.beton.  [default: the data folder of the run]")
 runs_dir = click.option(
     "--runs-dir",
     default="runs",

@@ -8,7 +8,6 @@ from typing import Any
 from fastcifar.config.setting import Choice, Config, Integer, Number, setting
 from fastcifar.errors import UsageError
 
-LR_MODES = ("exponential", "linear")
 LR_SUGGESTIONS = ("minimum", "steepest", "valley")
 LR_RANGES = {"sgd": (1e-4, 10.0), "adamw": (1e-5, 1.0), "muon": (1e-4, 10.0)}
 """First and last rate, by optimizer: no wider than needed, so that 30 steps are enough."""
@@ -33,7 +32,7 @@ class LrRangeTestConfig(Config):
         "Rate of the last step.",
         default_text=", ".join(f"{rates[1]:g} for {name}" for name, rates in LR_RANGES.items()),
     )
-    mode: str = setting("exponential", Choice(LR_MODES), "How the rate rises.")
+    mode: str = setting("exponential", Choice(("exponential", "linear")), "How the rate rises.")
 
     @classmethod
     def for_optimizer(

@@ -18,10 +18,9 @@ STAT_COLUMNS = (1, 3, 6, 7)  # of /proc/stat: user, system, irq, softirq
 
 def cpu_name() -> str:
     """The model of the processor."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
+    for line in read_lines(Path("/proc/cpuinfo")):
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
 
 

@@ -132,21 +132,19 @@ class Checkpointer:
         if best is None:
             return
         try:
-            _, _, metadata = load_weights(self.run.best, trusted=self.config.model.name)
-            epoch = metadata.get("epoch")
-            if epoch == best["epoch"]:
-                return
-            if self.context.loaders.val is None and epoch == self.progress.epoch + 1:
-                self.progress.best = None  # written at the end of the current epoch, which will write it again
-                return
+            epoch = load_weights(self.run.best, trusted=self.config.model.name)[2].get("epoch")
             reason = f"{self.run.best}: has the weights of epoch {epoch}"
         except CheckpointError as error:
-            reason = str(error)
-        log.warning(
-            "%s; the best weights, of epoch %s, are lost: the best of the epochs from here on counts",
-            *(reason, best["epoch"]),
-        )
+            epoch, reason = None, str(error)
+        if epoch == best["epoch"]:
+            return
         self.progress.best = None
+        # without validation, those of the current epoch may be saved; its end writes them again
+        if self.context.loaders.val is not None or epoch != self.progress.epoch + 1:
+            log.warning(
+                "%s; the best weights, of epoch %s, are lost: the best of the epochs from here on counts",
+                *(reason, best["epoch"]),
+            )
 
     def _data(self) -> dict[str, str]:
         """The SHA-256 of both betons."""

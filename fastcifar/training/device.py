@@ -29,8 +29,8 @@ def prepare_device(config: RuntimeConfig, distributed: Distributed) -> torch.dev
     choose_threads(config.threads)
     if config.deterministic:
         make_deterministic(device)
-    if device.type == "cpu" and not keep_freed_memory():
-        log.info("the C library is not glibc: freed memory is returned to the system after each step")
+    if device.type == "cpu":
+        keep_freed_memory()
     return device
 
 
@@ -131,16 +131,15 @@ def standard_torch_defaults() -> Iterator[None]:
         torch.set_default_dtype(dtype)
 
 
-def keep_freed_memory() -> bool:
-    """Let glibc keep freed memory for the next step instead of returning it to the system; False without glibc.
+def keep_freed_memory() -> None:
+    """Let glibc, if that is the C library, keep freed memory for the next step instead of returning it to the system.
 
     Page faults of large temporary tensors took a third of a training step on a CPU.
     """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):  # not glibc
-        return False
-    return all([mallopt(M_MMAP_MAX, 0), mallopt(M_TRIM_THRESHOLD, -1), mallopt(M_TOP_PAD, 256 * 2**20)])
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for parameter, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1), (M_TOP_PAD, 256 * 2**20)):
+            mallopt(parameter, value)
 
 
 def make_deterministic(device: torch.device) -> None:

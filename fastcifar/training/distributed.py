@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -165,9 +164,6 @@ class Distributed:
 @contextmanager
 def _default_signal_handlers() -> Iterator[None]:
     """In the block, Ctrl-C and SIGTERM end the process at once: Python's handlers do not run while C++ waits."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     previous = {signum: signal.signal(signum, signal.SIG_DFL) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield

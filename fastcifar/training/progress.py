@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections import deque
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
@@ -18,7 +17,7 @@ from fastcifar.training.distributed import Distributed
 from fastcifar.training.run_folder import COLUMNS, RunFolder
 
 log = logging.getLogger(__name__)
-WINDOW_S = 30.0
+MEMORY_S = 15.0  # of the exponential average of the pace
 BEST_COLUMNS = ("epoch", "val_loss", "val_accuracy")
 OPTIONAL_COLUMNS = ("val_loss", "val_accuracy")
 """None without validation."""
@@ -150,8 +149,7 @@ class TimeLeft:
         ]
         self._stages.append((1.0, num_steps))
         self._config, self._num_steps = config, num_steps
-        self._steps: deque[tuple[float, float]] = deque()  # (seconds, work)
-        self._seconds = self._work = 0.0  # their sums
+        self._seconds = self._work = 0.0  # of the last steps
         self.validation_s = 0.0
         """Duration of the last validation."""
         self.start()
@@ -164,15 +162,12 @@ class TimeLeft:
         """Step `step` (from 0) has ended; the next begins now."""
         seconds, work = time.monotonic() - self._begin, self._work_of(step, step + 1)
         self.start()
-        self._steps.append((seconds, work))
-        self._seconds, self._work = self._seconds + seconds, self._work + work
-        while self._seconds - self._steps[0][0] > WINDOW_S:
-            seconds, work = self._steps.popleft()
-            self._seconds, self._work = self._seconds - seconds, self._work - work
+        decay = math.exp(-seconds / MEMORY_S)
+        self._seconds, self._work = decay * self._seconds + seconds, decay * self._work + work
 
     def seconds(self, progress: Progress) -> float:
         """Seconds that the rest of the run takes at the current pace; 0 before the first step."""
-        if not self._steps:
+        if not self._work:
             return 0.0
         training_s = self._work_of(progress.step, self._num_steps) * self._seconds / self._work
         validations = self._config.epochs - progress.epoch if self._config.max_steps is None else 1
