@@ -28,7 +28,8 @@ def prepare_device(config: RuntimeConfig, distributed: Distributed) -> torch.dev
     device = choose_device(config.device, distributed.local_rank if distributed.world_size > 1 else None)
     choose_threads(config.threads)
     if config.deterministic:
-        make_deterministic(device)
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
     if device.type == "cpu":
         keep_freed_memory()
     return device
@@ -140,11 +141,3 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         for parameter, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1), (M_TOP_PAD, 256 * 2**20)):
             mallopt(parameter, value)
-
-
-def make_deterministic(device: torch.device) -> None:
-    """Use only algorithms whose results are reproducible, on one machine with one number of threads."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
-    if device.type == "cuda":
-        torch.backends.cudnn.benchmark = False

@@ -77,8 +77,13 @@ class Distributed:
                 "process %d of %d waits for the others at %s; to train in one process, unset WORLD_SIZE",
                 *(self.rank, self.world_size, address),
             )
-        with _default_signal_handlers():
+        # Ctrl-C and SIGTERM end the process at once: Python's handlers do not run while C++ waits
+        handlers = {signum: signal.signal(signum, signal.SIG_DFL) for signum in (signal.SIGINT, signal.SIGTERM)}
+        try:
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        finally:
+            for signum, handler in handlers.items():
+                signal.signal(signum, handler)
         self._group = dist.new_group(backend="gloo", timeout=TIMEOUT)
 
     def close(self) -> None:
@@ -159,17 +164,6 @@ class Distributed:
                 f"process {self.rank} of {self.world_size} stopped: another process of this run has exited (its own "
                 "message says why); resume from the last checkpoint with the same torchrun line and --resume"
             ) from error
-
-
-@contextmanager
-def _default_signal_handlers() -> Iterator[None]:
-    """In the block, Ctrl-C and SIGTERM end the process at once: Python's handlers do not run while C++ waits."""
-    previous = {signum: signal.signal(signum, signal.SIG_DFL) for signum in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for signum, handler in previous.items():
-            signal.signal(signum, handler)
 
 
 def _average_each(world_size: int, bucket: Any) -> torch.futures.Future[torch.Tensor]:
