@@ -81,14 +81,6 @@ def _make_muon(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     matrices = [param for name, param in params if name in names]
     others = [param for name, param in params if name not in names]
     log.info("muon updates %d filter banks and matrices; %s the others", len(matrices), settings.aux_optimizer)
-    if not matrices:
-        log.warning(
-            "muon finds no linear or convolution layer to update in %s, except the last (scripted and traced modules "
-            "hide theirs): %s trains all parameters, at --aux-lr %g",
-            config.model.name,
-            settings.aux_optimizer,
-            settings.aux_lr,
-        )
     optimizers: list[torch.optim.Optimizer] = []
     if matrices:
         muon = Muon(
@@ -101,6 +93,12 @@ def _make_muon(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
             normalise=settings.unit_filters,
         )
         optimizers.append(muon)
+    else:
+        log.warning(
+            "muon finds no linear or convolution layer to update in %s, except the last (scripted and traced modules "
+            "hide theirs): %s trains all parameters, at --aux-lr %g",
+            *(config.model.name, settings.aux_optimizer, settings.aux_lr),
+        )
     if others:
         optimizers.append(_make_auxiliary(others, settings, _can_fuse(model)))
     return CombinedOptimizer(optimizers)
