@@ -52,6 +52,10 @@ class Muon(torch.optim.Optimizer):
             "normalise": normalise,
         }
         super().__init__(params, defaults)
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param.ndim not in (2, 4):
+                    raise ValueError(f"Muon is for matrices and filters; got a parameter of shape {tuple(param.shape)}")
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
