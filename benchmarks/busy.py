@@ -3,7 +3,7 @@
     python -m benchmarks.busy --data-dir data
 
 `spin` is libgomp's default, `sleep` is OMP_WAIT_POLICY=PASSIVE, `one thread` needs neither. `fastcifar train` uses as
-many threads as CPUs are free (fastcifar/training/cpu_threads.py), and lets them sleep after a short spin.
+many threads as CPUs are free (CpuThreads in fastcifar/training/device.py), and lets them sleep after a short spin.
 """
 
 from __future__ import annotations
@@ -42,8 +42,7 @@ def images_per_s(data_dir: str, model: str, batch_size: int, seconds: float, ada
     from fastcifar import AugmentConfig, make_loader
     from fastcifar.config import TrainConfig
     from fastcifar.models import make_model
-    from fastcifar.training.cpu_threads import CpuThreads
-    from fastcifar.training.device import choose_amp, keep_freed_memory
+    from fastcifar.training.device import CpuThreads, choose_amp, keep_freed_memory
     from fastcifar.training.optimizer import make_optimizer
     from fastcifar.training.step import TrainStep
 
@@ -53,7 +52,7 @@ def images_per_s(data_dir: str, model: str, batch_size: int, seconds: float, ada
     network: Any = make_model(config.model, len(loader.beton.class_names), loader.beton.image_shape)
     network = network.to(memory_format=torch.channels_last)
     step = TrainStep(network, network, make_optimizer(network, config), config, choose_amp(torch.device("cpu"), "auto"))
-    threads = CpuThreads() if adapts else None
+    threads = CpuThreads(adapts)
     count, started = 0, time.perf_counter()
     begin = math.inf
     while time.perf_counter() - begin < seconds:
@@ -61,8 +60,7 @@ def images_per_s(data_dir: str, model: str, batch_size: int, seconds: float, ada
             if begin == math.inf and time.perf_counter() - started > WARM_UP_S:
                 count, begin = 0, time.perf_counter()
             step(batch.images, batch.labels)
-            if threads is not None:
-                threads.after_step()
+            threads.after_step()
             count += 1
             if time.perf_counter() - begin >= seconds:
                 break

@@ -258,7 +258,7 @@ def test_resume_takes_the_runs_own_settings(data_dir: Path) -> None:
     assert json.loads(result.stdout)["steps"] == 4
     assert json.loads(result.stdout)["seed"] == 5
     assert json.loads(run("train", "--resume", "small", "--max-steps", 5, "--json").stdout)["steps"] == 5
-    assert "--flip, --seed cannot be changed when a run is resumed; only --epochs, --max-steps" in refused(
+    assert "--seed, --flip cannot be changed when a run is resumed; only --epochs, --max-steps" in refused(
         2, "train", "--resume", "--seed", 6, "--flip"
     )
 

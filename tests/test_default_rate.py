@@ -19,7 +19,7 @@ from fastcifar.cli import main
 from fastcifar.config import DEFAULT_LR, OPTIMIZERS, TrainConfig
 from fastcifar.errors import UsageError
 from fastcifar.training import RunFolder, train
-from fastcifar.training.advice import warn_if_not_learning
+from fastcifar.training.lr_finder import warn_if_not_learning
 from fastcifar.training.optimizer import make_optimizer
 
 
@@ -88,7 +88,7 @@ def test_a_loss_above_guessing_is_warned_of_once(
     data_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run, _ = train(tiny(data_dir, lr=50.0, label_smoothing=0.1, batch_size=20), runs_dir=tmp_path)
-    warnings = [record.getMessage() for record in caplog.records if record.name == "fastcifar.training.advice"]
+    warnings = [record.getMessage() for record in caplog.records if record.name == "fastcifar.training.lr_finder"]
     warnings = [message for message in warnings if "guessing" in message]
     assert len(warnings) == 1
     assert "above that of guessing, 2.303 (the logarithm of 10 classes)" in warnings[0]

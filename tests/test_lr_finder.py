@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 from click.testing import CliRunner
@@ -314,28 +313,11 @@ def test_the_command_writes_the_curve_and_the_next_command(
     assert str(tmp_path / "lr-find-small-2") in again.stdout
 
 
-@pytest.mark.parametrize(
-    ("given", "losses", "ended", "expected"),
-    [
-        ((), np.ones(100), "end_lr reached", "lr-find --model small --runs-dir {} --steps 300"),
-        (("--steps", "4"), np.ones(4), "end_lr reached", "lr-find --model small --runs-dir {} --steps 12"),
-        (("--start-lr", "5"), np.ones(4), "the loss diverged", "lr-find --model small --runs-dir {} --start-lr 0.05"),
-        ((), np.ones(0), "the loss was not finite", "inspect data/train.beton"),
-    ],
-)
-def test_a_failed_test_suggests_the_next_command(
-    given: tuple[str, ...],
-    losses: npt.NDArray[np.float64],
-    ended: str,
-    expected: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    curve = LrCurve(rates=np.geomspace(1e-4, 1, len(losses)), losses=losses, ended=ended)
+def test_a_failed_test_suggests_no_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    curve = LrCurve(rates=np.geomspace(1e-4, 1, 100), losses=np.ones(100), ended="end_lr reached")
     monkeypatch.setattr(lr_finder, "run_lr_find", lambda *arguments: (curve, ()))
-    result = CliRunner().invoke(main, ["lr-find", "--model", "small", "--runs-dir", str(tmp_path), *given])
-    assert result.stdout.startswith("no suggestion: ")
-    assert result.stdout.splitlines()[-1] == f"next: fastcifar {expected.format(tmp_path)}"
+    result = CliRunner().invoke(main, ["lr-find", "--model", "small", "--runs-dir", str(tmp_path)])
+    assert result.stdout == f"no suggestion: {curve.why_not}\n"
 
 
 def test_train_can_find_its_rate_first(data_dir: Path, tmp_path: Path) -> None:

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from fastcifar.cli import options, settings
 from fastcifar.cli.settings import typed
 from fastcifar.config import AUTO_SUGGESTIONS, LR_SUGGESTIONS, SETTINGS, LrRangeTestConfig, TrainConfig
-
-if TYPE_CHECKING:
-    from fastcifar.training.lr_curve import LrCurve
 
 
 @click.command("lr-find", cls=options.SettingsCommand)
@@ -67,11 +64,9 @@ def lr_find(
     suggestion = AUTO_SUGGESTIONS[optimizer] if suggest == "auto" else suggest
     with Bars() as bars:
         curve, files = run_lr_find(config, test, suggestion, runs_dir, bars)
-    if curve.why_not:
-        next_words = _after_failure(context, curve, config, test)
-    else:
-        next_words = _train_words(context, config, curve.suggestions[suggestion], runs_dir)
-    line = command_line("fastcifar", *next_words)
+    line = None
+    if not curve.why_not:
+        line = command_line("fastcifar", *_train_words(context, config, curve.suggestions[suggestion], runs_dir))
     if as_json:
         result = {
             "suggestions": curve.suggestions,
@@ -79,7 +74,7 @@ def lr_find(
             "ended": curve.ended,
             "steps": len(curve.rates),
             "files": [str(file) for file in files],
-            "next": None if curve.why_not else line,
+            "next": line,
         }
         click.echo(json.dumps(result))
         return
@@ -90,7 +85,8 @@ def lr_find(
         click.echo(table(rows))
     for file in files:
         click.echo(file)
-    show_next(line)
+    if line:
+        show_next(line)
 
 
 def _train_words(
@@ -105,20 +101,3 @@ def _train_words(
     words = ["train", *settings.as_flags(context, [name for name in typed(context, SETTINGS) if name not in rates])]
     words += ["--runs-dir", runs_dir] if typed(context, ["runs_dir"]) else []
     return words + [word for name, rate in rates.items() for word in (f"--{name.replace('_', '-')}", f"{rate:.3g}")]
-
-
-def _after_failure(
-    context: click.Context, curve: LrCurve, config: TrainConfig, test: LrRangeTestConfig
-) -> list[str | os.PathLike[str]]:
-    """The arguments of another test, with more steps or from a smaller rate; or of a look at the data, if the first
-    loss was not finite."""
-    from fastcifar.training.lr_curve import MIN_POINTS
-
-    if not len(curve.losses):
-        return ["inspect", Path(config.data.data_dir) / "train.beton"]
-    if len(curve.losses) < MIN_POINTS and curve.ended != "end_lr reached":
-        changed = {"start_lr": f"{test.start_lr / 100:g}"}
-    else:
-        changed = {"steps": str(3 * test.num_steps)}
-    words = ["lr-find", *settings.as_flags(context, set(typed(context, context.params)) - changed.keys())]
-    return words + [word for name, value in changed.items() for word in (f"--{name.replace('_', '-')}", value)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,78 +37,51 @@ class UserPath(click.ParamType):  # type: ignore[type-arg,unused-ignore]
             self.fail(str(error), param, context)
 
 
-class Rate(click.ParamType):  # type: ignore[type-arg,unused-ignore]
-    """A learning rate, or 'auto'."""
+class Parsed(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """A value with a syntax of its own."""
 
-    name = "float|auto"
-
-    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> float | str:
-        return "auto" if value == "auto" else click.FLOAT.convert(value, param, context)
-
-
-class Numbers(click.ParamType):  # type: ignore[type-arg,unused-ignore]
-    """Comma-separated whole numbers."""
-
-    name = "n,n,…"
-
-    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> tuple[int, ...]:
-        if isinstance(value, str):
-            try:
-                return tuple(int(part) for part in value.split(",") if part.strip())
-            except ValueError:
-                self.fail(f"{value!r} is not a list of whole numbers; expected e.g. 15,25", param, context)
-        return tuple(value)
-
-
-class Sizes(click.ParamType):  # type: ignore[type-arg,unused-ignore]
-    """Comma-separated pairs side:until."""
-
-    name = "side:until,…"
+    def __init__(self, name: str, parse: Callable[[str], Any], expected: str) -> None:
+        """name: the syntax, for help texts. parse: raises ValueError for other text than is `expected`."""
+        self.name, self._parse, self._expected = name, parse, expected
 
     def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> Any:
-        if isinstance(value, str):
-            try:
-                pairs = [part.split(":") for part in value.split(",") if part.strip()]
-                return tuple((int(side), float(until)) for side, until in pairs)
-            except ValueError:
-                self.fail(f"{value!r} is not a list of pairs; expected e.g. 20:0.3,24:0.7", param, context)
-        return tuple(map(tuple, value))
-
-
-class Names(click.ParamType):  # type: ignore[type-arg,unused-ignore]
-    """Comma-separated names."""
-
-    name = "name,…"
-
-    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> tuple[str, ...]:
-        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
-
-
-class Selection(click.ParamType):  # type: ignore[type-arg,unused-ignore]
-    """One of some names, or comma-separated indices of images."""
-
-    def __init__(self, names: tuple[str, ...]) -> None:
-        self._names = names
-        self.name = f"{'|'.join(names)}|index,…"
-
-    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> Any:
-        if not isinstance(value, str) or value in self._names:
+        if not isinstance(value, str):  # of a recipe: the configuration checks it
             return value
-        parts = [part.strip() for part in value.split(",") if part.strip()]
-        if not all(part.isascii() and part.isdigit() for part in parts):
-            known = ", ".join(self._names)
-            self.fail(f"{value!r}; expected one of: {known}; or indices of test images, e.g. 3,14", param, context)
-        return tuple(map(int, parts))
+        try:
+            return self._parse(value)
+        except ValueError:
+            self.fail(f"{value!r}; expected {self._expected}", param, context)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _integers(text: str) -> tuple[int, ...]:
+    return tuple(map(int, _names(text)))
+
+
+def _name_or_integers(names: tuple[str, ...], text: str) -> str | tuple[int, ...]:
+    return text if text in names else _integers(text)
+
+
+def _sizes(text: str) -> tuple[tuple[int, float], ...]:
+    pairs = [part.split(":") for part in _names(text)]
+    return tuple((int(side), float(until)) for side, until in pairs)
+
+
+def _rate(text: str) -> float | str:
+    return text if text == "auto" else float(text)
 
 
 CLICK_TYPES: dict[type, Any] = {
     kinds.Integer: int,
     kinds.Number: float,
     kinds.Text: str,
-    kinds.RateOrAuto: Rate(),
-    kinds.Integers: Numbers(),
-    kinds.SizesUntil: Sizes(),
-    kinds.Names: Names(),
+    kinds.RateOrAuto: Parsed("float|auto", _rate, "a number or auto"),
+    kinds.Integers: Parsed("n,n,…", _integers, "whole numbers, e.g. 15,25"),
+    kinds.SizesUntil: Parsed("side:until,…", _sizes, "pairs, e.g. 20:0.3,24:0.7"),
+    kinds.Names: Parsed("name,…", _names, "names"),
 }
 
 
@@ -155,26 +129,18 @@ def option(name: str, default: Any, declared: Setting, section: str = "") -> Opt
 def _click_type(kind: Any) -> Any:
     if isinstance(kind, kinds.Choice):
         return click.Choice(kind.names)
-    return Selection(kind.names) if isinstance(kind, kinds.NameOrIndices) else CLICK_TYPES[type(kind)]
+    if isinstance(kind, kinds.NameOrIndices):
+        expected = f"one of: {', '.join(kind.names)}; or indices of test images, e.g. 3,14"
+        return Parsed(f"{'|'.join(kind.names)}|index,…", partial(_name_or_integers, kind.names), expected)
+    return CLICK_TYPES[type(kind)]
 
 
 PATH = UserPath()
-data_dir = click.option(
-    "--data-dir",
-    default="data",
-    show_default=True,
-    envvar="FASTCIFAR_DATA_DIR",
-    show_envvar=True,
-    type=UserPath(data_folder),
-    help=SETTINGS["data_dir"][2].description,
+_data_dir = partial(
+    click.option, "--data-dir", envvar="FASTCIFAR_DATA_DIR", show_envvar=True, type=UserPath(data_folder)
 )
-run_data_dir = click.option(
-    "--data-dir",
-    envvar="FASTCIFAR_DATA_DIR",
-    show_envvar=True,
-    type=UserPath(data_folder),
-    help="Folder with train.beton and test.beton.  [default: the data folder of the run]",
-)
+data_dir = _data_dir(default="data", show_default=True, help=SETTINGS["data_dir"][2].description)
+run_data_dir = _data_dir(help="Folder with train.beton and test.beton.  [default: the data folder of the run]")
 runs_dir = click.option(
     "--runs-dir",
     default="runs",

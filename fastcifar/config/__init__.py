@@ -1,48 +1,27 @@
 """Settings as frozen dataclasses, checked when made. Nothing here imports torch: the help is made from them."""
 
-from fastcifar.config.augment import CUTOUT_FILLS, FLIP_MODES, NO_AUGMENT, PADDING_MODES, AugmentConfig, read_pipeline
-from fastcifar.config.data import LOADERS, SHUFFLES, DataConfig
-from fastcifar.config.explain import CAM_METHODS, SELECTIONS, ExplainConfig
-from fastcifar.config.lr_range_test import AUTO_SUGGESTIONS, LR_MODES, LR_RANGES, LR_SUGGESTIONS, LrRangeTestConfig
-from fastcifar.config.model import MODELS, NORMS, ModelConfig
-from fastcifar.config.optimizer import DEFAULT_LR, OPTIMIZERS, OptimizerConfig
-from fastcifar.config.runtime import AMP_MODES, MAX_THREADS, RuntimeConfig
-from fastcifar.config.schedule import SCHEDULES, ScheduleConfig
-from fastcifar.config.train import CHANGEABLE, MAX_SEED, SETTINGS, TTA_MODES, TrainConfig, require_known
-
-__all__ = [
-    "AMP_MODES",
-    "AUTO_SUGGESTIONS",
-    "CAM_METHODS",
-    "CHANGEABLE",
-    "CUTOUT_FILLS",
-    "DEFAULT_LR",
-    "FLIP_MODES",
-    "LOADERS",
-    "LR_MODES",
-    "LR_RANGES",
-    "LR_SUGGESTIONS",
-    "MAX_SEED",
-    "MAX_THREADS",
-    "MODELS",
-    "NORMS",
-    "NO_AUGMENT",
-    "OPTIMIZERS",
-    "PADDING_MODES",
-    "SCHEDULES",
-    "SELECTIONS",
-    "SETTINGS",
-    "SHUFFLES",
-    "TTA_MODES",
-    "AugmentConfig",
-    "DataConfig",
-    "ExplainConfig",
-    "LrRangeTestConfig",
-    "ModelConfig",
-    "OptimizerConfig",
-    "RuntimeConfig",
-    "ScheduleConfig",
-    "TrainConfig",
-    "read_pipeline",
-    "require_known",
-]
+from fastcifar.config.augment import NO_AUGMENT as NO_AUGMENT
+from fastcifar.config.augment import AugmentConfig as AugmentConfig
+from fastcifar.config.augment import read_pipeline as read_pipeline
+from fastcifar.config.explain import CAM_METHODS as CAM_METHODS
+from fastcifar.config.explain import ExplainConfig as ExplainConfig
+from fastcifar.config.lr_range_test import AUTO_SUGGESTIONS as AUTO_SUGGESTIONS
+from fastcifar.config.lr_range_test import LR_SUGGESTIONS as LR_SUGGESTIONS
+from fastcifar.config.lr_range_test import LrRangeTestConfig as LrRangeTestConfig
+from fastcifar.config.model import MODELS as MODELS
+from fastcifar.config.model import NORMS as NORMS
+from fastcifar.config.model import ModelConfig as ModelConfig
+from fastcifar.config.optimizer import DEFAULT_LR as DEFAULT_LR
+from fastcifar.config.optimizer import OPTIMIZERS as OPTIMIZERS
+from fastcifar.config.optimizer import OptimizerConfig as OptimizerConfig
+from fastcifar.config.schedule import ScheduleConfig as ScheduleConfig
+from fastcifar.config.train import CHANGEABLE as CHANGEABLE
+from fastcifar.config.train import LOADERS as LOADERS
+from fastcifar.config.train import MAX_SEED as MAX_SEED
+from fastcifar.config.train import SETTINGS as SETTINGS
+from fastcifar.config.train import SHUFFLES as SHUFFLES
+from fastcifar.config.train import TTA_MODES as TTA_MODES
+from fastcifar.config.train import DataConfig as DataConfig
+from fastcifar.config.train import RuntimeConfig as RuntimeConfig
+from fastcifar.config.train import TrainConfig as TrainConfig
+from fastcifar.config.train import require_known as require_known

@@ -11,9 +11,6 @@ from fastcifar.errors import UsageError, one_line
 from fastcifar.io.checks import require_int
 from fastcifar.io.reading import read_settings
 
-PADDING_MODES = ("zero", "reflect")
-CUTOUT_FILLS = ("mean", "zero")
-FLIP_MODES = ("random", "alternating")
 MAX_SIDE = 16_383  # of an image: the parameters have 16 bits
 
 
@@ -26,12 +23,12 @@ class AugmentConfig(Config):
         4, Integer(0, MAX_SIDE), "Pixels added on each side before a random crop of the original size; 0: no crop."
     )
     padding_mode: str = setting(
-        "zero", Choice(PADDING_MODES), "Pixels outside the image, for crop and rotation; reflect repeats no edge."
+        "zero", Choice(("zero", "reflect")), "Pixels outside the image, for crop and rotation; reflect repeats no edge."
     )
     flip: bool = setting(True, Switch("--no-flip"), "Horizontal flip.")
     flip_mode: str = setting(
         "random",
-        Choice(FLIP_MODES),
+        Choice(("random", "alternating")),
         "random: with probability 0.5; alternating: every second epoch, half of the images in each (airbench).",
     )
     rotate_degrees: float = setting(
@@ -57,7 +54,7 @@ class AugmentConfig(Config):
     cutout_p: float = setting(1.0, Number(0, 1), "Probability of cutout.")
     cutout_holes: int = setting(1, Integer(1, 64), "Squares per image; they may overlap.")
     cutout_fill: str = setting(
-        "mean", Choice(CUTOUT_FILLS), "Fill with the mean of the dataset, rounded to 8 bits, or with zero."
+        "mean", Choice(("mean", "zero")), "Fill with the mean of the dataset, rounded to 8 bits, or with zero."
     )
     pipeline: str | None = setting(
         None,

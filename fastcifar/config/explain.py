@@ -9,7 +9,6 @@ from fastcifar.config.train import MAX_SEED
 from fastcifar.errors import UsageError
 
 CAM_METHODS = ("gradcam", "gradcampp", "hirescam")
-SELECTIONS = ("loss", "confidence", "random")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +18,7 @@ class ExplainConfig(Config):
     n: int = setting(25, Integer(1), "Maximum number of images.")
     select: str | tuple[int, ...] = setting(
         "loss",
-        NameOrIndices(SELECTIONS),
+        NameOrIndices(("loss", "confidence", "random")),
         "Largest loss or confidence first, at random, or the test images with these indices.",
     )
     correct: bool = setting(False, Switch(), "Correctly classified images instead of misclassified ones.")

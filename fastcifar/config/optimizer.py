@@ -9,7 +9,6 @@ from fastcifar.config.setting import Choice, Config, Integer, Number, RateOrAuto
 from fastcifar.errors import UsageError
 
 OPTIMIZERS = ("sgd", "adamw", "muon")
-AUX_OPTIMIZERS = ("adamw", "sgd")
 DEFAULT_LR = {
     "resnet18": {"sgd": 0.1, "adamw": 1e-3, "muon": 0.05},
     "resnet18 with layer or group norm": {"sgd": 0.03, "adamw": 1e-3, "muon": 0.05},
@@ -66,7 +65,7 @@ class OptimizerConfig(Config):
         "Evaluate and keep an exponential moving average of the weights with this decay per step; 0: off.",
     )
     aux_optimizer: str = setting(
-        "adamw", Choice(AUX_OPTIMIZERS), "muon: for biases, normalisation, embeddings and the last layer."
+        "adamw", Choice(("adamw", "sgd")), "muon: for biases, normalisation, embeddings and the last layer."
     )
     aux_lr: float = setting(0.01, Number(0, above=True), "muon: peak learning rate of --aux-optimizer.")
     bias_lr: float | None = setting(

@@ -7,11 +7,6 @@ from dataclasses import dataclass
 from fastcifar.config.setting import Choice, Config, Integer, Integers, Number, setting
 from fastcifar.errors import UsageError
 
-SCHEDULES = ("plateau", "onecycle", "cosine", "step", "multistep", "none")
-MONITORS = ("loss", "accuracy")
-ANNEAL_STRATEGIES = ("cos", "linear")
-MAX_WARMUP = 1e6
-
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig(Config):
@@ -19,7 +14,7 @@ class ScheduleConfig(Config):
 
     name: str = setting(
         "plateau",
-        Choice(SCHEDULES),
+        Choice(("plateau", "onecycle", "cosine", "step", "multistep", "none")),
         "plateau, step, multistep change the rate after epochs; onecycle, cosine after each step.",
         name="sched",
     )
@@ -28,7 +23,9 @@ class ScheduleConfig(Config):
     )
     patience: int = setting(3, Integer(0), "plateau: epochs without improvement before the rate is reduced.")
     monitor: str = setting(
-        "loss", Choice(MONITORS), "plateau: the metric to watch, of validation, or of training without validation."
+        "loss",
+        Choice(("loss", "accuracy")),
+        "plateau: the metric to watch, of validation, or of training without validation.",
     )
     min_lr: float = setting(0.0, Number(0), "plateau, cosine: lower bound of the rate.")
     step_size: int = setting(10, Integer(1), "step: epochs between two reductions.")
@@ -38,9 +35,9 @@ class ScheduleConfig(Config):
     )
     div_factor: float = setting(25.0, Number(1), "onecycle: initial rate = lr / div_factor.")
     final_div_factor: float = setting(1e4, Number(1), "onecycle: final rate = initial rate / final_div_factor.")
-    anneal_strategy: str = setting("cos", Choice(ANNEAL_STRATEGIES), "onecycle: shape of the decrease.")
+    anneal_strategy: str = setting("cos", Choice(("cos", "linear")), "onecycle: shape of the decrease.")
     warmup_epochs: float = setting(
-        0.0, Number(0, MAX_WARMUP), "Epochs of linear warm-up, from a hundredth of the rate; not with onecycle."
+        0.0, Number(0, 1e6), "Epochs of linear warm-up, from a hundredth of the rate; not with onecycle."
     )
 
     def check(self) -> None:

@@ -5,6 +5,7 @@ Checks, flags, help texts, recipes and the settings page of the documentation ar
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
@@ -20,8 +21,8 @@ class Integer:
     low: int
     high: int | None = None
 
-    def check(self, name: str, value: Any) -> int:
-        return require_int(name, value, self.low, self.high)
+    def check(self, name: str, value: Any) -> None:
+        require_int(name, value, self.low, self.high)
 
 
 @dataclass(frozen=True)
@@ -33,14 +34,11 @@ class Number:
     above: bool = False
     below: bool = False
 
-    def check(self, name: str, value: Any) -> float:
-        if self.high is not None and not self.below:
-            require_number(name, value, self.low, self.high)
-        elif self.high is None:
-            require_float(name, value, self.low, above=self.above)
+    def check(self, name: str, value: Any) -> None:
+        if self.high is None or self.below:
+            require_float(name, value, self.low, above=self.above, high=math.inf if self.high is None else self.high)
         else:
-            require_float(name, value, self.low, above=self.above, high=self.high)
-        return value
+            require_number(name, value, self.low, self.high)
 
 
 @dataclass(frozen=True)
@@ -49,9 +47,8 @@ class Choice:
 
     names: tuple[str, ...]
 
-    def check(self, name: str, value: Any) -> str:
+    def check(self, name: str, value: Any) -> None:
         require_choice(name, value, self.names)
-        return value
 
 
 @dataclass(frozen=True)
@@ -60,9 +57,8 @@ class Switch:
 
     off: str = ""
 
-    def check(self, name: str, value: Any) -> bool:
+    def check(self, name: str, value: Any) -> None:
         require_bool(name, value)
-        return value
 
 
 @dataclass(frozen=True)
@@ -71,18 +67,16 @@ class Text:
 
     metavar: str = ""
 
-    def check(self, name: str, value: Any) -> Any:
-        return value
+    def check(self, name: str, value: Any) -> None: ...
 
 
 @dataclass(frozen=True)
 class RateOrAuto:
     """A learning rate, or 'auto'."""
 
-    def check(self, name: str, value: Any) -> float | str:
+    def check(self, name: str, value: Any) -> None:
         if value != "auto":
             require_float(name, value, 0.0, above=True)
-        return value
 
 
 @dataclass(frozen=True)
@@ -91,29 +85,27 @@ class Integers:
 
     low: int
 
-    def check(self, name: str, value: Any) -> tuple[int, ...]:
-        numbers = as_tuple(name, value)
-        for number in numbers:
+    def check(self, name: str, value: Any) -> None:
+        if not isinstance(value, tuple):
+            raise UsageError(f"{name} is {value!r}; expected a list")
+        for number in value:
             require_int(name, number, self.low)
-        if list(numbers) != sorted(set(numbers)):
-            raise UsageError(f"{name} is {list(numbers)}; expected each number once, in rising order")
-        return numbers
+        if list(value) != sorted(set(value)):
+            raise UsageError(f"{name} is {list(value)}; expected each number once, in rising order")
 
 
 @dataclass(frozen=True)
 class SizesUntil:
     """Pairs (side, share of the steps), the shares rising."""
 
-    def check(self, name: str, value: Any) -> tuple[tuple[int, float], ...]:
-        pairs = tuple(as_tuple(name, pair) for pair in as_tuple(name, value))
+    def check(self, name: str, value: Any) -> None:
+        if not isinstance(value, tuple) or not all(isinstance(pair, tuple) and len(pair) == 2 for pair in value):
+            raise UsageError(f"{name} is {value!r}; expected pairs of side and share, e.g. 24:0.5")
         previous = 0.0
-        for pair in pairs:
-            if len(pair) != 2:
-                raise UsageError(f"{name} is {pairs}; expected pairs of side and share, e.g. 24:0.5")
-            require_int(f"the side in {name}", pair[0], 8, 1_024)
-            require_number(f"the share in {name}", pair[1], previous, 1.0)
-            previous = pair[1]
-        return pairs
+        for side, until in value:
+            require_int(f"the side in {name}", side, 8, 1_024)
+            require_number(f"the share in {name}", until, previous, 1.0)
+            previous = until
 
 
 @dataclass(frozen=True)
@@ -122,11 +114,10 @@ class Names:
 
     known: tuple[str, ...] = ()
 
-    def check(self, name: str, value: Any) -> tuple[str, ...]:
+    def check(self, name: str, value: Any) -> None:
         for each in value if self.known else ():
             require_choice(name, each, self.known)
         require_distinct(name, value)
-        return value
 
 
 @dataclass(frozen=True)
@@ -135,14 +126,13 @@ class NameOrIndices:
 
     names: tuple[str, ...]
 
-    def check(self, name: str, value: Any) -> str | tuple[int, ...]:
+    def check(self, name: str, value: Any) -> None:
         if isinstance(value, str):
             require_choice(name, value, self.names)
-            return value
+            return
         for index in value:
             require_int(name, index, 0)
         require_distinct(name, value)
-        return value
 
 
 Kind = Integer | Number | Choice | Switch | Text | RateOrAuto | Integers | SizesUntil | Names | NameOrIndices
@@ -174,11 +164,9 @@ class Config:
 
     def __post_init__(self) -> None:
         for name, field_name, declared in settings_of(type(self)):
-            value = getattr(self, field_name)
-            if hasattr(value, "item"):  # NumPy's numbers: YAML cannot write them
-                value = value.item()
+            value = _plain(getattr(self, field_name))
             if value is not None or getattr(type(self), field_name, None) is not None:
-                value = declared.kind.check(name, value)
+                declared.kind.check(name, value)
             object.__setattr__(self, field_name, value)
         self.check()
 
@@ -194,11 +182,11 @@ def settings_of(config_class: type) -> Iterator[tuple[str, str, Setting]]:
             yield declared.name or each.name, each.name, declared
 
 
-def as_tuple(name: str, value: object) -> tuple[Any, ...]:
-    """The list or tuple as a tuple. Raises UsageError if it is neither."""
-    if not isinstance(value, (list, tuple)):
-        raise UsageError(f"{name} is {value!r}; expected a list")
-    return tuple(value)
+def _plain(value: Any) -> Any:
+    """Lists as tuples; numbers of NumPy, which YAML cannot write, as those of Python."""
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_plain, value))
+    return value.item() if hasattr(value, "item") else value
 
 
 def require_distinct(name: str, values: tuple[object, ...]) -> None:

@@ -1,32 +1,71 @@
-"""Everything that decides what a training run does, in groups."""
+"""`TrainConfig`, everything that decides what a training run does, and its groups `data` and `runtime`."""
 
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, field, fields, replace
+import os
+from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any
 
 from fastcifar.config.augment import AugmentConfig
-from fastcifar.config.data import DataConfig
 from fastcifar.config.model import ModelConfig
 from fastcifar.config.optimizer import OptimizerConfig, default_lr
-from fastcifar.config.runtime import RuntimeConfig
 from fastcifar.config.schedule import ScheduleConfig
-from fastcifar.config.setting import Choice, Config, Integer, Setting, SizesUntil, Text, setting, settings_of
+from fastcifar.config.setting import Choice, Config, Integer, Setting, SizesUntil, Switch, Text, setting, settings_of
 from fastcifar.errors import UsageError
+from fastcifar.io.checks import require_utf8
+from fastcifar.io.paths import data_folder
 
+LOADERS = ("auto", "resident", "ffcv", "albumentations")
+SHUFFLES = ("full", "window", "none")
 TTA_MODES = ("none", "flip", "flip-shift")
 MAX_SEED = 2**63 - 1
-GROUPS: dict[str, type[Config]] = {
-    "model": ModelConfig,
-    "data": DataConfig,
-    "augment": AugmentConfig,
-    "optimizer": OptimizerConfig,
-    "schedule": ScheduleConfig,
-    "runtime": RuntimeConfig,
-}
 CHANGEABLE = ("epochs", "max_steps", "data_dir", "device", "threads", "loader", "amp", "compile", "log_every")
 """Settings that may differ when a run is resumed; the others are the run's own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(Config):
+    """Which images, and how they reach the network."""
+
+    data_dir: str | os.PathLike[str] = setting("data", Text(), "Folder with train.beton and test.beton.")
+    loader: str = setting("auto", Choice(LOADERS), "What delivers the batches; all deliver the same.")
+    shuffle: str = setting("full", Choice(SHUFFLES[:2]), "window: for datasets larger than memory.")
+    val_size: int | None = setting(
+        None,
+        Integer(0),
+        "Training images held out for validation, the same share of each class; 0: none.",
+        default_text="a tenth",
+    )
+
+    def check(self) -> None:
+        object.__setattr__(self, "data_dir", str(data_folder(self.data_dir)))
+        require_utf8("data_dir", str(self.data_dir))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeConfig(Config):
+    """Where and how a run computes; what it logs."""
+
+    device: str = setting("auto", Text(), "auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1, mps.")
+    threads: int | None = setting(
+        None, Integer(1, 1_024), "Threads on the CPU.", default_text="the CPUs available to this process"
+    )
+    amp: str = setting(
+        "auto",
+        Choice(("auto", "bf16", "fp16", "off")),
+        "Autocast; auto: bf16 where the device is fast at it; fp16 scales the loss.",
+    )
+    compile: bool = setting(
+        False, Switch("--no-compile"), "Compile the network (torch.compile): pays off in long runs on a GPU."
+    )
+    sync_bn: bool = setting(
+        False, Switch("--no-sync-bn"), "With several processes: batch normalisation over the images of all."
+    )
+    deterministic: bool = setting(
+        False, Switch("--no-deterministic"), "Bit-identical results on the same machine, with the same threads."
+    )
+    log_every: int = setting(0, Integer(0), "Log the mean loss every so many steps; 0: once per epoch.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,15 +109,25 @@ class TrainConfig(Config):
 
         Raises UsageError for an unknown name or a value that is not allowed.
         """
-        return replace(cls(), **_grouped(cls(), values))
+        return cls().with_settings(**values)
 
     def to_settings(self) -> dict[str, Any]:
         """All settings by name, as in config.yaml: plain values, tuples as lists."""
-        return {name: _plain(getattr(_holder(self, group), key)) for name, (group, key, _) in SETTINGS.items()}
+        return {
+            name: _plain(getattr(self if group is None else getattr(self, group), key))
+            for name, (group, key, _) in SETTINGS.items()
+        }
 
     def with_settings(self, **values: Any) -> TrainConfig:
         """A copy with these settings changed, by name. Raises UsageError, see `from_settings`."""
-        return replace(self, **_grouped(self, values))
+        require_known(values)
+        by_group: dict[str | None, dict[str, Any]] = {}
+        for name, value in values.items():
+            group, key, _ = SETTINGS[name]
+            by_group.setdefault(group, {})[key] = value
+        own = by_group.pop(None, {})
+        groups = {str(group): replace(getattr(self, str(group)), **changed) for group, changed in by_group.items()}
+        return replace(self, **own, **groups)
 
     @property
     def peak_lr(self) -> float:
@@ -88,16 +137,12 @@ class TrainConfig(Config):
         return default_lr(self.model, self.optimizer.name) if lr is None else lr
 
 
-def _all_settings() -> dict[str, tuple[str | None, str, Setting]]:
-    declared: dict[str, tuple[str | None, str, Setting]] = {}
-    for each in fields(TrainConfig):
-        group = each.name if each.name in GROUPS else None
-        own = settings_of(GROUPS[each.name]) if group else [s for s in settings_of(TrainConfig) if s[1] == each.name]
-        declared |= {name: (group, key, found) for name, key, found in own}
-    return declared
-
-
-SETTINGS = _all_settings()
+GROUPS: dict[str, Any] = {each.name: each.default_factory for each in fields(TrainConfig) if each.default is MISSING}
+SETTINGS: dict[str, tuple[str | None, str, Setting]] = {
+    name: (group, key, declared)
+    for group, config_class in ((None, TrainConfig), *GROUPS.items())
+    for name, key, declared in settings_of(config_class)
+}
 """By name: its group in TrainConfig (None: TrainConfig itself), its field there, its declaration."""
 
 
@@ -108,21 +153,6 @@ def require_known(names: Any, known: Any = SETTINGS) -> None:
             near = difflib.get_close_matches(str(name), known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise UsageError(f"unknown setting {name!r}{hint}")
-
-
-def _grouped(config: TrainConfig, values: dict[str, Any]) -> dict[str, Any]:
-    """The fields of TrainConfig that these settings change."""
-    require_known(values)
-    changed: dict[str, Any] = {}
-    by_group: dict[str, dict[str, Any]] = {}
-    for name, value in values.items():
-        group, key, _ = SETTINGS[name]
-        (changed if group is None else by_group.setdefault(group, {}))[key] = value
-    return changed | {group: replace(getattr(config, group), **own) for group, own in by_group.items()}
-
-
-def _holder(config: TrainConfig, group: str | None) -> Any:
-    return config if group is None else getattr(config, group)
 
 
 def _plain(value: Any) -> Any:

@@ -3,6 +3,7 @@ modules return feature maps?"""
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -51,13 +52,9 @@ def check_network(model: nn.Module, name: str, num_classes: int, image_shape: tu
 def _outputs_in_a_format(model: nn.Module, blank: torch.Tensor) -> tuple[object, object, tuple[str, ...]]:
     """The outputs in training and evaluation mode, and the stages; in channels_last if the network supports it, which
     is faster, but `view` fails on it, and some modules have no such weights."""
-    scripted = isinstance(model, torch.jit.ScriptModule)  # it accepts no hooks
-    try:
+    with contextlib.suppress(RuntimeError):
         model.to(memory_format=torch.channels_last)
         return _outputs(model, blank.contiguous(memory_format=torch.channels_last))
-    except RuntimeError:
-        if scripted:
-            raise
     model.to(memory_format=torch.contiguous_format)
     outputs = _outputs(model, blank)
     model.register_forward_pre_hook(_contiguous)

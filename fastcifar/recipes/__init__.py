@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ def load(name: str | os.PathLike[str]) -> Recipe:
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise UsageError(f"recipe is {name!r}; expected one of: {', '.join(names())}, or a .yaml file{hint}")
         path = user_path(name, "recipe")
+        name = path.name if path.stem in names() else path.stem  # which is not that recipe
     raw = read_settings(path, "recipe", "YAML: see 'fastcifar recipes fast'", max_bytes=64 * 2**10)
     keys = map(str, raw.keys() - {*ABOUT, "settings"})
     unknown = sorted(key if key.isprintable() else repr(key) for key in keys)
@@ -55,18 +56,12 @@ def load(name: str | os.PathLike[str]) -> Recipe:
         what = f"unknown keys {', '.join(unknown)}" if unknown else "no settings"
         raise UsageError(f"{path}: {what}; expected settings and, optionally, {', '.join(ABOUT)}")
     about = {key: one_line(raw[key]) for key in ABOUT if raw.get(key) is not None}
+    settings = raw["settings"]
     try:
-        config, settings = _config(raw["settings"])
-    except (UsageError, TypeError, ValueError) as error:
+        require_known(settings, SETTINGS.keys() - set(NOT_IN_RECIPES))
+        config = TrainConfig.from_settings(recipe=name, **settings)
+        if config.model.names_code:
+            raise UsageError(f"model is {config.model.name!r}; a recipe cannot name code: give it with --model")
+    except (TypeError, ValueError) as error:
         raise UsageError(f"{path}: {error}") from error
-    if path.parent != FOLDER:
-        name = path.name if path.stem in names() else path.stem  # which is not that recipe
-    return Recipe(name=name, config=replace(config, recipe=name), settings=settings, about=about)
-
-
-def _config(raw: dict[str, Any]) -> tuple[TrainConfig, dict[str, Any]]:
-    require_known(raw, SETTINGS.keys() - set(NOT_IN_RECIPES))
-    config = TrainConfig.from_settings(**raw)
-    if config.model.names_code:
-        raise UsageError(f"model is {config.model.name!r}; a recipe cannot name code: give it with --model")
-    return config, dict(raw)
+    return Recipe(name=name, config=config, settings=settings, about=about)

@@ -18,10 +18,9 @@ STAT_COLUMNS = (1, 3, 6, 7)  # of /proc/stat: user, system, irq, softirq
 
 def cpu_name() -> str:
     """The model of the processor."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
+    for line in read_lines(Path("/proc/cpuinfo")):
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
 
 
@@ -60,20 +59,14 @@ class OtherLoad:
         return max(0.0, others / seconds) if seconds >= 1.0 else None
 
     @staticmethod
-    def num_cpus() -> int:
-        """The CPUs that are observed."""
-        return affinity_cpus()
-
-    @staticmethod
     def _now() -> tuple[float, float] | None:
         """The time and the CPU time of other processes, in seconds."""
         if sys.platform != "linux":
             return None
         names = {f"cpu{number}" for number in os.sched_getaffinity(0)}
-        try:
-            lines = [line.split() for line in Path("/proc/stat").read_text(encoding="ascii").splitlines()]
-            used = [sum(int(line[i]) for i in STAT_COLUMNS) for line in lines if line[0] in names]
-        except (OSError, ValueError, IndexError):
+        lines = [line.split() for line in read_lines(Path("/proc/stat"))]
+        used = [sum(int(line[i]) for i in STAT_COLUMNS) for line in lines if line and line[0] in names]
+        if not used:
             return None
         own = os.times()
         return time.monotonic(), sum(used) / os.sysconf("SC_CLK_TCK") - own.user - own.system

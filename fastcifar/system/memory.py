@@ -7,6 +7,7 @@ import os
 import resource
 import sys
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 from fastcifar.system.cgroups import ROOT, control_groups, read_lines
@@ -24,7 +25,8 @@ def free_memory(root: Path = ROOT) -> int:
     free = machine.get("MemAvailable", machine.get("MemFree", 0) + machine.get("Cached", 0)) * 1024
     if not free:  # no /proc
         free = int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES"))
-    return max(0, min([free, *_free_in_ulimits(root), *_free_in_groups(root)]))
+    in_groups = (_free_in_group(group, *(V2 if is_v2 else V1)) for group, is_v2 in control_groups("memory", root))
+    return max(0, min([free, *_free_in_ulimits(root), *chain.from_iterable(in_groups)]))
 
 
 def _free_in_ulimits(root: Path) -> list[int]:
@@ -33,12 +35,6 @@ def _free_in_ulimits(root: Path) -> list[int]:
     kinds = ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData"))
     limits = [(resource.getrlimit(kind)[0], used.get(key, 0) * 1024) for kind, key in kinds]
     return [limit - used_bytes for limit, used_bytes in limits if limit != resource.RLIM_INFINITY]
-
-
-def _free_in_groups(root: Path) -> list[int]:
-    """Free bytes in each control group of the process, and in each above it, that has a limit."""
-    groups = control_groups("memory", root)
-    return [free for group, is_v2 in groups for free in _free_in_group(group, *(V2 if is_v2 else V1))]
 
 
 def _free_in_group(group: Path, usage: str, limits: tuple[str, ...], cache: str) -> Iterator[int]:

@@ -10,15 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastcifar.config import CHANGEABLE, TrainConfig
+from fastcifar.config import CHANGEABLE
 from fastcifar.errors import CheckpointError, DataError, FastcifarError, UsageError, one_line
 from fastcifar.models.probe import place
 from fastcifar.system.cpus import cpu_name
 from fastcifar.training.checkpoint import load_checkpoint, save_checkpoint
-from fastcifar.training.data import Loaders
-from fastcifar.training.distributed import Distributed
-from fastcifar.training.progress import Progress
-from fastcifar.training.run_folder import RunFolder
+from fastcifar.training.progress import Progress, RunContext
 from fastcifar.training.schedule import STRETCHABLE, Schedule
 from fastcifar.training.step import TrainStep
 from fastcifar.training.weights import load_weights, save_weights
@@ -33,26 +30,15 @@ class Checkpointer:
     All processes call each method; rank 0 writes.
     """
 
-    def __init__(
-        self,
-        run: RunFolder,
-        config: TrainConfig,
-        loaders: Loaders,
-        step: TrainStep,
-        schedule: Schedule,
-        progress: Progress,
-        num_steps: int,
-        device: torch.device,
-        distributed: Distributed,
-    ) -> None:
-        self.run, self.config, self.loaders, self.num_steps = run, config, loaders, num_steps
+    def __init__(self, context: RunContext, step: TrainStep, schedule: Schedule, progress: Progress) -> None:
+        self.context, self.distributed = context, context.distributed
+        self.run, self.config = context.run, context.config
         self.step, self.schedule, self.progress = step, schedule, progress
-        self.device, self.distributed = device, distributed
         self._environment = {
             "torch": str(torch.__version__),
             "number of threads": torch.get_num_threads(),
-            "number of processes": distributed.world_size,
-            "device": device.type,
+            "number of processes": context.distributed.world_size,
+            "device": context.device.type,
             "processor": cpu_name(),
         }
         self._saved_at = time.monotonic()
@@ -72,7 +58,7 @@ class Checkpointer:
         self._saved_at = time.monotonic()
         if self._frozen:
             return
-        generators = self.distributed.all_gather(_generator_states(self.device))
+        generators = self.distributed.all_gather(_generator_states(self.context.device))
         if self.distributed.is_main:
             state = {
                 "model": self.step.network.state_dict(),
@@ -82,7 +68,7 @@ class Checkpointer:
                 "rng": generators,
                 "config": self.config.to_settings(),
                 "data": self._data(),
-                "num_steps": self.num_steps,
+                "num_steps": self.context.num_steps,
                 "environment": self._environment,
             }
             save_checkpoint(self.run, state)
@@ -91,17 +77,14 @@ class Checkpointer:
         """Write weights/best.safetensors: the weights after the epoch with this row of results."""
         self.progress.best = {key: row[key] for key in ("epoch", "val_loss", "val_accuracy")}
         if self.distributed.is_main:
-            network, info = self.step.eval_network, self.loaders.info
+            network, info = self.step.eval_network, self.context.loaders.info
             save_weights(self.run.best, network, self.config.model, info, epoch=row["epoch"])
 
     def load_best(self) -> tuple[nn.Module, str]:
         """The network of the best epoch, on the device, and the SHA-256 of its file. Raises CheckpointError."""
         self.distributed.barrier()  # rank 0 has written it
         model, _, metadata = load_weights(self.run.best, trusted=self.config.model.name)
-        if self.progress.best is None or metadata.get("epoch") != self.progress.best["epoch"]:
-            command = self.run.resume_command(self.config.model, self.distributed)
-            raise CheckpointError(f"{self.run.best}: was replaced during the run; write it again with: {command}")
-        return place(model, self.device), metadata["file_sha256"]
+        return place(model, self.context.device), metadata["file_sha256"]
 
     def restore(self) -> None:
         """Continue from weights/last.pt. Raises CheckpointError, DataError or UsageError if that is not possible."""
@@ -123,7 +106,7 @@ class Checkpointer:
         self.progress.load_state_dict(state["progress"])
         self._require_same_data(state["data"])
         self._require_same_settings(state["config"])
-        progress, steps_per_epoch = self.progress, len(self.loaders.train)
+        progress, steps_per_epoch = self.progress, len(self.context.loaders.train)
         if (
             progress.batch > steps_per_epoch
             or progress.step != progress.epoch * steps_per_epoch + progress.batch
@@ -141,7 +124,7 @@ class Checkpointer:
         self.step.load_state_dict(state["step"])
         self.schedule.load_state_dict(state["schedule"])
         if len(state["rng"]) == self.distributed.world_size:
-            _restore_generators(state["rng"][self.distributed.rank], self.device)
+            _restore_generators(state["rng"][self.distributed.rank], self.context.device)
 
     def _check_best(self) -> None:
         """Forget which epoch was the best if its weights are lost: other weights must not be tested in their place."""
@@ -149,25 +132,23 @@ class Checkpointer:
         if best is None:
             return
         try:
-            _, _, metadata = load_weights(self.run.best, trusted=self.config.model.name)
-            epoch = metadata.get("epoch")
-            if epoch == best["epoch"]:
-                return
-            if self.loaders.val is None and epoch == self.progress.epoch + 1:
-                self.progress.best = None  # written at the end of the current epoch, which will write it again
-                return
+            epoch = load_weights(self.run.best, trusted=self.config.model.name)[2].get("epoch")
             reason = f"{self.run.best}: has the weights of epoch {epoch}"
         except CheckpointError as error:
-            reason = str(error)
-        log.warning(
-            "%s; the best weights, of epoch %s, are lost: the best of the epochs from here on counts",
-            *(reason, best["epoch"]),
-        )
+            epoch, reason = None, str(error)
+        if epoch == best["epoch"]:
+            return
         self.progress.best = None
+        # without validation, those of the current epoch may be saved; its end writes them again
+        if self.context.loaders.val is not None or epoch != self.progress.epoch + 1:
+            log.warning(
+                "%s; the best weights, of epoch %s, are lost: the best of the epochs from here on counts",
+                *(reason, best["epoch"]),
+            )
 
     def _data(self) -> dict[str, str]:
         """The SHA-256 of both betons."""
-        return {"train": self.loaders.info.sha256, "test": self.loaders.test.beton.sha256}
+        return {"train": self.context.loaders.info.sha256, "test": self.context.loaders.test.beton.sha256}
 
     def _require_same_data(self, saved: dict[str, str]) -> None:
         for name, sha256 in self._data().items():
@@ -186,19 +167,19 @@ class Checkpointer:
                 )
 
     def _require_possible_length(self, saved: dict[str, Any], saved_num_steps: int) -> None:
-        progress, config, path = self.progress, self.config, self.run.path
+        progress, config, path, num_steps = self.progress, self.config, self.run.path, self.context.num_steps
         if config.max_steps is not None and config.max_steps < progress.step:
             raise UsageError(
                 f"max_steps is {config.max_steps}; {path} has done {progress.step}: expected at least that"
             )
-        if self.num_steps < progress.step:
-            begun = -(-progress.step // len(self.loaders.train))
+        if num_steps < progress.step:
+            begun = -(-progress.step // len(self.context.loaders.train))
             raise UsageError(f"epochs is {config.epochs}; {path} has begun {begun}: expected at least that")
         stretchable = config.schedule.name in STRETCHABLE and not config.progressive
-        if not stretchable and saved_num_steps != self.num_steps:
+        if not stretchable and saved_num_steps != num_steps:
             fixed = "progressive resizing" if config.progressive else f"{config.schedule.name} schedule"
             raise UsageError(
-                f"the {fixed} of {path} was made for {saved_num_steps} steps and cannot stretch to {self.num_steps}; "
+                f"the {fixed} of {path} was made for {saved_num_steps} steps and cannot stretch to {num_steps}; "
                 f"expected the same --epochs ({saved['epochs']}) and --max-steps ({saved['max_steps']})"
             )
 

@@ -61,8 +61,6 @@ class Loaders:
             seed=self._config.seed,
             device=self._device,
             shuffle=self._config.data.shuffle,
-            mean=self.info.mean,
-            std=self.info.std,
             indices=self._train_indices,
             rank=rank,
             world_size=world_size,

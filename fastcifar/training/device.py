@@ -1,4 +1,4 @@
-"""Device, threads, autocast, determinism, and the C allocator."""
+"""Device, threads, autocast, determinism, and the C allocator: as the settings say, and as the machine allows."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ctypes
 import logging
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -14,10 +15,11 @@ import torch
 
 from fastcifar.config import RuntimeConfig
 from fastcifar.loaders.base import usable_device
-from fastcifar.system.cpus import available_cpus
+from fastcifar.system.cpus import OtherLoad, affinity_cpus, available_cpus
 from fastcifar.training.distributed import Distributed
 
 log = logging.getLogger(__name__)
+CHECK_LOAD_EVERY_S = 5.0
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # glibc's <malloc.h>
 
 
@@ -26,9 +28,10 @@ def prepare_device(config: RuntimeConfig, distributed: Distributed) -> torch.dev
     device = choose_device(config.device, distributed.local_rank if distributed.world_size > 1 else None)
     choose_threads(config.threads)
     if config.deterministic:
-        make_deterministic(device)
-    if device.type == "cpu" and not keep_freed_memory():
-        log.info("the C library is not glibc: freed memory is returned to the system after each step")
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    if device.type == "cpu":
+        keep_freed_memory()
     return device
 
 
@@ -51,6 +54,38 @@ def choose_threads(count: int | None) -> None:
     """Set the number of threads of torch and the loaders; None: torch's default (affinity mask or OMP_NUM_THREADS),
     within the limits of control groups."""
     torch.set_num_threads(count or min(torch.get_num_threads(), available_cpus()))
+
+
+class CpuThreads:
+    """Lowers the number of threads of torch while other processes keep CPUs busy: a thread that shares its CPU delays
+    all others. adapt: False changes nothing.
+
+    Measured by benchmarks.busy on two cores: next to one busy process, two threads train at 0.30 of the quiet rate
+    (0.35 if their waits do not spin), one thread at 0.49; next to two, 0.11 (0.19) and 0.32.
+    """
+
+    def __init__(self, adapt: bool = True) -> None:
+        self._max_threads = torch.get_num_threads()
+        self._adapt = adapt and self._max_threads > 1
+        self._others, self._since = OtherLoad(), time.monotonic()
+
+    def after_step(self) -> None:
+        """Call between two steps; checks the load every few seconds."""
+        if not self._adapt or time.monotonic() - self._since < CHECK_LOAD_EVERY_S:
+            return
+        busy, num_cpus = self._others.cpus(), affinity_cpus()
+        self._others, self._since = OtherLoad(), time.monotonic()
+        if busy is None:
+            return
+        wanted = max(1, min(self._max_threads, num_cpus - round(busy)))
+        if wanted != torch.get_num_threads():
+            torch.set_num_threads(wanted)
+            threads = "1 thread" if wanted == 1 else f"{wanted} threads"
+            log.info("other processes keep %.1f of %d CPUs busy: training with %s", busy, num_cpus, threads)
+
+    def close(self) -> None:
+        """Restore the number of threads."""
+        torch.set_num_threads(self._max_threads)
 
 
 def has_fast_bf16(device: torch.device) -> bool:
@@ -97,21 +132,12 @@ def standard_torch_defaults() -> Iterator[None]:
         torch.set_default_dtype(dtype)
 
 
-def keep_freed_memory() -> bool:
-    """Let glibc keep freed memory for the next step instead of returning it to the system; False without glibc.
+def keep_freed_memory() -> None:
+    """Let glibc, if that is the C library, keep freed memory for the next step instead of returning it to the system.
 
     Page faults of large temporary tensors took a third of a training step on a CPU.
     """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):  # not glibc
-        return False
-    return all([mallopt(M_MMAP_MAX, 0), mallopt(M_TRIM_THRESHOLD, -1), mallopt(M_TOP_PAD, 256 * 2**20)])
-
-
-def make_deterministic(device: torch.device) -> None:
-    """Use only algorithms whose results are reproducible, on one machine with one number of threads."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
-    if device.type == "cuda":
-        torch.backends.cudnn.benchmark = False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for parameter, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1), (M_TOP_PAD, 256 * 2**20)):
+            mallopt(parameter, value)

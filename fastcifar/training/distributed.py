@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -45,25 +44,23 @@ class Distributed:
     def from_environment(cls) -> Distributed:
         """This process, from the variables that `torchrun` sets. A single process unless WORLD_SIZE is above 1:
         schedulers and earlier sessions leave RANK and the like behind. Raises UsageError if they are inconsistent."""
-        world_size = _environment_int("WORLD_SIZE", 1)
-        if world_size <= 1:
-            return cls()
-        remedy = "start with torchrun, which sets them all, or unset WORLD_SIZE to train in one process"
-        missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
-        if missing:
+        names = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+        values = {name: os.environ.get(name, "") for name in names}
+        try:
+            world_size = int(values["WORLD_SIZE"] or 1)
+            if world_size <= 1:
+                return cls()
+            rank, port = int(values["RANK"]), int(values["MASTER_PORT"])
+            if not (0 <= rank < world_size and 0 <= port <= MAX_PORT and values["MASTER_ADDR"]):
+                raise ValueError
+            local_rank, local_world_size = values["LOCAL_RANK"] or rank, values["LOCAL_WORLD_SIZE"] or world_size
+            return cls(rank, world_size, int(local_rank), int(local_world_size))
+        except ValueError:
+            shown = ", ".join(f"{name} is {value!r}" for name, value in values.items())
             raise UsageError(
-                f"the environment variable WORLD_SIZE is {world_size}, and {', '.join(missing)} not set; {remedy}"
-            )
-        rank, port = _environment_int("RANK", 0), _environment_int("MASTER_PORT", 0)
-        for name, value, highest in (("MASTER_PORT", port, MAX_PORT), ("RANK", rank, world_size - 1)):
-            if not 0 <= value <= highest:
-                raise UsageError(f"the environment variable {name} is {value}; expected 0..{highest}; {remedy}")
-        return cls(
-            rank,
-            world_size,
-            _environment_int("LOCAL_RANK", rank),
-            _environment_int("LOCAL_WORLD_SIZE", world_size),
-        )
+                f"environment variables are inconsistent: {shown}; start with torchrun, which sets them all, or unset "
+                "WORLD_SIZE to train in one process"
+            ) from None
 
     @property
     def is_main(self) -> bool:
@@ -80,8 +77,13 @@ class Distributed:
                 "process %d of %d waits for the others at %s; to train in one process, unset WORLD_SIZE",
                 *(self.rank, self.world_size, address),
             )
-        with _default_signal_handlers():
+        # Ctrl-C and SIGTERM end the process at once: Python's handlers do not run while C++ waits
+        handlers = {signum: signal.signal(signum, signal.SIG_DFL) for signum in (signal.SIGINT, signal.SIGTERM)}
+        try:
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        finally:
+            for signum, handler in handlers.items():
+                signal.signal(signum, handler)
         self._group = dist.new_group(backend="gloo", timeout=TIMEOUT)
 
     def close(self) -> None:
@@ -164,32 +166,7 @@ class Distributed:
             ) from error
 
 
-@contextmanager
-def _default_signal_handlers() -> Iterator[None]:
-    """In the block, Ctrl-C and SIGTERM end the process at once: Python's handlers do not run while C++ waits."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = {signum: signal.signal(signum, signal.SIG_DFL) for signum in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for signum, handler in previous.items():
-            signal.signal(signum, handler)
-
-
 def _average_each(world_size: int, bucket: Any) -> torch.futures.Future[torch.Tensor]:
     """The mean over the processes of each gradient of a bucket, reduced one by one."""
     reductions: Any = [dist.all_reduce(gradient, async_op=True).get_future() for gradient in bucket.gradients()]
     return torch.futures.collect_all(reductions).then(lambda _: bucket.buffer().div_(world_size))
-
-
-def _environment_int(name: str, default: int) -> int:
-    text = os.environ.get(name) or default
-    try:
-        return int(text)
-    except ValueError:
-        raise UsageError(
-            f"the environment variable {name} is {text!r}; expected an integer, as torchrun sets it; unset "
-            "WORLD_SIZE to train in one process"
-        ) from None

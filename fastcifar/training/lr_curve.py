@@ -5,14 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from fastcifar import plotting
-from fastcifar.io.atomic import wrap_write_errors, write_text
+from fastcifar.io.atomic import write_text
 
 Floats = npt.NDArray[np.float64]
 WINDOW, MIN_WINDOW = 0.1, 3.0
@@ -39,27 +40,24 @@ class LrCurve:
     """(N,): the loss before that step, nats."""
     ended: str
     """Why the test ended: 'end_lr reached', 'the loss diverged' or 'the loss was not finite'."""
-    smoothed: Floats = field(init=False)
-    """(N,): the average of each loss and those before it, so that a divergence changes nothing to its left."""
-    smoothed_rates: Floats = field(init=False)
-    """(N,): the median rate of each of those averages, where the smoothed loss is plotted."""
-    suggestions: dict[str, float] = field(init=False)
-    """Learning rates, by the name of the rule; empty if there is no suggestion."""
-    why_not: str | None = field(init=False)
-    """Why there is no suggestion, and what to change; None if there is one."""
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "smoothed", smooth(self.losses, self._window))
-        object.__setattr__(self, "smoothed_rates", median_rates(self.rates, self._window))
-        why_not = self._why_not()
-        object.__setattr__(self, "why_not", why_not)
-        object.__setattr__(self, "suggestions", {} if why_not else self._suggest())
+    @cached_property
+    def smoothed(self) -> Floats:
+        """(N,): the average of each loss and those before it, so that a divergence changes nothing to its left."""
+        return smooth(self.losses, self._window)
+
+    @cached_property
+    def smoothed_rates(self) -> Floats:
+        """(N,): the median rate of each of those averages, where the smoothed loss is plotted."""
+        return median_rates(self.rates, self._window)
 
     @property
     def _window(self) -> float:
         return max(MIN_WINDOW, WINDOW * len(self.losses))
 
-    def _why_not(self) -> str | None:
+    @cached_property
+    def why_not(self) -> str | None:
+        """Why there is no suggestion, and what to change; None if there is one."""
         num = len(self.losses)
         if num == 0:
             return f"{self.ended} at the first step, whatever the rate; check the images, the network and --amp"
@@ -87,7 +85,11 @@ class LrCurve:
         lowest = first - 1 + int(self.smoothed[first - 1 : end].argmin())
         return lowest, high, float(self.smoothed[lowest])
 
-    def _suggest(self) -> dict[str, float]:
+    @cached_property
+    def suggestions(self) -> dict[str, float]:
+        """Learning rates, by the name of the rule; empty if there is no suggestion."""
+        if self.why_not:
+            return {}
         smoothed, rates = self.smoothed, self.smoothed_rates
         lowest, high, low = self._fall()
         above = np.flatnonzero(smoothed[: lowest + 1] >= high - VALLEY_START * (high - low))
@@ -100,10 +102,8 @@ class LrCurve:
         }
 
     def write(self, folder: Path, suggestion: str) -> tuple[Path, ...]:
-        """Write lr_find.csv and lr_find.png, which labels the rate of `suggestion`, to `folder`; return the paths of
-        the files that could be written."""
-        with wrap_write_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+        """Write lr_find.csv and lr_find.png, which labels the rate of `suggestion`, to the existing `folder`; return
+        the paths of the files that could be written."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(("lr", "loss", "smoothed_loss"))

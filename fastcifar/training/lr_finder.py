@@ -1,4 +1,4 @@
-"""The learning-rate range test (L. Smith, "Cyclical Learning Rates for Training Neural Networks", 2017).
+"""The learning-rate range test (L. Smith, "Cyclical Learning Rates for Training Neural Networks", 2017), and advice.
 
 Train for some steps while the rate rises from very small to very large, and watch the loss.
 """
@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,11 +22,11 @@ from torch import nn
 
 from fastcifar.config import AUTO_SUGGESTIONS, LrRangeTestConfig, TrainConfig
 from fastcifar.errors import DivergedError, UsageError
+from fastcifar.io.paths import command_line
 from fastcifar.loaders import Loader
 from fastcifar.models import builder, make_model, require_side
 from fastcifar.models.probe import place
 from fastcifar.models.state import buffers_kept, modes_kept
-from fastcifar.training.advice import lr_find_command
 from fastcifar.training.data import Loaders
 from fastcifar.training.device import choose_amp, prepare_device, standard_torch_defaults
 from fastcifar.training.distributed import Distributed
@@ -41,7 +42,7 @@ NUM_RECENT = 3
 DIVERGED = 4.0
 """The test ends when the mean of the last NUM_RECENT losses is this many times its lowest (as in fastai)."""
 
-Batch = tuple[torch.Tensor, torch.Tensor]
+Batch = tuple[torch.Tensor, ...]
 Step = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -110,8 +111,7 @@ def run_lr_range_test(
         return step(images, labels)[0]
 
     reporter.begin("range test", test.num_steps)
-    batches = ((batch.images, batch.labels) for epoch in range(test.num_steps) for batch in loader.epoch(epoch))
-    return find_lr(network, optimizer, batches, test=test, step=loss_of_step, advance=reporter.advance)
+    return find_lr(network, optimizer, loader, test=test, step=loss_of_step, advance=reporter.advance)
 
 
 @standard_torch_defaults()
@@ -129,12 +129,8 @@ def run_lr_find(
     builder(config.model)  # an unknown name fails before the data is read
     with closing(Loaders(config, device, distributed)) as loaders:
         network = make_initial_network(config, loaders.info, device)
-        run = create_run(runs_dir, f"lr-find-{config.recipe or config.model.label}")
-        try:
-            curve = run_lr_range_test(config, network, loaders.train, test, reporter)
-        except BaseException:
-            run.path.rmdir()
-            raise
+        curve = run_lr_range_test(config, network, loaders.train, test, reporter)
+    run = create_run(runs_dir, f"lr-find-{config.recipe or config.model.label}")
     return curve, curve.write(run.path, suggestion)
 
 
@@ -220,3 +216,34 @@ def _restored(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[No
                 param.copy_(value)
                 param.grad = gradient
         optimizer.load_state_dict(state)
+
+
+def warn_if_not_learning(config: TrainConfig, row: dict[str, Any], num_classes: int, *, tested: bool = False) -> bool:
+    """Warn, and return True, if the training loss of an epoch (a row of results.csv) is above that of uniform
+    probabilities, log(num_classes), which label smoothing does not change.
+
+    tested: the rate is that of a range test, so another one is not suggested.
+    """
+    uniform = math.log(num_classes)
+    if row["train_loss"] <= uniform:
+        return False
+    log.warning(
+        "the training loss of epoch %d, %.4g, is above that of guessing, %.4g (the logarithm of %d classes): the "
+        "network has not learned yet; if that stays so, try a smaller --lr, e.g. %.2g%s",
+        row["epoch"],
+        row["train_loss"],
+        uniform,
+        num_classes,
+        config.peak_lr / 5,
+        "" if tested else f", or find one: {lr_find_command(config)}",
+    )
+    return True
+
+
+def lr_find_command(config: TrainConfig) -> str:
+    """The command that runs the range test with these settings."""
+    words: list[str | os.PathLike[str]] = ["fastcifar", "lr-find", "--data-dir", Path(config.data.data_dir)]
+    settings = config.to_settings()
+    for name in ("model", "norm", "optimizer", "batch_size"):
+        words += [f"--{name.replace('_', '-')}", str(settings[name])]
+    return command_line(*words)

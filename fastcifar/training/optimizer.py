@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,16 +10,14 @@ import torch
 from torch import nn
 
 from fastcifar.config import OptimizerConfig, TrainConfig
+from fastcifar.training.checkpoint import has_structure
 from fastcifar.training.muon import Muon
 
 log = logging.getLogger(__name__)
 Group = dict[str, Any]
 AUX_MOMENTUM = 0.85  # as in airbench
-MATRICES: dict[type[nn.Module], tuple[str, ...]] = {
-    nn.Linear: ("weight",),
-    nn.Conv2d: ("weight",),
-    nn.MultiheadAttention: ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"),
-}
+MATRIX_LAYERS = (nn.Linear, nn.Conv2d, nn.MultiheadAttention)
+MATRICES = ("weight", "in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 """Layers that multiply by a matrix, and the names of their matrices."""
 
 
@@ -55,13 +52,13 @@ def scale_lrs(config: TrainConfig, lr: float) -> TrainConfig:
 def muon_parameter_names(model: nn.Module) -> list[str]:
     """The parameters that Muon updates: the weights (2-D, 4-D) of linear, attention and convolution layers, except the
     last of them. Not: tokens, embeddings, biases, LayerScale, parametrizations."""
-    layers = [module for module in model.modules() if isinstance(module, tuple(MATRICES))]
+    layers = [module for module in model.modules() if isinstance(module, MATRIX_LAYERS)]
     head = set(layers[-1].parameters()) if layers else set()
     weights = {
         param
         for module in layers
         for name, param in module.named_parameters(recurse=False)
-        if any(isinstance(module, kind) and name in MATRICES[kind] for kind in MATRICES) and param.ndim in (2, 4)
+        if name in MATRICES and param.ndim in (2, 4)
     }
     return [name for name, param in model.named_parameters() if param in weights - head]
 
@@ -84,14 +81,6 @@ def _make_muon(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     matrices = [param for name, param in params if name in names]
     others = [param for name, param in params if name not in names]
     log.info("muon updates %d filter banks and matrices; %s the others", len(matrices), settings.aux_optimizer)
-    if not matrices:
-        log.warning(
-            "muon finds no linear or convolution layer to update in %s, except the last (scripted and traced modules "
-            "hide theirs): %s trains all parameters, at --aux-lr %g",
-            config.model.name,
-            settings.aux_optimizer,
-            settings.aux_lr,
-        )
     optimizers: list[torch.optim.Optimizer] = []
     if matrices:
         muon = Muon(
@@ -104,6 +93,12 @@ def _make_muon(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
             normalise=settings.unit_filters,
         )
         optimizers.append(muon)
+    else:
+        log.warning(
+            "muon finds no linear or convolution layer to update in %s, except the last (scripted and traced modules "
+            "hide theirs): %s trains all parameters, at --aux-lr %g",
+            *(config.model.name, settings.aux_optimizer, settings.aux_lr),
+        )
     if others:
         optimizers.append(_make_auxiliary(others, settings, _can_fuse(model)))
     return CombinedOptimizer(optimizers)
@@ -156,12 +151,8 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]
     if isinstance(optimizer, CombinedOptimizer):
         optimizer.load_state_dict(state)
         return
-    groups = optimizer.state_dict()["param_groups"]
-    for old, new in zip(state["param_groups"], groups, strict=True):
-        if old.keys() != new.keys() or any(_type(old[key]) is not _type(new[key]) for key in new):
-            raise ValueError("its groups have other settings")
-        if not all(math.isfinite(value) for value in old.values() if isinstance(value, (int, float))):
-            raise ValueError("its groups have settings that are not finite")
+    if not has_structure(state["param_groups"], optimizer.state_dict()["param_groups"]):
+        raise ValueError("its groups have other settings")
     optimizer.load_state_dict(state)
     for param, values in optimizer.state.items():
         for name, value in values.items():
@@ -171,10 +162,3 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]
                 raise ValueError(f"its {name} has another shape than the weights")
             if name != "step":  # in the memory layout of the weights, which the fused kernels assume
                 values[name] = torch.empty_like(param).copy_(value)
-
-
-def _type(value: object) -> type:
-    """float for all numbers; bool for flags, which are None where another device decides them."""
-    if value is None or isinstance(value, bool):
-        return bool
-    return float if isinstance(value, (int, float)) else type(value)

@@ -1,12 +1,23 @@
-"""How far a run is, and who displays it."""
+"""What a run is given, how far it is, how long the rest takes, and who displays it."""
 
 from __future__ import annotations
 
+import logging
+import math
+import time
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
-from fastcifar.training.run_folder import COLUMNS
+import torch
 
+from fastcifar.config import TrainConfig
+from fastcifar.training.data import Loaders
+from fastcifar.training.distributed import Distributed
+from fastcifar.training.run_folder import COLUMNS, RunFolder
+
+log = logging.getLogger(__name__)
+MEMORY_S = 15.0  # of the exponential average of the pace
 BEST_COLUMNS = ("epoch", "val_loss", "val_accuracy")
 OPTIONAL_COLUMNS = ("val_loss", "val_accuracy")
 """None without validation."""
@@ -35,6 +46,24 @@ class SilentReporter:
     def advance(self, count: int) -> None: ...
 
     def step(self, step: int, loss: float, remaining_s: float) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunContext:
+    """What the trainer, its checkpointer and its metric logger share."""
+
+    config: TrainConfig
+    run: RunFolder
+    loaders: Loaders
+    device: torch.device
+    distributed: Distributed
+    reporter: Reporter
+
+    @cached_property
+    def num_steps(self) -> int:
+        """Steps of the whole run."""
+        num_steps, max_steps = len(self.loaders.train) * self.config.epochs, self.config.max_steps
+        return num_steps if max_steps is None else min(num_steps, max_steps)
 
 
 @dataclass
@@ -71,28 +100,27 @@ class Progress:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore from a checkpoint. Raises ValueError, TypeError or KeyError if the values are not possible."""
-        restored = Progress(**state)
-        counts = (restored.epoch, restored.batch, restored.step, restored.correct, restored.seen, restored.logged_batch)
+        new = Progress(**state)
+        counts = (new.epoch, new.batch, new.step, new.correct, new.seen, new.logged_batch)
         if not all(type(count) is int and count >= 0 for count in counts):
             raise ValueError("its counts are not integers from 0 on")
-        if restored.correct > restored.seen or restored.logged_batch > restored.batch:
+        if new.correct > new.seen or new.logged_batch > new.batch:
             raise ValueError("its counts are inconsistent")
-        if not all(map(_is_number, (restored.loss_sum, restored.logged_sum, restored.seconds))):
+        if not all(map(_is_number, (new.loss_sum, new.logged_sum, new.seconds))):
             raise ValueError("its sums are not numbers")
-        if [row["epoch"] for row in restored.history] != list(range(1, restored.epoch + 1)):
+        if [row["epoch"] for row in new.history] != list(range(1, new.epoch + 1)):
             raise ValueError("its results are not one row per epoch")
-        for row in restored.history:
+        for row in new.history:
             _require_row(row, COLUMNS)
-        if restored.best is not None:
-            _require_row(restored.best, BEST_COLUMNS)
-        self.__dict__.update(restored.__dict__)
+        if new.best is not None:
+            _require_row(new.best, BEST_COLUMNS)
+        self.__dict__.update(new.__dict__)
 
 
 def _require_row(row: dict[str, Any], columns: tuple[str, ...]) -> None:
-    if row.keys() != set(columns):
-        raise ValueError("its results have other columns")
-    if not all(_is_number(value) or (value is None and key in OPTIONAL_COLUMNS) for key, value in row.items()):
-        raise ValueError("its results are not numbers")
+    numbers = [value for key, value in row.items() if value is not None or key not in OPTIONAL_COLUMNS]
+    if row.keys() != set(columns) or not all(map(_is_number, numbers)):
+        raise ValueError("its results have other columns, or are not numbers")
 
 
 def _is_number(value: Any) -> bool:
@@ -105,3 +133,56 @@ def duration(seconds: float) -> str:
     if whole >= 3600:
         return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
     return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{whole} s"
+
+
+class TimeLeft:
+    """The time left, from the pace of the last half minute and the duration of the last validation.
+
+    Work is counted in training steps on images of full size.
+    """
+
+    def __init__(self, config: TrainConfig, num_steps: int, image_shape: tuple[int, int, int]) -> None:
+        height, width, _ = image_shape
+        # (work of a step, until which step)
+        self._stages = [
+            (side**2 / (height * width), math.ceil(until * num_steps)) for side, until in config.progressive
+        ]
+        self._stages.append((1.0, num_steps))
+        self._config, self._num_steps = config, num_steps
+        self._seconds = self._work = 0.0  # of the last steps
+        self.validation_s = 0.0
+        """Duration of the last validation."""
+        self.start()
+
+    def start(self) -> None:
+        """The next step begins now."""
+        self._begin = time.monotonic()
+
+    def step(self, step: int) -> None:
+        """Step `step` (from 0) has ended; the next begins now."""
+        seconds, work = time.monotonic() - self._begin, self._work_of(step, step + 1)
+        self.start()
+        decay = math.exp(-seconds / MEMORY_S)
+        self._seconds, self._work = decay * self._seconds + seconds, decay * self._work + work
+
+    def seconds(self, progress: Progress) -> float:
+        """Seconds that the rest of the run takes at the current pace; 0 before the first step."""
+        if not self._work:
+            return 0.0
+        training_s = self._work_of(progress.step, self._num_steps) * self._seconds / self._work
+        validations = self._config.epochs - progress.epoch if self._config.max_steps is None else 1
+        return training_s + self.validation_s * validations
+
+    def log(self, progress: Progress) -> None:
+        """Log the time left."""
+        if progress.step < self._num_steps:
+            log.info("about %s left", duration(self.seconds(progress)))
+
+    def _work_of(self, begin: int, end: int) -> float:
+        """The work of the steps from `begin` to before `end`."""
+        work = 0.0
+        for per_step, until in self._stages:
+            last = max(begin, min(end, until))
+            work += per_step * (last - begin)
+            begin = last
+        return work

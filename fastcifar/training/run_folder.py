@@ -29,8 +29,6 @@ from fastcifar.io.reading import read_mapping
 from fastcifar.system.cpus import cpu_name
 from fastcifar.training.distributed import Distributed
 
-log = logging.getLogger(__name__)
-
 MAX_TEXT_BYTES = 8 * 2**20
 COLUMNS = (
     "epoch",
@@ -169,15 +167,13 @@ def find_run(
     if not os.fsdecode(run).strip():
         raise DataError(f"run is {run!r}; expected its name or path; leave it out for the latest")
     path = user_path(run, "run")
-    folder = _run_at_name_or_path(path, root)
+    folder = _run_at(root / path) or _run_at(path)
     if folder is None:
         if os.path.exists(path):
             raise DataError(f"{path}: not a run, nor in one; expected the folder of a run, or a file in it")
         known = ", ".join(sorted(p.name for p in root.glob("*") if p.is_dir())[:12]) or "none yet"
         reason = f"; it is {why_missing(path)}" if os.path.islink(path) else ""
         raise DataError(f"{run}: no such run in {root}{reason}; expected a folder or one of: {known}")
-    if folder.path not in (root / path, path):
-        log.info("%s is in the run %s", path, folder.path)
     if trained and folder.best.is_file():
         return folder
     if not folder.has_checkpoint:
@@ -190,12 +186,8 @@ def find_run(
 
 def is_run(path: Path, runs_dir: Path) -> bool:
     """Whether this is the name or path of a trained run, or a path in one."""
-    run = _run_at_name_or_path(path, runs_dir)
+    run = _run_at(runs_dir / path) or _run_at(path)
     return run is not None and run.is_trained
-
-
-def _run_at_name_or_path(path: Path, root: Path) -> RunFolder | None:
-    return next(filter(None, map(_run_at, (root / path, path))), None)
 
 
 def _run_at(path: Path) -> RunFolder | None:
@@ -211,13 +203,13 @@ def _run_at(path: Path) -> RunFolder | None:
 
 
 def _latest_run(root: Path, trained: bool) -> RunFolder:
-    names = ("best.safetensors", "last.pt", "previous.pt") if trained else ("last.pt", "previous.pt")
     saved = []
-    for file in (file for name in names for file in root.glob(f"*/weights/{name}")):
-        path = file.parent.parent
-        with contextlib.suppress(OSError):  # removed meanwhile, or a broken link
-            if not trained or RunFolder(path).best.is_file():
-                saved.append((file.stat().st_mtime_ns, not path.is_symlink(), path))  # a run before a link to it
+    for file in root.glob("*/weights/*"):
+        run = RunFolder(file.parent.parent)
+        if run.best.is_file() if trained else run.has_checkpoint:
+            with contextlib.suppress(OSError):  # a temporary file that has been renamed
+                is_link = run.path.is_symlink()  # a run comes before a link to it
+                saved.append((file.stat().st_mtime_ns, not is_link, run.path))
     if saved:
         return RunFolder(max(saved)[-1])
     if RunFolder(root).has_checkpoint:

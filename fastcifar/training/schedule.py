@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import (
 )
 
 from fastcifar.config import TrainConfig
+from fastcifar.training.checkpoint import has_structure
 
 log = logging.getLogger(__name__)
 WARMUP_FACTOR = 0.01
@@ -38,14 +39,14 @@ class Schedule:
         self._warmup_left = self._warmup_steps = round(settings.warmup_epochs * steps_per_epoch)
         if self._warmup_steps >= num_steps:
             log.warning("the warm-up of %d steps does not end before the run, of %d", self._warmup_steps, num_steps)
-        self._by_step: dict[str, LRScheduler] = {}
+        self._by_step: LRScheduler | None = None
         self._by_epoch: LRScheduler | ReduceLROnPlateau | None = None
         if settings.name == "onecycle":
-            self._by_step["onecycle"] = _one_cycle(optimizer, config, num_steps)
+            self._by_step = _one_cycle(optimizer, config, num_steps)
         elif settings.name == "cosine":
-            self._by_step["cosine"] = self._cosine(optimizer, settings.min_lr, num_steps)
+            self._by_step = self._cosine(optimizer, settings.min_lr, num_steps)
         elif self._warmup_steps:
-            self._by_step["warmup"] = self._warmup(optimizer)
+            self._by_step = self._warmup(optimizer)
         if settings.name == "plateau":
             self._by_epoch = ReduceLROnPlateau(
                 optimizer,
@@ -71,8 +72,8 @@ class Schedule:
 
     def after_step(self) -> None:
         """Call after each step of the optimizer."""
-        for schedule in self._by_step.values():
-            _step(schedule)
+        if self._by_step is not None:
+            _step(self._by_step)
         self._warmup_left = max(self._warmup_left - 1, 0)
 
     def after_epoch(self, row: dict[str, Any]) -> None:
@@ -86,36 +87,20 @@ class Schedule:
 
     def state_dict(self) -> dict[str, Any]:
         """Part of the checkpoint."""
-        return {
-            "name": self._name,
-            "warmup_left": self._warmup_left,
-            "by_step": {name: schedule.state_dict() for name, schedule in self._by_step.items()},
-            "by_epoch": None if self._by_epoch is None else self._by_epoch.state_dict(),
-        }
+        state: dict[str, Any] = {"name": self._name, "warmup_left": self._warmup_left}
+        return state | {name: schedule.state_dict() for name, schedule in self._parts().items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore from a checkpoint. Raises KeyError if it is of another schedule."""
-        if not _has_structure(state, self.state_dict()):
+        if not has_structure(state, self.state_dict()):
             raise KeyError(f"it has no state of the schedule {self._name}")
         self._warmup_left = state["warmup_left"]
-        for name, schedule in self._by_step.items():
-            schedule.load_state_dict(state["by_step"][name])
-        if self._by_epoch is not None:
-            self._by_epoch.load_state_dict(state["by_epoch"])
+        for name, schedule in self._parts().items():
+            schedule.load_state_dict(state[name])
 
-
-def _has_structure(state: Any, fresh: Any) -> bool:
-    """Whether `state` has the keys and types of `fresh`, the state of a new schedule: those of torch would take any
-    attribute from a checkpoint, methods included."""
-    if isinstance(fresh, dict):
-        same = isinstance(state, dict) and state.keys() == fresh.keys()
-        return same and all(_has_structure(state[key], fresh[key]) for key in fresh)
-    if isinstance(fresh, (list, tuple)):
-        same = isinstance(state, (list, tuple)) and len(state) == len(fresh)
-        return same and all(map(_has_structure, state, fresh))
-    if isinstance(fresh, (int, float)) and not isinstance(fresh, bool):
-        return (type(state) in (int, float) and abs(state) < 2**63) or state == fresh
-    return type(state) is type(fresh) and (not isinstance(fresh, str) or state == fresh)
+    def _parts(self) -> dict[str, LRScheduler | ReduceLROnPlateau]:
+        parts = {"by_step": self._by_step, "by_epoch": self._by_epoch}
+        return {name: schedule for name, schedule in parts.items() if schedule is not None}
 
 
 def _step(schedule: LRScheduler) -> None:

@@ -31,7 +31,7 @@ class TrainStep:
         self._l1_params: list[torch.Tensor] = []
         if self._settings.l1:
             self._l1_params += [param for param in self._params if has_decay(self._settings, param)]
-        self.scaler = torch.amp.GradScaler(self._params[0].device.type) if amp == "fp16" else None
+        self.scaler = torch.amp.GradScaler(self._params[0].device.type, enabled=amp == "fp16")
         self.ema: AveragedModel | None = None
         if self._settings.ema:
             average = get_ema_multi_avg_fn(self._settings.ema)  # type: ignore[no-untyped-call]
@@ -57,16 +57,11 @@ class TrainStep:
         logits = logits.float()
         loss = F.cross_entropy(logits, labels, label_smoothing=self._settings.label_smoothing)
         self.optimizer.zero_grad(set_to_none=True)
-        if self.scaler is None:
-            loss.backward()  # type: ignore[no-untyped-call]
-            self._change_gradients()
-            self.optimizer.step()
-        else:
-            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            self.scaler.unscale_(self.optimizer)
-            self._change_gradients()
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self.scaler.unscale_(self.optimizer)
+        self._change_gradients()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         if self.ema is not None:
             self.ema.update_parameters(self.network)
         return loss.detach(), logits.detach()
@@ -84,14 +79,14 @@ class TrainStep:
         """Part of the checkpoint, without the weights of the network."""
         return {
             "optimizer": self.optimizer.state_dict(),
-            "scaler": None if self.scaler is None else self.scaler.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "ema": None if self.ema is None else self.ema.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore from a checkpoint. Raises KeyError, ValueError or RuntimeError if it does not fit."""
         load_optimizer_state(self.optimizer, state["optimizer"])
-        if self.scaler is not None and state["scaler"]:
+        if state["scaler"]:  # not of a run without fp16
             self.scaler.load_state_dict(state["scaler"])
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])

@@ -5,10 +5,13 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
+import threading
 import time
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -23,17 +26,15 @@ from fastcifar.io.locks import lock_folder
 from fastcifar.loaders import Batch, Loader
 from fastcifar.models import builder
 from fastcifar.training.checkpointer import Checkpointer
-from fastcifar.training.cpu_threads import CpuThreads
 from fastcifar.training.data import Loaders
-from fastcifar.training.device import choose_amp, prepare_device, standard_torch_defaults
+from fastcifar.training.device import CpuThreads, choose_amp, prepare_device, standard_torch_defaults
 from fastcifar.training.distributed import Distributed
 from fastcifar.training.lr_finder import make_initial_network, resolve_lr
 from fastcifar.training.metric_logger import MetricLogger
 from fastcifar.training.optimizer import make_optimizer
-from fastcifar.training.progress import Progress, Reporter, SilentReporter
+from fastcifar.training.progress import Progress, Reporter, RunContext, SilentReporter
 from fastcifar.training.run_folder import RunFolder, create_run, log_file
 from fastcifar.training.schedule import Schedule
-from fastcifar.training.signals import StopRequest
 from fastcifar.training.step import TrainStep, resize
 from fastcifar.training.sync_norm import convert_sync_batchnorm
 
@@ -85,66 +86,72 @@ def train(
                 log.info("learning rate %g, the default of %s with %s", config.peak_lr, model, optimizer)
         # resources are closed before signals have their former effect: an error is reported even if a signal follows
         with StopRequest() as stop, resources.pop_all():
-            trainer = Trainer(config, run, network, loaders, device, distributed, stop, reporter)
+            context = RunContext(
+                config=config, run=run, loaders=loaders, device=device, distributed=distributed, reporter=reporter
+            )
+            trainer = Trainer(context, network, stop)
             if resume is not None:
                 trainer.checkpointer.restore()
             if distributed.is_main:
                 run.write_config(config)
             if resume is None:
                 trainer.checkpointer.save()  # from here on, a run that is killed can be resumed
-            with closing(trainer):
+            with closing(trainer.threads):
                 trainer.fit()
                 return run, trainer.test()
+
+
+class StopRequest:
+    """In the `with` block, the first signal only sets `signum`; a second one ends the program."""
+
+    def __init__(self) -> None:
+        self.signum = 0
+        self._handlers: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                self._handlers[signum] = signal.signal(signum, self._handle)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for signum, handler in self._handlers.items():
+            signal.signal(signum, handler)
+        self._handlers.clear()
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        self.signum = signum
+        self.__exit__()
 
 
 class Trainer:
     """Trains `network` for the steps that are left of a run, then tests the best weights."""
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        run: RunFolder,
-        network: nn.Module,
-        loaders: Loaders,
-        device: torch.device,
-        distributed: Distributed,
-        stop: StopRequest,
-        reporter: Reporter,
-    ) -> None:
-        self.config, self.run, self.loaders, self.device = config, run, loaders, device
-        self.distributed, self.stop, self.reporter = distributed, stop, reporter
-        self.amp = choose_amp(device, config.runtime.amp)
-        self.num_steps = len(loaders.train) * config.epochs
-        if config.max_steps is not None:
-            self.num_steps = min(self.num_steps, config.max_steps)
+    def __init__(self, context: RunContext, network: nn.Module, stop: StopRequest) -> None:
+        config, device, distributed, loader = context.config, context.device, context.distributed, context.loaders.train
+        self.context, self.config, self.distributed, self.stop = context, config, distributed, stop
         if config.runtime.sync_bn and distributed.world_size > 1:
             network = convert_sync_batchnorm(network, device)
         optimizer = make_optimizer(network, config)
         model: Any = distributed.wrap(network, device, config.runtime.deterministic)
         if config.runtime.compile:
             model = torch.compile(model)
-        self.step = TrainStep(model, network, optimizer, config, self.amp)
-        self.schedule = Schedule(optimizer, config, self.num_steps, len(loaders.train))
+        self.step = TrainStep(model, network, optimizer, config, choose_amp(device, config.runtime.amp))
+        self.schedule = Schedule(optimizer, config, context.num_steps, len(loader))
         self.progress = Progress()
-        self.checkpointer = Checkpointer(
-            run, config, loaders, self.step, self.schedule, self.progress, self.num_steps, device, distributed
-        )
-        self.logger = MetricLogger(run, config, loaders, self.progress, self.num_steps, device, distributed, reporter)
-        single = distributed.world_size == 1 and device.type == "cpu" and not loaders.train.num_workers
-        adaptable = config.runtime.threads is None and not config.runtime.deterministic  # the last bits depend on it
-        self._threads = CpuThreads() if single and adaptable else None
+        self.checkpointer = Checkpointer(context, self.step, self.schedule, self.progress)
+        self.logger = MetricLogger(context, self.step, self.progress)
+        single = distributed.world_size == 1 and device.type == "cpu" and not loader.num_workers
+        # with --deterministic they stay: the last bits depend on their number
+        self.threads = CpuThreads(single and config.runtime.threads is None and not config.runtime.deterministic)
         if not distributed.is_main:
             torch.manual_seed((config.seed + distributed.rank) % 2**63)  # dropout; loaders have streams of their own
 
-    def close(self) -> None:
-        """Give torch all its threads again."""
-        if self._threads is not None:
-            self._threads.close()
-
     def fit(self) -> None:
         """Train the epochs that are left."""
-        self.logger.log_start(self.step.network, self.amp)
-        while self.progress.step < self.num_steps or self.progress.batch:  # stopped in a validation, it is repeated
+        self.logger.log_start()
+        # a run that was stopped in a validation repeats it
+        while self.progress.step < self.context.num_steps or self.progress.batch:
             self.train_epoch()
             self.end_epoch()
         if self.progress.best is None:  # the best weights were lost, and no epoch followed
@@ -153,11 +160,11 @@ class Trainer:
 
     def train_epoch(self) -> None:
         """Train the batches that are left of the current epoch."""
-        progress, loader = self.progress, self.loaders.train
+        progress, loader = self.progress, self.context.loaders.train
         self.step.network.train()
         self.logger.begin_epoch()
         with closing(loader.epoch(progress.epoch, progress.batch)) as batches:
-            while progress.step < self.num_steps and (batch := next(batches, None)) is not None:
+            while progress.step < self.context.num_steps and (batch := next(batches, None)) is not None:
                 loss = self.train_step(batch)
                 self._save_or_stop(loss)
         loader.beton.check_unchanged()  # also after the last step, which requests no further batch
@@ -169,8 +176,7 @@ class Trainer:
         progress = self.progress
         loss, logits = self.step(self._resized(batch.images), batch.labels)
         self.schedule.after_step()
-        if self._threads is not None:
-            self._threads.after_step()
+        self.threads.after_step()
         progress.step += 1
         progress.batch += 1
         progress.seen += self.config.batch_size
@@ -179,7 +185,7 @@ class Trainer:
     def end_epoch(self) -> None:
         """Validate, adjust the rate, keep the best weights, save."""
         progress = self.progress
-        complete = progress.batch == len(self.loaders.train)
+        complete = progress.batch == len(self.context.loaders.train)
         if not complete or self.distributed.world_size > 1:  # torchrun grants little time after a signal
             self.checkpointer.save()
         row = self.logger.log_epoch(self._lr, self._validate(), complete)
@@ -187,7 +193,7 @@ class Trainer:
         if self._is_best(row, complete):
             self.checkpointer.save_best(row)
         progress.begin_next_epoch(row)
-        self.logger.log_time_left()
+        self.logger.time_left.log(progress)
         if not complete:
             self.checkpointer.freeze()
         self.checkpointer.save()
@@ -195,16 +201,16 @@ class Trainer:
 
     def evaluate(self, model: nn.Module, loader: Loader, name: str, tta: str = "none") -> Predictions:
         """The predictions of `model` on the images of all processes. Raises DivergedError, Stopped."""
-        world_size = self.distributed.world_size
+        world_size, reporter = self.distributed.world_size, self.context.reporter
 
         def advance(count: int) -> None:
-            self.reporter.advance(count * world_size)
+            reporter.advance(count * world_size)
             if world_size == 1 and self.stop.signum:
                 self._save_and_stop(self.stop.signum)
 
         self.distributed.broadcast_buffers(model)
-        self.reporter.begin(name, loader.num_images * world_size)
-        predictions = predict(model, loader, amp=self.amp, tta=tta, advance=advance, distributed=self.distributed)
+        reporter.begin(name, loader.num_images * world_size)
+        predictions = predict(model, loader, amp=self.step.amp, tta=tta, advance=advance, distributed=self.distributed)
         (signum,) = self.distributed.all_reduce_max(self.stop.signum)
         if signum:
             self._save_and_stop(signum)
@@ -216,7 +222,7 @@ class Trainer:
         content of metrics.json."""
         self.logger.write_results()
         model, weights_sha256 = self.checkpointer.load_best()
-        test, tta = self.loaders.test, self.config.tta
+        test, tta = self.context.loaders.test, self.config.tta
         predictions = self.evaluate(model, test, "test")
         scores: dict[str, Any] = {"test_accuracy": predictions.accuracy, "test_loss": predictions.loss}
         if tta != "none":
@@ -225,9 +231,9 @@ class Trainer:
             scores |= {"tta": tta, "tta_accuracy": augmented.accuracy, "tta_loss": augmented.loss}
         if self.distributed.is_main:
             predictions = replace(predictions, weights_sha256=weights_sha256, data_sha256=test.beton.sha256)
-            predictions.save(self.run.predictions)
+            predictions.save(self.context.run.predictions)
         scores["num_test_images"] = len(predictions)
-        metrics = self.logger.write_metrics(scores, self.step.network, self.amp)
+        metrics = self.logger.write_metrics(scores)
         accuracy, loss = predictions.accuracy * 100, predictions.loss
         log.info("test accuracy %.2f%%, loss %.4f, on %d images", accuracy, loss, len(predictions))
         self.logger.draw_curves()
@@ -240,7 +246,7 @@ class Trainer:
     def _resized(self, images: torch.Tensor) -> torch.Tensor:
         """The images in the size of this step: see `progressive`."""
         for side, until in self.config.progressive:
-            if self.progress.step < until * self.num_steps:
+            if self.progress.step < until * self.context.num_steps:
                 return resize(images, side)
         return images
 
@@ -249,13 +255,13 @@ class Trainer:
 
         Raises DivergedError if the loss of one of them is not finite; Stopped after a signal.
         """
-        diverged = loss is not None and not math.isfinite(loss)
-        signum, due, diverged_anywhere = self.distributed.all_reduce_max(
-            self.stop.signum, self.checkpointer.is_due, diverged
-        )
-        if diverged_anywhere:
-            self._require_finite(loss if loss is not None and diverged else math.nan, "loss")
-        if (signum or due) and self.progress.step < self.num_steps:
+        own_loss = 0.0 if loss is None else loss
+        diverged = not math.isfinite(own_loss)
+        flags = self.stop.signum, self.checkpointer.is_due, diverged
+        signum, due, any_diverged = self.distributed.all_reduce_max(*flags)
+        if any_diverged:
+            self._require_finite(own_loss if diverged else math.nan, "loss")
+        if (signum or due) and self.progress.step < self.context.num_steps:
             self.logger.reduce()
             self._save_and_stop(signum)
 
@@ -263,7 +269,7 @@ class Trainer:
         """Save, and end the run if `signum` is not 0."""
         self.checkpointer.save()
         if signum:
-            command = self.run.resume_command(self.config.model, self.distributed)
+            command = self.context.run.resume_command(self.config.model, self.distributed)
             raise Stopped(signum, f"saved at step {self.progress.step}; resume with: {command}")
 
     def _require_finite(self, loss: float, name: str) -> None:
@@ -273,10 +279,11 @@ class Trainer:
             )
 
     def _validate(self) -> Predictions | None:
-        if self.loaders.val is None:
+        loader = self.context.loaders.val
+        if loader is None:
             return None
         begin = time.monotonic()
-        predictions = self.evaluate(self.step.eval_network, self.loaders.val, "validation")
+        predictions = self.evaluate(self.step.eval_network, loader, "validation")
         self.logger.time_left.validation_s = time.monotonic() - begin
         return predictions
 

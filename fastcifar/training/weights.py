@@ -20,7 +20,7 @@ from fastcifar.data.manifest import MAX_NAME
 from fastcifar.data.tables import MAX_CLASSES
 from fastcifar.errors import CheckpointError, one_line
 from fastcifar.io.atomic import write_bytes
-from fastcifar.io.reading import open_regular, read_bytes
+from fastcifar.io.reading import read_bytes
 from fastcifar.models import make_model
 
 MAX_WEIGHTS_BYTES = 2**34
@@ -68,7 +68,11 @@ def load_weights(path: Path, trusted: str | None = None) -> tuple[nn.Module, Dat
         if not all(name.isprintable() for name in data.class_names):
             raise ValueError("class_names has unprintable characters")
         network = ModelConfig(**metadata["model"])
-        require_trust(path, network, trusted)
+        if network.names_code and network.name != trusted:
+            raise CheckpointError(
+                f"{path}: its network is {network.name}, code that is not part of fastcifar; "
+                f"if you trust it, add --model {network.name}"
+            )
         with torch.random.fork_rng(devices=[]):  # initial weights must not advance the generator of a run
             model = make_model(network, len(data.class_names), data.image_shape)
         model.load_state_dict(tensors)
@@ -80,27 +84,14 @@ def load_weights(path: Path, trusted: str | None = None) -> tuple[nn.Module, Dat
 
 
 def read_info(path: Path) -> DatasetInfo:
-    """The facts about its data, from the header of a weights file; no tensor is read.
+    """The facts about its data, from the header of a weights file.
 
     Raises CheckpointError (exit code 6) if the file is missing or damaged.
     """
     try:
-        with open_regular(path) as file:
-            size = int.from_bytes(file.read(8), "little")
-            if size > MAX_HEADER_BYTES:
-                raise ValueError("its header is too large")
-            return _dataset_info(_metadata(size.to_bytes(8, "little") + file.read(size)))
+        return _dataset_info(_metadata(read_bytes(path, MAX_WEIGHTS_BYTES)))
     except Exception as error:
         raise _unreadable(path, error) from error
-
-
-def require_trust(path: Path, network: ModelConfig, trusted: str | None) -> None:
-    """Raise CheckpointError if the network in `path` is code that the user has not named."""
-    if network.names_code and network.name != trusted:
-        raise CheckpointError(
-            f"{path}: its network is {network.name}, code that is not part of fastcifar; "
-            f"if you trust it, add --model {network.name}"
-        )
 
 
 def file_sha256(path: Path) -> str:
@@ -111,6 +102,8 @@ def file_sha256(path: Path) -> str:
 def _metadata(content: bytes) -> dict[str, Any]:
     """The metadata in the header of a safetensors file. Raises ValueError if its checksum is wrong."""
     size = int.from_bytes(content[:8], "little")
+    if size > MAX_HEADER_BYTES:
+        raise ValueError("its header is too large")
     header = dict(json.loads(content[8 : 8 + size])["__metadata__"])
     checksum = header.pop("metadata_sha256", "null")
     if json.loads(checksum) != _metadata_sha256(header):
