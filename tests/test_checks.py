@@ -21,3 +21,9 @@ def test_few_choices_are_all_listed_in_order() -> None:
     with pytest.raises(UsageError) as refusal:
         require_choice("split", 3, ("test", "val"))
     assert str(refusal.value) == "split is 3; expected one of: test, val"
+
+
+def test_a_choice_that_prints_like_another_is_shown_with_escapes() -> None:
+    with pytest.raises(UsageError) as refusal:
+        require_choice("target", "cafe\u0301", ("caf\u00e9", "bar"))
+    assert str(refusal.value) == r"target is 'cafe\u0301'; expected 'caf\xe9', the same text in other characters"

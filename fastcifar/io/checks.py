@@ -6,6 +6,7 @@ import difflib
 import math
 import operator
 import sys
+import unicodedata
 from collections.abc import Collection
 from typing import Any
 
@@ -17,7 +18,14 @@ MAX_LISTED = 20
 def require_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
     """Raise UsageError unless `value` is one of `allowed`."""
     if value not in allowed:
+        alike = [other for other in allowed if unicodedata.normalize("NFKC", other) == _normalise(value)]
+        if alike:  # both print alike
+            raise UsageError(f"{name} is {value!a}; expected {alike[0]!a}, the same text in other characters")
         raise UsageError(f"{name} is {value!r}; expected one of: {format_choices(allowed, value)}")
+
+
+def _normalise(value: object) -> object:
+    return unicodedata.normalize("NFKC", value) if isinstance(value, str) else None
 
 
 def format_choices(names: Collection[str], value: object) -> str:
