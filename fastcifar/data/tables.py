@@ -114,8 +114,9 @@ def read_tables(file: BetonFile) -> Tables:
 
 def _check_first_record(path: Path, images: npt.NDArray[np.void]) -> None:
     """Before all are read: a sparse file of a few kilobytes can hold gigabytes of zeros."""
-    if not images["height"][0] or not images["width"][0]:
-        raise damaged(path, "image 0 has no pixels")
+    height, width = images["height"][0], images["width"][0]
+    if not height or not width:
+        raise damaged(path, f"its records say images of {height}x{width}")
 
 
 def _refuse_other_kind(file: BetonFile) -> None:

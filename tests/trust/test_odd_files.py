@@ -117,7 +117,7 @@ def test_a_sparse_beton_of_few_images_is_not_hashed_to_its_end(own_data_dir: Pat
         open_beton(path)
 
 
-@pytest.mark.parametrize(("gib", "reason"), [(1, "image 0 has no pixels"), (2_000, "its tables take .* GiB")])
+@pytest.mark.parametrize(("gib", "reason"), [(1, "images of 0x0"), (2_000, "its tables take .* GiB")])
 def test_a_sparse_beton_of_many_images_is_refused_before_its_tables_are_read(
     own_data_dir: Path, gib: int, reason: str
 ) -> None:
