@@ -16,7 +16,7 @@ from fastcifar.models.probe import place
 from fastcifar.system.cpus import cpu_name
 from fastcifar.training.checkpoint import load_checkpoint, save_checkpoint
 from fastcifar.training.progress import Progress, RunContext
-from fastcifar.training.schedule import STRETCHABLE, Schedule
+from fastcifar.training.schedule import LENGTH_INDEPENDENT, Schedule
 from fastcifar.training.step import TrainStep
 from fastcifar.training.weights import load_weights, save_weights
 
@@ -50,7 +50,7 @@ class Checkpointer:
         return time.monotonic() - self._saved_at > SAVE_EVERY_S
 
     def freeze(self) -> None:
-        """Write last.pt no more: --max-steps ended the run within an epoch, and a longer run resumes within it."""
+        """Stop writing last.pt: --max-steps ended the run within an epoch, and a longer run resumes within it."""
         self._frozen = True
 
     def save(self) -> None:
@@ -118,7 +118,7 @@ class Checkpointer:
             if value != self._environment.get(name):
                 log.warning(
                     "resumed with %s %s, started with %s: the results may differ in the last bits",
-                    *(name, self._environment.get(name), value),
+                    *(one_line(name, 80), self._environment.get(name), one_line(value, 80)),
                 )
         self.step.network.load_state_dict(state["model"])
         self.step.load_state_dict(state["step"])
@@ -133,7 +133,7 @@ class Checkpointer:
             return
         try:
             epoch = load_weights(self.run.best, trusted=self.config.model.name)[2].get("epoch")
-            reason = f"{self.run.best}: has the weights of epoch {epoch}"
+            reason = f"{self.run.best}: has the weights of epoch {one_line(epoch, 20)}"
         except CheckpointError as error:
             epoch, reason = None, str(error)
         if epoch == best["epoch"]:
@@ -142,7 +142,7 @@ class Checkpointer:
         # without validation, those of the current epoch may be saved; its end writes them again
         if self.context.loaders.val is not None or epoch != self.progress.epoch + 1:
             log.warning(
-                "%s; the best weights, of epoch %s, are lost: the best of the epochs from here on counts",
+                "%s; the best weights, of epoch %s, are lost: the best epoch is tracked again from here",
                 *(reason, best["epoch"]),
             )
 
@@ -153,16 +153,18 @@ class Checkpointer:
     def _require_same_data(self, saved: dict[str, str]) -> None:
         for name, sha256 in self._data().items():
             if saved[name] != sha256:
+                was = one_line(saved[name], 16)
                 raise DataError(
-                    f"{self.run.path}: was trained with a {name}.beton of SHA-256 {saved[name][:16]}…; that in "
+                    f"{self.run.path}: was trained with a {name}.beton of SHA-256 {was}…; that in "
                     f"{self.config.data.data_dir} has {sha256[:16]}…: convert the same source again or start a new run"
                 )
 
     def _require_same_settings(self, saved: dict[str, Any]) -> None:
         for name, value in self.config.to_settings().items():
             if name not in CHANGEABLE and value != saved.get(name):
+                was = one_line(saved.get(name), 80)
                 raise CheckpointError(
-                    f"{self.run.config}: {name} is {value}, and was {saved.get(name)} when the checkpoint was written; "
+                    f"{self.run.config}: {name} is {value}, and was {was} when the checkpoint was written; "
                     "restore it or start a new run"
                 )
 
@@ -170,17 +172,18 @@ class Checkpointer:
         progress, config, path, num_steps = self.progress, self.config, self.run.path, self.context.num_steps
         if config.max_steps is not None and config.max_steps < progress.step:
             raise UsageError(
-                f"max_steps is {config.max_steps}; {path} has done {progress.step}: expected at least that"
+                f"max_steps is {config.max_steps}; {path} has done {progress.step}: expected {progress.step} or more"
             )
         if num_steps < progress.step:
             begun = -(-progress.step // len(self.context.loaders.train))
-            raise UsageError(f"epochs is {config.epochs}; {path} has begun {begun}: expected at least that")
-        stretchable = config.schedule.name in STRETCHABLE and not config.progressive
-        if not stretchable and saved_num_steps != num_steps:
+            raise UsageError(f"epochs is {config.epochs}; {path} has begun {begun}: expected {begun} or more")
+        extendable = config.schedule.name in LENGTH_INDEPENDENT and not config.progressive
+        if not extendable and saved_num_steps != num_steps:
             fixed = "progressive resizing" if config.progressive else f"{config.schedule.name} schedule"
+            was, epochs, max_steps = (one_line(v, 20) for v in (saved_num_steps, saved["epochs"], saved["max_steps"]))
             raise UsageError(
-                f"the {fixed} of {path} was made for {saved_num_steps} steps and cannot stretch to {num_steps}; "
-                f"expected the same --epochs ({saved['epochs']}) and --max-steps ({saved['max_steps']})"
+                f"the {fixed} of {path} was made for {was} steps and cannot be extended to {num_steps}; "
+                f"expected the same --epochs ({epochs}) and --max-steps ({max_steps})"
             )
 
 

@@ -108,7 +108,8 @@ class Progress:
             raise ValueError("its counts are inconsistent")
         if not all(map(_is_number, (new.loss_sum, new.logged_sum, new.seconds))):
             raise ValueError("its sums are not numbers")
-        if [row["epoch"] for row in new.history] != list(range(1, new.epoch + 1)):
+        epochs = [row["epoch"] for row in new.history]
+        if len(epochs) != new.epoch or epochs != list(range(1, len(epochs) + 1)):
             raise ValueError("its results are not one row per epoch")
         for row in new.history:
             _require_row(row, COLUMNS)

@@ -180,7 +180,10 @@ def find_run(
         raise CheckpointError(f"{folder.path}: has no checkpoint yet; train it further or choose another run")
     if trained:
         command = command_line("fastcifar", "train", "--resume", folder.path)
-        raise CheckpointError(f"{folder.path}: was stopped before its first epoch ended; resume with: {command}")
+        raise CheckpointError(
+            f"{folder.path}: has no {folder.best.relative_to(folder.path)}: it was stopped in its first epoch, or the "
+            f"file was removed; resume with: {command}"
+        )
     return folder
 
 

@@ -24,7 +24,7 @@ from fastcifar.training.checkpoint import has_structure
 log = logging.getLogger(__name__)
 WARMUP_FACTOR = 0.01
 MOMENTUM_RANGE = 0.05  # onecycle: up and down; for a momentum of 0.9 that is torch's default, 0.85 to 0.95
-STRETCHABLE = ("plateau", "step", "multistep", "none")
+LENGTH_INDEPENDENT = ("plateau", "step", "multistep", "none")
 """Schedules that do not depend on the number of steps."""
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,14 @@ from torch import nn
 
 from fastcifar.config import ModelConfig
 from fastcifar.data.manifest import MAX_NAME
-from fastcifar.data.tables import MAX_CLASSES
-from fastcifar.errors import CheckpointError, one_line
+from fastcifar.data.tables import MAX_CLASSES, PAGE_SIZE
+from fastcifar.errors import CheckpointError, DataError, one_line
 from fastcifar.io.atomic import write_bytes
 from fastcifar.io.reading import read_bytes
 from fastcifar.models import make_model
 
 MAX_WEIGHTS_BYTES = 2**34
 MAX_HEADER_BYTES = 100 * 2**20  # the limit of safetensors
-MAX_SIDE = 65_535  # of an image in a beton
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +40,11 @@ class DatasetInfo:
     std: tuple[float, ...]
     sha256: str
     """Of the training beton."""
+
+    def __post_init__(self) -> None:
+        if math.prod(self.image_shape) > PAGE_SIZE:  # a network is tried on two such images
+            height, width, _ = self.image_shape
+            raise DataError(f"the images are {height:.5g}x{width:.5g}; expected at most {PAGE_SIZE // 3:,} pixels each")
 
 
 def save_weights(path: Path, model: nn.Module, network: ModelConfig, data: DatasetInfo, **metadata: Any) -> None:
@@ -63,7 +68,7 @@ def load_weights(path: Path, trusted: str | None = None) -> tuple[nn.Module, Dat
         content = read_bytes(path, MAX_WEIGHTS_BYTES)
         tensors, metadata = load(content), _metadata(content)
         if metadata["tensors_sha256"] != _tensors_sha256(tensors):
-            raise ValueError("damaged: the checksum of its tensors is wrong")
+            raise ValueError("the checksum of its tensors is wrong")
         data = _dataset_info(metadata)
         if not all(name.isprintable() for name in data.class_names):
             raise ValueError("class_names has unprintable characters")
@@ -107,7 +112,7 @@ def _metadata(content: bytes) -> dict[str, Any]:
     header = dict(json.loads(content[8 : 8 + size])["__metadata__"])
     checksum = header.pop("metadata_sha256", "null")
     if json.loads(checksum) != _metadata_sha256(header):
-        raise ValueError("damaged, or of another version of fastcifar: the checksum of its metadata is wrong")
+        raise ValueError("the checksum of its metadata is wrong; another version of fastcifar may have written it")
     return {key: json.loads(value) for key, value in header.items()}
 
 
@@ -131,8 +136,8 @@ def _dataset_info(metadata: dict[str, Any]) -> DatasetInfo:
         raise ValueError(f"class_names is not a list of names of at most {MAX_NAME} characters")
     if not 0 < len(names) <= MAX_CLASSES or len(set(names)) < len(names):
         raise ValueError(f"class_names is not 1 to {MAX_CLASSES} different names")
-    if len(shape) != 3 or not all(type(side) is int and 0 < side <= MAX_SIDE for side in shape):
-        raise ValueError(f"image_shape is not three integers, 1 to {MAX_SIDE}")
+    if len(shape) != 3 or not all(type(side) is int and side > 0 for side in shape):
+        raise ValueError("image_shape is not three integers above 0")
     if len(mean) != 3 or len(std) != 3 or not all(0 <= float(number) <= 255 for number in (*mean, *std)):
         raise ValueError("mean and std are not three numbers each, 0 to 255")
     return DatasetInfo(
@@ -145,4 +150,7 @@ def _dataset_info(metadata: dict[str, Any]) -> DatasetInfo:
 
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(f"{path}: damaged, or not weights written by fastcifar ({one_line(error, 300)})")
+    return CheckpointError(
+        f"{path}: damaged, or not weights written by fastcifar ({one_line(error, 300)}); restore the file from a copy, "
+        "or train again"
+    )

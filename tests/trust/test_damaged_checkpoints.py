@@ -23,6 +23,7 @@ from torch import nn
 from fastcifar.config import ModelConfig
 from fastcifar.errors import CheckpointError, FastcifarError
 from fastcifar.io import reading
+from fastcifar.models import make_model
 from fastcifar.training import RunFolder, checkpoint, train, weights
 from fastcifar.training.weights import DatasetInfo
 from tests.trust.cases import count, with_checksum
@@ -94,6 +95,7 @@ KILLED_SAVE = """
 import os, signal, sys
 from pathlib import Path
 import torch
+from fastcifar.models import make_model
 from fastcifar.training import RunFolder, checkpoint, weights
 
 run, step = RunFolder(Path(sys.argv[1])), int(sys.argv[2])
@@ -236,6 +238,7 @@ HOSTILE: dict[str, Callable[[dict[str, Any]], Any]] = {
     "small momentum": small_momentum,
     "rate in words": rate_in_words,
     "negative batch": lambda state: state["progress"].update(batch=-5),
+    "huge epoch": progress(epoch=60_000_000),
     "negative epoch": lambda state: state["progress"].update(epoch=-2),
     "step in words": lambda state: state["progress"].update(step="x"),
     "odd history": lambda state: state["progress"].update(history=[{"a": 1}]),
@@ -246,6 +249,7 @@ HOSTILE: dict[str, Callable[[dict[str, Any]], Any]] = {
     "odd environment": lambda state: state.update(environment=3),
     "format": lambda state: state.update(format=TENSOR),
     "environment": lambda state: state["environment"].update({"number of threads": TENSOR}),
+    "long setting": lambda state: state["config"].update(batch_size="9" * 10**6),
     "settings": lambda state: state["config"].update(batch_size=TENSOR),
     "no seconds": progress(seconds=None),
     "odd seconds": progress(seconds=float("nan")),
@@ -293,6 +297,16 @@ def test_a_crafted_checkpoint_is_refused(begun: RunFolder, name: str) -> None:
     with pytest.raises(CheckpointError) as refusal:
         resumed(begun, 2)
     assert "\n" not in str(refusal.value)
+    assert len(str(refusal.value)) < 1_000
+
+
+def test_a_long_environment_in_a_checkpoint_is_cut(begun: RunFolder, caplog: pytest.LogCaptureFixture) -> None:
+    state = torch.load(begun.last, weights_only=True)
+    state["environment"].update({"device": "x" * 10**6, "y" * 10**6: 1})
+    begun.last.write_bytes(with_checksum(state))
+    resumed(begun, 2)
+    assert max(map(len, caplog.messages)) < 1_000
+    assert sum("the results may differ" in message for message in caplog.messages) == 2
 
 
 def test_an_odd_layout_in_a_checkpoint_is_harmless(begun: RunFolder) -> None:
@@ -303,13 +317,22 @@ def test_an_odd_layout_in_a_checkpoint_is_harmless(begun: RunFolder) -> None:
 
 
 def test_unprintable_class_names_are_refused(run: RunFolder) -> None:
-    from fastcifar.models import make_model
-
     for name in ("\ud800", "c\x1b[31mat", "d\ndog"):
         info = replace(INFO, class_names=("cat", name))
         weights.save_weights(run.best, make_model(ModelConfig(name="small"), 2, (32, 32, 3)), ModelConfig(), info)
         with pytest.raises(CheckpointError, match="class_names has unprintable characters"):
             weights.load_weights(run.best)
+
+
+def test_weights_of_huge_images_are_refused(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(DatasetInfo, "__post_init__", lambda info: None)
+        info = replace(INFO, image_shape=(65_535, 65_535, 3))
+    model = make_model(ModelConfig(name="small"), 2, (32, 32, 3))
+    weights.save_weights(run.best, model, ModelConfig(name="small"), info)
+    for load in (weights.load_weights, weights.read_info):
+        with pytest.raises(CheckpointError, match="the images are 65535x65535; expected at most 2,796,202 pixels each"):
+            load(run.best)
 
 
 def test_a_file_larger_than_memory_is_not_read(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -362,7 +385,7 @@ def test_other_weights_are_not_tested_in_place_of_the_best(
     honest = resumed(begun, 1)
     LOST[name](begun)
     found = resumed(begun, 1)
-    assert "are lost: the best of the epochs from here on counts" in caplog.text
+    assert "are lost: the best epoch is tracked again from here" in caplog.text
     assert found["test_loss"] == honest["test_loss"]
     assert found["best"]["epoch"] == weights.load_weights(begun.best)[2]["epoch"] == 1
 
