@@ -124,7 +124,7 @@ def test_bench_shrinks_the_cutout_for_small_images(image_folder: ImageFolder, tm
     assert json.loads(result.stdout)["rows"][0]["images_per_s"] > 0
     result = CliRunner().invoke(main, [*bench, "--batch-size", "99"])
     assert (result.exit_code, result.stdout) == (1, "")
-    assert "could be measured: batch_size is 99 and only whole batches are delivered" in result.stderr
+    assert "could be measured: batch_size is 99; expected at most" in result.stderr
 
 
 @pytest.mark.parametrize(

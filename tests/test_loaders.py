@@ -697,7 +697,7 @@ def test_auto_chooses_by_size(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -
     ("settings", "message"),
     [
         ({"batch_size": 0}, "batch_size is 0; expected 1 or more"),
-        ({"batch_size": 601}, "batch_size is 601 and only whole batches are delivered; expected at most 600"),
+        ({"batch_size": 601}, "batch_size is 601; expected at most 600, the number of training images"),
         ({"loader": "dali"}, "loader is 'dali'; expected one of: auto, resident, ffcv, albumentations"),
         ({"shuffle": "half"}, "shuffle is 'half'; expected one of: full, window, none"),
         ({"dtype": torch.int64}, r"dtype is torch\.int64; expected one of"),

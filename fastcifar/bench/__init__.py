@@ -16,6 +16,7 @@ from fastcifar.bench import measure
 from fastcifar.config import AugmentConfig, TrainConfig
 from fastcifar.data.beton import Beton
 from fastcifar.loaders import Loader, make_loader, missing_part
+from fastcifar.loaders.base import loaders_for
 from fastcifar.models import make_model
 from fastcifar.models.probe import place
 from fastcifar.training.device import choose_amp, keep_freed_memory
@@ -38,7 +39,7 @@ def bench_loaders(
     """Rows of the loaders alone; those that cannot be used are skipped, with a note."""
     loaders: list[Loader] = []
 
-    names = ("ffcv",) if beton.encoding == "jpeg" else ("resident", "ffcv", "albumentations")
+    names = loaders_for(beton)
     for name in names:
         missing_part(name)  # imports it now: not a part of the first batch
 

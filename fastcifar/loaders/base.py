@@ -19,7 +19,7 @@ import torch
 
 from fastcifar.augment.kernel import KernelConfig
 from fastcifar.augment.params import AugmentParams, sample_params
-from fastcifar.config import MAX_SEED
+from fastcifar.config import LOADERS, MAX_SEED
 from fastcifar.data.beton import Beton
 from fastcifar.errors import FastcifarError, UsageError
 from fastcifar.io.checks import require_int
@@ -77,6 +77,11 @@ class LoaderConfig(KernelConfig):
     """Processes that share each batch: `batch_size` is that of all together, and `rank` delivers its slice of it."""
 
 
+def loaders_for(beton: Beton) -> tuple[str, ...]:
+    """The loaders that can read its images."""
+    return ("ffcv",) if beton.encoding == "jpeg" else LOADERS[1:]
+
+
 def free_memory(device: torch.device | None = None) -> int:
     """Bytes that can still be used: of the GPU's memory, or of this machine's."""
     if device is not None and device.type == "cuda":
@@ -125,7 +130,6 @@ class Loader(Conventions, ABC):
 
     name: str
     """Its name for `--loader`."""
-    reads_jpeg = False
 
     def __init__(self, beton: Beton, config: LoaderConfig, indices: Indices) -> None:
         config.augment.check_fits(beton.image_shape)
@@ -134,14 +138,16 @@ class Loader(Conventions, ABC):
                 f"{beton.path}: has JPEG images, and a pipeline of Albumentations needs raw ones; "
                 "convert without --encode jpeg"
             )
-        if beton.encoding == "jpeg" and not self.reads_jpeg:
-            raise UsageError(f"{beton.path}: has JPEG images, which loader {self.name!r} cannot read; use 'ffcv'")
+        if self.name not in loaders_for(beton):
+            raise UsageError(
+                f"{beton.path}: has JPEG images, which loader {self.name!r} cannot read; use {loaders_for(beton)[0]!r}"
+            )
         if config.augment.pipeline is not None and self.name != "albumentations":
             raise UsageError(f"a pipeline of Albumentations is for loader 'albumentations'; this is {self.name!r}")
         if config.drop_last and len(indices) < config.batch_size:
             raise UsageError(
-                f"batch_size is {config.batch_size} and only whole batches are delivered; "
-                f"expected at most {len(indices)}, the number of images"
+                f"batch_size is {config.batch_size}; expected at most {len(indices)}, the number of training images "
+                "(incomplete batches are dropped)"
             )
         self.beton, self.config = beton, config
         self.mean, self.std = config.mean, config.std

@@ -17,7 +17,7 @@ from fastcifar.config import AugmentConfig
 from fastcifar.data.beton import Beton, empty_classes, open_beton
 from fastcifar.errors import FastcifarError, UsageError
 from fastcifar.io.paths import user_path
-from fastcifar.loaders.base import SHARE_OF_MEMORY, Loader, free_memory, usable_device
+from fastcifar.loaders.base import SHARE_OF_MEMORY, Loader, free_memory, loaders_for, usable_device
 from fastcifar.loaders.resident import ResidentLoader
 
 log = logging.getLogger(__name__)
@@ -52,18 +52,24 @@ def choose_loader(
     elif loader == "auto":
         name, reason = _loader_for_size(sum(map(_size_of, betons)), usable_device(device))
     opened = [beton if isinstance(beton, Beton) else open_for(name, beton, device) for beton in betons]
-    if loader == "auto" and not has_pipeline and any(beton.encoding == "jpeg" for beton in opened):
-        name, reason = "ffcv", "the images are JPEG"
+    for beton in opened:
+        if loader == "auto" and not has_pipeline and name not in loaders_for(beton):
+            name, reason = loaders_for(beton)[0], "the images are JPEG"
     return LoaderChoice(name, reason, opened)
 
 
 def _loader_for_size(num_bytes: int, device: torch.device) -> tuple[str, str]:
-    if num_bytes < SHARE_OF_MEMORY * free_memory(device):
-        return "resident", f"{num_bytes / 2**20:.0f} MiB fit into the memory of {device}"
-    reason = f"{num_bytes / 2**20:.0f} MiB do not fit into the memory of {device}"
+    size, memory = f"{num_bytes / 2**20:.0f} MiB", f"{device.type.upper()} memory"
+    if _fits(num_bytes, device):
+        return "resident", f"{size} fit into {memory}"
+    reason = f"{size} do not fit into {memory}"
     if importlib.util.find_spec("ffcv") is not None:
         return "ffcv", reason
     return "albumentations", f"{reason}, and FFCV is not installed"
+
+
+def _fits(num_bytes: int, device: torch.device | None = None) -> bool:
+    return num_bytes < SHARE_OF_MEMORY * free_memory(device)
 
 
 def open_for(loader: str, path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Beton:
@@ -75,12 +81,11 @@ def open_for(loader: str, path: str | os.PathLike[str], device: torch.device | s
     size = _size_of(path)
     if size and loader != "albumentations" and usable_device(device).type == "cpu":
         threading.Thread(target=_load_cpu_kernel, name="fastcifar-load").start()
-    free = free_memory()
-    if loader == "resident" and size > free:
+    if loader == "resident" and size > (free := free_memory()):
         raise UsageError(
             f"{path}: {size >> 20:,} MiB do not fit into {free >> 20:,} MiB of free memory; use --loader ffcv"
         )
-    beton = open_beton(path, in_memory=loader == "resident" or size < SHARE_OF_MEMORY * free)
+    beton = open_beton(path, in_memory=loader == "resident" or _fits(size))
     if not beton.verified:
         log.warning("%s has no manifest: its structure was checked, its pixels cannot be", beton.path)
     if warning := empty_classes(beton):

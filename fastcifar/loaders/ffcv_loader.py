@@ -68,7 +68,6 @@ class FfcvLoader(Loader):
     """Images stay in the file; FFCV's thread decodes them ahead, in our order."""
 
     name = "ffcv"
-    reads_jpeg = True
 
     def __init__(self, beton: Beton, config: LoaderConfig, indices: Indices) -> None:
         super().__init__(beton, config, indices)
