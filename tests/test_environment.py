@@ -306,7 +306,8 @@ def test_a_process_that_waits_for_others_says_so_and_can_be_stopped() -> None:
     code = (
         "import logging, signal, torch; logging.basicConfig(); signal.signal(signal.SIGTERM, lambda *a: None)\n"
         "from fastcifar.training.distributed import Distributed\n"
-        "Distributed.from_environment().init(torch.device('cpu'))"
+        "with Distributed.from_environment().connect(torch.device('cpu')):\n"
+        "    pass"
     )
     ended = None
     with subprocess.Popen([sys.executable, "-c", code], env=env, stderr=subprocess.PIPE, text=True) as process:

@@ -32,6 +32,7 @@ from fastcifar.inference.predictions import Predictions
 from fastcifar.inference.trained_run import TrainedRun
 from fastcifar.training import RunFolder, find_run, train, trainer, weights
 from fastcifar.training import checkpoint as checkpoints
+from fastcifar.training.data import Loaders
 from fastcifar.training.distributed import Distributed
 from fastcifar.training.progress import SilentReporter, duration
 from fastcifar.training.run_folder import create_run
@@ -71,7 +72,7 @@ def test_a_run_writes_all_its_files(data_dir: Path, tmp_path: Path) -> None:
     ]
     assert json.loads(run.metrics.read_text()) == metrics
     assert metrics["loader"] == "resident"
-    assert metrics["val_size"] == 60
+    assert metrics["num_val_images"] == 60
     assert metrics["num_test_images"] == 200
     assert metrics["data_sha256"] == json.loads(manifest_path(data_dir / "train.beton").read_text())["sha256"]
     assert metrics["num_parameters"] <= 2_000_000
@@ -83,7 +84,7 @@ def test_a_run_writes_all_its_files(data_dir: Path, tmp_path: Path) -> None:
     assert env["torch"] == str(torch.__version__)
     log = run.log.read_text()
     assert "epoch 3/3" in log
-    assert "540 images to train on, 60 to validate" in log
+    assert "540 training images, 60 validation images" in log
 
 
 def test_predictions_are_those_of_the_best_weights(
@@ -114,7 +115,8 @@ def same_weights(one: RunFolder, other: RunFolder) -> None:
 )
 def test_resume_gives_the_same_weights(data_dir: Path, tmp_path: Path, at_step: int, sched: str) -> None:
     config = tiny(data_dir, deterministic=True, sched=sched)
-    whole, _ = train(config, runs_dir=tmp_path, name="whole")
+    whole, metrics = train(config, runs_dir=tmp_path, name="whole")
+    assert ("plateau_monitor" in metrics) == (sched == "plateau")
     handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(Stopped) as caught:
         train(config, runs_dir=tmp_path, name="cut", reporter=Interrupts(at_step, signal.SIGINT))
@@ -178,16 +180,16 @@ def test_an_error_is_raised_even_if_a_signal_follows_it(
         def step(self, step: int, loss: float, remaining_s: float) -> None:
             raise DataError("the disk is gone")
 
-    end = Distributed.close
+    end = Loaders.close
 
-    def interrupted(self: Distributed) -> None:
+    def interrupted(self: Loaders) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         end(self)
 
     def stop(signum: int, frame: Any) -> None:
         raise Stopped(signum, "at once")
 
-    monkeypatch.setattr(Distributed, "close", interrupted)
+    monkeypatch.setattr(Loaders, "close", interrupted)
     before = signal.signal(signal.SIGTERM, stop)
     try:
         with pytest.raises(DataError, match="the disk is gone"):
@@ -349,8 +351,8 @@ def test_max_steps_ends_with_an_evaluation(data_dir: Path, tmp_path: Path) -> No
 
 def test_val_size_0_trains_on_all_images(data_dir: Path, tmp_path: Path) -> None:
     run, metrics = train(tiny(data_dir, val_size=0), runs_dir=tmp_path)
-    assert metrics["val_size"] == 0
-    assert metrics["plateau_watches"] == "training loss"
+    assert metrics["num_val_images"] == 0
+    assert metrics["plateau_monitor"] == "training loss"
     assert metrics["weights"] == "of the last epoch"
     assert metrics["best"]["epoch"] == 2
     assert {row["val_loss"] for row in results_of(run)} == {""}
@@ -368,14 +370,14 @@ def test_a_loss_that_is_not_finite_stops_the_run(data_dir: Path, tmp_path: Path)
 def test_a_result_that_is_not_finite_stops_the_run_too(
     data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    real, evaluated = trainer.predict, []
+    real, evaluated = trainer.concatenate, []
 
     def broken(*args: Any, **settings: Any) -> Any:
         evaluated.append(("validation", "test")[len(evaluated)])
         predictions = real(*args, **settings)
         return replace(predictions, logits=predictions.logits * np.nan) if evaluated[-1] == name else predictions
 
-    monkeypatch.setattr(trainer, "predict", broken)
+    monkeypatch.setattr(trainer, "concatenate", broken)
     with pytest.raises(DivergedError, match=f"the {name} loss is nan"):
         train(tiny(data_dir, max_steps=1), runs_dir=tmp_path)
     assert not (tmp_path / "small" / "metrics.json").exists()
@@ -525,10 +527,10 @@ def test_a_checkpoint_of_another_network_or_data_is_refused(
         ({"milestones": 3}, "milestones is 3; expected a list"),
         (
             {"sched": "onecycle", "warmup_epochs": 1.0},
-            "warmup_epochs is given with sched 'onecycle', which has its own warm-up: see pct_start",
+            "warmup_epochs is 1 with sched 'onecycle'; expected 0: onecycle warms up by itself, see pct_start",
         ),
         ({"warmup_epochs": 1e308}, "warmup_epochs is 1e+308; expected a number, 0..1e+06"),
-        ({"min_lr": 1.0}, "min_lr is 1, above lr, 0.1; expected less"),
+        ({"min_lr": 1.0}, "min_lr is 1, above lr, 0.1; expected at most 0.1"),
         ({"progressive": [[24]]}, "progressive is ((24,),); expected pairs of side and share, e.g. 24:0.5"),
         ({"progressive": [[24, 0.5], [28, 0.2]]}, "the share in progressive is 0.2; expected a number, 0.5..1"),
         ({"nesterov": 1}, "nesterov is 1; expected True or False"),
@@ -543,7 +545,7 @@ def test_impossible_settings_are_refused(settings: dict[str, Any], message: str)
 
 
 def test_a_batch_larger_than_the_data_is_refused(data_dir: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="batch_size is 541 .* expected at most 540"):
+    with pytest.raises(UsageError, match="batch_size is 541; expected at most 540"):
         train(tiny(data_dir, batch_size=541), runs_dir=tmp_path)
 
 
@@ -654,7 +656,7 @@ def test_progressive_sizes_are_those_of_each_step(
     assert sides == [(16, 16), (24, 24), (24, 24), (32, 32)]
 
 
-def test_progressive_resizing_cannot_stretch_and_must_fit_the_network(data_dir: Path, tmp_path: Path) -> None:
+def test_progressive_resizing_cannot_be_extended_and_must_fit_the_network(data_dir: Path, tmp_path: Path) -> None:
     config = tiny(data_dir, sched="none", progressive=((16, 0.5),), epochs=1)
     run, _ = train(config, runs_dir=tmp_path)
     with pytest.raises(

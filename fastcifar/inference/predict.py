@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +17,9 @@ from fastcifar.models.state import evaluating
 if TYPE_CHECKING:
     from fastcifar.training.distributed import Distributed
 
+Columns = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Indices (N,), labels (N,) and logits (N, C) float32 of a batch, on the device."""
+
 
 def predict(
     model: nn.Module,
@@ -24,24 +27,24 @@ def predict(
     *,
     amp: str = "off",
     tta: str = "none",
-    advance: Callable[[int], None] | None = None,
-    distributed: Distributed | None = None,
-) -> Predictions:
-    """Run `model` in evaluation mode over one epoch of `loader`, on the loader's device; its mode is restored.
+) -> Iterator[Columns]:
+    """Run `model` in evaluation mode over one epoch of `loader`, on the loader's device, batch by batch; between them
+    its mode is restored.
 
-    amp: 'bf16', 'fp16' or 'off'. tta: test-time augmentation, see `predict_batch`. advance: called with the size of
-    each batch. distributed: each rank has a loader of its own shard; the predictions of all shards are returned, in
-    the order of the ranks.
+    amp: 'bf16', 'fp16' or 'off'. tta: test-time augmentation, see `predict_batch`.
     """
     amp_dtype = torch.float16 if amp == "fp16" else torch.bfloat16
-    batches: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
-    with evaluating(model), torch.inference_mode():
-        for batch in loader.epoch(0):
+    for batch in loader.epoch(0):
+        with evaluating(model), torch.inference_mode():
             with torch.autocast(loader.config.device.type, amp_dtype, enabled=amp != "off"):
                 logits = predict_batch(model, batch.images, tta)
-            batches.append((batch.indices, batch.labels, logits.float()))
-            if advance is not None:
-                advance(len(batch.labels))
+            columns = batch.indices, batch.labels, logits.float()
+        yield columns
+
+
+def concatenate(batches: Sequence[Columns], distributed: Distributed | None = None) -> Predictions:
+    """The predictions of all batches. distributed: also those of the other ranks, each of which has a loader of its
+    own shard, in the order of the ranks."""
     columns = [torch.cat(column).cpu().numpy() for column in zip(*batches, strict=True)]
     if distributed is not None:
         shards = distributed.all_gather(columns)

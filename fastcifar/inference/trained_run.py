@@ -16,7 +16,7 @@ from fastcifar.augment.torch_kernel import normalise
 from fastcifar.data.beton import Beton
 from fastcifar.data.statistics import require_classes
 from fastcifar.errors import CheckpointError, DataError, UsageError
-from fastcifar.inference.predict import predict
+from fastcifar.inference.predict import concatenate, predict
 from fastcifar.inference.predictions import Predictions
 from fastcifar.io.paths import data_folder
 from fastcifar.loaders import make_loader, open_for
@@ -98,16 +98,16 @@ class TrainedRun:
     def _load_predictions(self, beton: Beton) -> Predictions | None:
         """predictions.npz, if it holds the predictions of these weights on every image of the beton."""
         try:
-            found = Predictions.load(self.run.predictions)
+            stored = Predictions.load(self.run.predictions)
         except (OSError, ValueError, MemoryError):
             return None
         is_valid = (
-            (found.weights_sha256, found.data_sha256) == (self.weights_sha256, beton.sha256)
-            and found.logits.shape == (len(beton), len(self.info.class_names))
-            and np.array_equal(found.indices, np.arange(len(beton)))
-            and np.array_equal(found.labels, beton.labels)
+            (stored.weights_sha256, stored.data_sha256) == (self.weights_sha256, beton.sha256)
+            and stored.logits.shape == (len(beton), len(self.info.class_names))
+            and np.array_equal(stored.indices, np.arange(len(beton)))
+            and np.array_equal(stored.labels, beton.labels)
         )
-        return found if is_valid else None
+        return stored if is_valid else None
 
     def _predict(self, beton: Beton, indices: npt.NDArray[np.int64], tta: str) -> Predictions:
         loader = make_loader(
@@ -122,8 +122,11 @@ class TrainedRun:
         amp = choose_amp(self.device, self.config.runtime.amp)
         self.reporter.begin("predictions", loader.num_images)
         with closing(loader):
-            predictions = predict(self.model, loader, amp=amp, tta=tta, advance=self.reporter.advance)
-        return replace(predictions, weights_sha256=self.weights_sha256, data_sha256=beton.sha256)
+            batches = []
+            for batch in predict(self.model, loader, amp=amp, tta=tta):
+                batches.append(batch)
+                self.reporter.advance(len(batch[0]))
+        return replace(concatenate(batches), weights_sha256=self.weights_sha256, data_sha256=beton.sha256)
 
     def normalise(self, images: npt.NDArray[np.uint8]) -> torch.Tensor:
         """(N, H, W, 3) uint8 -> (N, 3, H, W) float32 on the device, normalised as in training."""

@@ -46,7 +46,10 @@ class Loaders:
         self.classes_without_val = [name for name, num in zip(names, num_val_by_class, strict=True) if not num]
         for num_images in (self.num_val, len(test)):
             if 0 < num_images < num_processes:
-                raise UsageError(f"{num_images} images to evaluate for {num_processes} processes; expected fewer")
+                raise UsageError(
+                    f"{num_images} images to evaluate for {num_processes} processes; start at most {num_images} "
+                    "processes"
+                )
         self.train = self.make_train_loader(distributed.rank, num_processes)
         self.val = self._make_eval_loader(self._beton, val_indices) if self.num_val else None
         self.test = self._make_eval_loader(test, np.arange(len(test)))

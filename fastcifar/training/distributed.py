@@ -29,7 +29,8 @@ TIMEOUT = timedelta(hours=12)
 class Distributed:
     """The rank of this process and the collectives of its run; with `world_size` 1 each returns its argument.
 
-    Values travel over gloo on the CPU, so no collective waits for the GPU; gradients use nccl on CUDA.
+    With several processes the collectives work within `connect`. Values travel over gloo on the CPU, so no collective
+    waits for the GPU; gradients use nccl on CUDA.
     """
 
     def __init__(
@@ -67,10 +68,27 @@ class Distributed:
         """True on rank 0, which alone writes and logs."""
         return self.rank == 0
 
-    def init(self, device: torch.device) -> None:
-        """Create the process group: wait for the other processes."""
+    @contextmanager
+    def connect(self, device: torch.device) -> Iterator[None]:
+        """Wait for the other processes; in the block, the exit of one of them is a FastcifarError."""
         if self.world_size == 1:
+            yield
             return
+        try:
+            self._init(device)
+            try:
+                yield
+            finally:
+                dist.destroy_process_group()
+        except (RuntimeError, dist.DistError) as error:
+            if not (isinstance(error, dist.DistError) or "gloo" in str(error).lower()):
+                raise
+            raise FastcifarError(
+                f"process {self.rank} of {self.world_size} stopped: another process of this run has exited (its own "
+                "message says why); resume from the last checkpoint with the same torchrun line and --resume"
+            ) from error
+
+    def _init(self, device: torch.device) -> None:
         if "TORCHELASTIC_RUN_ID" not in os.environ:  # not torchrun: variables set by hand, or left behind
             address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
             log.error(  # a level that every process shows
@@ -85,12 +103,6 @@ class Distributed:
             for signum, handler in handlers.items():
                 signal.signal(signum, handler)
         self._group = dist.new_group(backend="gloo", timeout=TIMEOUT)
-
-    def close(self) -> None:
-        """Destroy the process group."""
-        if self._group is not None:
-            dist.destroy_process_group()
-            self._group = None
 
     def wrap(self, network: nn.Module, device: torch.device, deterministic: bool = False) -> nn.Module:
         """The network in DistributedDataParallel.
@@ -151,19 +163,6 @@ class Distributed:
     def shard(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """(N,) -> about (N / world_size,): the contiguous shard of this process."""
         return np.array_split(indices, self.world_size)[self.rank]
-
-    @contextmanager
-    def detect_exits(self) -> Iterator[None]:
-        """In the block, the exit of another process is a FastcifarError."""
-        try:
-            yield
-        except (RuntimeError, dist.DistError) as error:
-            if self.world_size == 1 or not (isinstance(error, dist.DistError) or "gloo" in str(error).lower()):
-                raise
-            raise FastcifarError(
-                f"process {self.rank} of {self.world_size} stopped: another process of this run has exited (its own "
-                "message says why); resume from the last checkpoint with the same torchrun line and --resume"
-            ) from error
 
 
 def _average_each(world_size: int, bucket: Any) -> torch.futures.Future[torch.Tensor]:

@@ -29,20 +29,23 @@ class MetricLogger:
         self.time_left = TimeLeft(context.config, context.num_steps, context.loaders.info.image_shape)
         self._num_steps_here = 0  # since this process began or resumed the run
         self._warned = False
+        dtype = torch.float32 if context.device.type == "mps" else torch.float64
+        self._sums = torch.zeros(2, dtype=dtype, device=context.device)  # loss, correctly classified
+        self._begin = 0.0
 
     def log_start(self) -> None:
         """Log what is trained, on what."""
         loaders, world_size, amp = self.context.loaders, self.context.distributed.world_size, self.step.amp
         log.info("loader: %s", loaders.choice)
         log.info(
-            "%s, %s parameters, on %s%s%s; %d images to train on, %d to validate",
+            "%s, %s parameters, on %s%s%s; %s training images, %s validation images",
             self.config.model.name,
             f"{count_parameters(self.step.network):,}",
             self.context.device,
             f" with {amp} autocast" if amp != "off" else "",
             f", {world_size} processes" if world_size > 1 else "",
-            loaders.num_train,
-            loaders.num_val,
+            f"{loaders.num_train:,}",
+            f"{loaders.num_val:,}",
         )
         warn_of_small_validation(loaders.num_val, loaders.classes_without_val, self.config.data.val_size)
 
@@ -52,9 +55,8 @@ class MetricLogger:
         context.reporter.begin(f"epoch {progress.epoch + 1}/{self.config.epochs}", context.loaders.train.num_images)
         context.reporter.advance(progress.batch * self.config.batch_size)
         self._begin = time.monotonic() - progress.seconds
-        dtype = torch.float32 if context.device.type == "mps" else torch.float64
-        sums = torch.tensor([progress.loss_sum, progress.correct], dtype=dtype) * context.distributed.is_main
-        self._sums = sums.to(context.device)
+        sums = torch.tensor([progress.loss_sum, progress.correct], dtype=self._sums.dtype)
+        self._sums = (sums * context.distributed.is_main).to(context.device)
         self.time_left.start()
 
     def after_step(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> float | None:
@@ -122,8 +124,7 @@ class MetricLogger:
             "best": progress.best,
             "epochs": progress.epoch,
             "steps": progress.step,
-            "plateau_watches": f"{'validation' if validated else 'training'} {config.schedule.monitor}",
-            "val_size": loaders.num_val,
+            "num_val_images": loaders.num_val,
             "train_seconds": round(sum(row["seconds"] for row in progress.history), 3),
             "recipe": config.recipe,
             "model": config.model.name,
@@ -137,6 +138,8 @@ class MetricLogger:
             "test_data_sha256": loaders.test.beton.sha256,
             "seed": config.seed,
         }
+        if config.schedule.name == "plateau":
+            metrics["plateau_monitor"] = f"{'validation' if validated else 'training'} {config.schedule.monitor}"
         if context.distributed.is_main:
             context.run.write_metrics(metrics)
         return metrics

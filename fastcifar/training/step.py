@@ -59,7 +59,7 @@ class TrainStep:
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self.scaler.unscale_(self.optimizer)
-        self._change_gradients()
+        self._regularise_gradients()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.ema is not None:
@@ -67,7 +67,7 @@ class TrainStep:
         return loss.detach(), logits.detach()
 
     @torch.no_grad()
-    def _change_gradients(self) -> None:
+    def _regularise_gradients(self) -> None:
         if self._l1_params:
             params = [param for param in self._l1_params if param.grad is not None]
             grads = [param.grad for param in params if param.grad is not None]

@@ -19,7 +19,7 @@ from torch import nn
 
 from fastcifar.config import AUTO_SUGGESTIONS, TrainConfig
 from fastcifar.errors import DivergedError, Stopped
-from fastcifar.inference.predict import predict
+from fastcifar.inference.predict import concatenate, predict
 from fastcifar.inference.predictions import Predictions
 from fastcifar.io.checks import require_utf8
 from fastcifar.io.locks import lock_folder
@@ -60,12 +60,10 @@ def train(
     distributed, reporter = Distributed.from_environment(), reporter or SilentReporter()
     require_utf8("data_dir", str(Path(config.data.data_dir).absolute()))  # as config.yaml stores it
     with ExitStack() as resources:
-        resources.enter_context(distributed.detect_exits())
-        resources.callback(distributed.close)
         device = prepare_device(config.runtime, distributed)
         builder(config.model)  # an unknown name fails before the data is read
         loaders = resources.enter_context(closing(Loaders(config, device, distributed)))
-        distributed.init(device)
+        resources.enter_context(distributed.connect(device))
         network = make_initial_network(config, loaders.info, device)
         default_lr = config.optimizer.lr is None
         config, lr_curve = resolve_lr(config, network, loaders, distributed, reporter)
@@ -83,8 +81,8 @@ def train(
                 log.info("learning rate %.4g, from the range test (%s)", config.peak_lr, run.lr_find)
             elif default_lr:
                 model, optimizer = config.model.name, config.optimizer.name
-                log.info("learning rate %g, the default of %s with %s", config.peak_lr, model, optimizer)
-        # resources are closed before signals have their former effect: an error is reported even if a signal follows
+                log.info("learning rate %g, the default for %s with %s", config.peak_lr, model, optimizer)
+        # resources are closed before the signal handlers are restored: an error is reported even if a signal follows
         with StopRequest() as stop, resources.pop_all():
             context = RunContext(
                 config=config, run=run, loaders=loaders, device=device, distributed=distributed, reporter=reporter
@@ -202,15 +200,15 @@ class Trainer:
     def evaluate(self, model: nn.Module, loader: Loader, name: str, tta: str = "none") -> Predictions:
         """The predictions of `model` on the images of all processes. Raises DivergedError, Stopped."""
         world_size, reporter = self.distributed.world_size, self.context.reporter
-
-        def advance(count: int) -> None:
-            reporter.advance(count * world_size)
-            if world_size == 1 and self.stop.signum:
-                self._save_and_stop(self.stop.signum)
-
         self.distributed.broadcast_buffers(model)
         reporter.begin(name, loader.num_images * world_size)
-        predictions = predict(model, loader, amp=self.step.amp, tta=tta, advance=advance, distributed=self.distributed)
+        batches = []
+        for batch in predict(model, loader, amp=self.step.amp, tta=tta):
+            batches.append(batch)
+            reporter.advance(len(batch[0]) * world_size)
+            if world_size == 1 and self.stop.signum:
+                self._save_and_stop(self.stop.signum)
+        predictions = concatenate(batches, self.distributed)
         (signum,) = self.distributed.all_reduce_max(self.stop.signum)
         if signum:
             self._save_and_stop(signum)
