@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def values_of(kind: Kind) -> str:
         return f"integer, {kind.low} or more" if kind.high is None else f"integer, {kind.low}..{kind.high}"
     if isinstance(kind, Number):
         low = f"above {kind.low:g}" if kind.above else f"{kind.low:g} or more"
-        high = "" if kind.high is None else f", below {kind.high:g}" if kind.below else f", at most {kind.high:g}"
+        high = "" if kind.high == math.inf else f", below {kind.high:g}" if kind.below else f", at most {kind.high:g}"
         return f"number, {low}{high}"
     return ""
 

@@ -163,7 +163,7 @@ def test_inspect_as_json(data_dir: Path) -> None:
 
 def test_inspect_for_people(own_data_dir: Path) -> None:
     result = run("inspect", own_data_dir / "train.beton")
-    assert "verified        yes, its SHA-256 is that of its manifest" in result.stdout
+    assert "verified        yes, SHA-256 matches the manifest" in result.stdout
     assert "  triangle                    3" in result.stdout
     manifest_path(own_data_dir / "train.beton").unlink()
     result = run("inspect", own_data_dir / "train.beton")

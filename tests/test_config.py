@@ -69,6 +69,13 @@ def test_numbers_of_numpy_become_those_of_python() -> None:
         (lambda: ExplainConfig(select=(1, 1)), "select is '1,1'; expected at least one, each once"),
         (lambda: ExplainConfig(select=(1,), correct=True), "select names images; expected that or correct, not both"),
         (lambda: ExplainConfig(methods=("cam",)), "methods is 'cam'; expected one of: gradcam, gradcampp, hirescam"),
+        (
+            lambda: ExplainConfig(select=3),
+            "select is 3; expected one of: loss, confidence, random; or a list of indices",
+        ),
+        (lambda: ExplainConfig(layers="stage4"), "layers is 'stage4'; expected a list of names"),
+        (lambda: ExplainConfig(layers=[3]), "layers has 3; expected names"),
+        (lambda: ExplainConfig(methods="gradcam"), "methods is 'gradcam'; expected a list of names"),
         (lambda: ExplainConfig(layers=()), "layers is ''; expected at least one, each once"),
         (lambda: LrRangeTestConfig(num_steps=1), "steps is 1; expected 2 or more"),
         (
@@ -77,6 +84,18 @@ def test_numbers_of_numpy_become_those_of_python() -> None:
         ),
         (lambda: TrainConfig.from_settings(seed=None), "seed is None; expected a whole number"),
         (lambda: TrainConfig.from_settings(factor=1.0), "factor is 1.0; expected a number above 0 and below 1"),
+        (lambda: TrainConfig.from_settings(lr=np.ones(2)), "lr is array([1., 1.]); expected a number above 0"),
+        (
+            lambda: TrainConfig.from_settings(amp=np.array(["off"])),
+            "amp is array(['off'], dtype='<U3'); expected one of",
+        ),
+        (lambda: TrainConfig.from_settings(device=5), "device is 5; expected text"),
+        (lambda: TrainConfig.from_settings(recipe=[1]), "recipe is (1,); expected text"),
+        (lambda: TrainConfig.from_settings(data_dir=3), "data_dir is 3; expected a path"),
+        (
+            lambda: TrainConfig.from_settings(rotate_p="0.5"),
+            "rotate_p is '0.5', which is text; expected a number, 0..1",
+        ),
         (lambda: TrainConfig.from_settings(rotate_p=1.5), "rotate_p is 1.5; expected a number, 0..1"),
     ],
 )

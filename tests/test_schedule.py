@@ -196,6 +196,6 @@ def test_a_truncated_warmup_has_the_rates_of_a_longer_run(caplog: pytest.LogCapt
 
 def test_min_lr_above_the_auxiliary_rate_is_refused() -> None:
     with pytest.raises(
-        UsageError, match=r"min_lr is 0\.05, above the rate of the auxiliary optimizer, 0\.01; expected less"
+        UsageError, match=r"min_lr is 0\.05, above the rate of the auxiliary optimizer, 0\.01; expected at most 0\.01"
     ):
         TrainConfig.from_settings(optimizer="muon", lr=0.1, min_lr=0.05, sched="cosine")

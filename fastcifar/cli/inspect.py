@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from fastcifar.cli import options
+from fastcifar.config import DataConfig
 
 
 @click.command()
@@ -53,9 +54,9 @@ def inspect(beton: Path, as_json: bool) -> None:
         ("mean (R, G, B)", ", ".join(f"{v:.2f}" for v in opened.mean)),
         ("std (R, G, B)", ", ".join(f"{v:.2f}" for v in opened.std)),
         ("SHA-256", opened.sha256),
-        ("verified", "yes, its SHA-256 is that of its manifest" if opened.verified else "no, it has no manifest"),
+        ("verified", "yes, SHA-256 matches the manifest" if opened.verified else "no, it has no manifest"),
     ]
     click.echo(f"{table(rows)}\nclasses\n{classes}")
-    folder: list[str | Path] = [] if beton.parent == Path("data") else ["--data-dir", beton.parent]
+    folder: list[str | Path] = [] if beton.parent == Path(DataConfig.data_dir) else ["--data-dir", beton.parent]
     if beton.name == "train.beton":
         show_next(command_line("fastcifar", "preview", *folder), command_line("fastcifar", "train", *folder))

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from fastcifar.config import SETTINGS, RuntimeConfig
+from fastcifar.config import SETTINGS, DataConfig, RuntimeConfig
 from fastcifar.config import setting as kinds
 from fastcifar.config.setting import Setting
 from fastcifar.errors import UsageError
@@ -78,7 +78,7 @@ CLICK_TYPES: dict[type, Any] = {
     kinds.Integer: int,
     kinds.Number: float,
     kinds.Text: str,
-    kinds.RateOrAuto: Parsed("float|auto", _rate, "a number or auto"),
+    kinds.RateOrAuto: Parsed("float|auto", _rate, "a number or 'auto'"),
     kinds.Integers: Parsed("n,n,…", _integers, "whole numbers, e.g. 15,25"),
     kinds.SizesUntil: Parsed("side:until,…", _sizes, "pairs, e.g. 20:0.3,24:0.7"),
     kinds.Names: Parsed("name,…", _names, "names"),
@@ -139,7 +139,7 @@ PATH = UserPath()
 _data_dir = partial(
     click.option, "--data-dir", envvar="FASTCIFAR_DATA_DIR", show_envvar=True, type=UserPath(data_folder)
 )
-data_dir = _data_dir(default="data", show_default=True, help=SETTINGS["data_dir"][2].description)
+data_dir = _data_dir(default=DataConfig.data_dir, show_default=True, help=SETTINGS["data_dir"][2].description)
 run_data_dir = _data_dir(help="Folder with train.beton and test.beton.  [default: the data folder of the run]")
 runs_dir = click.option(
     "--runs-dir",

@@ -1,4 +1,4 @@
-"""Settings as frozen dataclasses, checked when made. Nothing here imports torch: the help is made from them."""
+"""Settings as frozen dataclasses, checked when made. Nothing here imports torch: help texts are generated from them."""
 
 from fastcifar.config.augment import NO_AUGMENT as NO_AUGMENT
 from fastcifar.config.augment import AugmentConfig as AugmentConfig
@@ -20,6 +20,7 @@ from fastcifar.config.train import LOADERS as LOADERS
 from fastcifar.config.train import MAX_SEED as MAX_SEED
 from fastcifar.config.train import SETTINGS as SETTINGS
 from fastcifar.config.train import SHUFFLES as SHUFFLES
+from fastcifar.config.train import SPLITS as SPLITS
 from fastcifar.config.train import TTA_MODES as TTA_MODES
 from fastcifar.config.train import DataConfig as DataConfig
 from fastcifar.config.train import RuntimeConfig as RuntimeConfig

@@ -31,7 +31,7 @@ class ModelConfig(Config):
     last_stride: int = setting(2, Integer(1, 2), "Stride of resnet18's last stage; 1: maps of 8x8 instead of 4x4.")
 
     def check(self) -> None:
-        if not isinstance(self.name, str) or not re.fullmatch(r"[\w.]+(:\w+)?", self.name):
+        if not re.fullmatch(r"[\w.]+(:\w+)?", self.name):
             raise UsageError(
                 f"model is {self.name!r}; expected one of: {', '.join(MODELS)}, a name of torchvision.models, "
                 "or package.module:function"

@@ -44,4 +44,7 @@ class ScheduleConfig(Config):
         if self.name == "multistep" and not self.milestones:
             raise UsageError("sched is 'multistep' without milestones; expected epochs, e.g. 15,25")
         if self.name == "onecycle" and self.warmup_epochs:
-            raise UsageError("warmup_epochs is given with sched 'onecycle', which has its own warm-up: see pct_start")
+            raise UsageError(
+                f"warmup_epochs is {self.warmup_epochs:g} with sched 'onecycle'; expected 0: onecycle warms up by "
+                "itself, see pct_start"
+            )

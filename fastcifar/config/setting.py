@@ -6,12 +6,13 @@ Checks, flags, help texts, recipes and the settings page of the documentation ar
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 from fastcifar.errors import UsageError
-from fastcifar.io.checks import require_bool, require_choice, require_float, require_int, require_number
+from fastcifar.io.checks import require_bool, require_choice, require_int, require_number, shown
 
 
 @dataclass(frozen=True)
@@ -30,15 +31,12 @@ class Number:
     """A finite number: `low` or more, up to `high`; without the bounds themselves if `above` or `below`."""
 
     low: float
-    high: float | None = None
+    high: float = math.inf
     above: bool = False
     below: bool = False
 
     def check(self, name: str, value: Any) -> None:
-        if self.high is None or self.below:
-            require_float(name, value, self.low, above=self.above, high=math.inf if self.high is None else self.high)
-        else:
-            require_number(name, value, self.low, self.high)
+        require_number(name, value, self.low, self.high, above=self.above, below=self.below)
 
 
 @dataclass(frozen=True)
@@ -63,11 +61,14 @@ class Switch:
 
 @dataclass(frozen=True)
 class Text:
-    """Text, or what the configuration checks itself."""
+    """Text; also a path, if `path`."""
 
     metavar: str = ""
+    path: bool = False
 
-    def check(self, name: str, value: Any) -> None: ...
+    def check(self, name: str, value: Any) -> None:
+        if not isinstance(value, (str, os.PathLike) if self.path else str):
+            raise UsageError(f"{name} is {shown(value)}; expected {'a path' if self.path else 'text'}")
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,8 @@ class RateOrAuto:
     """A learning rate, or 'auto'."""
 
     def check(self, name: str, value: Any) -> None:
-        if value != "auto":
-            require_float(name, value, 0.0, above=True)
+        if not isinstance(value, str) or value != "auto":
+            require_number(name, value, 0.0, above=True)
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,7 @@ class Integers:
     low: int
 
     def check(self, name: str, value: Any) -> None:
-        if not isinstance(value, tuple):
-            raise UsageError(f"{name} is {value!r}; expected a list")
+        require_tuple(name, value, "a list")
         for number in value:
             require_int(name, number, self.low)
         if list(value) != sorted(set(value)):
@@ -100,7 +100,7 @@ class SizesUntil:
 
     def check(self, name: str, value: Any) -> None:
         if not isinstance(value, tuple) or not all(isinstance(pair, tuple) and len(pair) == 2 for pair in value):
-            raise UsageError(f"{name} is {value!r}; expected pairs of side and share, e.g. 24:0.5")
+            raise UsageError(f"{name} is {shown(value)}; expected pairs of side and share, e.g. 24:0.5")
         previous = 0.0
         for side, until in value:
             require_int(f"the side in {name}", side, 8, 1_024)
@@ -115,8 +115,12 @@ class Names:
     known: tuple[str, ...] = ()
 
     def check(self, name: str, value: Any) -> None:
-        for each in value if self.known else ():
-            require_choice(name, each, self.known)
+        require_tuple(name, value, "a list of names")
+        for each in value:
+            if self.known:
+                require_choice(name, each, self.known)
+            elif not isinstance(each, str):
+                raise UsageError(f"{name} has {shown(each)}; expected names")
         require_distinct(name, value)
 
 
@@ -130,6 +134,7 @@ class NameOrIndices:
         if isinstance(value, str):
             require_choice(name, value, self.names)
             return
+        require_tuple(name, value, f"one of: {', '.join(self.names)}; or a list of indices")
         for index in value:
             require_int(name, index, 0)
         require_distinct(name, value)
@@ -186,7 +191,13 @@ def _plain(value: Any) -> Any:
     """Lists as tuples; numbers of NumPy, which YAML cannot write, as those of Python."""
     if isinstance(value, (list, tuple)):
         return tuple(map(_plain, value))
-    return value.item() if hasattr(value, "item") else value
+    return value.item() if hasattr(value, "item") and value.ndim == 0 else value
+
+
+def require_tuple(name: str, value: object, expected: str) -> None:
+    """Raise UsageError unless `value` was a list or a tuple."""
+    if not isinstance(value, tuple):
+        raise UsageError(f"{name} is {shown(value)}; expected {expected}")
 
 
 def require_distinct(name: str, values: tuple[object, ...]) -> None:

@@ -18,6 +18,7 @@ from fastcifar.io.paths import data_folder
 
 LOADERS = ("auto", "resident", "ffcv", "albumentations")
 SHUFFLES = ("full", "window", "none")
+SPLITS = ("test", "val")
 TTA_MODES = ("none", "flip", "flip-shift")
 MAX_SEED = 2**63 - 1
 CHANGEABLE = ("epochs", "max_steps", "data_dir", "device", "threads", "loader", "amp", "compile", "log_every")
@@ -28,7 +29,7 @@ CHANGEABLE = ("epochs", "max_steps", "data_dir", "device", "threads", "loader", 
 class DataConfig(Config):
     """Which images, and how they reach the network."""
 
-    data_dir: str | os.PathLike[str] = setting("data", Text(), "Folder with train.beton and test.beton.")
+    data_dir: str | os.PathLike[str] = setting("data", Text(path=True), "Folder with train.beton and test.beton.")
     loader: str = setting("auto", Choice(LOADERS), "What delivers the batches; all deliver the same.")
     shuffle: str = setting("full", Choice(SHUFFLES[:2]), "window: for datasets larger than memory.")
     val_size: int | None = setting(
@@ -86,9 +87,9 @@ class TrainConfig(Config):
     epochs: int = setting(50, Integer(1), "Passes over the training images.")
     # batch normalisation has no variance of one image
     batch_size: int = setting(512, Integer(2), "Images per step, over all processes; training drops the last batch.")
-    max_steps: int | None = setting(None, Integer(1), "Stop after this many steps, with evaluation.")
+    max_steps: int | None = setting(None, Integer(1), "Stop after this many steps, then evaluate.")
     progressive: tuple[tuple[int, float], ...] = setting(
-        (), SizesUntil(), "Smaller images at first: side:until, where until is a share of the steps."
+        (), SizesUntil(), "Progressive resizing: side:until, where until is a share of the steps."
     )
     tta: str = setting("none", Choice(TTA_MODES), "Test-time augmentation, reported next to the plain test accuracy.")
     seed: int = setting(0, Integer(0, MAX_SEED), "Determines weights, order, augmentation and validation images.")
@@ -96,11 +97,12 @@ class TrainConfig(Config):
     def check(self) -> None:
         min_lr, optimizer = self.schedule.min_lr, self.optimizer
         if optimizer.lr != "auto" and min_lr > self.peak_lr:
-            raise UsageError(f"min_lr is {min_lr:g}, above lr, {self.peak_lr:g}; expected less")
+            raise UsageError(f"min_lr is {min_lr:g}, above lr, {self.peak_lr:g}; expected at most {self.peak_lr:g}")
         aux_lr = min(optimizer.aux_lr, optimizer.aux_lr if optimizer.bias_lr is None else optimizer.bias_lr)
         if optimizer.name == "muon" and min_lr > aux_lr:
             raise UsageError(
-                f"min_lr is {min_lr:g}, above the rate of the auxiliary optimizer, {aux_lr:g}; expected less"
+                f"min_lr is {min_lr:g}, above the rate of the auxiliary optimizer, {aux_lr:g}; "
+                f"expected at most {aux_lr:g}"
             )
 
     @classmethod

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastcifar import plotting
-from fastcifar.config import TTA_MODES, ExplainConfig
+from fastcifar.config import SPLITS, TTA_MODES, ExplainConfig
 from fastcifar.inference.metrics import Metrics, compute_metrics
 from fastcifar.inference.predictions import Predictions, select_images
 from fastcifar.inference.trained_run import TrainedRun
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from matplotlib.figure import Figure
 
-SPLITS = ("test", "val")
 GALLERY_SIZE = 64
 GALLERIES = (
     ("wrong.png", False, "misclassified, largest loss first"),

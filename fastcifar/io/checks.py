@@ -10,18 +10,24 @@ import unicodedata
 from collections.abc import Collection
 from typing import Any
 
-from fastcifar.errors import UsageError
+from fastcifar.errors import UsageError, one_line
 
 MAX_LISTED = 20
 
 
+def shown(value: object) -> str:
+    """A value in a message: on one line, not too long."""
+    text = one_line(repr(value))
+    return text if len(text) < 60 else f"{text[:50]}…"
+
+
 def require_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
     """Raise UsageError unless `value` is one of `allowed`."""
-    if value not in allowed:
+    if not isinstance(value, str) or value not in allowed:
         alike = [other for other in allowed if unicodedata.normalize("NFKC", other) == _normalise(value)]
         if alike:  # both print alike
             raise UsageError(f"{name} is {value!a}; expected {alike[0]!a}, the same text in other characters")
-        raise UsageError(f"{name} is {value!r}; expected one of: {format_choices(allowed, value)}")
+        raise UsageError(f"{name} is {shown(value)}; expected one of: {format_choices(allowed, value)}")
 
 
 def _normalise(value: object) -> object:
@@ -33,8 +39,8 @@ def format_choices(names: Collection[str], value: object) -> str:
     if len(names) <= MAX_LISTED:
         return ", ".join(names)
     similar = difflib.get_close_matches(str(value), names, 3)
-    shown = list(dict.fromkeys([*similar, *names]))[:MAX_LISTED]
-    return f"{', '.join(shown)} … ({len(names)} in all)"
+    listed = list(dict.fromkeys([*similar, *names]))[:MAX_LISTED]
+    return f"{', '.join(listed)} … ({len(names)} in all)"
 
 
 def require_int(name: str, value: Any, low: int, high: int | None = None) -> int:
@@ -45,22 +51,25 @@ def require_int(name: str, value: Any, low: int, high: int | None = None) -> int
             raise TypeError
         number = operator.index(value)
     except TypeError:
-        raise UsageError(f"{name} is {value!r}; expected a whole number, {span}") from None
+        raise UsageError(f"{name} is {shown(value)}; expected a whole number, {span}") from None
     if number < low or (high is not None and number > high):
         raise UsageError(f"{name} is {number}; expected {span}")
     return number
 
 
-def require_float(name: str, value: Any, low: float, *, above: bool = False, high: float = math.inf) -> None:
-    """Raise UsageError unless `value` is a finite number, at least `low` (above it if `above`) and below `high`."""
-    kind = f"a number {'above' if above else 'of at least'} {low:g}"
-    kind += "" if high == math.inf else f" and below {high:g}"
+def require_number(
+    name: str, value: Any, low: float, high: float = math.inf, *, above: bool = False, below: bool = False
+) -> None:
+    """Raise UsageError unless `value` is a finite number in low..high; without the bounds if `above` or `below`."""
+    kind = f"a number, {low:g}..{high:g}"
+    if high == math.inf or above or below:
+        kind = f"a number {'above' if above else 'of at least'} {low:g}"
+        kind += "" if high == math.inf else f" and {'below' if below else 'at most'} {high:g}"
     if isinstance(value, str) and _is_number(value):
         raise UsageError(f"{name} is {value!r}, which is text; expected {kind}, written as 0.001 or 1.0e-3")
     fits = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < sys.float_info.max
-    if not fits or value < low or (above and value == low) or value >= high:
-        shown = repr(value)
-        raise UsageError(f"{name} is {shown if len(shown) < 60 else shown[:50] + '…'}; expected {kind}")
+    if not fits or not low <= value <= high or (above and value == low) or (below and value == high):
+        raise UsageError(f"{name} is {shown(value)}; expected {kind}")
 
 
 def _is_number(text: str) -> bool:
@@ -68,12 +77,6 @@ def _is_number(text: str) -> bool:
         return math.isfinite(float(text))
     except ValueError:
         return False
-
-
-def require_number(name: str, value: Any, low: float, high: float) -> None:
-    """Raise UsageError unless `value` is a number in low..high."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-        raise UsageError(f"{name} is {value!r}; expected a number, {low:g}..{high:g}")
 
 
 def require_utf8(name: str, value: str) -> None:
@@ -87,4 +90,4 @@ def require_utf8(name: str, value: str) -> None:
 def require_bool(name: str, value: object) -> None:
     """Raise UsageError unless `value` is True or False."""
     if not isinstance(value, bool):
-        raise UsageError(f"{name} is {value!r}; expected True or False")
+        raise UsageError(f"{name} is {shown(value)}; expected True or False")
