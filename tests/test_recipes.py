@@ -29,8 +29,8 @@ def test_the_nine_recipes_are_there_and_tell_their_history() -> None:
         assert recipe.config.recipe == name
         assert recipe.about["title"]
         if name in ORIGINS:
-            assert "% of the test images" in recipe.about["reached"]
-            assert recipe.about["unspecified"]
+            assert "% of the test images" in recipe.about["reported"]
+            assert recipe.about["assumptions"]
 
 
 def test_they_are_listed_and_shown() -> None:
@@ -90,11 +90,14 @@ def test_a_recipe_gives_the_range_test_what_it_uses(data_dir: Path, tmp_path: Pa
     [
         ("settings:\n  epoch: 3\n", "unknown setting 'epoch'; did you mean 'epochs'?"),
         ("settings:\n  zzz: 3\n", "unknown setting 'zzz'"),
-        ("settings:\n  data_dir: /tmp\n", "unknown setting 'data_dir'"),
+        ("settings:\n  data_dir: /tmp\n", "data_dir cannot be set in a recipe; give it with --data-dir"),
         ("settings:\n  epochs: many\n", "epochs is 'many'; expected a whole number, 1 or more"),
         ("settings:\n  lr: .nan\n", "lr is nan; expected a number above 0"),
         ("settings:\n  model: os:system\n", "model is 'os:system'; a recipe cannot name code"),
-        ("setting:\n  epochs: 3\n", "unknown keys setting; expected settings and, optionally, title"),
+        (
+            "setting:\n  epochs: 3\n",
+            "unknown keys setting; expected settings, under 'settings:', and, optionally, title",
+        ),
         ("settings: 3\n", "no settings; expected settings"),
         ("title: a\n", "no settings; expected settings"),
         ("- 1\n", "not a recipe (it holds no settings)"),

@@ -14,9 +14,9 @@ from fastcifar.io.paths import user_path
 from fastcifar.io.reading import read_settings
 
 FOLDER = Path(__file__).parent
-ABOUT = ("title", "origin", "reached", "unspecified", "measured")
+ABOUT = ("title", "origin", "reported", "assumptions", "measured")
 """What a recipe says about itself, next to its settings."""
-NOT_IN_RECIPES = ("recipe", "data_dir", "device", "pipeline")
+NOT_IN_RECIPES = {"recipe": "--recipe", "data_dir": "--data-dir", "device": "--device", "pipeline": "--augment"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,14 +28,14 @@ class Recipe:
     settings: dict[str, Any]
     """What the file sets, by name: see `TrainConfig.from_settings`."""
     about: dict[str, str]
-    """title, origin, reached, unspecified, measured: as far as the file has them."""
+    """title, origin, reported, assumptions, measured: as far as the file has them."""
 
 
 def names() -> tuple[str, ...]:
     """The recipes that come with fastcifar, those of the original projects first."""
     known = ("cutout-plateau", "onecycle-l1", "crop-cutout", "step-l2", "lrfind-plateau", "layernorm")
-    found = sorted(path.stem for path in FOLDER.glob("*.yaml"))
-    return tuple(sorted(found, key=lambda name: (known.index(name) if name in known else len(known), name)))
+    stems = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    return tuple(sorted(stems, key=lambda name: (known.index(name) if name in known else len(known), name)))
 
 
 def load(name: str | os.PathLike[str]) -> Recipe:
@@ -54,11 +54,14 @@ def load(name: str | os.PathLike[str]) -> Recipe:
     unknown = sorted(key if key.isprintable() else repr(key) for key in keys)
     if unknown or not isinstance(raw.get("settings"), dict):
         what = f"unknown keys {', '.join(unknown)}" if unknown else "no settings"
-        raise UsageError(f"{path}: {what}; expected settings and, optionally, {', '.join(ABOUT)}")
+        raise UsageError(f"{path}: {what}; expected settings, under 'settings:', and, optionally, {', '.join(ABOUT)}")
     about = {key: one_line(raw[key]) for key in ABOUT if raw.get(key) is not None}
     settings = raw["settings"]
     try:
-        require_known(settings, SETTINGS.keys() - set(NOT_IN_RECIPES))
+        for key in settings:
+            if key in NOT_IN_RECIPES:
+                raise UsageError(f"{key} cannot be set in a recipe; give it with {NOT_IN_RECIPES[key]}")
+        require_known(settings, SETTINGS.keys() - NOT_IN_RECIPES)
         config = TrainConfig.from_settings(recipe=name, **settings)
         if config.model.names_code:
             raise UsageError(f"model is {config.model.name!r}; a recipe cannot name code: give it with --model")
