@@ -76,7 +76,7 @@ def main(
                 if factor == 1:
                     answer = run_json("fastcifar", "lr-find", "--json", "--steps", str(steps), *flags)
                     lr = answer["suggestions"].get(AUTO_SUGGESTIONS[optimizer])
-                    row |= {"suggestions": answer["suggestions"], "why_not": answer["why_not"]}
+                    row |= {"suggestions": answer["suggestions"], "failure_reason": answer["failure_reason"]}
                 else:
                     lr = known[(*key[:-1], 1.0)]["suggested"]
                 row |= {"suggested": lr, "lr": lr and lr * factor}

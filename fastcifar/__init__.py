@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fastcifar.loaders import Batch as Batch
     from fastcifar.loaders import make_loader as make_loader
 
-_HOMES = {
+_MODULES = {
     "AugmentConfig": "fastcifar.config",
     "Batch": "fastcifar.loaders",
     "Beton": "fastcifar.data.beton",
@@ -30,9 +30,9 @@ __all__ = ["AugmentConfig", "Batch", "Beton", "FastcifarError", "__version__", "
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'fastcifar' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -201,7 +201,7 @@ def test_layers_without_maps_are_refused(trained: Trained) -> None:
         Activations(model, images, ["layer1"]).maps(None, ["cam"])
     unused = copy.deepcopy(model)
     unused.add_module("spare", nn.Conv2d(3, 3, 1))
-    with pytest.raises(UsageError, match="layer 'spare' returns no tensor; expected maps"):
+    with pytest.raises(UsageError, match="layer 'spare' returns not a tensor; expected maps"):
         Activations(unused, images, ["spare"])
 
 

@@ -57,7 +57,7 @@ def test_every_recipe_sets_lr() -> None:
 
 
 def test_min_lr_is_compared_with_the_default() -> None:
-    with pytest.raises(UsageError, match=r"min_lr is 0.05, above lr, 0.02; expected less"):
+    with pytest.raises(UsageError, match=r"min_lr is 0.05, above lr, 0.02; expected at most 0.02"):
         TrainConfig.from_settings(model="small", min_lr=0.05)
 
 
@@ -72,15 +72,15 @@ def test_the_default_rate_is_logged_and_stored(
 ) -> None:
     with caplog.at_level(logging.INFO, logger="fastcifar"):
         run, metrics = train(tiny(data_dir), runs_dir=tmp_path)
-    assert f"learning rate 0.01, the default of {__name__}:linear with sgd" in caplog.text
-    assert f"the default of {__name__}:linear" in run.log.read_text()
+    assert f"learning rate 0.01, the default for {__name__}:linear with sgd" in caplog.text
+    assert f"the default for {__name__}:linear" in run.log.read_text()
     assert run.read_config().optimizer.lr == metrics["lr"] == 0.01
     best = load_file(run.best)["2.weight"]
     caplog.clear()
     with caplog.at_level(logging.INFO, logger="fastcifar"):
         train(run.read_config().with_settings(epochs=3), runs_dir=tmp_path, resume=RunFolder(run.path))
         given, _ = train(tiny(data_dir, lr=0.01), runs_dir=tmp_path, name="given")
-    assert "the default of" not in caplog.text
+    assert "the default for" not in caplog.text
     assert load_file(given.best)["2.weight"].equal(best)
 
 
@@ -89,9 +89,9 @@ def test_a_loss_above_guessing_is_warned_of_once(
 ) -> None:
     run, _ = train(tiny(data_dir, lr=50.0, label_smoothing=0.1, batch_size=20), runs_dir=tmp_path)
     warnings = [record.getMessage() for record in caplog.records if record.name == "fastcifar.training.lr_finder"]
-    warnings = [message for message in warnings if "guessing" in message]
+    warnings = [message for message in warnings if "uniform guess" in message]
     assert len(warnings) == 1
-    assert "above that of guessing, 2.303 (the logarithm of 10 classes)" in warnings[0]
+    assert "above that of a uniform guess, 2.303 (the logarithm of 10 classes)" in warnings[0]
     assert "try a smaller --lr, e.g. 10, or find one: " in warnings[0]
     assert warnings[0] in run.log.read_text()
     words = shlex.split(warnings[0].partition("find one: ")[2])

@@ -131,7 +131,7 @@ def test_a_preview_that_cannot_be_drawn_is_an_error_of_one_line(
 def test_the_table_of_a_range_test_does_not_need_its_figure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    curve = LrCurve(rates=np.geomspace(1e-4, 1, 20), losses=np.linspace(3, 1, 20), ended="end_lr reached")
+    curve = LrCurve(rates=np.geomspace(1e-4, 1, 20), losses=np.linspace(3, 1, 20), stop_reason="end_lr reached")
     monkeypatch.setattr(os, "replace", _full_for_png_files)
     with caplog.at_level(logging.WARNING, "fastcifar"):
         assert curve.write(tmp_path, "minimum") == (tmp_path / "lr_find.csv",)

@@ -39,7 +39,7 @@ def test_it_finds_a_rate_between_too_small_and_too_large() -> None:
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     curve = find_lr(model, optimizer, batches(), test=LrRangeTestConfig(start_lr=1e-5, end_lr=100.0))
-    assert curve.why_not is None
+    assert curve.failure_reason is None
     assert set(curve.suggestions) == {"valley", "steepest", "minimum"}
     assert 1e-3 < curve.suggestions["valley"] < 3
     assert len(curve.rates) == len(curve.losses) == len(curve.smoothed)
@@ -149,15 +149,15 @@ def losses_of(values: list[float]) -> LrCurve:
 
 def test_it_ends_where_the_loss_diverges() -> None:
     curve = losses_of([2.0] * 20 + [1.0] * 10 + [3.0, 9.0, 27.0, 81.0] + [99.0] * 66)
-    assert curve.ended == "the loss diverged"
+    assert curve.stop_reason == "the loss diverged"
     assert len(curve.losses) == 32  # the mean of 1, 3 and 9 is above 4
-    assert curve.why_not is None
+    assert curve.failure_reason is None
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_it_ends_where_the_loss_is_not_finite(bad: float) -> None:
     curve = losses_of([2.0] * 20 + [1.0] * 10 + [bad] * 70)
-    assert curve.ended == "the loss was not finite"
+    assert curve.stop_reason == "the loss was not finite"
     assert np.isfinite(curve.losses).all()
     assert len(curve.losses) == 30
 
@@ -167,14 +167,16 @@ def test_a_flat_curve_gives_no_suggestion_and_says_why() -> None:
     for values in ([2.3] * 100, [0.0] * 100, list(2.3 + noise), list(np.linspace(2.3, 5.0, 100))):
         curve = losses_of(values)
         assert curve.suggestions == {}
-        assert curve.why_not is not None
-        assert curve.why_not.startswith("the curve is flat")
+        assert curve.failure_reason is not None
+        assert curve.failure_reason.startswith("the curve is flat")
 
 
 def test_a_divergence_does_not_lift_the_curve_before_it() -> None:
     rates = np.geomspace(1e-4, 10, 30)
-    calm = LrCurve(rates=rates, losses=np.linspace(2.3, 2.0, 30), ended="")
-    blown = LrCurve(rates=rates, losses=np.concatenate([np.linspace(2.3, 2.0, 30)[:20], np.full(10, 500.0)]), ended="")
+    calm = LrCurve(rates=rates, losses=np.linspace(2.3, 2.0, 30), stop_reason="")
+    blown = LrCurve(
+        rates=rates, losses=np.concatenate([np.linspace(2.3, 2.0, 30)[:20], np.full(10, 500.0)]), stop_reason=""
+    )
     assert np.array_equal(calm.smoothed[:20], blown.smoothed[:20])
     assert blown.suggestions["minimum"] < rates[20]
 
@@ -185,7 +187,7 @@ def test_few_steps_are_enough_where_the_loss_falls(num_steps: int, fall: float) 
     rates = np.geomspace(1e-4, 10, num_steps)
     shape = np.interp(np.log10(rates), [-4, -3, -1.5, -0.5, 1], [2.3, 2.3, 2.3 - fall, 20, 400])
     noise = np.random.default_rng(0).normal(0, 0.1 * fall, num_steps)
-    curve = LrCurve(rates=rates, losses=shape + noise, ended="the loss diverged")
+    curve = LrCurve(rates=rates, losses=shape + noise, stop_reason="the loss diverged")
     assert -2.5 < np.log10(curve.suggestions["minimum"]) < -1.4
     assert -3.2 < np.log10(curve.suggestions["valley"]) < -1.9
     assert curve.suggestions["valley"] <= curve.suggestions["minimum"]
@@ -194,9 +196,9 @@ def test_few_steps_are_enough_where_the_loss_falls(num_steps: int, fall: float) 
 def test_a_small_fall_counts_if_the_loss_rises_after_it() -> None:
     rates, noise = np.geomspace(1e-4, 10, 100), np.random.default_rng(0).normal(0, 0.04, 100)
     fell = 2.3 - np.interp(np.arange(100), [20, 30, 40], [0, 0.06, 0]) + noise
-    assert not LrCurve(rates=rates, losses=fell, ended="").suggestions
+    assert not LrCurve(rates=rates, losses=fell, stop_reason="").suggestions
     rose = fell + np.interp(np.arange(100), [50, 99], [0, 9])
-    assert rates[20] < LrCurve(rates=rates, losses=rose, ended="").suggestions["minimum"] < rates[36]
+    assert rates[20] < LrCurve(rates=rates, losses=rose, stop_reason="").suggestions["minimum"] < rates[36]
 
 
 @pytest.mark.parametrize("window", [3.0, 10.0, 50.0])
@@ -215,16 +217,16 @@ def test_noise_alone_gives_no_suggestion() -> None:
     for num_steps in (30, 100, 300):
         rates = np.geomspace(1e-4, 10, num_steps)
         for losses in generator.normal(2.3, 0.05, (20, num_steps)):
-            assert not LrCurve(rates=rates, losses=losses, ended="").suggestions
+            assert not LrCurve(rates=rates, losses=losses, stop_reason="").suggestions
 
 
 def test_a_failed_test_says_what_to_change() -> None:
     whole, cut = (
-        LrCurve(rates=np.geomspace(1e-4, 10, 30), losses=np.full(30, 2.3), ended=ended)
-        for ended in ("end_lr reached", "the loss diverged")
+        LrCurve(rates=np.geomspace(1e-4, 10, 30), losses=np.full(30, 2.3), stop_reason=stop_reason)
+        for stop_reason in ("end_lr reached", "the loss diverged")
     )
-    assert str(whole.why_not).endswith("try a higher --end-lr, more --steps or a larger --batch-size")
-    assert str(cut.why_not).endswith("try more --steps or a larger --batch-size")
+    assert str(whole.failure_reason).endswith("try a higher --end-lr, more --steps or a larger --batch-size")
+    assert str(cut.failure_reason).endswith("try more --steps or a larger --batch-size")
 
 
 def test_the_default_range_is_that_of_the_optimizer() -> None:
@@ -236,22 +238,26 @@ def test_the_default_range_is_that_of_the_optimizer() -> None:
 
 def test_the_suggested_rate_is_labelled_in_the_figure() -> None:
     rates = np.geomspace(1e-4, 1, 30)
-    curve = LrCurve(rates=rates, losses=np.interp(np.log10(rates), [-4, -1, 0], [2.3, 1.0, 9.0]), ended="")
+    curve = LrCurve(rates=rates, losses=np.interp(np.log10(rates), [-4, -1, 0], [2.3, 1.0, 9.0]), stop_reason="")
     labels = [text.get_text() for text in plotting.lr_curve(curve, "valley").axes[0].texts]
     assert labels == [f"chosen: {curve.suggestions['valley']:.3g}"]
 
 
 def test_too_few_steps_give_no_suggestion() -> None:
     curve = losses_of([2.0, 1.0, 0.5, float("nan"), 1.0])
-    assert str(curve.why_not).startswith("the loss was not finite after 3 steps; start at a smaller rate (--start-lr)")
+    assert str(curve.failure_reason).startswith(
+        "the loss was not finite after 3 steps; start at a smaller rate (--start-lr)"
+    )
     at_once = losses_of([float("nan"), 1.0])
-    assert str(at_once.why_not).startswith("the loss was not finite at the first step, whatever the rate; check the")
+    assert str(at_once.failure_reason).startswith(
+        "the loss was not finite at the first step, whatever the rate; check the"
+    )
 
 
 def test_the_valley_is_the_middle_of_the_fall() -> None:
     test = LrRangeTestConfig(num_steps=100, start_lr=1e-4, end_lr=1.0)
     losses = np.interp(np.log10(range_rates(test)), [-4, -3, -1, 0], [2.0, 2.0, 1.0, 3.0])
-    curve = LrCurve(rates=range_rates(test), losses=losses, ended="end_lr reached")
+    curve = LrCurve(rates=range_rates(test), losses=losses, stop_reason="end_lr reached")
     assert np.log10(curve.suggestions["valley"]) == pytest.approx(-2, abs=0.15)
     assert np.log10(curve.suggestions["minimum"]) == pytest.approx(-1.15, abs=0.2)  # or a little before
     assert -3 < np.log10(curve.suggestions["steepest"]) < -1
@@ -261,10 +267,10 @@ def test_a_fall_after_a_divergence_does_not_count() -> None:
     test = LrRangeTestConfig(num_steps=100, start_lr=1e-4, end_lr=1.0)
     ways = [2.4, 2.4, 2.2, 7.0, 2.1], [2.4, 2.4, 2.4, 7.0, 2.1]
     learned, destroyed = (np.interp(np.log10(range_rates(test)), [-4, -3, -2, -1, 0], way) for way in ways)
-    curve = LrCurve(rates=range_rates(test), losses=learned, ended="end_lr reached")
+    curve = LrCurve(rates=range_rates(test), losses=learned, stop_reason="end_lr reached")
     assert np.log10(curve.suggestions["minimum"]) == pytest.approx(-2.2, abs=0.2)
-    flat = LrCurve(rates=range_rates(test), losses=destroyed, ended="end_lr reached")
-    assert str(flat.why_not).startswith("the curve is flat")
+    flat = LrCurve(rates=range_rates(test), losses=destroyed, stop_reason="end_lr reached")
+    assert str(flat.failure_reason).startswith("the curve is flat")
 
 
 @pytest.mark.parametrize(
@@ -285,7 +291,7 @@ def test_an_impossible_test_is_refused(settings: dict[str, Any], message: str) -
 
 def test_no_batches_are_refused() -> None:
     model = network()
-    with pytest.raises(UsageError, match="the range test has no batches"):
+    with pytest.raises(UsageError, match="the range test ran out of batches"):
         find_lr(model, torch.optim.SGD(model.parameters(), lr=0.1), [])
 
 
@@ -299,7 +305,7 @@ def test_the_command_writes_the_curve_and_the_next_command(
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.stderr
     output = json.loads(result.stdout)
-    assert output["why_not"] is None
+    assert output["failure_reason"] is None
     table, picture = (Path(file) for file in output["files"])
     assert table.parent == tmp_path / "lr-find-small"
     assert table.read_text().splitlines()[0] == "lr,loss,smoothed_loss"
@@ -314,10 +320,10 @@ def test_the_command_writes_the_curve_and_the_next_command(
 
 
 def test_a_failed_test_suggests_no_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    curve = LrCurve(rates=np.geomspace(1e-4, 1, 100), losses=np.ones(100), ended="end_lr reached")
+    curve = LrCurve(rates=np.geomspace(1e-4, 1, 100), losses=np.ones(100), stop_reason="end_lr reached")
     monkeypatch.setattr(lr_finder, "run_lr_find", lambda *arguments: (curve, ()))
     result = CliRunner().invoke(main, ["lr-find", "--model", "small", "--runs-dir", str(tmp_path)])
-    assert result.stdout == f"no suggestion: {curve.why_not}\n"
+    assert result.stdout == f"no suggestion: {curve.failure_reason}\n"
 
 
 def test_train_can_find_its_rate_first(data_dir: Path, tmp_path: Path) -> None:
@@ -327,7 +333,7 @@ def test_train_can_find_its_rate_first(data_dir: Path, tmp_path: Path) -> None:
     output = json.loads(result.stdout)
     run = Path(output["run"])
     points = np.loadtxt(run / "lr_find" / "lr_find.csv", delimiter=",", skiprows=1)
-    curve = LrCurve(rates=points[:, 0], losses=points[:, 1], ended="")
+    curve = LrCurve(rates=points[:, 0], losses=points[:, 1], stop_reason="")
     assert output["lr"] == pytest.approx(curve.suggestions["minimum"])  # for SGD
     assert (run / "lr_find" / "lr_find.png").exists()
     assert f"lr: {output['lr']}" in (run / "config.yaml").read_text()
@@ -361,3 +367,13 @@ def test_min_lr_above_the_rate_of_the_range_test_is_refused(data_dir: Path, tmp_
 def test_auto_is_not_for_muon() -> None:
     with pytest.raises(UsageError, match="lr is 'auto' with optimizer 'muon'; expected a number: 'fastcifar lr-find'"):
         TrainConfig.from_settings(optimizer="muon", lr="auto")
+
+
+def test_an_unusable_runs_folder_is_noticed_before_the_steps(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs_dir = tmp_path / "runs"
+    runs_dir.touch()
+    monkeypatch.setattr("fastcifar.training.lr_finder.run_lr_range_test", None)
+    arguments = ["lr-find", "--data-dir", str(data_dir), "--model", "small", "--runs-dir", str(runs_dir)]
+    assert f"{runs_dir}: a file, not a folder" in CliRunner().invoke(main, arguments).stderr

@@ -282,7 +282,9 @@ def test_the_command_after_a_range_test_can_be_pasted(home: Path, monkeypatch: p
     recipe = home / name / "my recipe.yaml"
     recipe.parent.mkdir()
     recipe.write_text("settings: {epochs: 3}")
-    curve = SimpleNamespace(why_not=None, suggestions=dict.fromkeys(LR_SUGGESTIONS, 0.125), ended="", rates=[1.0])
+    curve = SimpleNamespace(
+        failure_reason=None, suggestions=dict.fromkeys(LR_SUGGESTIONS, 0.125), stop_reason="", rates=[1.0]
+    )
     monkeypatch.setattr(lr_finder, "run_lr_find", lambda *arguments: (curve, ()))
     given = {"--data-dir": f"./{name}", "--runs-dir": f"runs/{name}", "--recipe": f"./{name}/{recipe.name}"}
     done = CliRunner().invoke(main, ["lr-find", *(word for pair in given.items() for word in pair)])

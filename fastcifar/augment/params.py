@@ -65,7 +65,8 @@ def sample_params(
 ) -> AugmentParams:
     """The parameters of each image of a dataset in one epoch, (num_images,) of `params_dtype(augment.cutout_holes)`.
 
-    What `augment` turns off is no change. Raises UsageError if `augment` does not fit `image_shape` (H, W, 3).
+    Operations that are turned off are the identity. Raises UsageError if `augment` does not fit `image_shape`
+    (H, W, 3).
     """
     augment.check_fits(image_shape)
     table = np.zeros(num_images, dtype=params_dtype(augment.cutout_holes))

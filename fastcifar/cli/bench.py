@@ -9,12 +9,14 @@ from typing import Any
 import click
 
 from fastcifar.cli import options
-from fastcifar.cli.settings import as_flags, typed
-from fastcifar.config import MODELS
+from fastcifar.cli.settings import as_flags, given_on_command_line
+from fastcifar.config import MODELS, TrainConfig
 
 
 @click.command()
-@click.option("--batch-size", type=click.IntRange(2), default=512, show_default=True, help="Images in a batch.")
+@click.option(
+    "--batch-size", type=click.IntRange(2), default=TrainConfig.batch_size, show_default=True, help="Images in a batch."
+)
 @click.option(
     "--model",
     "models",
@@ -81,4 +83,5 @@ def bench(
     click.echo(format_table(rows, used))
     machine = about["gpu"] or f"{about['machine']}, {about['threads']} threads"
     click.echo(f"\n{about['data']}; {machine}; torch {about['versions']['torch']}")
-    show_next(command_line("fastcifar", "train", "--recipe", "fast", *as_flags(context, typed(context, ["data_dir"]))))
+    folder = as_flags(context, given_on_command_line(context, ["data_dir"]))
+    show_next(command_line("fastcifar", "train", "--recipe", "fast", *folder))

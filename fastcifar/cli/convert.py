@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from fastcifar.cli import options
-from fastcifar.cli.settings import as_flags, typed
+from fastcifar.cli.settings import as_flags, given_on_command_line
 
 
 @click.command()
@@ -92,4 +92,6 @@ def convert(
             f"from {manifest.source}"
         )
     inspect = command_line("fastcifar", "inspect", data_dir / "train.beton")
-    show_next(inspect, command_line("fastcifar", "train", *as_flags(context, typed(context, ["data_dir"]))))
+    show_next(
+        inspect, command_line("fastcifar", "train", *as_flags(context, given_on_command_line(context, ["data_dir"])))
+    )

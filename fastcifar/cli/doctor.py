@@ -30,7 +30,7 @@ def doctor(as_json: bool) -> None:
         ("memory free", f"{facts['free_memory'] / 2**30:.1f} GiB"),
     ]
     rows += [
-        (f"loader {name}", "works" if state["works"] else state["why"]) for name, state in facts["loaders"].items()
+        (f"loader {name}", "works" if state["works"] else state["reason"]) for name, state in facts["loaders"].items()
     ]
     click.echo(table(rows))
     show_next(command_line("fastcifar", "convert"))
@@ -60,7 +60,7 @@ def _collect_facts() -> dict[str, Any]:
     for name in LOADERS:
         if name != "auto":
             problem = missing_part(name)
-            loaders[name] = {"works": problem is None, "why": str(problem or "")}
+            loaders[name] = {"works": problem is None, "reason": str(problem or "")}
     return {
         "versions": versions,
         "processor": cpu_name(),

@@ -8,7 +8,7 @@ import click
 
 from fastcifar import config
 from fastcifar.cli import options
-from fastcifar.cli.settings import as_flags, typed
+from fastcifar.cli.settings import as_flags, given_on_command_line
 
 
 @click.command("eval")
@@ -17,7 +17,7 @@ from fastcifar.cli.settings import as_flags, typed
     "--split",
     default="test",
     show_default=True,
-    type=click.Choice(("val", "test")),
+    type=click.Choice(config.SPLITS),
     help="val: the images held out from training.",
 )
 @click.option(
@@ -83,7 +83,7 @@ def evaluate(
     click.echo(f"\nmost confused: {confused}" if confused else "\nno image is misclassified")
     for file in evaluation.files:
         click.echo(file)
-    needed = as_flags(context, typed(context, ["model", "data_dir"]))
+    needed = as_flags(context, given_on_command_line(context, ["model", "data_dir"]))
     show_next(command_line("fastcifar", "explain", folder.path, *needed))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from fastcifar.cli import options, settings
-from fastcifar.cli.settings import as_flags, flags, typed
+from fastcifar.cli.settings import as_flags, flags, given_on_command_line
 from fastcifar.config import ExplainConfig
 
 RUN_FILE_SUFFIXES = (".pt", ".safetensors", ".html", ".yaml", ".json", ".csv", ".npz", ".txt")
@@ -54,11 +54,11 @@ def explain(
     own images to explain/images/.
     """
     config = ExplainConfig(**overrides)
-    if not isinstance(config.select, str) and typed(context, ("n",)):
+    if not isinstance(config.select, str) and given_on_command_line(context, ("n",)):
         raise click.UsageError("--n cannot be combined with images named by --select", context)
-    if config.select != "random" and typed(context, ("seed",)):
+    if config.select != "random" and given_on_command_line(context, ("seed",)):
         raise click.UsageError("--seed needs --select random", context)
-    if images and (unused := typed(context, ("n", "select", "correct", "seed"))):
+    if images and (unused := given_on_command_line(context, ("n", "select", "correct", "seed"))):
         raise click.UsageError(f"{flags(unused)} selects test images; cannot be combined with --image", context)
 
     import json
@@ -96,7 +96,7 @@ def explain(
         click.echo(f"{sheets[0].parent}/ ({len(sheets)} sheet{'s' * (len(sheets) > 1)})")
     if report:
         click.echo(report)
-    needed = as_flags(context, typed(context, ["model", "data_dir"]))
+    needed = as_flags(context, given_on_command_line(context, ["model", "data_dir"]))
     if explanation.num_wrong == 0 and not explanation.num_shown:
         show_next(command_line("fastcifar", "explain", folder.path, "--correct", *needed))
     show_next(command_line("fastcifar", "eval", folder.path, *needed))

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from fastcifar.cli import options, settings
-from fastcifar.cli.settings import typed
+from fastcifar.cli.settings import given_on_command_line
 from fastcifar.config import AUTO_SUGGESTIONS, LR_SUGGESTIONS, SETTINGS, LrRangeTestConfig, TrainConfig
 
 
@@ -65,21 +65,21 @@ def lr_find(
     with Bars() as bars:
         curve, files = run_lr_find(config, test, suggestion, runs_dir, bars)
     line = None
-    if not curve.why_not:
-        line = command_line("fastcifar", *_train_words(context, config, curve.suggestions[suggestion], runs_dir))
+    if not curve.failure_reason:
+        line = command_line("fastcifar", *_train_arguments(context, config, curve.suggestions[suggestion], runs_dir))
     if as_json:
         result = {
             "suggestions": curve.suggestions,
-            "why_not": curve.why_not,
-            "ended": curve.ended,
+            "failure_reason": curve.failure_reason,
+            "stop_reason": curve.stop_reason,
             "steps": len(curve.rates),
             "files": [str(file) for file in files],
             "next": line,
         }
         click.echo(json.dumps(result))
         return
-    if curve.why_not:
-        click.echo(f"no suggestion: {curve.why_not}")
+    if curve.failure_reason:
+        click.echo(f"no suggestion: {curve.failure_reason}")
     else:
         rows: list[tuple[str, Any]] = [(name, f"{rate:.3g}") for name, rate in curve.suggestions.items()]
         click.echo(table(rows))
@@ -89,7 +89,7 @@ def lr_find(
         show_next(line)
 
 
-def _train_words(
+def _train_arguments(
     context: click.Context, config: TrainConfig, lr: float, runs_dir: Path
 ) -> list[str | os.PathLike[str]]:
     """The arguments that train with this learning rate."""
@@ -98,6 +98,7 @@ def _train_words(
     optimizer = scale_lrs(config, lr).optimizer
     names = ("lr", "aux_lr", "bias_lr") if optimizer.name == "muon" else ("lr",)
     rates = {name: getattr(optimizer, name) for name in names if getattr(optimizer, name) is not None}
-    words = ["train", *settings.as_flags(context, [name for name in typed(context, SETTINGS) if name not in rates])]
-    words += ["--runs-dir", runs_dir] if typed(context, ["runs_dir"]) else []
-    return words + [word for name, rate in rates.items() for word in (f"--{name.replace('_', '-')}", f"{rate:.3g}")]
+    kept = [name for name in given_on_command_line(context, SETTINGS) if name not in rates]
+    arguments = ["train", *settings.as_flags(context, kept)]
+    arguments += ["--runs-dir", runs_dir] if given_on_command_line(context, ["runs_dir"]) else []
+    return arguments + [text for name, rate in rates.items() for text in (f"--{name.replace('_', '-')}", f"{rate:.3g}")]

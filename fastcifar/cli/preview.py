@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from fastcifar.cli import options, settings
-from fastcifar.cli.settings import typed
+from fastcifar.cli.settings import given_on_command_line
 from fastcifar.cli.train import train
 
 
@@ -36,5 +36,5 @@ def preview(context: click.Context, /, n: int, each: int, out: Path, as_json: bo
         return
     click.echo(out)
     known = {param.name for param in train.params}
-    names = [key for key in typed(context, context.params) if key in known]
+    names = [key for key in given_on_command_line(context, context.params) if key in known]
     show_next(command_line("fastcifar", "train", *settings.as_flags(context, names)))

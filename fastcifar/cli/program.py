@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from fastcifar.cli.output import log_to_stderr
-from fastcifar.cli.signals import unwinding_signals
+from fastcifar.cli.signals import signals_as_exceptions
 from fastcifar.errors import FastcifarError, Stopped, UsageError, one_line
 
 LAST_STREAM = 2
@@ -30,7 +30,7 @@ class Program(click.Group):
         debug = "--debug" in arguments
         arguments = [argument for argument in arguments if argument != "--debug"]
         extra.pop("standalone_mode", None)
-        with unwinding_signals() as signums:
+        with signals_as_exceptions() as signums:
             try:
                 with log_to_stderr(debug):
                     result = super().main(arguments, prog_name, standalone_mode=False, **extra)

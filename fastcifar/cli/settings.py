@@ -94,7 +94,7 @@ def train_config(context: click.Context, values: dict[str, Any]) -> TrainConfig:
     """The configuration from the values of these options; settings that a command does not offer have their default."""
     pipeline = values.pop("pipeline", None)
     if pipeline is not None:
-        if also := typed(context, AUGMENT):
+        if also := given_on_command_line(context, AUGMENT):
             raise click.UsageError(f"{flags(also)} cannot be combined with --augment, which replaces all of them")
         values = {key: value for key, value in values.items() if key not in AUGMENT}
         return replace(TrainConfig.from_settings(**values), augment=read_pipeline(pipeline))
@@ -102,25 +102,25 @@ def train_config(context: click.Context, values: dict[str, Any]) -> TrainConfig:
 
 
 def as_flags(context: click.Context, keys: Iterable[str]) -> list[str | os.PathLike[str]]:
-    """What the user gave for `keys`, as words for `command_line`."""
-    words: list[str | os.PathLike[str]] = []
+    """What the user gave for `keys`, as arguments for `command_line`."""
+    arguments: list[str | os.PathLike[str]] = []
     for param in context.command.params:
         if param.name not in keys:
             continue
         value = context.meta["recipe"] if param.name == "recipe" else context.params[param.name]
         if isinstance(param, click.Option) and param.is_bool_flag:
-            words.append(param.opts[0] if value else param.secondary_opts[0])
+            arguments.append(param.opts[0] if value else param.secondary_opts[0])
         else:
             text = ",".join(map(_as_text, value)) if isinstance(value, tuple) else value
-            words += [param.opts[0], text if isinstance(text, os.PathLike) else str(text)]
-    return words
+            arguments += [param.opts[0], text if isinstance(text, os.PathLike) else str(text)]
+    return arguments
 
 
 def _as_text(value: Any) -> str:
     return ":".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def typed(context: click.Context, keys: Iterable[str]) -> list[str]:
+def given_on_command_line(context: click.Context, keys: Iterable[str]) -> list[str]:
     """Those of `keys` that were given on the command line."""
     return [key for key in keys if context.get_parameter_source(key) is ParameterSource.COMMANDLINE]
 

@@ -15,7 +15,7 @@ from fastcifar.errors import Stopped
 
 
 @contextmanager
-def unwinding_signals() -> Iterator[list[signal.Signals]]:
+def signals_as_exceptions() -> Iterator[list[signal.Signals]]:
     """In the block, SIGINT raises KeyboardInterrupt and SIGTERM raises Stopped, also where Python would drop the
     exception. Signals that were ignored or have another handler are left alone. Yields those that are handled."""
     signums = [signal.SIGTERM]

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from fastcifar.cli import options, settings
-from fastcifar.cli.settings import flags, typed
+from fastcifar.cli.settings import flags, given_on_command_line
 from fastcifar.config import CHANGEABLE, SETTINGS, TrainConfig
 from fastcifar.errors import FastcifarError, Stopped, UsageError
 
@@ -99,9 +99,9 @@ def train(
 
 def _resumed(context: click.Context, stored: TrainConfig, requested: TrainConfig) -> TrainConfig:
     """The settings of the run, with those that the user changed."""
-    typed_now = typed(context, (*SETTINGS, "name"))
+    given_now = given_on_command_line(context, (*SETTINGS, "name"))
     trusted = stored.model.names_code and requested.model.name == stored.model.name  # the user named the code
-    fixed = [key for key in typed_now if key not in CHANGEABLE and not (key == "model" and trusted)]
+    fixed = [key for key in given_now if key not in CHANGEABLE and not (key == "model" and trusted)]
     if fixed:
         raise click.UsageError(
             f"{flags(fixed)} cannot be changed when a run is resumed; only {flags(CHANGEABLE)} can", context
@@ -113,4 +113,4 @@ def _resumed(context: click.Context, stored: TrainConfig, requested: TrainConfig
             context,
         )
     changed = requested.to_settings()
-    return stored.with_settings(**{key: changed[key] for key in typed_now if key in CHANGEABLE})
+    return stored.with_settings(**{key: changed[key] for key in given_now if key in CHANGEABLE})

@@ -146,10 +146,10 @@ def _require_layers(model: nn.Module, layers: Sequence[str]) -> None:
 def _require_maps(name: str, output: Any, image_shape: tuple[int, ...]) -> torch.Tensor:
     if not isinstance(output, torch.Tensor) or not gives_maps(output, image_shape):
         num, _, height, width = image_shape
-        given = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, torch.Tensor) else "no tensor"
+        returned = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, torch.Tensor) else "not a tensor"
         raise UsageError(
-            f"layer {name!r} returns {given}; expected maps, (N, C, h, w), of {num} images, in the proportions of "
-            f"{height}x{width}"
+            f"layer {name!r} returns {returned}; expected maps, (N, C, h, w), of {num} images, with the aspect ratio "
+            f"of {height}x{width}"
         )
     if not output.requires_grad:
         raise UsageError(f"layer {name!r} returns maps that do not depend on the images; expected maps that do")

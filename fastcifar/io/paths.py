@@ -83,18 +83,18 @@ def link_or_copy(source: Path, target: Path) -> None:
         (shutil.copytree if source.is_dir() else shutil.copyfile)(source, target)
 
 
-def command_line(*words: str | os.PathLike[str]) -> str:
-    """The words as a shell command on one line.
+def command_line(*arguments: str | os.PathLike[str]) -> str:
+    """The arguments as a shell command on one line.
 
     A path (os.PathLike) that begins like an option or a home folder is prefixed with './'. Characters that are not
     printable, e.g. a line break, are written as $'\\n', which bash, zsh and ksh understand.
     """
-    return " ".join(map(_quoted, words))
+    return " ".join(map(_quoted, arguments))
 
 
-def _quoted(word: str | os.PathLike[str]) -> str:
-    text = os.fspath(word)
-    if not isinstance(word, str) and text.startswith(("-", "~")):
+def _quoted(argument: str | os.PathLike[str]) -> str:
+    text = os.fspath(argument)
+    if not isinstance(argument, str) and text.startswith(("-", "~")):
         text = f"./{text}"
     if text.isprintable():
         return shlex.quote(text)

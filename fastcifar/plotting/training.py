@@ -91,7 +91,7 @@ def lr_curve(curve: LrCurve, chosen: str | None = None) -> Figure:
     if len(curve.losses):
         low, start = curve.smoothed.min(), np.median(curve.smoothed[:10])
         axis.set_ylim(low - 0.1 * abs(start - low) - 0.05, start + max(start - low, 0.2))  # not the divergence
-    note = f"No suggestion: {curve.why_not}" if curve.why_not else curve.ended
+    note = f"No suggestion: {curve.failure_reason}" if curve.failure_reason else curve.stop_reason
     figure.supxlabel("\n".join(textwrap.wrap(note, 100)), fontsize=8)
     axis.legend(frameon=False)
     axis.grid(alpha=0.25)

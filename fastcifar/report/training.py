@@ -143,7 +143,7 @@ def lr_range_test(files: RunFiles) -> dict[str, Any] | None:
     if lrs[0] <= 0 or (np.diff(lrs) <= 0).any():
         raise DataError(f"{RANGE_TEST}: damaged: expected learning rates above 0, each above the one before")
     losses = np.array([number(RANGE_TEST, row, "loss") for row in rows])
-    curve = LrCurve(rates=lrs, losses=losses, ended=f"{len(lrs):,} steps")
+    curve = LrCurve(rates=lrs, losses=losses, stop_reason=f"{len(lrs):,} steps")
     chosen = AUTO_SUGGESTIONS.get(str((files.mapping(CONFIG) or {}).get("optimizer")))
     suggestions = [(name, f"{lr:.3g}") for name, lr in curve.suggestions.items()]
     summary = ", ".join(f"{name} {lr}" for name, lr in suggestions) or "no suggestion"
@@ -151,7 +151,7 @@ def lr_range_test(files: RunFiles) -> dict[str, Any] | None:
     return {
         "drawing": drawing(files, lambda: plotting.lr_curve(curve, chosen), alt),
         "suggestions": suggestions,
-        "why_not": clean(curve.why_not or "", 500),
+        "failure_reason": clean(curve.failure_reason or "", 500),
     }
 
 

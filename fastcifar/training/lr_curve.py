@@ -19,7 +19,7 @@ Floats = npt.NDArray[np.float64]
 WINDOW, MIN_WINDOW = 0.1, 3.0
 """Smoothing: an exponential average over this share of the steps, but at least MIN_WINDOW of them."""
 MIN_POINTS = 8
-MIN_FALL = 0.003
+MIN_DECREASE = 0.003
 """Share of the first losses: a curve that falls by less is flat."""
 MIN_SIGMAS, MIN_SIGMAS_IF_RISING = 6, 3
 """A fall must also exceed this many standard deviations of the smoothed noise; fewer if the loss rises after it."""
@@ -38,7 +38,7 @@ class LrCurve:
     """(N,): the rate of each step."""
     losses: Floats
     """(N,): the loss before that step, nats."""
-    ended: str
+    stop_reason: str
     """Why the test ended: 'end_lr reached', 'the loss diverged' or 'the loss was not finite'."""
 
     @cached_property
@@ -56,27 +56,28 @@ class LrCurve:
         return max(MIN_WINDOW, WINDOW * len(self.losses))
 
     @cached_property
-    def why_not(self) -> str | None:
+    def failure_reason(self) -> str | None:
         """Why there is no suggestion, and what to change; None if there is one."""
         num = len(self.losses)
         if num == 0:
-            return f"{self.ended} at the first step, whatever the rate; check the images, the network and --amp"
+            return f"{self.stop_reason} at the first step, whatever the rate; check the images, the network and --amp"
         if num < MIN_POINTS:
-            return f"{self.ended} after {num} steps; start at a smaller rate (--start-lr) or use more steps (--steps)"
-        lowest, high, low = self._fall()
+            reason = f"{self.stop_reason} after {num} steps"
+            return f"{reason}; start at a smaller rate (--start-lr) or use more steps (--steps)"
+        lowest, high, low = self._decrease()
         differences = np.abs(np.diff(self.losses[: max(5, num // 3)]))  # of steps whose rates are too small to learn
         noise = float(np.median(differences)) / 0.954 / math.sqrt(2 * self._window - 1)  # sigma of a smoothed loss
         rising = self.smoothed[lowest:].max() > MAX_RISE * abs(high)
-        min_fall = max(MIN_FALL * abs(high), (MIN_SIGMAS_IF_RISING if rising else MIN_SIGMAS) * noise)
-        if high - low <= min_fall:
-            wider = "a higher --end-lr, " if self.ended == "end_lr reached" else ""
+        min_decrease = max(MIN_DECREASE * abs(high), (MIN_SIGMAS_IF_RISING if rising else MIN_SIGMAS) * noise)
+        if high - low <= min_decrease:
+            wider = "a higher --end-lr, " if self.stop_reason == "end_lr reached" else ""
             return (
                 f"the curve is flat: the smoothed loss fell from {high:.4g} by {max(0.0, high - low):.2g}, and "
-                f"{min_fall:.2g} would be more than noise; try {wider}more --steps or a larger --batch-size"
+                f"{min_decrease:.2g} would be more than noise; try {wider}more --steps or a larger --batch-size"
             )
         return None
 
-    def _fall(self) -> tuple[int, float, float]:
+    def _decrease(self) -> tuple[int, float, float]:
         """The step of the lowest smoothed loss, the initial loss, and the lowest."""
         first = max(3, len(self.losses) // 4)  # in these steps an average has few losses
         high = float(self.losses[:first].mean())
@@ -88,10 +89,10 @@ class LrCurve:
     @cached_property
     def suggestions(self) -> dict[str, float]:
         """Learning rates, by the name of the rule; empty if there is no suggestion."""
-        if self.why_not:
+        if self.failure_reason:
             return {}
         smoothed, rates = self.smoothed, self.smoothed_rates
-        lowest, high, low = self._fall()
+        lowest, high, low = self._decrease()
         above = np.flatnonzero(smoothed[: lowest + 1] >= high - VALLEY_START * (high - low))
         start = int(above[-1]) if len(above) else 0
         slope = np.gradient(smoothed[: lowest + 1], np.log(rates[: lowest + 1])) if lowest else np.zeros(1)

@@ -67,7 +67,7 @@ def find_lr(
     test = test or LrRangeTestConfig()
     step = step or _plain_step(model, optimizer)
     losses: list[float] = []
-    ended, rates = "end_lr reached", range_rates(test)
+    stop_reason, rates = "end_lr reached", range_rates(test)
     with _restored(model, optimizer):
         model.train()
         groups = optimizer.param_groups
@@ -81,15 +81,15 @@ def find_lr(
             loss = float(step(images, labels))
             advance(1)
             if not math.isfinite(loss):
-                ended = "the loss was not finite"
+                stop_reason = "the loss was not finite"
                 break
             losses.append(loss)
             recent = float(np.mean(losses[-NUM_RECENT:]))
             lowest = min(lowest, recent)
             if len(losses) > NUM_RECENT and recent > DIVERGED * max(lowest, 1e-12):
-                ended = "the loss diverged"
+                stop_reason = "the loss diverged"
                 break
-    return LrCurve(rates=rates[: len(losses)], losses=np.array(losses), ended=ended)
+    return LrCurve(rates=rates[: len(losses)], losses=np.array(losses), stop_reason=stop_reason)
 
 
 def range_rates(test: LrRangeTestConfig) -> npt.NDArray[np.float64]:
@@ -129,8 +129,8 @@ def run_lr_find(
     builder(config.model)  # an unknown name fails before the data is read
     with closing(Loaders(config, device, distributed)) as loaders:
         network = make_initial_network(config, loaders.info, device)
+        run = create_run(runs_dir, f"lr-find-{config.recipe or config.model.label}")  # may fail: before the steps
         curve = run_lr_range_test(config, network, loaders.train, test, reporter)
-    run = create_run(runs_dir, f"lr-find-{config.recipe or config.model.label}")
     return curve, curve.write(run.path, suggestion)
 
 
@@ -147,16 +147,16 @@ def resolve_lr(
             curve = run_lr_range_test(config, network, loader, LrRangeTestConfig.for_optimizer(name), reporter)
     curve = distributed.broadcast(curve)
     assert curve is not None
-    if curve.why_not is not None:
+    if curve.failure_reason is not None:
         raise DivergedError(
-            f"the range test found no learning rate: {curve.why_not}; with {lr_find_command(config)}; or set --lr to "
-            "a number"
+            f"the range test found no learning rate: {curve.failure_reason}; with {lr_find_command(config)}; or set "
+            "--lr to a number"
         )
     lr = curve.suggestions[AUTO_SUGGESTIONS[name]]
     if config.schedule.min_lr > lr:
         raise UsageError(
-            f"min_lr is {config.schedule.min_lr:g}, above the rate of the range test, {lr:.3g}; expected less, or "
-            "set --lr to a number"
+            f"min_lr is {config.schedule.min_lr:g}, above the rate of the range test, {lr:.3g}; expected "
+            f"at most {lr:.3g}, or --lr as a number"
         )
     return config.with_settings(lr=lr), curve
 
@@ -189,8 +189,7 @@ def _repeat(batches: Iterable[Batch]) -> Iterator[Batch]:
             yield batch
         if empty:
             raise UsageError(
-                "the range test has no batches, or an iterator of them has ended; expected a batch for each step, or a "
-                "loader"
+                "the range test ran out of batches; expected one for each step: pass a DataLoader, not an iterator"
             )
 
 
@@ -228,8 +227,8 @@ def warn_if_not_learning(config: TrainConfig, row: dict[str, Any], num_classes: 
     if row["train_loss"] <= uniform:
         return False
     log.warning(
-        "the training loss of epoch %d, %.4g, is above that of guessing, %.4g (the logarithm of %d classes): the "
-        "network has not learned yet; if that stays so, try a smaller --lr, e.g. %.2g%s",
+        "the training loss of epoch %d, %.4g, is above that of a uniform guess, %.4g (the logarithm of %d classes): "
+        "the network has not learned yet; if this persists, try a smaller --lr, e.g. %.2g%s",
         row["epoch"],
         row["train_loss"],
         uniform,
@@ -242,8 +241,8 @@ def warn_if_not_learning(config: TrainConfig, row: dict[str, Any], num_classes: 
 
 def lr_find_command(config: TrainConfig) -> str:
     """The command that runs the range test with these settings."""
-    words: list[str | os.PathLike[str]] = ["fastcifar", "lr-find", "--data-dir", Path(config.data.data_dir)]
+    arguments: list[str | os.PathLike[str]] = ["fastcifar", "lr-find", "--data-dir", Path(config.data.data_dir)]
     settings = config.to_settings()
     for name in ("model", "norm", "optimizer", "batch_size"):
-        words += [f"--{name.replace('_', '-')}", str(settings[name])]
-    return command_line(*words)
+        arguments += [f"--{name.replace('_', '-')}", str(settings[name])]
+    return command_line(*arguments)

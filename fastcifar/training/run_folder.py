@@ -128,11 +128,11 @@ class RunFolder:
 
     def resume_command(self, model: ModelConfig, distributed: Distributed) -> str:
         """The command that resumes the run; after its last step, it repeats the test."""
-        words: list[Any] = ["fastcifar", "train", "--resume", self.path]
-        words += ["--model", model.name] if model.names_code else []
+        arguments: list[Any] = ["fastcifar", "train", "--resume", self.path]
+        arguments += ["--model", model.name] if model.names_code else []
         if distributed.world_size > 1:
-            words[:1] = ["torchrun", "--nproc-per-node", str(distributed.local_world_size), "-m", "fastcifar"]
-        return command_line(*words)
+            arguments[:1] = ["torchrun", "--nproc-per-node", str(distributed.local_world_size), "-m", "fastcifar"]
+        return command_line(*arguments)
 
 
 def create_run(runs_dir: str | os.PathLike[str], name: str) -> RunFolder:
