@@ -15,14 +15,13 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any, NoReturn, cast
 
-from fastcifar.converters.layout import ImageFile, Listing, escape
-from fastcifar.data.image_files import HEAD_BYTES, UNKNOWN, file_kind
-from fastcifar.errors import DataError, FastcifarError
+from fastcifar.converters.layout import Listing
+from fastcifar.data.file_kind import HEAD_BYTES, UNKNOWN, file_kind
+from fastcifar.errors import DataError, FastcifarError, escape
 from fastcifar.io.atomic import FULL
 
 MAX_FILE_BYTES = 2**28
@@ -66,19 +65,18 @@ def _reason(path: Path, error: Exception) -> str:
 
 
 def _read_zip(path: Path, resources: ExitStack) -> Listing:
-    _require_few_entries(path)
-    archive, listing = resources.enter_context(zipfile.ZipFile(path)), Listing()
+    require_few_entries(path)
+    archive = resources.enter_context(zipfile.ZipFile(path))
+    members: dict[str, zipfile.ZipInfo] = {}
 
-    def make_reader(member: zipfile.ZipInfo) -> Callable[[int], bytes]:
-        def read(max_bytes: int) -> bytes:
-            with archive.open(member) as file:
-                content = file.read(max_bytes + 1)
-            if len(content) > max_bytes:
-                raise ValueError(f"it has over {max_bytes} bytes")
-            return content
+    def read(name: str, max_bytes: int) -> bytes:
+        with archive.open(members[name]) as file:
+            content = file.read(max_bytes + 1)
+        if len(content) > max_bytes:
+            raise ValueError(f"it has over {max_bytes} bytes")
+        return content
 
-        return read
-
+    listing = Listing(read)
     for member in archive.infolist():
         name = _decode_zip_name(member)
         if not listing.accepts(name):
@@ -86,8 +84,15 @@ def _read_zip(path: Path, resources: ExitStack) -> Listing:
         if member.is_dir():
             listing.folders.append(name)
         else:
-            listing.files.append(ImageFile(name, make_reader(member)))
+            _add(path, listing, members, name, member)
     return listing
+
+
+def _add(path: Path, listing: Listing, members: dict[str, Any], name: str, member: object) -> None:
+    if name in members:
+        raise DataError(f"{path}: {escape(name)} is a duplicate; remove one of the two")
+    members[name] = member
+    listing.files.append(name)
 
 
 def _decode_zip_name(member: zipfile.ZipInfo) -> str:
@@ -98,7 +103,7 @@ def _decode_zip_name(member: zipfile.ZipInfo) -> str:
     return member.filename.encode("cp437").decode("utf-8", "surrogateescape")
 
 
-def _require_few_entries(path: Path) -> None:
+def require_few_entries(path: Path) -> None:
     """Count the entries of a zip before zipfile reads all of them into memory. Its own count is not reliable."""
     num_entries, tail = 0, b""
     with path.open("rb") as file:
@@ -118,16 +123,15 @@ def _read_tar(path: Path, resources: ExitStack) -> Listing:
     # most half of the free space.
     spool = resources.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 (lives as long as the source)
     free = shutil.disk_usage(tempfile.gettempdir()).free // 2
-    listing = Listing()
+    positions: dict[str, tuple[int, int]] = {}
 
-    def make_reader(offset: int, size: int) -> Callable[[int], bytes]:
-        def read(max_bytes: int) -> bytes:
-            if size > max_bytes:
-                raise ValueError(f"it has {size} bytes; expected at most {max_bytes}")
-            return os.pread(spool.fileno(), size, offset)
+    def read(name: str, max_bytes: int) -> bytes:
+        start, size = positions[name]
+        if size > max_bytes:
+            raise ValueError(f"it has {size} bytes; expected at most {max_bytes}")
+        return os.pread(spool.fileno(), size, start)
 
-        return read
-
+    listing = Listing(read)
     offset = 0
     with decompress(path) as stream, tarfile.open(fileobj=stream, mode="r|", tarinfo=StrictTarInfo) as archive:
         for number, member in enumerate(archive):
@@ -153,7 +157,7 @@ def _read_tar(path: Path, resources: ExitStack) -> Listing:
             content = archive.extractfile(member)
             assert content is not None  # it is a regular file
             shutil.copyfileobj(content, spool)
-            listing.files.append(ImageFile(member.name, make_reader(offset, member.size)))
+            _add(path, listing, positions, member.name, (offset, member.size))
             offset += member.size
         _read_to_end(stream)
     spool.flush()

@@ -1,110 +1,35 @@
-"""A folder, tar or zip of images: `train/<class>/*` and `test/<class>/*`, JPEG or PNG, all of one size.
+"""A folder, tar or zip of images: `train/<class>/*` and `test/<class>/*`, or class folders alone.
 
 The files are read in the order of their paths: a folder and an archive of it give the same beton.
 """
 
 from __future__ import annotations
 
-import io
-import logging
 import os
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import PIL.Image
 
 from fastcifar.converters.archives import READ_ERRORS
-from fastcifar.converters.layout import MAX_DEPTH, ImageFile, Listing, escape, group_by_class
-from fastcifar.converters.sources import Image, Source
-from fastcifar.data.image_files import HEAD_BYTES, apply_exif_orientation, decode_error_reason
-from fastcifar.errors import DataError
+from fastcifar.converters.layout import MAX_DEPTH, Listing, group_by_class
+from fastcifar.converters.sources import IndexedSplit, Source, SourceOptions
+from fastcifar.data.image_files import ImageError, Preprocessing, decode_image
+from fastcifar.errors import DataError, escape
 from fastcifar.io.reading import read_bytes
 
-log = logging.getLogger(__name__)
 MAX_IMAGE_BYTES = 64 * 2**20
-MAX_SIDE = 1_672  # a larger square does not fit into a beton's page
-MAX_SCANS = 100
-"""Of a JPEG: a progressive one has about ten, and each takes as long as the whole image."""
-START_OF_SCAN = b"\xff\xda"
-DECODABLE = ("a JPEG image", "a PNG image")
 
 
-class ImageSplit:
-    """The images of one split, decoded on demand; all must have the shape of the first training image."""
-
-    def __init__(self, path: Path, files: list[tuple[ImageFile, int]], first: tuple[str, tuple[int, int]]) -> None:
-        self._path, self._files, self._first = path, files, first
-        self._is_logged = False
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def __iter__(self) -> Iterator[tuple[Image, int]]:
-        first_name, (height, width) = self._first
-        num_rotated = 0
-        for file, label in self._files:
-            image, is_rotated = decode(self._path, file)
-            num_rotated += is_rotated
-            if image.shape[:2] != (height, width):
-                raise DataError(
-                    f"{self._path}: {escape(file.name)} is {image.shape[0]}x{image.shape[1]}, {escape(first_name)} "
-                    f"is {height}x{width} (height x width); expected one size for all: resize or remove it"
-                )
-            yield image, label
-        if num_rotated and not self._is_logged:  # not again when the split is read a second time, to be compared
-            self._is_logged = True
-            folder = self._files[0][0].name.partition("/")[0]
-            log.info(
-                "%s: %d images of %s/ rotated or flipped by their EXIF orientation", self._path, num_rotated, folder
-            )
-
-
-def decode(path: Path, file: ImageFile) -> tuple[Image, bool]:
-    """An image of the source `path` as (H, W, 3) uint8 RGB, and whether its EXIF orientation changed it.
-
-    Raises DataError unless it is a JPEG or PNG that RGB can represent.
-    """
-
-    def refuse(reason: str) -> DataError:
-        return DataError(f"{path}: {escape(file.name)}: {reason}")
-
-    try:
-        content = file.read(MAX_IMAGE_BYTES)
-    except READ_ERRORS as error:
-        raise refuse(f"cannot be read ({error})") from error
-    if content.startswith(b"\xff\xd8") and content.count(START_OF_SCAN) > MAX_SCANS:
-        raise refuse(f"has over {MAX_SCANS} scans; save it again")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            opened = PIL.Image.open(io.BytesIO(content), formats=("JPEG", "PNG"))
-            if max(opened.size) > MAX_SIDE:
-                raise refuse(f"is {opened.height}x{opened.width}; expected at most {MAX_SIDE} pixels a side")
-            is_16_bit = any("16" in str(tile[3]) for tile in opened.tile)  # Pillow would drop half of the bits
-            if is_16_bit or opened.mode in ("I", "F") or opened.mode.startswith("I;"):
-                raise refuse(f"has mode {opened.mode!r}; expected 8 bits a channel")
-            has_alpha = "transparency" in opened.info or "A" in opened.getbands()
-            if has_alpha and opened.convert("RGBA").getchannel("A").getextrema() != (255, 255):
-                raise refuse("has transparent pixels; expected an opaque image")
-            image, is_rotated = apply_exif_orientation(opened)
-            return np.asarray(image.convert("RGB")), is_rotated
-    except DataError:
-        raise
-    except Exception as error:  # Pillow raises many types for a damaged image
-        reason = decode_error_reason(content[:HEAD_BYTES], error, DECODABLE)
-        raise refuse(f"not a JPEG or PNG image: {reason}; replace or remove it") from error
-
-
-def open_folder(path: Path, *, skip_empty: bool = False) -> Source:
-    """A folder of images. skip_empty: leave out class folders without images."""
+def list_folder(path: Path) -> Listing:
+    """The files in a folder and its subfolders, sorted by path."""
 
     def refuse(error: OSError) -> None:
         raise DataError(f"{error.filename}: cannot be read ({error.strerror})") from error
 
-    listing = Listing()
+    listing = Listing(lambda name, max_bytes: read_bytes(path / name, max_bytes))
     ancestors: dict[Path, list[tuple[int, int]]] = {}
     for base, folders, files in os.walk(path, followlinks=True, onerror=refuse):
         relative, status = Path(base).relative_to(path), os.stat(base)
@@ -119,27 +44,39 @@ def open_folder(path: Path, *, skip_empty: bool = False) -> Source:
         folders[:] = sorted(name for name in folders if listing.accepts((relative / name).as_posix()))
         if relative.parts:
             listing.folders.append(relative.as_posix())
-        names = [(relative / name).as_posix() for name in sorted(files)]
-        listing.files += [ImageFile(name, _make_reader(path / name)) for name in names if listing.accepts(name)]
-    return _open_listing(path, path.resolve().name, listing, ExitStack(), skip_empty)
+        names = ((relative / name).as_posix() for name in sorted(files))
+        listing.files += [name for name in names if listing.accepts(name)]
+    return listing
 
 
-def open_archive(path: Path, listing: Listing, resources: ExitStack, *, skip_empty: bool = False) -> Source:
-    """The images in the archive at `path`, which the source closes with `resources`. skip_empty: see `open_folder`."""
-    return _open_listing(path, path.name, listing, resources, skip_empty)
-
-
-def _open_listing(path: Path, name: str, listing: Listing, resources: ExitStack, skip_empty: bool) -> Source:
-    class_names, files = group_by_class(path, listing, skip_empty=skip_empty)
-    first = files["train"][0][0]
-    image, _ = decode(path, first)
+def open_listing(path: Path, listing: Listing, resources: ExitStack, options: SourceOptions) -> Source:
+    """The images in class folders of the folder or archive at `path`; the source closes `resources`."""
+    class_names, files = group_by_class(path, listing, skip_empty=options.skip_empty_classes)
     return Source(
-        description=f"images of {name}",
+        description=f"images of {path.resolve().name if path.is_dir() else path.name}",
+        path=str(path),
         class_names=class_names,
-        splits={split: ImageSplit(path, files[split], (first.name, image.shape[:2])) for split in files},
+        kind="class folders",
+        splits={split: file_split(listing, files[split], options.preprocessing) for split in files},
+        preprocessing=options.preprocessing,
+        num_ignored=len(listing.ignored),
         resources=resources.pop_all(),
     )
 
 
-def _make_reader(path: Path) -> Callable[[int], bytes]:
-    return lambda max_bytes: read_bytes(path, max_bytes)
+def file_split(listing: Listing, files: Sequence[tuple[str, int]], preprocessing: Preprocessing) -> IndexedSplit:
+    """The images in the files of these names, with their labels."""
+    names = [name for name, _ in files]
+
+    def fetch(position: int) -> bytes:
+        try:
+            return listing.read(names[position], MAX_IMAGE_BYTES)
+        except READ_ERRORS as error:
+            raise ImageError(f"cannot be read ({getattr(error, 'strerror', None) or error})") from error
+
+    return IndexedSplit(
+        labels=np.fromiter((label for _, label in files), np.int64, len(files)),
+        fetch=fetch,
+        decode=partial(decode_image, rule=preprocessing),
+        origin=lambda position: escape(names[position]),
+    )

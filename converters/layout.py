@@ -1,4 +1,4 @@
-"""The layout of a dataset, `train/<class>/*` and `test/<class>/*`: which files are images, and of which class.
+"""The layout of a dataset, `train/<class>/*` and `test/<class>/*`, or `<class>/*`: the class of each file.
 
 Errors name what is probably a mistake: class names that look alike, class folders without images, other layouts.
 """
@@ -6,43 +6,33 @@ Errors name what is probably a mistake: class names that look alike, class folde
 from __future__ import annotations
 
 import logging
-import unicodedata
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from fastcifar.data.manifest import MAX_NAME
-from fastcifar.errors import DataError, join_names
+from fastcifar.converters.names import SPLIT_NAMES, SPLIT_OF, assign_splits, check_class_names
+from fastcifar.data.image_files import EXTENSIONS, FORMAT_NAMES
+from fastcifar.errors import DataError, escape, join_names
 
 log = logging.getLogger(__name__)
-SPLITS = ("train", "test")
-EXTENSIONS = (".jpg", ".jpeg", ".png")
+ARCHIVE_EXTENSIONS = (".zip", ".tar", ".tgz", ".tbz2", ".txz", ".gz", ".bz2", ".xz", ".7z", ".rar", ".zst")
 MAX_DEPTH = 2
 """Folders around train/ and test/, e.g. in an archive that was packed twice."""
-LAYOUT = "expected train/<class>/* and test/<class>/*, JPEG or PNG"
+LAYOUT = f"expected train/<class>/* and test/<class>/*, or <class>/*: {FORMAT_NAMES}"
 _SYSTEM_NAMES = {"__macosx", "__pycache__", "@eadir", "@recycle", "@recently-snapshot", "#recycle", "#snapshot"}
 _SYSTEM_NAMES |= {"$recycle.bin", "system volume information", "lost+found", "network trash folder", "temporary items"}
 _SYSTEM_NAMES |= {"thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "picasa.ini", "icon\r"}
-_INVISIBLE = {"\u00ad", "\u034f", "\u115f", "\u1160", "\u2800", "\u3164", "\uffa0"}
-"""Invisible characters that Unicode counts neither as spaces nor as format characters."""
-
-
-@dataclass(frozen=True)
-class ImageFile:
-    """A file of a source."""
-
-    name: str
-    """E.g. `train/cat/0001.jpg`; bytes that are not UTF-8 are surrogates, as in Python's own file names."""
-    read: Callable[[int], bytes]
-    """The content, of at most so many bytes; else ValueError."""
 
 
 @dataclass
 class Listing:
     """The files and folders in a folder or archive."""
 
-    files: list[ImageFile] = field(default_factory=list)
+    read: Callable[[str, int], bytes]
+    """The content of the file of this name, of at most so many bytes; else ValueError."""
+    files: list[str] = field(default_factory=list)
+    """E.g. `train/cat/0001.jpg`; bytes that are not UTF-8 are surrogates, as in Python's own file names."""
     folders: list[str] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
     """Files and folders of operating systems and storage devices."""
@@ -57,43 +47,49 @@ class Listing:
 
 def group_by_class(
     path: Path, listing: Listing, *, skip_empty: bool = False
-) -> tuple[tuple[str, ...], dict[str, list[tuple[ImageFile, int]]]]:
-    """The class names, sorted, and the (file, label) pairs of each split, in the order of their paths.
+) -> tuple[tuple[str, ...], dict[str, list[tuple[str, int]]]]:
+    """The class names, sorted, and the (file name, label) pairs of each split, in the order of their paths.
 
-    path: of the source, for messages. skip_empty: skip class folders without images; else they are an error, because
-    the classes after them would get other labels. Raises DataError if the files are not a dataset.
+    The splits are 'train' and, unless the files have no test images, 'test'. path: of the source, for messages.
+    skip_empty: skip class folders without images; else they are an error, because the classes after them would get
+    other labels. Raises DataError if the files are not a dataset.
     """
-    root = _find_root(listing)
-    files_of: dict[str, dict[str, dict[str, ImageFile]]] = {name: {} for name in SPLITS}
-    spellings: dict[str, str] = {}
-    for file in listing.files:
-        _check_path(path, file.name)
-        location = _locate(file.name, root)
+    for name in listing.files:
+        _check_path(path, name)
+    if inner := _archives(listing.files) if not path.is_dir() else []:
+        raise DataError(
+            f"{path}: holds another archive, {escape(inner[0])}; unpack {path.name}, and give that archive or the "
+            "folder as the source"
+        )
+    root, folders = _find_root(path, listing)
+    files_of: dict[str, dict[str, list[str]]] = {split: {} for split in folders.values() or ("train",)}
+    for name in listing.files:
+        location = _locate(name, root, folders)
         if location is None:
-            if _is_image(file.name) and _find_depth(file.name) is not None:
-                shown = "/".join(root) or "."
-                raise DataError(f"{path}: {escape(file.name)} is next to another dataset in {shown}; {LAYOUT}")
+            if folders and _is_image(name) and _is_another_dataset(name, root):
+                above = "/".join(root) or "."
+                raise DataError(f"{path}: {escape(name)} is next to another dataset in {above}; {LAYOUT}")
             continue  # a README next to train/ and test/
-        folder, parts = location
-        split = folder.lower()
-        if spellings.setdefault(split, folder) != folder:
-            raise DataError(f"{path}: has {spellings[split]}/ and {folder}/; expected one of them: rename one")
-        name = "/".join((split, *parts))
-        if len(parts) != 2 or not _is_image(file.name):
+        split, parts = location
+        if len(parts) != 2 or not _is_image(name):
             raise DataError(f"{path}: {escape(name)}: {LAYOUT}; found {_summarise(listing)}")
-        images = files_of[split].setdefault(parts[0], {})
-        if name in images:
-            raise DataError(f"{path}: {escape(name)} is a duplicate; remove one of the two")
-        images[name] = ImageFile(name, file.read)
-    locations = [location for name in listing.folders if (location := _locate(name, root)) and location[1]]
-    folders = sorted({(split.lower(), parts[0]) for split, parts in locations})
-    _check_class_names(path, [*((split, name) for split in SPLITS for name in sorted(files_of[split])), *folders])
-    _check_empty(path, [(split, name) for split, name in folders if name not in files_of[split]], skip_empty)
+        files_of[split].setdefault(parts[0], []).append(name)
+    located = [
+        location
+        for name in listing.folders
+        if (location := _locate(name, root, folders, is_folder=True)) and location[1]
+    ]
+    class_folders = sorted({(split, parts[0]) for split, parts in located})
+    all_folders = [*((split, name) for split in files_of for name in sorted(files_of[split])), *class_folders]
+    shown = "{}/{}" if folders else "{1}"
+    check_class_names(path, ((shown.format(split, name), name) for split, name in all_folders))
+    empty = [shown.format(split, name) for split, name in class_folders if name not in files_of[split]]
+    _check_empty(path, empty, skip_empty)
     class_names = tuple(sorted(files_of["train"]))
-    for split in SPLITS:
+    for split in files_of:
         if not files_of[split]:
             raise DataError(f"{path}: no images in {split}/; {LAYOUT}; found {_summarise(listing)}")
-    unknown = sorted(set(files_of["test"]) - set(class_names))
+    unknown = sorted(set(files_of.get("test", ())) - set(class_names))
     if unknown:
         raise DataError(
             f"{path}: test/{unknown[0]} is a class that train/ does not have; expected one of: "
@@ -101,21 +97,16 @@ def group_by_class(
         )
     if listing.ignored:
         log.info("%s: %d system files ignored, e.g. %s", path, len(listing.ignored), escape(listing.ignored[0]))
-    _warn_of_odd_names(path, [name for classes in files_of.values() for images in classes.values() for name in images])
+    _warn_of_odd_names(path, [name for classes in files_of.values() for names in classes.values() for name in names])
     splits = {
         split: [
-            (file, label)
+            (name, label)
             for label, class_name in enumerate(class_names)
-            for _, file in sorted(files_of[split].get(class_name, {}).items())
+            for name in sorted(files_of[split].get(class_name, []))
         ]
-        for split in SPLITS
+        for split in files_of
     }
     return class_names, splits
-
-
-def escape(text: str) -> str:
-    """The text with an escape, e.g. \\x1b, for each character that is not printable."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def _is_system_name(name: str) -> bool:
@@ -128,6 +119,10 @@ def _is_image(name: str) -> bool:
     return name.lower().endswith(EXTENSIONS)
 
 
+def _archives(names: Iterable[str]) -> list[str]:
+    return [name for name in names if name.lower().endswith(ARCHIVE_EXTENSIONS)]
+
+
 def _check_path(path: Path, name: str) -> None:
     parsed = PurePosixPath(name)
     if ".." in parsed.parts or parsed.is_absolute():
@@ -136,66 +131,83 @@ def _check_path(path: Path, name: str) -> None:
         raise DataError(f"{path}: {name!a} has a backslash in its name; rename it")
 
 
-def _find_depth(name: str) -> int | None:
-    """The number of folders around the first train/ or test/ of a path; None without one."""
-    parts = PurePosixPath(name).parts[: MAX_DEPTH + 1]
-    return next((i for i, part in enumerate(parts) if part.lower() in SPLITS), None)
-
-
-def _find_root(listing: Listing) -> tuple[str, ...]:
-    """The folders around train/ and test/: the shallowest of those with images."""
-    images = [file.name for file in listing.files if _is_image(file.name)]
-    for names in (images, [file.name for file in listing.files], listing.folders):
-        roots = {PurePosixPath(name).parts[:depth] for name in names if (depth := _find_depth(name)) is not None}
+def _find_root(path: Path, listing: Listing) -> tuple[tuple[str, ...], dict[str, str]]:
+    """The folders around the dataset, and the split of each of its folders train/, test/ or val/; none of class folders
+    alone."""
+    images = [PurePosixPath(name).parts for name in listing.files if _is_image(name)]
+    others = [PurePosixPath(name).parts for name in (*listing.files, *listing.folders)]
+    for paths, num_inside in ((images, 2), (others, 1)):
+        roots = {
+            parts[:depth]
+            for parts in paths
+            for depth, part in enumerate(parts[: MAX_DEPTH + 1])
+            if part.lower() in SPLIT_OF and len(parts) > depth + num_inside
+        }
+        if roots and paths is others and _are_class_folders(images, min(roots, key=lambda root: (len(root), root))):
+            break
         if roots:
-            return min(roots, key=lambda root: (len(root), root))
-    return ()
+            root = min(roots, key=lambda root: (len(root), root))
+            names = {parts[len(root)] for parts in others if parts[: len(root)] == root and len(parts) > len(root)}
+            return root, _split_folders(path, {name for name in names if name.lower() in SPLIT_OF}, listing)
+    return _find_class_folders(path, images, listing), {}
 
 
-def _locate(name: str, root: tuple[str, ...]) -> tuple[str, tuple[str, ...]] | None:
-    """The split folder, as spelled, and the parts after it; None if the path is not inside one."""
+def _are_class_folders(images: list[tuple[str, ...]], root: tuple[str, ...]) -> bool:
+    """True for a class that is called train, or test, next to two others or more."""
+    names = {parts[len(root)].lower() for parts in images if parts[: len(root)] == root and len(parts) == len(root) + 2}
+    return len({SPLIT_OF[name] for name in names if name in SPLIT_OF}) == 1 and len(names - set(SPLIT_OF)) >= 2
+
+
+def _split_folders(path: Path, names: set[str], listing: Listing) -> dict[str, str]:
+    """The split of each of the folders `names`."""
+    for all_kinds in SPLIT_NAMES.values():
+        for kinds in all_kinds:
+            found = sorted(name for name in names if name.lower() in kinds)
+            if len(found) > 1:
+                raise DataError(f"{path}: has {found[0]}/ and {found[1]}/; expected one of them: rename one")
+    chosen = assign_splits(path, names, "{}/")
+    if "train" not in chosen.values():
+        raise DataError(f"{path}: no images in train/; {LAYOUT}; found {_summarise(listing)}")
+    return chosen
+
+
+def _find_class_folders(path: Path, images: list[tuple[str, ...]], listing: Listing) -> tuple[str, ...]:
+    """The folders around class folders: those that all images share. Raises DataError if the images have no class."""
+    if not images:
+        raise DataError(f"{path}: no images; {LAYOUT}; found {_summarise(listing)}")
+    root: tuple[str, ...] = ()
+    while len(root) < MAX_DEPTH and len({parts[len(root)] for parts in images}) == 1 and len(images[0]) > len(root) + 2:
+        root = images[0][: len(root) + 1]
+    names = {parts[len(root)].lower() for parts in images if len(parts) > len(root) + 1}
+    if len(names) < 2 or names <= set(SPLIT_OF) or any(len(parts) != len(root) + 2 for parts in images):
+        raise DataError(f"{path}: {LAYOUT}; found {_summarise(listing)}")
+    return root
+
+
+def _locate(
+    name: str, root: tuple[str, ...], folders: dict[str, str], *, is_folder: bool = False
+) -> tuple[str, tuple[str, ...]] | None:
+    """The split of a path, and its parts after the split folder; None if it is outside the dataset."""
     parts = PurePosixPath(name).parts
-    depth = len(root)
-    if parts[:depth] != root or len(parts) <= depth or parts[depth].lower() not in SPLITS:
+    inside = parts[len(root) :]
+    if parts[: len(root)] != root or not inside:
         return None
-    return parts[depth], parts[depth + 1 :]
+    if not folders:  # class folders alone
+        return ("train", inside) if len(inside) > 1 or is_folder or _is_image(name) else None
+    return (folders[inside[0]], inside[1:]) if inside[0] in folders else None
 
 
-def _check_class_names(path: Path, folders: list[tuple[str, str]]) -> None:
-    """Raise DataError unless each class name is printable, and distinguishable from the others."""
-    known: dict[str, str] = {}
-    for split, name in folders:
-        key = _comparison_key(name)
-        if not name.isprintable() or not key:
-            problem = "has characters that are not printable"
-            if any("\ud800" <= c <= "\udfff" for c in name):
-                problem = f"is not UTF-8 and {problem}"
-            raise DataError(f"{path}: the class folder {name!a} {problem}; rename it")
-        if len(name) > MAX_NAME:
-            raise DataError(
-                f"{path}: the class folder {name[:20]}… has {len(name):,} characters; expected at most {MAX_NAME}"
-            )
-        other = known.setdefault(key, f"{split}/{name}")
-        if other.partition("/")[2] != name:
-            both = f"{other!a} and {f'{split}/{name}'!a}"
-            raise DataError(
-                f"{path}: the class folders {both} differ only in case, spaces or Unicode form; rename or merge them"
-            )
+def _is_another_dataset(name: str, root: tuple[str, ...]) -> bool:
+    """True for an image in a split folder elsewhere, e.g. old/train/cat/1.png."""
+    parts = PurePosixPath(name).parts
+    split_depths = [depth for depth, part in enumerate(parts[: MAX_DEPTH + 1]) if part.lower() in SPLIT_OF]
+    return bool(split_depths) and not (parts[: len(root)] == root and len(root) in split_depths)
 
 
-def _comparison_key(name: str) -> str:
-    """Equal for names that look alike, or that some file systems treat as one."""
-    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
-    visible = (
-        c for c in text if c not in _INVISIBLE and not "\ufe00" <= c <= "\ufe0f" and unicodedata.category(c) != "Cf"
-    )
-    return " ".join("".join(visible).split())
-
-
-def _check_empty(path: Path, empty: list[tuple[str, str]], skip: bool) -> None:
+def _check_empty(path: Path, empty: list[str], skip: bool) -> None:
     if not empty:
         return
-    names = join_names(f"{split}/{name}" for split, name in empty)
+    names = join_names(empty)
     if not skip:
         raise DataError(
             f"{path}: class folders without images: {names}; add images, remove the folders, or skip them with "
@@ -212,7 +224,7 @@ def _warn_of_odd_names(path: Path, names: list[str]) -> None:
 
 def _summarise(listing: Listing) -> str:
     """The top level of the folder or archive, for comparison with the expected layout."""
-    names = [PurePosixPath(file.name).parts for file in listing.files]
+    names = [PurePosixPath(name).parts for name in listing.files]
     folders = [PurePosixPath(name).parts for name in listing.folders]
     above: tuple[str, ...] = ()
     while len(tops := {parts[0] for parts in [*names, *folders] if parts}) == 1 and not any(
@@ -225,10 +237,8 @@ def _summarise(listing: Listing) -> str:
     shown = [f"{escape(name)}/ ({count:,} files)" for name, count in sorted(counts.items())]
     shown += sorted(escape(parts[0]) for parts in names if len(parts) == 1)
     text = f"{'in ' + escape('/'.join(above)) + '/ ' if above else ''}{join_names(shown, 6) or 'nothing'}"
-    lowered = {name.lower() for name in counts}
-    validation = sorted(lowered & {"val", "valid", "validation"})
-    if validation and "train" in lowered and "test" not in lowered:
-        text += f"; to test on {validation[0]}/, rename it to test/"
+    if inner := _archives("/".join(parts) for parts in names):
+        text += f"; unpack {escape(inner[0])} first"
     if any(parts[-1].lower().endswith((".csv", ".tsv")) for parts in names if parts):
-        text += "; labels in a table (CSV) are not supported: sort the images into class folders"
+        text += "; give the table of labels as the source, and this folder as --images-root"
     return text

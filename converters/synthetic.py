@@ -12,7 +12,8 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from fastcifar.converters.sources import Image, Source
+from fastcifar.converters.sources import Sample, Source
+from fastcifar.data.image_files import Image
 
 CLASS_NAMES = ("disc", "ring", "square", "frame", "triangle", "plus", "cross", "rows", "columns", "checks")
 SIDE = 32
@@ -39,14 +40,15 @@ class SyntheticSplit:
     def __len__(self) -> int:
         return self._num_images
 
-    def __iter__(self) -> Iterator[tuple[Image, int]]:
+    def __iter__(self) -> Iterator[Sample]:
         for start in range(0, self._num_images, _CHUNK):
             labels = np.arange(start, min(start + _CHUNK, self._num_images)) % len(CLASS_NAMES)
             bits = np.random.Philox(np.random.SeedSequence([self._seed, self._stream, start]))
             images = draw_images(labels, bits)
             random = (bits.random_raw(len(labels)) >> np.uint64(32)).astype(np.int64)
             wrong = (labels + 1 + random // WRONG_LABEL_EVERY % (len(CLASS_NAMES) - 1)) % len(CLASS_NAMES)
-            yield from zip(images, np.where(random % WRONG_LABEL_EVERY == 0, wrong, labels).tolist(), strict=True)
+            labels = np.where(random % WRONG_LABEL_EVERY == 0, wrong, labels)
+            yield from map(Sample, images, labels.tolist())
 
 
 def source(num_train: int = NUM_TRAIN, num_test: int = NUM_TEST, seed: int = 0) -> Source:

@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from fastcifar.config import AugmentConfig as AugmentConfig
+    from fastcifar.converters import convert as convert
     from fastcifar.data.beton import Beton as Beton
     from fastcifar.data.beton import open_beton as open_beton
     from fastcifar.errors import FastcifarError as FastcifarError
@@ -22,11 +23,12 @@ _MODULES = {
     "AugmentConfig": "fastcifar.config",
     "Batch": "fastcifar.loaders",
     "Beton": "fastcifar.data.beton",
+    "convert": "fastcifar.converters",
     "FastcifarError": "fastcifar.errors",
     "make_loader": "fastcifar.loaders",
     "open_beton": "fastcifar.data.beton",
 }
-__all__ = ["AugmentConfig", "Batch", "Beton", "FastcifarError", "__version__", "make_loader", "open_beton"]
+__all__ = ["AugmentConfig", "Batch", "Beton", "FastcifarError", "__version__", "convert", "make_loader", "open_beton"]
 
 
 def __getattr__(name: str) -> Any:

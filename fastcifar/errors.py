@@ -30,6 +30,11 @@ def describe(error: BaseException, max_length: int | None = None) -> str:
     return one_line(f"{type(error).__name__}: {error}".removesuffix(": "), max_length)
 
 
+def escape(text: str) -> str:
+    """The text with an escape, e.g. \\x1b, for each character that is not printable."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def join_names(names: Iterable[str], max_names: int = 12) -> str:
     """The first names, separated by commas, and the total number if there are more."""
     names = list(names)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import colorsys
 import copy
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -153,3 +154,35 @@ def enlarge(heat: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     above = heat[y0][:, x0] * (1 - fx) + heat[y0][:, x1] * fx
     below = heat[y1][:, x0] * (1 - fx) + heat[y1][:, x1] * fx
     return above * (1 - fy)[:, None] + below * fy[:, None]
+
+
+def resize_image(image: np.ndarray, size: tuple[int, int], fit: str, background: tuple[int, int, int]) -> np.ndarray:
+    """(H, W, 3) uint8 to `size`, (height, width): crop (shorter side to the size, centre crop), pad or stretch."""
+    old, scales = image.shape[:2], [new / old for new, old in zip(size, image.shape, strict=False)]
+    if fit == "stretch":
+        return resample(image, size, (0, 0), scales)
+    if fit == "crop":
+        scale = max(scales)
+        return resample(image, size, [(old[i] - size[i] / scale) / 2 for i in range(2)], [scale, scale])
+    scale = min(scales)
+    inner = [max(1, round(side * scale)) for side in old]
+    out = np.empty((*size, 3), np.uint8)
+    out[:] = background
+    y, x = ((size[i] - inner[i]) // 2 for i in range(2))
+    out[y : y + inner[0], x : x + inner[1]] = resample(image, inner, (0, 0), [inner[i] / old[i] for i in range(2)])
+    return out
+
+
+def resample(image: np.ndarray, size: Sequence[int], start: Sequence[float], scales: Sequence[float]) -> np.ndarray:
+    """Lanczos filter of three lobes, as wide as a pixel of the larger of the two images; rounded after each axis."""
+    out = image.astype(np.float64)
+    for axis in (1, 0):
+        weights = np.zeros((size[axis], out.shape[axis]))
+        for new in range(size[axis]):
+            centre = start[axis] + (new + 0.5) / scales[axis]
+            for old in range(out.shape[axis]):
+                distance = (old + 0.5 - centre) * min(1.0, scales[axis])
+                weights[new, old] = np.sinc(distance) * np.sinc(distance / 3) if abs(distance) < 3 else 0
+        weights /= weights.sum(axis=1, keepdims=True)
+        out = np.floor(np.moveaxis(np.tensordot(weights, out, (1, axis)), 0, axis) + 0.5)
+    return out.clip(0, 255).astype(np.uint8)

@@ -29,8 +29,8 @@ def test_reads_what_was_written(data_dir: Path, in_memory: bool) -> None:
     assert len(opened) == 600
     assert opened.image_shape == (32, 32, 3)
     assert opened.verified
-    assert opened.labels.tolist() == [label for _, label in expected]
-    np.testing.assert_array_equal(opened.images(np.arange(600)), np.stack([image for image, _ in expected]))
+    assert opened.labels.tolist() == [sample.label for sample in expected]
+    np.testing.assert_array_equal(opened.images(np.arange(600)), np.stack([sample.image for sample in expected]))
     np.testing.assert_array_equal(opened.images([5, 599, 5])[1], expected[599][0])
     assert opened.num_bytes == (data_dir / "train.beton").stat().st_size
     assert opened.in_memory == in_memory

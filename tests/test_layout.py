@@ -10,13 +10,14 @@ import unicodedata
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import PIL.Image
 import pytest
 from click.testing import CliRunner
 
 from fastcifar.cli import main
-from fastcifar.converters import open_source
+from fastcifar.converters import SourceOptions, open_source
 from fastcifar.errors import DataError
 from tests.conftest import ImageFolder
 from tests.test_sources import pack, pixels
@@ -30,8 +31,8 @@ def png(value: int = 0) -> bytes:
     return file.getvalue()
 
 
-def names_of(source: Path, **more: bool) -> tuple[str, ...]:
-    with open_source(source, **more) as opened:
+def names_of(source: Path, **more: Any) -> tuple[str, ...]:
+    with open_source(source, SourceOptions(**more)) as opened:
         return opened.class_names
 
 
@@ -66,8 +67,8 @@ def test_an_empty_class_folder_is_an_error_unless_it_is_skipped(
     with caplog.at_level(logging.WARNING, "fastcifar"):
         assert names_of(folder, skip_empty_classes=True) == ("cat", "dog")
     assert f"skipped class folders without images: {named}" in caplog.text
-    with open_source(folder, skip_empty_classes=True) as source:
-        assert [label for _, label in source.splits["train"]] == [label for _, label in expected["train"]]
+    with open_source(folder, SourceOptions(skip_empty_classes=True)) as source:
+        assert [sample.label for sample in source.splits["train"]] == [label for _, label in expected["train"]]
 
 
 def test_a_class_folder_of_system_files_alone_is_empty(image_folder: ImageFolder) -> None:
@@ -96,7 +97,7 @@ def test_a_class_with_test_images_only_is_not_skipped(image_folder: ImageFolder)
     for file in (folder / "train/cat").iterdir():
         file.unlink()
     with pytest.raises(DataError, match="test/cat is a class that train/ does not have"):
-        open_source(folder, skip_empty_classes=True)
+        open_source(folder, SourceOptions(skip_empty_classes=True))
 
 
 def test_convert_has_the_flag_and_names_it(image_folder: ImageFolder, tmp_path: Path) -> None:
@@ -289,13 +290,11 @@ def flat(folder: Path) -> None:
 
 
 OTHER = {
-    "val": (
-        move("test", "val"),
-        "no images in test/",
-        "train/ (6 files), val/ (6 files); to test on val/, rename it to test/",
+    "csv": (
+        flat,
+        "00.png",
+        "train/ (1 files), trainLabels.csv; give the table of labels as the source, and this folder as --images-root",
     ),
-    "validation": (move("test", "Validation"), "no images in test/", "to test on validation/, rename it to test/"),
-    "csv": (flat, "00.png", "train/ (1 files), trainLabels.csv; labels in a table (CSV) are not supported"),
     "no splits": (move("train", "images"), "no images in train/", "images/ (6 files), test/ (6 files)"),
     "too deep": (move("train", "a/b/c/train"), "no images in train/", "a/ (6 files), test/ (6 files)"),
     "both spellings": (move("train/dog", "Train/dog"), "has ", "expected one of them"),
@@ -315,7 +314,7 @@ def test_another_layout_is_an_error_that_shows_what_was_found_and_expected(
 
 
 def test_an_empty_folder_holds_nothing(tmp_path: Path) -> None:
-    assert refusal(tmp_path).endswith("JPEG or PNG; found nothing")
+    assert refusal(tmp_path).endswith("JPEG, PNG, WebP, BMP, GIF or TIFF; found nothing")
 
 
 def test_one_class_is_refused_by_convert(image_folder: ImageFolder, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ import torch
 from fastcifar import AugmentConfig, make_loader, open_beton
 from fastcifar.augment.params import sample_params
 from fastcifar.config import NO_AUGMENT, read_pipeline
-from fastcifar.converters import Source, convert
+from fastcifar.converters import Sample, Source, convert
 from fastcifar.converters.synthetic import SyntheticSplit
 from fastcifar.data.manifest import manifest_path
 from fastcifar.errors import DataError, FastcifarError, UsageError
@@ -65,9 +65,9 @@ class ArraySplit:
     def __len__(self) -> int:
         return len(self._images)
 
-    def __iter__(self) -> Iterator[tuple[np.ndarray, int]]:
+    def __iter__(self) -> Iterator[Sample]:
         for i, image in enumerate(self._images):
-            yield image, i % 2
+            yield Sample(image, i % 2)
 
 
 def epoch_of(loader: Loader, epoch: int = 0, start: int = 0) -> list[Batch]:
@@ -201,7 +201,7 @@ def test_evaluation_delivers_every_image_once_in_order(data_dir: Path, name: str
     assert len(loader) == 4
     assert torch.cat([batch.indices for batch in batches]).tolist() == list(range(200))
     got = torch.cat([batch.images for batch in batches])
-    expected = [normalise_image(image, loader.mean, loader.std) for image, _ in SyntheticSplit(200, 0, 1)]
+    expected = [normalise_image(image, loader.mean, loader.std) for image, *_ in SyntheticSplit(200, 0, 1)]
     np.testing.assert_array_equal(got.numpy(), np.stack(expected))
 
 

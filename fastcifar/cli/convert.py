@@ -3,13 +3,52 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from fastcifar.cli import options
 from fastcifar.cli.settings import as_flags, given_on_command_line
+from fastcifar.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from fastcifar.data.manifest import Manifest
+
+
+class ImageSize(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """`64`, or `64x48`: (height, width)."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        match = re.fullmatch(r"(\d{1,6})(?:[xX×](\d{1,6}))?", value.strip())
+        if not match:
+            self.fail(f"{value!r}; expected pixels, e.g. 64, or height x width, e.g. 64x48", param, context)
+        return int(match[1]), int(match[2] or match[1])
+
+
+class Colour(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """A name or hexadecimal RGB: (red, green, blue)."""
+
+    name = "colour"
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> tuple[int, int, int]:
+        from PIL import ImageColor
+
+        if isinstance(value, tuple):
+            return value
+        numbers = re.fullmatch(r"\d+,\d+,\d+", value)
+        try:
+            red, green, blue = ImageColor.getrgb(f"rgb({value})" if numbers else value)[:3]
+        except ValueError:
+            self.fail(f"{value!r}; expected a colour, e.g. white, black or '#7f7f7f'", param, context)
+        return red, green, blue
 
 
 @click.command()
@@ -19,17 +58,77 @@ from fastcifar.cli.settings import as_flags, given_on_command_line
     show_default=True,
     envvar="FASTCIFAR_SOURCE",
     show_envvar=True,
-    type=options.UserPath(words=("download", "synthetic")),
-    metavar="PATH|download|synthetic",
-    help="Official CIFAR archive or its unpacked folder; a folder of images (train/<class>/*, test/<class>/*) or a tar "
-    "or zip of one; 'download'; 'synthetic'.",
+    type=options.UserPath(words=("download", "synthetic"), prefixes=("torchvision:", "hf:")),
+    metavar="PATH|NAME",
+    help="Images: a folder, tar or zip with train/<class>/* and test/<class>/*, or class folders alone; a table of "
+    "paths and labels (.csv, .tsv, .parquet); arrays (.npz, .npy, .mat); a Hugging Face dataset (.parquet, .arrow, a "
+    "folder of them, or hf:OWNER/NAME); torchvision:NAME, e.g. torchvision:SVHN; CIFAR's official archive or its "
+    "unpacked folder; 'download' for that; 'synthetic'.",
 )
 @click.option(
     "--dataset",
     type=click.Choice(["cifar10", "cifar100"]),
     default="cifar10",
     show_default=True,
-    help="What to download.",
+    help="What 'download' means.",
+)
+@click.option(
+    "--size",
+    type=ImageSize(),
+    metavar="SIDE|HEIGHTxWIDTH",
+    help="Resize all images to this many pixels, e.g. 64 or 64x48. Required if the images have several sizes.",
+)
+@click.option(
+    "--fit",
+    type=click.Choice(["crop", "pad", "stretch"]),
+    default="crop",
+    show_default=True,
+    help="How an image of other proportions is resized: cropped at its centre, padded, or stretched.",
+)
+@click.option(
+    "--background",
+    type=Colour(),
+    default="white",
+    show_default=True,
+    metavar="COLOUR",
+    help="Under transparent pixels and around padded images.",
+)
+@click.option(
+    "--test-share",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    metavar="SHARE",
+    help="Make this share of each class test images, where the source has none, e.g. 0.2.",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of --test-share.")
+@click.option("--skip-broken", is_flag=True, help="Skip images that cannot be read, up to 1%; an error otherwise.")
+@click.option(
+    "--skip-empty-classes",
+    is_flag=True,
+    help="Skip class folders without images, which are an error otherwise: the classes after them get other labels.",
+)
+@click.option(
+    "--images-root",
+    type=options.PATH,
+    metavar="FOLDER|ARCHIVE",
+    help="Where the images of a table are: its paths are relative to it.  [default: the folder of the table]",
+)
+@click.option("--image-column", metavar="NAME", help="Column of paths or images.  [default: detected]")
+@click.option("--label-column", metavar="NAME", help="Column of labels.  [default: detected]")
+@click.option("--split-column", metavar="NAME", help="Column of 'train' and 'test'.  [default: detected]")
+@click.option(
+    "--labels-file",
+    type=options.PATH,
+    metavar="FILE",
+    help="Labels of an .npy file of images.  [default: found by its name]",
+)
+@click.option(
+    "--channels", type=click.Choice(["first", "last"]), help="Axis of arrays whose shape fits both, e.g. (N, 3, 32, 3)."
+)
+@click.option(
+    "--max-value",
+    type=click.FloatRange(0, min_open=True),
+    metavar="VALUE",
+    help="Value of white in arrays.  [default: 255; 65535 for uint16; 1 for floats]",
 )
 @click.option(
     "--encode",
@@ -41,11 +140,6 @@ from fastcifar.cli.settings import as_flags, given_on_command_line
 @click.option(
     "--quality", type=click.IntRange(1, 100), default=90, show_default=True, help="JPEG quality, with --encode jpeg."
 )
-@click.option(
-    "--skip-empty-classes",
-    is_flag=True,
-    help="Skip class folders without images, which are an error otherwise: the classes after them get other labels.",
-)
 @options.data_dir
 @options.as_json
 @click.pass_context
@@ -53,45 +147,77 @@ def convert(
     context: click.Context,
     /,
     source: str | Path,
-    dataset: str,
+    size: tuple[int, int] | None,
+    fit: str,
+    background: tuple[int, int, int],
+    skip_broken: bool,
     encode: str,
     quality: int,
-    skip_empty_classes: bool,
     data_dir: Path,
     as_json: bool,
+    **settings: Any,
 ) -> None:
     """Write images as FFCV betons, read back and compared, with a manifest.
 
-    Existing files are replaced only when both new files are complete.
+    Grey, transparent, 16-bit and CMYK images become RGB, and EXIF orientation is applied; the summary counts what was
+    changed. Existing files are replaced only when both new files are complete.
     """
-    from fastcifar import converters
     from fastcifar.cli.output import Bars, command_line, show_next
+    from fastcifar.converters import SourceOptions, open_source, write_betons
+    from fastcifar.converters.writer import MixedSizesError
+    from fastcifar.data.image_files import Preprocessing
     from fastcifar.data.statistics import require_classes
 
+    if encode != "jpeg" and given_on_command_line(context, ["quality"]):
+        raise UsageError(f"--quality is {quality}, and --encode {encode}; expected --encode jpeg")
+    preprocessing = Preprocessing(size=size, fit=fit, background=background)
+    chosen = SourceOptions(download_dir=str(data_dir), preprocessing=preprocessing, **settings)
     with Bars() as bars:
         bars.begin("opening")
-        with converters.open_source(
-            source, dataset=dataset, download_dir=data_dir, skip_empty_classes=skip_empty_classes
-        ) as opened:
+        with open_source(source, chosen) as opened:
             require_classes(source, opened.class_names)
             bars.begin("images", 2 * sum(map(len, opened.splits.values())))  # each is written, then compared
-            manifests = converters.convert(
-                opened,
-                data_dir,
-                lambda split, count: bars.advance(count),
-                jpeg_quality=quality if encode == "jpeg" else None,
-            )
+            jpeg_quality = quality if encode == "jpeg" else None
+            try:
+                manifests = write_betons(
+                    opened,
+                    data_dir,
+                    lambda split, count: bars.advance(count),
+                    jpeg_quality=jpeg_quality,
+                    skip_broken=skip_broken,
+                )
+            except MixedSizesError as error:
+                flags = as_flags(context, given_on_command_line(context, context.params))
+                command = command_line("fastcifar", "convert", *flags, "--size", str(error.side))
+                raise DataError(f"{error.problem}; resize them with: {command}") from error
     if as_json:
         click.echo(json.dumps({name: asdict(manifest) for name, manifest in manifests.items()}))
         return
-    for name, manifest in manifests.items():
-        path = data_dir / f"{name}.beton"
-        height, width, _ = manifest.image_shape
-        click.echo(
-            f"{path}: {manifest.num_samples:,} images of {height}x{width}, {len(manifest.class_names)} classes, "
-            f"from {manifest.source}"
-        )
+    _show(manifests, data_dir)
     inspect = command_line("fastcifar", "inspect", data_dir / "train.beton")
     show_next(
         inspect, command_line("fastcifar", "train", *as_flags(context, given_on_command_line(context, ["data_dir"])))
     )
+
+
+def _show(manifests: Mapping[str, Manifest], data_dir: Path) -> None:
+    import numpy as np
+
+    from fastcifar.converters.summary import describe
+    from fastcifar.data.beton_file import open_file
+    from fastcifar.data.tables import read_tables
+    from fastcifar.errors import join_names
+    from fastcifar.io.paths import data_folder
+
+    for name, manifest in manifests.items():
+        height, width, _ = manifest.image_shape
+        click.echo(
+            f"{data_dir / name}.beton: {manifest.num_samples:,} images of {height}x{width}, "
+            f"{len(manifest.class_names)} classes, from {manifest.source}"
+        )
+        labels = read_tables(open_file(data_folder(data_dir) / f"{name}.beton")).labels
+        counts = np.bincount(labels, minlength=len(manifest.class_names)).tolist()
+        by_class = (f"{class_name} ({count:,})" for class_name, count in zip(manifest.class_names, counts, strict=True))
+        click.echo(f"{name}: images of each class: {join_names(by_class)}")
+    for line in describe(manifests):
+        click.echo(line)

@@ -24,12 +24,14 @@ class UserPath(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 
     name = "path"
 
-    def __init__(self, read: Callable[[Any], Path] = user_path, words: tuple[str, ...] = ()) -> None:
-        """words: values that are accepted in place of a path."""
-        self._read, self._words = read, words
+    def __init__(
+        self, read: Callable[[Any], Path] = user_path, words: tuple[str, ...] = (), prefixes: tuple[str, ...] = ()
+    ) -> None:
+        """words, prefixes: values, and beginnings of values, that are accepted in place of a path."""
+        self._read, self._words, self._prefixes = read, words, prefixes
 
     def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> Any:
-        if value in self._words:
+        if value in self._words or (isinstance(value, str) and value.startswith(self._prefixes)):
             return value
         try:
             return self._read(value)

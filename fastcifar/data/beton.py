@@ -17,6 +17,7 @@ from fastcifar.data import jpeg
 from fastcifar.data.beton_file import BetonFile, Bytes, open_file, open_private_copy
 from fastcifar.data.fields import damaged
 from fastcifar.data.manifest import Manifest, manifest_path, read_manifest
+from fastcifar.data.origins import read_origins
 from fastcifar.data.statistics import channel_histogram, channel_statistics, describe_empty_classes
 from fastcifar.data.tables import Tables, read_tables
 from fastcifar.errors import DataError, one_line
@@ -37,6 +38,7 @@ class Beton(Tables):
     sha256: str
     verified: bool
     """True if the file has a manifest and the SHA-256 that it says."""
+    manifest: Manifest | None = None
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -93,6 +95,17 @@ class Beton(Tables):
         self.check_unchanged()
         return images
 
+    def origins(self, indices: npt.ArrayLike | None = None) -> list[str]:
+        """Where the images `indices` (all by default) came from: a path within the source, or a row; '' if unknown.
+
+        Read from a file of its own, at each call. Raises DataError if that is damaged.
+        """
+        positions = np.arange(len(self)) if indices is None else np.asarray(indices, dtype=np.int64).ravel()
+        if self.manifest is None or not self.manifest.origins_sha256:
+            return [""] * len(positions)
+        origins = read_origins(manifest_path(self.path), self.manifest.origins_sha256, len(self))
+        return [origins[position] if origins else "" for position in positions.tolist()]
+
     def _decode(self, index: int) -> Bytes:
         encoded = self.file.read(int(self.offsets[index]), int(self.sizes[index]))
         try:
@@ -127,6 +140,7 @@ def open_beton(path: str | os.PathLike[str], *, in_memory: bool = False) -> Beto
         std=np.zeros(3),
         sha256=file.sha256(),
         verified=manifest is not None,
+        manifest=manifest,
         **vars(tables),
     )
     if manifest is None:

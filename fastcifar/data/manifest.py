@@ -5,18 +5,43 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fastcifar.data.image_files import FITS
 from fastcifar.errors import DataError
 from fastcifar.io.paths import why_missing
 from fastcifar.io.reading import read_bytes, reject_duplicate_keys
 
-VERSION = 2
+VERSION = 3
 MAX_NAME = 255
 """Characters of a class name: a folder's name has no more."""
-MAX_BYTES = 16 * 2**20
+MAX_SIZES = 20
+MAX_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversion:
+    """What happened to the images of a split when they were converted."""
+
+    size: tuple[int, int] | None = None
+    """(height, width) to which images were resized; None if they were not."""
+    fit: str = "crop"
+    """See `fastcifar.data.image_files.Preprocessing`; as `background`."""
+    background: tuple[int, int, int] = (255, 255, 255)
+    sizes: dict[str, int] = field(default_factory=dict)
+    """Number of images of each original size, 'HEIGHTxWIDTH': the MAX_SIZES most frequent, and 'others'."""
+    changes: dict[str, int] = field(default_factory=dict)
+    """Number of images with each change, keys of `fastcifar.data.image_files.CHANGES`."""
+    skipped: tuple[str, ...] = ()
+    """Origins of the broken images that were skipped."""
+    num_ignored: int = 0
+    """Files of operating systems and storage devices in the source."""
+    num_duplicates: int = 0
+    """Images equal to an earlier one of the split."""
+    num_in_other_split: int = 0
+    """Images equal to one of the other split."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +59,9 @@ class Manifest:
     """Of the beton."""
     source: str
     versions: dict[str, str]
+    conversion: Conversion = field(default_factory=Conversion)
+    origins_sha256: str = ""
+    """Of the file of origins, see `fastcifar.data.origins`; empty if there is none."""
 
     def to_json(self) -> str:
         """The text of the manifest file, with a checksum of its own."""
@@ -78,6 +106,8 @@ def _parse(raw: Any) -> Manifest:
         raise ValueError("image_shape is not a list of three integers")
     if not isinstance(raw["sha256"], str) or type(raw["num_samples"]) is not int:
         raise ValueError("sha256 or num_samples has the wrong type")
+    if not isinstance(raw["origins_sha256"], str):
+        raise ValueError("origins_sha256 is not text")
     mean, std = (_parse_channels(key, raw[key]) for key in ("mean", "std"))
     if raw.pop("checksum", None) != _checksum(raw):
         raise ValueError("damaged: its checksum does not match its content")
@@ -90,7 +120,40 @@ def _parse(raw: Any) -> Manifest:
         sha256=raw["sha256"],
         source=str(raw.get("source", "")),
         versions={str(k): str(v) for k, v in dict(raw.get("versions", {})).items()},
+        conversion=_parse_conversion(raw["conversion"]),
+        origins_sha256=raw["origins_sha256"],
     )
+
+
+def _parse_conversion(raw: Any) -> Conversion:
+    size, fit, background = raw["size"], raw["fit"], raw["background"]
+    if size is not None and (not _are_counts(size) or len(size) != 2 or not all(size)):
+        raise ValueError("conversion.size is not two positive integers")
+    if fit not in FITS:
+        raise ValueError(f"conversion.fit is none of {', '.join(FITS)}")
+    if not _are_counts(background) or len(background) != 3 or max(background) > 255:
+        raise ValueError("conversion.background is not three integers of 0..255")
+    numbers = {name: raw[name] for name in ("num_ignored", "num_duplicates", "num_in_other_split")}
+    for name, counts in (("sizes", raw["sizes"]), ("changes", raw["changes"])):
+        if not isinstance(counts, dict) or not _are_counts(list(counts.values())):
+            raise ValueError(f"conversion.{name} is not a mapping of counts")
+    if not _are_counts(list(numbers.values())):
+        raise ValueError("conversion has a count that is not an integer")
+    if not isinstance(raw["skipped"], list) or not all(isinstance(name, str) for name in raw["skipped"]):
+        raise ValueError("conversion.skipped is not a list of names")
+    return Conversion(
+        size=(size[0], size[1]) if size else None,
+        fit=fit,
+        background=(background[0], background[1], background[2]),
+        sizes=raw["sizes"],
+        changes=raw["changes"],
+        skipped=tuple(raw["skipped"]),
+        **numbers,
+    )
+
+
+def _are_counts(values: Any) -> bool:
+    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
 
 
 def _parse_channels(key: str, values: Any) -> tuple[float, float, float]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from fastcifar.data.tables import MAX_CLASSES
 from fastcifar.errors import DataError, join_names
 
 
@@ -37,7 +38,11 @@ def describe_empty_classes(class_names: Sequence[str], labels: npt.NDArray[np.in
 
 
 def require_classes(path: str | os.PathLike[str], class_names: Sequence[str]) -> None:
-    """Raise DataError unless there are at least two classes: a classifier cannot learn from one."""
+    """Raise DataError unless there are at least two classes, as a classifier cannot learn from one, and MAX_CLASSES."""
     if len(class_names) < 2:
         names = f"only the class {class_names[0]!r}" if class_names else "no class"
         raise DataError(f"{os.fspath(path)}: has {names}; expected at least two classes")
+    if len(class_names) > MAX_CLASSES:
+        raise DataError(
+            f"{os.fspath(path)}: has {len(class_names):,} classes; expected at most {MAX_CLASSES:,}: are they labels?"
+        )

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from fastcifar.data.beton_file import BetonFile
 from fastcifar.data.fields import FIELD, IMAGE, MAX_FIELDS, Fields, damaged, read_fields
-from fastcifar.data.image_files import HEAD_BYTES, UNKNOWN, file_kind
+from fastcifar.data.file_kind import HEAD_BYTES, UNKNOWN, file_kind
 from fastcifar.errors import DataError
 from fastcifar.io.reading import CHECK_MEMORY_ABOVE
 from fastcifar.system.memory import free_memory

@@ -5,29 +5,21 @@ from __future__ import annotations
 import glob
 import logging
 import os
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import numpy.typing as npt
-import PIL.Image
-import PIL.ImageOps
 
-from fastcifar.data import image_files
+from fastcifar.data.image_files import ImageError, Preprocessing, decode_image, quiet_pillow
 from fastcifar.errors import DataError, UsageError, one_line
 from fastcifar.io.paths import user_path, why_missing
-from fastcifar.io.reading import open_regular
+from fastcifar.io.reading import read_bytes
 
 log = logging.getLogger(__name__)
 MAX_IMAGES = 1_000
 """Each gets a sheet, which takes about a second."""
-MAX_PIXELS = 50_000_000
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # none for which Pillow starts programs
-
-DECODABLE = tuple(f"a {name} image" for name in ("JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF", "PPM, PGM or PBM"))
-"""FORMATS in the words of `fastcifar.data.image_files`."""
+MAX_FILE_BYTES = 2**28
 
 
 def read_user_images(
@@ -77,40 +69,15 @@ def _files(pattern: Path) -> tuple[list[Path], bool]:
 
 
 def read_user_image(path: Path, image_shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
-    """The image as (H, W, 3) uint8 RGB: cropped at its centre to the proportions of `image_shape` and resized with a
-    Lanczos filter. Its EXIF orientation is applied; transparent pixels become white.
+    """The image as (H, W, 3) uint8 RGB, see `decode_image`: cropped at its centre and resized; transparent pixels
+    become white.
 
-    Raises DataError (4) if it is not an image in one of FORMATS, or too large.
+    Raises DataError (4) if it is not an image.
     """
     height, width, _ = image_shape
-    PIL.Image.init()  # without it Pillow knows JPEG, PNG, GIF, BMP and PPM only
-    head = None
     try:
-        with open_regular(path) as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            head = file.read(image_files.HEAD_BYTES)
-            return _decode(file, width, height)
-    except Exception as error:  # Pillow's decoders raise many types
-        if head is None or isinstance(error, DataError):
-            reason = one_line(error)
-        else:
-            reason = image_files.decode_error_reason(head, error, DECODABLE)
-        raise DataError(f"{path}: not a readable image ({reason}); expected e.g. JPEG or PNG") from error
-
-
-def _decode(content: IO[bytes], width: int, height: int) -> npt.NDArray[np.uint8]:
-    """Raises DataError for an intact image that is not supported."""
-    content.seek(0)
-    with PIL.Image.open(content, formats=FORMATS) as file:
-        if file.width * file.height > MAX_PIXELS:
-            raise DataError(f"it has {file.width}x{file.height} pixels, over {MAX_PIXELS:,}")
-        image, _ = image_files.apply_exif_orientation(file)
-        if image.mode == "I;16":
-            image = PIL.Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-        if image.mode in ("I", "F") or image.mode.startswith("I;"):
-            raise DataError(f"it has mode {image.mode!r}, not 8 bits per channel")
-        if "transparency" in image.info or "A" in image.getbands():
-            rgba = image.convert("RGBA")
-            image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", rgba.size, "white"), rgba)
-        fitted = PIL.ImageOps.fit(image.convert("RGB"), (width, height), PIL.Image.Resampling.LANCZOS)
-        return np.asarray(fitted)
+        with quiet_pillow():
+            return decode_image(read_bytes(path, MAX_FILE_BYTES), Preprocessing(size=(height, width))).pixels
+    except (OSError, ValueError) as error:
+        reason = str(error) if isinstance(error, ImageError) else f"not a readable image ({one_line(error)})"
+        raise DataError(f"{path}: {reason}; use another image, e.g. JPEG or PNG") from error

@@ -6,12 +6,13 @@ warning for each file system.
 
 from __future__ import annotations
 
+import csv
 import errno
 import io
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -55,6 +56,13 @@ def write_bytes(path: Path, content: bytes | memoryview, *, backup: Path | None 
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` as UTF-8, atomically."""
     write_bytes(path, text.encode("utf-8"))
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a table as CSV, atomically; None becomes an empty cell."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([columns, *rows])
+    write_text(path, text.getvalue())
 
 
 def write_arrays(path: Path, **arrays: Any) -> None:

@@ -20,7 +20,8 @@ import pytest
 from click.testing import CliRunner
 
 from fastcifar.cli import main
-from fastcifar.converters import archives, images, official, open_source
+from fastcifar.converters import archives, official, open_source
+from fastcifar.data.image_files import AS_IT_IS, ImageError, decode_image
 from fastcifar.errors import DataError
 from tests.trust.cases import LONGEST_S, contents, count, error_line
 
@@ -336,14 +337,13 @@ def test_an_xz_of_several_streams_and_padding_is_read_to_its_end(tmp_path: Path)
         open_source(path)
 
 
-def test_any_exception_of_pillow_is_an_error_in_one_line(tmp_path: Path) -> None:
+def test_any_exception_of_pillow_is_an_error_in_one_line() -> None:
     """For an empty colour profile behind the pixels it is an IndexError."""
     whole = small()
     end = whole.index(b"IEND") - 4
     chunk = bytes(4) + b"iCCP" + zlib.crc32(b"iCCP").to_bytes(4, "big")
-    file = images.ImageFile("train/cat/0.png", lambda max_bytes: whole[:end] + chunk + whole[end:])
-    with pytest.raises(DataError, match="not a JPEG or PNG image"):
-        images.decode(tmp_path, file)
+    with pytest.raises(ImageError, match="not a readable image"):
+        decode_image(whole[:end] + chunk + whole[end:], AS_IT_IS)
 
 
 def test_gigantic_official_files_are_not_read_for_their_checksum(
@@ -356,7 +356,7 @@ def test_gigantic_official_files_are_not_read_for_their_checksum(
     (folder / "data_batch_1").touch()
     os.truncate(folder / "data_batch_1", 2**40)
     with pytest.raises(DataError, match="not the official CIFAR-10 files"):
-        official.open_folder(folder)
+        open_source(folder)
     path = tmp_path / "cifar-10-python.tar"
     with tarfile.open(path, "w") as archive:
         archive.addfile(tarfile.TarInfo("cifar-10-batches-py/batches.meta"))
@@ -372,5 +372,5 @@ def test_loops_of_links_are_not_followed(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(content)
     for i in range(50):
         (tmp_path / f"l{i}").symlink_to(".")
-    with images.open_folder(tmp_path) as source:
+    with open_source(tmp_path) as source:
         assert sum(map(len, source.splits.values())) == len(HONEST)

@@ -173,8 +173,11 @@ def test_links_instead_of_folders_are_not_followed(run: RunFolder, tmp_path: Pat
         assert contents(victim) == kept
 
 
+PARTIALS = [f".train.beton.{name}" for name in ("partial", "partial.origins", "json.partial", "origins.txt.partial")]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("partial", [".train.beton.partial", ".train.beton.partial.json", ".test.beton.partial"])
+@pytest.mark.parametrize("partial", [*PARTIALS, ".test.beton.partial"])
 def test_a_conversion_does_not_write_through_links_or_wait_for_pipes(
     own_data_dir: Path, image_folder: Callable[..., Path], tmp_path: Path, partial: str
 ) -> None:
@@ -186,7 +189,7 @@ def test_a_conversion_does_not_write_through_links_or_wait_for_pipes(
         assert code == 0, errors
         assert victim.read_text() == "kept"
         assert not (own_data_dir / "train.beton").is_symlink()
-        assert len(contents(own_data_dir)) == 4
+        assert len(contents(own_data_dir)) == 6
 
 
 def test_predictions_of_other_images_are_computed_again(run: RunFolder) -> None:

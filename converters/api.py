@@ -1,0 +1,75 @@
+"""`fastcifar.convert`: any source of images to betons, from Python."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+from fastcifar.converters.open_source import open_source, prepare
+from fastcifar.converters.sources import Source, SourceOptions
+from fastcifar.converters.writer import Progress, write_betons
+from fastcifar.data.image_files import Preprocessing
+from fastcifar.data.manifest import Manifest
+from fastcifar.data.statistics import require_classes
+from fastcifar.errors import UsageError
+from fastcifar.io.checks import require_int
+from fastcifar.io.paths import data_folder
+
+
+def convert(
+    source: Any,
+    data_dir: str | os.PathLike[str] = "data",
+    progress: Progress | None = None,
+    *,
+    test: Any = None,
+    class_names: Sequence[str] | None = None,
+    size: int | tuple[int, int] | None = None,
+    fit: str = "crop",
+    background: tuple[int, int, int] = (255, 255, 255),
+    skip_broken: bool = False,
+    jpeg_quality: int | None = None,
+    **options: Any,
+) -> dict[str, Manifest]:
+    """Write images as `train.beton` and `test.beton` into `data_dir`; return their manifests by split.
+
+    source: what `fastcifar convert --source` takes (a path or name), a `Source`, or the training images: a map-style
+    dataset (`__len__` and `__getitem__`, e.g. `torch.utils.data.Dataset`) or an iterable of (image, label); or a
+    mapping of both splits, {'train': …, 'test': …}. Items may also be mappings with an image and a label, as those of a
+    Hugging Face `Dataset`. An image is one of Pillow; or an array or tensor of shape (H, W), (H, W, C) or (C, H, W),
+    C = 1, 3 or 4: uint8, or float of values 0..1, not normalised. If an image of Pillow still has an EXIF orientation,
+    it is applied, as that of a file. A label is an integer, or a class name. Each item is read once, in order, by the
+    calling thread: random augmentation would be part of the images.
+    test: the test images, likewise; without them give `test_share`.
+    class_names: of labels 0, 1, …; by default those of `source.classes` (or of the dataset in a `Subset` or
+    `ConcatDataset`, or of a Hugging Face `ClassLabel`), else the labels that occur in the training images, sorted.
+    size: (height, width), or the side of a square, to which images are resized; see `Preprocessing` for `fit` and
+    `background`. skip_broken: skip images that cannot be read, up to 1% of a split. jpeg_quality: 1..100, to store
+    images as JPEG. options: the other fields of `SourceOptions`, e.g. `test_share=0.2`.
+
+    Raises UsageError (exit code 2) for invalid arguments, DataError (4) for images or labels that cannot be converted,
+    FastcifarError (1) if `data_dir` is not writable. Existing betons are then unchanged.
+    """
+    if jpeg_quality is not None:
+        require_int("jpeg_quality", jpeg_quality, 1, 100)
+    names = [field.name for field in fields(SourceOptions) if field.name != "preprocessing"]
+    if unknown := sorted(set(options) - set(names)):
+        raise UsageError(f"{unknown[0]} is not an option; expected some of: {', '.join(names)}")
+    sides = size if size is None or isinstance(size, (tuple, list)) else (size, size)
+    options.setdefault("download_dir", str(data_folder(data_dir)))
+    chosen = SourceOptions(preprocessing=Preprocessing(size=sides, fit=fit, background=background), **options)
+    if isinstance(source, (Source, str, os.PathLike)):
+        if test is not None or class_names is not None:
+            name = "test" if test is not None else "class_names"
+            raise UsageError(
+                f"{name} is given, but the source is a path, a name or a Source; expected it for a dataset of Python"
+            )
+        opened = prepare(source, chosen) if isinstance(source, Source) else open_source(source, chosen)
+    else:
+        from fastcifar.converters.python_dataset import open_dataset
+
+        opened = prepare(open_dataset(source, test, class_names, chosen), chosen)
+    with opened:
+        require_classes(opened.path or opened.description, opened.class_names)
+        return write_betons(opened, data_dir, progress, jpeg_quality=jpeg_quality, skip_broken=skip_broken)
