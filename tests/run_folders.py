@@ -16,7 +16,7 @@ from fastcifar.inference.predictions import Predictions
 from fastcifar.training import RunFolder
 from fastcifar.training.weights import DatasetInfo, file_sha256, save_weights
 
-INDEX = ("index", "true", "predicted", "confidence", "loss", "file")
+INDEX = ("index", "true", "predicted", "confidence", "loss", "file", "origin")
 
 
 def write_metrics(run: RunFolder) -> None:
@@ -79,8 +79,8 @@ def write_explained(
     rows = []
     for i in range(n):
         true, guess = names[i % len(names)], names[(i + (i < n - 1)) % len(names)]
-        row = [str(i), true, guess, "0.75", f"{4 - i / 100:.3f}", f"sheets/{i:05d}.png"]
-        rows.append([f"my {names[i % len(names)]}.jpg", "", guess, "0.75", "", row[5]] if own else row)
+        row = [str(i), true, guess, "0.75", f"{4 - i / 100:.3f}", f"sheets/{i:05d}.png", ""]
+        rows.append([f"my {names[i % len(names)]}.jpg", "", guess, "0.75", "", row[5], ""] if own else row)
         if sheets:
             PIL.Image.fromarray(random.integers(0, 256, (90, 120, 3), np.uint8)).save(root / row[5])
     write_index(root / "index.csv", rows)

@@ -110,6 +110,7 @@ def test_the_three_lines_work_as_written(monkeypatch: pytest.MonkeyPatch, image_
     result = run("convert")
     assert result.exit_code == 0
     assert result.stdout.splitlines()[0] == "data/train.beton: 12 images of 8x8, 3 classes, from images of images"
+    assert result.stdout.splitlines()[1] == "train: images of each class: cat (4), dog (4), ship (4)"
     # as written, but for a batch that twelve images can fill and an end within reach
     result = run("train", "--epochs", 50, "--sched", "plateau", "--batch-size", 4, "--max-steps", 2)
     assert result.exit_code == 0, result.output
@@ -153,6 +154,7 @@ def test_inspect_as_json(data_dir: Path) -> None:
     facts = json.loads(run("inspect", data_dir / "train.beton", "--json").stdout)
     assert facts.keys() == {
         "num_samples", "encoding", "image_shape", "class_names", "class_counts", "mean", "std", "sha256", "verified",
+        "conversion",
     }  # fmt: skip
     assert facts["num_samples"] == 600
     assert facts["encoding"] == "raw"
@@ -298,7 +300,8 @@ def test_wrong_paths(tmp_path: Path) -> None:
     )
     (tmp_path / "empty").mkdir()
     assert refused(4, "convert", "--source", tmp_path / "empty").endswith(
-        "empty: no images in train/; expected train/<class>/* and test/<class>/*, JPEG or PNG; found nothing"
+        "empty: no images; expected train/<class>/* and test/<class>/*, or <class>/*: JPEG, PNG, WebP, BMP, GIF or "
+        "TIFF; found nothing"
     )
     assert refused(4, "inspect", "nothing.beton") == "nothing.beton: no such file; make it with: fastcifar convert"
     assert refused(4, "train") == "data/train.beton: no such file; make it with: fastcifar convert"

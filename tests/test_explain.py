@@ -16,13 +16,12 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
-import PIL.ImageOps
 import pytest
 import torch
 
 from fastcifar import make_loader, open_beton
 from fastcifar.config import CAM_METHODS, ExplainConfig, TrainConfig
-from fastcifar.converters import Source, convert
+from fastcifar.converters import Sample, Source, convert
 from fastcifar.errors import CheckpointError, DataError, FastcifarError, Stopped, UsageError
 from fastcifar.explain import explain_run, preview
 from fastcifar.explain.preview import augmented_versions, images_of_each_class
@@ -66,7 +65,7 @@ def test_explain_shows_the_misclassified_images_of_largest_loss(run: RunFolder, 
     assert explanation.files == (folder / "grid.png", folder / "index.csv", folder / "maps.npz", *sheets)
     assert (explanation.num_images, explanation.num_wrong, explanation.num_shown) == (200, len(found.wrong), 25)
     rows = table(folder / "index.csv")
-    assert list(rows[0]) == ["index", "true", "predicted", "confidence", "loss", "file"]
+    assert list(rows[0]) == ["index", "true", "predicted", "confidence", "loss", "file", "origin"]
     names = open_beton(data_dir / "test.beton").class_names
     for row, i, sheet in zip(rows, expected, sheets, strict=True):
         assert (int(row["index"]), folder / row["file"]) == (i, sheet)
@@ -311,7 +310,7 @@ def test_a_signal_is_not_taken_for_a_bad_image(tmp_path: Path, monkeypatch: pyte
     def stop(*args: Any, **more: Any) -> Any:
         raise Stopped(signal.SIGTERM, "stopped")
 
-    monkeypatch.setattr(PIL.ImageOps, "fit", stop)
+    monkeypatch.setattr(PIL.Image.Image, "resize", stop)
     with pytest.raises(Stopped):
         read_user_image(tmp_path / "a.png", (32, 32, 3))
 
@@ -409,7 +408,8 @@ def test_files_that_are_not_images_are_refused(run: RunFolder, tmp_path: Path) -
     postscript = tmp_path / "d.eps"
     postscript.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n")
     for path in (text, half, deep, postscript):
-        with pytest.raises(DataError, match=f"{path.name}: not a readable image .*; expected e.g. JPEG"):
+        reason = "has mode 'I'; expected 8 or 16 bits" if path == deep else "not a readable image "
+        with pytest.raises(DataError, match=f"{path.name}: {reason}.*; use another image, e.g. JPEG"):
             explain_run(run, ExplainConfig(), images=[path])
     with pytest.raises(DataError, match=r"nothing\.png: no such image"):
         explain_run(run, ExplainConfig(), images=[tmp_path / "nothing.png"])
@@ -453,7 +453,8 @@ def test_eval_gives_the_metrics_of_the_run(run: RunFolder) -> None:
     assert evaluation.metrics.confusion.sum() == 200
     assert np.trace(evaluation.metrics.confusion) == len(found.right)
     folder = run.path / "eval" / "test"
-    names = ["metrics.json", "confusion.png", "reliability.png", "wrong.png", "correct.png", "predictions.npz"]
+    figures = [f"{name}.png" for name in ("confusion", "reliability", "wrong", "correct")]
+    names = ["metrics.json", *figures, "predictions.csv", "predictions.npz"]
     assert evaluation.files == tuple(folder / name for name in names)
     stored = json.loads((folder / "metrics.json").read_text())
     assert stored["accuracy"] == metrics["test_accuracy"]
@@ -526,7 +527,7 @@ def test_datasets_with_few_and_with_many_classes(num_classes: int, tmp_path: Pat
         def __iter__(self) -> Any:
             random = np.random.default_rng(0)
             for i in range(len(self)):
-                yield random.integers(0, 256, (32, 32, 3), dtype=np.uint8), i % num_classes
+                yield Sample(random.integers(0, 256, (32, 32, 3), dtype=np.uint8), i % num_classes)
 
     convert(Source(description="", class_names=names, splits={"train": Split(3), "test": Split(2)}), tmp_path / "data")
     config = TrainConfig.from_settings(data_dir=str(tmp_path / "data"), model="small", max_steps=1, batch_size=4)

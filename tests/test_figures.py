@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import json
 import logging
@@ -95,8 +96,10 @@ def test_eval_and_explain_keep_their_results_if_figures_fail(
     (folder / "confusion.png").write_bytes(b"of an earlier evaluation")
     result = invoke("eval", run.path, "--json")
     assert result.exit_code == 0, result.stderr
-    assert sorted(path.name for path in folder.iterdir()) == ["metrics.json", "predictions.npz"]
-    assert json.loads(result.stdout)["files"] == [str(folder / "metrics.json"), str(folder / "predictions.npz")]
+    assert sorted(path.name for path in folder.iterdir()) == ["metrics.json", "predictions.csv", "predictions.npz"]
+    assert json.loads(result.stdout)["files"] == [
+        str(folder / name) for name in ("metrics.json", "predictions.csv", "predictions.npz")
+    ]
     (line,) = warnings_of(result)
     assert "confusion.png" in line
     assert "and 1 more: not drawn (RuntimeError: no canvas here)" in line
@@ -114,8 +117,8 @@ def test_eval_and_explain_keep_their_results_if_figures_fail(
 
 
 def _sheets(run: RunFolder, most: int) -> list[str]:
-    rows = (run.explain / "index.csv").read_text().splitlines()[1:]
-    return [f"{run.explain}/{row.split(',')[-1]}" for row in rows[:most]]
+    rows = csv.DictReader((run.explain / "index.csv").read_text().splitlines())
+    return [f"{run.explain}/{row['file']}" for row in rows][:most]
 
 
 def test_a_preview_that_cannot_be_drawn_is_an_error_of_one_line(

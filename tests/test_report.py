@@ -396,7 +396,7 @@ def test_only_sheets_of_the_run_are_read(run: RunFolder, file: str) -> None:
     (sheets / "huge.png").write_bytes(header[:16] + b"\0\1\0\0\0\1\0\0" + header[24:])
     for path in (run.path / "secret.png", run.explain / "secret.png", sheets / "x.txt"):
         path.write_bytes(secret.read_bytes())
-    make.write_index(run.explain / "index.csv", [["0", "cat", "dog", "0.5", "1.5", file]])
+    make.write_index(run.explain / "index.csv", [["0", "cat", "dog", "0.5", "1.5", file, ""]])
     page = report_of(run)
     assert "data:image/webp" not in page
     assert "<dialog" not in page

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -19,6 +20,7 @@ def inspect(beton: Path, as_json: bool) -> None:
     import numpy as np
 
     from fastcifar.cli.output import command_line, show_next, table
+    from fastcifar.converters.summary import describe
     from fastcifar.data.beton import empty_classes, open_beton
     from fastcifar.data.manifest import manifest_path
 
@@ -42,6 +44,7 @@ def inspect(beton: Path, as_json: bool) -> None:
             "std": opened.std.tolist(),
             "sha256": opened.sha256,
             "verified": opened.verified,
+            "conversion": asdict(opened.manifest.conversion) if opened.manifest else None,
         }
         click.echo(json.dumps(facts))
         return
@@ -57,6 +60,8 @@ def inspect(beton: Path, as_json: bool) -> None:
         ("verified", "yes, SHA-256 matches the manifest" if opened.verified else "no, it has no manifest"),
     ]
     click.echo(f"{table(rows)}\nclasses\n{classes}")
+    for line in describe({beton.name: opened.manifest} if opened.manifest else {}):
+        click.echo(line)
     folder: list[str | Path] = [] if beton.parent == Path(DataConfig.data_dir) else ["--data-dir", beton.parent]
     if beton.name == "train.beton":
         show_next(command_line("fastcifar", "preview", *folder), command_line("fastcifar", "train", *folder))

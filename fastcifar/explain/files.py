@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import shutil
 import tempfile
@@ -17,14 +15,14 @@ from fastcifar import plotting
 from fastcifar.explain.cam import best_layer
 from fastcifar.explain.maps import ExplainedImages, MapTable
 from fastcifar.inference.predictions import UNKNOWN
-from fastcifar.io.atomic import wrap_write_errors, write_arrays, write_text
+from fastcifar.io.atomic import wrap_write_errors, write_arrays, write_csv
 from fastcifar.io.locks import lock_folder
 from fastcifar.training.progress import Reporter
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-COLUMNS = ("index", "true", "predicted", "confidence", "loss", "file")
+COLUMNS = ("index", "true", "predicted", "confidence", "loss", "file", "origin")
 ENTRIES = ("grid.png", "index.csv", "maps.npz", "sheets")
 METHOD_NAMES = {"gradcam": "Grad-CAM", "gradcampp": "Grad-CAM++", "hirescam": "HiResCAM"}
 
@@ -47,12 +45,9 @@ def write_explanation(
         partial_folder = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder))
     try:
         rows = explained.predictions.to_rows(class_names)
-        text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        for row, name, sheet in zip(rows, explained.names, explained.sheets, strict=True):
-            writer.writerow({**row, "index": name, "file": f"sheets/{sheet}"})
-        write_text(partial_folder / "index.csv", text.getvalue())
+        for row, name, sheet, origin in zip(rows, explained.names, explained.sheets, explained.origins, strict=True):
+            row.update(index=name, file=f"sheets/{sheet}", origin=origin)
+        write_csv(partial_folder / "index.csv", COLUMNS, ([row[key] for key in COLUMNS] for row in rows))
         write_arrays(
             partial_folder / "maps.npz",
             selection=np.array(selection),
@@ -101,7 +96,7 @@ def _grid(explained: ExplainedImages, table: MapTable, class_names: tuple[str, .
         explained.images,
         table.maps[0, 0, :, best],
         table.has_evidence[0, 0, :, best].tolist(),
-        plotting.captions(explained.predictions, list(map(os.path.basename, explained.names)), class_names),
+        plotting.captions(explained.predictions, explained.short_names, class_names),
         f"{heading}\n{METHOD_NAMES[table.methods[0]]} of {target} at {_layer(table, best)}",
     )
 
@@ -123,6 +118,7 @@ def _sheet(i: int, explained: ExplainedImages, table: MapTable, class_names: tup
     else:
         true = labels[predictions.labels[i]]
         heading = f"test image {explained.names[i]}: true {true}, predicted {heading}, loss {predictions.losses[i]:.2f}"
+        heading += f"\n{explained.origins[i]}" if explained.origins[i] else ""
     return plotting.cam_sheet(explained.images[i], rows, [METHOD_NAMES[m] for m in table.methods], heading)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,7 +26,15 @@ class ExplainedImages:
     """(N, H, W, 3)."""
     names: tuple[str, ...]
     """The index of a test image, or the path of a file."""
+    origins: tuple[str, ...]
+    """Where a test image came from, '' if that is unknown; or the path of a file."""
     predictions: Predictions
+
+    @property
+    def short_names(self) -> list[str]:
+        """The name of the file that an image came from, or the index of a test image without one."""
+        files = map(os.path.basename, self.origins)
+        return [file if "." in file else name for file, name in zip(files, self.names, strict=True)]
 
     @property
     def sheets(self) -> list[str]:

@@ -81,7 +81,8 @@ def explain_run(
         predictions = trained.predictions("test")
         selected = select_images(predictions, config)
         pixels, names = trained.beton("test").images(selected.indices), tuple(map(str, selected.indices))
-        explained = ExplainedImages(images=pixels, names=names, predictions=selected)
+        origins = tuple(trained.beton("test").origins(selected.indices))
+        explained = ExplainedImages(images=pixels, names=names, origins=origins, predictions=selected)
         num_images, num_wrong = len(predictions), int((~predictions.is_correct).sum())
         folder, selection = run.explain, _describe(config, len(explained.images), num_images, num_wrong)
     sizes: tuple[Size, ...] = ()
@@ -132,7 +133,8 @@ def _user_images(
     ]
     unknown = np.full(len(paths), UNKNOWN)
     predictions = Predictions(unknown, unknown, torch.cat(logits).cpu().numpy(), trained.weights_sha256)
-    return ExplainedImages(images=images, names=tuple(map(_printable, paths)), predictions=predictions)
+    names = tuple(map(_printable, paths))
+    return ExplainedImages(images=images, names=names, origins=names, predictions=predictions)
 
 
 def _top_classes(explained: ExplainedImages, class_names: tuple[str, ...]) -> tuple[dict[str, Any], ...]:

@@ -15,7 +15,7 @@ from fastcifar.config import SPLITS, TTA_MODES, ExplainConfig
 from fastcifar.inference.metrics import Metrics, compute_metrics
 from fastcifar.inference.predictions import Predictions, select_images
 from fastcifar.inference.trained_run import TrainedRun
-from fastcifar.io.atomic import write_text
+from fastcifar.io.atomic import write_csv, write_text
 from fastcifar.io.checks import require_choice
 from fastcifar.io.paths import command_line, data_folder
 from fastcifar.training.device import standard_torch_defaults
@@ -41,7 +41,7 @@ class Evaluation:
     metrics: Metrics
     class_names: tuple[str, ...]
     worst: tuple[dict[str, Any], ...]
-    """The misclassified images of largest loss: index, true, predicted, confidence, loss."""
+    """The misclassified images of largest loss: index, true, predicted, confidence, loss, origin."""
     files: tuple[Path, ...]
 
 
@@ -67,12 +67,17 @@ def evaluate_run(
     trained = TrainedRun(run, data_dir=data_dir, device=device, trusted=trusted, reporter=reporter)
     predictions = trained.predictions(split, tta=tta)
     class_names, metrics = trained.info.class_names, compute_metrics(predictions)
-    worst = select_images(predictions, ExplainConfig(n=10)).to_rows(class_names)
+    rows = predictions.to_rows(class_names)
+    for row, origin in zip(rows, trained.beton(split).origins(predictions.indices), strict=True):
+        row["origin"] = origin
+    row_of = {row["index"]: row for row in rows}
+    worst = [row_of[index] for index in select_images(predictions, ExplainConfig(n=10)).indices.tolist()]
     folder = run.make_subfolder(run.path / "eval" / (split if tta == "none" else f"{split}-{tta}"))
     described = {"run": run.path.name, "split": split, "tta": tta, **metrics.to_dict(class_names), "worst": worst}
     described |= {"weights_sha256": predictions.weights_sha256, "data_sha256": predictions.data_sha256}
     write_text(folder / "metrics.json", json.dumps(described, indent=1, allow_nan=False) + "\n")
     predictions.save(folder / "predictions.npz")
+    write_csv(folder / "predictions.csv", (*rows[0],), (tuple(row.values()) for row in rows))
     title = f"{run.path.name}: {len(predictions):,} {'test' if split == 'test' else 'validation'} images"
     title += "" if tta == "none" else f", test-time augmentation {tta}"
     command: list[Any] = ["fastcifar", "eval", run.path, "--split", split, "--tta", tta]
@@ -93,7 +98,7 @@ def evaluate_run(
             else:
                 with suppress(OSError):
                     (folder / name).unlink(missing_ok=True)  # of an earlier evaluation
-    files.append(folder / "predictions.npz")
+    files += [folder / "predictions.csv", folder / "predictions.npz"]
     return Evaluation(metrics=metrics, class_names=class_names, worst=tuple(worst), files=tuple(filter(None, files)))
 
 

@@ -54,6 +54,7 @@ def _card(files: RunFiles, folder: str, name: str, row: dict[str, str], maps: Ma
     image, overlay = pair or (None, None)
     return {
         "title": f"Test image {index}" if is_known else index,
+        "origin": clean(row["origin"]) if is_known else "",
         "true": clean(row["true"]),
         "predicted": clean(row["predicted"]),
         "is_correct": row["true"] == row["predicted"],

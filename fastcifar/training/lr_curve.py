@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastcifar import plotting
-from fastcifar.io.atomic import write_text
+from fastcifar.io.atomic import write_csv
 
 Floats = npt.NDArray[np.float64]
 WINDOW, MIN_WINDOW = 0.1, 3.0
@@ -105,13 +103,9 @@ class LrCurve:
     def write(self, folder: Path, suggestion: str) -> tuple[Path, ...]:
         """Write lr_find.csv and lr_find.png, which labels the rate of `suggestion`, to the existing `folder`; return
         the paths of the files that could be written."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(("lr", "loss", "smoothed_loss"))
-        writer.writerows(zip(self.rates.tolist(), self.losses.tolist(), self.smoothed.tolist(), strict=True))
         table = folder / "lr_find.csv"
-        write_text(table, text.getvalue())
-
+        values = zip(self.rates.tolist(), self.losses.tolist(), self.smoothed.tolist(), strict=True)
+        write_csv(table, ("lr", "loss", "smoothed_loss"), values)
         with plotting.figure_writer(folder, f"the curve is in {table}") as write:
             figure = write("lr_find.png", lambda: plotting.lr_curve(self, suggestion))
         return (table, figure) if figure else (table,)

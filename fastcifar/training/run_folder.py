@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import io
 import json
 import logging
@@ -23,7 +22,7 @@ import yaml
 import fastcifar
 from fastcifar.config import ModelConfig, TrainConfig
 from fastcifar.errors import CheckpointError, DataError, FastcifarError, UsageError, one_line
-from fastcifar.io.atomic import open_append, wrap_write_errors, write_text
+from fastcifar.io.atomic import open_append, wrap_write_errors, write_csv, write_text
 from fastcifar.io.paths import command_line, make_folder, user_path, why_missing
 from fastcifar.io.reading import read_mapping
 from fastcifar.system.cpus import cpu_name
@@ -109,11 +108,7 @@ class RunFolder:
 
     def write_results(self, history: list[dict[str, Any]]) -> None:
         """Write results.csv: one row per completed epoch."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({key: "" if row[key] is None else row[key] for key in COLUMNS} for row in history)
-        write_text(self.results, text.getvalue())
+        write_csv(self.results, COLUMNS, ([row[key] for key in COLUMNS] for row in history))
 
     def tested_on(self) -> str | None:
         """SHA-256 of the test beton of metrics.json; None if it is unknown."""
