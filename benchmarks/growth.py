@@ -23,7 +23,7 @@ import numpy as np
 from benchmarks import Command, options, row, save_rows, show
 from benchmarks.subprocesses import failure
 from fastcifar.bench.results import environment
-from fastcifar.converters import Source, convert
+from fastcifar.converters import Sample, Source, convert
 
 MIN_IMAGES = 512  # one batch
 RUN = """if True:
@@ -65,12 +65,12 @@ class RandomSplit:
     def __len__(self) -> int:
         return self._num_images
 
-    def __iter__(self) -> Iterator[tuple[np.ndarray, int]]:
+    def __iter__(self) -> Iterator[Sample]:
         random = np.random.default_rng(0)
         for begin in range(0, self._num_images, 1_000):
             images = random.integers(0, 256, (1_000, 32, 32, 3), dtype=np.uint8)
             for i, image in enumerate(images[: self._num_images - begin]):
-                yield image, i % 10
+                yield Sample(image, i % 10)
 
 
 def parse_sizes(context: click.Context, parameter: click.Parameter, text: str) -> list[int]:
