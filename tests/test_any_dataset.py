@@ -59,7 +59,10 @@ def test_every_command_works(any_data: Path, tmp_path: Path) -> None:
     model = "small" if open_beton(any_data / "test.beton").image_shape[0] >= 9 else "resnet18"
     flags = ("--batch-size", 16, "--model", model, "--amp", "off")
     invoke("lr-find", *data, *runs, *flags, "--steps", 8)
-    invoke("train", *data, *runs, *flags, "--epochs", 1, "--max-steps", 2, "--name", "run", "--lr", 0.01)
-    invoke("eval", tmp_path / "run")
-    invoke("explain", tmp_path / "run", "--n", 2)
-    invoke("report", tmp_path / "run")
+    for loader in ("ffcv", "albumentations", "resident"):
+        if missing_part(loader) is None:
+            steps = ("--epochs", 1, "--max-steps", 1, "--lr", 0.01)
+            invoke("train", *data, *runs, *flags, *steps, "--loader", loader, "--name", loader)
+    invoke("eval", tmp_path / "resident")
+    invoke("explain", tmp_path / "resident", "--n", 2)
+    invoke("report", tmp_path / "resident")
