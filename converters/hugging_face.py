@@ -18,11 +18,10 @@ import numpy as np
 from fastcifar.converters.arrow_files import MAX_ROWS, SUFFIXES, ArrowFile, Cell, import_pyarrow
 from fastcifar.converters.columns import ClassEncoder, choose_column
 from fastcifar.converters.dataset_files import MAX_DEPTH, find_files
-from fastcifar.converters.images import MAX_IMAGE_BYTES
+from fastcifar.converters.images import read_image_file
 from fastcifar.converters.sources import IndexedSplit, Labels, Source, SourceOptions
 from fastcifar.data.image_files import EXTENSIONS, ImageError, decode_image
 from fastcifar.errors import DataError, FastcifarError, MissingExtraError, UsageError, describe
-from fastcifar.io.reading import read_bytes
 
 MAX_IMAGES_NEXT_TO = 100
 """A folder with more image files, and no Parquet or Arrow file before them, is one of images."""
@@ -141,10 +140,7 @@ class _Cells:
                 f"{self._path}: the image {name!a} is not in the file, and outside the folder; write the dataset with "
                 "its images: save_to_disk, or push_to_hub"
             )
-        try:
-            return read_bytes((self._path if self._path.is_dir() else self._path.parent) / name, MAX_IMAGE_BYTES)
-        except ValueError as error:
-            raise ImageError(f"cannot be read ({error})") from error
+        return read_image_file((self._path if self._path.is_dir() else self._path.parent) / name)
 
     def _read(self, start: int) -> Iterator[Cell | ImageError]:
         for file in self._files:

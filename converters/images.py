@@ -23,6 +23,14 @@ from fastcifar.io.reading import read_bytes
 MAX_IMAGE_BYTES = 64 * 2**20
 
 
+def read_image_file(path: Path) -> bytes:
+    """The content of an image file. Raises ImageError."""
+    try:
+        return read_bytes(path, MAX_IMAGE_BYTES)
+    except (OSError, ValueError) as error:
+        raise ImageError(f"cannot be read ({getattr(error, 'strerror', None) or error})") from error
+
+
 def list_folder(path: Path) -> Listing:
     """The files in a folder and its subfolders, sorted by path."""
 

@@ -10,10 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import PIL.Image
 
-from fastcifar.converters.images import MAX_IMAGE_BYTES
+from fastcifar.converters.images import read_image_file
 from fastcifar.data.image_files import Decoded, ImageError, Preprocessing, convert_image, decode_image
 from fastcifar.errors import DataError, Stopped, one_line
-from fastcifar.io.reading import read_bytes
 
 TOLERANCE = 1e-3
 """By which a float image may leave 0..1: that of an antialiased resize in half precision."""
@@ -88,9 +87,6 @@ def _file_content(image: Mapping[str, Any], roots: Sequence[Path]) -> bytes:
     if content is None and isinstance(path, str) and roots:
         file = Path(path).resolve()
         if any(file.is_relative_to(root.resolve()) for root in roots):
-            try:
-                return read_bytes(file, MAX_IMAGE_BYTES)
-            except (OSError, ValueError) as error:
-                raise ImageError(f"cannot be read ({getattr(error, 'strerror', None) or error})") from error
+            return read_image_file(file)
         raise DataError(f"is the file {path!a}, outside the cache of Hugging Face; expected one in it")
     raise ImageError("has no content ('bytes' is null)")

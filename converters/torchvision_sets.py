@@ -21,13 +21,12 @@ from typing import Any
 import numpy as np
 
 from fastcifar.converters.columns import check_names
-from fastcifar.converters.images import MAX_IMAGE_BYTES
+from fastcifar.converters.images import read_image_file
 from fastcifar.converters.python_images import to_image
 from fastcifar.converters.sources import IndexedSplit, Source, SourceOptions
-from fastcifar.data.image_files import ImageError, decode_image
+from fastcifar.data.image_files import decode_image
 from fastcifar.errors import DataError, UsageError, describe
 from fastcifar.io.paths import data_folder, make_folder
-from fastcifar.io.reading import read_bytes
 
 log = logging.getLogger(__name__)
 TIMEOUT_S = 60
@@ -197,16 +196,9 @@ def _split(title: str, split: str, folder: Path, images: Any, labels: Any, optio
     origins = [os.path.relpath(os.path.abspath(path), root) for path in paths]
     if outside := [path for path, origin in zip(paths, origins, strict=True) if origin.startswith("..")]:
         raise DataError(f"{folder}: {title} names the file {outside[0]!a}, which is outside that folder")
-
-    def fetch(position: int) -> bytes:
-        try:
-            return read_bytes(Path(paths[position]), MAX_IMAGE_BYTES)
-        except ValueError as error:
-            raise ImageError(f"cannot be read ({error})") from error
-
     return IndexedSplit(
         labels=labels,
-        fetch=fetch,
+        fetch=lambda position: read_image_file(Path(paths[position])),
         decode=partial(decode_image, rule=options.preprocessing),
         origin=lambda position: origins[position],
     )
