@@ -71,5 +71,5 @@ def convert(
 
         opened = prepare(open_dataset(source, test, class_names, chosen), chosen)
     with opened:
-        require_classes(opened.path or opened.description, opened.class_names)
+        require_classes(opened.name, opened.class_names)
         return write_betons(opened, data_dir, progress, jpeg_quality=jpeg_quality, skip_broken=skip_broken)

@@ -18,7 +18,6 @@ from fastcifar.converters.labels import is_missing, normalise_labels
 from fastcifar.converters.sources import IndexedSplit, Labels, SourceOptions
 from fastcifar.data.image_files import MAX_SIDE, Decoded, ImageError, Preprocessing, convert_image
 from fastcifar.errors import DataError, UsageError
-from fastcifar.io.checks import require_choice
 
 log = logging.getLogger(__name__)
 CHANNELS = (1, 3, 4)
@@ -63,7 +62,6 @@ def _are_channels_first(path: Path, array: StoredArray, channels: str | None) ->
     if len(shape) != 3 or not (first or last):
         raise DataError(f"{shown}; expected images (N, H, W), (N, H, W, C) or (N, C, H, W) with 1, 3 or 4 channels C")
     if channels is not None:
-        require_choice("channels", channels, ("first", "last"))
         if not (first if channels == "first" else last):
             raise UsageError(f"channels is {channels!r}, but {shown}; expected 1, 3 or 4 channels there")
         return channels == "first"

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fastcifar.converters.array_files import ArrayHeader
-from fastcifar.converters.names import SPLIT_OF, TEST_NAMES, TRAIN_NAMES, VALIDATION_NAMES, assign_splits
+from fastcifar.converters.names import SPLIT_KIND, SPLIT_OF, assign_splits
 from fastcifar.errors import DataError, join_names
 
 log = logging.getLogger(__name__)
 IMAGES = {"x", "image", "images", "img", "imgs", "data", "pixels", "features"}
 LABELS = {"y", "label", "labels", "target", "targets"}
 CLASS_NAMES = {"class_names", "label_names", "target_names", "classes", "categories", "class_name"}
-SPLIT_KIND = {name: kind[0] for kind in (TRAIN_NAMES, TEST_NAMES, VALIDATION_NAMES) for name in kind}
 _JOINED = re.compile(rf"([xy])({'|'.join(SPLIT_OF)})|({'|'.join(SPLIT_OF)})([xy])")
 EXPECTED = "expected e.g. x_train and y_train, x_test and y_test"
 

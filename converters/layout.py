@@ -143,12 +143,13 @@ def _find_root(path: Path, listing: Listing) -> tuple[tuple[str, ...], dict[str,
             for depth, part in enumerate(parts[: MAX_DEPTH + 1])
             if part.lower() in SPLIT_OF and len(parts) > depth + num_inside
         }
-        if roots and paths is others and _are_class_folders(images, min(roots, key=lambda root: (len(root), root))):
+        if not roots:
+            continue
+        root = min(roots, key=lambda root: (len(root), root))
+        if paths is others and _are_class_folders(images, root):
             break
-        if roots:
-            root = min(roots, key=lambda root: (len(root), root))
-            names = {parts[len(root)] for parts in others if parts[: len(root)] == root and len(parts) > len(root)}
-            return root, _split_folders(path, {name for name in names if name.lower() in SPLIT_OF}, listing)
+        names = {parts[len(root)] for parts in others if parts[: len(root)] == root and len(parts) > len(root)}
+        return root, _split_folders(path, {name for name in names if name.lower() in SPLIT_OF}, listing)
     return _find_class_folders(path, images, listing), {}
 
 

@@ -16,6 +16,8 @@ TEST_NAMES = ("test", "testing")
 VALIDATION_NAMES = ("val", "valid", "validation")
 SPLIT_NAMES = {"train": (TRAIN_NAMES,), "test": (TEST_NAMES, VALIDATION_NAMES)}
 """The folders of each split, in any case; those that come first are preferred."""
+SPLIT_KIND = {name: kind[0] for kind in (TRAIN_NAMES, TEST_NAMES, VALIDATION_NAMES) for name in kind}
+"""'train', 'test' or 'val' for each name."""
 SPLIT_OF = {name: split for split, kinds in SPLIT_NAMES.items() for kind in kinds for name in kind}
 _INVISIBLE = {"\u00ad", "\u034f", "\u115f", "\u1160", "\u2800", "\u3164", "\uffa0"}
 """Invisible characters that Unicode counts neither as spaces nor as format characters."""

@@ -60,7 +60,7 @@ def _require_used(source: Source, options: SourceOptions) -> None:
     for name, kinds in USED_BY.items():
         if getattr(options, name) not in (None, False) and source.kind not in kinds:
             raise UsageError(
-                f"--{name.replace('_', '-')} is for {' or '.join(kinds)}, and {source.path or source.description} is "
+                f"--{name.replace('_', '-')} is for {' or '.join(kinds)}, and {source.name} is "
                 f"{source.kind}: leave it out"
             )
 
@@ -128,21 +128,18 @@ def with_test_images(source: Source, options: SourceOptions) -> Source:
     """The source; if it has no test images, a share of the images of each class become test images."""
     if "test" in source.splits:
         if options.test_share is not None:
-            raise UsageError(
-                f"test_share is {options.test_share}, but {source.path or source.description} has test images already"
-            )
+            raise UsageError(f"test_share is {options.test_share}, but {source.name} has test images already")
         return source
     if options.test_share is None:
         raise DataError(
-            f"{source.path or source.description}: has no test images; make every fifth image of each class one with "
-            "--test-share 0.2"
+            f"{source.name}: has no test images; make every fifth image of each class one with --test-share 0.2"
         )
     train = source.splits["train"]
     assert isinstance(train, IndexedSplit)  # every source that can lack test images
     labels = train.selected_labels()
     is_test = hold_out_test(labels, len(source.class_names), options.test_share, options.seed)
     if not is_test.any():
-        raise DataError(f"{source.path or source.description}: no class has two images; expected one to test on")
+        raise DataError(f"{source.name}: no class has two images; expected one to test on")
     splits = {"train": train.select(np.flatnonzero(~is_test)), "test": train.select(np.flatnonzero(is_test))}
     return replace(source, splits=splits)
 

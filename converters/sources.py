@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -166,6 +166,11 @@ class Source:
     """Files of operating systems and storage devices in the source."""
     resources: ExitStack = field(default_factory=ExitStack, repr=False)
 
+    @property
+    def name(self) -> str:
+        """For messages: the path, or what it is."""
+        return self.path or self.description
+
     def __enter__(self) -> Source:
         return self
 
@@ -233,9 +238,3 @@ class SourceOptions:
             require_choice("channels", self.channels, ("first", "last"))
         if self.max_value is not None:
             require_number("max_value", self.max_value, 0, above=True)
-
-
-def class_indices(names: Sequence[str], class_names: Sequence[str]) -> Labels:
-    """The label of each name, (N,) int64."""
-    label_of = {name: label for label, name in enumerate(class_names)}
-    return np.fromiter((label_of[name] for name in names), np.int64, len(names))

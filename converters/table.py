@@ -15,7 +15,7 @@ from fastcifar.converters.file_index import FileIndex
 from fastcifar.converters.images import file_split, list_folder
 from fastcifar.converters.labels import is_missing, normalise_labels, number_labels
 from fastcifar.converters.layout import Listing
-from fastcifar.converters.names import SPLIT_NAMES, SPLIT_OF, TEST_NAMES, TRAIN_NAMES, VALIDATION_NAMES, assign_splits
+from fastcifar.converters.names import SPLIT_KIND, SPLIT_NAMES, SPLIT_OF, assign_splits
 from fastcifar.converters.sources import Source, SourceOptions
 from fastcifar.converters.table_columns import Columns, find_columns
 from fastcifar.converters.table_files import MAX_VALUE, Table, read_table
@@ -25,7 +25,6 @@ from fastcifar.io.paths import command_line, user_path, why_missing
 
 log = logging.getLogger(__name__)
 MAX_SUBFOLDERS = 10
-_CANONICAL = {name: kind[0] for kind in (TRAIN_NAMES, TEST_NAMES, VALIDATION_NAMES) for name in kind}
 
 
 @dataclass
@@ -221,7 +220,7 @@ def _split_rows(
     """The rows of each split; all are 'train' if there is no column for it."""
     if columns.split is None:
         return {"train": np.arange(len(rows.values))}
-    kinds = {text: _CANONICAL.get(text.lower(), "") for text in rows.split_texts}
+    kinds = {text: SPLIT_KIND.get(text.lower(), "") for text in rows.split_texts}
     splits = np.array(rows.splits, np.int64)
     name = escape(columns.names[columns.split])
     for code, text in enumerate(kinds):

@@ -243,7 +243,7 @@ def _mixed_sizes(
     side = max((side for side in USUAL_SIDES if side <= median), default=USUAL_SIDES[0])
     height, width, _ = other.image.shape
     return MixedSizesError(
-        f"{source.path or source.description}: {other.origin} is {height}x{width}, {first} is {shape[0]}x{shape[1]} "
+        f"{source.name}: {other.origin} is {height}x{width}, {first} is {shape[0]}x{shape[1]} "
         "(height x width); expected one size for all",
         side,
     )

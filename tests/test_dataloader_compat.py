@@ -224,7 +224,7 @@ def test_full_shared_memory_is_an_error_at_once(data_dir: Path, monkeypatch: pyt
 
 @pytest.mark.slow  # five seconds
 def test_the_exit_of_a_worker_is_noticed_in_any_thread(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch is told by a signal, which only the main thread receives, and otherwise looks every five seconds."""
+    """Only the main thread receives the signal of a dead worker; in others torch polls every five seconds."""
     messages: list[str] = []
 
     def iterate() -> None:
