@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastcifar.converters.sources import IndexedSplit, Labels, Source, SourceOptions, resized
+from fastcifar.data.statistics import draw_by_class
 from fastcifar.errors import DataError, UsageError
 from fastcifar.io.paths import data_folder, user_path, why_missing
 
@@ -151,8 +152,4 @@ def hold_out_test(labels: Labels, num_classes: int, share: float, seed: int) -> 
     high = np.maximum(counts - 1, 0)
     num_test = np.clip(np.round(share * counts).astype(np.int64), np.minimum(high, 1), high)
     keys = np.random.Philox(np.random.SeedSequence([seed, len(labels)])).random_raw(len(labels))
-    by_class = np.lexsort((keys, labels))  # class after class, each in random order
-    rank = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
-    is_test = np.zeros(len(labels), dtype=bool)
-    is_test[by_class] = rank < np.repeat(num_test, counts)
-    return is_test
+    return draw_by_class(labels, num_test, keys)

@@ -1,4 +1,4 @@
-"""Statistics of a dataset: mean and standard deviation of the channels, classes without images."""
+"""Statistics of a dataset: mean and standard deviation of the channels, classes and draws from them."""
 
 from __future__ import annotations
 
@@ -35,6 +35,21 @@ def describe_empty_classes(class_names: Sequence[str], labels: npt.NDArray[np.in
     counts = np.bincount(labels, minlength=len(class_names))
     empty = [name for name, count in zip(class_names, counts, strict=True) if not count]
     return f"no image of {len(empty):,} of {len(counts):,} classes: {join_names(empty)}" if empty else ""
+
+
+def draw_by_class(
+    labels: npt.NDArray[np.int64], num_drawn: npt.NDArray[np.int64], keys: npt.NDArray[np.uint64]
+) -> npt.NDArray[np.bool_]:
+    """Which images are drawn, (N,) bool: of each class `num_drawn`, (num_classes,) int64, those of the smallest keys.
+
+    keys: (N,) uint64, random.
+    """
+    counts = np.bincount(labels, minlength=len(num_drawn))
+    by_class = np.lexsort((keys, labels))  # class after class, each in random order
+    rank = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    drawn = np.zeros(len(labels), dtype=bool)
+    drawn[by_class] = rank < np.repeat(num_drawn, counts)
+    return drawn
 
 
 def require_classes(path: str | os.PathLike[str], class_names: Sequence[str]) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastcifar.augment.params import raw_bits
+from fastcifar.data.statistics import draw_by_class
 from fastcifar.errors import UsageError, join_names
 
 log = logging.getLogger(__name__)
@@ -41,12 +42,7 @@ def hold_out(
                 "to validate on, and one to train on"
             )
         num_held = _shares(counts, low, high, val_size)
-    keys = raw_bits(seed, 0, "validation", len(labels))
-    by_class = np.lexsort((keys, labels))  # class after class, each in random order
-    starts = np.searchsorted(labels[by_class], np.arange(num_classes))
-    held = np.zeros(len(labels), dtype=bool)
-    for start, num in zip(starts.tolist(), num_held.tolist(), strict=True):
-        held[by_class[start : start + num]] = True
+    held = draw_by_class(labels, num_held, raw_bits(seed, 0, "validation", len(labels)))
     return np.flatnonzero(~held), np.flatnonzero(held)
 
 
