@@ -19,36 +19,24 @@ if TYPE_CHECKING:
     from fastcifar.data.manifest import Manifest
 
 
-class ImageSize(click.ParamType):  # type: ignore[type-arg,unused-ignore]
-    """`64`, or `64x48`: (height, width)."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> tuple[int, int]:
-        if isinstance(value, tuple):
-            return value
-        match = re.fullmatch(r"(\d{1,6})(?:[xX×](\d{1,6}))?", value.strip())
-        if not match:
-            self.fail(f"{value!r}; expected pixels, e.g. 64, or height x width, e.g. 64x48", param, context)
-        return int(match[1]), int(match[2] or match[1])
+def _size(text: str) -> tuple[int, int]:
+    """(height, width) of `64` or `64x48`."""
+    match = re.fullmatch(r"(\d{1,6})(?:[xX×](\d{1,6}))?", text.strip())
+    if not match:
+        raise ValueError
+    return int(match[1]), int(match[2] or match[1])
 
 
-class Colour(click.ParamType):  # type: ignore[type-arg,unused-ignore]
-    """A name or hexadecimal RGB: (red, green, blue)."""
+def _colour(text: str) -> tuple[int, ...]:
+    """(red, green, blue) of a name, hexadecimal RGB, or three numbers."""
+    from PIL import ImageColor
 
-    name = "colour"
+    is_numbers = re.fullmatch(r"\d+,\d+,\d+", text)
+    return ImageColor.getrgb(f"rgb({text})" if is_numbers else text)[:3]
 
-    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> tuple[int, int, int]:
-        from PIL import ImageColor
 
-        if isinstance(value, tuple):
-            return value
-        numbers = re.fullmatch(r"\d+,\d+,\d+", value)
-        try:
-            red, green, blue = ImageColor.getrgb(f"rgb({value})" if numbers else value)[:3]
-        except ValueError:
-            self.fail(f"{value!r}; expected a colour, e.g. white, black or '#7f7f7f'", param, context)
-        return red, green, blue
+SIZE = options.Parsed("size", _size, "pixels, e.g. 64, or height x width, e.g. 64x48")
+COLOUR = options.Parsed("colour", _colour, "a colour, e.g. white, black or '#7f7f7f'")
 
 
 @click.command()
@@ -74,7 +62,7 @@ class Colour(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 )
 @click.option(
     "--size",
-    type=ImageSize(),
+    type=SIZE,
     metavar="SIDE|HEIGHTxWIDTH",
     help="Resize all images to this many pixels, e.g. 64 or 64x48. Required if the images have several sizes.",
 )
@@ -87,7 +75,7 @@ class Colour(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 )
 @click.option(
     "--background",
-    type=Colour(),
+    type=COLOUR,
     default="white",
     show_default=True,
     metavar="COLOUR",
@@ -195,9 +183,8 @@ def convert(
         return
     _show(manifests, data_dir)
     inspect = command_line("fastcifar", "inspect", data_dir / "train.beton")
-    show_next(
-        inspect, command_line("fastcifar", "train", *as_flags(context, given_on_command_line(context, ["data_dir"])))
-    )
+    folder = as_flags(context, given_on_command_line(context, ["data_dir"]))
+    show_next(inspect, command_line("fastcifar", "train", *folder))
 
 
 def _show(manifests: Mapping[str, Manifest], data_dir: Path) -> None:
