@@ -215,13 +215,18 @@ def import_pyarrow(what: object) -> Any:
 def _label_batches(file: Any, column: str) -> Iterator[Any]:
     for group in range(file.metadata.num_row_groups):
         facts = file.metadata.row_group(group)
-        chunks = (facts.column(index) for index in range(facts.num_columns))
-        num_bytes = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema == column)
+        num_bytes = unpacked_bytes(facts, [column])
         if num_bytes > MAX_LABEL_BYTES:
             raise ValueError(
                 f"{column!r} of row group {group} unpacks to {num_bytes / 2**20:,.0f} MiB; is it the label?"
             )
         yield from file.iter_batches(LABEL_ROWS, row_groups=[group], columns=[column], use_threads=False)
+
+
+def unpacked_bytes(group: Any, names: Sequence[str]) -> int:
+    """Of the columns `names` of a row group, by its metadata."""
+    chunks = (group.column(index) for index in range(group.num_columns))
+    return sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema in names)
 
 
 def _to_cell(value: Any) -> Cell:

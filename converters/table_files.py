@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from fastcifar.converters.arrow_files import unpacked_bytes
 from fastcifar.data.file_kind import HEAD_BYTES, file_kind
 from fastcifar.errors import DataError, MissingExtraError, one_line
 from fastcifar.io.reading import open_regular
@@ -217,9 +218,7 @@ def _parquet_rows(path: Path, names: Sequence[str]) -> Iterator[list[str]]:
 def _unpacked_bytes(file: Any, names: Sequence[str]) -> Iterator[int]:
     """Of these columns in each row group."""
     for group in range(file.num_row_groups):
-        facts = file.metadata.row_group(group)
-        columns = (facts.column(column) for column in range(facts.num_columns))
-        yield sum(column.total_uncompressed_size for column in columns if column.path_in_schema in names)
+        yield unpacked_bytes(file.metadata.row_group(group), names)
 
 
 def _batches(file: Any, names: Sequence[str]) -> Iterator[Any]:
