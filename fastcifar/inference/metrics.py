@@ -5,8 +5,10 @@ Computed here: torchmetrics would import matplotlib's pyplot, which fails under 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -99,6 +101,16 @@ def compute_metrics(predictions: Predictions) -> Metrics:
         ece=float(np.abs(confidence - accuracy) @ count / num_images),
         bins=(confidence, accuracy, count),
     )
+
+
+def wilson_interval(num_correct: int, num_images: int) -> tuple[float, float]:
+    """The 95% confidence interval of an accuracy (Wilson, "Probable Inference, the Law of Succession, and Statistical
+    Inference", 1927)."""
+    z = NormalDist().inv_cdf(0.975)
+    share, weight = num_correct / num_images, z**2 / num_images
+    centre = (share + weight / 2) / (1 + weight)
+    half = math.sqrt(share * (1 - share) * weight + weight**2 / 4) / (1 + weight)
+    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def _ratio(counts: Ints, totals: Ints) -> Floats:

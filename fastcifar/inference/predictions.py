@@ -82,6 +82,10 @@ class Predictions:
     def _logits(self) -> torch.Tensor:
         return torch.from_numpy(self.logits).double()
 
+    def with_temperature(self, temperature: float) -> Predictions:
+        """Those whose logits are divided by `temperature`: see `fastcifar.inference.calibration`."""
+        return replace(self, logits=(self.logits.astype(np.float64) / temperature).astype(np.float32))
+
     def select(self, positions: Ints) -> Predictions:
         """Those at `positions`, (M,) int64 in 0..N-1, in that order."""
         return replace(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from contextlib import closing
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,8 @@ from fastcifar.augment.kernel import normalisation
 from fastcifar.augment.torch_kernel import normalise
 from fastcifar.data.beton import Beton
 from fastcifar.data.statistics import require_classes
-from fastcifar.errors import CheckpointError, DataError, UsageError
+from fastcifar.errors import CheckpointError, DataError, UsageError, one_line
+from fastcifar.inference.calibration import Calibration
 from fastcifar.inference.predict import concatenate, predict
 from fastcifar.inference.predictions import Predictions
 from fastcifar.io.paths import data_folder
@@ -27,6 +30,8 @@ from fastcifar.training.device import choose_amp, choose_device
 from fastcifar.training.progress import Reporter, SilentReporter
 from fastcifar.training.run_folder import RunFolder
 from fastcifar.training.split import hold_out
+
+log = logging.getLogger(__name__)
 
 
 class TrainedRun:
@@ -57,6 +62,18 @@ class TrainedRun:
         self.reporter = reporter or SilentReporter()
         self._data_dir = Path(self.config.data.data_dir if data_dir is None else data_folder(data_dir))
         self._betons: dict[str, Beton] = {}
+
+    @cached_property
+    def calibration(self) -> Calibration | None:
+        """The calibration of these weights; None if the run has none."""
+        try:
+            loaded = Calibration.load(self.run)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            log.warning("%s: damaged (%s); probabilities are not calibrated", self.run.calibration, one_line(error))
+            return None
+        return loaded if loaded.weights_sha256 == self.weights_sha256 else None
 
     def beton(self, split: str) -> Beton:
         """The beton of 'test' or 'val'. Raises DataError if it is missing, damaged or does not fit the network."""

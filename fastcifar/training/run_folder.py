@@ -66,6 +66,7 @@ class RunFolder:
     last = _PathIn("weights/last.pt")
     previous = _PathIn("weights/previous.pt")
     best = _PathIn("weights/best.safetensors")
+    calibration = _PathIn("calibration.json")
     lr_find = _PathIn("lr_find")
     explain = _PathIn("explain")
     report = _PathIn("report.html")

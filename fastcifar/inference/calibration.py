@@ -1,0 +1,95 @@
+"""Calibrated probabilities by temperature scaling (Guo et al., "On Calibration of Modern Neural Networks", 2017).
+
+One number, fitted on the images held out from training, divides all logits: the predicted classes stay the same.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+
+import torch
+from torch.nn import functional as F
+
+from fastcifar.inference.metrics import compute_metrics
+from fastcifar.inference.predictions import Predictions
+from fastcifar.io.atomic import write_text
+from fastcifar.io.reading import read_mapping
+from fastcifar.training.run_folder import RunFolder
+
+MAX_BYTES = 2**16
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
+"""Where every validation image is correctly classified, the likelihood rises until the temperature is 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """A temperature, and what it changes on the validation images it was fitted on."""
+
+    temperature: float
+    num_images: int
+    loss: float
+    """Mean cross-entropy in nats without it."""
+    calibrated_loss: float
+    ece: float
+    """Expected calibration error without it, 0..1."""
+    calibrated_ece: float
+    weights_sha256: str
+    """Of the weights that it belongs to."""
+
+    def save(self, run: RunFolder) -> None:
+        """Write calibration.json into the folder of a run."""
+        write_text(run.calibration, json.dumps(asdict(self), indent=1, allow_nan=False) + "\n")
+
+    @staticmethod
+    def load(run: RunFolder) -> Calibration:
+        """Read calibration.json. Raises OSError if it cannot be opened; ValueError, KeyError or TypeError if it is
+        damaged."""
+        values = read_mapping(run.calibration, MAX_BYTES)
+        loaded = Calibration(**values)
+        numbers = (loaded.temperature, loaded.loss, loaded.calibrated_loss, loaded.ece, loaded.calibrated_ece)
+        if not all(type(number) in (int, float) and math.isfinite(number) for number in numbers):
+            raise ValueError("its values are not finite numbers")
+        if not MIN_TEMPERATURE <= loaded.temperature <= MAX_TEMPERATURE:
+            raise ValueError(f"its temperature is not {MIN_TEMPERATURE}..{MAX_TEMPERATURE:g}")
+        if type(loaded.num_images) is not int or not isinstance(loaded.weights_sha256, str):
+            raise ValueError("num_images or weights_sha256 has the wrong type")
+        return loaded
+
+
+def calibrate(predictions: Predictions) -> Calibration:
+    """Fit a temperature to the predictions of validation images."""
+    temperature = fit_temperature(predictions)
+    plain, calibrated = compute_metrics(predictions), compute_metrics(predictions.with_temperature(temperature))
+    return Calibration(
+        temperature=temperature,
+        num_images=len(predictions),
+        loss=plain.loss,
+        calibrated_loss=calibrated.loss,
+        ece=plain.ece,
+        calibrated_ece=calibrated.ece,
+        weights_sha256=predictions.weights_sha256,
+    )
+
+
+def fit_temperature(predictions: Predictions) -> float:
+    """The temperature of the smallest cross-entropy, by L-BFGS in float64, within MIN_TEMPERATURE..MAX_TEMPERATURE."""
+    logits, labels = torch.from_numpy(predictions.logits).double(), torch.from_numpy(predictions.labels)
+    log_temperature = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS(
+        [log_temperature], max_iter=100, tolerance_change=1e-12, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(logits / bounded().exp(), labels)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    def bounded() -> torch.Tensor:
+        return log_temperature.clamp(math.log(MIN_TEMPERATURE), math.log(MAX_TEMPERATURE))
+
+    with torch.inference_mode(False), torch.enable_grad():
+        optimizer.step(closure)  # type: ignore[no-untyped-call]
+    return min(max(bounded().exp().item(), MIN_TEMPERATURE), MAX_TEMPERATURE)
