@@ -38,20 +38,23 @@ GNU_LONG_NAMES = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 PAX_HEADERS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
 ARCHIVE_KINDS = ("a tar archive", "a gzip file", "an xz file", "a bzip2 file")
 ZIP_ENTRY = b"PK\1\2"
+DATASET = "an archive of CIFAR, or one of train/<class>/* and test/<class>/*"
 UTF8_FLAG = 0x800
 """Flag of a zip entry: its name is UTF-8. Without it, the encoding is unknown."""
 
 
-def read_archive(path: Path, resources: ExitStack) -> Listing:
-    """The files in a tar or zip, readable until `resources` is closed. Raises DataError if it is damaged."""
+def read_archive(path: Path, resources: ExitStack, expected: str = DATASET) -> Listing:
+    """The files in a tar or zip, readable until `resources` is closed.
+
+    Raises DataError, which says what was `expected`, if it is damaged.
+    """
     try:
         return _read_zip(path, resources) if zipfile.is_zipfile(path) else _read_tar(path, resources)
     except READ_ERRORS as error:
         if isinstance(error, OSError) and error.errno in FULL:
             raise FastcifarError(f"{tempfile.gettempdir()}: too full to unpack {path} ({error.strerror})") from error
         raise DataError(
-            f"{path}: truncated or corrupt tar or zip archive ({_reason(path, error)}); expected an archive of "
-            "CIFAR, or one of train/<class>/* and test/<class>/*"
+            f"{path}: truncated or corrupt tar or zip archive ({_reason(path, error)}); expected {expected}"
         ) from error
 
 
@@ -115,7 +118,7 @@ def require_few_entries(path: Path) -> None:
 
 
 def _too_many(path: Path) -> DataError:
-    return DataError(f"{path}: holds over {MAX_FILES:,} files; unpack it and convert the folder")
+    return DataError(f"{path}: holds over {MAX_FILES:,} files; unpack it and give the folder")
 
 
 def _read_tar(path: Path, resources: ExitStack) -> Listing:

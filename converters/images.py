@@ -31,6 +31,14 @@ def read_image_file(path: Path) -> bytes:
         raise ImageError(f"cannot be read ({getattr(error, 'strerror', None) or error})") from error
 
 
+def read_listed_file(listing: Listing, name: str) -> bytes:
+    """The content of an image file in a folder or archive. Raises ImageError."""
+    try:
+        return listing.read(name, MAX_IMAGE_BYTES)
+    except READ_ERRORS as error:
+        raise ImageError(f"cannot be read ({getattr(error, 'strerror', None) or error})") from error
+
+
 def list_folder(path: Path) -> Listing:
     """The files in a folder and its subfolders, sorted by path."""
 
@@ -75,16 +83,9 @@ def open_listing(path: Path, listing: Listing, resources: ExitStack, options: So
 def file_split(listing: Listing, files: Sequence[tuple[str, int]], preprocessing: Preprocessing) -> IndexedSplit:
     """The images in the files of these names, with their labels."""
     names = [name for name, _ in files]
-
-    def fetch(position: int) -> bytes:
-        try:
-            return listing.read(names[position], MAX_IMAGE_BYTES)
-        except READ_ERRORS as error:
-            raise ImageError(f"cannot be read ({getattr(error, 'strerror', None) or error})") from error
-
     return IndexedSplit(
         labels=np.fromiter((label for _, label in files), np.int64, len(files)),
-        fetch=fetch,
+        fetch=lambda position: read_listed_file(listing, names[position]),
         decode=partial(decode_image, rule=preprocessing),
         origin=lambda position: escape(names[position]),
     )

@@ -39,7 +39,7 @@ class Listing:
 
     def accepts(self, name: str) -> bool:
         """False for a file or folder of an operating system, which is added to `ignored`."""
-        is_system = any(_is_system_name(part) for part in PurePosixPath(name).parts)
+        is_system = any(is_system_name(part) for part in PurePosixPath(name).parts)
         if is_system:
             self.ignored.append(name)
         return not is_system
@@ -109,7 +109,8 @@ def group_by_class(
     return class_names, splits
 
 
-def _is_system_name(name: str) -> bool:
+def is_system_name(name: str) -> bool:
+    """Whether this is the name of what is hidden, or made by an operating system or storage device."""
     lowered = name.lower()
     is_hidden = name.startswith(".") and not name.startswith("..") and name != "."
     return is_hidden or lowered in _SYSTEM_NAMES or name.startswith("~$") or lowered.endswith(":zone.identifier")

@@ -319,7 +319,7 @@ def test_an_archive_of_too_many_files_is_refused(tmp_path: Path, monkeypatch: py
         with tarfile.open(path, "w:gz") as archive:
             for i in range(51):
                 archive.addfile(tarfile.TarInfo(f"train/cat/{i}.png"))
-    with pytest.raises(DataError, match="holds over 50 files; unpack it and convert the folder"):
+    with pytest.raises(DataError, match="holds over 50 files; unpack it and give the folder"):
         open_source(path)
 
 
