@@ -10,6 +10,7 @@ import torch
 
 from fastcifar.config import TrainConfig
 from fastcifar.data.beton import Beton
+from fastcifar.data.manifest import Conversion
 from fastcifar.data.statistics import require_classes
 from fastcifar.errors import DataError, UsageError
 from fastcifar.loaders import Loader, choose_loader, make_loader
@@ -32,12 +33,15 @@ class Loaders:
         require_classes(self._beton.path, self._beton.class_names)
         names, labels = self._beton.class_names, self._beton.labels
         self._train_indices, val_indices = hold_out(labels, len(names), data.val_size, config.seed)
+        conversion = self._beton.manifest.conversion if self._beton.manifest else Conversion()
         self.info = DatasetInfo(
             class_names=names,
             image_shape=self._beton.image_shape,
             mean=tuple(self._beton.mean.tolist()),
             std=tuple(self._beton.std.tolist()),
             sha256=self._beton.sha256,
+            fit=conversion.fit,
+            background=conversion.background,
         )
         source, compare_names = f"{self._beton.path} has", self._beton.verified
         require_same_kind(test, self.info, source, "convert both again", compare_names=compare_names)

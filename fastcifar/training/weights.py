@@ -17,6 +17,7 @@ from safetensors.torch import load, save
 from torch import nn
 
 from fastcifar.config import ModelConfig
+from fastcifar.data.image_files import FITS, Preprocessing
 from fastcifar.data.manifest import MAX_NAME
 from fastcifar.data.tables import MAX_CLASSES, PAGE_SIZE
 from fastcifar.errors import CheckpointError, DataError, one_line
@@ -40,11 +41,19 @@ class DatasetInfo:
     std: tuple[float, ...]
     sha256: str
     """Of the training beton."""
+    fit: str = Preprocessing.fit
+    """How other images become such images, as `background`: see `fastcifar.data.image_files.Preprocessing`."""
+    background: tuple[int, int, int] = Preprocessing.background
 
     def __post_init__(self) -> None:
         if math.prod(self.image_shape) > PAGE_SIZE:  # a network is tried on two such images
             height, width, _ = self.image_shape
             raise DataError(f"the images are {height:.5g}x{width:.5g}; expected at most {PAGE_SIZE // 3:,} pixels each")
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What makes an image of any size one for the network, as `convert` made those of the data."""
+        return Preprocessing(size=self.image_shape[:2], fit=self.fit, background=self.background)
 
 
 def save_weights(path: Path, model: nn.Module, network: ModelConfig, data: DatasetInfo, **metadata: Any) -> None:
@@ -132,6 +141,8 @@ def _tensors_sha256(tensors: dict[str, torch.Tensor]) -> str:
 def _dataset_info(metadata: dict[str, Any]) -> DatasetInfo:
     names, shape = metadata["class_names"], metadata["image_shape"]
     mean, std = metadata["mean"], metadata["std"]
+    fit = metadata.get("fit", DatasetInfo.fit)  # earlier versions did not store it
+    background = metadata.get("background", list(DatasetInfo.background))
     if not isinstance(names, list) or not all(isinstance(name, str) and 0 < len(name) <= MAX_NAME for name in names):
         raise ValueError(f"class_names is not a list of names of at most {MAX_NAME} characters")
     if not 0 < len(names) <= MAX_CLASSES or len(set(names)) < len(names):
@@ -140,12 +151,18 @@ def _dataset_info(metadata: dict[str, Any]) -> DatasetInfo:
         raise ValueError("image_shape is not three integers above 0")
     if len(mean) != 3 or len(std) != 3 or not all(0 <= float(number) <= 255 for number in (*mean, *std)):
         raise ValueError("mean and std are not three numbers each, 0 to 255")
+    if fit not in FITS:
+        raise ValueError(f"fit is none of {', '.join(FITS)}")
+    if len(background) != 3 or not all(type(value) is int and 0 <= value <= 255 for value in background):
+        raise ValueError("background is not three integers, 0 to 255")
     return DatasetInfo(
         class_names=tuple(names),
         image_shape=(shape[0], shape[1], shape[2]),
         mean=tuple(map(float, mean)),
         std=tuple(map(float, std)),
         sha256=str(metadata["sha256"]),
+        fit=fit,
+        background=(background[0], background[1], background[2]),
     )
 
 

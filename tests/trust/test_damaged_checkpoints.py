@@ -324,6 +324,27 @@ def test_unprintable_class_names_are_refused(run: RunFolder) -> None:
             weights.load_weights(run.best)
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [{"fit": "melt"}, {"fit": ["crop"]}, {"background": (0, 0)}, {"background": (0, 0, 256)}, {"background": None}],
+)
+def test_weights_that_say_how_to_resize_images_in_odd_ways_are_refused(run: RunFolder, odd: dict[str, Any]) -> None:
+    network = ModelConfig(name="small")
+    weights.save_weights(run.best, make_model(network, 2, (32, 32, 3)), network, replace(INFO, **odd))
+    for load in (weights.load_weights, weights.read_info):
+        with pytest.raises(CheckpointError, match="damaged, or not weights"):
+            load(run.best)
+
+
+def test_weights_of_a_version_that_did_not_store_how_to_resize_images_are_read(
+    run: RunFolder,
+) -> None:
+    network, info = ModelConfig(name="small"), replace(INFO)
+    del info.__dict__["fit"], info.__dict__["background"]
+    weights.save_weights(run.best, make_model(network, 2, (32, 32, 3)), network, info)
+    assert weights.read_info(run.best) == INFO
+
+
 def test_weights_of_huge_images_are_refused(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(DatasetInfo, "__post_init__", lambda info: None)
