@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fastcifar.data.beton import Beton as Beton
     from fastcifar.data.beton import open_beton as open_beton
     from fastcifar.errors import FastcifarError as FastcifarError
+    from fastcifar.inference.predict_files import predict as predict
     from fastcifar.loaders import Batch as Batch
     from fastcifar.loaders import make_loader as make_loader
 
@@ -27,8 +28,19 @@ _MODULES = {
     "FastcifarError": "fastcifar.errors",
     "make_loader": "fastcifar.loaders",
     "open_beton": "fastcifar.data.beton",
+    "predict": "fastcifar.inference.predict_files",
 }
-__all__ = ["AugmentConfig", "Batch", "Beton", "FastcifarError", "__version__", "convert", "make_loader", "open_beton"]
+__all__ = [
+    "AugmentConfig",
+    "Batch",
+    "Beton",
+    "FastcifarError",
+    "__version__",
+    "convert",
+    "make_loader",
+    "open_beton",
+    "predict",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -8,7 +8,6 @@ import io
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -22,10 +21,9 @@ import torch
 from fastcifar import make_loader, open_beton
 from fastcifar.config import CAM_METHODS, ExplainConfig, TrainConfig
 from fastcifar.converters import Sample, Source, convert
-from fastcifar.errors import CheckpointError, DataError, FastcifarError, Stopped, UsageError
+from fastcifar.errors import CheckpointError, DataError, FastcifarError, UsageError
 from fastcifar.explain import explain_run, preview
 from fastcifar.explain.preview import augmented_versions, images_of_each_class
-from fastcifar.explain.user_images import read_user_image
 from fastcifar.inference.evaluation import evaluate_run
 from fastcifar.inference.predictions import Predictions
 from fastcifar.training import RunFolder, find_run, train, weights
@@ -278,43 +276,6 @@ def test_an_own_image_with_an_odd_name_is_explained(run: RunFolder, tmp_path: Pa
     assert table(run.explain / "images" / "index.csv")[0]["index"].endswith("/\ufffd\ufffd.png")
 
 
-def test_an_own_image_is_cropped_to_the_proportions_of_the_data_and_resized(tmp_path: Path) -> None:
-    image = np.zeros((40, 100, 3), np.uint8)
-    image[:, 30:70] = (10, 200, 30)
-    PIL.Image.fromarray(image).save(tmp_path / "a.png")
-    found = read_user_image(tmp_path / "a.png", (32, 32, 3))
-    assert found.shape == (32, 32, 3)
-    assert (found[:, 2:-2] == (10, 200, 30)).all()  # the filter reaches over the cut
-    same = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    PIL.Image.fromarray(same).save(tmp_path / "b.png")
-    assert np.array_equal(read_user_image(tmp_path / "b.png", (32, 32, 3)), same)
-
-
-def test_the_exif_orientation_of_an_own_image_is_applied(tmp_path: Path) -> None:
-    image = np.zeros((32, 32, 3), np.uint8)
-    image[:16] = 255
-    exif = PIL.Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees
-    PIL.Image.fromarray(image).save(tmp_path / "a.png", exif=exif)
-    assert (read_user_image(tmp_path / "a.png", (32, 32, 3))[:, 16:] == 255).all()
-
-
-def test_an_own_image_of_16_bits_is_reduced_to_8(tmp_path: Path) -> None:
-    PIL.Image.fromarray(np.full((32, 32), 51_400, np.uint16)).save(tmp_path / "a.png")
-    assert (read_user_image(tmp_path / "a.png", (32, 32, 3)) == 200).all()
-
-
-def test_a_signal_is_not_taken_for_a_bad_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    PIL.Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "a.png")
-
-    def stop(*args: Any, **more: Any) -> Any:
-        raise Stopped(signal.SIGTERM, "stopped")
-
-    monkeypatch.setattr(PIL.Image.Image, "resize", stop)
-    with pytest.raises(Stopped):
-        read_user_image(tmp_path / "a.png", (32, 32, 3))
-
-
 def test_eval_of_other_data_keeps_the_predictions_of_the_run(run: RunFolder, tmp_path: Path) -> None:
     from fastcifar.converters.synthetic import source
 
@@ -398,7 +359,9 @@ def test_a_run_with_only_its_best_weights_is_explained(run: RunFolder, tmp_path:
         find_run("a", tmp_path / "runs")
 
 
-def test_files_that_are_not_images_are_refused(run: RunFolder, tmp_path: Path) -> None:
+def test_files_that_are_not_images_are_named_and_the_others_explained(
+    run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text, half = tmp_path / "a.png", tmp_path / "b.png"
     text.write_bytes(b"not an image")
     PIL.Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(half)
@@ -407,12 +370,21 @@ def test_files_that_are_not_images_are_refused(run: RunFolder, tmp_path: Path) -
     PIL.Image.fromarray(np.full((40, 40), 60_000, np.int32)).save(deep)
     postscript = tmp_path / "d.eps"
     postscript.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n")
-    for path in (text, half, deep, postscript):
-        reason = "has mode 'I'; expected 8 or 16 bits" if path == deep else "not a readable image "
-        with pytest.raises(DataError, match=f"{path.name}: {reason}.*; use another image, e.g. JPEG"):
-            explain_run(run, ExplainConfig(), images=[path])
-    with pytest.raises(DataError, match=r"nothing\.png: no such image"):
-        explain_run(run, ExplainConfig(), images=[tmp_path / "nothing.png"])
+    good = tmp_path / "e.png"
+    PIL.Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(good)
+    missing = tmp_path / "nothing.png"
+    explanation = explain_run(run, ExplainConfig(), images=[text, half, deep, good, postscript, missing])
+    assert explanation.own is not None
+    assert explanation.own.files == (str(good),)
+    assert explanation.num_shown == 1
+    reasons = dict(explanation.own.errors)
+    assert list(reasons) == list(map(str, (text, half, deep, postscript, missing)))
+    assert "has mode 'I'; expected 8 or 16 bits" in reasons.pop(str(deep))
+    assert reasons.pop(str(missing)) == "no such image"
+    assert all(reason.startswith("not a readable image (it ") for reason in reasons.values())
+    monkeypatch.setattr("fastcifar.explain.run.MAX_EXPLAINED", 1)
+    with pytest.raises(UsageError, match="2 images; expected at most 1 at a time"):
+        explain_run(run, ExplainConfig(), images=[good, good])
 
 
 def test_data_of_another_shape_is_refused(run: RunFolder, tmp_path: Path) -> None:

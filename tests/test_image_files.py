@@ -1,4 +1,4 @@
-"""Kinds of files and EXIF orientation: the same in `convert` and in `explain --image`."""
+"""Kinds of files and EXIF orientation: the same in `convert` and in `predict`."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from fastcifar.data.beton import open_beton
 from fastcifar.data.file_kind import HEAD_BYTES, file_kind
 from fastcifar.data.image_files import quiet_pillow
 from fastcifar.errors import DataError, FastcifarError, UsageError
-from fastcifar.explain.user_images import read_user_image
 from tests.conftest import ImageFolder
 from tests.test_sources import pixels
+from tests.test_user_images import read_user_image
 
 NOISE = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
 

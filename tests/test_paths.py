@@ -10,8 +10,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import click
-import numpy as np
-import PIL.Image
 import pytest
 from click.testing import CliRunner
 
@@ -22,12 +20,12 @@ from fastcifar.cli.output import command_line
 from fastcifar.config import LR_SUGGESTIONS, ModelConfig, TrainConfig, read_pipeline
 from fastcifar.converters import convert, open_source
 from fastcifar.errors import CheckpointError, DataError, FastcifarError, UsageError
-from fastcifar.explain.user_images import read_user_images
 from fastcifar.io.paths import data_folder, user_path, why_missing
 from fastcifar.training import RunFolder, find_run, lr_finder
 from fastcifar.training.distributed import Distributed
 from fastcifar.training.run_folder import create_run
 from tests.run_folders import whole_run
+from tests.test_user_images import picture, read_user_image
 
 ODD = [
     "plain",
@@ -122,7 +120,7 @@ def test_broken_links_are_errors(home: Path) -> None:
             with pytest.raises(FastcifarError, match=why):
                 call(name)
         with pytest.raises(DataError, match=why):
-            read_user_images([name], (8, 8, 3))
+            read_user_image(Path(name), (8, 8, 3))
         with pytest.raises(FastcifarError, match=why):
             create_run(name, "a")
     with pytest.raises(CheckpointError, match="a link to nowhere"):
@@ -196,56 +194,50 @@ def test_the_latest_run_is_not_a_link_to_it(home: Path) -> None:
     assert find_run(None, home / "runs") == run
 
 
-def picture(path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    PIL.Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(path)
-    return path
-
-
-def test_pictures_are_files_folders_and_patterns(home: Path, caplog: pytest.LogCaptureFixture) -> None:
-    names = ["p/b.png", "p/a.png", "p/deep/c.png", "p/.hidden/d.png", "p/[1].png"]
-    for name in names:
-        picture(home / name)
-    (home / "p" / "notes.txt").write_text("no picture")
-    images, paths = read_user_images(["p", "~/p/a.png", "p/[ab].png", "p/[1].png"], (4, 4, 3))
-    found = ["p/[1].png", "p/a.png", "p/b.png", "p/deep/c.png"]
-    assert [os.path.relpath(path) for path in paths] == [*found, "p/a.png", "p/a.png", "p/b.png", "p/[1].png"]
-    assert images.shape == (8, 4, 4, 3)
-    assert "p: skipped 1 files that are not images; the first: p/notes.txt" in caplog.text
-    for given, message in (
-        ("*.gif", "no file matches"),
-        ("none.png", "no such image"),
-        ("p/notes.txt", "not a readable image"),
-    ):
-        with pytest.raises(DataError, match=message):
-            read_user_images([given], (4, 4, 3))
-    (home / "empty").mkdir()
-    with pytest.raises(DataError, match="empty: no image among 0 files"):
-        read_user_images(["empty"], (4, 4, 3))
-
-
-def test_a_shell_may_make_several_words_of_pictures(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_words_of_explain_are_runs_and_images(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run wins by its name, a file of images by being one, a folder of a run by its path."""
     from fastcifar import explain
 
     seen: list[object] = []
 
-    def stop(run: RunFolder, config: object, *, images: tuple[Path, ...], **more: object) -> None:
+    def stop(run: RunFolder, config: object, *, images: list[Path], **more: object) -> None:
         seen.append((run.path.name, [str(path) for path in images]))
         raise DataError("seen")
 
     monkeypatch.setattr(explain, "explain_run", stop)
-    whole_run(home / "runs" / "a", ("cat", "dog"))
-    whole_run(home / "runs" / "b", ("cat", "dog"))
-    picture(home / "x.png")
-    picture(home / "a" / "y.png")  # a folder of pictures that is called as a run
+    for name in ("a", "b", "x.png"):
+        whole_run(home / "runs" / name, ("cat", "dog"))
+    os.utime(home / "runs" / "b" / "weights" / "last.pt", (2e9, 2e9))
+    for name in ("y.png", "a/y.png", "cats/y.png", "x.png"):
+        picture(home / name)
     invoke = CliRunner().invoke
-    for words in (["--image", "x.png", "x.png", "a"], ["runs/a", "--image", "x.png", "x.png"]):
+    for words, expected in (
+        (["--image", "y.png", "y.png", "a"], ("a", ["y.png", "y.png"])),  # a shell expands --image *.png
+        (["runs/a", "--image", "y.png", "y.png"], ("a", ["y.png", "y.png"])),
+        (["y.png"], ("b", ["y.png"])),
+        (["cats", "none.png", "*.gif", "a"], ("a", ["cats", "none.png", "*.gif"])),
+        (["a"], ("a", [])),
+        (["./a/y.png", "runs/b"], ("b", ["a/y.png"])),
+        (["--image", "a", "b"], ("b", ["a"])),
+        (["x.png"], ("x.png", [])),
+        (["runs/a/explain/sheets/00000.png", "runs/a/weights/last.pt"], ("a", ["runs/a/explain/sheets/00000.png"])),
+    ):
         assert invoke(main, ["explain", *words]).output.endswith("Error: seen\n")
-    assert seen == [("a", ["x.png", "x.png"])] * 2
-    done = invoke(main, ["explain", "a", "b", "--image", "x.png"])
+        assert seen.pop() == expected
+    done = invoke(main, ["explain", "a", "b", "y.png"])
     assert (done.exit_code, "got 2 runs, 'a', 'b'" in done.output) == (2, True)
-    done = invoke(main, ["explain", "x.png"])
-    assert (done.exit_code, "x.png is not a run; give images with --image" in done.output) == (2, True)
+    done = invoke(main, ["explain", "nothing"])
+    assert (done.exit_code, "nothing: no such run in runs" in done.output) == (4, True)
+
+
+def test_a_run_that_is_given_to_predict_as_an_image_is_named(home: Path) -> None:
+    whole_run(home / "runs" / "a b", ("cat", "dog"))
+    for word in ("a b", "runs/a b"):
+        done = CliRunner().invoke(main, ["predict", word, "x.png"])
+        assert (done.exit_code, done.output) == (
+            2,
+            f"Error: {word} is a run; expected images; name the run with: --run '{word}'\n",
+        )
 
 
 @pytest.mark.parametrize("name", ODD)

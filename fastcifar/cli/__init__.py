@@ -12,6 +12,7 @@ from fastcifar.cli.eval import evaluate
 from fastcifar.cli.explain import explain
 from fastcifar.cli.inspect import inspect
 from fastcifar.cli.lr_find import lr_find
+from fastcifar.cli.predict import predict
 from fastcifar.cli.preview import preview
 from fastcifar.cli.program import Program
 from fastcifar.cli.recipes import recipes
@@ -37,5 +38,5 @@ def main(context: click.Context, debug: bool) -> None:
         click.echo(context.get_help())
 
 
-for _command in (convert, inspect, preview, recipes, lr_find, train, evaluate, explain, report, bench, doctor):
+for _command in (convert, inspect, preview, recipes, lr_find, train, evaluate, predict, explain, report, bench, doctor):
     main.add_command(_command)

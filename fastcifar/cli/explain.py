@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import glob
-import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from fastcifar.cli import images as own
 from fastcifar.cli import options, settings
 from fastcifar.cli.settings import as_flags, flags, given_on_command_line
 from fastcifar.config import ExplainConfig
 
-RUN_FILE_SUFFIXES = (".pt", ".safetensors", ".html", ".yaml", ".json", ".csv", ".npz", ".txt")
+if TYPE_CHECKING:
+    from fastcifar.explain import Explanation
+    from fastcifar.training import RunFolder
 
 
 @click.command(cls=options.SettingsCommand)
-@click.argument("words", nargs=-1, metavar="[RUN]")
+@click.argument("words", nargs=-1, metavar="[RUN] [PATH...]")
 @settings.add(settings.options_of(ExplainConfig))
 @click.option(
     "--image",
     "images",
     multiple=True,
-    type=options.PATH,
-    help="Explain your own images instead, of any size: a file, a folder or a pattern such as 'cats/*.jpg'; may be "
-    "repeated.",
+    type=own.PATH_OR_STDIN,
+    help="Another way to write PATH, which is then no RUN whatever its name; may be repeated.",
 )
 @options.trusted_model
 @options.run_data_dir
@@ -38,7 +38,7 @@ def explain(
     context: click.Context,
     /,
     words: tuple[str, ...],
-    images: tuple[Path, ...],
+    images: tuple[Path | str, ...],
     model: str | None,
     data_dir: Path | None,
     runs_dir: Path,
@@ -47,83 +47,67 @@ def explain(
     as_json: bool,
     **overrides: Any,
 ) -> None:
-    """Draw class activation maps of test images of RUN (a name or path; by default the latest).
+    """Draw class activation maps of test images of RUN (a name or path; by default the latest), or of your own images.
 
     By default: the 25 misclassified images of largest loss, and the evidence for the predicted class. A grid, a sheet
     for each image with all layers and methods, a table and the maps go to explain/ in the run folder; those of your
-    own images to explain/images/.
+    own images to explain/images/. PATH names them as for 'fastcifar predict'.
     """
     config = ExplainConfig(**overrides)
     if not isinstance(config.select, str) and given_on_command_line(context, ("n",)):
         raise click.UsageError("--n cannot be combined with images named by --select", context)
     if config.select != "random" and given_on_command_line(context, ("seed",)):
         raise click.UsageError("--seed needs --select random", context)
+    runs, more_images = own.split_words(words, runs_dir, context)
+    images += tuple(more_images)
+    if len(runs) > 1:
+        raise click.UsageError(f"got {len(runs)} runs, {', '.join(map(repr, runs))}; expected at most one", context)
     if images and (unused := given_on_command_line(context, ("n", "select", "correct", "seed"))):
-        raise click.UsageError(f"{flags(unused)} selects test images; cannot be combined with --image", context)
+        raise click.UsageError(f"{flags(unused)} selects test images; cannot be combined with {images[0]}", context)
 
     import json
 
-    from fastcifar.cli.output import Bars, command_line, show_next, write_report
+    from fastcifar.cli.output import Bars, write_report
     from fastcifar.explain import explain_run
     from fastcifar.training import find_run
     from fastcifar.training.device import choose_threads
 
-    run, more_images = _run_and_images(context, words, runs_dir, bool(images))
     choose_threads(threads)
-    folder = find_run(run, runs_dir, trained=True)
+    folder = find_run(runs[0] if runs else None, runs_dir, trained=True)
+    given = own.with_stdin(images)
     with Bars() as bars:
         explanation = explain_run(
-            folder, config, images=images + more_images, data_dir=data_dir, device=device, trusted=model, reporter=bars
+            folder, config, images=given, data_dir=data_dir, device=device, trusted=model, reporter=bars
         )
-    report = write_report(folder)
+    found = explanation.own
+    report = write_report(folder) if explanation.files or found is None else None
     if as_json:
-        click.echo(json.dumps({"run": folder.path, **vars(explanation), "report": report}, default=str))
-        return
+        facts = {"run": folder.path, **vars(explanation), "report": report}
+        del facts["own"]
+        click.echo(json.dumps({**facts, **(own.to_json(found) if found is not None else {})}, default=str))
+    elif found is None or len(found):
+        _show(context, config, folder, explanation, report)
+    if found is not None:
+        own.report_errors(found)
+
+
+def _show(
+    context: click.Context, config: ExplainConfig, folder: RunFolder, explanation: Explanation, report: Path | None
+) -> None:
+    from fastcifar.cli.output import command_line, show_next, table
+
     if explanation.num_wrong is not None:
         wrong = f"{explanation.num_wrong:,} of {explanation.num_images:,} test images"
         click.echo(f"{wrong} misclassified by {folder.path}")
         if isinstance(config.select, str) and explanation.num_shown < config.n:
             nothing = "" if explanation.num_shown else ": nothing drawn; an earlier explanation stays"
             click.echo(f"{config.n:,} requested, {explanation.num_shown:,} found{nothing}")
-    for image in explanation.images:
-        classes = ", ".join(f"{name} {probability:.1%}" for name, probability in image["classes"])
-        click.echo(f"{image['file']}: {classes}")
-    sheets = [file for file in explanation.files if file.parent.name == "sheets"]
-    for file in explanation.files:
-        if file not in sheets:
-            click.echo(file)
-    if sheets:
-        click.echo(f"{sheets[0].parent}/ ({len(sheets)} sheet{'s' * (len(sheets) > 1)})")
-    if report:
-        click.echo(report)
+    if explanation.own is not None:
+        own.show_images(explanation.own)
+        click.echo()
+        click.echo(table([("run", folder.path), *own.summary(explanation.own)]))
+    own.show_files(*explanation.files, report)
     needed = as_flags(context, given_on_command_line(context, ["model", "data_dir"]))
     if explanation.num_wrong == 0 and not explanation.num_shown:
         show_next(command_line("fastcifar", "explain", folder.path, "--correct", *needed))
     show_next(command_line("fastcifar", "eval", folder.path, *needed))
-
-
-def _run_and_images(
-    context: click.Context, words: tuple[str, ...], runs_dir: Path, with_images: bool
-) -> tuple[str | None, tuple[Path, ...]]:
-    """The run that `words` name, and the images among them: a shell expands `--image *.png` to several words."""
-    runs, images = [], []
-    for word in words:
-        path = options.PATH.convert(word, None, context) if word else Path()
-        if word and _is_image(path, runs_dir) and (with_images or path.is_file()):
-            images.append(path)
-        else:
-            runs.append(word)
-    if images and not with_images:
-        raise click.UsageError(f"{images[0]} is not a run; give images with --image", context)
-    if len(runs) > 1:
-        raise click.UsageError(f"got {len(runs)} runs, {', '.join(map(repr, runs))}; expected at most one", context)
-    return (runs[0] if runs else None), tuple(images)
-
-
-def _is_image(path: Path, runs_dir: Path) -> bool:
-    """Whether `path` exists, or is a pattern that matches, and does not stand for a run."""
-    from fastcifar.training.run_folder import is_run
-
-    if path.is_file() and path.suffix not in RUN_FILE_SUFFIXES:
-        return True
-    return (os.path.exists(path) or bool(glob.glob(str(path)))) and not is_run(path, runs_dir)

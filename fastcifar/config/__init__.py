@@ -4,6 +4,7 @@ from fastcifar.config.augment import NO_AUGMENT as NO_AUGMENT
 from fastcifar.config.augment import AugmentConfig as AugmentConfig
 from fastcifar.config.augment import read_pipeline as read_pipeline
 from fastcifar.config.explain import CAM_METHODS as CAM_METHODS
+from fastcifar.config.explain import MAX_EXPLAINED as MAX_EXPLAINED
 from fastcifar.config.explain import ExplainConfig as ExplainConfig
 from fastcifar.config.lr_range_test import AUTO_SUGGESTIONS as AUTO_SUGGESTIONS
 from fastcifar.config.lr_range_test import LR_SUGGESTIONS as LR_SUGGESTIONS

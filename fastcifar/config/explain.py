@@ -9,6 +9,8 @@ from fastcifar.config.train import MAX_SEED
 from fastcifar.errors import UsageError
 
 CAM_METHODS = ("gradcam", "gradcampp", "hirescam")
+MAX_EXPLAINED = 1_000
+"""Of the user's images: each gets a sheet, which takes about a second."""
 
 
 @dataclass(frozen=True, kw_only=True)

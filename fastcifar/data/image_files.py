@@ -1,4 +1,4 @@
-"""Image files of any common kind to (H, W, 3) uint8 RGB of one size. Shared by `convert` and `explain`."""
+"""Image files of any common kind to (H, W, 3) uint8 RGB of one size. Shared by `convert`, `predict` and `explain`."""
 
 from __future__ import annotations
 

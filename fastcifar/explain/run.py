@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 
-from fastcifar.config import ExplainConfig
+from fastcifar.config import MAX_EXPLAINED, ExplainConfig
 from fastcifar.errors import UsageError
-from fastcifar.explain.cam import Activations, Size
+from fastcifar.explain.cam import Size
 from fastcifar.explain.files import write_explanation
-from fastcifar.explain.maps import CAM_BATCH, ExplainedImages, compute_maps
-from fastcifar.explain.user_images import read_user_images
-from fastcifar.inference.predictions import UNKNOWN, Predictions, select_images
+from fastcifar.explain.maps import ExplainedImages, compute_maps
+from fastcifar.inference.predict_files import ImagePredictions, predict_images
+from fastcifar.inference.predictions import UNKNOWN, select_images
 from fastcifar.inference.trained_run import TrainedRun
 from fastcifar.io.checks import require_choice
 from fastcifar.models import stages_of
@@ -26,16 +24,13 @@ from fastcifar.training.device import standard_torch_defaults
 from fastcifar.training.progress import Reporter
 from fastcifar.training.run_folder import RunFolder
 
-NUM_TOP = 3
-"""Number of classes reported for each of the user's images."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Explanation:
     """The result of `explain_run`."""
 
     num_images: int
-    """Test images, or images of the user."""
+    """Test images, or images of the user that could be read."""
     num_wrong: int | None
     """Misclassified test images."""
     num_shown: int
@@ -43,9 +38,8 @@ class Explanation:
     """(h, w) of the maps of each layer; empty if no image was selected."""
     files: tuple[Path, ...]
     """grid.png, index.csv, maps.npz and the sheets; empty if no image was selected."""
-    images: tuple[dict[str, Any], ...] = ()
-    """For each of the user's images its `file` and the `classes` of highest probability, (name, probability), the most
-    probable first."""
+    own: ImagePredictions | None = None
+    """The predictions on the user's images; None for test images."""
 
 
 @standard_torch_defaults()
@@ -61,9 +55,9 @@ def explain_run(
 ) -> Explanation:
     """Explain test images of a run into its folder explain/, or the user's own images into explain/images/.
 
-    images: files, folders and patterns, see `fastcifar.explain.user_images.read_user_images`. For the other
-    arguments see `TrainedRun`. Raises DataError (4) if test.beton or an image is missing, damaged or does not fit;
-    CheckpointError (6); UsageError (2).
+    images: files, folders, patterns, archives, betons, see `fastcifar.inference.user_images.list_images`. For the other
+    arguments see `TrainedRun`. Raises DataError (4) if test.beton is missing, damaged or does not fit; CheckpointError
+    (6); UsageError (2), also for over MAX_EXPLAINED images.
     """
     if images and config.target in ("true", "both"):
         raise UsageError(f"target is {config.target!r}, but the true class of your images is unknown; expected 'pred'")
@@ -71,11 +65,10 @@ def explain_run(
     layers = _layers(trained, config)
     class_names = trained.info.class_names
     require_choice("target", config.target, ("pred", "true", "both", *class_names))
-    top: tuple[dict[str, Any], ...] = ()
-    num_wrong = None
+    num_wrong = own = None
     if images:
-        explained = _user_images(trained, images, layers)
-        top, num_images = _top_classes(explained, class_names), len(explained.images)
+        own = predict_images(trained, images, max_images=MAX_EXPLAINED)
+        explained, num_images = _explained(own), len(own)
         folder, selection = run.explain / "images", f"{num_images:,} of your images"
     else:
         predictions = trained.predictions("test")
@@ -99,7 +92,7 @@ def explain_run(
         num_shown=len(explained.images),
         layers=dict(zip(layers, sizes, strict=False)),
         files=files,
-        images=top,
+        own=own,
     )
 
 
@@ -123,30 +116,8 @@ def _describe(config: ExplainConfig, num_shown: int, num_images: int, num_wrong:
     return f"{num_shown:,} of {count:,} {kind} among {num_images:,} test images, {order}"
 
 
-def _user_images(
-    trained: TrainedRun, patterns: Sequence[str | os.PathLike[str]], layers: Sequence[str]
-) -> ExplainedImages:
-    images, paths = read_user_images(patterns, trained.info.image_shape)
-    logits = [
-        Activations(trained.model, trained.normalise(images[i : i + CAM_BATCH]), layers).logits
-        for i in range(0, len(images), CAM_BATCH)
-    ]
-    unknown = np.full(len(paths), UNKNOWN)
-    predictions = Predictions(unknown, unknown, torch.cat(logits).cpu().numpy(), trained.weights_sha256)
-    names = tuple(map(_printable, paths))
-    return ExplainedImages(images=images, names=names, origins=names, predictions=predictions)
-
-
-def _top_classes(explained: ExplainedImages, class_names: tuple[str, ...]) -> tuple[dict[str, Any], ...]:
-    probabilities = torch.from_numpy(explained.predictions.logits).double().softmax(dim=1)
-    values, classes = probabilities.topk(min(NUM_TOP, probabilities.shape[1]), dim=1)
-    return tuple(
-        {"file": name, "classes": [(class_names[i], p) for i, p in zip(row, row_values, strict=True)]}
-        for name, row, row_values in zip(explained.names, classes.tolist(), values.tolist(), strict=True)
-    )
-
-
-def _printable(path: Path) -> str:
-    """The path as UTF-8 text without control characters."""
-    text = os.fsencode(path).decode("utf-8", "replace")
-    return "".join(c if c.isprintable() else "\ufffd" for c in text)
+def _explained(own: ImagePredictions) -> ExplainedImages:
+    assert own.pixels is not None
+    unknown = np.full(len(own), UNKNOWN)
+    predictions = replace(own.predictions, indices=unknown, labels=unknown)
+    return ExplainedImages(images=own.pixels, names=own.files, origins=own.files, predictions=predictions)

@@ -19,7 +19,7 @@ from fastcifar.data.beton import Beton
 from fastcifar.data.statistics import require_classes
 from fastcifar.errors import CheckpointError, DataError, UsageError, one_line
 from fastcifar.inference.calibration import Calibration
-from fastcifar.inference.predict import concatenate, predict
+from fastcifar.inference.predict import concatenate, predict, predict_logits
 from fastcifar.inference.predictions import Predictions
 from fastcifar.io.paths import data_folder
 from fastcifar.loaders import make_loader, open_for
@@ -96,8 +96,7 @@ class TrainedRun:
         if is_cached and (cached := self._load_predictions(beton)) is not None:
             return cached
         predictions = self._predict(beton, self._indices(split, beton), tta)
-        if not np.isfinite(predictions.logits).all():
-            raise CheckpointError(f"{self.run.best}: its logits are not finite; train again with a smaller --lr")
+        self._require_finite(predictions.logits)
         if is_cached:
             predictions.save(self.run.predictions)
         return predictions
@@ -136,14 +135,28 @@ class TrainedRun:
             mean=self.info.mean,
             std=self.info.std,
         )
-        amp = choose_amp(self.device, self.config.runtime.amp)
         self.reporter.begin("predictions", loader.num_images)
         with closing(loader):
             batches = []
-            for batch in predict(self.model, loader, amp=amp, tta=tta):
+            for batch in predict(self.model, loader, amp=self._amp, tta=tta):
                 batches.append(batch)
                 self.reporter.advance(len(batch[0]))
         return replace(concatenate(batches), weights_sha256=self.weights_sha256, data_sha256=beton.sha256)
+
+    @cached_property
+    def _amp(self) -> str:
+        return choose_amp(self.device, self.config.runtime.amp)
+
+    def _require_finite(self, logits: npt.NDArray[np.float32]) -> None:
+        if not np.isfinite(logits).all():
+            raise CheckpointError(f"{self.run.best}: its logits are not finite; train again with a smaller --lr")
+
+    def logits(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """(N, H, W, 3) uint8 -> (N, C) float32, at most EVAL_BATCH_SIZE images at a time: what `predictions` has for
+        the same images. Raises CheckpointError if a logit is not finite."""
+        logits = predict_logits(self.model, self.normalise(images), amp=self._amp).cpu().numpy()
+        self._require_finite(logits)
+        return logits
 
     def normalise(self, images: npt.NDArray[np.uint8]) -> torch.Tensor:
         """(N, H, W, 3) uint8 -> (N, 3, H, W) float32 on the device, normalised as in training."""
