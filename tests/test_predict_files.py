@@ -153,17 +153,17 @@ def test_probabilities_are_calibrated_where_the_run_has_a_calibration(run: RunFo
 
 
 def test_of_equal_logits_the_first_class_is_the_predicted_one() -> None:
-    logits = np.array([[0, 2, 2, 1, 2]], np.float32)
+    logits = np.tile(np.array([0, 2, 2, 1], np.float32), 20)[None]
     unknown = np.array([-1])
     found = ImagePredictions(
         files=("a.png",),
         origins=("",),
         predictions=Predictions(unknown, unknown, logits),
-        class_names=tuple("abcde"),
+        class_names=tuple(map(str, range(80))),
         errors=(),
         calibration=None,
     )
-    assert found.top(99)[0].tolist() == [[1, 2, 4, 3, 0]]
+    assert found.top(99)[0].tolist() == [sorted(range(80), key=lambda i: (-logits[0, i], i))]
     assert found.predictions.predicted.tolist() == [1]
     with pytest.raises(UsageError, match="top is 0; expected 1 or more"):
         found.top(0)

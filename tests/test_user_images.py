@@ -90,12 +90,11 @@ def test_images_without_a_suffix_are_read_and_of_other_formats_named(home: Path)
 
 
 def test_links_to_folders_are_counted_and_not_followed(home: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Also by a pattern: `glob` would follow two links to the folder itself 2**40 times."""
+    """Also by a pattern: `glob` would follow a link to the folder itself 40 times, and two of them 2**40 times."""
     picture(home / "p" / "a.png")
-    for name in ("again", "around"):
-        (home / "p" / name).symlink_to(".")
+    (home / "p" / "again").symlink_to(".")
     assert listed("p") == (["p/a.png"], {})
-    assert caplog.messages == ["p: 2 links to folders are not followed; the first: p/again"]
+    assert caplog.messages == ["p: links to folders are not followed: 1, the first: p/again"]
     assert listed("p/**/*.png") == (["p/a.png"], {})
     assert listed("p/again") == (["p/again/a.png"], {})  # by name
 

@@ -128,7 +128,7 @@ def _search(searched: Path, matches: list[Path], class_names: Sequence[str], res
             else:
                 skipped.append(file)
     if links:
-        log.warning("%s: %d links to folders are not followed; the first: %s", searched, len(links), links[0])
+        log.warning("%s: links to folders are not followed: %d, the first: %s", searched, len(links), links[0])
     if not matches:
         return [_broken(searched, "no file matches")]
     return _require_images(searched, images, list(map(str, skipped)), num_files)
