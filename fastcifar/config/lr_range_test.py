@@ -9,10 +9,11 @@ from fastcifar.config.setting import Choice, Config, Integer, Number, setting
 from fastcifar.errors import UsageError
 
 LR_SUGGESTIONS = ("minimum", "steepest", "valley")
-LR_RANGES = {"sgd": (1e-4, 10.0), "adamw": (1e-5, 1.0), "muon": (1e-4, 10.0)}
+LR_RANGES = {"sgd": (1e-4, 10.0), "adam": (1e-5, 1.0), "adamw": (1e-5, 1.0), "muon": (1e-4, 10.0)}
 """First and last rate, by optimizer: no wider than needed, so that 30 steps are enough."""
-AUTO_SUGGESTIONS = {"sgd": "minimum", "adamw": "valley", "muon": "valley"}
-"""The suggestion that is used, by optimizer: the better ones in benchmarks.lr_find_check (docs/lr-find.md)."""
+AUTO_SUGGESTIONS = {"sgd": "minimum", "adam": "valley", "adamw": "valley", "muon": "valley"}
+"""The suggestion that is used, by optimizer: the better ones in benchmarks.lr_find_check (docs/lr-find.md);
+adam as adamw."""
 
 
 @dataclass(frozen=True, kw_only=True)
