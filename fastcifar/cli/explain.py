@@ -16,9 +16,10 @@ from fastcifar.config import ExplainConfig
 RUN_FILE_SUFFIXES = (".pt", ".safetensors", ".html", ".yaml", ".json", ".csv", ".npz", ".txt")
 
 
-@click.command(cls=options.SettingsCommand)
-@click.argument("words", nargs=-1, metavar="[RUN]")
+@click.command(cls=options.SettingsCommand, short_help="Draw class activation maps of the test images of a run.")
+@click.argument("words", nargs=-1, metavar="[RUN]", shell_complete=options.complete_runs)
 @settings.add(settings.options_of(ExplainConfig))
+@options.run_option
 @click.option(
     "--image",
     "images",
@@ -38,6 +39,7 @@ def explain(
     context: click.Context,
     /,
     words: tuple[str, ...],
+    named_run: str | None,
     images: tuple[Path, ...],
     model: str | None,
     data_dir: Path | None,
@@ -68,6 +70,7 @@ def explain(
     from fastcifar.training import find_run
     from fastcifar.training.device import choose_threads
 
+    words += () if named_run is None else (named_run,)
     run, more_images = _run_and_images(context, words, runs_dir, bool(images))
     choose_threads(threads)
     folder = find_run(run, runs_dir, trained=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from fastcifar.config.optimizer import describe_rates
 from fastcifar.config.setting import Choice, Config, Integer, Number, setting
 from fastcifar.errors import UsageError
 
@@ -25,13 +26,13 @@ class LrRangeTestConfig(Config):
         1e-5,
         Number(0, above=True),
         "Rate of the first step.",
-        default_text=", ".join(f"{rates[0]:g} for {name}" for name, rates in LR_RANGES.items()),
+        default_text=describe_rates({name: rates[0] for name, rates in LR_RANGES.items()}),
     )
     end_lr: float = setting(
         10.0,
         Number(0, above=True),
         "Rate of the last step.",
-        default_text=", ".join(f"{rates[1]:g} for {name}" for name, rates in LR_RANGES.items()),
+        default_text=describe_rates({name: rates[1] for name, rates in LR_RANGES.items()}),
     )
     mode: str = setting("exponential", Choice(("exponential", "linear")), "How the rate rises.")
 

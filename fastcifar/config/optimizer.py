@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fastcifar.config.model import MODELS, ModelConfig
@@ -17,6 +18,14 @@ DEFAULT_LR = {
 }
 """The default learning rate, by network and optimizer. Other networks may have no normalisation: a rate that is too
 small learns slowly, one that is too large does not learn at all."""
+
+
+def describe_rates(rates: Mapping[str, float]) -> str:
+    """Rates by optimizer in words: '0.1 sgd, 0.001 adam and adamw'."""
+    names: dict[float, list[str]] = {}
+    for name, rate in rates.items():
+        names.setdefault(rate, []).append(name)
+    return ", ".join(f"{rate:g} {' and '.join(same)}" for rate, same in names.items())
 
 
 def default_lr(model: ModelConfig, optimizer: str) -> float:
@@ -41,10 +50,7 @@ class OptimizerConfig(Config):
         None,
         RateOrAuto(),
         "Peak learning rate; auto: from a range test.",
-        default_text="; ".join(
-            f"{network}: " + ", ".join(f"{rate:g} {name}" for name, rate in rates.items())
-            for network, rates in DEFAULT_LR.items()
-        ),
+        default_text="; ".join(f"{network}: {describe_rates(rates)}" for network, rates in DEFAULT_LR.items()),
     )
     momentum: float = setting(
         0.9,
