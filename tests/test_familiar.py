@@ -226,7 +226,9 @@ def test_the_help_of_a_long_command_describes_the_common_options() -> None:
         for flag, option in options_by_name(COMMANDS[name]).items():
             assert flag in all_words, flag
             assert flag not in option.opts or flag in words, flag
-        assert "More (--help-all describes them):" in short
+        described, more = short.split("More (--help-all describes them):")
+        assert "  --batch-size INTEGER  " in described
+        assert "--batch-size" not in more
         assert "Other names:" in full
 
 

@@ -153,6 +153,7 @@ ANSWERS = (
         "weights are random at first; write --init FILE or --model timm:hf-hub:NAME for others",
         ("train",),
     ),
+    Answer(("--run",), "write --resume RUN to continue a run, --name NAME for a new one", ("train",)),
     Answer(("--freeze", "--freeze-backbone", "--freeze-layers"), "write --freeze-until LAYER", ("train",)),
     Answer(
         ("--weights", "--checkpoint", "--ckpt", "--model-path", "--run-dir", "model="),
