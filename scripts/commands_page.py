@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import inspect
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import click
 
 from fastcifar.cli import main
+from fastcifar.cli.command import aliases_of
 from fastcifar.config import SETTINGS
 
 PAGE = Path(__file__).parent.parent / "docs" / "commands.md"
 HEAD = """# Commands
 
-Written by `make docs` from the command line itself; `fastcifar COMMAND --help` shows the same. Results go to stdout,
-progress and log to stderr. `fastcifar --version` shows the version; `fastcifar --debug COMMAND` shows a traceback when
-something fails.
+Written by `make docs` from the command line itself; `fastcifar COMMAND --help` shows the same, `--help-all` for `train`
+and `lr-find`. Results go to stdout, progress and log to stderr. `fastcifar --version` shows the version;
+`fastcifar --debug COMMAND` shows a traceback when something fails. `fastcifar val` is `fastcifar eval --split val`, and
+`fastcifar test` is `fastcifar eval --split test`. [Coming from timm, fastai or Ultralytics](coming-from.md) has the
+options that have other names there.
 """
 
 MIN_SETTINGS = 10
@@ -31,16 +35,25 @@ def page() -> str:
 
 
 def _section(name: str, command: click.Command) -> str:
-    text = inspect.cleandoc(command.help or "").replace("\b\n", "").replace("<", "&lt;")
+    text = "\n\n".join(map(_paragraph, inspect.cleandoc(command.help or "").split("\n\n")))
     arguments = [_argument(param) for param in command.params if isinstance(param, click.Argument)]
     usage = " ".join(["fastcifar", name, "[OPTIONS]", *arguments])
     options = [option for option in command.params if isinstance(option, click.Option)]
     settings = [option for option in options if option.name in SETTINGS and option.name != "recipe"]
     own = options if len(settings) < MIN_SETTINGS else [option for option in options if option not in settings]
-    rows = ["| option | meaning |", "| --- | --- |", *map(_row, own)]
+    rows = ["| option | meaning |", "| --- | --- |", *map(_row, own)] if own else []
     flags = ", ".join(f"`{' / '.join([*option.opts, *option.secondary_opts])}`" for option in settings)
     more = f"\nAnd these [settings](settings.md): {flags}.\n" if own is not options else ""
+    names = "; ".join(f"`{', '.join(others)}`: `{option.opts[0]}`" for option, others in aliases_of(command))
+    more += f"\nOther names: {names}.\n" if names else ""
     return "\n".join([f"## fastcifar {name}", "", f"    {usage}", "", text, "", *rows, more])
+
+
+def _paragraph(text: str) -> str:
+    """A paragraph of a help text; one that is not wrapped, as code."""
+    if text.startswith("\b\n"):
+        return textwrap.indent(text.removeprefix("\b\n"), "    ")
+    return text.replace("<", "&lt;")
 
 
 def _argument(argument: click.Argument) -> str:

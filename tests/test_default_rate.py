@@ -63,7 +63,7 @@ def test_min_lr_is_compared_with_the_default() -> None:
 
 def test_the_help_shows_the_default_rates() -> None:
     shown = " ".join(CliRunner().invoke(main, ["train", "--help"]).stdout.split())
-    assert "[default: resnet18: 0.1 sgd, 0.001 adamw" in shown
+    assert "[default: resnet18: 0.1 sgd, 0.001 adam and adamw" in shown
     assert "small: 0.02 sgd" in shown
 
 

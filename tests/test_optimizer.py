@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from fastcifar.config import TrainConfig
 from fastcifar.training.muon import Muon, orthogonalise
-from fastcifar.training.optimizer import CombinedOptimizer, make_optimizer
+from fastcifar.training.optimizer import CombinedOptimizer, load_optimizer_state, make_optimizer
 from fastcifar.training.step import TrainStep
 
 
@@ -92,12 +92,40 @@ def test_biases_next_to_muon_have_their_own_rate_and_the_same_decay(name: str) -
 
 def test_decay_can_exclude_biases_and_norms() -> None:
     model, _, _ = problem()
-    for name in ("sgd", "adamw"):
+    for name in ("sgd", "adam", "adamw"):
         optimizer = make_optimizer(model, TrainConfig.from_settings(optimizer=name, weight_decay=0.1, decay_all=False))
         with_decay, without = optimizer.param_groups
         assert [p.ndim for p in with_decay["params"]] == [4, 2]
         assert (with_decay["weight_decay"], without["weight_decay"]) == (0.1, 0.0)
         assert len(make_optimizer(model, TrainConfig.from_settings(optimizer=name)).param_groups) == 1
+
+
+@pytest.mark.parametrize(("name", "reference"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
+def test_weight_decay_is_coupled_in_adam_and_decoupled_in_adamw(name: str, reference: Any) -> None:
+    model, images, labels = problem()
+    theirs, _, _ = problem()
+    config = TrainConfig.from_settings(optimizer=name, lr=0.01, momentum=0.8, weight_decay=0.1)
+    step = TrainStep(model, model, make_optimizer(model, config), config, "off")
+    optimizer = reference(theirs.parameters(), lr=0.01, betas=(0.8, 0.999), weight_decay=0.1, fused=True)
+    for _ in range(3):
+        step(images, labels)
+        optimizer.zero_grad()
+        F.cross_entropy(theirs(images), labels).backward()
+        optimizer.step()
+    for ours, param in zip(model.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(ours, param)
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"), [("adam", "decoupled_weight_decay"), ("sgd", "nesterov"), ("adamw", "maximize")]
+)
+def test_a_checkpoint_cannot_change_how_an_optimizer_updates(name: str, rule: str) -> None:
+    optimizer = make_optimizer(problem()[0], TrainConfig.from_settings(optimizer=name))
+    state = optimizer.state_dict()
+    load_optimizer_state(optimizer, state)
+    state["param_groups"][0][rule] = not state["param_groups"][0][rule]
+    with pytest.raises(ValueError, match="its groups have other settings"):
+        load_optimizer_state(optimizer, state)
 
 
 def one_step(**settings: Any) -> tuple[torch.nn.Module, torch.Tensor]:

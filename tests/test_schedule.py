@@ -144,7 +144,7 @@ ALL: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("settings", ALL)
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
 @pytest.mark.parametrize("cut", [0, 3, 7, 13])
 def test_a_restored_schedule_continues(settings: dict[str, Any], optimizer: str, cut: int) -> None:
     config = TrainConfig.from_settings(lr=0.5, optimizer=optimizer, **settings)

@@ -284,6 +284,7 @@ def test_a_custom_network_runs_only_if_the_user_names_it(
     "settings",
     [
         {"optimizer": "adamw", "lr": 0.001, "sched": "onecycle", "clip_norm": 1.0},
+        {"optimizer": "adam", "lr": 0.001, "sched": "onecycle"},
         {"optimizer": "muon", "lr": 0.02, "unit_filters": True, "ema": 0.9, "sched": "onecycle"},
         {"ema": 0.9, "dropout": 0.3, "l1": 1e-5, "label_smoothing": 0.1, "warmup_epochs": 1.0, "sched": "cosine"},
         {"sched": "step", "step_size": 1, "progressive": ((16, 0.4), (24, 0.8))},

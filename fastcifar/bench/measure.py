@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from fastcifar.errors import FastcifarError, one_line
+from fastcifar.training.device import synchronise
 
 MIN_S = 0.5
 
@@ -98,12 +99,6 @@ def _run(epoch: Epoch, limit_s: float, device: torch.device | None) -> float:
             close()
     synchronise(device)
     return count / (time.perf_counter() - begin)
-
-
-def synchronise(device: torch.device | None) -> None:
-    """Wait for the GPU, if the device is one."""
-    if device is not None and device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def timed(function: Callable[[], Any], device: torch.device | None = None) -> float:

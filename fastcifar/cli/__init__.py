@@ -6,6 +6,8 @@ import click
 
 from fastcifar import __version__
 from fastcifar.cli.bench import bench
+from fastcifar.cli.command import normalised
+from fastcifar.cli.completion import completion
 from fastcifar.cli.convert import convert
 from fastcifar.cli.doctor import doctor
 from fastcifar.cli.eval import evaluate
@@ -21,9 +23,12 @@ from fastcifar.cli.train import train
 
 
 @click.group(
-    "fastcifar", cls=Program, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]}
+    "fastcifar",
+    cls=Program,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "token_normalize_func": normalised},
 )
-@click.version_option(__version__, prog_name="fastcifar")
+@click.version_option(__version__, "--version", "-V", prog_name="fastcifar")
 @click.option("--debug", is_flag=True, help="Show a traceback when something fails.")
 @click.pass_context
 def main(context: click.Context, debug: bool) -> None:
@@ -38,5 +43,19 @@ def main(context: click.Context, debug: bool) -> None:
         click.echo(context.get_help())
 
 
-for _command in (convert, inspect, preview, recipes, lr_find, train, evaluate, predict, explain, report, bench, doctor):
+for _command in (
+    convert,
+    inspect,
+    preview,
+    recipes,
+    lr_find,
+    train,
+    evaluate,
+    predict,
+    explain,
+    report,
+    bench,
+    doctor,
+    completion,
+):
     main.add_command(_command)

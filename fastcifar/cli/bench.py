@@ -9,11 +9,12 @@ from typing import Any
 import click
 
 from fastcifar.cli import options
+from fastcifar.cli.command import Command
 from fastcifar.cli.settings import as_flags, given_on_command_line
 from fastcifar.config import MODELS, TrainConfig
 
 
-@click.command()
+@click.command(cls=Command, short_help="Measure loaders and training steps on this machine.")
 @click.option(
     "--batch-size", type=click.IntRange(2), default=TrainConfig.batch_size, show_default=True, help="Images in a batch."
 )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fastcifar.cli import options
+from fastcifar.cli.command import Command
 from fastcifar.cli.settings import as_flags, given_on_command_line
 from fastcifar.errors import DataError, UsageError
 
@@ -39,7 +40,7 @@ SIZE = options.Parsed("size", _size, "pixels, e.g. 64, or height x width, e.g. 6
 COLOUR = options.Parsed("colour", _colour, "a colour, e.g. white, black or '#7f7f7f'")
 
 
-@click.command()
+@click.command(cls=Command, short_help="Write images as FFCV betons, checked, with a manifest.")
 @click.option(
     "--source",
     default="download",

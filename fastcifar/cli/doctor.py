@@ -7,11 +7,12 @@ from typing import Any
 import click
 
 from fastcifar.cli import options
+from fastcifar.cli.command import Command
 
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "matplotlib", "ffcv", "numba", "albumentations")
 
 
-@click.command()
+@click.command(cls=Command, short_help="Show versions, device and loaders, and what is missing.")
 @options.as_json
 def doctor(as_json: bool) -> None:
     """Show versions, device and loaders, and the commands that install what is missing."""

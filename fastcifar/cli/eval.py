@@ -8,20 +8,22 @@ import click
 
 from fastcifar import config
 from fastcifar.cli import options
+from fastcifar.cli.command import Command
+from fastcifar.cli.familiar import VALUES
 from fastcifar.cli.settings import as_flags, given_on_command_line
 
 
-@click.command("eval")
-@click.argument("run", required=False)
+@click.command("eval", cls=Command, short_help="Evaluate a run: accuracy, metrics by class, calibration.")
+@options.run
 @click.option(
     "--split",
     default="test",
     show_default=True,
-    type=click.Choice(config.SPLITS),
+    type=options.Choice(config.SPLITS, VALUES["split"]),
     help="val: the images held out from training.",
 )
 @click.option(
-    "--tta", default="none", show_default=True, type=click.Choice(config.TTA_MODES), help="Test-time augmentation."
+    "--tta", default="none", show_default=True, type=options.Choice(config.TTA_MODES), help="Test-time augmentation."
 )
 @options.trusted_model
 @options.run_data_dir

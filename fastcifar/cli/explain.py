@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from fastcifar.training import RunFolder
 
 
-@click.command(cls=options.SettingsCommand)
-@click.argument("words", nargs=-1, metavar="[RUN] [PATH...]")
+@click.command(cls=options.SettingsCommand, short_help="Draw class activation maps of the images of a run.")
+@click.argument("words", nargs=-1, metavar="[RUN] [PATH...]", shell_complete=options.complete_runs)
 @settings.add(settings.options_of(ExplainConfig))
+@options.run_option
 @click.option(
     "--image",
     "images",
@@ -38,6 +39,7 @@ def explain(
     context: click.Context,
     /,
     words: tuple[str, ...],
+    named_run: str | None,
     images: tuple[Path | str, ...],
     model: str | None,
     data_dir: Path | None,
@@ -59,6 +61,7 @@ def explain(
     if config.select != "random" and given_on_command_line(context, ("seed",)):
         raise click.UsageError("--seed needs --select random", context)
     runs, more_images = own.split_words(words, runs_dir, context)
+    runs += [] if named_run is None else [named_run]
     images += tuple(more_images)
     if len(runs) > 1:
         raise click.UsageError(f"got {len(runs)} runs, {', '.join(map(repr, runs))}; expected at most one", context)

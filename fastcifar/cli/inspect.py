@@ -9,10 +9,11 @@ from pathlib import Path
 import click
 
 from fastcifar.cli import options
+from fastcifar.cli.command import Command
 from fastcifar.config import DataConfig
 
 
-@click.command()
+@click.command(cls=Command, short_help="Show the content of a beton, and check it.")
 @click.argument("beton", type=options.PATH)
 @options.as_json
 def inspect(beton: Path, as_json: bool) -> None:

@@ -13,7 +13,12 @@ from fastcifar.cli.settings import given_on_command_line
 from fastcifar.config import AUTO_SUGGESTIONS, LR_SUGGESTIONS, SETTINGS, LrRangeTestConfig, TrainConfig
 
 
-@click.command("lr-find", cls=options.SettingsCommand)
+@click.command(
+    "lr-find",
+    cls=options.SettingsCommand,
+    short_help="Find a learning rate by a range test.",
+    common=("recipe", "model", "batch_size", "optimizer", "steps", "start_lr", "end_lr", "data_dir", "device", "seed"),
+)
 @settings.add(settings.options_of(LrRangeTestConfig, "Range test"))
 @click.option(
     "--suggest",

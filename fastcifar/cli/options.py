@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+import re
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial, wraps
 from pathlib import Path
+from textwrap import TextWrapper
 from typing import Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
+from fastcifar.cli.command import Command, aliases_of
+from fastcifar.cli.familiar import VALUES
 from fastcifar.config import SETTINGS, DataConfig, RuntimeConfig
 from fastcifar.config import setting as kinds
 from fastcifar.config.setting import Setting
 from fastcifar.errors import UsageError
 from fastcifar.io.paths import data_folder, user_path
 
-Command = TypeVar("Command", bound=Callable[..., Any])
-Option = Callable[[Command], Command]
+Function = TypeVar("Function", bound=Callable[..., Any])
+Option = Callable[[Function], Function]
 
 
 class UserPath(click.ParamType):  # type: ignore[type-arg,unused-ignore]
@@ -37,6 +42,41 @@ class UserPath(click.ParamType):  # type: ignore[type-arg,unused-ignore]
             return self._read(value)
         except UsageError as error:
             self.fail(str(error), param, context)
+
+    def shell_complete(
+        self, context: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem[str]]:
+        """Let the shell complete the names of files and folders."""
+        return [CompletionItem(incomplete, type="file")]
+
+
+class Choice(click.Choice):  # type: ignore[type-arg,unused-ignore]
+    """One of some names, in upper or lower case, or one of the other names of a value."""
+
+    def __init__(self, names: Iterable[str], other_names: Mapping[str, str] | None = None) -> None:
+        super().__init__(tuple(names), case_sensitive=False)
+        self._other_names = other_names or {}
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> Any:
+        if isinstance(value, str):
+            value = self._other_names.get(value.casefold().replace("_", "-"), value)
+        return super().convert(value, param, context)
+
+
+class Device(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """The name of a device; a number is that of a GPU."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> Any:
+        text = str(value).strip().lower()
+        if re.fullmatch(r"\[?\d+(, ?\d+)+\]?", text):
+            several = "several GPUs need a process each: torchrun --nproc-per-node 2 -m fastcifar train …"
+            is_train = context is not None and context.command.name == "train"
+            self.fail(
+                f"{value!r}; expected one device, e.g. cuda:0{'; ' + several if is_train else ''}", param, context
+            )
+        return f"cuda:{int(text)}" if re.fullmatch(r"[0-9]{1,4}", text) else "cuda" if text == "gpu" else text
 
 
 class Parsed(click.ParamType):  # type: ignore[type-arg,unused-ignore]
@@ -80,6 +120,7 @@ CLICK_TYPES: dict[type, Any] = {
     kinds.Integer: int,
     kinds.Number: float,
     kinds.Text: str,
+    kinds.DeviceName: Device(),
     kinds.RateOrAuto: Parsed("float|auto", _rate, "a number or 'auto'"),
     kinds.Integers: Parsed("n,n,…", _integers, "whole numbers, e.g. 15,25"),
     kinds.SizesUntil: Parsed("side:until,…", _sizes, "pairs, e.g. 20:0.3,24:0.7"),
@@ -95,18 +136,59 @@ class SettingOption(click.Option):
         self.section = section
 
 
-class SettingsCommand(click.Command):
-    """A command whose help lists its settings in sections."""
+class SettingsCommand(Command):
+    """A command whose help lists its settings in sections; if some are `common`, only those, and --help-all the
+    others too."""
+
+    def __init__(self, *args: Any, common: tuple[str, ...] = (), **keywords: Any) -> None:
+        """common: the names of parameters."""
+        super().__init__(*args, **keywords)
+        self._common = common
+        if common:
+            text = "Show all options, and their other names, and exit."
+            names = ["--help-all"]
+            self.params.append(
+                click.Option(names, is_flag=True, is_eager=True, expose_value=False, callback=_show_all, help=text)
+            )
 
     def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
-        sections: dict[str, list[tuple[str, str]]] = {}
-        for param in self.get_params(context):
-            record = param.get_help_record(context) if isinstance(param, click.Option) else None  # not the argument
-            if record is not None:
-                sections.setdefault(getattr(param, "section", "") or "Options", []).append(record)
-        for section, records in sections.items():
-            with formatter.section(section):
+        show_all = not self._common or HELP_ALL in context.meta
+        options = {param.name: param for param in self.get_params(context) if isinstance(param, click.Option)}
+        if not show_all:
+            others = [name for name, param in options.items() if not getattr(param, "section", "")]
+            shown = [options.pop(name) for name in dict.fromkeys((*self._common, *others))]
+            records = [record for param in shown if (record := param.get_help_record(context))]
+            with formatter.section("Options"):
                 formatter.write_dl(records)
+        sections: dict[str, list[click.Option]] = {}
+        for param in options.values():
+            if not param.hidden:
+                sections.setdefault(getattr(param, "section", "") or "Options", []).append(param)
+        if not show_all:
+            with formatter.section("More (--help-all describes them)"):
+                width = max(map(len, sections)) + 2
+                for section, params in sections.items():
+                    names = ", ".join(param.opts[0] for param in params)
+                    wrapper = TextWrapper(formatter.width, f"  {section:<{width}}", " " * (width + 2))
+                    wrapper.break_on_hyphens = False
+                    formatter.write(f"{wrapper.fill(names)}\n")
+            return
+        for section, params in sections.items():
+            with formatter.section(section):
+                formatter.write_dl([record for param in params if (record := param.get_help_record(context))])
+        if self._common:
+            with formatter.section("Other names"):
+                formatter.write_dl([(option.opts[0], ", ".join(names)) for option, names in aliases_of(self)])
+
+
+HELP_ALL = "fastcifar.help_all"
+
+
+def _show_all(context: click.Context, param: click.Parameter, value: bool) -> None:
+    if value and not context.resilient_parsing:
+        context.meta[HELP_ALL] = True
+        click.echo(context.get_help())
+        context.exit()
 
 
 def option(name: str, default: Any, declared: Setting, section: str = "") -> Option[Any]:
@@ -119,7 +201,8 @@ def option(name: str, default: Any, declared: Setting, section: str = "") -> Opt
         default, text = None, f"{text}  [default: {declared.default_text}]"
     elif isinstance(default, tuple):
         default = ",".join(map(str, default))
-    keywords: dict[str, Any] = {"is_flag": True} if isinstance(kind, kinds.Switch) else {"type": _click_type(kind)}
+    is_switch = isinstance(kind, kinds.Switch)
+    keywords: dict[str, Any] = {"is_flag": True} if is_switch else {"type": _click_type(name, kind)}
     if isinstance(kind, kinds.Text) and kind.metavar:
         keywords["metavar"] = kind.metavar
     shown = default not in (None, "") and (not isinstance(default, bool) or "/" in flag)
@@ -128,9 +211,9 @@ def option(name: str, default: Any, declared: Setting, section: str = "") -> Opt
     )
 
 
-def _click_type(kind: Any) -> Any:
+def _click_type(name: str, kind: Any) -> Any:
     if isinstance(kind, kinds.Choice):
-        return click.Choice(kind.names)
+        return Choice(kind.names, VALUES.get(name))
     if isinstance(kind, kinds.NameOrIndices):
         expected = f"one of: {', '.join(kind.names)}; or indices of test images, e.g. 3,14"
         return Parsed(f"{'|'.join(kind.names)}|index,…", partial(_name_or_integers, kind.names), expected)
@@ -154,7 +237,50 @@ runs_dir = click.option(
 )
 device = option("device", RuntimeConfig.device, SETTINGS["device"][2], "Device and logging")
 threads = option("threads", RuntimeConfig.threads, SETTINGS["threads"][2], "Device and logging")
+
+
+def run(function: Callable[..., Any]) -> Callable[..., Any]:
+    """RUN, the name or path of a run: an argument, or the value of --run. None if it is not given."""
+
+    @click.argument("run", required=False, shell_complete=complete_runs)
+    @run_option
+    @wraps(function)
+    def command(*args: Any, run: str | None, named_run: str | None, **values: Any) -> Any:
+        if run is not None and named_run is not None:
+            message = f"RUN is {run!r}, and --run {named_run!r}; expected one of them"
+            raise click.UsageError(message, click.get_current_context())
+        return function(*args, run=named_run if run is None else run, **values)
+
+    return command
+
+
+def complete_runs(context: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
+    """The names of runs, and files."""
+    folders = sorted(Path(context.params.get("runs_dir") or "runs").glob("*/weights"))
+    names = [folder.parent.name for folder in folders]
+    found = [CompletionItem(name) for name in names if name.startswith(incomplete)]
+    return found or [CompletionItem(incomplete, type="file")]
+
+
+run_option = click.option(
+    "--run", "named_run", hidden=True, metavar="RUN", shell_complete=complete_runs, help="The same as RUN."
+)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+
+
+def _require_code(context: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Else `eval --model runs/small` evaluates the latest run."""
+    if value is not None and ":" not in value and not context.resilient_parsing:
+        raise click.BadParameter(
+            f"{value!r} is no code of your own, package.module:function; the network is that of the run: leave it out",
+            context,
+            param,
+        )
+    return value
+
+
 trusted_model = click.option(
-    "--model", help="Required if the network of the run is package.module:function: allows its code to run."
+    "--model",
+    callback=_require_code,
+    help="Required if the network of the run is package.module:function: allows its code to run.",
 )

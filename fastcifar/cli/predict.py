@@ -7,13 +7,14 @@ from pathlib import Path
 import click
 
 from fastcifar.cli import images, options
+from fastcifar.cli.command import Command
 from fastcifar.cli.settings import as_flags, given_on_command_line
 
 MAX_SHOWN = 8
 """Words of a command that is shown."""
 
 
-@click.command()
+@click.command(cls=Command, short_help="Classify images of your own with a trained network.")
 @click.argument("paths", nargs=-1, required=True, type=images.PATH_OR_STDIN, metavar="PATH...")
 @click.option("--run", help="Name or path of the run.  [default: the latest]")
 @click.option("--top", default=3, show_default=True, help="Number of classes that are shown, the most probable first.")

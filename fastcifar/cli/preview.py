@@ -12,7 +12,7 @@ from fastcifar.cli.settings import given_on_command_line
 from fastcifar.cli.train import train
 
 
-@click.command(cls=options.SettingsCommand)
+@click.command(cls=options.SettingsCommand, short_help="Draw training images next to their augmented versions.")
 @click.option(
     "--n", default=8, show_default=True, type=click.IntRange(1, 200), help="Augmented versions of each image."
 )

@@ -7,9 +7,10 @@ import textwrap
 import click
 
 from fastcifar.cli import options
+from fastcifar.cli.command import Command
 
 
-@click.command()
+@click.command(cls=Command, short_help="List the recipes, or show one.")
 @click.argument("name", required=False)
 @options.as_json
 def recipes(name: str | None, as_json: bool) -> None:

@@ -7,10 +7,11 @@ from pathlib import Path
 import click
 
 from fastcifar.cli import options
+from fastcifar.cli.command import Command
 
 
-@click.command()
-@click.argument("run", required=False)
+@click.command(cls=Command, short_help="Write report.html of a run: everything on one page.")
+@options.run
 @options.runs_dir
 @options.as_json
 def report(run: str | None, runs_dir: Path, as_json: bool) -> None:

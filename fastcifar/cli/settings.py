@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 from click.core import ParameterSource
+from click.shell_completion import CompletionItem
 
 from fastcifar import config
 from fastcifar.cli import options
@@ -42,11 +43,20 @@ def _from_recipe(context: click.Context, parameter: click.Parameter, value: str 
     return value
 
 
+def _complete_recipes(context: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
+    """The names of recipes, or files."""
+    from fastcifar import recipes
+
+    found = [CompletionItem(name) for name in recipes.names() if name.startswith(incomplete)]
+    return found or [CompletionItem(incomplete, type="file")]
+
+
 RECIPE = [
     click.option(
         "--recipe",
         is_eager=True,
         callback=_from_recipe,
+        shell_complete=_complete_recipes,
         metavar="NAME",
         help="Start from these settings ('fastcifar recipes' lists them; or a .yaml file); flags override them.",
     )

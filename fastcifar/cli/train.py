@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from fastcifar.cli import options, settings
+from fastcifar.cli.dry_run import show_dry_run
 from fastcifar.cli.settings import flags, given_on_command_line
 from fastcifar.config import CHANGEABLE, SETTINGS, TrainConfig
 from fastcifar.errors import FastcifarError, Stopped, UsageError
@@ -17,7 +18,14 @@ LATEST = "\0"
 """`--resume` without a value. Not the empty string, which may come from an unset variable."""
 
 
-@click.command(cls=options.SettingsCommand)
+@click.command(
+    cls=options.SettingsCommand,
+    short_help="Train a network on the images in the data folder.",
+    common=(
+        *("recipe", "model", "epochs", "batch_size", "lr", "optimizer", "weight_decay", "sched", "val_size"),
+        *("data_dir", "device", "seed", "name", "resume", "dry_run"),
+    ),
+)
 @settings.add(
     settings.RECIPE,
     settings.RUN,
@@ -33,21 +41,41 @@ LATEST = "\0"
     is_flag=False,
     flag_value=LATEST,
     metavar="[RUN]",
+    shell_complete=options.complete_runs,
     help="Resume a run (name or path; default: the latest) with its own settings.",
+)
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Print the settings as a recipe, and the expected time and memory, measured over a few steps; write nothing.",
 )
 @options.runs_dir
 @options.as_json
 @click.pass_context
 def train(
-    context: click.Context, /, name: str | None, resume: str | None, runs_dir: Path, as_json: bool, **values: Any
+    context: click.Context,
+    /,
+    name: str | None,
+    resume: str | None,
+    dry_run: bool,
+    runs_dir: Path,
+    as_json: bool,
+    **values: Any,
 ) -> None:
     """Train a network on the datasets in the data folder.
 
     A tenth of the training images is held out for validation, which selects the best weights; the test images are
-    used once, at the end. Ctrl-C saves, and --resume continues. Several processes share each batch: torchrun
-    --nproc-per-node 2 -m fastcifar train …
+    used once, at the end. Ctrl-C saves, and --resume continues. Several processes share each batch:
+
+    \b
+    torchrun --nproc-per-node 2 -m fastcifar train …
     """
     config = settings.train_config(context, dict(values))
+    if dry_run:
+        if resume is not None:
+            raise click.UsageError("--dry-run is for new runs; it cannot be combined with --resume", context)
+        show_dry_run(context, config, as_json)
+        return
 
     import json
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from fastcifar.config.optimizer import describe_rates
 from fastcifar.config.setting import Choice, Config, Integer, Number, setting
 from fastcifar.errors import UsageError
 
 LR_SUGGESTIONS = ("minimum", "steepest", "valley")
-LR_RANGES = {"sgd": (1e-4, 10.0), "adamw": (1e-5, 1.0), "muon": (1e-4, 10.0)}
+LR_RANGES = {"sgd": (1e-4, 10.0), "adam": (1e-5, 1.0), "adamw": (1e-5, 1.0), "muon": (1e-4, 10.0)}
 """First and last rate, by optimizer: no wider than needed, so that 30 steps are enough."""
-AUTO_SUGGESTIONS = {"sgd": "minimum", "adamw": "valley", "muon": "valley"}
-"""The suggestion that is used, by optimizer: the better ones in benchmarks.lr_find_check (docs/lr-find.md)."""
+AUTO_SUGGESTIONS = {"sgd": "minimum", "adam": "valley", "adamw": "valley", "muon": "valley"}
+"""The suggestion that is used, by optimizer: the better ones in benchmarks.lr_find_check (docs/lr-find.md);
+adam as adamw."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,13 +26,13 @@ class LrRangeTestConfig(Config):
         1e-5,
         Number(0, above=True),
         "Rate of the first step.",
-        default_text=", ".join(f"{rates[0]:g} for {name}" for name, rates in LR_RANGES.items()),
+        default_text=describe_rates({name: rates[0] for name, rates in LR_RANGES.items()}),
     )
     end_lr: float = setting(
         10.0,
         Number(0, above=True),
         "Rate of the last step.",
-        default_text=", ".join(f"{rates[1]:g} for {name}" for name, rates in LR_RANGES.items()),
+        default_text=describe_rates({name: rates[1] for name, rates in LR_RANGES.items()}),
     )
     mode: str = setting("exponential", Choice(("exponential", "linear")), "How the rate rises.")
 

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fastcifar.config.model import MODELS, ModelConfig
 from fastcifar.config.setting import Choice, Config, Integer, Number, RateOrAuto, Switch, setting
 from fastcifar.errors import UsageError
 
-OPTIMIZERS = ("sgd", "adamw", "muon")
+OPTIMIZERS = ("sgd", "adam", "adamw", "muon")
 DEFAULT_LR = {
-    "resnet18": {"sgd": 0.1, "adamw": 1e-3, "muon": 0.05},
-    "resnet18 with layer or group norm": {"sgd": 0.03, "adamw": 1e-3, "muon": 0.05},
-    "small": {"sgd": 0.02, "adamw": 1e-3, "muon": 0.05},
-    "others": {"sgd": 0.01, "adamw": 5e-4, "muon": 0.02},
+    "resnet18": {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3, "muon": 0.05},
+    "resnet18 with layer or group norm": {"sgd": 0.03, "adam": 1e-3, "adamw": 1e-3, "muon": 0.05},
+    "small": {"sgd": 0.02, "adam": 1e-3, "adamw": 1e-3, "muon": 0.05},
+    "others": {"sgd": 0.01, "adam": 5e-4, "adamw": 5e-4, "muon": 0.02},
 }
 """The default learning rate, by network and optimizer. Other networks may have no normalisation: a rate that is too
 small learns slowly, one that is too large does not learn at all."""
+
+
+def describe_rates(rates: Mapping[str, float]) -> str:
+    """Rates by optimizer in words: '0.1 sgd, 0.001 adam and adamw'."""
+    names: dict[float, list[str]] = {}
+    for name, rate in rates.items():
+        names.setdefault(rate, []).append(name)
+    return ", ".join(f"{rate:g} {' and '.join(same)}" for rate, same in names.items())
 
 
 def default_lr(model: ModelConfig, optimizer: str) -> float:
@@ -41,18 +50,17 @@ class OptimizerConfig(Config):
         None,
         RateOrAuto(),
         "Peak learning rate; auto: from a range test.",
-        default_text="; ".join(
-            f"{network}: " + ", ".join(f"{rate:g} {name}" for name, rate in rates.items())
-            for network, rates in DEFAULT_LR.items()
-        ),
+        default_text="; ".join(f"{network}: {describe_rates(rates)}" for network, rates in DEFAULT_LR.items()),
     )
     momentum: float = setting(
         0.9,
         Number(0, 1, below=True),
-        "Momentum of sgd and muon, first beta of adamw; onecycle varies that of sgd and adamw by 0.05.",
+        "Momentum of sgd and muon, first beta of adam and adamw; onecycle varies it by 0.05, not that of muon.",
     )
     nesterov: bool = setting(True, Switch("--no-nesterov"), "Nesterov momentum.")
-    weight_decay: float = setting(5e-4, Number(0), "L2 penalty; decoupled in adamw and muon.")
+    weight_decay: float = setting(
+        5e-4, Number(0), "L2 penalty; part of the gradient in sgd and adam, decoupled in adamw and muon."
+    )
     decay_all: bool = setting(
         True, Switch("--decay-weights-only"), "Weight decay and L1 also on biases and normalisation layers."
     )

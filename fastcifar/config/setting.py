@@ -72,6 +72,11 @@ class Text:
 
 
 @dataclass(frozen=True)
+class DeviceName(Text):
+    """The name of a device of torch, or 'auto'."""
+
+
+@dataclass(frozen=True)
 class RateOrAuto:
     """A learning rate, or 'auto'."""
 

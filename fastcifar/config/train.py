@@ -11,7 +11,18 @@ from fastcifar.config.augment import AugmentConfig
 from fastcifar.config.model import ModelConfig
 from fastcifar.config.optimizer import OptimizerConfig, default_lr
 from fastcifar.config.schedule import ScheduleConfig
-from fastcifar.config.setting import Choice, Config, Integer, Setting, SizesUntil, Switch, Text, setting, settings_of
+from fastcifar.config.setting import (
+    Choice,
+    Config,
+    DeviceName,
+    Integer,
+    Setting,
+    SizesUntil,
+    Switch,
+    Text,
+    setting,
+    settings_of,
+)
 from fastcifar.errors import UsageError
 from fastcifar.io.checks import require_utf8
 from fastcifar.io.paths import data_folder
@@ -48,7 +59,7 @@ class DataConfig(Config):
 class RuntimeConfig(Config):
     """Where and how a run computes; what it logs."""
 
-    device: str = setting("auto", Text(), "auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1, mps.")
+    device: str = setting("auto", DeviceName(), "auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1, mps.")
     threads: int | None = setting(
         None, Integer(1, 1_024), "Threads on the CPU.", default_text="the CPUs available to this process"
     )

@@ -68,3 +68,17 @@ def load(name: str | os.PathLike[str]) -> Recipe:
     except (TypeError, ValueError) as error:
         raise UsageError(f"{path}: {error}") from error
     return Recipe(name=name, config=config, settings=settings, about=about)
+
+
+def dump(config: TrainConfig, title: str = "") -> str:
+    """The settings as the text of a recipe; `load` gives the same. Those that no recipe holds are left out: data
+    folder, device, a network of your own, a pipeline of Albumentations."""
+    import yaml
+
+    settings = {key: value for key, value in config.to_settings().items() if key not in NOT_IN_RECIPES}
+    if config.model.names_code:
+        del settings["model"]
+    about = {"title": one_line(title)} if title else {}
+    return yaml.safe_dump(
+        {**about, "settings": settings}, sort_keys=False, allow_unicode=True, width=10**6, default_flow_style=None
+    )

@@ -1,4 +1,4 @@
-"""Free memory for this process: of the machine, of its control groups, and within its ulimits."""
+"""Memory of this process: free, of the machine, of its control groups, and within its ulimits; and used."""
 
 from __future__ import annotations
 
@@ -27,6 +27,14 @@ def free_memory(root: Path = ROOT) -> int:
         free = int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES"))
     in_groups = (_free_in_group(group, *(V2 if is_v2 else V1)) for group, is_v2 in control_groups("memory", root))
     return max(0, min([free, *_free_in_ulimits(root), *chain.from_iterable(in_groups)]))
+
+
+def peak_memory(root: Path = ROOT) -> int:
+    """The most bytes of memory that this process has occupied so far."""
+    if kib := _read_numbers(root / "proc/self/status").get("VmHWM"):
+        return kib * 1024
+    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # after `exec` that of the program before, on Linux
+    return usage if sys.platform == "darwin" else usage * 1024
 
 
 def _free_in_ulimits(root: Path) -> list[int]:

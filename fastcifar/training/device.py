@@ -50,6 +50,14 @@ def choose_device(name: str, local_rank: int | None = None) -> torch.device:
     return device
 
 
+def synchronise(device: torch.device | None) -> None:
+    """Wait for the GPU, if the device is one."""
+    if device is not None and device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device is not None and device.type == "mps":
+        torch.mps.synchronize()
+
+
 def choose_threads(count: int | None) -> None:
     """Set the number of threads of torch and the loaders; None: torch's default (affinity mask or OMP_NUM_THREADS),
     within the limits of control groups."""

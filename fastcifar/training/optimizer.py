@@ -19,6 +19,8 @@ AUX_MOMENTUM = 0.85  # as in airbench
 MATRIX_LAYERS = (nn.Linear, nn.Conv2d, nn.MultiheadAttention)
 MATRICES = ("weight", "in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 """Layers that multiply by a matrix, and the names of their matrices."""
+RULES = ("amsgrad", "decoupled_weight_decay", "maximize", "nesterov")
+"""What a group of torch says about the update itself: no checkpoint changes it."""
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
@@ -27,8 +29,9 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
     if settings.name == "muon":
         return _make_muon(model, config)
     groups = _decay_groups([param for param in model.parameters() if param.requires_grad], settings)
-    if settings.name == "adamw":
-        return torch.optim.AdamW(groups, lr=lr, betas=(settings.momentum, 0.999), fused=_can_fuse(model))
+    if settings.name in ("adam", "adamw"):
+        adam = torch.optim.AdamW if settings.name == "adamw" else torch.optim.Adam
+        return adam(groups, lr=lr, betas=(settings.momentum, 0.999), fused=_can_fuse(model))
     nesterov = settings.nesterov and settings.momentum > 0
     return torch.optim.SGD(groups, lr=lr, momentum=settings.momentum, nesterov=nesterov, fused=_can_fuse(model))
 
@@ -151,7 +154,13 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]
     if isinstance(optimizer, CombinedOptimizer):
         optimizer.load_state_dict(state)
         return
-    if not has_structure(state["param_groups"], optimizer.state_dict()["param_groups"]):
+    groups = optimizer.state_dict()["param_groups"]
+    same_rules = has_structure(state["param_groups"], groups) and all(
+        saved.get(rule) == group.get(rule)
+        for saved, group in zip(state["param_groups"], groups, strict=True)
+        for rule in RULES
+    )
+    if not same_rules:
         raise ValueError("its groups have other settings")
     optimizer.load_state_dict(state)
     for param, values in optimizer.state.items():

@@ -62,8 +62,24 @@ class RunContext:
     @cached_property
     def num_steps(self) -> int:
         """Steps of the whole run."""
-        num_steps, max_steps = len(self.loaders.train) * self.config.epochs, self.config.max_steps
-        return num_steps if max_steps is None else min(num_steps, max_steps)
+        return num_steps_of(self.config, len(self.loaders.train))
+
+
+def num_steps_of(config: TrainConfig, steps_per_epoch: int) -> int:
+    """Steps of the whole run."""
+    num_steps = steps_per_epoch * config.epochs
+    return num_steps if config.max_steps is None else min(num_steps, config.max_steps)
+
+
+def stages_of(config: TrainConfig, num_steps: int) -> list[tuple[int | None, int, int]]:
+    """The stages of `progressive`: side of the images (None: their own), first step, and the step after the last."""
+    ends = [(side, math.ceil(until * num_steps)) for side, until in config.progressive]
+    stages, begin = [], 0
+    for side, end in (*ends, (None, num_steps)):
+        if end > begin:
+            stages.append((side, begin, end))
+            begin = end
+    return stages
 
 
 @dataclass
@@ -146,9 +162,8 @@ class TimeLeft:
         height, width, _ = image_shape
         # (work of a step, until which step)
         self._stages = [
-            (side**2 / (height * width), math.ceil(until * num_steps)) for side, until in config.progressive
+            (1.0 if side is None else side**2 / (height * width), end) for side, _, end in stages_of(config, num_steps)
         ]
-        self._stages.append((1.0, num_steps))
         self._config, self._num_steps = config, num_steps
         self._seconds = self._work = 0.0  # of the last steps
         self.validation_s = 0.0

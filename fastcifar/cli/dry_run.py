@@ -1,0 +1,61 @@
+"""`fastcifar train --dry-run`: the settings as a recipe, and what is expected of the run."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import click
+
+from fastcifar.cli.settings import as_flags, given_on_command_line
+from fastcifar.config import TrainConfig
+
+if TYPE_CHECKING:
+    from fastcifar.training.dry_run import RunPlan
+
+
+def show_dry_run(context: click.Context, config: TrainConfig, as_json: bool) -> None:
+    """Measure, and print a recipe with everything else as comments, or one JSON object."""
+    from fastcifar import recipes
+    from fastcifar.cli.output import Bars, command_line, table
+    from fastcifar.training.dry_run import dry_run
+
+    with Bars() as bars:
+        plan = dry_run(config, bars)
+    given = given_on_command_line(context, set(context.params) - {"dry_run", "as_json"})
+    command = command_line("fastcifar", "train", *as_flags(context, given))
+    if as_json:
+        click.echo(json.dumps({**plan.to_dict(), "next": command}))
+        return
+    rows = _rows(plan)
+    own = [key for key in given if key in recipes.NOT_IN_RECIPES and key != "recipe"]
+    own += ["model"] if config.model.names_code else []
+    if own:
+        rows.append(("not in a recipe", command_line(*as_flags(context, own))))
+    click.echo(recipes.dump(plan.config, title=command).rstrip())
+    for line in [*table(rows).splitlines(), f"next: {command}"]:
+        click.echo(f"# {line}")
+
+
+def _rows(plan: RunPlan) -> list[tuple[str, str]]:
+    from fastcifar.training.progress import duration
+
+    amp = f" with {plan.amp} autocast" if plan.amp != "off" else ""
+    images = f"{plan.num_train_images:,} training, {plan.num_val_images:,} validation, {plan.num_test_images:,} test"
+    rows = [
+        ("loader", f"{plan.loader} ({plan.loader_reason})"),
+        ("images", images),
+        ("steps", f"{plan.steps_per_epoch:,} per epoch, {plan.num_steps:,} in all"),
+        ("network", f"{plan.config.model.name}, {plan.num_parameters:,} parameters, on {plan.device}{amp}"),
+        ("memory", f"{plan.memory_bytes / 2**30:.2f} GiB: {plan.memory_kind}"),
+        ("time", f"about {duration(plan.seconds)}, measured over {plan.num_measured} steps"),
+    ]
+    for stage in plan.stages:
+        height, width = stage.image_size
+        rows.append((f"  {height}x{width} images", f"{stage.step_s:.3g} s per step, {stage.num_steps:,} steps"))
+    if plan.num_val_images:
+        rows.append(("  validation", f"{plan.validation_s:.3g} s per epoch"))
+    rows.append(("  test", f"{plan.test_s:.3g} s"))
+    if plan.config.optimizer.lr == "auto":
+        rows.append(("learning rate", "auto: of a range test when the run starts, whose time is not included"))
+    return rows
