@@ -33,13 +33,17 @@ def predict(
 
     amp: 'bf16', 'fp16' or 'off'. tta: test-time augmentation, see `predict_batch`.
     """
-    amp_dtype = torch.float16 if amp == "fp16" else torch.bfloat16
     for batch in loader.epoch(0):
-        with evaluating(model), torch.inference_mode():
-            with torch.autocast(loader.config.device.type, amp_dtype, enabled=amp != "off"):
-                logits = predict_batch(model, batch.images, tta)
-            columns = batch.indices, batch.labels, logits.float()
-        yield columns
+        yield batch.indices, batch.labels, predict_logits(model, batch.images, amp=amp, tta=tta)
+
+
+def predict_logits(model: nn.Module, images: torch.Tensor, *, amp: str = "off", tta: str = "none") -> torch.Tensor:
+    """(N, 3, H, W) normalised images -> (N, C) float32 logits of `model` in evaluation mode; see `predict`."""
+    amp_dtype = torch.float16 if amp == "fp16" else torch.bfloat16
+    with evaluating(model), torch.inference_mode():
+        with torch.autocast(images.device.type, amp_dtype, enabled=amp != "off"):
+            logits = predict_batch(model, images, tta)
+        return logits.float()
 
 
 def concatenate(batches: Sequence[Columns], distributed: Distributed | None = None) -> Predictions:
