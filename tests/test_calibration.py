@@ -79,6 +79,13 @@ def test_temperature_and_calibration_error_are_those_of_netcal() -> None:
     assert compute_metrics(predictions).ece == pytest.approx(float(error), abs=1e-9)
 
 
+def test_scaled_logits_stay_finite() -> None:
+    predictions = Predictions(np.arange(1), np.zeros(1, np.int64), np.array([[1e38, -1e38]], np.float32))
+    scaled = predictions.with_temperature(MIN_TEMPERATURE)
+    assert np.isfinite(scaled.logits).all()
+    assert (scaled.loss, scaled.confidence[0]) == (0, 1)
+
+
 def test_a_class_that_is_impossible_for_the_network_does_not_disturb_the_temperature() -> None:
     predictions = overconfident()
     logits = np.concatenate([predictions.logits, np.full((len(predictions), 1), -np.inf, np.float32)], axis=1)
