@@ -30,7 +30,7 @@ SVHN_SHAPE = (32, 32, 3)
 
 def is_array_folder(path: Path) -> bool:
     """True for a folder of array files, without folders."""
-    entries = _visible(path)
+    entries = visible_entries(path)
     return any(entry.suffix.lower() in READERS for entry in entries) and not any(entry.is_dir() for entry in entries)
 
 
@@ -49,7 +49,7 @@ def open_file(path: Path, resources: ExitStack, options: SourceOptions) -> Sourc
     words, suffix = read_words(path.stem), path.suffix.lower()
     files = [path]
     if suffix == ".npy" or words.split is not None:
-        others = ((entry, read_words(entry.stem)) for entry in _visible(path.parent) if entry.name != path.name)
+        others = ((entry, read_words(entry.stem)) for entry in visible_entries(path.parent) if entry.name != path.name)
         files += [
             entry
             for entry, other in others
@@ -63,11 +63,11 @@ def open_file(path: Path, resources: ExitStack, options: SourceOptions) -> Sourc
 
 def open_folder(path: Path, resources: ExitStack, options: SourceOptions) -> Source:
     """The images in the array files of a folder; the source closes `resources`."""
-    files = [entry for entry in _visible(path) if entry.suffix.lower() in READERS and entry.is_file()]
+    files = [entry for entry in visible_entries(path) if entry.suffix.lower() in READERS and entry.is_file()]
     return _open_files(path, files, resources, options)
 
 
-def _visible(folder: Path) -> list[Path]:
+def visible_entries(folder: Path) -> list[Path]:
     """What is in a folder, sorted, without files of operating systems."""
     accepts = Listing(lambda name, max_bytes: b"").accepts
     try:

@@ -67,8 +67,7 @@ def _require_used(source: Source, options: SourceOptions) -> None:
 
 
 def _open(spec: str | os.PathLike[str], options: SourceOptions) -> Source:
-    from fastcifar.converters import images, official, synthetic
-    from fastcifar.converters.archives import read_archive
+    from fastcifar.converters import official, synthetic
 
     if spec == "download":
         return official.download(options.dataset, data_folder(options.download_dir, "download_dir"))
@@ -87,7 +86,15 @@ def _open(spec: str | os.PathLike[str], options: SourceOptions) -> Source:
         from fastcifar.converters import hugging_face
 
         return hugging_face.open_hub(name, options)
-    path = user_path(spec, "source")
+    return open_path(user_path(spec, "source"), options)
+
+
+def open_path(path: Path, options: SourceOptions) -> Source:
+    """The source in a file or folder, as it is: perhaps without test images, and not resized to `options` if it is one
+    of CIFAR. Raises as `open_source`."""
+    from fastcifar.converters import images, official
+    from fastcifar.converters.archives import read_archive
+
     if not path.exists():
         raise DataError(f"{path}: {why_missing(path, 'no such file or folder')}; expected {KINDS}")
     with ExitStack() as resources:

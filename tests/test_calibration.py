@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from scipy.optimize import minimize_scalar
 
 from fastcifar.inference.calibration import MIN_TEMPERATURE, Calibration, calibrate, fit_temperature
+from fastcifar.inference.metrics import compute_metrics
 from fastcifar.inference.predictions import Predictions
 from fastcifar.training import RunFolder
 
@@ -56,5 +61,32 @@ def test_a_damaged_calibration_is_refused(tmp_path: Path, change: dict[str, obje
     run = RunFolder(tmp_path)
     calibrate(overconfident()).save(run)
     run.calibration.write_text(json.dumps({**json.loads(run.calibration.read_text()), **change}))
-    with pytest.raises((ValueError, TypeError)):
+    with pytest.raises(ValueError, match="its temperature|its values|other keys"):
         Calibration.load(run)
+
+
+@pytest.mark.slow
+def test_temperature_and_calibration_error_are_those_of_netcal() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its own
+        netcal = pytest.importorskip("netcal.scaling")
+        predictions = overconfident()
+        probabilities = torch.from_numpy(predictions.logits).double().softmax(dim=1).numpy()
+        theirs = netcal.TemperatureScaling()
+        theirs.fit(probabilities, predictions.labels)
+        error = importlib.import_module("netcal.metrics").ECE(15).measure(probabilities, predictions.labels)
+    assert fit_temperature(predictions) == pytest.approx(1 / float(theirs.temperature[0]), rel=1e-3)
+    assert compute_metrics(predictions).ece == pytest.approx(float(error), abs=1e-9)
+
+
+def test_scaled_logits_stay_finite() -> None:
+    predictions = Predictions(np.arange(1), np.zeros(1, np.int64), np.array([[1e38, -1e38]], np.float32))
+    scaled = predictions.with_temperature(MIN_TEMPERATURE)
+    assert np.isfinite(scaled.logits).all()
+    assert (scaled.loss, scaled.confidence[0]) == (0, 1)
+
+
+def test_a_class_that_is_impossible_for_the_network_does_not_disturb_the_temperature() -> None:
+    predictions = overconfident()
+    logits = np.concatenate([predictions.logits, np.full((len(predictions), 1), -np.inf, np.float32)], axis=1)
+    assert fit_temperature(replace(predictions, logits=logits)) == pytest.approx(fit_temperature(predictions))

@@ -206,8 +206,8 @@ def test_eval_prints_the_metrics_of_every_class(data_dir: Path) -> None:
     lines = run("eval", "--split", "val").stdout.splitlines()
     assert lines[0].split() == ["run", "runs/a"]
     assert lines[1].split() == ["images", "60", "(val)"]
-    assert [line.split()[0] for line in lines[7:17]] == list(open_beton(data_dir / "test.beton").class_names)
-    assert lines[18].startswith("most confused: ")
+    assert [line.split()[0] for line in lines[11:21]] == list(open_beton(data_dir / "test.beton").class_names)
+    assert lines[22].startswith("most confused: ")
     assert lines[-2:] == ["runs/a/eval/val/predictions.npz", "next: fastcifar explain runs/a"]
 
 

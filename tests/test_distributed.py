@@ -143,6 +143,9 @@ def test_two_processes_train_as_one_does(data_dir: Path, tmp_path: Path, group: 
             assert float(row[key]) == pytest.approx(float(other[key]), rel=1e-3)
     with np.load(two.predictions) as arrays:
         assert arrays["indices"].tolist() == list(range(200))  # each test image once, in order
+    calibrations = [json.loads(run.calibration.read_text()) for run in (one, two)]
+    assert [each["num_images"] for each in calibrations] == [60, 60]
+    assert calibrations[1]["temperature"] == pytest.approx(calibrations[0]["temperature"], rel=1e-2)
     log = two.log.read_text()
     assert log.count("epoch 2/2") == 1
     assert "2 processes" in log

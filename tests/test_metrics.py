@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastcifar.inference.metrics import NUM_BINS, Metrics, compute_metrics
+from fastcifar.inference.metrics import NUM_BINS, Metrics, compute_metrics, wilson_interval
 from fastcifar.inference.predictions import Predictions
 
 
@@ -71,6 +71,7 @@ def test_metrics_as_json_have_no_recall_for_a_class_without_images(
     assert found["classes"]["<e>"] == {
         "precision": 0.0,
         "recall": None,
+        "f1": 0.0,  # some image is predicted as it
         "num_images": 0,
     }
     assert found["num_images"] == 500
@@ -135,3 +136,54 @@ def test_predictions_are_loaded_as_they_were_saved(tmp_path: Path, logits_and_la
     assert np.array_equal(found.logits, logits)
     assert np.array_equal(found.labels, labels)
     assert np.array_equal(found.indices, np.arange(500))
+
+
+def test_scores_match_scikit_learn(logits_and_labels: tuple[np.ndarray, np.ndarray]) -> None:
+    sklearn = pytest.importorskip("sklearn.metrics")
+    logits, labels = logits_and_labels
+    wide = np.concatenate(
+        [logits, logits[:, ::-1] - 0.5, np.full((500, 1), -9, np.float32)], axis=1
+    )  # one class without
+    for found, guess in ((metrics_of(each, labels), each.argmax(axis=1)) for each in (logits, wide)):
+        assert found.macro_f1 == pytest.approx(sklearn.f1_score(labels, guess, average="macro"))
+        with pytest.warns(UserWarning, match="y_pred contains classes not in y_true"):
+            assert found.balanced_accuracy == pytest.approx(sklearn.balanced_accuracy_score(labels, guess))
+        per_class = sklearn.f1_score(labels, guess, average=None, labels=range(len(found.f1)), zero_division=np.nan)
+        np.testing.assert_allclose(found.f1, per_class)
+    expected = sklearn.top_k_accuracy_score(labels, wide, k=5, labels=range(11))
+    assert metrics_of(wide, labels).top5_accuracy == pytest.approx(expected)
+    assert metrics_of(logits, labels).top5_accuracy is None
+    assert np.isnan(metrics_of(wide, labels).f1[10])
+
+
+def test_scores_match_torchmetrics() -> None:
+    from torchmetrics.functional import classification as theirs
+
+    random = np.random.default_rng(1)
+    logits, labels = random.normal(size=(400, 8)).astype(np.float32), random.integers(0, 8, 400)
+    found, tensors = metrics_of(logits, labels), (torch.from_numpy(logits), torch.from_numpy(labels), 8)
+    assert found.macro_f1 == pytest.approx(float(theirs.multiclass_f1_score(*tensors, average="macro")))
+    assert found.balanced_accuracy == pytest.approx(float(theirs.multiclass_accuracy(*tensors, average="macro")))
+    top5 = theirs.multiclass_accuracy(*tensors, average="micro", top_k=5)
+    assert found.top5_accuracy == pytest.approx(float(top5))
+
+
+def test_of_equal_logits_the_first_classes_are_the_top_five() -> None:
+    found = metrics_of(np.zeros((4, 8), np.float32), np.array([0, 1, 4, 5]))
+    assert found.top5_accuracy == 3 / 4
+    assert found.accuracy == 1 / 4
+
+
+def test_the_interval_is_that_of_the_accuracy() -> None:
+    labels = np.zeros(200, np.int64)
+    logits = np.where(np.arange(200)[:, None] < 150, [[1, 0]], [[0, 1]]).astype(np.float32)
+    low, high = metrics_of(logits, labels).interval
+    assert (low, high) == wilson_interval(150, 200)
+    assert (low, high) == (pytest.approx(0.6857, abs=1e-4), pytest.approx(0.8049, abs=1e-4))
+
+
+def test_scores_do_not_need_a_confusion_matrix_of_many_classes() -> None:
+    """Of 65,536 classes it has 32 GiB."""
+    found = metrics_of(np.zeros((2, 65_536), np.float32), np.array([0, 65_535]))
+    assert found.scores()["accuracy"] == 0.5
+    assert found.macro_f1 == pytest.approx((2 / 3) / 2)

@@ -244,6 +244,36 @@ def test_the_reliability_diagram_shows_the_calibration_error() -> None:
     assert bars == [0.4, 1.0]
 
 
+def test_the_reliability_diagrams_before_and_after_calibration_are_side_by_side() -> None:
+    counts = np.array([0, 10, 30])
+    before, after = (np.array([0, 0.5, 0.9]), np.array([0, 0.4, 1.0]), counts), (np.zeros(3), np.zeros(3), counts)
+    figure = plotting.reliability_diagram(*before, "run", after)
+    FigureCanvasAgg(figure).draw()
+    assert figure.get_suptitle() == "run"
+    assert [axis.get_title() for axis in figure.axes[:2]] == [
+        "before calibration\nexpected calibration error (ECE) 10.00%",
+        "after calibration\nexpected calibration error (ECE) 0.00%",
+    ]
+    assert [bar.get_height() for bar in figure.axes[0].containers[0]] == [0.4, 1.0]
+    assert [bar.get_height() for bar in figure.axes[1].containers[0]] == [0, 0]
+
+
+def test_the_curve_of_corruptions_has_the_mean_of_those_that_count() -> None:
+    accuracy = np.array([[0.9, 0.8], [0.7, 0.2], [0.1, 0.1]])
+    figure = plotting.corruption_curves(["fog", "$x$" * 20, "spatter"], accuracy, np.array([True, True, False]), "run")
+    pixels_of(figure)
+    lines = figure.axes[0].lines
+    assert [line.get_ydata().tolist() for line in lines] == [*accuracy.tolist(), [0.8, 0.5]]
+    assert [line.get_linestyle() for line in lines] == ["-", "-", ":", "-"]
+    assert [text.get_text() for text in figure.axes[0].texts] == ["fog", "spatter"]
+
+
+def test_a_gallery_shows_the_end_of_a_long_name() -> None:
+    caption = Caption("a", "b", False, "a-name-that-is-too-long-0123.png", 0.5)
+    figure = plotting.gallery(random_images(1, 8), [caption], "one")
+    assert "50% · …-long-0123.png" in {text.get_text() for text in figure.texts}
+
+
 def test_dark_figures_have_a_dark_ground() -> None:
     def brightness() -> float:
         return float(

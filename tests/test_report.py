@@ -115,8 +115,9 @@ def test_the_metrics_by_class_are_those_of_the_predictions(page: str, tmp_path: 
     text = text_of(page)
     assert f"Accuracy {(guess == label).mean():.2%}" in text
     for i, name in enumerate(NAMES):
-        hits = ((guess == i) & (label == i)).sum()
-        assert f"{name} {hits / (guess == i).sum():.2%} {hits / (label == i).sum():.2%} 15" in text
+        hits, guesses, images = ((guess == i) & (label == i)).sum(), (guess == i).sum(), (label == i).sum()
+        f1 = 2 * hits / (guesses + images)
+        assert f"{name} {hits / guesses:.2%} {hits / images:.2%} {f1:.2%} 15" in text
     worst = max(((guess == j) & (label == i)).sum() for i in range(4) for j in range(4) if i != j)
     assert f"{worst}×" in text
 

@@ -27,6 +27,8 @@ from fastcifar.converters import convert
 from fastcifar.converters.synthetic import source as synthetic_source
 from fastcifar.data.manifest import manifest_path
 from fastcifar.errors import CheckpointError, DataError, DivergedError, Stopped, UsageError
+from fastcifar.inference.calibration import calibrate
+from fastcifar.inference.metrics import compute_metrics
 from fastcifar.inference.predict import predict_batch
 from fastcifar.inference.predictions import Predictions
 from fastcifar.inference.trained_run import TrainedRun
@@ -59,6 +61,7 @@ def test_a_run_writes_all_its_files(data_dir: Path, tmp_path: Path) -> None:
     assert run.path == tmp_path / "small"
     files = sorted(p.relative_to(run.path).as_posix() for p in run.path.rglob("*") if p.is_file())
     assert files == [
+        "calibration.json",
         "config.yaml",
         "curves.png",
         "env.json",
@@ -357,6 +360,50 @@ def test_val_size_0_trains_on_all_images(data_dir: Path, tmp_path: Path) -> None
     assert metrics["weights"] == "of the last epoch"
     assert metrics["best"]["epoch"] == 2
     assert {row["val_loss"] for row in results_of(run)} == {""}
+    assert metrics["not_calibrated"] == "no image was held out; train with --val-size"
+    assert not {"temperature", "test_calibrated_loss", "test_calibrated_ece"} & metrics.keys()
+    assert not run.calibration.exists()
+    assert "not calibrated: no image was held out; train with --val-size" in run.log.read_text()
+
+
+def test_the_best_weights_are_calibrated_on_the_validation_images(data_dir: Path, tmp_path: Path) -> None:
+    run, metrics = train(tiny(data_dir, lr=0.5, amp="off"), runs_dir=tmp_path)
+    trained = TrainedRun(run)
+    expected = calibrate(trained.predictions("val"))
+    assert trained.calibration is not None
+    assert trained.calibration.weights_sha256 == weights.file_sha256(run.best)
+    assert trained.calibration.num_images == 60
+    assert trained.calibration.temperature == pytest.approx(expected.temperature, rel=1e-4)
+    assert metrics["temperature"] == trained.calibration.temperature
+    plain, scaled = (
+        Predictions.load(run.predictions),
+        trained.predictions("test").with_temperature(metrics["temperature"]),
+    )
+    assert metrics["test_ece"] == compute_metrics(plain).ece
+    assert metrics["test_calibrated_ece"] == compute_metrics(scaled).ece
+    assert metrics["test_calibrated_loss"] == scaled.loss != metrics["test_loss"]
+    assert "calibrated on 60 validation images" in run.log.read_text()
+
+
+def test_metrics_json_has_the_scores_of_the_test_images(data_dir: Path, tmp_path: Path) -> None:
+    run, metrics = train(tiny(data_dir), runs_dir=tmp_path)
+    expected = compute_metrics(Predictions.load(run.predictions)).scores()
+    assert {name: metrics[f"test_{name}"] for name in expected} == expected
+    assert {"accuracy_interval", "top5_accuracy", "balanced_accuracy", "macro_f1"} <= expected.keys()
+
+
+def test_a_resumed_run_has_the_same_calibration(data_dir: Path, tmp_path: Path) -> None:
+    config = tiny(data_dir, deterministic=True)
+    whole, _ = train(config, runs_dir=tmp_path, name="whole")
+    with pytest.raises(Stopped):
+        train(config, runs_dir=tmp_path, name="cut", reporter=Interrupts(3, signal.SIGINT))
+    cut = RunFolder(tmp_path / "cut")
+    assert not cut.calibration.exists()
+    train(config, runs_dir=tmp_path, resume=cut)
+    values = [json.loads(run.calibration.read_text()) for run in (cut, whole)]
+    for run, each in zip((cut, whole), values, strict=True):
+        assert each.pop("weights_sha256") == weights.file_sha256(run.best)  # the order of its header is random
+    assert values[0] == values[1]
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered")

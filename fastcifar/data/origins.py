@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from fastcifar.errors import DataError, escape, one_line
@@ -21,6 +22,12 @@ def origins_path(manifest: Path) -> Path:
 def to_line(origin: str) -> str:
     """The origin as one line of at most MAX_LINE_BYTES of UTF-8: escapes for what is not printable."""
     return escape(origin).encode("utf-8")[: MAX_LINE_BYTES - 1].decode("utf-8", "ignore") + "\n"
+
+
+def short_names(origins: Iterable[str], names: Iterable[str]) -> list[str]:
+    """The file name at the end of each origin; where there is none, that of `names`, e.g. its index."""
+    files = map(os.path.basename, origins)
+    return [file if "." in file else name for file, name in zip(files, names, strict=True)]
 
 
 def read_origins(manifest: Path, sha256: str, num_images: int) -> tuple[str, ...] | None:

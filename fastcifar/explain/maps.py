@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ import numpy.typing as npt
 import torch
 
 from fastcifar.config import ExplainConfig
+from fastcifar.data.origins import short_names
 from fastcifar.explain.cam import Activations, Size
 from fastcifar.inference.predictions import UNKNOWN, Predictions
 from fastcifar.inference.trained_run import TrainedRun
@@ -33,8 +33,7 @@ class ExplainedImages:
     @property
     def short_names(self) -> list[str]:
         """The name of the file that an image came from, or the index of a test image without one."""
-        files = map(os.path.basename, self.origins)
-        return [file if "." in file else name for file, name in zip(files, self.names, strict=True)]
+        return short_names(self.origins, self.names)
 
     @property
     def sheets(self) -> list[str]:

@@ -8,19 +8,25 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch.nn import functional as F
 
+from fastcifar.errors import one_line
 from fastcifar.inference.metrics import compute_metrics
 from fastcifar.inference.predictions import Predictions
 from fastcifar.io.atomic import write_text
 from fastcifar.io.reading import read_mapping
-from fastcifar.training.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from fastcifar.training.run_folder import RunFolder
 
 MAX_BYTES = 2**16
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
 """Where every validation image is correctly classified, the likelihood rises until the temperature is 0."""
+NOT_HELD_OUT = "no image was held out; train with --val-size"
+"""Why a run has no calibration."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +50,11 @@ class Calibration:
 
     @staticmethod
     def load(run: RunFolder) -> Calibration:
-        """Read calibration.json. Raises OSError if it cannot be opened; ValueError, KeyError or TypeError if it is
-        damaged."""
-        values = read_mapping(run.calibration, MAX_BYTES)
-        loaded = Calibration(**values)
+        """Read calibration.json. Raises OSError if it cannot be opened, ValueError if it is damaged."""
+        try:
+            loaded = Calibration(**read_mapping(run.calibration, MAX_BYTES))
+        except TypeError as error:
+            raise ValueError(f"it has other keys: {one_line(error)}") from error
         numbers = (loaded.temperature, loaded.loss, loaded.calibrated_loss, loaded.ece, loaded.calibrated_ece)
         if not all(type(number) in (int, float) and math.isfinite(number) for number in numbers):
             raise ValueError("its values are not finite numbers")
@@ -75,7 +82,8 @@ def calibrate(predictions: Predictions) -> Calibration:
 
 def fit_temperature(predictions: Predictions) -> float:
     """The temperature of the smallest cross-entropy, by L-BFGS in float64, within MIN_TEMPERATURE..MAX_TEMPERATURE."""
-    logits, labels = torch.from_numpy(predictions.logits).double(), torch.from_numpy(predictions.labels)
+    labels = torch.from_numpy(predictions.labels)
+    logits = torch.from_numpy(predictions.logits).double().clamp(min=-1e30)  # the gradient of -inf is NaN
     log_temperature = torch.zeros((), dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS(
         [log_temperature], max_iter=100, tolerance_change=1e-12, line_search_fn="strong_wolfe"

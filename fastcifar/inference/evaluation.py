@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastcifar import plotting
 from fastcifar.config import SPLITS, TTA_MODES, ExplainConfig
+from fastcifar.data.origins import short_names
+from fastcifar.errors import FastcifarError
+from fastcifar.inference.calibration import NOT_HELD_OUT, Calibration, calibrate
 from fastcifar.inference.metrics import Metrics, compute_metrics
-from fastcifar.inference.predictions import Predictions, select_images
+from fastcifar.inference.predictions import Ints, Predictions, select_images
 from fastcifar.inference.trained_run import TrainedRun
 from fastcifar.io.atomic import write_csv, write_text
 from fastcifar.io.checks import require_choice
@@ -36,13 +40,45 @@ GALLERIES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """The result of `evaluate_run`."""
+    """The result of `evaluate_run`, or of `fastcifar.inference.other_sets.evaluate_on`."""
 
     metrics: Metrics
+    calibration: Calibration | None
+    not_calibrated: str
+    """Why there is no calibration; empty if there is one."""
+    calibrated: Metrics | None
+    """The metrics of the calibrated probabilities."""
     class_names: tuple[str, ...]
     worst: tuple[dict[str, Any], ...]
-    """The misclassified images of largest loss: index, true, predicted, confidence, loss, origin."""
-    files: tuple[Path, ...]
+    """The misclassified images of largest loss: index, true, predicted, confidence, loss, origin; and, where there is a
+    calibration, calibrated_confidence."""
+    files: tuple[Path, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values, for JSON."""
+        return {
+            **self.metrics.to_dict(self.class_names),
+            **describe_calibration(self.calibration, self.not_calibrated),
+            **(
+                {"calibrated_loss": self.calibrated.loss, "calibrated_ece": self.calibrated.ece}
+                if self.calibrated
+                else {}
+            ),
+            "worst": self.worst,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluatedImages:
+    """The images that are evaluated, and their predictions."""
+
+    title: str
+    """What they are, for figures."""
+    predictions: Predictions
+    origins: Sequence[str]
+    """Where each image came from; '' if that is unknown."""
+    read: Callable[[Ints], npt.NDArray[np.uint8]]
+    """`Predictions.indices` of some images, (M,) -> their pixels, (M, H, W, 3)."""
 
 
 @standard_torch_defaults()
@@ -58,52 +94,137 @@ def evaluate_run(
 ) -> Evaluation:
     """Evaluate the best weights of a run; metrics, figures and predictions go to eval/<split>[-<tta>]/ in its folder.
 
-    split: 'test', or 'val' for the images held out from training. tta: test-time augmentation. For the other arguments
-    see `TrainedRun`. Raises DataError (4) if a beton is missing, damaged or does not fit; CheckpointError (6);
+    split: 'test', or 'val' for the images held out from training. tta: test-time augmentation. A run without a
+    calibration of these weights is calibrated, if its validation images are there. For the other arguments see
+    `TrainedRun`. Raises DataError (4) if a beton is missing, damaged or does not fit; CheckpointError (6);
     UsageError (2).
     """
     require_choice("split", split, SPLITS)
     require_choice("tta", tta, TTA_MODES)
     trained = TrainedRun(run, data_dir=data_dir, device=device, trusted=trusted, reporter=reporter)
     predictions = trained.predictions(split, tta=tta)
-    class_names, metrics = trained.info.class_names, compute_metrics(predictions)
-    rows = predictions.to_rows(class_names)
-    for row, origin in zip(rows, trained.beton(split).origins(predictions.indices), strict=True):
-        row["origin"] = origin
+    beton = trained.beton(split)
+    images = EvaluatedImages(
+        title=f"{len(predictions):,} {'test' if split == 'test' else 'validation'} images",
+        predictions=predictions,
+        origins=beton.origins(predictions.indices),
+        read=beton.images,
+    )
+    command = command_of(run, ["--split", split], tta, data_dir, trusted)
+    return write_evaluation(trained, images, split, {"split": split}, tta, command)
+
+
+def command_of(
+    run: RunFolder,
+    images: Sequence[str | os.PathLike[str]],
+    tta: str,
+    data_dir: str | os.PathLike[str] | None,
+    trusted: str | None,
+) -> str:
+    """The command that evaluates these images, e.g. ['--split', 'test']."""
+    arguments = [*images, "--tta", tta]
+    arguments += ["--data-dir", data_folder(data_dir)] if data_dir else []
+    arguments += ["--model", trusted] if trusted else []
+    return command_line("fastcifar", "eval", run.path, *arguments)
+
+
+def make_folder(run: RunFolder, name: str, tta: str) -> Path:
+    """The folder for the results of the images called `name`, in eval/ of a run."""
+    return run.make_subfolder(run.path / "eval" / (name if tta == "none" else f"{name}-{tta}"))
+
+
+def find_calibration(trained: TrainedRun, tta: str) -> tuple[Calibration | None, str]:
+    """The calibration of a run, made and stored now if it has none of its weights; or None and the reason."""
+    if tta != "none":
+        return None, "the temperature belongs to predictions without test-time augmentation"
+    if trained.calibration is not None:
+        return trained.calibration, ""
+    try:
+        if not len(trained.held_out()):
+            return None, NOT_HELD_OUT
+        calibration = calibrate(trained.predictions("val"))
+    except FastcifarError as error:
+        return None, f"the validation images cannot be used: {error}"
+    calibration.save(trained.run)
+    return calibration, ""
+
+
+def describe_calibration(calibration: Calibration | None, not_calibrated: str) -> dict[str, Any]:
+    """The temperature, or why there is none, for JSON."""
+    return {"temperature": calibration.temperature} if calibration else {"not_calibrated": not_calibrated}
+
+
+def write_evaluation(
+    trained: TrainedRun, images: EvaluatedImages, name: str, about: dict[str, Any], tta: str, command: str
+) -> Evaluation:
+    """Write metrics, figures and predictions of images to eval/<name>[-<tta>]/ in the folder of a run.
+
+    about: which images they are, for metrics.json. command: which repeats the evaluation.
+    """
+    run, predictions, class_names = trained.run, images.predictions, trained.info.class_names
+    calibration, not_calibrated = find_calibration(trained, tta)
+    scaled = None if calibration is None else predictions.with_temperature(calibration.temperature)
+    rows = _rows(images, scaled, class_names)
     row_of = {row["index"]: row for row in rows}
-    worst = [row_of[index] for index in select_images(predictions, ExplainConfig(n=10)).indices.tolist()]
-    folder = run.make_subfolder(run.path / "eval" / (split if tta == "none" else f"{split}-{tta}"))
-    described = {"run": run.path.name, "split": split, "tta": tta, **metrics.to_dict(class_names), "worst": worst}
+    evaluation = Evaluation(
+        metrics=compute_metrics(predictions),
+        calibration=calibration,
+        not_calibrated=not_calibrated,
+        calibrated=None if scaled is None else compute_metrics(scaled),
+        class_names=class_names,
+        worst=tuple(row_of[index] for index in select_images(predictions, ExplainConfig(n=10)).indices.tolist()),
+    )
+    folder = make_folder(run, name, tta)
+    described = {"run": run.path.name, **about, "tta": tta, **evaluation.to_dict()}
     described |= {"weights_sha256": predictions.weights_sha256, "data_sha256": predictions.data_sha256}
     write_text(folder / "metrics.json", json.dumps(described, indent=1, allow_nan=False) + "\n")
     predictions.save(folder / "predictions.npz")
     write_csv(folder / "predictions.csv", (*rows[0],), (tuple(row.values()) for row in rows))
-    title = f"{run.path.name}: {len(predictions):,} {'test' if split == 'test' else 'validation'} images"
+    title = f"{run.path.name}: {images.title}"
     title += "" if tta == "none" else f", test-time augmentation {tta}"
-    command: list[Any] = ["fastcifar", "eval", run.path, "--split", split, "--tta", tta]
-    command += ["--data-dir", data_folder(data_dir)] if data_dir else []
-    command += ["--model", trusted] if trusted else []
     files: list[Path | None] = [folder / "metrics.json"]
-    with plotting.figure_writer(folder, f"draw them with: {command_line(*command)}") as write:
+    with plotting.figure_writer(folder, f"draw them with: {command}") as write:
         files += [
-            write("confusion.png", lambda: plotting.confusion_matrix(metrics.confusion, class_names, title)),
-            write("reliability.png", lambda: plotting.reliability_diagram(*metrics.bins, title)),
+            write("confusion.png", lambda: plotting.confusion_matrix(evaluation.metrics.confusion, class_names, title)),
+            write("reliability.png", lambda: draw_reliability(evaluation.metrics, evaluation.calibrated, title)),
         ]
-        for name, correct, kind in GALLERIES:
+        for file, correct, kind in GALLERIES:
             selected = select_images(predictions, ExplainConfig(n=GALLERY_SIZE, correct=correct))
             if len(selected):
                 heading = f"{title}\n{len(selected)} of {(predictions.is_correct == correct).sum():,} {kind}"
-                images = trained.beton(split).images(selected.indices)
-                files.append(write(name, partial(_gallery, selected, images, class_names, heading)))
+                names = short_names(
+                    (row_of[index]["origin"] for index in selected.indices.tolist()), map(str, selected.indices)
+                )
+                pixels = images.read(selected.indices)
+                files.append(write(file, partial(_gallery, selected, pixels, names, class_names, heading)))
             else:
                 with suppress(OSError):
-                    (folder / name).unlink(missing_ok=True)  # of an earlier evaluation
+                    (folder / file).unlink(missing_ok=True)  # of an earlier evaluation
     files += [folder / "predictions.csv", folder / "predictions.npz"]
-    return Evaluation(metrics=metrics, class_names=class_names, worst=tuple(worst), files=tuple(filter(None, files)))
+    return replace(evaluation, files=tuple(filter(None, files)))
+
+
+def draw_reliability(metrics: Metrics, calibrated: Metrics | None, title: str) -> Figure:
+    """The reliability diagram, next to that of the calibrated probabilities if there are any."""
+    return plotting.reliability_diagram(*metrics.bins, title, None if calibrated is None else calibrated.bins)
+
+
+def _rows(images: EvaluatedImages, scaled: Predictions | None, class_names: tuple[str, ...]) -> list[dict[str, Any]]:
+    """The rows of predictions.csv. scaled: the calibrated predictions."""
+    rows = images.predictions.to_rows(class_names)
+    if scaled is not None:
+        for row, confidence in zip(rows, scaled.confidence.tolist(), strict=True):
+            row["calibrated_confidence"] = round(confidence, 6)
+    for row, origin in zip(rows, images.origins, strict=True):
+        row["origin"] = origin
+    return rows
 
 
 def _gallery(
-    selected: Predictions, images: npt.NDArray[np.uint8], class_names: tuple[str, ...], heading: str
+    selected: Predictions,
+    images: npt.NDArray[np.uint8],
+    names: Sequence[str],
+    class_names: tuple[str, ...],
+    heading: str,
 ) -> Figure:
-    captions = plotting.captions(selected, list(map(str, selected.indices)), class_names)
-    return plotting.gallery(images, captions, heading)
+    return plotting.gallery(images, plotting.captions(selected, names, class_names), heading)

@@ -84,7 +84,9 @@ class Predictions:
 
     def with_temperature(self, temperature: float) -> Predictions:
         """Those whose logits are divided by `temperature`: see `fastcifar.inference.calibration`."""
-        return replace(self, logits=(self.logits.astype(np.float64) / temperature).astype(np.float32))
+        largest = np.finfo(np.float32).max
+        scaled = np.clip(self.logits.astype(np.float64) / temperature, -largest, largest)
+        return replace(self, logits=scaled.astype(np.float32))
 
     def select(self, positions: Ints) -> Predictions:
         """Those at `positions`, (M,) int64 in 0..N-1, in that order."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import cached_property
@@ -17,7 +18,7 @@ from fastcifar.augment.kernel import normalisation
 from fastcifar.augment.torch_kernel import normalise
 from fastcifar.data.beton import Beton
 from fastcifar.data.statistics import require_classes
-from fastcifar.errors import CheckpointError, DataError, UsageError, one_line
+from fastcifar.errors import CheckpointError, DataError, UsageError, escape, join_names, one_line
 from fastcifar.inference.calibration import Calibration
 from fastcifar.inference.predict import concatenate, predict, predict_logits
 from fastcifar.inference.predictions import Predictions
@@ -95,21 +96,26 @@ class TrainedRun:
         is_cached = split == "test" and tta == "none" and self.run.tested_on() in (None, beton.sha256)
         if is_cached and (cached := self._load_predictions(beton)) is not None:
             return cached
-        predictions = self._predict(beton, self._indices(split, beton), tta)
-        self._require_finite(predictions.logits)
+        predictions = self.predict_beton(beton, self._indices(split, beton), tta=tta)
         if is_cached:
             predictions.save(self.run.predictions)
         return predictions
 
-    def _indices(self, split: str, beton: Beton) -> npt.NDArray[np.int64]:
-        if split == "test":
-            return np.arange(len(beton))
+    def held_out(self) -> npt.NDArray[np.int64]:
+        """The indices of the validation images in the training beton; none if no image was held out from training.
+        Raises DataError if the beton cannot be used, or is another."""
+        if self.config.data.val_size == 0:
+            return np.empty(0, np.int64)
+        beton = self.beton("val")
         if beton.sha256 != self.info.sha256:
             raise DataError(f"{beton.path}: not the file that {self.run.path} was trained on; give it with --data-dir")
-        _, held_out = hold_out(beton.labels, len(self.info.class_names), self.config.data.val_size, self.config.seed)
-        if not len(held_out):
+        return hold_out(beton.labels, len(self.info.class_names), self.config.data.val_size, self.config.seed)[1]
+
+    def _indices(self, split: str, beton: Beton) -> npt.NDArray[np.int64]:
+        indices = np.arange(len(beton)) if split == "test" else self.held_out()
+        if not len(indices):
             raise UsageError(f"{self.run.path}: no image was held out from training; expected --split test")
-        return held_out
+        return indices
 
     def _load_predictions(self, beton: Beton) -> Predictions | None:
         """predictions.npz, if it holds the predictions of these weights on every image of the beton."""
@@ -125,7 +131,9 @@ class TrainedRun:
         )
         return stored if is_valid else None
 
-    def _predict(self, beton: Beton, indices: npt.NDArray[np.int64], tta: str) -> Predictions:
+    def predict_beton(self, beton: Beton, indices: npt.NDArray[np.int64], *, tta: str = "none") -> Predictions:
+        """The predictions on the images `indices` of a beton, with the autocast of training, and with its labels.
+        Raises CheckpointError if a logit is not finite."""
         loader = make_loader(
             beton,
             train=False,
@@ -141,7 +149,9 @@ class TrainedRun:
             for batch in predict(self.model, loader, amp=self._amp, tta=tta):
                 batches.append(batch)
                 self.reporter.advance(len(batch[0]))
-        return replace(concatenate(batches), weights_sha256=self.weights_sha256, data_sha256=beton.sha256)
+        predictions = concatenate(batches)
+        self._require_finite(predictions.logits)
+        return replace(predictions, weights_sha256=self.weights_sha256, data_sha256=beton.sha256)
 
     @cached_property
     def _amp(self) -> str:
@@ -151,10 +161,10 @@ class TrainedRun:
         if not np.isfinite(logits).all():
             raise CheckpointError(f"{self.run.best}: its logits are not finite; train again with a smaller --lr")
 
-    def logits(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """(N, H, W, 3) uint8 -> (N, C) float32, at most EVAL_BATCH_SIZE images at a time: what `predictions` has for
+    def logits(self, images: npt.NDArray[np.uint8], *, tta: str = "none") -> npt.NDArray[np.float32]:
+        """(N, H, W, 3) uint8 -> (N, C) float32, at most EVAL_BATCH_SIZE images at a time: what `predict_beton` has for
         the same images. Raises CheckpointError if a logit is not finite."""
-        logits = predict_logits(self.model, self.normalise(images), amp=self._amp).cpu().numpy()
+        logits = predict_logits(self.model, self.normalise(images), amp=self._amp, tta=tta).cpu().numpy()
         self._require_finite(logits)
         return logits
 
@@ -162,3 +172,30 @@ class TrainedRun:
         """(N, H, W, 3) uint8 -> (N, 3, H, W) float32 on the device, normalised as in training."""
         mean, inv_std = (torch.from_numpy(v) for v in normalisation(np.array(self.info.mean), np.array(self.info.std)))
         return normalise(torch.from_numpy(images), mean, inv_std).to(self.device)
+
+    def match_classes(self, path: Path, names: Sequence[str], *, numbered: bool) -> npt.NDArray[np.int64]:
+        """The class of the network for each of the class names of other data, (len(names),). Raises DataError for names
+        that it does not know.
+
+        numbered: the names may also be numbers of its classes, 0, 1, …, unless its own class names are numbers. path:
+        of the data, for messages.
+        """
+        class_names = self.info.class_names
+        class_of = {name: index for index, name in enumerate(class_names)}
+        if numbered and not set(names) <= class_of.keys() and not any(name.isdigit() for name in class_names):
+            class_of = {str(index): index for index in range(len(class_names))}
+        unknown = [name for name in names if name not in class_of]
+        if unknown:
+            raise DataError(
+                f"{path}: has classes that the network does not know: {escape(join_names(unknown))}; expected some of: "
+                f"{join_names(class_of)}"
+            )
+        return np.array([class_of[name] for name in names], np.int64)
+
+    def require_shape(self, path: Path, shape: tuple[int, ...]) -> None:
+        """Raise DataError unless images of other data have the shape (H, W, 3) of those of the network."""
+        if shape != self.info.image_shape:
+            sizes = [
+                "x".join(map(str, each[:2] if each[2:] == (3,) else each)) for each in (shape, self.info.image_shape)
+            ]
+            raise DataError(f"{path}: has images of {sizes[0]}; the network takes {sizes[1]}: resize them")

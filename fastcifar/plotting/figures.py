@@ -5,7 +5,7 @@ from fastcifar.plotting.context import dark, own_context
 
 # isort: on
 from fastcifar.plotting.images import SheetRow, cam_grid, cam_sheet, captions, gallery, overlay, preview
-from fastcifar.plotting.metrics import confusion_matrix, reliability_diagram
+from fastcifar.plotting.metrics import confusion_matrix, corruption_curves, reliability_diagram
 from fastcifar.plotting.style import svg, write_png
 from fastcifar.plotting.text import class_labels
 from fastcifar.plotting.training import curves, lr_curve
@@ -17,6 +17,7 @@ __all__ = [
     "captions",
     "class_labels",
     "confusion_matrix",
+    "corruption_curves",
     "curves",
     "dark",
     "gallery",

@@ -26,6 +26,8 @@ Pixels = npt.NDArray[np.float64]
 TILE, SMALL_TILE = 176, 96
 MAX_GRID_COLUMNS, MAX_GALLERY_COLUMNS = 6, 10
 MAX_GRID_IMAGES = 400
+MAX_NAME = 15
+"""Characters of the name of an image in a gallery: about the width of a tile."""
 SCALE = ("no evidence", "most evidence")
 
 
@@ -122,6 +124,10 @@ def cam_grid(
     return table(_in_rows(tiles, columns), heading, group=2, scale=SCALE)
 
 
+def _end_of(name: str) -> str:
+    return name if len(name) <= MAX_NAME else f"…{name[1 - MAX_NAME :]}"
+
+
 def _in_rows(tiles: list[Tile], columns: int) -> list[list[Tile]]:
     return [tiles[i : i + columns] for i in range(0, len(tiles), columns)]
 
@@ -145,12 +151,15 @@ def cam_sheet(image: Images, rows: Sequence[SheetRow], methods: Sequence[str], h
 
 @own_context()
 def gallery(images: Images, captions: Sequence[Caption], heading: str) -> Figure:
-    """Images with their true and predicted class, and below that confidence and index. images: (N, H, W, 3) uint8."""
+    """Images with their true and predicted class, and below that confidence and name, the end of a long one.
+
+    images: (N, H, W, 3) uint8.
+    """
     tiles = [
         Tile(
             enlarged(image, TILE),
             caption.predicted if caption.is_correct else f"{caption.true} → {caption.predicted}",
-            detail=f"{caption.confidence:.0%} · {caption.name}",
+            detail=f"{caption.confidence:.0%} · {_end_of(caption.name)}",
         )
         for image, caption in zip(images, captions, strict=True)
     ]

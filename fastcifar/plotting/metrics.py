@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import matplotlib
 import numpy as np
@@ -21,6 +21,7 @@ from fastcifar.plotting.tiles import wrapped
 
 MAX_NUMBERED, MAX_LARGE, MAX_NAMED = 20, 50, 120  # classes
 TITLE_POINTS = 10
+Bins: TypeAlias = "tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.int64]]"
 
 
 @own_context()
@@ -74,9 +75,13 @@ def _write_names(axis: Any, names: Sequence[str]) -> None:
 
 def _set_title(axis: Any, title: str) -> None:
     """Wrapped to three quarters of the figure's width, about that of the axes."""
-    width = 0.75 * axis.figure.get_figwidth() * DPI
-    lines = [line for part in title.split("\n") for line in wrapped(printable(part), width, TITLE_POINTS)]
-    axis.set_title("\n".join(lines), size=TITLE_POINTS, family=families(title), parse_math=False)
+    text = _wrapped(title, 0.75 * axis.figure.get_figwidth())
+    axis.set_title(text, size=TITLE_POINTS, family=families(title), parse_math=False)
+
+
+def _wrapped(title: str, inches: float) -> str:
+    lines = [line for part in title.split("\n") for line in wrapped(printable(part), inches * DPI, TITLE_POINTS)]
+    return "\n".join(lines)
 
 
 @own_context()
@@ -85,14 +90,42 @@ def reliability_diagram(
     accuracy: npt.NDArray[np.float64],
     counts: npt.NDArray[np.int64],
     title: str,
+    calibrated: Bins | None = None,
 ) -> Figure:
     """Accuracy by confidence, and the number of predictions of each confidence.
 
     Each array is (bins,): mean confidence, accuracy and number of the predictions in bins of equal width over 0..1.
+    calibrated: these three of the calibrated predictions, drawn next to the plain ones.
     """
+    columns = [(f"{title}\n" if title else "", (confidence, accuracy, counts))]
+    if calibrated is not None:
+        columns = [("before calibration\n", columns[0][1]), ("after calibration\n", calibrated)]
+    figure = Figure(figsize=(5 if len(columns) == 1 else 8.4, 5), layout=layout())
+    axes = figure.subplots(2, len(columns), height_ratios=[3, 1], sharex=True, sharey="row", squeeze=False)
+    for (upper, lower), (heading, bins) in zip(axes.T, columns, strict=True):
+        _set_title(upper, heading + _draw_reliability(upper, lower, *bins))
+        lower.set(xlabel="confidence")
+        for axis in (upper, lower):
+            axis.grid(alpha=0.25)
+            axis.spines[["top", "right"]].set_visible(False)
+    axes[0, 0].set(ylim=(0, 1), xlim=(0, 1), ylabel="accuracy")
+    axes[1, 0].set(ylabel="share of images")
+    axes[0, 0].legend(frameon=False, fontsize=8, loc="upper left")
+    if calibrated is not None and title:
+        text = _wrapped(title, 0.9 * figure.get_figwidth())
+        figure.suptitle(text, size=TITLE_POINTS, family=families(title), parse_math=False)
+    return figure
+
+
+def _draw_reliability(
+    upper: Any,
+    lower: Any,
+    confidence: npt.NDArray[np.float64],
+    accuracy: npt.NDArray[np.float64],
+    counts: npt.NDArray[np.int64],
+) -> str:
+    """Draw one diagram into two axes; return its calibration error in words."""
     num_bins = len(counts)
-    figure = Figure(figsize=(5, 5), layout=layout())
-    upper, lower = figure.subplots(2, 1, height_ratios=[3, 1], sharex=True)
     filled = counts > 0
     left, width = np.linspace(0, 1, num_bins + 1)[:-1][filled], 1 / num_bins
     gaps = confidence[filled] - accuracy[filled]
@@ -104,12 +137,34 @@ def reliability_diagram(
     upper.bar(left, gaps, bottom=accuracy[filled], label="gap to confidence", **hatched)
     text_colour = matplotlib.rcParams["text.color"]
     upper.plot([0, 1], [0, 1], "--", lw=1, color=text_colour, alpha=0.6, label="perfect calibration")
-    upper.set(ylim=(0, 1), xlim=(0, 1), ylabel="accuracy")
-    _set_title(upper, f"{title}\nexpected calibration error (ECE) {ece:.2%}".strip())
-    upper.legend(frameon=False, fontsize=8, loc="upper left")
     lower.bar(left, counts[filled] / counts.sum(), width, align="edge", color=GREY)
-    lower.set(xlabel="confidence", ylabel="share of images")
-    for axis in (upper, lower):
-        axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
+    return f"expected calibration error (ECE) {ece:.2%}"
+
+
+@own_context()
+def corruption_curves(
+    names: Sequence[str], accuracy: npt.NDArray[np.float64], is_counted: npt.NDArray[np.bool_], title: str
+) -> Figure:
+    """Accuracy by severity of each corruption, and the mean of those that count.
+
+    accuracy: (corruptions, severities) in 0..1. is_counted: (corruptions,). The lowest and highest curve are named.
+    """
+    severities = np.arange(1, accuracy.shape[1] + 1)
+    figure = Figure(figsize=(7, 4.4), layout=layout())
+    axis = figure.subplots()
+    for row, counted in zip(accuracy, is_counted, strict=True):
+        axis.plot(severities, row, color=GREY, alpha=0.6, lw=1, ls="-" if counted else ":")
+    mean = accuracy[is_counted].mean(axis=0)
+    axis.plot(severities, mean, "o-", color=TRAIN_COLOUR, lw=3, label=f"mean of {is_counted.sum()} corruptions")
+    for index in {int(accuracy[:, -1].argmin()), int(accuracy[:, -1].argmax())}:
+        text = printable(names[index] if len(names[index]) <= 24 else f"{names[index][:23]}…")
+        style: dict[str, Any] = {"size": 8, "family": families(text), "parse_math": False}
+        place: dict[str, Any] = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
+        axis.annotate(text, (severities[-1], accuracy[index, -1]), color=GREY, **place, **style)
+    axis.set(xlabel="severity", ylabel="accuracy", xticks=severities, ylim=(0, 1))
+    axis.yaxis.set_major_formatter(PercentFormatter(1.0))
+    _set_title(axis, title)
+    axis.legend(frameon=False, fontsize=8, loc="lower left")
+    axis.grid(alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
     return figure

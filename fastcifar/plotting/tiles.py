@@ -95,7 +95,9 @@ def table(
                 caption_y = y - LINE * (1.5 if tile.detail else 0.5)
                 write(x, caption_y, captioned(tile, column), CAPTION_POINTS, color=colour)
             if tile.detail:
-                write(x, y - LINE / 2, tile.detail, CAPTION_POINTS, color=GREY)
+                write(
+                    x, y - LINE / 2, fitting(printable(tile.detail), column, CAPTION_POINTS), CAPTION_POINTS, color=GREY
+                )
     if scale:
         y, bar = bottom + 4, 220
         x = (total_width - bar) // 2

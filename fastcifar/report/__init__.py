@@ -15,6 +15,7 @@ from fastcifar.io.paths import command_line
 from fastcifar.report import training
 from fastcifar.report.classification import classification
 from fastcifar.report.explanations import explanations
+from fastcifar.report.other_sets import other_sets
 from fastcifar.report.run_files import RunFiles, clean
 from fastcifar.training.run_folder import RunFolder
 
@@ -34,6 +35,7 @@ def write_report(run: RunFolder) -> Path:
         "environment": files.attempt(training.environment),
         "curves": files.attempt(training.curves),
         "classification": files.attempt(classification),
+        "other_sets": files.attempt(other_sets),
         "explanations": files.attempt(explanations),
         "own_images": files.attempt(lambda files: explanations(files, "explain/images")),
         "lr_range_test": files.attempt(training.lr_range_test),

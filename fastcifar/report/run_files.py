@@ -93,13 +93,23 @@ def _read_rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
 
 def number(name: str, values: Mapping[str, Any], key: str) -> float:
     """The finite number `key` among the values of the file `name`. Raises DataError if it is another value."""
+    given: Any = values.get(key)
     try:
-        value = math.nan if isinstance(values[key], bool) else float(values[key])
+        value = math.nan if isinstance(given, bool) else float(given)
     except (TypeError, ValueError, OverflowError):
         value = math.nan
     if not abs(value) <= 1e15:
-        raise DataError(f"{name}: damaged: {key} is {clean(values[key], 60)!r}; expected a finite number")
+        raise DataError(f"{name}: damaged: {key} is {clean(given, 60)!r}; expected a finite number")
     return value
+
+
+def interval(name: str, values: Mapping[str, Any], key: str) -> str:
+    """The interval `key`, two shares, in words; raises as `number`."""
+    bounds = values.get(key)
+    if not isinstance(bounds, list) or len(bounds) != 2:
+        raise DataError(f"{name}: damaged: {key} is {clean(bounds, 60)!r}; expected two numbers")
+    low, high = (number(name, {key: bound}, key) for bound in bounds)
+    return f"{low:.2%} to {high:.2%}"
 
 
 def clean(value: object, max_length: int = MAX_LENGTH) -> str:

@@ -14,7 +14,7 @@ from fastcifar.config import AUTO_SUGGESTIONS, TrainConfig
 from fastcifar.errors import DataError
 from fastcifar.io.paths import command_line
 from fastcifar.report.figures import drawing
-from fastcifar.report.run_files import METRICS, RunFiles, clean, number
+from fastcifar.report.run_files import METRICS, RunFiles, clean, interval, number
 from fastcifar.training.lr_curve import LrCurve
 from fastcifar.training.progress import duration
 from fastcifar.training.run_folder import COLUMNS
@@ -33,8 +33,10 @@ def headline(files: RunFiles) -> dict[str, Pairs] | None:
     def shown(key: str, form: Callable[[float], str]) -> str | None:
         return None if metrics.get(key) is None else form(number(METRICS, metrics, key))
 
+    has_interval = "test_accuracy_interval" in metrics
     scores = [
         ("test accuracy", shown("test_accuracy", "{:.2%}".format)),
+        ("95% interval", interval(METRICS, metrics, "test_accuracy_interval") if has_interval else None),
         (f"with {clean(metrics.get('tta', 'augmentation'), 40)}", shown("tta_accuracy", "{:.2%}".format)),
         ("test loss", shown("test_loss", "{:.4f}".format)),
         ("training time", shown("train_seconds", duration)),

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 
 from fastcifar import plotting
+from fastcifar.inference.calibration import NOT_HELD_OUT, Calibration
+from fastcifar.inference.metrics import compute_metrics
 from fastcifar.inference.predictions import Predictions
 from fastcifar.models import count_parameters
 from fastcifar.training.lr_finder import warn_if_not_learning
@@ -108,6 +110,28 @@ class MetricLogger:
             num_classes = len(self.context.loaders.info.class_names)
             self._warned = warn_if_not_learning(self.config, row, num_classes, tested=tested)
         return row
+
+    def log_test(self, predictions: Predictions, calibration: Calibration | None) -> dict[str, Any]:
+        """Log the test of the best weights; return its scores, plain and calibrated, by their names in metrics.json."""
+        metrics = compute_metrics(predictions)
+        log.info(
+            "test accuracy %.2f%%, loss %.4f, on %d images", metrics.accuracy * 100, metrics.loss, len(predictions)
+        )
+        scores = {f"test_{name}": value for name, value in metrics.scores().items()}
+        scores["num_test_images"] = len(predictions)
+        if calibration is None:
+            log.info("not calibrated: %s", NOT_HELD_OUT)
+            return {**scores, "not_calibrated": NOT_HELD_OUT}
+        calibrated = compute_metrics(predictions.with_temperature(calibration.temperature))
+        log.info(
+            "calibrated on %d validation images: temperature %.3f", calibration.num_images, calibration.temperature
+        )
+        log.info(
+            "calibrated test loss %.4f, calibration error %.2f%% (%.2f%% before)",
+            *(calibrated.loss, calibrated.ece * 100, metrics.ece * 100),
+        )
+        scores["temperature"] = calibration.temperature
+        return {**scores, "test_calibrated_loss": calibrated.loss, "test_calibrated_ece": calibrated.ece}
 
     def write_results(self) -> None:
         """Write results.csv, on rank 0."""

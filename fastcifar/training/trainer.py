@@ -19,6 +19,7 @@ from torch import nn
 
 from fastcifar.config import AUTO_SUGGESTIONS, TrainConfig
 from fastcifar.errors import DivergedError, Stopped
+from fastcifar.inference.calibration import calibrate
 from fastcifar.inference.predict import concatenate, predict
 from fastcifar.inference.predictions import Predictions
 from fastcifar.io.checks import require_utf8
@@ -216,24 +217,27 @@ class Trainer:
         return predictions
 
     def test(self) -> dict[str, Any]:
-        """Evaluate the best weights on the test images; write predictions.npz, metrics.json and curves.png; return the
-        content of metrics.json."""
+        """Evaluate the best weights on the test images, and calibrate them on the validation images; write
+        predictions.npz, calibration.json, metrics.json and curves.png; return the content of metrics.json."""
         self.logger.write_results()
         model, weights_sha256 = self.checkpointer.load_best()
-        test, tta = self.context.loaders.test, self.config.tta
-        predictions = self.evaluate(model, test, "test")
-        scores: dict[str, Any] = {"test_accuracy": predictions.accuracy, "test_loss": predictions.loss}
+        test, val, tta = self.context.loaders.test, self.context.loaders.val, self.config.tta
+        predictions = replace(
+            self.evaluate(model, test, "test"), weights_sha256=weights_sha256, data_sha256=test.beton.sha256
+        )
+        calibration = None
+        if val is not None:
+            calibration = calibrate(replace(self.evaluate(model, val, "validation"), weights_sha256=weights_sha256))
+        scores = self.logger.log_test(predictions, calibration)
         if tta != "none":
             augmented = self.evaluate(model, test, f"test, {tta}", tta)
             log.info("with test-time augmentation (%s): %.2f%%", tta, augmented.accuracy * 100)
             scores |= {"tta": tta, "tta_accuracy": augmented.accuracy, "tta_loss": augmented.loss}
         if self.distributed.is_main:
-            predictions = replace(predictions, weights_sha256=weights_sha256, data_sha256=test.beton.sha256)
             predictions.save(self.context.run.predictions)
-        scores["num_test_images"] = len(predictions)
+            if calibration is not None:
+                calibration.save(self.context.run)
         metrics = self.logger.write_metrics(scores)
-        accuracy, loss = predictions.accuracy * 100, predictions.loss
-        log.info("test accuracy %.2f%%, loss %.4f, on %d images", accuracy, loss, len(predictions))
         self.logger.draw_curves()
         return metrics
 
