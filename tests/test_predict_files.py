@@ -140,7 +140,7 @@ def test_images_are_resized_as_those_of_the_data_were(
 def test_probabilities_are_calibrated_where_the_run_has_a_calibration(run: RunFolder, files: Path) -> None:
     plain = predict(files, run)
     assert plain.calibration is None
-    assert "probabilities  not calibrated: the run has no calibration" in invoke(files).stdout
+    assert "probabilities  not calibrated: calibrate the run with: fastcifar eval" in invoke(files).stdout
     calibrate(run, 4.0)
     calibrated = predict(files, run)
     logits = plain.predictions.logits.astype(np.float64) / 4
@@ -162,6 +162,7 @@ def test_of_equal_logits_the_first_class_is_the_predicted_one() -> None:
         class_names=tuple(map(str, range(80))),
         errors=(),
         calibration=None,
+        not_calibrated="",
     )
     assert found.top(99)[0].tolist() == [sorted(range(80), key=lambda i: (-logits[0, i], i))]
     assert found.predictions.predicted.tolist() == [1]

@@ -109,7 +109,7 @@ def summary(found: ImagePredictions) -> list[tuple[str, Any]]:
 def calibration_text(found: ImagePredictions) -> str:
     """Whether the probabilities are calibrated."""
     if found.calibration is None:
-        return "not calibrated: the run has no calibration of its weights, which takes validation images"
+        return f"not calibrated: {found.not_calibrated}"
     temperature, num_images = found.calibration.temperature, found.calibration.num_images
     return f"calibrated: temperature {temperature:.3f}, fitted on {num_images:,} validation images"
 

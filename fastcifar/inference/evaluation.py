@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 from fastcifar import plotting
 from fastcifar.config import SPLITS, TTA_MODES, ExplainConfig
 from fastcifar.data.origins import short_names
-from fastcifar.errors import FastcifarError
-from fastcifar.inference.calibration import NOT_HELD_OUT, Calibration, calibrate
+from fastcifar.inference.calibration import Calibration
 from fastcifar.inference.metrics import Metrics, compute_metrics
 from fastcifar.inference.predictions import Ints, Predictions, select_images
 from fastcifar.inference.trained_run import TrainedRun
@@ -134,19 +133,10 @@ def make_folder(run: RunFolder, name: str, tta: str) -> Path:
 
 
 def find_calibration(trained: TrainedRun, tta: str) -> tuple[Calibration | None, str]:
-    """The calibration of a run, made and stored now if it has none of its weights; or None and the reason."""
+    """That of `TrainedRun.find_calibration`; None with test-time augmentation."""
     if tta != "none":
         return None, "the temperature belongs to predictions without test-time augmentation"
-    if trained.calibration is not None:
-        return trained.calibration, ""
-    try:
-        if not len(trained.held_out()):
-            return None, NOT_HELD_OUT
-        calibration = calibrate(trained.predictions("val"))
-    except FastcifarError as error:
-        return None, f"the validation images cannot be used: {error}"
-    calibration.save(trained.run)
-    return calibration, ""
+    return trained.find_calibration()
 
 
 def describe_calibration(calibration: Calibration | None, not_calibrated: str) -> dict[str, Any]:

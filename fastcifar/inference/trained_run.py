@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -18,8 +18,8 @@ from fastcifar.augment.kernel import normalisation
 from fastcifar.augment.torch_kernel import normalise
 from fastcifar.data.beton import Beton
 from fastcifar.data.statistics import require_classes
-from fastcifar.errors import CheckpointError, DataError, UsageError, escape, join_names, one_line
-from fastcifar.inference.calibration import Calibration
+from fastcifar.errors import CheckpointError, DataError, FastcifarError, UsageError, escape, join_names, one_line
+from fastcifar.inference.calibration import NOT_HELD_OUT, Calibration, calibrate
 from fastcifar.inference.predict import concatenate, predict, predict_logits
 from fastcifar.inference.predictions import Predictions
 from fastcifar.io.paths import data_folder
@@ -75,6 +75,20 @@ class TrainedRun:
             log.warning("%s: damaged (%s); probabilities are not calibrated", self.run.calibration, one_line(error))
             return None
         return loaded if loaded.weights_sha256 == self.weights_sha256 else None
+
+    def find_calibration(self) -> tuple[Calibration | None, str]:
+        """The calibration of these weights, made and stored now if the run has none; or None and the reason."""
+        if self.calibration is not None:
+            return self.calibration, ""
+        try:
+            if not len(self.held_out()):
+                return None, NOT_HELD_OUT
+            calibration = calibrate(self.predictions("val"))
+        except FastcifarError as error:
+            return None, f"the validation images cannot be used: {error}"
+        with suppress(FastcifarError):  # the folder may be read-only
+            calibration.save(self.run)
+        return calibration, ""
 
     def beton(self, split: str) -> Beton:
         """The beton of 'test' or 'val'. Raises DataError if it is missing, damaged or does not fit the network."""
