@@ -129,6 +129,8 @@ def option(name: str, default: Any, declared: Setting, section: str = "") -> Opt
 
 
 def _click_type(kind: Any) -> Any:
+    if isinstance(kind, kinds.Text) and kind.path:
+        return PATH
     if isinstance(kind, kinds.Choice):
         return click.Choice(kind.names)
     if isinstance(kind, kinds.NameOrIndices):
@@ -156,5 +158,7 @@ device = option("device", RuntimeConfig.device, SETTINGS["device"][2], "Device a
 threads = option("threads", RuntimeConfig.threads, SETTINGS["threads"][2], "Device and logging")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 trusted_model = click.option(
-    "--model", help="Required if the network of the run is package.module:function: allows its code to run."
+    "--model",
+    help="Required if the network of the run is package.module:function (allows its code to run) or timm:hf-hub:… "
+    "(allows a download).",
 )
