@@ -224,7 +224,7 @@ def test_common_wrappers_are_unwrapped(content: dict[str, Any], tmp_path: Path) 
     torch.save(content, tmp_path / "a.pt")
     model, notes = prepared(tmp_path / "a.pt")
     assert same(model, state()) == set(state())
-    assert notes[0].startswith("WARNING nothing verifies these weights: ")
+    assert notes[0].startswith("WARNING no checksum verifies these weights")
     assert ("in the file, but not in the network: n_averaged" in " ".join(notes)) == ("n_averaged" in str(content))
 
 

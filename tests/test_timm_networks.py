@@ -18,7 +18,7 @@ from fastcifar.errors import CheckpointError, MissingExtraError, UsageError
 from fastcifar.inference.trained_run import TrainedRun
 from fastcifar.models import count_parameters, make_model, stages_of, timm_networks
 from fastcifar.training import RunFolder, train
-from fastcifar.training.weights import load_weights
+from fastcifar.training.weights import DatasetInfo, load_weights, save_weights
 from tests.tiny import network, tiny
 
 timm = pytest.importorskip("timm")
@@ -118,6 +118,16 @@ def test_without_timm_the_message_says_how_to_install_it(monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(MissingExtraError, match=r"model 'timm:resnet18' needs timm, .*pip install 'fastcifar\[timm\]'"):
         make_model(ModelConfig(name="timm:resnet18"), 10)
+
+
+def test_a_run_of_a_missing_timm_says_so_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = ModelConfig(name="timm:test_resnet")
+    info = DatasetInfo(class_names=("a", "b"), image_shape=(32, 32, 3), mean=(1,) * 3, std=(1,) * 3, sha256="")
+    save_weights(tmp_path / "a", make_model(config, 2), config, info)
+    load_weights(tmp_path / "a")
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(MissingExtraError, match="needs timm"):
+        load_weights(tmp_path / "a")
 
 
 def test_options_of_other_networks_are_refused() -> None:

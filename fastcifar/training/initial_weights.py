@@ -92,7 +92,7 @@ def _parse(content: bytes) -> dict[str, Any]:
             warnings.simplefilter("ignore")  # of an archive of TorchScript, which is an error too
             tensors, entry = _unwrapped(load_state(content))
         unverified = (
-            f"nothing verifies these weights: {'read' if entry is None else f'{entry!r} read'} without checksum"
+            f"no checksum verifies these weights{'' if entry is None else f', the entry {entry!r} of the file'}"
         )
         return {"tensors": tensors, "notes": ((logging.WARNING, unverified),)}
     if content.startswith(PICKLE):
@@ -175,12 +175,13 @@ def _load(network: nn.Module, name: str, data: DatasetInfo, initial: InitialWeig
     with torch.no_grad():
         for key, tensor in loaded.items():
             own[key].copy_(tensor)
+    used = set(sources.values())
     file = f"{initial.path} (SHA-256 {initial.sha256[:16]}…)"
     lines = [f"initial weights: {len(loaded):,} of {len(own):,} tensors of {name} from {file}", *about_head]
     for keys, what in (
         ([key for key in own if key not in sources and key not in new], "newly initialised, as not in the file"),
         ([key for key in own if key in misfits - new], "newly initialised, as of another shape or type in the file"),
-        ([key for key in initial.tensors if key not in sources.values()], "in the file, but not in the network"),
+        ([key for key in initial.tensors if key not in used], "in the file, but not in the network"),
     ):
         lines += [f"{what}: {_listed(keys)}"] if keys else []
     lines += [] if initial.data is None else _differences(initial.data, data)
