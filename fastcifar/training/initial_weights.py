@@ -74,6 +74,7 @@ def read_initial_weights(init: str | os.PathLike[str], runs_dir: str | os.PathLi
         raise CheckpointError(
             f"{path}: damaged, or not weights ({reason}); expected a .safetensors file, or a state_dict saved by torch"
         ) from error
+    found["tensors"] = dict(sorted(found["tensors"].items()))  # safetensors returns them in any order
     return InitialWeights(path=path, sha256=hashlib.sha256(content).hexdigest(), **found)
 
 
