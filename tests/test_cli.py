@@ -335,7 +335,7 @@ def test_wrong_images(image_folder: ImageFolder) -> None:
             ["--model", "vgg"],
             (
                 "model is 'vgg'; expected one of: resnet18, small, a name of torchvision.models (such as resnet34 or "
-                "mobilenet_v3_small), or package.module:function"
+                "mobilenet_v3_small), timm:NAME, or package.module:function"
             ),
         ),
         (["--epoch", "3"], "No such option"),

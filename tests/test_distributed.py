@@ -165,6 +165,25 @@ def test_without_batch_norm_the_weights_are_those_of_one_process(
         torch.testing.assert_close(states[1][key], value, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
+def test_all_processes_start_from_the_initial_weights_and_keep_the_frozen_ones(
+    data_dir: Path, tmp_path: Path, group: WorkerGroup
+) -> None:
+    settings: dict[str, Any] = {"max-steps": 3, "val-size": 0}
+    ways = {"first": 1, "one": 1, "two": 2}
+    states = {}
+    for name, count in ways.items():
+        results = group.run(count, "train", *flags(data_dir, tmp_path, name, **settings), "--sync-bn")
+        assert [code for code, _, _ in results] == [0] * count, results
+        states[name] = torch.load(tmp_path / name / "weights" / "last.pt", weights_only=True)["model"]
+        settings |= {"init": tmp_path / "first", "freeze-until": "layer3"}
+    for key, value in states["one"].items():
+        torch.testing.assert_close(states["two"][key], value, rtol=1e-2, atol=1e-2)
+        if key.startswith(("layer1", "layer2")):
+            assert torch.equal(states["two"][key], states["first"][key]), key
+    assert not torch.equal(states["two"]["layer3.0.weight"], states["first"]["layer3.0.weight"])
+
+
 def test_sync_batch_norm_equals_batch_norm(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two parts of different sizes, each in a thread that stands for a process."""
     barrier, sent = threading.Barrier(2, timeout=LIMIT_S), {}

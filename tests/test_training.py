@@ -559,8 +559,8 @@ def test_a_checkpoint_of_another_network_or_data_is_refused(
         (
             {"model": "v g"},
             (
-                "model is 'v g'; expected one of: resnet18, small, a name of torchvision.models, or "
-                "package.module:function"
+                "model is 'v g'; expected one of: resnet18, small, a name of torchvision.models, "
+                "timm:NAME, or package.module:function"
             ),
         ),
         ({"amp": "fp8"}, "amp is 'fp8'; expected one of: auto, bf16, fp16, off"),

@@ -212,6 +212,8 @@ def option(name: str, default: Any, declared: Setting, section: str = "") -> Opt
 
 
 def _click_type(name: str, kind: Any) -> Any:
+    if isinstance(kind, kinds.Text) and kind.path:
+        return PATH
     if isinstance(kind, kinds.Choice):
         return Choice(kind.names, VALUES.get(name))
     if isinstance(kind, kinds.NameOrIndices):
@@ -282,5 +284,6 @@ def _require_code(context: click.Context, param: click.Parameter, value: str | N
 trusted_model = click.option(
     "--model",
     callback=_require_code,
-    help="Required if the network of the run is package.module:function: allows its code to run.",
+    help="Required if the network of the run is package.module:function (allows its code to run) or timm:hf-hub:… "
+    "(allows a download).",
 )

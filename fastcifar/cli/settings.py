@@ -82,10 +82,11 @@ DEVICE = options_of(
     config.RuntimeConfig, "Device and logging", without=("compile", "sync_bn", "deterministic", "log_every")
 )
 RUNTIME = options_of(config.RuntimeConfig, "Device and logging", without=("device", "threads", "amp"))
-RUN = options_of(TrainConfig, "Run", without=("recipe", "batch_size", "seed"))
+INITIAL = options_of(TrainConfig, "Model", without=SETTINGS.keys() - {"init", "freeze_until"})
+RUN = options_of(TrainConfig, "Run", without=("recipe", "batch_size", "seed", "init", "freeze_until"))
 BATCH_SIZE = options_of(TrainConfig, "Run", without=SETTINGS.keys() - {"batch_size"})
 SEED = options_of(TrainConfig, "Run", without=SETTINGS.keys() - {"seed"})
-EXPERIMENT = [*BATCH_SIZE, *SEED, *MODEL, options.data_dir, *DATA, *LOADER, *AUGMENTATION]
+EXPERIMENT = [*BATCH_SIZE, *SEED, *MODEL, *INITIAL, options.data_dir, *DATA, *LOADER, *AUGMENTATION]
 """What `train` and `lr-find` have in common: network, images, batches."""
 
 

@@ -136,7 +136,7 @@ def _resumed(context: click.Context, stored: TrainConfig, requested: TrainConfig
         )
     if stored.model.names_code and not trusted:
         raise click.UsageError(
-            f"the run's network is {stored.model.name}, code that is not part of fastcifar; if you trust it, add "
+            f"the run's network is {stored.model.name}, {stored.model.origin}; if you trust it, add "
             f"--model {stored.model.name}",
             context,
         )

@@ -9,8 +9,10 @@ from fastcifar.config.explain import ExplainConfig as ExplainConfig
 from fastcifar.config.lr_range_test import AUTO_SUGGESTIONS as AUTO_SUGGESTIONS
 from fastcifar.config.lr_range_test import LR_SUGGESTIONS as LR_SUGGESTIONS
 from fastcifar.config.lr_range_test import LrRangeTestConfig as LrRangeTestConfig
+from fastcifar.config.model import HUB as HUB
 from fastcifar.config.model import MODELS as MODELS
 from fastcifar.config.model import NORMS as NORMS
+from fastcifar.config.model import TIMM as TIMM
 from fastcifar.config.model import ModelConfig as ModelConfig
 from fastcifar.config.optimizer import DEFAULT_LR as DEFAULT_LR
 from fastcifar.config.optimizer import OPTIMIZERS as OPTIMIZERS

@@ -25,7 +25,7 @@ from fastcifar.config.setting import (
 )
 from fastcifar.errors import UsageError
 from fastcifar.io.checks import require_utf8
-from fastcifar.io.paths import data_folder
+from fastcifar.io.paths import data_folder, user_path
 
 LOADERS = ("auto", "resident", "ffcv", "albumentations")
 SHUFFLES = ("full", "window", "none")
@@ -95,6 +95,16 @@ class TrainConfig(Config):
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    init: str | os.PathLike[str] | None = setting(
+        None,
+        Text(path=True),
+        "Start from these weights: a run, or a file (.safetensors; or a state_dict saved by torch).",
+    )
+    freeze_until: str | None = setting(
+        None,
+        Text("LAYER"),
+        "Train only this layer and those after it, e.g. layer4, or head for the last layer alone.",
+    )
     epochs: int = setting(50, Integer(1), "Passes over the training images.")
     # batch normalisation has no variance of one image
     batch_size: int = setting(512, Integer(2), "Images per step, over all processes; training drops the last batch.")
@@ -106,6 +116,9 @@ class TrainConfig(Config):
     seed: int = setting(0, Integer(0, MAX_SEED), "Determines weights, order, augmentation and validation images.")
 
     def check(self) -> None:
+        if self.init is not None:
+            object.__setattr__(self, "init", str(user_path(self.init, "init")))
+            require_utf8("init", str(self.init))
         min_lr, optimizer = self.schedule.min_lr, self.optimizer
         if optimizer.lr != "auto" and min_lr > self.peak_lr:
             raise UsageError(f"min_lr is {min_lr:g}, above lr, {self.peak_lr:g}; expected at most {self.peak_lr:g}")

@@ -12,25 +12,31 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastcifar.config import MODELS, ModelConfig
-from fastcifar.errors import UsageError, describe, one_line
+from fastcifar.config import MODELS, TIMM, ModelConfig
+from fastcifar.errors import FastcifarError, UsageError, describe, one_line
 from fastcifar.models.probe import check_network, named_stages
 from fastcifar.models.resnet import ResNet18
 from fastcifar.models.small import SmallNet
 from fastcifar.models.state import evaluating
+from fastcifar.models.timm_networks import from_timm
 
+IMAGE_SHAPE = (32, 32, 3)
 _OPTIONS = {"norm": ("resnet18",), "dropout": ("resnet18", "small"), "last_stride": ("resnet18",)}
 
 
-def make_model(config: ModelConfig, num_classes: int, image_shape: tuple[int, int, int] = (32, 32, 3)) -> nn.Module:
+def make_model(
+    config: ModelConfig, num_classes: int, image_shape: tuple[int, int, int] = IMAGE_SHAPE, *, pretrained: bool = False
+) -> nn.Module:
     """The network of `config`, (N, 3, H, W) -> (N, num_classes), newly initialised.
 
-    Other names than `MODELS` are looked up in `torchvision.models`; 'package.module:function' is imported and called
-    with `num_classes=`, so never pass a name from an untrusted file: see `ModelConfig.names_code`. Such a network is
-    checked on images of `image_shape` (H, W, 3): see `check_network`.
-    Raises UsageError if there is no such network, it does not support an option, or it does not fit the images.
+    Other names than `MODELS` are looked up in `torchvision.models`; 'timm:NAME' in timm; 'package.module:function' is
+    imported and called with `num_classes=`, so never pass a name from an untrusted file: see `ModelConfig.names_code`.
+    Such a network is checked on images of `image_shape` (H, W, 3): see `check_network`.
+    pretrained: with the weights of the Hugging Face hub, if the network is from there.
+    Raises UsageError if there is no such network, it does not support an option, or it does not fit the images;
+    MissingExtraError if timm is needed and missing.
     """
-    model = _call(builder(config), config.name, num_classes)
+    model = _call(builder(config, image_shape, pretrained), config.name, num_classes)
     smallest = getattr(model, "smallest_side", 1)
     if min(image_shape[:2]) < smallest:
         height, width, _ = image_shape
@@ -57,7 +63,9 @@ def require_side(model: nn.Module, side: int, name: str) -> None:
         raise UsageError(f"progressive is {side}; {name} does not take images of {side}x{side} ({reason})") from error
 
 
-def builder(config: ModelConfig) -> Callable[..., nn.Module]:
+def builder(
+    config: ModelConfig, image_shape: tuple[int, int, int] = IMAGE_SHAPE, pretrained: bool = False
+) -> Callable[..., nn.Module]:
     """The function that builds the network of `config`, given `num_classes=`. Raises UsageError like `make_model`."""
     for option, models in _OPTIONS.items():
         value = getattr(config, option)
@@ -67,6 +75,8 @@ def builder(config: ModelConfig) -> Callable[..., nn.Module]:
         return partial(ResNet18, norm=config.norm, dropout=config.dropout, last_stride=config.last_stride)
     if config.name == "small":
         return partial(SmallNet, dropout=config.dropout)
+    if config.name.startswith(TIMM):
+        return from_timm(config, image_shape, pretrained)
     return _imported(config.name) if config.names_code else _from_torchvision(config.name)
 
 
@@ -80,7 +90,7 @@ def _from_torchvision(name: str) -> Callable[..., nn.Module]:
     if function is None or function.__module__.count(".") != 2:  # torchvision.models.detection.… are not classifiers
         raise UsageError(
             f"model is {name!r}; expected one of: {', '.join(MODELS)}, a name of torchvision.models (such as "
-            "resnet34 or mobilenet_v3_small), or package.module:function"
+            "resnet34 or mobilenet_v3_small), timm:NAME, or package.module:function"
         )
     # two of torchvision's return auxiliary logits in training mode by default
     options = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
@@ -106,6 +116,8 @@ def _imported(name: str) -> Any:
 def _call(function: Any, name: str, num_classes: int) -> nn.Module:
     try:
         model = function(num_classes=num_classes)
+    except FastcifarError:
+        raise
     except Exception as error:
         raise UsageError(
             f"model {name!r} cannot be built ({describe(error)}); "

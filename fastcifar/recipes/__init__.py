@@ -16,7 +16,13 @@ from fastcifar.io.reading import read_settings
 FOLDER = Path(__file__).parent
 ABOUT = ("title", "origin", "reported", "assumptions", "measured")
 """What a recipe says about itself, next to its settings."""
-NOT_IN_RECIPES = {"recipe": "--recipe", "data_dir": "--data-dir", "device": "--device", "pipeline": "--augment"}
+NOT_IN_RECIPES = {
+    "recipe": "--recipe",
+    "init": "--init",
+    "data_dir": "--data-dir",
+    "device": "--device",
+    "pipeline": "--augment",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +70,9 @@ def load(name: str | os.PathLike[str]) -> Recipe:
         require_known(settings, SETTINGS.keys() - NOT_IN_RECIPES)
         config = TrainConfig.from_settings(recipe=name, **settings)
         if config.model.names_code:
-            raise UsageError(f"model is {config.model.name!r}; a recipe cannot name code: give it with --model")
+            raise UsageError(
+                f"model is {config.model.name!r}; a recipe cannot name code or a download: give it with --model"
+            )
     except (TypeError, ValueError) as error:
         raise UsageError(f"{path}: {error}") from error
     return Recipe(name=name, config=config, settings=settings, about=about)

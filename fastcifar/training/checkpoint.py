@@ -63,15 +63,24 @@ def add_checksum(file: io.BytesIO) -> None:
     file.write(digest)
 
 
+def load_state(content: bytes) -> Any:
+    """What `torch.save` wrote, on the CPU, without running code. Raises ValueError for a zip file that may fill the
+    memory, and any exception of zipfile and torch."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        members = archive.infolist()
+        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+            raise ValueError("it is compressed")
+        if sum(member.file_size for member in members) > len(content):
+            raise ValueError("its parts overlap")
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+
+
 def _load(path: Path) -> dict[str, Any]:
     try:
         content = read_bytes(path, MAX_CHECKPOINT_BYTES)
         if content[-CHECKSUM_BYTES:] != hashlib.sha256(memoryview(content)[:-CHECKSUM_BYTES]).digest():
             raise ValueError("its checksum is wrong")
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-                raise ValueError("it is compressed")  # which may fill the memory
-        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        state = load_state(content)
         if not isinstance(state, dict) or state.get("format") is not FORMAT:
             raise ValueError("it has another format")
         return state

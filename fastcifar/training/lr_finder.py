@@ -25,15 +25,17 @@ from fastcifar.errors import DivergedError, UsageError
 from fastcifar.io.paths import command_line
 from fastcifar.loaders import Loader
 from fastcifar.models import builder, make_model, require_side
+from fastcifar.models.layers import train_mode
 from fastcifar.models.probe import place
 from fastcifar.models.state import buffers_kept, modes_kept
 from fastcifar.training.data import Loaders
 from fastcifar.training.device import choose_amp, prepare_device, standard_torch_defaults
 from fastcifar.training.distributed import Distributed
+from fastcifar.training.initial_weights import log_notes, prepare_network, read_initial_weights
 from fastcifar.training.lr_curve import LrCurve
 from fastcifar.training.optimizer import make_optimizer, scale_lrs
 from fastcifar.training.progress import Reporter
-from fastcifar.training.run_folder import create_run
+from fastcifar.training.run_folder import RunFolder, create_run
 from fastcifar.training.step import TrainStep
 from fastcifar.training.weights import DatasetInfo
 
@@ -69,7 +71,7 @@ def find_lr(
     losses: list[float] = []
     stop_reason, rates = "end_lr reached", range_rates(test)
     with _restored(model, optimizer):
-        model.train()
+        train_mode(model)
         groups = optimizer.param_groups
         first = groups[0]["lr"]
         ratios = [group["lr"] / first if first else 1.0 for group in groups]
@@ -127,8 +129,10 @@ def run_lr_find(
     distributed = Distributed()
     device = prepare_device(config.runtime, distributed)
     builder(config.model)  # an unknown name fails before the data is read
+    initial = None if config.init is None else read_initial_weights(config.init, runs_dir)
     with closing(Loaders(config, device, distributed)) as loaders:
         network = make_initial_network(config, loaders.info, device)
+        log_notes(prepare_network(network, config, loaders.info, initial))
         run = create_run(runs_dir, f"lr-find-{config.recipe or config.model.label}")  # may fail: before the steps
         curve = run_lr_range_test(config, network, loaders.train, test, reporter)
     return curve, curve.write(run.path, suggestion)
@@ -161,10 +165,24 @@ def resolve_lr(
     return config.with_settings(lr=lr), curve
 
 
-def make_initial_network(config: TrainConfig, data: DatasetInfo, device: torch.device) -> nn.Module:
-    """The network at the start of a run, with weights determined by the seed. Raises UsageError."""
+def report_lr(config: TrainConfig, curve: LrCurve | None, run: RunFolder, *, is_default: bool) -> None:
+    """Log the learning rate of a run and where it comes from; write the curve of its range test to its folder."""
+    if curve is not None:
+        curve.write(run.make_subfolder(run.lr_find), AUTO_SUGGESTIONS[config.optimizer.name])
+        log.info("learning rate %.4g, from the range test (%s)", config.peak_lr, run.lr_find)
+    elif is_default:
+        model, optimizer = config.model.name, config.optimizer.name
+        log.info("learning rate %g, the default for %s with %s", config.peak_lr, model, optimizer)
+
+
+def make_initial_network(
+    config: TrainConfig, data: DatasetInfo, device: torch.device, *, pretrained: bool = True
+) -> nn.Module:
+    """The network at the start of a run, with weights determined by the seed; those of the Hugging Face hub if it is
+    from there, and `pretrained`. Raises UsageError."""
     torch.manual_seed(config.seed)
-    network = place(make_model(config.model, len(data.class_names), data.image_shape), device)
+    network = make_model(config.model, len(data.class_names), data.image_shape, pretrained=pretrained)
+    network = place(network, device)
     for side, _ in config.progressive:
         require_side(network, side, config.model.name)
     return network
@@ -243,6 +261,7 @@ def lr_find_command(config: TrainConfig) -> str:
     """The command that runs the range test with these settings."""
     arguments: list[str | os.PathLike[str]] = ["fastcifar", "lr-find", "--data-dir", Path(config.data.data_dir)]
     settings = config.to_settings()
-    for name in ("model", "norm", "optimizer", "batch_size"):
-        arguments += [f"--{name.replace('_', '-')}", str(settings[name])]
+    for name in ("model", "norm", "init", "freeze_until", "optimizer", "batch_size"):
+        if (value := settings[name]) is not None:
+            arguments += [f"--{name.replace('_', '-')}", Path(value) if name == "init" else str(value)]
     return command_line(*arguments)

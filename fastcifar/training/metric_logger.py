@@ -13,6 +13,7 @@ from fastcifar.inference.calibration import NOT_HELD_OUT, Calibration
 from fastcifar.inference.metrics import compute_metrics
 from fastcifar.inference.predictions import Predictions
 from fastcifar.models import count_parameters
+from fastcifar.models.layers import frozen_part
 from fastcifar.training.lr_finder import warn_if_not_learning
 from fastcifar.training.progress import Progress, RunContext, TimeLeft
 from fastcifar.training.split import warn_of_small_validation
@@ -34,6 +35,9 @@ class MetricLogger:
         dtype = torch.float32 if context.device.type == "mps" else torch.float64
         self._sums = torch.zeros(2, dtype=dtype, device=context.device)  # loss, correctly classified
         self._begin = 0.0
+        part = frozen_part(step.network)
+        self._num_trained = count_parameters(step.network)
+        self._num_parameters = self._num_trained + (0 if part is None else part.num_parameters)
 
     def log_start(self) -> None:
         """Log what is trained, on what."""
@@ -42,7 +46,7 @@ class MetricLogger:
         log.info(
             "%s, %s parameters, on %s%s%s; %s training images, %s validation images",
             self.config.model.name,
-            f"{count_parameters(self.step.network):,}",
+            f"{self._num_parameters:,}",
             self.context.device,
             f" with {amp} autocast" if amp != "off" else "",
             f", {world_size} processes" if world_size > 1 else "",
@@ -152,7 +156,8 @@ class MetricLogger:
             "train_seconds": round(sum(row["seconds"] for row in progress.history), 3),
             "recipe": config.recipe,
             "model": config.model.name,
-            "num_parameters": count_parameters(self.step.network),
+            "num_parameters": self._num_parameters,
+            "num_trained_parameters": self._num_trained,
             "loader": loaders.train.name,
             "device": str(context.device),
             "processes": context.distributed.world_size,

@@ -10,15 +10,15 @@ import torch
 from torch import nn
 
 from fastcifar.config import OptimizerConfig, TrainConfig
+from fastcifar.models.layers import MATRIX_LAYERS, frozen_part
 from fastcifar.training.checkpoint import has_structure
 from fastcifar.training.muon import Muon
 
 log = logging.getLogger(__name__)
 Group = dict[str, Any]
 AUX_MOMENTUM = 0.85  # as in airbench
-MATRIX_LAYERS = (nn.Linear, nn.Conv2d, nn.MultiheadAttention)
 MATRICES = ("weight", "in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
-"""Layers that multiply by a matrix, and the names of their matrices."""
+"""The names of the matrices of `MATRIX_LAYERS`."""
 RULES = ("amsgrad", "decoupled_weight_decay", "maximize", "nesterov")
 """What a group of torch says about the update itself: no checkpoint changes it."""
 
@@ -96,7 +96,7 @@ def _make_muon(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
             normalise=settings.unit_filters,
         )
         optimizers.append(muon)
-    else:
+    elif frozen_part(model) is None:
         log.warning(
             "muon finds no linear or convolution layer to update in %s, except the last (scripted and traced modules "
             "hide theirs): %s trains all parameters, at --aux-lr %g",

@@ -90,11 +90,11 @@ class RunFolder:
             folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def write_config(self, config: TrainConfig) -> None:
-        """Write config.yaml, and env.json, which keeps the environment that the run started in."""
+    def write_config(self, config: TrainConfig, **facts: Any) -> None:
+        """Write config.yaml, and env.json, which keeps the environment that the run started in, and `facts`."""
         settings = {**config.to_settings(), "data_dir": str(Path(config.data.data_dir).absolute())}
         write_text(self.config, yaml.safe_dump(settings, sort_keys=False))
-        path, env = self.path / "env.json", environment()
+        path, env = self.path / "env.json", {**environment(), **facts}
         with contextlib.suppress(OSError, ValueError, TypeError):
             started = read_mapping(path, MAX_TEXT_BYTES)
             env = {**started, "resumed": [*started.get("resumed", []), env]}

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastcifar.config import AUTO_SUGGESTIONS, TrainConfig
+from fastcifar.config import TrainConfig
 from fastcifar.errors import DivergedError, Stopped
 from fastcifar.inference.calibration import calibrate
 from fastcifar.inference.predict import concatenate, predict
@@ -26,11 +26,13 @@ from fastcifar.io.checks import require_utf8
 from fastcifar.io.locks import lock_folder
 from fastcifar.loaders import Batch, Loader
 from fastcifar.models import builder
+from fastcifar.models.layers import train_mode
 from fastcifar.training.checkpointer import Checkpointer
 from fastcifar.training.data import Loaders
 from fastcifar.training.device import CpuThreads, choose_amp, prepare_device, standard_torch_defaults
 from fastcifar.training.distributed import Distributed
-from fastcifar.training.lr_finder import make_initial_network, resolve_lr
+from fastcifar.training.initial_weights import log_notes, prepare_network, read_initial_weights
+from fastcifar.training.lr_finder import make_initial_network, report_lr, resolve_lr
 from fastcifar.training.metric_logger import MetricLogger
 from fastcifar.training.optimizer import make_optimizer
 from fastcifar.training.progress import Progress, Reporter, RunContext, SilentReporter
@@ -63,9 +65,14 @@ def train(
     with ExitStack() as resources:
         device = prepare_device(config.runtime, distributed)
         builder(config.model)  # an unknown name fails before the data is read
+        initial = None
+        if resume is None and config.init is not None:  # a resumed run has its weights from the checkpoint
+            initial = read_initial_weights(config.init, runs_dir)
+            config = config.with_settings(init=initial.path)
         loaders = resources.enter_context(closing(Loaders(config, device, distributed)))
         resources.enter_context(distributed.connect(device))
-        network = make_initial_network(config, loaders.info, device)
+        network = make_initial_network(config, loaders.info, device, pretrained=resume is None)
+        notes = prepare_network(network, config, loaders.info, initial)
         default_lr = config.optimizer.lr is None
         config, lr_curve = resolve_lr(config, network, loaders, distributed, reporter)
         run = resume
@@ -77,12 +84,8 @@ def train(
             resources.enter_context(lock_folder(run.path, "another process is training this run; wait for it to end"))
             resources.enter_context(log_file(run.log))
             run.make_subfolder(run.last.parent)
-            if lr_curve is not None:
-                lr_curve.write(run.make_subfolder(run.lr_find), AUTO_SUGGESTIONS[config.optimizer.name])
-                log.info("learning rate %.4g, from the range test (%s)", config.peak_lr, run.lr_find)
-            elif default_lr:
-                model, optimizer = config.model.name, config.optimizer.name
-                log.info("learning rate %g, the default for %s with %s", config.peak_lr, model, optimizer)
+            log_notes(notes)
+            report_lr(config, lr_curve, run, is_default=default_lr)
         # resources are closed before the signal handlers are restored: an error is reported even if a signal follows
         with StopRequest() as stop, resources.pop_all():
             context = RunContext(
@@ -92,7 +95,7 @@ def train(
             if resume is not None:
                 trainer.checkpointer.restore()
             if distributed.is_main:
-                run.write_config(config)
+                run.write_config(config, **({} if initial is None else {"init_sha256": initial.sha256}))
             if resume is None:
                 trainer.checkpointer.save()  # from here on, a run that is killed can be resumed
             with closing(trainer.threads):
@@ -160,7 +163,7 @@ class Trainer:
     def train_epoch(self) -> None:
         """Train the batches that are left of the current epoch."""
         progress, loader = self.progress, self.context.loaders.train
-        self.step.network.train()
+        train_mode(self.step.network)
         self.logger.begin_epoch()
         with closing(loader.epoch(progress.epoch, progress.batch)) as batches:
             while progress.step < self.context.num_steps and (batch := next(batches, None)) is not None:

@@ -20,7 +20,7 @@ from fastcifar.config import ModelConfig
 from fastcifar.data.image_files import FITS, Preprocessing
 from fastcifar.data.manifest import MAX_NAME
 from fastcifar.data.tables import MAX_CLASSES, PAGE_SIZE
-from fastcifar.errors import CheckpointError, DataError, one_line
+from fastcifar.errors import CheckpointError, DataError, MissingExtraError, one_line
 from fastcifar.io.atomic import write_bytes
 from fastcifar.io.reading import read_bytes
 from fastcifar.models import make_model
@@ -75,26 +75,32 @@ def load_weights(path: Path, trusted: str | None = None) -> tuple[nn.Module, Dat
     """
     try:
         content = read_bytes(path, MAX_WEIGHTS_BYTES)
-        tensors, metadata = load(content), _metadata(content)
-        if metadata["tensors_sha256"] != _tensors_sha256(tensors):
-            raise ValueError("the checksum of its tensors is wrong")
-        data = _dataset_info(metadata)
-        if not all(name.isprintable() for name in data.class_names):
-            raise ValueError("class_names has unprintable characters")
+        tensors, data, metadata = parse_weights(content)
         network = ModelConfig(**metadata["model"])
         if network.names_code and network.name != trusted:
             raise CheckpointError(
-                f"{path}: its network is {network.name}, code that is not part of fastcifar; "
-                f"if you trust it, add --model {network.name}"
+                f"{path}: its network is {network.name}, {network.origin}; if you trust it, add --model {network.name}"
             )
         with torch.random.fork_rng(devices=[]):  # initial weights must not advance the generator of a run
             model = make_model(network, len(data.class_names), data.image_shape)
         model.load_state_dict(tensors)
-    except CheckpointError:
+    except (CheckpointError, MissingExtraError):
         raise
     except Exception as error:  # of torch, safetensors, json: the content of a file can raise anything
         raise _unreadable(path, error) from error
     return model.eval(), data, {**metadata, "file_sha256": hashlib.sha256(content).hexdigest()}
+
+
+def parse_weights(content: bytes) -> tuple[dict[str, torch.Tensor], DatasetInfo, dict[str, Any]]:
+    """The tensors of a file that `save_weights` wrote, the facts about their data, and all metadata. Raises any
+    exception if a checksum is wrong or a value is not allowed."""
+    tensors, metadata = load(content), _metadata(content)
+    if metadata["tensors_sha256"] != _tensors_sha256(tensors):
+        raise ValueError("the checksum of its tensors is wrong")
+    data = _dataset_info(metadata)
+    if not all(name.isprintable() for name in data.class_names):
+        raise ValueError("class_names has unprintable characters")
+    return tensors, data, metadata
 
 
 def read_info(path: Path) -> DatasetInfo:
@@ -113,12 +119,17 @@ def file_sha256(path: Path) -> str:
     return hashlib.sha256(read_bytes(path, MAX_WEIGHTS_BYTES)).hexdigest()
 
 
-def _metadata(content: bytes) -> dict[str, Any]:
-    """The metadata in the header of a safetensors file. Raises ValueError if its checksum is wrong."""
+def header_metadata(content: bytes) -> dict[str, str]:
+    """The metadata in the header of any safetensors file, as text; empty if it has none. Raises ValueError."""
     size = int.from_bytes(content[:8], "little")
     if size > MAX_HEADER_BYTES:
         raise ValueError("its header is too large")
-    header = dict(json.loads(content[8 : 8 + size])["__metadata__"])
+    return dict(json.loads(content[8 : 8 + size]).get("__metadata__", {}))
+
+
+def _metadata(content: bytes) -> dict[str, Any]:
+    """The metadata in the header of a file of ours. Raises ValueError if its checksum is wrong."""
+    header = header_metadata(content)
     checksum = header.pop("metadata_sha256", "null")
     if json.loads(checksum) != _metadata_sha256(header):
         raise ValueError("the checksum of its metadata is wrong; another version of fastcifar may have written it")

@@ -112,6 +112,7 @@ POISONS: dict[str, Callable[[RunFolder, Path], Any]] = {
     "weights: zip": lambda run, marker: run.best.write_bytes(zip_of(marker)),
     "weights: name code": lambda run, marker: with_metadata(run.best, model={"name": "hostile_module:network"}),
     "weights: name a program": lambda run, marker: with_metadata(run.best, model={"name": "os:system"}),
+    "weights: name a download": lambda run, marker: with_metadata(run.best, model={"name": "timm:hf-hub:some/one"}),
     "weights: odd settings": lambda run, marker: with_metadata(run.best, model={"name": ["x"], "__class__": 1}),
     "settings: tag": lambda run, marker: run.config.write_text(f"model: {YAML.format(marker=marker)}\n"),
     "settings: name code": lambda run, marker: run.config.write_text(
@@ -203,11 +204,23 @@ def manifest(marker: Path) -> tuple[str, ...]:
     return ("inspect", "x.beton")
 
 
+def initial_weights(content: Callable[[Path], bytes]) -> Callable[[Path], tuple[str, ...]]:
+    def make(marker: Path) -> tuple[str, ...]:
+        Path("w.pt").write_bytes(content(marker))
+        return ("train", "--init", "w.pt", "--model", "small", "--max-steps", "1")
+
+    return make
+
+
 CALL = '{"__version__": "2.0.8", "transform": {"__class_fullname__": "%s", "p": 1.0, %s}}'
 FILES: dict[str, Callable[[Path], tuple[str, ...]]] = {
     "recipe: tag": recipe("model: " + YAML),
     "recipe: name code": recipe("model: hostile_module:network"),
     "recipe: new object": recipe("lr: !!python/object/new:hostile_module.network [1]"),
+    "recipe: download": recipe("model: timm:hf-hub:some/one"),
+    "recipe: weights": recipe("init: w.pt"),
+    "weights: zip": initial_weights(zip_of),
+    "weights: pickle": initial_weights(lambda marker: pickle.dumps(Payload(marker))),
     "recipe: pipeline": recipe("pipeline: hostile_module"),
     "pipeline: program": pipeline(CALL % ("os.system", '"command": "touch MARKER"')),
     "pipeline: module": pipeline(CALL % ("hostile_module.network", '"num_classes": 1')),
