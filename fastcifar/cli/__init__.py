@@ -10,6 +10,7 @@ from fastcifar.cli.convert import convert
 from fastcifar.cli.doctor import doctor
 from fastcifar.cli.eval import evaluate
 from fastcifar.cli.explain import explain
+from fastcifar.cli.export import export
 from fastcifar.cli.inspect import inspect
 from fastcifar.cli.lr_find import lr_find
 from fastcifar.cli.preview import preview
@@ -37,5 +38,5 @@ def main(context: click.Context, debug: bool) -> None:
         click.echo(context.get_help())
 
 
-for _command in (convert, inspect, preview, recipes, lr_find, train, evaluate, explain, report, bench, doctor):
+for _command in (convert, inspect, preview, recipes, lr_find, train, evaluate, explain, report, export, bench, doctor):
     main.add_command(_command)
