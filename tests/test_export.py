@@ -38,9 +38,12 @@ from fastcifar.inference.export import Export, compare, export_run
 from fastcifar.inference.export_formats import FORMATS
 from fastcifar.inference.model_card import RESIZE, USE_ONNX
 from fastcifar.inference.trained_run import TrainedRun
+from fastcifar.models import make_model
+from fastcifar.models.probe import place
 from fastcifar.training import RunFolder, train
 from fastcifar.training.weights import DatasetInfo
 from tests.test_docs import ROOT, fenced
+from tests.test_own_networks import own
 from tests.tiny import NETWORK, network, tiny
 
 TEMPERATURE = 2.5
@@ -274,17 +277,6 @@ class Numpy(Own):
         return self.net(images[images.mean() > 0])
 
 
-class Layered(Own):
-    def __init__(self) -> None:
-        super().__init__()
-        self.net[2] = Branches()
-
-
-class Viewed(Own):
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.net(images.contiguous().view(len(images), -1).view(images.shape))
-
-
 INFO = DatasetInfo(
     class_names=tuple("abcdefghij"), image_shape=(32, 32, 3), mean=(120.0,) * 3, std=(60.0,) * 3, sha256=""
 )
@@ -330,12 +322,16 @@ def test_weights_beyond_one_onnx_file_are_refused(monkeypatch: pytest.MonkeyPatc
         FORMATS["onnx"].content(program, {})
 
 
-def test_code_that_asks_for_the_number_of_images_is_exported() -> None:
-    model = Viewed().eval()
-    program = export_graph.export_graph(model, INFO, None).module()
+@pytest.mark.parametrize("name", ["WithView", "InPlace", "weight_norm", "pruned", "lazy"])
+def test_networks_of_the_user_are_exported_for_any_number_of_images(name: str) -> None:
+    """WithView needs contiguous images, and asks for len(images)."""
+    model = make_model(own(name), 10).eval()
+    program = export_graph.export_graph(place(model, torch.device("cpu")), INFO, None).module()
     images = torch.randint(0, 256, (5, 32, 32, 3), dtype=torch.uint8)
     with torch.no_grad():
-        assert program(images).allclose(model((images.permute(0, 3, 1, 2) - 120.0) / 60.0).softmax(dim=1))
+        logits = model((images.permute(0, 3, 1, 2) - 120.0) / 60.0)
+        assert program(images).allclose(logits.softmax(dim=1), atol=1e-6)
+    assert program(images[:1]).shape == (1, 10)
 
 
 # ---- the command -------------------------------------------------------------------------------------------------

@@ -66,7 +66,6 @@ def _onnx_content(program: torch.export.ExportedProgram, metadata: dict[str, str
                 input_names=[INPUT],
                 output_names=[OUTPUT],
                 opset_version=OPSET,
-                external_data=False,
                 verbose=False,
             )
             assert exported is not None
