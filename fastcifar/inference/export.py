@@ -34,7 +34,7 @@ BATCH_SIZE = 256
 TIE = 1e-4
 """Two probabilities that differ by less may change places: float32 is rounded in another order."""
 MAX_DIFFERENCE = 1e-3
-"""Of a probability. Rounding makes up to 1e-5 (docs/export.md); another temperature or normalisation makes more."""
+"""Of a probability. Rounding makes less than 4e-5 (benchmarks.export); another temperature or normalisation more."""
 
 
 @dataclass(frozen=True, kw_only=True)
