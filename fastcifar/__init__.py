@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fastcifar.data.beton import Beton as Beton
     from fastcifar.data.beton import open_beton as open_beton
     from fastcifar.errors import FastcifarError as FastcifarError
+    from fastcifar.inference.export import export as export
     from fastcifar.inference.predict_files import predict as predict
     from fastcifar.loaders import Batch as Batch
     from fastcifar.loaders import make_loader as make_loader
@@ -25,6 +26,7 @@ _MODULES = {
     "Batch": "fastcifar.loaders",
     "Beton": "fastcifar.data.beton",
     "convert": "fastcifar.converters",
+    "export": "fastcifar.inference.export",
     "FastcifarError": "fastcifar.errors",
     "make_loader": "fastcifar.loaders",
     "open_beton": "fastcifar.data.beton",
@@ -37,6 +39,7 @@ __all__ = [
     "FastcifarError",
     "__version__",
     "convert",
+    "export",
     "make_loader",
     "open_beton",
     "predict",

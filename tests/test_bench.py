@@ -139,6 +139,7 @@ def test_bench_shrinks_the_cutout_for_small_images(image_folder: ImageFolder, tm
         ("growth", ["--sizes", "abc"], 2, "'abc'; expected integers of at least 512"),
         ("growth", ["--sizes", "0"], 2, "'0'; expected integers of at least 512"),
         ("first_batch", ["--data-dir", "nowhere"], 4, "nowhere/train.beton: no such file"),
+        ("export", ["--data-dir", "nowhere"], 4, "nowhere/train.beton: no such file"),
     ],
 )
 def test_a_benchmark_that_cannot_run_says_why(

@@ -19,7 +19,7 @@ from fastcifar.converters.synthetic import source as synthetic_source
 from fastcifar.data.manifest import manifest_path
 from fastcifar.errors import DataError, FastcifarError
 from fastcifar.io import atomic
-from fastcifar.io.atomic import fsync, replace, write_text
+from fastcifar.io.atomic import fsync, new_file, replace, write_text
 from fastcifar.io.locks import lock_folder
 from fastcifar.io.paths import link_or_copy, make_folder
 from tests.trust.cases import contents
@@ -239,3 +239,13 @@ def test_converting_onto_a_broken_link_is_an_error(tmp_path: Path, source: Sourc
     (tmp_path / "test.beton").symlink_to("test.beton")
     with pytest.raises(FastcifarError, match="a loop of links"):
         convert(source, tmp_path)
+
+
+def test_a_new_file_that_fails_its_check_leaves_the_existing_one(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    with new_file(path, b"one") as partial:
+        assert partial.read_bytes() == b"one"
+        assert not path.exists()
+    with pytest.raises(ValueError, match="no"), new_file(path, b"two") as partial:
+        raise ValueError("no")
+    assert contents(tmp_path) == {"a.bin": b"one"}

@@ -15,7 +15,18 @@ import torch
 
 from fastcifar.system.cpus import affinity_cpus, cpu_name
 
-PACKAGES = ("fastcifar", "torch", "numpy", "numba", "ffcv", "albumentations", "opencv-python", "torchvision", "kornia")
+PACKAGES = (
+    "fastcifar",
+    "torch",
+    "numpy",
+    "numba",
+    "ffcv",
+    "albumentations",
+    "opencv-python",
+    "torchvision",
+    "kornia",
+    "onnxruntime",
+)
 
 
 def environment(data: str, device: torch.device | str = "cpu") -> dict[str, Any]:

@@ -12,6 +12,7 @@ from fastcifar.cli.convert import convert
 from fastcifar.cli.doctor import doctor
 from fastcifar.cli.eval import evaluate
 from fastcifar.cli.explain import explain
+from fastcifar.cli.export import export
 from fastcifar.cli.inspect import inspect
 from fastcifar.cli.lr_find import lr_find
 from fastcifar.cli.predict import predict
@@ -54,6 +55,7 @@ for _command in (
     predict,
     explain,
     report,
+    export,
     bench,
     doctor,
     completion,

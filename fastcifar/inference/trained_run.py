@@ -22,7 +22,7 @@ from fastcifar.errors import CheckpointError, DataError, FastcifarError, UsageEr
 from fastcifar.inference.calibration import NOT_HELD_OUT, Calibration, calibrate
 from fastcifar.inference.predict import concatenate, predict, predict_logits
 from fastcifar.inference.predictions import Predictions
-from fastcifar.io.paths import data_folder
+from fastcifar.io.paths import data_folder, why_missing
 from fastcifar.loaders import make_loader, open_for
 from fastcifar.models.probe import place
 from fastcifar.training import weights
@@ -61,6 +61,7 @@ class TrainedRun:
         place(self.model, self.device)
         self.config = run.read_config()
         self.reporter = reporter or SilentReporter()
+        self._is_given = data_dir is not None
         self._data_dir = Path(self.config.data.data_dir if data_dir is None else data_folder(data_dir))
         self._betons: dict[str, Beton] = {}
 
@@ -94,6 +95,9 @@ class TrainedRun:
         """The beton of 'test' or 'val'. Raises DataError if it is missing, damaged or does not fit the network."""
         if split not in self._betons:
             path = self._data_dir / ("test.beton" if split == "test" else "train.beton")
+            if not self._is_given and not path.exists():
+                reason = why_missing(path)
+                raise DataError(f"{path}: {reason}; the run was trained there: give the folder of its data, --data-dir")
             beton = open_for("auto", path, self.device)
             require_same_kind(beton, self.info, "the network was trained on", "give its data with --data-dir")
             self._betons[split] = beton

@@ -13,7 +13,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -34,22 +34,38 @@ def write_bytes(path: Path, content: bytes | memoryview, *, backup: Path | None 
     An existing file is moved to `backup`, if given. Raises FastcifarError, with the space needed, if the disk is full
     or the folder is not writable; the existing file then stays.
     """
+    with new_file(path, content, backup=backup):
+        pass
+
+
+@contextmanager
+def new_file(path: Path, content: bytes | memoryview, *, backup: Path | None = None) -> Iterator[Path]:
+    """Write `content` as `write_bytes` does; the temporary file, whose path this yields, is renamed after the block,
+    which can check it. If the block raises, that file is removed, and an existing file stays."""
     partial = path.with_name(f".{path.name}.partial")
     try:
-        try:
-            with create_file(partial) as file:
-                file.write(content)
-                fsync(file, path)
+        with _describe_write_error(path, len(content)), create_file(partial) as file:
+            file.write(content)
+            fsync(file, path)
+        yield partial
+        with _describe_write_error(path, len(content)):
             if backup is not None and path.exists():
                 replace(path, backup)
             replace(partial, path)
-        finally:
+    finally:
+        with suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def _describe_write_error(path: Path, num_bytes: int) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         reason = error.strerror or str(error)
         if error.errno in FULL:
             free = shutil.disk_usage(path.parent).free
-            reason += f": it takes {len(content) / 2**20:.1f} MiB, {free / 2**20:.1f} MiB are free"
+            reason += f": it takes {num_bytes / 2**20:.1f} MiB, {free / 2**20:.1f} MiB are free"
         raise FastcifarError(f"{path}: cannot be written ({reason})") from error
 
 
