@@ -22,8 +22,6 @@ from tests.test_cli import refused, run
 PAGE = Path(__file__).parents[1] / "docs" / "coming-from.md"
 assert isinstance(main, click.Group)
 COMMANDS = main.commands
-PENDING = {"--init", "--freeze-until"}
-"""Options that answers may name before there are any."""
 
 ACCEPTED: dict[str, tuple[str, dict[str, Any]]] = {
     "train --data-dir data --model resnet18 --opt adamw --lr 1e-3 --sched cosine --wd 0.05 -b 128 --warmup-epochs 5": (
@@ -152,7 +150,7 @@ def test_answers_name_options_that_the_command_has(name: str) -> None:
     for answer in (answer for answer in (*ANSWERS, *COMMAND_ANSWERS) if not answer.commands or name in answer.commands):
         outside = re.sub(r"'fastcifar (\S+)(.*?)'|torchrun .*$", check_quoted, answer.text)
         flags = re.findall(r"(?<![\w-])--?[a-z][\w-]*", outside)
-        known = {*own, *PENDING, *(["--help", "--name"] if answer in COMMAND_ANSWERS else [])}
+        known = {*own, *(["--help", "--name"] if answer in COMMAND_ANSWERS else [])}
         assert [flag for flag in flags if flag not in known] == [], answer
 
 
