@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from fastcifar.converters.array_files import ArrayHeader
 from fastcifar.converters.names import SPLIT_KIND, SPLIT_OF, assign_splits
-from fastcifar.errors import DataError, join_names
+from fastcifar.errors import DataError, escape, join_names
 
 log = logging.getLogger(__name__)
 IMAGES = {"x", "image", "images", "img", "imgs", "data", "pixels", "features"}
@@ -88,7 +88,7 @@ def choose_arrays(
     if "train" not in chosen:
         raise DataError(f"{path}: no training images; {EXPECTED}; found: {shown}")
     used = "; ".join(f"{split}: {images.name}, {labels.name}" for split, (images, labels) in chosen.items())
-    log.info("%s: images and labels: %s", path, used)
+    log.info("%s: images and labels: %s", escape(str(path)), used)
     return chosen, names[0] if len(names) == 1 else None
 
 
