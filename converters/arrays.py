@@ -20,7 +20,7 @@ from fastcifar.converters.mat_file import read_mat
 from fastcifar.converters.sources import Labels, Source, SourceOptions
 from fastcifar.data.image_files import ImageError
 from fastcifar.data.tables import MAX_CLASSES
-from fastcifar.errors import DataError, UsageError, one_line
+from fastcifar.errors import DataError, UsageError, escape, one_line
 from fastcifar.io.paths import user_path, why_missing
 
 READERS = {".npy": read_npy, ".npz": read_npz, ".mat": read_mat}
@@ -99,7 +99,8 @@ def _combine(file: Words, name: str, num_arrays: int) -> Words:
 
 
 def _rename(header: ArrayHeader, file: Path) -> ArrayHeader:
-    return header if header.name == file.name else replace(header, name=f"{file.name}:{header.name}")
+    name = escape(file.name)
+    return header if header.name == name else replace(header, name=f"{name}:{header.name}")
 
 
 def _open(
