@@ -117,6 +117,21 @@ def normalise_image(image: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.
     return out
 
 
+def mix_image(image: np.ndarray, other: np.ndarray, row: np.void) -> np.ndarray:
+    """One image and its partner, (3, H, W) float32: a box of `row` pasted, or blended."""
+    out = image.copy()
+    if row["mix_height"]:
+        for y in range(row["mix_y"], row["mix_y"] + row["mix_height"]):
+            for x in range(row["mix_x"], row["mix_x"] + row["mix_width"]):
+                out[:, y, x] = other[:, y, x]
+        return out
+    rest = np.float32(row["partner_weight"])
+    own = np.float32(1) - rest
+    for position in np.ndindex(image.shape):
+        out[position] = np.float32(own * image[position]) + np.float32(rest * other[position])
+    return out
+
+
 def cam_image(
     model: torch.nn.Module, image: torch.Tensor, layer: str, target: int, method: str, epsilon: float = 0.0
 ) -> np.ndarray:

@@ -529,6 +529,19 @@ def test_preview_shows_what_training_sees(data_dir: Path, tmp_path: Path) -> Non
         assert image.height > 20 * 96
 
 
+def test_preview_mixes_with_other_training_images(data_dir: Path, tmp_path: Path) -> None:
+    config = TrainConfig.from_settings(data_dir=str(data_dir), seed=3, mixup=0.4, cutmix=1.0)
+    plain = config.with_settings(mixup=0.0, cutmix=0.0)
+    beton = open_beton(data_dir / "train.beton")
+    indices = images_of_each_class(beton, 1, 3, np.arange(600))
+    mixed = augmented_versions(beton, indices, config, 4, np.arange(600))
+    unmixed = augmented_versions(beton, indices, plain, 4, np.arange(600))
+    changed = (mixed != unmixed).any(axis=(2, 3, 4))
+    assert changed.mean() > 0.7
+    assert ((mixed == unmixed).mean(axis=(2, 3, 4)) > 0.3).sum() > 8, "no version has pixels of the image itself"
+    assert preview(config, tmp_path / "a.png", n=2) == 10
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("module", ["inference.evaluation", "inference.predict", "training", "explain", "report"])
 def test_each_module_can_be_imported_first(module: str) -> None:

@@ -297,6 +297,59 @@ def test_window_shuffle_is_the_same_on_every_loader(tmp_path: Path, name: str) -
 
 
 @pytest.fixture(scope="module")
+def unbalanced_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """570 images of one class and 30 of another."""
+    pixels = np.random.default_rng(0).integers(0, 256, (600, 8, 8, 3), dtype=np.uint8)
+    labels = [int(i % 20 == 3) for i in range(600)]
+
+    class Split:
+        def __len__(self) -> int:
+            return len(labels)
+
+        def __iter__(self) -> Iterator[Sample]:
+            yield from map(Sample, pixels, labels)
+
+    folder = tmp_path_factory.mktemp("unbalanced")
+    convert(Source(description="", class_names=("a", "b"), splits={"train": Split(), "test": Split()}), folder)
+    return folder
+
+
+@pytest.mark.parametrize("shuffle", ["full", "window"])
+@pytest.mark.parametrize("name", FFCV_SLOW)
+def test_a_balanced_sampler_draws_the_same_images_on_every_loader(
+    unbalanced_dir: Path, name: str, shuffle: str
+) -> None:
+    settings: dict[str, Any] = {"batch_size": 60, "sampler": "balanced", "shuffle": shuffle, "seed": 2}
+    loader = make_loader(unbalanced_dir / "train.beton", loader=name, **settings)
+    expected = epoch_of(make_loader(unbalanced_dir / "train.beton", loader="resident", **settings), 1)
+    got = epoch_of(loader, 1)
+    for a, b in zip(got, expected, strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+        assert (a.labels.numpy() == loader.beton.labels[a.indices.numpy()]).all()
+    indices = torch.cat([batch.indices for batch in got]).numpy()
+    assert np.bincount(loader.beton.labels[indices]).tolist() == [300, 300]
+    assert (len(loader), loader.num_images) == (10, 600)
+    images = torch.cat([batch.images for batch in got])
+    rare = [images[indices == index] for index in np.flatnonzero(loader.beton.labels)]
+    assert all(len(each) == 10 and len(torch.unique(each, dim=0)) > 5 for each in rare), "repeats look the same"
+    per_batch = [float(batch.labels.float().mean()) for batch in got]
+    assert min(per_batch) > 0.2
+
+
+def test_a_balanced_sampler_is_the_same_for_every_number_of_processes_and_from_the_middle(unbalanced_dir: Path) -> None:
+    settings: dict[str, Any] = {"batch_size": 60, "sampler": "balanced"}
+    whole = epoch_of(make_loader(unbalanced_dir / "train.beton", **settings), 3)
+    for start in (0, 7):
+        slices = [
+            epoch_of(make_loader(unbalanced_dir / "train.beton", rank=rank, world_size=3, **settings), 3, start)
+            for rank in range(3)
+        ]
+        for batch, *parts in zip(whole[start:], *slices, strict=True):
+            for x, *y in zip(batch, *parts, strict=True):
+                assert torch.equal(x, torch.cat(y))
+
+
+@pytest.fixture(scope="module")
 def paged_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """100,000 images of 8x8 on three pages, and a few more."""
     random = np.random.default_rng(0)
@@ -328,6 +381,23 @@ def test_pages_read_on_demand_give_the_same_batches(
         for a, b in zip(loader.epoch(2, start), expected.epoch(2, start), strict=True):
             assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
     loader.close()
+
+
+@needs_ffcv
+@pytest.mark.slow
+def test_pages_read_on_demand_can_be_balanced(paged_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastcifar.loaders.order.WINDOW_PAGES", 1)
+    indices = np.flatnonzero((np.arange(100_000) % 2 == 0) | (np.arange(100_000) % 200 == 1))
+    settings: dict[str, Any] = {"batch_size": 700, "shuffle": "window", "sampler": "balanced", "indices": indices}
+    beton = open_beton(paged_dir / "train.beton")
+    assert not beton.in_memory
+    got = epoch_of(make_loader(beton, loader="ffcv", **settings), 1)
+    expected = epoch_of(make_loader(paged_dir / "train.beton", loader="resident", **settings), 1)
+    for a, b in zip(got, expected, strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    assert abs(torch.cat([batch.labels for batch in got]).float().mean() - 0.5) < 0.01
+    pages = beton.pages[torch.cat([batch.indices for batch in got]).numpy()]
+    assert (np.diff(pages) != 0).sum() == len(np.unique(pages)) - 1, "a page is needed a second time"
 
 
 @needs_ffcv
@@ -520,10 +590,11 @@ def test_leaving_early_leaves_no_thread_descriptor_or_process(data_dir: Path, na
 
 FORK = """if True:
     import os, signal, sys, torch
-    from fastcifar import FastcifarError, make_loader
+    from fastcifar import AugmentConfig, FastcifarError, make_loader
     signal.alarm(60)  # a hang is a failure
     torch.set_num_threads(2)
-    loader = make_loader(sys.argv[1], batch_size=100, loader=sys.argv[2], dtype=torch.uint8)
+    augment = AugmentConfig(mixup=0.4, cutmix=1.0)
+    loader = make_loader(sys.argv[1], augment, batch_size=100, loader=sys.argv[2], dtype=torch.uint8)
     sums = [int(batch.images.sum()) for batch in loader.epoch(1)]
     begun = loader.epoch(2)
     first = next(begun)
@@ -706,6 +777,8 @@ def test_auto_chooses_by_size(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -
         ({"indices": []}, "indices is float64 of shape"),
         ({"augment": AugmentConfig(cutout_size=40)}, "cutout_size is 40; the images are 32x32"),
         ({"train": False, "augment": AugmentConfig()}, "augment is given with train=False"),
+        ({"sampler": "even"}, "sampler is 'even'; expected one of: none, balanced"),
+        ({"train": False, "sampler": "balanced"}, "sampler is 'balanced' with train=False"),
         ({"train": "no"}, "train is 'no'; expected True or False"),
         ({"augment": {"flip": True}}, "augment is {'flip': True}; expected an AugmentConfig"),
         ({"channels_last": 2}, "channels_last is 2; expected True or False"),

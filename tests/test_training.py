@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import threading
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -291,6 +292,7 @@ def test_a_custom_network_runs_only_if_the_user_names_it(
         {"optimizer": "muon", "lr": 0.02, "unit_filters": True, "ema": 0.9, "sched": "onecycle"},
         {"ema": 0.9, "dropout": 0.3, "l1": 1e-5, "label_smoothing": 0.1, "warmup_epochs": 1.0, "sched": "cosine"},
         {"sched": "step", "step_size": 1, "progressive": ((16, 0.4), (24, 0.8))},
+        {"mixup": 0.2, "cutmix": 1.0, "class_weights": "balanced", "sampler": "balanced", "val_size": 77},
     ],
 )
 @pytest.mark.parametrize("at_step", [3, 5])
@@ -304,6 +306,44 @@ def test_every_kind_of_state_is_resumed(settings: dict[str, Any], at_step: int, 
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
     for key in ("test_loss", "test_accuracy", "best"):
         assert got[key] == expected[key]
+
+
+def test_training_draws_balanced_classes(tiny_data: Path) -> None:
+    config = tiny_network(tiny_data, sampler="balanced", val_size=11)
+    with closing(Loaders(config, torch.device("cpu"), Distributed())) as loaders:
+        plan, labels = loaders.train.plan(0), loaders.train.beton.labels
+        assert plan.images is not None
+        counts = np.bincount(labels[plan.images[loaders.train.dataset.indices]])
+        assert counts.max() - counts.min() <= 1
+
+
+def test_balancing_twice_is_a_warning(tiny_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "fastcifar"):
+        config = tiny_network(tiny_data, epochs=1, val_size=0, sampler="balanced", class_weights="balanced")
+        train(config, runs_dir=tmp_path)
+        assert "sampler and class_weights are both balanced, so small classes count twice" in caplog.text
+        caplog.clear()
+        train(config.with_settings(sampler="none"), runs_dir=tmp_path)
+    assert "count twice" not in caplog.text
+
+
+def test_the_accuracy_of_mixed_images_counts_the_label_of_larger_weight(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The network predicts the main labels."""
+    expected: list[torch.Tensor] = []
+
+    def step(
+        self: TrainStep, images: torch.Tensor, labels: torch.Tensor, mix: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        main = torch.where(mix.weights[:, 0] >= 0.5, labels, mix.partner_labels)
+        expected.append(main != labels)
+        return torch.tensor(1.0), torch.nn.functional.one_hot(main, 10).float()
+
+    monkeypatch.setattr(TrainStep, "__call__", step)
+    run, _ = train(tiny_network(tiny_data, epochs=1, mixup=1.0), runs_dir=tmp_path)
+    assert results_of(run)[0]["train_accuracy"] == "1.0"
+    assert torch.cat(expected).any()
 
 
 def test_test_time_augmentation_is_reported_next_to_the_plain_test(data_dir: Path, tmp_path: Path) -> None:
@@ -694,9 +734,9 @@ def test_progressive_sizes_are_those_of_each_step(
 ) -> None:
     sides, real = [], TrainStep.__call__
 
-    def step(self: TrainStep, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def step(self: TrainStep, images: torch.Tensor, *labels: Any) -> tuple[torch.Tensor, torch.Tensor]:
         sides.append(tuple(images.shape[-2:]))
-        return real(self, images, labels)
+        return real(self, images, *labels)
 
     monkeypatch.setattr(TrainStep, "__call__", step)
     config = tiny_network(tiny_data, val_size=0, progressive=((16, 0.25), (24, 0.75)))

@@ -92,12 +92,17 @@ def make_kernel(config: KernelConfig) -> Kernel:
 
             return TritonKernel(config)
     except ImportError as error:
-        _warn_of_torch_kernel("CPU" if config.device.type == "cpu" else "GPU", str(error))
+        warn_of_torch_kernel(config.device, str(error))
     return TorchKernel(config)
 
 
+def warn_of_torch_kernel(device: torch.device, reason: str) -> None:
+    """Log, once, that torch operations replace a kernel."""
+    _warn_once("CPU" if device.type == "cpu" else "GPU", reason)
+
+
 @functools.cache  # once per reason: a run has three loaders
-def _warn_of_torch_kernel(device: str, reason: str) -> None:
+def _warn_once(device: str, reason: str) -> None:
     log.warning("the %s kernel cannot be used (%s): torch operations augment the images, slower", device, reason)
 
 

@@ -37,32 +37,42 @@ _LOADING = threading.Lock()  # `open_for` loads the kernel in a thread while a l
 
 def load() -> Callable[..., None]:
     """The compiled kernel, from Numba's cache on disk if it is there."""
+    return compiled(pixels.augment_slice, _compile)
+
+
+def compiled(function: Callable[..., None], compile: Callable[[Callable[..., None]], None]) -> Callable[..., None]:
+    """`function` as machine code, from Numba's cache on disk if it is there.
+
+    compile: calls it once with arguments of the types that it is used with: that reads and writes the cache.
+    """
     with _LOADING:
-        return _load()
+        return _load(function, compile)
 
 
 @functools.cache  # once per process: Numba's dispatchers cannot be garbage collected safely
-def _load() -> Callable[..., None]:
+def _load(function: Callable[..., None], compile: Callable[[Callable[..., None]], None]) -> Callable[..., None]:
     remedy = "set NUMBA_CACHE_DIR to a writable folder"
     try:
-        cached = numba.njit(nogil=True, cache=True)(pixels.augment_slice)
+        cached = numba.njit(nogil=True, cache=True)(function)
         remedy = f"delete {cached.stats.cache_path}, or make it writable"
-        return _compile(cached)
+        compile(cached)
+        return cached
     except Exception as error:  # noqa: BLE001 (a full disk, or a damaged cache: unpickling it can raise anything)
         log.warning(
             "the CPU kernel is compiled in each process: its cache cannot be used (%s); %s", describe(error), remedy
         )
-    return _compile(numba.njit(nogil=True)(pixels.augment_slice))
+    kernel = numba.njit(nogil=True)(function)
+    compile(kernel)
+    return kernel
 
 
-def _compile(kernel: Callable[..., None]) -> Callable[..., None]:
-    """Compile for the argument types of `NumbaKernel.launch`: that reads and writes the cache."""
+def _compile(kernel: Callable[..., None]) -> None:
+    """Call it with the argument types of `NumbaKernel.launch`."""
     data, empty = np.zeros(3, np.uint8), np.zeros(0, np.int64)
     data.flags.writeable = False
     row, outs = np.zeros((1, 3), np.float32), tuple(np.empty((1, 0), dtype) for dtype in OUT_DTYPES)
     constants = ((1, 1), 0, False, data.copy(), row, row, pixels.FLOAT32)
     kernel(data, empty, empty, *_columns(sample_params(NO_AUGMENT, 0, 0, 2), True), *constants, outs, 0, 0)
-    return kernel
 
 
 def _columns(params: AugmentParams, rotates: bool) -> tuple[Any, ...]:

@@ -7,6 +7,8 @@ bits are mapped to ranges here, by multiply-and-shift (Lemire, "Fast random inte
 
 from __future__ import annotations
 
+import decimal
+import functools
 import zlib
 from typing import Any
 
@@ -20,8 +22,19 @@ AugmentParams = npt.NDArray[np.void]
 Bits = npt.NDArray[np.uint64]
 
 
-def params_dtype(num_holes: int = 1) -> np.dtype[np.void]:
-    """The columns of `AugmentParams`; those of the cutout hold one value per hole. Their names seed their streams."""
+def params_dtype(num_holes: int = 1, *, mixes: bool = False) -> np.dtype[np.void]:
+    """The columns of `AugmentParams`; those of the cutout hold one value per hole. Their names seed their streams.
+
+    mixes: with the columns of MixUp and CutMix, which only a run that mixes pays for.
+    """
+    mixing = [
+        ("partner", "<u4"),  # selects the other image: see `mixing.plan_mix`
+        ("partner_weight", "<f4"),  # of its label, and in MixUp of its pixels, 0 .. 1
+        ("mix_y", "<i2"),  # top row of the box of CutMix, inside the image
+        ("mix_x", "<i2"),
+        ("mix_height", "<i2"),  # 0: no box, that is MixUp
+        ("mix_width", "<i2"),
+    ]
     return np.dtype(
         [
             ("crop_y", "<i2"),  # row of the padded image where the crop begins, 0 .. 2 * crop_padding
@@ -35,6 +48,7 @@ def params_dtype(num_holes: int = 1) -> np.dtype[np.void]:
             ("cutout_x", "<i2", (num_holes,)),
             ("cutout_height", "<i2", (num_holes,)),  # 0: no hole
             ("cutout_width", "<i2", (num_holes,)),
+            *(mixing if mixes else []),
         ],
         align=True,
     )
@@ -63,13 +77,14 @@ def sample_params(
     num_images: int,
     image_shape: tuple[int, int, int] = (32, 32, 3),
 ) -> AugmentParams:
-    """The parameters of each image of a dataset in one epoch, (num_images,) of `params_dtype(augment.cutout_holes)`.
+    """The parameters of each image of a dataset in one epoch, (num_images,) of `params_dtype(augment.cutout_holes)`,
+    and with `mixes` if images are mixed.
 
     Operations that are turned off are the identity. Raises UsageError if `augment` does not fit `image_shape`
     (H, W, 3).
     """
     augment.check_fits(image_shape)
-    table = np.zeros(num_images, dtype=params_dtype(augment.cutout_holes))
+    table = np.zeros(num_images, dtype=params_dtype(augment.cutout_holes, mixes=augment.mixes))
 
     def bits(name: str, at: int = epoch) -> Bits:
         return raw_bits(seed, at, name, num_images)
@@ -91,6 +106,8 @@ def sample_params(
             table[name] = np.where(shifted, below(bits(name), 2 * most + 1) - most, 0)
     if augment.cutout_size:
         _sample_holes(table, augment, image_shape, bits)
+    if augment.mixes:
+        _sample_mixing(table, augment, image_shape, bits)
     return table
 
 
@@ -107,6 +124,66 @@ def _sample_holes(table: AugmentParams, augment: AugmentConfig, image_shape: tup
             first = below(bits(f"cutout_{axis}{suffix}"), side) - size // 2
             table[f"cutout_{axis}"][:, hole] = np.where(cut, first, 0)
             table[length][:, hole] = np.where(cut, size, 0)
+
+
+def _sample_mixing(table: AugmentParams, augment: AugmentConfig, image_shape: tuple[int, int, int], bits: Any) -> None:
+    """Partner, weight and box, in place, by the formulas of torchvision's `v2.MixUp` and `v2.CutMix`.
+
+    The box of CutMix has the area 1 - l, l from Beta(a, a), and its centre anywhere in the image; it is clipped at the
+    border, and the weight is the area that is left.
+    """
+    table["partner"] = bits("partner") >> np.uint64(32)
+    pastes: Any = bool(augment.cutmix)
+    if augment.mixup and augment.cutmix:
+        pastes = happens(bits("mix"), 0.5)
+    if augment.mixup:
+        table["partner_weight"] = np.where(pastes, 0, 1 - sample_beta(bits("mixup"), augment.mixup))
+    if not augment.cutmix:
+        return
+    half = 0.5 * np.sqrt(1 - sample_beta(bits("cutmix"), augment.cutmix))  # of the sides, as shares of the image's
+    area: Any = 1
+    for axis, side, length in (("y", image_shape[0], "mix_height"), ("x", image_shape[1], "mix_width")):
+        centre, reach = below(bits(f"mix_{axis}"), side), (half * side).astype(np.int64)
+        first, last = np.maximum(centre - reach, 0), np.minimum(centre + reach, side)
+        area = area * (last - first)
+        table[f"mix_{axis}"] = np.where(pastes, first, 0)
+        table[length] = np.where(pastes, last - first, 0)
+    share = area / (image_shape[0] * image_shape[1])
+    table["partner_weight"] = np.where(pastes, share, table["partner_weight"])
+    nothing = pastes & (area == 0)  # a row of no change, whichever of its sides is 0
+    for name in ("mix_height", "mix_width"):
+        table[name][nothing] = 0
+
+
+BETA_STEPS = 2**12
+"""Values of Beta(a, a) are multiples of 1 / BETA_STEPS: a 16th of a grey level in a blend of two images."""
+
+
+def sample_beta(bits: Bits, alpha: float) -> npt.NDArray[np.float64]:
+    """Map random bits to Beta(alpha, alpha), (N,) float64: multiples of 1 / BETA_STEPS from 0 to 1."""
+    return np.searchsorted(_beta_thresholds(alpha), bits >> np.uint64(32), side="right") / BETA_STEPS
+
+
+@functools.cache
+def _beta_thresholds(alpha: float) -> Bits:
+    """(BETA_STEPS,) uint64, rising: 32 random bits from threshold k - 1 to below threshold k mean k / BETA_STEPS.
+
+    Threshold k is 2**32 I(x), with the regularised incomplete beta function I of x = (k + 1/2) / BETA_STEPS. For
+    x <= 1/2 it is proportional to (x (1 - x))**a F(2a, 1; a + 1; x) (DLMF 8.17.8), and 1/2 at x = 1/2. The power is
+    that of `decimal`, whose exp and ln are correctly rounded, as are the float64 operations of the series: the table is
+    the same on every machine, which the pow of C libraries is not.
+    """
+    context, exponent = decimal.Context(prec=25), decimal.Decimal(alpha)
+    odd = range(1, BETA_STEPS, 2)
+    bases = (context.divide(k * (2 * BETA_STEPS - k), BETA_STEPS**2) for k in odd)  # 4 x (1 - x)
+    powers = np.array([float(context.exp(context.multiply(exponent, context.ln(base)))) for base in bases])
+    x = np.array([*odd, BETA_STEPS]) / (2 * BETA_STEPS)
+    series, term, n = np.ones(len(x)), np.ones(len(x)), 0
+    while term[-1] > 2**-60 * series[-1]:
+        term = term * ((2 * alpha + n) / (alpha + 1 + n)) * x
+        series, n = series + term, n + 1
+    low = np.floor(2**31 * powers * series[:-1] / series[-1]).astype(np.uint64)
+    return np.concatenate([low, np.uint64(2**32) - low[::-1]])
 
 
 ROTATION_BITS = 16

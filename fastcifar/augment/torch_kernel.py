@@ -14,13 +14,13 @@ import numpy as np
 import torch
 
 from fastcifar.augment.kernel import KernelConfig, normalisation
-from fastcifar.augment.params import ROTATION_BITS, AugmentParams, rotation_terms
+from fastcifar.augment.params import ROTATION_BITS, AugmentParams, params_dtype, rotation_terms
 from fastcifar.config import AugmentConfig
 
 
 def params_to_device(params: AugmentParams, device: torch.device) -> dict[str, torch.Tensor]:
     """The columns as int64 tensors, (N,) or (N, holes); `rotation` as its fixed-point terms, (N, 2)."""
-    columns = {name: params[name] for name in params.dtype.names or ()}
+    columns = {name: params[name] for name in params_dtype().names or ()}
     columns["rotation"] = rotation_terms(columns["rotation"])
     return {name: torch.from_numpy(column.astype(np.int64)).to(device) for name, column in columns.items()}
 

@@ -18,7 +18,8 @@ from fastcifar.config import SETTINGS, AugmentConfig, TrainConfig, read_pipeline
 from fastcifar.config.setting import settings_of
 from fastcifar.io.paths import user_path
 
-AUGMENT = tuple(name for name, _, _ in settings_of(AugmentConfig) if name != "pipeline")
+AUGMENT = tuple(name for name, _, _ in settings_of(AugmentConfig) if name not in ("pipeline", "mixup", "cutmix"))
+"""The augmentations that a pipeline replaces."""
 
 
 def options_of(config_class: type, section: str = "", *, without: Iterable[str] = ()) -> list[Option[Any]]:
@@ -63,7 +64,7 @@ RECIPE = [
 ]
 MODEL = options_of(config.ModelConfig, "Model")
 DATA = options_of(config.DataConfig, "Data", without=("data_dir", "loader"))
-LOADER = options_of(config.DataConfig, "Data", without=("data_dir", "shuffle", "val_size"))
+LOADER = options_of(config.DataConfig, "Data", without=("data_dir", "shuffle", "sampler", "val_size"))
 OPTIMIZER = options_of(config.OptimizerConfig, "Optimizer and loss")
 RANGE_TEST_OPTIMIZER = options_of(config.OptimizerConfig, "Optimizer and loss", without=("lr", "ema"))
 SCHEDULE = options_of(config.ScheduleConfig, "Schedule")
@@ -108,7 +109,9 @@ def train_config(context: click.Context, values: dict[str, Any]) -> TrainConfig:
         if also := given_on_command_line(context, AUGMENT):
             raise click.UsageError(f"{flags(also)} cannot be combined with --augment, which replaces all of them")
         values = {key: value for key, value in values.items() if key not in AUGMENT}
-        return replace(TrainConfig.from_settings(**values), augment=read_pipeline(pipeline))
+        config = TrainConfig.from_settings(**values)
+        mixing = {name: getattr(config.augment, name) for name in ("mixup", "cutmix")}
+        return replace(config, augment=replace(read_pipeline(pipeline), **mixing))
     return TrainConfig.from_settings(**values)
 
 

@@ -12,12 +12,14 @@ from fastcifar.io.checks import require_int
 from fastcifar.io.reading import read_settings
 
 MAX_SIDE = 16_383  # of an image: the parameters have 16 bits
+MAX_ALPHA = 100.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig(Config):
     """What can happen to a training image; `fastcifar.augment.params` samples what does. The rows of a parameter table
-    are applied in this order: crop, flip, rotation, colour, cutout."""
+    are applied in this order: crop, flip, rotation, colour, cutout; then normalisation, then mixing with another image.
+    """
 
     crop_padding: int = setting(
         4, Integer(0, MAX_SIDE), "Pixels added on each side before a random crop of the original size; 0: no crop."
@@ -56,10 +58,22 @@ class AugmentConfig(Config):
     cutout_fill: str = setting(
         "mean", Choice(("mean", "zero")), "Fill with the mean of the dataset, rounded to 8 bits, or with zero."
     )
+    mixup: float = setting(
+        0.0,
+        Number(0, MAX_ALPHA),
+        "MixUp (Zhang et al. 2018): blend each image and its label with another, weight from Beta(a, a); 0: off.",
+    )
+    cutmix: float = setting(
+        0.0,
+        Number(0, MAX_ALPHA),
+        "CutMix (Yun et al. 2019): paste a box of another image, area from Beta(a, a); with --mixup each image has one "
+        "of the two; 0: off.",
+    )
     pipeline: str | None = setting(
         None,
         Text(),
-        "An Albumentations pipeline, saved with A.save (JSON or YAML), in place of these augmentations.",
+        "An Albumentations pipeline, saved with A.save (JSON or YAML), in place of these augmentations but --mixup and "
+        "--cutmix.",
     )
 
     def check(self) -> None:
@@ -73,6 +87,11 @@ class AugmentConfig(Config):
     def smallest_cutout(self) -> int:
         """The smallest height and width of a hole."""
         return self.cutout_size if self.cutout_min_size is None or not self.cutout_size else self.cutout_min_size
+
+    @property
+    def mixes(self) -> bool:
+        """True if images are mixed with others of their batch."""
+        return bool(self.mixup or self.cutmix)
 
     @property
     def shifts_colour(self) -> bool:

@@ -10,6 +10,7 @@ from fastcifar.config.setting import Choice, Config, Integer, Number, RateOrAuto
 from fastcifar.errors import UsageError
 
 OPTIMIZERS = ("sgd", "adam", "adamw", "muon")
+CLASS_WEIGHTS = ("none", "balanced")
 DEFAULT_LR = {
     "resnet18": {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3, "muon": 0.05},
     "resnet18 with layer or group norm": {"sgd": 0.03, "adam": 1e-3, "adamw": 1e-3, "muon": 0.05},
@@ -67,6 +68,11 @@ class OptimizerConfig(Config):
     l1: float = setting(0.0, Number(0), "L1 penalty; the reported loss does not include it.")
     clip_norm: float = setting(0.0, Number(0), "Clip gradients to this norm, over all parameters; 0: off.")
     label_smoothing: float = setting(0.0, Number(0, 1, below=True), "Label smoothing (Szegedy et al. 2016).")
+    class_weights: str = setting(
+        "none",
+        Choice(CLASS_WEIGHTS),
+        "balanced: weight the loss of each image by images / (classes * images of its class).",
+    )
     ema: float = setting(
         0.0,
         Number(0, 1, below=True),

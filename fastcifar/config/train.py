@@ -29,6 +29,7 @@ from fastcifar.io.paths import data_folder, user_path
 
 LOADERS = ("auto", "resident", "ffcv", "albumentations")
 SHUFFLES = ("full", "window", "none")
+SAMPLERS = ("none", "balanced")
 SPLITS = ("test", "val")
 TTA_MODES = ("none", "flip", "flip-shift")
 MAX_SEED = 2**63 - 1
@@ -43,6 +44,11 @@ class DataConfig(Config):
     data_dir: str | os.PathLike[str] = setting("data", Text(path=True), "Folder with train.beton and test.beton.")
     loader: str = setting("auto", Choice(LOADERS), "What delivers the batches; all deliver the same.")
     shuffle: str = setting("full", Choice(SHUFFLES[:2]), "window: for datasets larger than memory.")
+    sampler: str = setting(
+        "none",
+        Choice(SAMPLERS),
+        "none: each image once in an epoch; balanced: as many images, each class equally often.",
+    )
     val_size: int | None = setting(
         None,
         Integer(0),

@@ -21,6 +21,9 @@ from fastcifar.io.paths import make_folder, user_path
 from fastcifar.loaders import make_loader, open_for
 from fastcifar.training.split import hold_out
 
+MAX_PARTNERS = 256
+"""Images in the batch in which those that are shown are mixed, with MixUp or CutMix."""
+
 
 def preview(config: TrainConfig, path: str | os.PathLike[str], *, n: int = 8, each: int = 1) -> int:
     """Draw `each` training images of every class next to `n` augmented versions, of the first n epochs, to `path`.
@@ -36,10 +39,12 @@ def preview(config: TrainConfig, path: str | os.PathLike[str], *, n: int = 8, ea
     beton = open_for(config.data.loader, Path(config.data.data_dir) / "train.beton")
     train_indices, _ = hold_out(beton.labels, len(beton.class_names), config.data.val_size, config.seed)
     indices = images_of_each_class(beton, each, config.seed, train_indices)
-    versions = augmented_versions(beton, indices, config, n)
+    versions = augmented_versions(beton, indices, config, n, train_indices)
     heading = f"Augmentations of {config.recipe or 'these settings'}, seed {config.seed}, on {beton.path.name}"
     for side, until in config.progressive:
         heading += f"\nreduced to {side} pixels until {until:.0%} of the steps"
+    if config.augment.mixes:
+        heading += "\nmixed with other training images"
     images = beton.images(indices)
     try:
         labels = plotting.class_labels(beton.class_names)
@@ -63,20 +68,35 @@ def images_of_each_class(
 
 
 def augmented_versions(
-    beton: Beton, indices: npt.NDArray[np.int64], config: TrainConfig, n: int
+    beton: Beton,
+    indices: npt.NDArray[np.int64],
+    config: TrainConfig,
+    n: int,
+    candidates: npt.NDArray[np.int64] | None = None,
 ) -> npt.NDArray[np.uint8]:
-    """(M, n, H, W, 3) uint8: the batches of the loader, not normalised."""
+    """(M, n, H, W, 3) uint8: the batches of the loader, not normalised.
+
+    candidates: with MixUp or CutMix, images of which some are in the batches too, to be mixed with.
+    """
+    in_batch = indices
+    if config.augment.mixes and candidates is not None:
+        others = np.setdiff1d(candidates, indices)
+        keys = raw_bits(config.seed, 0, "preview_partner", len(others))
+        others = others[np.argsort(keys, kind="stable")][: max(MAX_PARTNERS - len(indices), 0)]
+        in_batch = np.concatenate([indices, others])
     loader = make_loader(
         beton,
         augment=config.augment,
-        batch_size=len(indices),
+        batch_size=len(in_batch),  # an epoch is one batch
         loader=config.data.loader,
         seed=config.seed,
-        shuffle="none",
-        indices=indices,
+        indices=in_batch,
         dtype=torch.uint8,
     )
+    versions = []
     with closing(loader):
-        batches = [batch.images.numpy().copy() for epoch in range(n) for batch in loader.epoch(epoch)]
-    versions = np.stack(batches, axis=1).transpose(0, 1, 3, 4, 2)  # n of (M, 3, H, W) -> (M, n, H, W, 3)
-    return versions[np.searchsorted(np.sort(indices), indices)]  # they come in the order of the file
+        for batch in (batch for epoch in range(n) for batch in loader.epoch(epoch)):
+            places = batch.indices.numpy()
+            shown = np.argsort(places)[np.searchsorted(np.sort(places), indices)]
+            versions.append(batch.images.numpy()[shown])
+    return np.stack(versions, axis=1).transpose(0, 1, 3, 4, 2)  # n of (M, 3, H, W) -> (M, n, H, W, 3)

@@ -14,18 +14,21 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fastcifar.config import LOADERS, MAX_SEED, NO_AUGMENT, SHUFFLES, AugmentConfig
+from fastcifar.config import LOADERS, MAX_SEED, NO_AUGMENT, SAMPLERS, SHUFFLES, AugmentConfig
 from fastcifar.data.beton import Beton
 from fastcifar.errors import UsageError, one_line
-from fastcifar.io.checks import require_bool, require_choice, require_int
-from fastcifar.loaders.base import Batch, Indices, Loader, LoaderConfig, usable_device
+from fastcifar.io.checks import require_bool, require_choice, require_int, shown
+from fastcifar.loaders.base import Indices, Loader, LoaderConfig, usable_device
+from fastcifar.loaders.batch import Batch, Mix, MixedBatch
 from fastcifar.loaders.choose import LoaderChoice, choose_loader, loader_class, missing_part, open_for
-from fastcifar.loaders.dataloader_compat import unknown_setting
+from fastcifar.loaders.dataloader_compat import INSTEAD, unknown_setting
 
 __all__ = [
     "Batch",
     "Loader",
     "LoaderChoice",
+    "Mix",
+    "MixedBatch",
     "choose_loader",
     "make_loader",
     "missing_part",
@@ -50,13 +53,15 @@ def make_loader(
     channels_last: bool = True,
     indices: npt.ArrayLike | None = None,
     shuffle: str = "full",
+    sampler: str = "none",
     mean: npt.ArrayLike | None = None,
     std: npt.ArrayLike | None = None,
     rank: int = 0,
     world_size: int = 1,
     **unknown: NoReturn,
 ) -> Loader:
-    """A loader of `Batch(images, labels, indices)` from a beton, or from the path of one.
+    """A loader of `Batch(images, labels, indices)` from a beton, or from the path of one; of `MixedBatch` if `augment`
+    has mixup or cutmix.
 
     train=True: shuffled, augmented (by `AugmentConfig()` if not given), whole batches only. train=False: every image
     once, in the order of the file, only normalised.
@@ -66,6 +71,8 @@ def make_loader(
     channels_last: the memory format of the images; if False, contiguous.
     indices: deliver only these images of the beton; their indices, or a mask with a bool for each image.
     shuffle: 'full' or 'window' (see `fastcifar.loaders.order`).
+    sampler: 'balanced', with train=True: as many images in an epoch, each class equally often (see
+    `fastcifar.loaders.order.balanced_images`).
     mean, std: (3,) each, 0..255, for the normalisation; those of the beton if not given. For test images, pass those
     of the training loader (`train_loader.mean`, `train_loader.std`).
     rank, world_size: of each batch, deliver the slice of this process; world_size equal slices are the whole batch.
@@ -78,7 +85,12 @@ def make_loader(
     if isinstance(shuffle, bool):
         raise UsageError(f"shuffle is {shuffle}; expected 'full' or 'window' (train=True shuffles, train=False not)")
     require_choice("shuffle", shuffle, SHUFFLES)
+    if not isinstance(sampler, str):
+        raise UsageError(f"sampler is {shown(sampler)}; expected 'none' or 'balanced'; {INSTEAD['sampler']}")
+    require_choice("sampler", sampler, SAMPLERS)
     require_bool("train", train)
+    if not train and sampler != "none":
+        raise UsageError(f"sampler is {sampler!r} with train=False; expected every image once for evaluation")
     if not train and augment is not None:
         raise UsageError("augment is given with train=False; expected no augmentation for evaluation")
     if augment is None:
@@ -109,6 +121,7 @@ def make_loader(
         batch_size=batch_size,
         seed=seed,
         shuffle=shuffle if train else "none",
+        sampler=sampler,
         drop_last=train,
         rank=rank,
         world_size=world_size,

@@ -23,7 +23,8 @@ from fastcifar.augment.kernel import normalisation
 from fastcifar.augment.params import AugmentParams, raw_bits
 from fastcifar.data.beton import Beton
 from fastcifar.errors import FastcifarError, describe, one_line
-from fastcifar.loaders.base import Batch, Indices, Loader, LoaderConfig, epoch_batches, epoch_params
+from fastcifar.loaders.base import Indices, Loader, LoaderConfig, epoch_params, plan_epoch
+from fastcifar.loaders.batch import Batch
 from fastcifar.system.cpus import available_cpus
 
 MAX_WORKERS = 8
@@ -50,7 +51,7 @@ class AlbumentationsLoader(Loader):
     def _start(self) -> DataLoader[Any]:
         return DataLoader(
             _Batches(self.beton, self.config),
-            sampler=[],  # the requests of an epoch, (epoch, indices) of each batch
+            sampler=[],  # the requests of an epoch: (epoch, slots, indices of the images) of each batch
             batch_size=None,  # a request is a batch
             num_workers=self.num_workers,
             persistent_workers=True,
@@ -80,17 +81,20 @@ class AlbumentationsLoader(Loader):
 
     def _batches_from(self, workers: DataLoader[Any], epoch: int, start: int) -> Iterator[Batch]:
         device = self.config.device
-        batches = epoch_batches(self.beton, self.config, self._selected, epoch)[start:]
+        dtype = self.config.unmixed.dtype
+        plan = plan_epoch(self.beton, self.config, self._selected, epoch)
+        requests = [(epoch, slots, plan.images_in(slots)) for slots in plan.batches[start:]]
         self.beton.check_unchanged()
-        workers.sampler[:] = [(epoch, indices) for indices in batches]  # type: ignore[index]
-        for indices, images in zip(batches, self._images_from(workers), strict=True):
+        workers.sampler[:] = requests  # type: ignore[index]
+        for (_, slots, indices), images in zip(requests, self._images_from(workers), strict=True):
             # a copy: the tensor of a worker is in shared memory, and keeps a file descriptor open
-            images = images.to(device, self.config.dtype, copy=True)
+            images = images.to(device, dtype, copy=True)
             images = images.permute(0, 3, 1, 2)  # (N, H, W, 3) -> (N, 3, H, W), channels_last memory
             labels = torch.from_numpy(self.beton.labels[indices]).to(device)
             if not self.config.channels_last:
                 images = images.contiguous()
-            yield Batch(images, labels, torch.from_numpy(indices.copy()).to(device))
+            wait, mix = self.mixed(functools.partial(_itself, images), plan, slots)
+            yield self.make_batch(wait(), labels, torch.from_numpy(indices.copy()).to(device), mix)
         self.beton.check_unchanged()
 
     def _images_from(self, workers: DataLoader[Any]) -> Iterator[torch.Tensor]:
@@ -117,6 +121,10 @@ def _close_at_exit(reference: weakref.ref[AlbumentationsLoader]) -> None:
     loader = reference()
     if loader is not None and loader._process == os.getpid():
         loader.close()
+
+
+def _itself(images: torch.Tensor) -> torch.Tensor:
+    return images
 
 
 def _ignore_signals(worker: int) -> None:
@@ -185,7 +193,7 @@ class _Batches(Dataset[Any]):
         self._epoch: int | None = None
         self._params: AugmentParams | None = None
 
-    def __getitem__(self, request: tuple[int, Indices]) -> _Pickled:
+    def __getitem__(self, request: tuple[int, Indices, Indices]) -> _Pickled:
         """The images, moved to shared memory here: in the thread in which torch does it, errors are lost."""
         try:
             return _Pickled(bytes(ForkingPickler.dumps(self._images(*request))))
@@ -194,14 +202,14 @@ class _Batches(Dataset[Any]):
         except Exception as error:
             raise RuntimeError(describe(error)) from error
 
-    def _images(self, epoch: int, indices: Indices) -> torch.Tensor:
+    def _images(self, epoch: int, slots: Indices, indices: Indices) -> torch.Tensor:
         if self._params is None or self._epoch != epoch:  # a pure function of the epoch: the same in each worker
             self._epoch, self._params = epoch, epoch_params(self._beton, self._config, epoch)
         images = self._beton.images(indices)
         if self._pipeline is None:
-            images = augment_batch(images, self._params[indices], self._operations)
+            images = augment_batch(images, self._params[slots], self._operations)
         else:
-            seeds = raw_bits(self._config.seed, epoch, "pipeline", len(self._beton))[indices] >> np.uint64(32)
+            seeds = raw_bits(self._config.seed, epoch, "pipeline", len(self._beton))[slots] >> np.uint64(32)
             images = np.stack([self._pipeline(image, int(seed)) for image, seed in zip(images, seeds, strict=True)])
         if self._config.dtype == torch.uint8:
             return torch.from_numpy(images)

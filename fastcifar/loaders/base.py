@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import dis
 import logging
 import os
-import sys
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -18,50 +16,21 @@ import numpy.typing as npt
 import torch
 
 from fastcifar.augment.kernel import KernelConfig
+from fastcifar.augment.mixing import MixPlan, make_mixer, plan_mix, require_mixable
 from fastcifar.augment.params import AugmentParams, sample_params
 from fastcifar.config import LOADERS, MAX_SEED
 from fastcifar.data.beton import Beton
 from fastcifar.errors import FastcifarError, UsageError
 from fastcifar.io.checks import require_int
+from fastcifar.loaders.batch import Batch, Mix, MixedBatch
 from fastcifar.loaders.dataloader_compat import Conventions
-from fastcifar.loaders.order import order
+from fastcifar.loaders.order import balanced_images, order
 from fastcifar.system import memory
 from fastcifar.system.thread_pool import Threads
 
 log = logging.getLogger(__name__)
 Indices = npt.NDArray[np.int64]
 SHARE_OF_MEMORY = 0.7  # of the free memory: what a dataset may take
-UNPACK = dis.opmap["UNPACK_SEQUENCE"]
-
-
-class Batch(NamedTuple):
-    """Images, labels, and their indices in the dataset: three values. The caller owns the tensors, and may modify
-    them."""
-
-    images: torch.Tensor
-    """(N, 3, H, W), channels_last by default: normalised, or 0..255 if the dtype is uint8."""
-    labels: torch.Tensor
-    """(N,) int64."""
-    indices: torch.Tensor
-    """(N,) int64: the indices of the images in the dataset."""
-
-    def __iter__(self) -> Iterator[torch.Tensor]:
-        """The three tensors. Raises UsageError if they are unpacked into another number of names.
-
-        Many write `for images, labels in loader`, as with torch's DataLoader. Unpacking calls this method first, so the
-        calling instruction has the number of names. Iteration in C whose result is unpacked, as in
-        `a, b = map(list, batches)`, is mistaken for unpacking.
-        """
-        if torch.compiler.is_compiling():
-            return tuple.__iter__(self)
-        caller = sys._getframe(1)
-        code, at = caller.f_code.co_code, caller.f_lasti
-        if code[at] == UNPACK and code[at + 1] != 3:
-            raise UsageError(
-                f"a batch holds three values, unpacked into {code[at + 1]}; write 'for images, labels, indices in "
-                "loader', or use batch.images and batch.labels"
-            )
-        return tuple.__iter__(self)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -71,10 +40,33 @@ class LoaderConfig(KernelConfig):
     batch_size: int
     seed: int
     shuffle: str
+    sampler: str
     drop_last: bool
     rank: int
     world_size: int
     """Processes that share each batch: `batch_size` is that of all together, and `rank` delivers its slice of it."""
+
+    @property
+    def unmixed(self) -> LoaderConfig:
+        """What a kernel makes: the batches, but float32 where they are mixed and then rounded to half precision."""
+        halves = self.augment.mixes and self.dtype != torch.uint8
+        return replace(self, dtype=torch.float32) if halves else self
+
+
+class EpochPlan(NamedTuple):
+    """The batches of an epoch. They consist of slots, numbered as the images of the beton: slot i has row i of the
+    parameters, and image i unless the sampler puts another one there."""
+
+    batches: list[Indices]
+    """(batch_size // world_size,) int64 each: the slots of the batches of this rank."""
+    images: Indices | None
+    """(N,) int64: the image in each slot; None: slot i holds image i."""
+    params: AugmentParams
+    """One row for each slot."""
+
+    def images_in(self, slots: Indices) -> Indices:
+        """The indices of the images in these slots."""
+        return slots if self.images is None else self.images[slots]
 
 
 def loaders_for(beton: Beton) -> tuple[str, ...]:
@@ -105,24 +97,21 @@ def epoch_params(beton: Beton, config: LoaderConfig, epoch: int) -> AugmentParam
     return sample_params(config.augment, config.seed, epoch, len(beton), beton.image_shape)
 
 
-def epoch_batches(beton: Beton, config: LoaderConfig, selected: npt.NDArray[np.bool_], epoch: int) -> list[Indices]:
-    """The indices of each batch of an epoch, (batch_size // world_size,) int64: the slice of this rank.
-
-    selected: the images that are delivered, (len(beton),) bool.
-    """
-    everything = order(config.seed, epoch, len(beton), shuffle=config.shuffle, pages=beton.pages)
-    indices = everything[selected[everything]]
-    starts = range(0, len(indices), config.batch_size)
+def plan_epoch(beton: Beton, config: LoaderConfig, selected: npt.NDArray[np.bool_], epoch: int) -> EpochPlan:
+    """The batches of an epoch. selected: the images that are delivered, (len(beton),) bool."""
+    images, pages = None, beton.pages
+    if config.sampler == "balanced":
+        images = balanced_images(config.seed, epoch, beton.labels, selected)
+        pages = pages[images]
+    everything = order(config.seed, epoch, len(beton), shuffle=config.shuffle, pages=pages)
+    slots = everything[selected[everything]]
+    starts = range(0, len(slots), config.batch_size)
     batches = [
-        np.array_split(indices[start : start + config.batch_size], config.world_size)[config.rank] for start in starts
+        np.array_split(slots[start : start + config.batch_size], config.world_size)[config.rank] for start in starts
     ]
-    return batches[: len(indices) // config.batch_size] if config.drop_last else batches
-
-
-def _plan(
-    beton: Beton, config: LoaderConfig, selected: npt.NDArray[np.bool_], epoch: int
-) -> tuple[list[Indices], AugmentParams]:
-    return epoch_batches(beton, config, selected, epoch), epoch_params(beton, config, epoch)
+    if config.drop_last:
+        batches = batches[: len(slots) // config.batch_size]
+    return EpochPlan(batches, images, epoch_params(beton, config, epoch))
 
 
 class Loader(Conventions, ABC):
@@ -149,14 +138,17 @@ class Loader(Conventions, ABC):
                 f"batch_size is {config.batch_size}; expected at most {len(indices)}, the number of training images "
                 "(incomplete batches are dropped)"
             )
+        if config.augment.mixes:
+            require_mixable(config.batch_size, config.world_size)
         self.beton, self.config = beton, config
         self.mean, self.std = config.mean, config.std
         self._selected = np.zeros(len(beton), dtype=bool)
         self._selected[indices] = True
         self._num_selected = len(indices)
         self._next_epoch = 0
-        self._plans: dict[tuple[int, int], Future[tuple[list[Indices], AugmentParams]]] = {}  # by process and epoch
+        self._plans: dict[tuple[int, int], Future[EpochPlan]] = {}  # by process and epoch
         self._planner = Threads(1, "plan")
+        self._mixer = make_mixer(config) if config.augment.mixes else None
         self._closed, self._process = False, os.getpid()
 
     def __len__(self) -> int:
@@ -177,13 +169,35 @@ class Loader(Conventions, ABC):
         """The augmentation parameters of an epoch, one row per image of the beton."""
         return epoch_params(self.beton, self.config, epoch)
 
-    def plan(self, epoch: int) -> tuple[list[Indices], AugmentParams]:
-        """The indices of each batch of an epoch, and its parameters; computed during the epoch before it, if any."""
+    def plan(self, epoch: int) -> EpochPlan:
+        """The batches of an epoch, and its parameters; computed during the epoch before it, if any."""
         process = os.getpid()  # a thread of the parent does not run in a forked child
         needed = (self.beton, self.config, self._selected)  # not the loader: the thread would keep it alive
         ready = self._plans.pop((process, epoch), None)
-        self._plans = {(process, epoch + 1): self._planner.submit(_plan, *needed, epoch + 1)}
-        return _plan(*needed, epoch) if ready is None else ready.result()
+        self._plans = {(process, epoch + 1): self._planner.submit(plan_epoch, *needed, epoch + 1)}
+        return plan_epoch(*needed, epoch) if ready is None else ready.result()
+
+    def mixed(
+        self, wait: Callable[[], torch.Tensor], plan: EpochPlan, slots: Indices
+    ) -> tuple[Callable[[], torch.Tensor], MixPlan | None]:
+        """Start to mix the batch of `slots`, if images are mixed: a function that waits for it, and how it is mixed.
+
+        wait: returns the images, by `config.unmixed`.
+        """
+        if self._mixer is None:
+            return wait, None
+        config = self.config
+        mix = plan_mix(plan.params[slots], config.batch_size, config.rank, config.world_size)
+        return self._mixer.launch(wait, mix), mix
+
+    def make_batch(
+        self, images: torch.Tensor, labels: torch.Tensor, indices: torch.Tensor, mix: MixPlan | None
+    ) -> Batch:
+        """A batch of tensors on the device, mixed as `mix` says."""
+        if mix is None:
+            return Batch(images, labels, indices)
+        partners, weights = (torch.from_numpy(array).to(self.config.device) for array in mix[:2])
+        return MixedBatch(images, labels, indices, Mix(labels[partners], weights))
 
     def epoch(self, epoch: int, start: int = 0) -> Generator[Batch, None, None]:
         """The batches of an epoch, from the batch `start` on.
@@ -227,3 +241,5 @@ class Loader(Conventions, ABC):
         """End threads and processes, and free memory. Using the loader afterwards is an error."""
         self._closed = True
         self._planner.close()
+        if self._mixer is not None:
+            self._mixer.close()

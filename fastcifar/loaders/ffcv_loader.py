@@ -19,7 +19,8 @@ from fastcifar.augment.kernel import make_kernel
 from fastcifar.augment.params import AugmentParams
 from fastcifar.data.beton import Beton
 from fastcifar.errors import DataError, FastcifarError, MissingExtraError, describe
-from fastcifar.loaders.base import SHARE_OF_MEMORY, Batch, Indices, Loader, LoaderConfig, free_memory
+from fastcifar.loaders.base import SHARE_OF_MEMORY, Indices, Loader, LoaderConfig, free_memory
+from fastcifar.loaders.batch import Batch
 
 NUM_THREADS = torch.get_num_threads()
 try:
@@ -87,25 +88,26 @@ class FfcvLoader(Loader):
                 )
         finally:
             torch.set_num_threads(num_threads)  # FFCV sets it to its number of workers
-        self._kernel = make_kernel(config)
+        self._kernel = make_kernel(config.unmixed)
         positions = np.arange(config.batch_size // config.world_size)
         arrays = (positions * int(np.prod(beton.image_shape)), positions)
         self._offsets, self._positions = map(self._kernel.to_device, arrays)
 
     def _epoch(self, epoch: int, start: int) -> Generator[Batch, None, None]:
-        batches, params = self.plan(epoch)
-        batches = batches[start:]
+        plan = self.plan(epoch)
+        batches = [(slots, plan.images_in(slots)) for slots in plan.batches[start:]]
         self.beton.check_unchanged()
         if not batches:
             return
         device = self.config.device
         with torch.device("cpu"):  # whatever torch.set_default_device says
-            stream = _Epoch(self._stream, np.concatenate(batches))  # `Loader.__iter__` would truncate the order
+            order = np.concatenate([indices for _, indices in batches])
+            stream = _Epoch(self._stream, order)  # `Loader.__iter__` would truncate the order
         try:
-            for indices in batches:
-                images = self._augmented(stream.get(), params[indices])
-                labels = torch.from_numpy(self.beton.labels[indices]).to(device)
-                yield Batch(images, labels, torch.from_numpy(indices.copy()).to(device))
+            for slots, indices in batches:
+                wait, mix = self.mixed(self._launch(stream.get(), plan.params[slots]), plan, slots)
+                images, labels = wait(), torch.from_numpy(self.beton.labels[indices]).to(device)
+                yield self.make_batch(images, labels, torch.from_numpy(indices.copy()).to(device), mix)
         except UndecodableError as error:
             raise DataError(
                 f"{self.beton.path}: image {error.args[0]} is a truncated or corrupt JPEG file; convert again"
@@ -114,7 +116,7 @@ class FfcvLoader(Loader):
             stream.stop()
             self.beton.check_unchanged()
 
-    def _augmented(self, images: npt.NDArray[np.uint8], params: AugmentParams) -> torch.Tensor:
+    def _launch(self, images: npt.NDArray[np.uint8], params: AugmentParams) -> Callable[[], torch.Tensor]:
         """(B, H, W, 3) uint8 -> (B, 3, H, W), a new tensor; row i of `params` is for image i."""
         kernel, num, device = self._kernel, len(images), self.config.device
         data: Any = images.reshape(-1)
@@ -124,7 +126,7 @@ class FfcvLoader(Loader):
             staged = torch.empty(images.size, dtype=torch.uint8, pin_memory=device.type == "cuda")
             staged.numpy()[:] = data  # FFCV overwrites its ring during the copy to the device
             data = staged.to(device, non_blocking=True)
-        return kernel.launch(data, self._offsets[:num], self._positions[:num], kernel.load_params(params))()
+        return kernel.launch(data, self._offsets[:num], self._positions[:num], kernel.load_params(params))
 
     def close(self) -> None:
         super().close()

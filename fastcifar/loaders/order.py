@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastcifar.augment.params import raw_bits
+from fastcifar.data.statistics import draw_by_class
 
 WINDOW_PAGES = 16
 
@@ -38,3 +39,28 @@ def order(
     position[shuffled] = np.arange(len(distinct))
     window = position[page_of_image] // WINDOW_PAGES
     return np.lexsort((keys, window))
+
+
+def balanced_images(
+    seed: int, epoch: int, labels: npt.NDArray[np.int64], selected: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.int64]:
+    """The image in each slot of one epoch, (N,) int64: as many as are selected, each class equally often.
+
+    labels, selected: (N,) int64 and bool, of the images; slots that are not selected keep their own image. The numbers
+    of images per class differ by at most one, and so do those of the images of a class: none occurs a third time before
+    each other one has occurred twice. An image that occurs is in its own slot; further occurrences take the slots of
+    those that do not. A pure function of (seed, epoch).
+    """
+    candidates = np.flatnonzero(selected)
+    counts = np.bincount(labels[candidates])
+    classes = np.flatnonzero(counts)
+    each, rest = divmod(len(candidates), len(classes))
+    wanted = np.zeros_like(counts)
+    wanted[classes] = each
+    wanted[classes[np.argsort(raw_bits(seed, epoch, "sampler_class", len(classes)), kind="stable")[:rest]]] += 1
+    rounds, more = np.divmod(wanted, np.maximum(counts, 1))
+    keys = raw_bits(seed, epoch, "sampler", len(labels))[candidates]
+    occurs = rounds[labels[candidates]] + draw_by_class(labels[candidates], more, keys)
+    images = np.arange(len(labels))
+    images[candidates[occurs == 0]] = np.repeat(candidates, np.maximum(occurs - 1, 0))
+    return images

@@ -68,6 +68,7 @@ class Loaders:
             seed=self._config.seed,
             device=self._device,
             shuffle=self._config.data.shuffle,
+            sampler=self._config.data.sampler,
             indices=self._train_indices,
             rank=rank,
             world_size=world_size,

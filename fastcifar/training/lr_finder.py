@@ -23,7 +23,7 @@ from torch import nn
 from fastcifar.config import AUTO_SUGGESTIONS, LrRangeTestConfig, TrainConfig
 from fastcifar.errors import DivergedError, UsageError
 from fastcifar.io.paths import command_line
-from fastcifar.loaders import Loader
+from fastcifar.loaders import Loader, Mix
 from fastcifar.models import builder, make_model, require_side
 from fastcifar.models.layers import train_mode
 from fastcifar.models.probe import place
@@ -32,6 +32,7 @@ from fastcifar.training.data import Loaders
 from fastcifar.training.device import choose_amp, prepare_device, standard_torch_defaults
 from fastcifar.training.distributed import Distributed
 from fastcifar.training.initial_weights import log_notes, prepare_network, read_initial_weights
+from fastcifar.training.loss import class_weights_of, cross_entropy
 from fastcifar.training.lr_curve import LrCurve
 from fastcifar.training.optimizer import make_optimizer, scale_lrs
 from fastcifar.training.progress import Reporter
@@ -45,7 +46,7 @@ DIVERGED = 4.0
 """The test ends when the mean of the last NUM_RECENT losses is this many times its lowest (as in fastai)."""
 
 Batch = tuple[torch.Tensor, ...]
-Step = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Step = Callable[..., torch.Tensor]
 
 
 def find_lr(
@@ -61,7 +62,8 @@ def find_lr(
     restored.
 
     batches: (images, labels) on the device of the model; repeated from the start if they end early.
-    step: one training step, (images, labels) -> the loss before it; by default with cross-entropy alone.
+    step: one training step, (images, labels) -> the loss before it; by default with cross-entropy alone. For a
+    `MixedBatch`, (images, labels, mix).
     advance: called with 1 after each step.
     Parameter groups keep the ratios of their rates to that of the first.
     Raises UsageError if there are no batches.
@@ -79,8 +81,9 @@ def find_lr(
         for rate in rates:
             for group, ratio in zip(groups, ratios, strict=True):
                 group["lr"] = float(rate) * ratio
-            images, labels = next(endless)[:2]
-            loss = float(step(images, labels))
+            batch = next(endless)
+            mix = getattr(batch, "mix", None)
+            loss = float(step(batch[0], batch[1]) if mix is None else step(batch[0], batch[1], mix))
             advance(1)
             if not math.isfinite(loss):
                 stop_reason = "the loss was not finite"
@@ -107,10 +110,12 @@ def run_lr_range_test(
     auxiliary optimizer keep their ratio to `lr`."""
     config = scale_lrs(config.with_settings(min_lr=0.0, ema=0.0), test.start_lr)
     optimizer = make_optimizer(network, config)
-    step = TrainStep(network, network, optimizer, config, choose_amp(loader.config.device, config.runtime.amp))
+    amp = choose_amp(loader.config.device, config.runtime.amp)
+    weights = class_weights_of(config.optimizer.class_weights, loader)
+    step = TrainStep(network, network, optimizer, config, amp, weights)
 
-    def loss_of_step(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return step(images, labels)[0]
+    def loss_of_step(images: torch.Tensor, labels: torch.Tensor, mix: Mix | None = None) -> torch.Tensor:
+        return step(images, labels, mix)[0]
 
     reporter.begin("range test", test.num_steps)
     return find_lr(network, optimizer, loader, test=test, step=loss_of_step, advance=reporter.advance)
@@ -189,8 +194,8 @@ def make_initial_network(
 
 
 def _plain_step(model: nn.Module, optimizer: torch.optim.Optimizer) -> Step:
-    def step(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        loss = nn.functional.cross_entropy(model(images), labels)
+    def step(images: torch.Tensor, labels: torch.Tensor, mix: Mix | None = None) -> torch.Tensor:
+        loss = cross_entropy(model(images), labels, mix)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

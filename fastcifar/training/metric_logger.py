@@ -54,6 +54,8 @@ class MetricLogger:
             f"{loaders.num_val:,}",
         )
         warn_of_small_validation(loaders.num_val, loaders.classes_without_val, self.config.data.val_size)
+        if self.config.data.sampler == self.config.optimizer.class_weights == "balanced":
+            log.warning("sampler and class_weights are both balanced, so small classes count twice; one is enough")
 
     def begin_epoch(self) -> None:
         """Start, or resume, the sums and the clock of the current epoch."""
@@ -68,7 +70,7 @@ class MetricLogger:
     def after_step(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> float | None:
         """Add the step that `progress` has just counted; return its loss, or None where reading it would wait.
 
-        loss: () float32; logits: (N, classes) float32; labels: (N,) int64.
+        loss: () float32; logits: (N, classes) float32; labels: (N,) int64, of which the accuracy is counted.
         """
         progress, reporter = self.progress, self.context.reporter
         self.time_left.step(progress.step - 1)

@@ -11,7 +11,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fastcifar.config import TrainConfig
 from fastcifar.errors import UsageError, one_line
+from fastcifar.loaders import Mix
 from fastcifar.training.device import autocast
+from fastcifar.training.loss import cross_entropy
 from fastcifar.training.optimizer import has_decay, load_optimizer_state
 
 
@@ -20,12 +22,20 @@ class TrainStep:
 
     model: `network`, the module with the weights, or what DDP and torch.compile made of it.
     amp: 'bf16', 'fp16' or 'off'.
+    class_weights: (classes,) float32 on the device of the network, for the loss; see `class_weights_of`.
     """
 
     def __init__(
-        self, model: nn.Module, network: nn.Module, optimizer: torch.optim.Optimizer, config: TrainConfig, amp: str
+        self,
+        model: nn.Module,
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        config: TrainConfig,
+        amp: str,
+        class_weights: torch.Tensor | None = None,
     ) -> None:
         self.model, self.network, self.optimizer, self.amp = model, network, optimizer, amp
+        self._class_weights = class_weights
         self._model_config, self._settings = config.model, config.optimizer
         self._params = [param for param in network.parameters() if param.requires_grad]
         self._l1_params: list[torch.Tensor] = []
@@ -42,8 +52,11 @@ class TrainStep:
         """The network to evaluate and keep: with the averaged weights, if there is an EMA."""
         return self.network if self.ema is None else self.ema.module
 
-    def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images (N, 3, H, W), labels (N,) -> loss () float32, without penalties; logits (N, classes) float32."""
+    def __call__(
+        self, images: torch.Tensor, labels: torch.Tensor, mix: Mix | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images (N, 3, H, W), labels (N,), and the second labels of mixed images -> loss () float32, without
+        penalties; logits (N, classes) float32."""
         try:
             with autocast(images.device, self.amp):
                 logits = self.model(images)
@@ -55,7 +68,13 @@ class TrainStep:
                 f"model {self._model_config.name!r} fails on images {tuple(images.shape)} ({reason})"
             ) from error
         logits = logits.float()
-        loss = F.cross_entropy(logits, labels, label_smoothing=self._settings.label_smoothing)
+        loss = cross_entropy(
+            logits,
+            labels,
+            mix,
+            class_weights=self._class_weights,
+            label_smoothing=self._settings.label_smoothing,
+        )
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self.scaler.unscale_(self.optimizer)

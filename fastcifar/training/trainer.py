@@ -32,6 +32,7 @@ from fastcifar.training.data import Loaders
 from fastcifar.training.device import CpuThreads, choose_amp, prepare_device, standard_torch_defaults
 from fastcifar.training.distributed import Distributed
 from fastcifar.training.initial_weights import log_notes, prepare_network, read_initial_weights
+from fastcifar.training.loss import class_weights_of
 from fastcifar.training.lr_finder import make_initial_network, report_lr, resolve_lr
 from fastcifar.training.metric_logger import MetricLogger
 from fastcifar.training.optimizer import make_optimizer
@@ -138,7 +139,8 @@ class Trainer:
         model: Any = distributed.wrap(network, device, config.runtime.deterministic)
         if config.runtime.compile:
             model = torch.compile(model)
-        self.step = TrainStep(model, network, optimizer, config, choose_amp(device, config.runtime.amp))
+        weights = class_weights_of(config.optimizer.class_weights, loader)
+        self.step = TrainStep(model, network, optimizer, config, choose_amp(device, config.runtime.amp), weights)
         self.schedule = Schedule(optimizer, config, context.num_steps, len(loader))
         self.progress = Progress()
         self.checkpointer = Checkpointer(context, self.step, self.schedule, self.progress)
@@ -176,13 +178,13 @@ class Trainer:
     def train_step(self, batch: Batch) -> float | None:
         """Update the weights; return the loss where it is known without waiting for the GPU."""
         progress = self.progress
-        loss, logits = self.step(self._resized(batch.images), batch.labels)
+        loss, logits = self.step(self._resized(batch.images), batch.labels, batch.mix)
         self.schedule.after_step()
         self.threads.after_step()
         progress.step += 1
         progress.batch += 1
         progress.seen += self.config.batch_size
-        return self.logger.after_step(loss, logits, batch.labels)
+        return self.logger.after_step(loss, logits, batch.main_labels)
 
     def end_epoch(self) -> None:
         """Validate, adjust the rate, keep the best weights, save."""

@@ -1,0 +1,107 @@
+"""What the loaders deliver: `Batch`, and `MixedBatch` with MixUp or CutMix."""
+
+from __future__ import annotations
+
+import dis
+import sys
+from collections.abc import Iterator
+from typing import Any, NamedTuple, NoReturn
+
+import torch
+from torch.nn import functional as F
+
+from fastcifar.errors import UsageError
+
+UNPACK = dis.opmap["UNPACK_SEQUENCE"]
+
+
+class Mix(NamedTuple):
+    """The second label of each image of a mixed batch."""
+
+    partner_labels: torch.Tensor
+    """(N,) int64: the label of the image that it is mixed with."""
+    weights: torch.Tensor
+    """(N, 2) float32: of its own label, and of its partner's; together 1."""
+
+
+class Batch(NamedTuple):
+    """Images, labels, and their indices in the dataset: three values. The caller owns the tensors, and may modify
+    them."""
+
+    images: torch.Tensor
+    """(N, 3, H, W), channels_last by default: normalised, or 0..255 if the dtype is uint8."""
+    labels: torch.Tensor
+    """(N,) int64."""
+    indices: torch.Tensor
+    """(N,) int64: the indices of the images in the dataset."""
+
+    @property
+    def mix(self) -> Mix | None:
+        """The labels of the partners and their weights, if the images are mixed."""
+        return None
+
+    @property
+    def main_labels(self) -> torch.Tensor:
+        """(N,) int64: the labels; of a mixed image the one with the larger weight, its own if both are 0.5."""
+        return self.labels
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        """The three tensors. Raises UsageError if they are unpacked into another number of names.
+
+        Many write `for images, labels in loader`, as with torch's DataLoader. Unpacking calls this method first, so the
+        calling instruction has the number of names. Iteration in C whose result is unpacked, as in
+        `a, b = map(list, batches)`, is mistaken for unpacking.
+        """
+        if torch.compiler.is_compiling():
+            return tuple.__iter__(self)
+        caller = sys._getframe(1)
+        code, at = caller.f_code.co_code, caller.f_lasti
+        if code[at] == UNPACK and code[at + 1] != 3:
+            raise UsageError(
+                f"a batch holds three values, unpacked into {code[at + 1]}; write 'for images, labels, indices in "
+                "loader', or use batch.images and batch.labels"
+            )
+        return tuple.__iter__(self)
+
+
+class MixedBatch(Batch):
+    """A batch of mixed images, each with two labels: `labels` of the image itself, and those in `mix`.
+
+    It cannot be unpacked or sliced, as its labels alone are not those of the images.
+    """
+
+    _mix: Mix
+
+    def __new__(cls, images: torch.Tensor, labels: torch.Tensor, indices: torch.Tensor, mix: Mix) -> MixedBatch:
+        batch = super().__new__(cls, images, labels, indices)
+        batch._mix = mix
+        return batch
+
+    def __getnewargs__(self) -> tuple[Any, ...]:
+        return self.images, self.labels, self.indices, self._mix
+
+    @property
+    def mix(self) -> Mix:
+        """The labels of the partners and their weights."""
+        return self._mix
+
+    @property
+    def main_labels(self) -> torch.Tensor:
+        """See `Batch`."""
+        own, partner = self._mix.weights.unbind(1)
+        return torch.where(own >= partner, self.labels, self._mix.partner_labels)
+
+    def soft_labels(self, num_classes: int) -> torch.Tensor:
+        """(N, num_classes) float32, each row with the sum 1, as torchvision's `v2.MixUp` and `v2.CutMix` return them
+        and `torch.nn.functional.cross_entropy` takes them."""
+        own, partner = (F.one_hot(each, num_classes) for each in (self.labels, self._mix.partner_labels))
+        return own * self._mix.weights[:, :1] + partner * self._mix.weights[:, 1:]
+
+    def __iter__(self) -> NoReturn:
+        raise UsageError(
+            "the images of this batch are mixed (mixup, cutmix), so each has two labels; use batch.images with "
+            "batch.soft_labels(num_classes), or batch.labels with batch.mix"
+        )
+
+    def __getitem__(self, key: Any) -> Any:
+        return self.__iter__() if isinstance(key, slice) else super().__getitem__(key)
