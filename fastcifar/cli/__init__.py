@@ -16,6 +16,7 @@ from fastcifar.cli.preview import preview
 from fastcifar.cli.program import Program
 from fastcifar.cli.recipes import recipes
 from fastcifar.cli.report import report
+from fastcifar.cli.runs import runs
 from fastcifar.cli.train import train
 
 
@@ -37,5 +38,5 @@ def main(context: click.Context, debug: bool) -> None:
         click.echo(context.get_help())
 
 
-for _command in (convert, inspect, preview, recipes, lr_find, train, evaluate, explain, report, bench, doctor):
+for _command in (convert, inspect, preview, recipes, lr_find, train, evaluate, explain, report, runs, bench, doctor):
     main.add_command(_command)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,11 +25,18 @@ EVAL_BATCH_SIZE = 1_000
 class Loaders:
     """The loaders of a run; all normalise by mean and std of the training images."""
 
-    def __init__(self, config: TrainConfig, device: torch.device, distributed: Distributed) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        device: torch.device,
+        distributed: Distributed,
+        betons: Sequence[Beton] | None = None,
+    ) -> None:
+        """betons: the training and test images, if they are open already; else they are opened in the data folder."""
         self._config, self._device, self._distributed = config, device, distributed
         data, num_processes = config.data, distributed.world_size
-        paths = [Path(data.data_dir) / name for name in ("train.beton", "test.beton")]
-        self.choice = choose_loader(data.loader, paths, augment=config.augment, device=device)
+        images: Sequence[Any] = betons or [Path(data.data_dir) / name for name in ("train.beton", "test.beton")]
+        self.choice = choose_loader(data.loader, images, augment=config.augment, device=device)
         self._beton, test = self.choice.betons
         require_classes(self._beton.path, self._beton.class_names)
         names, labels = self._beton.class_names, self._beton.labels

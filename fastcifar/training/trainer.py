@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch
 from torch import nn
 
 from fastcifar.config import AUTO_SUGGESTIONS, TrainConfig
+from fastcifar.data.beton import Beton
 from fastcifar.errors import DivergedError, Stopped
 from fastcifar.inference.predict import concatenate, predict
 from fastcifar.inference.predictions import Predictions
@@ -49,11 +51,14 @@ def train(
     name: str | None = None,
     resume: RunFolder | None = None,
     reporter: Reporter | None = None,
+    betons: Sequence[Beton] | None = None,
+    test: bool = True,
 ) -> tuple[RunFolder, dict[str, Any]]:
     """Train with the settings in `config`; return the run folder and the content of its metrics.json.
 
     Creates the folder `name` in `runs_dir` (default: the name of the recipe or the network), or resumes the run
     `resume`. Under `torchrun` the processes share each batch, and rank 0 writes.
+    betons: the training and test images, if they are open already. test: whether to evaluate the test images.
     Raises DataError (4), DivergedError (5), CheckpointError (6), UsageError (2), and Stopped (130, 143) after a
     signal, once all is saved.
     """
@@ -62,7 +67,7 @@ def train(
     with ExitStack() as resources:
         device = prepare_device(config.runtime, distributed)
         builder(config.model)  # an unknown name fails before the data is read
-        loaders = resources.enter_context(closing(Loaders(config, device, distributed)))
+        loaders = resources.enter_context(closing(Loaders(config, device, distributed, betons)))
         resources.enter_context(distributed.connect(device))
         network = make_initial_network(config, loaders.info, device)
         default_lr = config.optimizer.lr is None
@@ -96,7 +101,7 @@ def train(
                 trainer.checkpointer.save()  # from here on, a run that is killed can be resumed
             with closing(trainer.threads):
                 trainer.fit()
-                return run, trainer.test()
+                return run, trainer.test() if test else trainer.finish({})
 
 
 class StopRequest:
@@ -155,6 +160,7 @@ class Trainer:
         if self.progress.best is None:  # the best weights were lost, and no epoch followed
             self.checkpointer.save_best(self.progress.history[-1])
             self.checkpointer.save()
+        self.logger.write_results()
 
     def train_epoch(self) -> None:
         """Train the batches that are left of the current epoch."""
@@ -218,7 +224,6 @@ class Trainer:
     def test(self) -> dict[str, Any]:
         """Evaluate the best weights on the test images; write predictions.npz, metrics.json and curves.png; return the
         content of metrics.json."""
-        self.logger.write_results()
         model, weights_sha256 = self.checkpointer.load_best()
         test, tta = self.context.loaders.test, self.config.tta
         predictions = self.evaluate(model, test, "test")
@@ -231,9 +236,13 @@ class Trainer:
             predictions = replace(predictions, weights_sha256=weights_sha256, data_sha256=test.beton.sha256)
             predictions.save(self.context.run.predictions)
         scores["num_test_images"] = len(predictions)
-        metrics = self.logger.write_metrics(scores)
         accuracy, loss = predictions.accuracy * 100, predictions.loss
         log.info("test accuracy %.2f%%, loss %.4f, on %d images", accuracy, loss, len(predictions))
+        return self.finish(scores)
+
+    def finish(self, scores: dict[str, Any]) -> dict[str, Any]:
+        """Write metrics.json with `scores`, and curves.png; return the content of metrics.json."""
+        metrics = self.logger.write_metrics(scores)
         self.logger.draw_curves()
         return metrics
 
