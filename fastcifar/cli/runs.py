@@ -114,6 +114,7 @@ def _passes(row: dict[str, Any], name: str, comparison: str, value: str) -> bool
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
+    from fastcifar.cli.output import table
     from fastcifar.training.progress import duration
 
     lines = [("run", "recipe", "epochs", "accuracy", "95% interval", "time", "date", "changed settings")]
@@ -132,8 +133,7 @@ def _table(rows: list[dict[str, Any]]) -> str:
                 changed if len(changed) <= 100 else f"{changed[:99]}…",
             )
         )
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(f"{c:<{w}}" for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+    return table(lines)
 
 
 def _short(value: Any) -> str:
@@ -156,6 +156,7 @@ def compare(names: tuple[str, ...], output: Path | None, runs_dir: Path, as_json
     import json
     from dataclasses import asdict
 
+    from fastcifar.cli.output import table
     from fastcifar.runs.compare import compare as compare_runs
     from fastcifar.runs.compare import comparison_folder
     from fastcifar.runs.compare_files import table_of, write_comparison
@@ -182,11 +183,7 @@ def compare(names: tuple[str, ...], output: Path | None, runs_dir: Path, as_json
         }
         click.echo(json.dumps(found))
         return
-    table = table_of(comparison)
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for row in table:
-        click.echo("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
-    click.echo()
+    click.echo(table(table_of(comparison)) + "\n")
     for difference in comparison.differences:
         click.echo(difference.sentence)
     for file in files:
