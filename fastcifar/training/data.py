@@ -51,6 +51,10 @@ class Loaders:
         source, compare_names = f"{self._beton.path} has", self._beton.verified
         require_same_kind(test, self.info, source, "convert both again", compare_names=compare_names)
         self.num_train, self.num_val = len(self._train_indices), len(val_indices)
+        if config.early_stop is not None and not self.num_val:
+            raise UsageError(
+                f"early_stop is {config.early_stop}, and no image is held out; expected a val_size above 0"
+            )
         num_val_by_class = np.bincount(labels[val_indices], minlength=len(names))
         self.classes_without_val = [name for name, num in zip(names, num_val_by_class, strict=True) if not num]
         for num_images in (self.num_val, len(test)):

@@ -154,9 +154,11 @@ class Trainer:
         """Train the epochs that are left."""
         self.logger.log_start()
         # a run that was stopped in a validation repeats it
-        while self.progress.step < self.context.num_steps or self.progress.batch:
+        while (self.progress.step < self.context.num_steps and not self._is_stopped_early) or self.progress.batch:
             self.train_epoch()
             self.end_epoch()
+        if self._is_stopped_early:
+            log.info("no better validation accuracy for %d epochs: training ends here", self.config.early_stop)
         if self.progress.best is None:  # the best weights were lost, and no epoch followed
             self.checkpointer.save_best(self.progress.history[-1])
             self.checkpointer.save()
@@ -245,6 +247,11 @@ class Trainer:
         metrics = self.logger.write_metrics(scores)
         self.logger.draw_curves()
         return metrics
+
+    @property
+    def _is_stopped_early(self) -> bool:
+        best, patience = self.progress.best, self.config.early_stop
+        return patience is not None and best is not None and bool(self.progress.epoch - best["epoch"] >= patience)
 
     @property
     def _lr(self) -> float:
