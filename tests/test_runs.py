@@ -155,8 +155,11 @@ def test_a_list_has_the_runs_of_groups_and_leaves_out_other_folders(tmp_path: Pa
     write_run(tmp_path / "a", range(3))
     write_group(tmp_path, "b", [0.81, 0.91])
     (tmp_path / "notes").mkdir()
-    result = invoke("runs", "--runs-dir", tmp_path, "--json")
-    assert sorted(row["name"] for row in json.loads(result)["runs"]) == ["a", "b/seed-0", "b/seed-1"]
+    result = invoke("runs", "--runs-dir", tmp_path, "--json", "--members")
+    assert sorted(row["name"] for row in json.loads(result)["runs"]) == ["a", "b", "b/seed-0", "b/seed-1"]
+    (row,) = (row for row in json.loads(invoke("runs", "--runs-dir", tmp_path, "--json"))["runs"] if row["runs"])
+    assert (row["name"], row["runs"]) == ("b", "2/2")
+    assert row["test_accuracy"] == pytest.approx(0.86)
 
 
 def test_damaged_files_do_not_end_a_list(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import click
 from fastcifar.cli import options
 
 if TYPE_CHECKING:
+    from fastcifar.runs.group import Group
     from fastcifar.runs.summary import RunSummary
 
 SORTS = ("name", "date", "accuracy", "seconds")
@@ -39,16 +40,23 @@ FILTER = options.Parsed("filter", _filter, "e.g. recipe=fast, accuracy>=0.9 or l
     metavar="NAME=VALUE",
     help="Only runs with this setting or score; also with <, <=, >, >= and !=; may be repeated.",
 )
+@click.option("--members", is_flag=True, help="List the runs of each group, too.")
 @options.runs_dir
 @options.as_json
 @click.pass_context
 def runs(
-    context: click.Context, /, sort: str, filters: tuple[tuple[str, str, str], ...], runs_dir: Path, as_json: bool
+    context: click.Context,
+    /,
+    sort: str,
+    filters: tuple[tuple[str, str, str], ...],
+    members: bool,
+    runs_dir: Path,
+    as_json: bool,
 ) -> None:
     """List the runs: recipe, settings that differ from it, accuracy.
 
-    The interval is that of Wilson, at 95%, over draws of the test images; of a group of seeds that of Student's t over
-    its runs.
+    A group of seeds is one line, with the mean and Student's 95% interval over its runs; a sweep shows its best
+    settings. The interval of a single run is that of Wilson, over draws of the test images.
     """
     if context.invoked_subcommand is not None:
         return
@@ -62,7 +70,8 @@ def runs(
         if isinstance(found, RunSummary):
             rows.append(_row(found))
         else:
-            rows += [_row(run) for run in found[1]]
+            rows.append(_group_row(*found))
+            rows += [_row(run) for run in found[1]] if members else []
     rows = [row for row in rows if all(_passes(row, *each) for each in filters)]
     keys = {"name": "name", "date": "started", "accuracy": "test_accuracy", "seconds": "train_seconds"}
     rows.sort(key=lambda row: (row[keys[sort]] is None, row[keys[sort]] or 0 if sort != "name" else row["name"]))
@@ -72,7 +81,7 @@ def runs(
         click.echo(json.dumps({"runs_dir": str(runs_dir), "runs": rows}))
         return
     click.echo(_table(rows) if rows else f"no run in {runs_dir}")
-    names = [row["name"] for row in rows if row["test_accuracy"] is not None][:2]
+    names = [row["name"] for row in rows if row["test_accuracy"] is not None and row["kind"] != "sweep"][:2]
     if len(names) == 2:
         show_next(command_line("fastcifar", "runs", "compare", *names))
     elif not rows:
@@ -95,6 +104,36 @@ def _row(run: RunSummary) -> dict[str, Any]:
         "finished": run.is_finished,
         "path": str(run.run.path),
         "settings": {} if config is None else config.to_settings(),
+        "runs": None,
+        "kind": "run",
+    }
+
+
+def _group_row(group: Group, members: list[RunSummary]) -> dict[str, Any]:
+    """A group as one row; of a sweep, the runs with the best settings."""
+    from fastcifar.runs.scores import scores_of
+    from fastcifar.runs.summary import changed_settings
+    from fastcifar.runs.sweep import sweep_results
+
+    best = sweep_results(group).best if group.kind == "sweep" else None
+    means, config = scores_of(best.runs if best else members), group.config
+    values = {key: mean.mean for key, mean in means.items()}
+    return {
+        "name": group.path.name,
+        "recipe": config.recipe,
+        "model": config.model.name,
+        "changed": {**changed_settings(config), **(best.settings if best else {})},
+        "epochs": max((len(run.history) for run in members), default=0),
+        "val_accuracy": values.get("val_accuracy"),
+        "test_accuracy": values.get("test_accuracy"),
+        "interval": means["test_accuracy"].interval if "test_accuracy" in means else None,
+        "train_seconds": sum(run.score("train_seconds") or 0 for run in members),
+        "started": min((run.started for run in members), default=""),
+        "finished": len(group.finished) == len(group.members),
+        "path": str(group.path),
+        "settings": config.to_settings(),
+        "runs": f"{len(group.finished)}/{len(group.members)}",
+        "kind": group.kind,
     }
 
 
@@ -117,13 +156,14 @@ def _table(rows: list[dict[str, Any]]) -> str:
     from fastcifar.cli.output import table
     from fastcifar.training.progress import duration
 
-    lines = [("run", "recipe", "epochs", "accuracy", "95% interval", "time", "date", "changed settings")]
+    lines = [("run", "runs", "recipe", "epochs", "accuracy", "95% interval", "time", "date", "changed settings")]
     for row in rows:
         accuracy, interval, seconds = row["test_accuracy"], row["interval"], row["train_seconds"]
         changed = ", ".join(f"{key}={_short(value)}" for key, value in row["changed"].items())
         lines.append(
             (
                 row["name"],
+                row["runs"] or "",
                 row["recipe"] or "-",
                 str(row["epochs"]),
                 "not finished" if not row["finished"] else "-" if accuracy is None else f"{accuracy:.2%}",

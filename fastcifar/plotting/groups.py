@@ -40,7 +40,12 @@ def group_curves(histories: Mapping[str, Sequence[History]]) -> Figure:
         axis.spines[["top", "right"]].set_visible(False)
     axes[1].yaxis.set_major_formatter(lambda value, _: f"{value * 100:.4g}%")
     if runs:
-        axes[0].legend(frameon=False, prop={"family": families("".join(histories))})
+        figure.legend(
+            *axes[0].get_legend_handles_labels(),
+            loc="outside lower center",
+            frameon=False,
+            prop={"family": families("".join(histories))},
+        )
     return figure
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from fastcifar import recipes
 from fastcifar.config import TrainConfig
-from fastcifar.errors import DataError, FastcifarError, one_line
+from fastcifar.errors import DataError, one_line
 from fastcifar.inference.metrics import wilson_interval
 from fastcifar.io.reading import read_bytes, read_mapping
 from fastcifar.runs.group import Group, is_group, load_group
@@ -95,16 +95,16 @@ class RunSummary:
     @property
     def changed(self) -> dict[str, Any]:
         """The settings that differ from those of its recipe, or from the defaults; by name."""
-        if self.config is None:
-            return {}
-        recipe = self.config.recipe
-        base = TrainConfig()
-        if recipe in recipes.names():
-            with contextlib.suppress(FastcifarError):
-                base = recipes.load(str(recipe)).config
-        defaults = base.to_settings()
-        settings = self.config.to_settings()
-        return {key: value for key, value in settings.items() if key not in NOT_COMPARED and value != defaults.get(key)}
+        return {} if self.config is None else changed_settings(self.config)
+
+
+def changed_settings(config: TrainConfig) -> dict[str, Any]:
+    """The settings that differ from those of the recipe of `config`, or from the defaults; by name."""
+    base = TrainConfig()
+    if config.recipe in recipes.names():
+        base = recipes.load(str(config.recipe)).config
+    defaults, settings = base.to_settings(), config.to_settings()
+    return {key: value for key, value in settings.items() if key not in NOT_COMPARED and value != defaults[key]}
 
 
 def list_runs(runs_dir: Path) -> list[RunSummary | tuple[Group, list[RunSummary]]]:
