@@ -17,6 +17,7 @@ from fastcifar.cli.program import Program
 from fastcifar.cli.recipes import recipes
 from fastcifar.cli.report import report
 from fastcifar.cli.runs import runs
+from fastcifar.cli.sweep import sweep
 from fastcifar.cli.train import train
 
 
@@ -38,5 +39,19 @@ def main(context: click.Context, debug: bool) -> None:
         click.echo(context.get_help())
 
 
-for _command in (convert, inspect, preview, recipes, lr_find, train, evaluate, explain, report, runs, bench, doctor):
+for _command in (
+    convert,
+    inspect,
+    preview,
+    recipes,
+    lr_find,
+    train,
+    sweep,
+    evaluate,
+    explain,
+    report,
+    runs,
+    bench,
+    doctor,
+):
     main.add_command(_command)

@@ -14,12 +14,10 @@ from fastcifar.report.figures import drawing
 from fastcifar.report.page import render
 from fastcifar.report.run_files import RunFiles, clean
 from fastcifar.runs.group import Group
-from fastcifar.runs.scores import SCORES, Score, scores_of, shown, value_of
+from fastcifar.runs.scores import SCORES, VAL_ACCURACY, Score, scores_of, shown, value_of
 from fastcifar.runs.statistics import Mean, mean_of
 from fastcifar.runs.summary import NOT_COMPARED, RunSummary, summaries
 from fastcifar.runs.sweep import Sweep, sweep_results
-
-VAL = next(score for score in SCORES if score.key == "val_accuracy")
 
 
 def write_group_report(group: Group) -> Path:
@@ -116,7 +114,7 @@ def _sweep_tables(sweep: Sweep) -> dict[str, Any]:
 
 
 def _mean_cells(mean: Mean | None, num_diverged: int) -> list[str]:
-    return ["–" if mean is None else shown(VAL, mean), str(mean.num_runs if mean else 0), str(num_diverged)]
+    return ["–" if mean is None else shown(VAL_ACCURACY, mean), str(mean.num_runs if mean else 0), str(num_diverged)]
 
 
 def _changed(group: Group) -> list[tuple[str, str]]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from fastcifar.config import TrainConfig
@@ -16,7 +17,8 @@ from fastcifar.errors import DataError, UsageError, one_line
 from fastcifar.io.atomic import write_text
 from fastcifar.io.paths import user_path
 from fastcifar.io.reading import read_mapping
-from fastcifar.training.run_folder import RunFolder, create_run
+from fastcifar.training.distributed import Distributed
+from fastcifar.training.run_folder import RunFolder, create_run, find_run
 
 KINDS = ("seeds", "sweep")
 FILE = "group.yaml"
@@ -75,8 +77,13 @@ def create_group(
         raise UsageError(f"{len(members):,} runs; expected at most {MAX_RUNS:,}")
     for member in members:
         config.with_settings(**member.settings)  # a wrong value fails before the first run
-    group = Group(path=create_run(runs_dir, name).path, kind=kind, config=config, members=tuple(members))
-    group.write()
+    distributed = Distributed.from_environment()
+    with distributed.connect(torch.device("cpu")):  # of several processes, rank 0 creates it
+        path = distributed.broadcast(create_run(runs_dir, name).path if distributed.is_main else Path())
+        group = Group(path=path, kind=kind, config=config, members=tuple(members))
+        if distributed.is_main:
+            group.write()
+        distributed.barrier()
     return group
 
 
@@ -96,6 +103,18 @@ def group_path(name: str | os.PathLike[str], runs_dir: str | os.PathLike[str]) -
     """The folder of the group with this name or path; None if there is none."""
     path = user_path(name, "run")
     return next((folder for folder in (user_path(runs_dir, "runs_dir") / path, path) if is_group(folder)), None)
+
+
+def find_group(name: str | os.PathLike[str] | None, runs_dir: str | os.PathLike[str]) -> Group | None:
+    """The group with this name or path, or the one of the run that was saved last; None if that is no group.
+
+    Raises DataError if it is damaged.
+    """
+    if name is not None:
+        path = group_path(name, runs_dir)
+    else:
+        path = find_run(None, runs_dir).path.parent
+    return load_group(path) if path is not None and is_group(path) else None
 
 
 def load_group(path: Path) -> Group:

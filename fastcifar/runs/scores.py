@@ -19,10 +19,11 @@ class Score(NamedTuple):
     """Shown in percent."""
 
 
+VAL_ACCURACY = Score("val_accuracy", "validation accuracy", is_share=True)
 SCORES = (
     Score("test_accuracy", "test accuracy", is_share=True),
     Score("tta_accuracy", "with test-time augmentation", is_share=True),
-    Score("val_accuracy", "validation accuracy", is_share=True),
+    VAL_ACCURACY,
     Score("test_loss", "test loss"),
     Score("train_seconds", "training time"),
 )
