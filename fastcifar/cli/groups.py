@@ -61,8 +61,7 @@ def train_and_print(group: Group, as_json: bool) -> None:
         rows = [(score.name, *_cells(score, scores[score.key])) for score in SCORES if score.key in scores]
         click.echo(table([*rows, ("folder", group.path, "")]))
         click.echo(report)
-        others = [group.path, "OTHER"] if sweep is None else []
-        show_next(command_line("fastcifar", "runs", *(["compare", *others] if others else [])))
+        show_next(command_line("fastcifar", "runs", *(["compare", group.path, "OTHER"] if sweep is None else [])))
     diverged = [run.name for run in runs if "diverged" in run.metrics]
     if diverged and sweep is None:
         raise DivergedError(f"{len(diverged)} of {len(group.members)} runs diverged: {', '.join(diverged)}")
