@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -61,7 +62,8 @@ def train_and_print(group: Group, as_json: bool) -> None:
         rows = [(score.name, *_cells(score, scores[score.key])) for score in SCORES if score.key in scores]
         click.echo(table([*rows, ("folder", group.path, "")]))
         click.echo(report)
-        show_next(command_line("fastcifar", "runs", *(["compare", group.path, "OTHER"] if sweep is None else [])))
+        compare: list[str | os.PathLike[str]] = ["compare", group.path, "OTHER"] if sweep is None else []
+        show_next(command_line("fastcifar", "runs", *compare))
     diverged = [run.name for run in runs if "diverged" in run.metrics]
     if diverged and sweep is None:
         raise DivergedError(f"{len(diverged)} of {len(group.members)} runs diverged: {', '.join(diverged)}")
