@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
+import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +16,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from click.testing import CliRunner
 from safetensors.torch import load_file
 
+from fastcifar.cli import main
 from fastcifar.errors import DataError, Stopped, UsageError
 from fastcifar.loaders import choose
 from fastcifar.runs.group import Group, Member, create_group, load_group, seed_members
@@ -21,7 +27,7 @@ from fastcifar.runs.summary import summaries
 from fastcifar.runs.sweep import require_validation, sweep_members, sweep_results, train_sweep
 from fastcifar.runs.train_group import train_group
 from fastcifar.training import train
-from tests.tiny import Interrupts, tiny
+from tests.tiny import NETWORK, Interrupts, tiny
 
 
 def scores(group: Group) -> list[float | None]:
@@ -181,3 +187,51 @@ def test_a_sweep_scores_the_test_images_of_the_best_alone(tiny_data: Path, tmp_p
     assert len(best) == 2
     assert [effect.name for effect in result.effects] == ["lr", "lr"]
     assert sweep_results(load_group(group.path)).best == result.best
+
+
+def invoke(*arguments: Any, code: int = 0) -> str:
+    result = CliRunner().invoke(main, list(map(str, arguments)))
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def test_train_seeds_and_sweep_print_what_they_show(tiny_data: Path, tmp_path: Path) -> None:
+    common = ["--model", NETWORK, "--batch-size", 36, "--epochs", 1, "--data-dir", tiny_data, "--runs-dir", tmp_path]
+    text = invoke("train", "--seeds", "2", "--name", "few", *common)
+    assert re.search(r"test accuracy +\d+\.\d\d% ± \d+\.\d\d +standard deviation", text)
+    assert (tmp_path / "few" / "seed-1" / "report.html").is_file()
+    assert 'href="seed-1/report.html"' in (tmp_path / "few" / "report.html").read_text()
+    found = json.loads(invoke("train", "--resume", "few", "--runs-dir", tmp_path, "--model", NETWORK, "--json"))
+    assert found["scores"]["test_accuracy"]["num_runs"] == 2
+    text = invoke("sweep", "--set", "lr=0.01,0.1", "--set", "flip=true,false", *common)
+    assert "the test images were scored once" in text
+    assert re.search(r"lr=0.1, flip=False +\d", text)
+    assert "few " in invoke("runs", "--runs-dir", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--seeds", "0"], "'0'; expected their number, 1..1,000, or the seeds, e.g. 3,7,11"),
+        (["train", "--seeds", "3", "--seed", "1"], "--seeds cannot be combined with --seed"),
+        (["train", "--seeds", "3", "--resume", "x"], "--seeds cannot be combined with --resume"),
+        (["sweep", "--set", "lr"], "expected a setting and its values"),
+        (["sweep", "--set", "lr=a,b"], "'a'; expected a number or 'auto'"),
+        (["sweep", "--set", "rate=1,2"], "unknown setting 'rate'"),
+        (["sweep", "--set", "lr=1,2", "--val-size", "0"], "expected validation images"),
+        (["sweep"], "no setting to sweep"),
+    ],
+)
+def test_wrong_groups_are_one_line(arguments: list[str], message: str, tmp_path: Path) -> None:
+    assert message in invoke(*arguments, "--runs-dir", tmp_path, code=2)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_the_seeds_of_several_processes_are_one_group(tiny_data: Path, tmp_path: Path) -> None:
+    arguments = ["train", "--seeds", "2", "--name", "few", "--model", "small", "--batch-size", "36", "--max-steps", "2"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "fastcifar", *arguments]
+    command += ["--data-dir", str(tiny_data), "--runs-dir", str(tmp_path)]
+    subprocess.run(command, check=True, capture_output=True, timeout=500)
+    assert os.listdir(tmp_path) == ["few"]
+    assert len(load_group(tmp_path / "few").finished) == 2

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from fastcifar.config import TrainConfig
@@ -17,6 +16,7 @@ from fastcifar.errors import DataError, UsageError, one_line
 from fastcifar.io.atomic import write_text
 from fastcifar.io.paths import user_path
 from fastcifar.io.reading import read_mapping
+from fastcifar.training.device import choose_device
 from fastcifar.training.distributed import Distributed
 from fastcifar.training.run_folder import RunFolder, create_run, find_run
 
@@ -78,7 +78,8 @@ def create_group(
     for member in members:
         config.with_settings(**member.settings)  # a wrong value fails before the first run
     distributed = Distributed.from_environment()
-    with distributed.connect(torch.device("cpu")):  # of several processes, rank 0 creates it
+    device = choose_device(config.runtime.device, distributed.local_rank if distributed.world_size > 1 else None)
+    with distributed.connect(device):  # of several processes, rank 0 creates it
         path = distributed.broadcast(create_run(runs_dir, name).path if distributed.is_main else Path())
         group = Group(path=path, kind=kind, config=config, members=tuple(members))
         if distributed.is_main:

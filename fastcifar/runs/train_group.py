@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from fastcifar.data.beton import Beton
@@ -40,10 +41,9 @@ def train_group(group: Group, *, test: bool = True, reporter: Reporter | None = 
     that resumes the group.
     """
     distributed, reporter = Distributed.from_environment(), reporter or SilentReporter()
-    if not distributed.is_main:
-        _train_all(group, test, reporter)
-        return
-    with lock_folder(group.path, "another process is training this group; wait for it to end"):
+    device = choose_device(group.config.runtime.device, distributed.local_rank if distributed.world_size > 1 else None)
+    busy = "another process is training this group; wait for it to end"
+    with distributed.connect(device), lock_folder(group.path, busy) if distributed.is_main else nullcontext():
         _train_all(group, test, reporter)
 
 
