@@ -783,3 +783,17 @@ def test_of_equal_epochs_the_first_is_the_best(
     progress = SimpleNamespace(best=None if best is None else {"val_accuracy": best})
     trainer: Any = SimpleNamespace(progress=progress)
     assert Trainer._is_best(trainer, {"val_accuracy": accuracy}, complete) == is_best
+
+
+def test_early_stop_ends_a_training_that_no_longer_improves(data_dir: Path, tmp_path: Path) -> None:
+    config = tiny(data_dir, lr=1e-9, epochs=9, early_stop=2)
+    run, metrics = train(config, runs_dir=tmp_path)
+    assert (metrics["epochs"], metrics["best"]["epoch"]) == (3, 1)
+    resumed, again = train(config, runs_dir=tmp_path, resume=run)
+    assert (resumed, again["epochs"]) == (run, 3)
+    assert train(config.with_settings(early_stop=4), runs_dir=tmp_path, resume=run)[1]["epochs"] == 5
+
+
+def test_early_stop_needs_validation_images(data_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="early_stop is 3, and no image is held out"):
+        train(tiny(data_dir, early_stop=3, val_size=0), runs_dir=tmp_path)

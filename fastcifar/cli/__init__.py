@@ -20,6 +20,8 @@ from fastcifar.cli.preview import preview
 from fastcifar.cli.program import Program
 from fastcifar.cli.recipes import recipes
 from fastcifar.cli.report import report
+from fastcifar.cli.runs import runs
+from fastcifar.cli.sweep import sweep
 from fastcifar.cli.train import train
 
 
@@ -51,10 +53,12 @@ for _command in (
     recipes,
     lr_find,
     train,
+    sweep,
     evaluate,
     predict,
     explain,
     report,
+    runs,
     export,
     bench,
     doctor,

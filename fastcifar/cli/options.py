@@ -116,6 +116,18 @@ def _rate(text: str) -> float | str:
     return text if text == "auto" else float(text)
 
 
+def _seeds(text: str) -> tuple[int, ...]:
+    seeds = _integers(text)
+    if "," in text:
+        return seeds
+    if len(seeds) != 1 or not 1 <= seeds[0] <= MAX_SEEDS:
+        raise ValueError
+    return tuple(range(seeds[0]))
+
+
+MAX_SEEDS = 1_000
+SEEDS = Parsed("n|seed,…", _seeds, f"their number, 1..{MAX_SEEDS:,}, or the seeds, e.g. 3,7,11")
+SEEDS_HELP = "Train one run for each of so many seeds, 0, 1, …; or for each of these, e.g. 3,7,11."
 CLICK_TYPES: dict[type, Any] = {
     kinds.Integer: int,
     kinds.Number: float,

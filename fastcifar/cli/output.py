@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -122,10 +122,11 @@ def write_report(run: RunFolder) -> Path | None:
         return None
 
 
-def table(rows: list[tuple[str, Any]]) -> str:
-    """Two columns of text."""
-    width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+def table(rows: Sequence[Sequence[Any]]) -> str:
+    """Columns of text."""
+    texts = [list(map(str, row)) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in texts)
 
 
 def show_next(*commands: str) -> None:

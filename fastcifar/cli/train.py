@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ LATEST = "\0"
     short_help="Train a network on the images in the data folder.",
     common=(
         *("recipe", "model", "epochs", "batch_size", "lr", "optimizer", "weight_decay", "sched", "val_size"),
-        *("data_dir", "device", "seed", "name", "resume", "dry_run"),
+        *("data_dir", "device", "seed", "seeds", "name", "resume", "dry_run"),
     ),
 )
 @settings.add(
@@ -35,6 +36,7 @@ LATEST = "\0"
     settings.DEVICE,
     settings.RUNTIME,
 )
+@click.option("--seeds", type=options.SEEDS, help=options.SEEDS_HELP)
 @click.option("--name", help="Name of the run folder.  [default: the recipe's or the network's]")
 @click.option(
     "--resume",
@@ -55,6 +57,7 @@ LATEST = "\0"
 def train(
     context: click.Context,
     /,
+    seeds: tuple[int, ...] | None,
     name: str | None,
     resume: str | None,
     dry_run: bool,
@@ -79,14 +82,22 @@ def train(
 
     import json
 
+    from fastcifar.cli.groups import train_and_print
     from fastcifar.cli.output import Bars, command_line, show_next, table, write_report
+    from fastcifar.runs.group import find_group
     from fastcifar.training import find_run
     from fastcifar.training import train as run_training
     from fastcifar.training.distributed import Distributed
 
     distributed = Distributed.from_environment()
     run, is_main = None, distributed.is_main
+    if seeds is not None:
+        _train_seeds(context, config, seeds, name, resume, runs_dir, as_json)
+        return
     if resume is not None:
+        if (group := find_group(None if resume == LATEST else resume, runs_dir)) is not None:
+            train_and_print(replace(group, config=_resumed(context, group.config, config, is_group=True)), as_json)
+            return
         run = find_run(None if resume == LATEST else resume, runs_dir)
         config = _resumed(context, run.read_config(), config)
     if not is_main:  # only rank 0 logs
@@ -125,14 +136,38 @@ def train(
     show_next(command_line("fastcifar", "explain", run.path, *trust))
 
 
-def _resumed(context: click.Context, stored: TrainConfig, requested: TrainConfig) -> TrainConfig:
-    """The settings of the run, with those that the user changed."""
+def _train_seeds(
+    context: click.Context,
+    config: TrainConfig,
+    seeds: tuple[int, ...],
+    name: str | None,
+    resume: str | None,
+    runs_dir: Path,
+    as_json: bool,
+) -> None:
+    from fastcifar.cli.groups import train_and_print
+    from fastcifar.runs.group import create_group, seed_members
+
+    for key, other in (("seed", "--seed"), ("resume", "--resume")):
+        if given_on_command_line(context, [key]):
+            hint = "; a group of seeds is resumed by its name alone" if resume else ""
+            raise click.UsageError(f"--seeds cannot be combined with {other}{hint}", context)
+    label = f"{config.recipe or config.model.label}-{len(seeds)}-seeds" if name is None else name
+    train_and_print(create_group(runs_dir, label, "seeds", config, seed_members(seeds)), as_json)
+
+
+def _resumed(
+    context: click.Context, stored: TrainConfig, requested: TrainConfig, *, is_group: bool = False
+) -> TrainConfig:
+    """The settings of the run, with those that the user changed; not the length of the runs of a group, some of which
+    may be finished."""
+    changeable = [key for key in CHANGEABLE if not is_group or key not in ("epochs", "max_steps", "early_stop")]
     given_now = given_on_command_line(context, (*SETTINGS, "name"))
     trusted = stored.model.names_code and requested.model.name == stored.model.name  # the user named the code
-    fixed = [key for key in given_now if key not in CHANGEABLE and not (key == "model" and trusted)]
+    fixed = [key for key in given_now if key not in changeable and not (key == "model" and trusted)]
     if fixed:
         raise click.UsageError(
-            f"{flags(fixed)} cannot be changed when a run is resumed; only {flags(CHANGEABLE)} can", context
+            f"{flags(fixed)} cannot be changed when a run is resumed; only {flags(changeable)} can", context
         )
     if stored.model.names_code and not trusted:
         raise click.UsageError(
@@ -141,4 +176,4 @@ def _resumed(context: click.Context, stored: TrainConfig, requested: TrainConfig
             context,
         )
     changed = requested.to_settings()
-    return stored.with_settings(**{key: changed[key] for key in given_now if key in CHANGEABLE})
+    return stored.with_settings(**{key: changed[key] for key in given_now if key in changeable})

@@ -33,7 +33,18 @@ SAMPLERS = ("none", "balanced")
 SPLITS = ("test", "val")
 TTA_MODES = ("none", "flip", "flip-shift")
 MAX_SEED = 2**63 - 1
-CHANGEABLE = ("epochs", "max_steps", "data_dir", "device", "threads", "loader", "amp", "compile", "log_every")
+CHANGEABLE = (
+    "epochs",
+    "max_steps",
+    "early_stop",
+    "data_dir",
+    "device",
+    "threads",
+    "loader",
+    "amp",
+    "compile",
+    "log_every",
+)
 """Settings that may differ when a run is resumed; the others are the run's own."""
 
 
@@ -115,6 +126,9 @@ class TrainConfig(Config):
     # batch normalisation has no variance of one image
     batch_size: int = setting(512, Integer(2), "Images per step, over all processes; training drops the last batch.")
     max_steps: int | None = setting(None, Integer(1), "Stop after this many steps, then evaluate.")
+    early_stop: int | None = setting(
+        None, Integer(1), "Stop after this many epochs without a better validation accuracy.", default_text="never"
+    )
     progressive: tuple[tuple[int, float], ...] = setting(
         (), SizesUntil(), "Progressive resizing: side:until, where until is a share of the steps."
     )

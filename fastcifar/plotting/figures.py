@@ -4,6 +4,7 @@
 from fastcifar.plotting.context import dark, own_context
 
 # isort: on
+from fastcifar.plotting.groups import group_curves
 from fastcifar.plotting.images import SheetRow, cam_grid, cam_sheet, captions, gallery, overlay, preview
 from fastcifar.plotting.metrics import confusion_matrix, corruption_curves, reliability_diagram
 from fastcifar.plotting.style import svg, write_png
@@ -21,6 +22,7 @@ __all__ = [
     "curves",
     "dark",
     "gallery",
+    "group_curves",
     "lr_curve",
     "overlay",
     "own_context",

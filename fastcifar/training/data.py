@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,11 +26,18 @@ EVAL_BATCH_SIZE = 1_000
 class Loaders:
     """The loaders of a run; all normalise by mean and std of the training images."""
 
-    def __init__(self, config: TrainConfig, device: torch.device, distributed: Distributed) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        device: torch.device,
+        distributed: Distributed,
+        betons: Sequence[Beton] | None = None,
+    ) -> None:
+        """betons: the training and test images, if they are open already; else they are opened in the data folder."""
         self._config, self._device, self._distributed = config, device, distributed
         data, num_processes = config.data, distributed.world_size
-        paths = [Path(data.data_dir) / name for name in ("train.beton", "test.beton")]
-        self.choice = choose_loader(data.loader, paths, augment=config.augment, device=device)
+        images: Sequence[Any] = betons or [Path(data.data_dir) / name for name in ("train.beton", "test.beton")]
+        self.choice = choose_loader(data.loader, images, augment=config.augment, device=device)
         self._beton, test = self.choice.betons
         require_classes(self._beton.path, self._beton.class_names)
         names, labels = self._beton.class_names, self._beton.labels
@@ -46,6 +55,10 @@ class Loaders:
         source, compare_names = f"{self._beton.path} has", self._beton.verified
         require_same_kind(test, self.info, source, "convert both again", compare_names=compare_names)
         self.num_train, self.num_val = len(self._train_indices), len(val_indices)
+        if config.early_stop is not None and not self.num_val:
+            raise UsageError(
+                f"early_stop is {config.early_stop}, and no image is held out; expected a val_size above 0"
+            )
         num_val_by_class = np.bincount(labels[val_indices], minlength=len(names))
         self.classes_without_val = [name for name, num in zip(names, num_val_by_class, strict=True) if not num]
         for num_images in (self.num_val, len(test)):

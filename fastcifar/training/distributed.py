@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import signal
@@ -70,16 +71,25 @@ class Distributed:
 
     @contextmanager
     def connect(self, device: torch.device) -> Iterator[None]:
-        """Wait for the other processes; in the block, the exit of one of them is a FastcifarError."""
+        """Wait for the other processes; in the block, the exit of one of them is a FastcifarError.
+
+        The connection stays for later blocks: torch cannot connect twice through the store of torchrun, it would wait
+        for keys of the first time. It ends with the process, or with an error in the block that connected.
+        """
         if self.world_size == 1:
             yield
             return
         try:
-            self._init(device)
+            is_first = not dist.is_initialized()
+            if is_first:
+                self._init(device)
+            self._group = dist.new_group(backend="gloo", timeout=TIMEOUT)
             try:
                 yield
-            finally:
-                dist.destroy_process_group()
+            except BaseException:
+                if is_first:
+                    _disconnect()
+                raise
         except (RuntimeError, dist.DistError) as error:
             if not (isinstance(error, dist.DistError) or "gloo" in str(error).lower()):
                 raise
@@ -102,7 +112,7 @@ class Distributed:
         finally:
             for signum, handler in handlers.items():
                 signal.signal(signum, handler)
-        self._group = dist.new_group(backend="gloo", timeout=TIMEOUT)
+        atexit.register(_disconnect)
 
     def wrap(self, network: nn.Module, device: torch.device, deterministic: bool = False) -> nn.Module:
         """The network in DistributedDataParallel.
@@ -163,6 +173,11 @@ class Distributed:
     def shard(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """(N,) -> about (N / world_size,): the contiguous shard of this process."""
         return np.array_split(indices, self.world_size)[self.rank]
+
+
+def _disconnect() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _average_each(world_size: int, bucket: Any) -> torch.futures.Future[torch.Tensor]:

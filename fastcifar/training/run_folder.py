@@ -203,7 +203,7 @@ def _run_at(path: Path) -> RunFolder | None:
 
 def _latest_run(root: Path, trained: bool) -> RunFolder:
     saved = []
-    for file in root.glob("*/weights/*"):
+    for file in (*root.glob("*/weights/*"), *root.glob("*/*/weights/*")):  # also of the runs of groups
         run = RunFolder(file.parent.parent)
         if run.best.is_file() if trained else run.has_checkpoint:
             with contextlib.suppress(OSError):  # a temporary file that has been renamed

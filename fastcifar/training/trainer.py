@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch
 from torch import nn
 
 from fastcifar.config import TrainConfig
+from fastcifar.data.beton import Beton
 from fastcifar.errors import DivergedError, Stopped
 from fastcifar.inference.calibration import calibrate
 from fastcifar.inference.predict import concatenate, predict
@@ -53,11 +55,14 @@ def train(
     name: str | None = None,
     resume: RunFolder | None = None,
     reporter: Reporter | None = None,
+    betons: Sequence[Beton] | None = None,
+    test: bool = True,
 ) -> tuple[RunFolder, dict[str, Any]]:
     """Train with the settings in `config`; return the run folder and the content of its metrics.json.
 
     Creates the folder `name` in `runs_dir` (default: the name of the recipe or the network), or resumes the run
     `resume`. Under `torchrun` the processes share each batch, and rank 0 writes.
+    betons: the training and test images, if they are open already. test: whether to evaluate the test images.
     Raises DataError (4), DivergedError (5), CheckpointError (6), UsageError (2), and Stopped (130, 143) after a
     signal, once all is saved.
     """
@@ -70,7 +75,7 @@ def train(
         if resume is None and config.init is not None:  # a resumed run has its weights from the checkpoint
             initial = read_initial_weights(config.init, runs_dir)
             config = config.with_settings(init=initial.path)
-        loaders = resources.enter_context(closing(Loaders(config, device, distributed)))
+        loaders = resources.enter_context(closing(Loaders(config, device, distributed, betons)))
         resources.enter_context(distributed.connect(device))
         network = make_initial_network(config, loaders.info, device, pretrained=resume is None)
         notes = prepare_network(network, config, loaders.info, initial)
@@ -101,7 +106,7 @@ def train(
                 trainer.checkpointer.save()  # from here on, a run that is killed can be resumed
             with closing(trainer.threads):
                 trainer.fit()
-                return run, trainer.test()
+                return run, trainer.test() if test else trainer.finish({})
 
 
 class StopRequest:
@@ -155,12 +160,15 @@ class Trainer:
         """Train the epochs that are left."""
         self.logger.log_start()
         # a run that was stopped in a validation repeats it
-        while self.progress.step < self.context.num_steps or self.progress.batch:
+        while (self.progress.step < self.context.num_steps and not self._is_stopped_early) or self.progress.batch:
             self.train_epoch()
             self.end_epoch()
+        if self._is_stopped_early:
+            log.info("no better validation accuracy for %d epochs: training ends here", self.config.early_stop)
         if self.progress.best is None:  # the best weights were lost, and no epoch followed
             self.checkpointer.save_best(self.progress.history[-1])
             self.checkpointer.save()
+        self.logger.write_results()
 
     def train_epoch(self) -> None:
         """Train the batches that are left of the current epoch."""
@@ -224,7 +232,6 @@ class Trainer:
     def test(self) -> dict[str, Any]:
         """Evaluate the best weights on the test images, and calibrate them on the validation images; write
         predictions.npz, calibration.json, metrics.json and curves.png; return the content of metrics.json."""
-        self.logger.write_results()
         model, weights_sha256 = self.checkpointer.load_best()
         test, val, tta = self.context.loaders.test, self.context.loaders.val, self.config.tta
         predictions = replace(
@@ -242,9 +249,18 @@ class Trainer:
             predictions.save(self.context.run.predictions)
             if calibration is not None:
                 calibration.save(self.context.run)
+        return self.finish(scores)
+
+    def finish(self, scores: dict[str, Any]) -> dict[str, Any]:
+        """Write metrics.json with `scores`, and curves.png; return the content of metrics.json."""
         metrics = self.logger.write_metrics(scores)
         self.logger.draw_curves()
         return metrics
+
+    @property
+    def _is_stopped_early(self) -> bool:
+        best, patience = self.progress.best, self.config.early_stop
+        return patience is not None and best is not None and bool(self.progress.epoch - best["epoch"] >= patience)
 
     @property
     def _lr(self) -> float:

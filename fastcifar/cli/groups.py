@@ -1,0 +1,120 @@
+"""What `train --seeds` and `sweep` share: a group is trained, reported and printed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fastcifar.errors import DivergedError
+
+if TYPE_CHECKING:
+    from fastcifar.runs.group import Group
+    from fastcifar.runs.scores import Score
+    from fastcifar.runs.statistics import Mean
+    from fastcifar.runs.summary import RunSummary
+    from fastcifar.runs.sweep import Cell, Effect, Sweep
+
+
+def train_and_print(group: Group, as_json: bool) -> None:
+    """Train the runs of a group that are not finished, write its reports, and print what it shows.
+
+    Raises DivergedError (5), after that, if a run of a group of seeds diverged.
+    """
+    from fastcifar.cli.output import Bars, command_line, show_next, table, write_report
+    from fastcifar.report.group import write_group_report
+    from fastcifar.runs.scores import SCORES, scores_of
+    from fastcifar.runs.summary import summaries
+    from fastcifar.runs.sweep import sweep_results, train_sweep
+    from fastcifar.runs.train_group import train_group
+    from fastcifar.training.distributed import Distributed
+
+    is_main = Distributed.from_environment().is_main
+    if not is_main:  # only rank 0 logs
+        logging.getLogger("fastcifar").setLevel(logging.ERROR)
+    with Bars(shown=is_main) as bars:
+        if group.kind == "sweep":
+            train_sweep(group, bars)
+        else:
+            train_group(group, reporter=bars)
+        if not is_main:
+            return
+        runs = [run for run in summaries(group) if run.run.best.is_file()]
+        bars.begin("reports", len(runs))
+        for run in runs:
+            write_report(run.run)
+            bars.advance(1)
+        report = write_group_report(group)
+    runs = list(summaries(group))
+    sweep = sweep_results(group) if group.kind == "sweep" else None
+    scored = runs if sweep is None else sweep.best.runs if sweep.best else []
+    scores = scores_of(scored)
+    if as_json:
+        click.echo(json.dumps({"group": str(group.path), "report": str(report), **_as_dict(runs, scores, sweep)}))
+    else:
+        if sweep is not None:
+            _print_sweep(sweep)
+        rows = [(score.name, *_cells(score, scores[score.key])) for score in SCORES if score.key in scores]
+        click.echo(table([*rows, ("folder", group.path, "")]))
+        click.echo(report)
+        compare: list[str | os.PathLike[str]] = ["compare", group.path, "OTHER"] if sweep is None else []
+        show_next(command_line("fastcifar", "runs", *compare))
+    diverged = [run.name for run in runs if "diverged" in run.metrics]
+    if diverged and sweep is None:
+        raise DivergedError(f"{len(diverged)} of {len(group.members)} runs diverged: {', '.join(diverged)}")
+
+
+def _as_dict(runs: Sequence[RunSummary], scores: Mapping[str, Mean], sweep: Sweep | None) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "runs": [{"name": run.run.path.name, "test_accuracy": run.score("test_accuracy")} for run in runs],
+        "scores": {key: asdict(mean) for key, mean in scores.items()},
+    }
+    if sweep is not None:
+        found["best"] = sweep.best and sweep.best.settings
+        found["effects"] = [_row({each.name: each.value}, each) for each in sweep.effects]
+        found["combinations"] = [_row(each.settings, each) for each in sweep.cells]
+    return found
+
+
+def _row(settings: dict[str, Any], each: Effect | Cell) -> dict[str, Any]:
+    accuracy = each.val_accuracy and asdict(each.val_accuracy)
+    return {"settings": settings, "val_accuracy": accuracy, "num_diverged": each.num_diverged}
+
+
+def _print_sweep(sweep: Sweep) -> None:
+    from fastcifar.cli.output import table
+    from fastcifar.runs.scores import VAL_ACCURACY, shown
+
+    named: list[tuple[str, list[tuple[str, Effect | Cell]]]] = [
+        ("effects", [(f"{each.name}={each.value}", each) for each in sweep.effects]),
+        ("combinations", [(as_text(each.settings), each) for each in sweep.cells]),
+    ]
+    for title, rows in named:
+        lines = [(title, "validation accuracy", "runs", "diverged")]
+        for name, each in rows:
+            accuracy = each.val_accuracy
+            shown_accuracy = shown(VAL_ACCURACY, accuracy) if accuracy else "-"
+            lines.append((name, shown_accuracy, str(accuracy.num_runs if accuracy else 0), str(each.num_diverged)))
+        click.echo(table(lines) + "\n")
+    best = as_text(sweep.best.settings) if sweep.best else "none"
+    click.echo(f"best by validation accuracy: {best}; the test images were scored once, for it")
+
+
+def as_text(settings: dict[str, Any]) -> str:
+    """The settings of a combination on one line."""
+    return ", ".join(f"{key}={value}" for key, value in settings.items())
+
+
+def _cells(score: Score, mean: Mean) -> tuple[str, str]:
+    from fastcifar.runs.scores import shown
+
+    if mean.std is None:
+        return shown(score, mean), ""
+    return shown(
+        score, mean
+    ), f"standard deviation {mean.std * (100 if score.is_share else 1):.{2 if score.is_share else 4}f}"

@@ -1,0 +1,231 @@
+"""`fastcifar runs`: lists and compares runs."""
+
+from __future__ import annotations
+
+import operator
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fastcifar.cli import options
+from fastcifar.cli.command import Command
+
+if TYPE_CHECKING:
+    from fastcifar.runs.group import Group
+    from fastcifar.runs.summary import RunSummary
+
+SORTS = ("name", "date", "accuracy", "seconds")
+COMPARISONS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt, "!=": operator.ne}
+COMPARISONS["="] = operator.eq
+
+
+def _filter(text: str) -> tuple[str, str, str]:
+    match = re.fullmatch(r"\s*([\w-]+)\s*(>=|<=|!=|=|>|<)\s*(.+?)\s*", text)
+    if not match:
+        raise ValueError
+    return match[1].replace("-", "_"), match[2], match[3]
+
+
+FILTER = options.Parsed("filter", _filter, "e.g. recipe=fast, accuracy>=0.9 or lr<0.1")
+
+
+@click.group(invoke_without_command=True, short_help="List runs, and compare them.")
+@click.option("--sort", type=click.Choice(SORTS), default="date", show_default=True, help="Order of the list.")
+@click.option(
+    "--filter",
+    "filters",
+    type=FILTER,
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Only runs with this setting or score; also with <, <=, >, >= and !=; may be repeated.",
+)
+@click.option("--members", is_flag=True, help="List the runs of each group, too.")
+@options.runs_dir
+@options.as_json
+@click.pass_context
+def runs(
+    context: click.Context,
+    /,
+    sort: str,
+    filters: tuple[tuple[str, str, str], ...],
+    members: bool,
+    runs_dir: Path,
+    as_json: bool,
+) -> None:
+    """List the runs: recipe, settings that differ from it, accuracy.
+
+    A group of seeds is one line, with the mean and Student's 95% interval over its runs; a sweep shows its best
+    settings. The interval of a single run is that of Wilson, over draws of the test images.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    import json
+
+    from fastcifar.cli.output import command_line, show_next
+    from fastcifar.runs.summary import RunSummary, list_runs
+
+    rows = []
+    for found in list_runs(runs_dir):
+        if isinstance(found, RunSummary):
+            rows.append(_row(found))
+        else:
+            rows.append(_group_row(*found))
+            rows += [_row(run) for run in found[1]] if members else []
+    rows = [row for row in rows if all(_passes(row, *each) for each in filters)]
+    keys = {"name": "name", "date": "started", "accuracy": "test_accuracy", "seconds": "train_seconds"}
+    rows.sort(key=lambda row: (row[keys[sort]] is None, row[keys[sort]] or 0 if sort != "name" else row["name"]))
+    if sort in ("date", "accuracy"):
+        rows.reverse()
+    if as_json:
+        click.echo(json.dumps({"runs_dir": str(runs_dir), "runs": rows}))
+        return
+    click.echo(_table(rows) if rows else f"no run in {runs_dir}")
+    names = [row["name"] for row in rows if row["test_accuracy"] is not None and row["kind"] != "sweep"][:2]
+    if len(names) == 2:
+        show_next(command_line("fastcifar", "runs", "compare", *names))
+    elif not rows:
+        show_next(command_line("fastcifar", "train", "--recipe", "fast"))
+
+
+def _row(run: RunSummary) -> dict[str, Any]:
+    config = run.config
+    return {
+        "name": run.name,
+        "recipe": None if config is None else config.recipe,
+        "model": None if config is None else config.model.name,
+        "changed": run.changed,
+        "epochs": len(run.history),
+        "val_accuracy": run.best_val_accuracy,
+        "test_accuracy": run.score("test_accuracy"),
+        "interval": run.interval,
+        "train_seconds": run.score("train_seconds"),
+        "started": run.started,
+        "finished": run.is_finished,
+        "path": str(run.run.path),
+        "settings": {} if config is None else config.to_settings(),
+        "runs": None,
+        "kind": "run",
+    }
+
+
+def _group_row(group: Group, members: list[RunSummary]) -> dict[str, Any]:
+    """A group as one row; of a sweep, the runs with the best settings."""
+    from fastcifar.runs.scores import scores_of
+    from fastcifar.runs.summary import changed_settings
+    from fastcifar.runs.sweep import sweep_results
+
+    best = sweep_results(group).best if group.kind == "sweep" else None
+    means, config = scores_of(best.runs if best else members), group.config
+    values = {key: mean.mean for key, mean in means.items()}
+    return {
+        "name": group.path.name,
+        "recipe": config.recipe,
+        "model": config.model.name,
+        "changed": {**changed_settings(config), **(best.settings if best else {})},
+        "epochs": max((len(run.history) for run in members), default=0),
+        "val_accuracy": values.get("val_accuracy"),
+        "test_accuracy": values.get("test_accuracy"),
+        "interval": means["test_accuracy"].interval if "test_accuracy" in means else None,
+        "train_seconds": sum(run.score("train_seconds") or 0 for run in members),
+        "started": min((run.started for run in members), default=""),
+        "finished": len(group.finished) == len(group.members),
+        "path": str(group.path),
+        "settings": config.to_settings(),
+        "runs": f"{len(group.finished)}/{len(group.members)}",
+        "kind": group.kind,
+    }
+
+
+def _passes(row: dict[str, Any], name: str, comparison: str, value: str) -> bool:
+    known = {**row["settings"], **row, "accuracy": row["test_accuracy"]}
+    if name not in known:
+        raise click.UsageError(f"--filter names {name!r}; expected a setting or one of: {', '.join(row)}")
+    own = known[name]
+    if isinstance(own, (int, float)) and not isinstance(own, bool):
+        try:
+            return bool(COMPARISONS[comparison](own, float(value)))
+        except ValueError:
+            return comparison == "!="
+    if comparison not in ("=", "!="):
+        return False
+    return (str(own).lower() == value.lower()) == (comparison == "=")
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    from fastcifar.cli.output import table
+    from fastcifar.training.progress import duration
+
+    lines = [("run", "runs", "recipe", "epochs", "accuracy", "95% interval", "time", "date", "changed settings")]
+    for row in rows:
+        accuracy, interval, seconds = row["test_accuracy"], row["interval"], row["train_seconds"]
+        changed = ", ".join(f"{key}={_short(value)}" for key, value in row["changed"].items())
+        lines.append(
+            (
+                row["name"],
+                row["runs"] or "",
+                row["recipe"] or "-",
+                str(row["epochs"]),
+                "not finished" if not row["finished"] else "-" if accuracy is None else f"{accuracy:.2%}",
+                "-" if interval is None else f"{interval[0]:.2%} to {interval[1]:.2%}",
+                "-" if seconds is None else duration(seconds),
+                row["started"][:16].replace("T", " ") or "-",
+                changed if len(changed) <= 100 else f"{changed[:99]}…",
+            )
+        )
+    return table(lines)
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+@runs.command(cls=Command)
+@click.argument("names", nargs=-1, metavar="RUN RUN...")
+@click.option(
+    "--output", type=options.PATH, metavar="FOLDER", help="Where files go.  [default: comparisons/ in --runs-dir]"
+)
+@options.runs_dir
+@options.as_json
+def compare(names: tuple[str, ...], output: Path | None, runs_dir: Path, as_json: bool) -> None:
+    """Compare runs, or groups of seeds, with the first one.
+
+    Two runs by McNemar's exact test on the same test images; two groups by Welch's t-test. Table, curves and the images
+    on which they differ go to files.
+    """
+    import json
+    from dataclasses import asdict
+
+    from fastcifar.cli.output import table
+    from fastcifar.runs.compare import compare as compare_runs
+    from fastcifar.runs.compare import comparison_folder
+    from fastcifar.runs.compare_files import table_of, write_comparison
+
+    comparison = compare_runs(names, runs_dir)
+    files = write_comparison(comparison, output or comparison_folder(comparison, runs_dir))
+    if as_json:
+        found = {
+            "runs": [
+                {"name": entry.name, "scores": {key: asdict(mean) for key, mean in entry.scores.items()}}
+                for entry in comparison.entries
+            ],
+            "settings": comparison.settings,
+            "differences": [
+                {
+                    "name": each.name,
+                    "score": each.score.key,
+                    "test": each.test and {"kind": type(each.test).__name__, **asdict(each.test)},
+                    "sentence": each.sentence,
+                }
+                for each in comparison.differences
+            ],
+            "files": list(map(str, files)),
+        }
+        click.echo(json.dumps(found))
+        return
+    click.echo(table(table_of(comparison)) + "\n")
+    for difference in comparison.differences:
+        click.echo(difference.sentence)
+    for file in files:
+        click.echo(file)

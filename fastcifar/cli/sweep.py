@@ -1,0 +1,89 @@
+"""`fastcifar sweep`: runs for each combination of some settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fastcifar.cli import options, settings
+from fastcifar.config import require_known
+
+
+def _values(text: str) -> tuple[str, tuple[Any, ...]]:
+    """('lr', (0.02, 0.05)) of `lr=0.02,0.05`; values that are lists are separated by semicolons."""
+    name, _, values = text.partition("=")
+    name = name.strip().lstrip("-").replace("-", "_")
+    if not name or not values.strip():
+        raise ValueError
+    return name, tuple(part.strip() for part in values.split(";" if ";" in values else ","))
+
+
+VALUES = options.Parsed("setting=value,…", _values, "a setting and its values, e.g. lr=0.02,0.05,0.1")
+
+
+@click.command(
+    cls=options.SettingsCommand,
+    short_help="Train each combination of some settings, and compare them.",
+    common=("chosen", "seeds", "trials", "recipe", "model", "epochs", "val_size", "data_dir", "device", "seed", "name"),
+)
+@click.option(
+    "--set",
+    "chosen",
+    type=VALUES,
+    multiple=True,
+    metavar="SETTING=VALUE,…",
+    help="A setting and its values; may be repeated: each combination is trained. Values that are lists are separated "
+    "by semicolons.",
+)
+@click.option("--seeds", type=options.SEEDS, default="1", show_default=True, help=options.SEEDS_HELP)
+@click.option("--trials", type=click.IntRange(1), help="Train only so many combinations, drawn at random by --seed.")
+@settings.add(
+    settings.RECIPE,
+    settings.RUN,
+    settings.EXPERIMENT,
+    settings.OPTIMIZER,
+    settings.SCHEDULE,
+    settings.DEVICE,
+    settings.RUNTIME,
+)
+@click.option("--name", default="sweep", show_default=True, help="Name of the folder.")
+@options.runs_dir
+@options.as_json
+@click.pass_context
+def sweep(
+    context: click.Context,
+    /,
+    chosen: tuple[tuple[str, tuple[str, ...]], ...],
+    seeds: tuple[int, ...],
+    trials: int | None,
+    name: str,
+    runs_dir: Path,
+    as_json: bool,
+    **values: Any,
+) -> None:
+    """Train each combination of some settings, and compare them on the validation images.
+
+    The effect of each setting and the best combination are printed, and reported in report.html. The test images are
+    scored once, for the best combination. 'fastcifar train --resume NAME' resumes a sweep.
+    """
+    config = settings.train_config(context, dict(values))
+
+    from fastcifar.cli.groups import train_and_print
+    from fastcifar.runs.group import create_group
+    from fastcifar.runs.sweep import require_validation, sweep_members
+
+    require_validation(config)
+    swept = {key: _parsed(context, key, texts) for key, texts in chosen}
+    members = sweep_members(swept, seeds, trials=trials, seed=config.seed)
+    train_and_print(create_group(runs_dir, name, "sweep", config, members), as_json)
+
+
+def _parsed(context: click.Context, name: str, texts: tuple[str, ...]) -> tuple[Any, ...]:
+    """The values of a setting, as its option reads them."""
+    require_known([name])
+    param = next(param for param in context.command.params if param.name == name)
+    if isinstance(param, click.Option) and param.is_bool_flag:
+        return tuple(click.BOOL.convert(text, param, context) for text in texts)
+    return tuple(None if text == "none" else param.type.convert(text, param, context) for text in texts)

@@ -1,0 +1,63 @@
+"""Curves of several runs: their mean and spread by epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from fastcifar.plotting.context import own_context
+from fastcifar.plotting.style import layout
+from fastcifar.plotting.text import families, printable
+
+COLOURS = ("#332288", "#cc6677", "#117733", "#88ccee", "#999933", "#aa4499")
+"""Paul Tol's "muted" scheme: distinct for the colour-blind, also as thin lines."""
+History = Sequence[Mapping[str, float]]
+
+
+@own_context()
+def group_curves(histories: Mapping[str, Sequence[History]]) -> Figure:
+    """Loss and accuracy by epoch of each entry: the mean of its runs, and a band of one standard deviation if there are
+    several. Those of validation where all runs have it, else those of training.
+
+    histories: by name, the rows of results.csv of each of its runs.
+    """
+    runs = [history for entry in histories.values() for history in entry if history]
+    split = "val" if runs and all("val_loss" in history[0] for history in runs) else "train"
+    figure = Figure(figsize=(9, 3.8), layout=layout())
+    axes = figure.subplots(1, 2)
+    for axis, metric in zip(axes, ("loss", "accuracy"), strict=True):
+        for (name, entry), colour in zip(histories.items(), cycle(COLOURS), strict=False):
+            _plot(axis, [history for history in entry if history], f"{split}_{metric}", printable(name), colour)
+        axis.set_title(f"{'Validation' if split == 'val' else 'Training'} {metric}")
+        axis.set_xlabel("epoch")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[1].yaxis.set_major_formatter(lambda value, _: f"{value * 100:.4g}%")
+    if runs:
+        figure.legend(
+            *axes[0].get_legend_handles_labels(),
+            loc="outside lower center",
+            frameon=False,
+            prop={"family": families("".join(histories))},
+        )
+    return figure
+
+
+def _plot(axis: Any, runs: Sequence[History], key: str, name: str, colour: str) -> None:
+    """Up to the last epoch that all runs have."""
+    if not runs:
+        return
+    num_epochs = min(map(len, runs))
+    values = np.array([[row[key] for row in history[:num_epochs]] for history in runs])  # (runs, epochs)
+    epochs, mean = np.arange(1, num_epochs + 1), values.mean(axis=0)
+    label = name if len(runs) == 1 else f"{name}: mean of {len(runs)} runs, ± 1 standard deviation"
+    axis.plot(epochs, mean, "o-", ms=3, color=colour, label=label)
+    if len(runs) > 1:
+        std = values.std(axis=0, ddof=1)
+        axis.fill_between(epochs, mean - std, mean + std, color=colour, alpha=0.2, lw=0)

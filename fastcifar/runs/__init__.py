@@ -1,0 +1,1 @@
+"""Runs together: groups of seeds, sweeps, lists, comparisons."""

@@ -1,0 +1,148 @@
+"""A group of runs in one folder: `group.yaml` holds their settings, and those in which each run differs."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fastcifar.config import TrainConfig
+from fastcifar.errors import DataError, UsageError, one_line
+from fastcifar.io.atomic import write_text
+from fastcifar.io.paths import user_path
+from fastcifar.io.reading import read_mapping
+from fastcifar.training.device import choose_device
+from fastcifar.training.distributed import Distributed
+from fastcifar.training.run_folder import RunFolder, create_run, find_run
+
+KINDS = ("seeds", "sweep")
+FILE = "group.yaml"
+FORMAT = 1
+MAX_BYTES = 8 * 2**20
+MAX_RUNS = 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """One run of a group."""
+
+    name: str
+    """Of its folder in that of the group."""
+    settings: dict[str, Any]
+    """In which it differs from the others, by name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Runs that share their settings but for some of them."""
+
+    path: Path
+    kind: str
+    """'seeds': they differ in their seed alone; 'sweep': also in other settings."""
+    config: TrainConfig
+    """What they share."""
+    members: tuple[Member, ...]
+
+    def run(self, member: Member) -> RunFolder:
+        """The folder of a run, which may not exist yet."""
+        return RunFolder(self.path / member.name)
+
+    def config_of(self, member: Member) -> TrainConfig:
+        """All settings of a run."""
+        return self.config.with_settings(**member.settings)
+
+    @property
+    def finished(self) -> tuple[Member, ...]:
+        """Those whose training has ended."""
+        return tuple(member for member in self.members if self.run(member).metrics.is_file())
+
+    def write(self) -> None:
+        """Write group.yaml."""
+        settings = {**self.config.to_settings(), "data_dir": str(Path(self.config.data.data_dir).absolute())}
+        runs = [{"name": member.name, "settings": member.settings} for member in self.members]
+        content = {"fastcifar_group": FORMAT, "kind": self.kind, "runs": runs, "settings": settings}
+        write_text(self.path / FILE, yaml.safe_dump(json.loads(json.dumps(content)), sort_keys=False))
+
+
+def create_group(
+    runs_dir: str | os.PathLike[str], name: str, kind: str, config: TrainConfig, members: Sequence[Member]
+) -> Group:
+    """Create the folder of a group in `runs_dir`: `name`, or `name-2`, `name-3`, … if it exists."""
+    if len(members) > MAX_RUNS:
+        raise UsageError(f"{len(members):,} runs; expected at most {MAX_RUNS:,}")
+    for member in members:
+        config.with_settings(**member.settings)  # a wrong value fails before the first run
+    distributed = Distributed.from_environment()
+    device = choose_device(config.runtime.device, distributed.local_rank if distributed.world_size > 1 else None)
+    with distributed.connect(device):  # of several processes, rank 0 creates it
+        path = distributed.broadcast(create_run(runs_dir, name).path if distributed.is_main else Path())
+        group = Group(path=path, kind=kind, config=config, members=tuple(members))
+        if distributed.is_main:
+            group.write()
+        distributed.barrier()
+    return group
+
+
+def seed_members(seeds: Sequence[int]) -> tuple[Member, ...]:
+    """A run for each seed."""
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise UsageError(f"seeds is {','.join(map(str, seeds))!r}; expected at least one, each once")
+    return tuple(Member(name=f"seed-{seed}", settings={"seed": seed}) for seed in seeds)
+
+
+def is_group(path: Path) -> bool:
+    """Whether this is the folder of a group."""
+    return (path / FILE).is_file()
+
+
+def group_path(name: str | os.PathLike[str], runs_dir: str | os.PathLike[str]) -> Path | None:
+    """The folder of the group with this name or path; None if there is none."""
+    path = user_path(name, "run")
+    return next((folder for folder in (user_path(runs_dir, "runs_dir") / path, path) if is_group(folder)), None)
+
+
+def find_group(name: str | os.PathLike[str] | None, runs_dir: str | os.PathLike[str]) -> Group | None:
+    """The group with this name or path, or the one of the run that was saved last; None if that is no group.
+
+    Raises DataError if it is damaged.
+    """
+    if name is not None:
+        path = group_path(name, runs_dir)
+    else:
+        path = find_run(None, runs_dir).path.parent
+    return load_group(path) if path is not None and is_group(path) else None
+
+
+def load_group(path: Path) -> Group:
+    """The group at `path`. Raises DataError if its group.yaml is damaged."""
+    file = path / FILE
+    try:
+        content = read_mapping(file, MAX_BYTES)
+        if content.get("fastcifar_group") is not FORMAT:
+            raise ValueError(f"it does not begin with fastcifar_group: {FORMAT}")
+        if content["kind"] not in KINDS:
+            raise ValueError(f"its kind is none of {', '.join(KINDS)}")
+        runs = content["runs"]
+        if not isinstance(runs, list) or not 0 < len(runs) <= MAX_RUNS:
+            raise ValueError(f"its runs are not a list of 1 to {MAX_RUNS:,}")
+        members = tuple(Member(name=run["name"], settings=dict(run["settings"])) for run in runs)
+        names = [member.name for member in members]
+        if not all(isinstance(name, str) and _is_folder_name(name) for name in names) or len(set(names)) < len(names):
+            raise ValueError("its runs have names that are no different folders in it")
+        config = TrainConfig.from_settings(**content["settings"])
+        group = Group(path=path, kind=content["kind"], config=config, members=members)
+        for member in members:
+            if group.config_of(member).model.names_code != config.model.names_code:
+                raise ValueError(f"its run {member.name} names another model")
+        return group
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DataError(f"{file}: not the settings of a group of runs ({one_line(error, 300)})") from error
+
+
+def _is_folder_name(name: str) -> bool:
+    return bool(name) and name not in (".", "..") and Path(name).name == name and name.isprintable()

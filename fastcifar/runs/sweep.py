@@ -1,0 +1,154 @@
+"""A sweep: runs for each combination of some settings, compared on validation images; the test images are scored once,
+for the best."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fastcifar.augment.params import raw_bits
+from fastcifar.config import SETTINGS, TrainConfig, require_known
+from fastcifar.errors import DataError, UsageError
+from fastcifar.runs.group import Group, Member
+from fastcifar.runs.statistics import Mean, mean_of
+from fastcifar.runs.summary import RunSummary, summaries
+from fastcifar.runs.train_group import train_group
+from fastcifar.training.progress import Reporter
+from fastcifar.training.trainer import train
+
+log = logging.getLogger(__name__)
+NOT_SWEPT = ("recipe", "data_dir", "device", "seed", "val_size", "log_every", "threads")
+MAX_NAME = 100
+Settings = dict[str, Any]
+
+
+def sweep_members(
+    values: Mapping[str, Sequence[Any]], seeds: Sequence[int], *, trials: int | None = None, seed: int = 0
+) -> tuple[Member, ...]:
+    """A run for each combination of the values of these settings, and each seed.
+
+    trials: draw so many combinations at random, by `seed`. Raises UsageError for a setting that cannot be swept.
+    """
+    require_known(values)
+    for name, options in values.items():
+        if name in NOT_SWEPT:
+            raise UsageError(f"{name} cannot be swept; expected a setting of the network or the training")
+        if not options or len(set(map(str, options))) < len(options):
+            raise UsageError(f"{name} has the values {', '.join(map(str, options))}; expected at least one, each once")
+    if not values:
+        raise UsageError("no setting to sweep; expected e.g. --set lr=0.02,0.05,0.1")
+    cells = [dict(zip(values, combination, strict=True)) for combination in itertools.product(*values.values())]
+    if trials is not None and trials < len(cells):
+        drawn = np.sort(np.argsort(raw_bits(seed, 0, "sweep", len(cells)), kind="stable")[:trials])
+        cells = [cells[position] for position in drawn]
+    runs = [{**cell, "seed": each} for cell in cells for each in seeds]
+    return tuple(Member(name=_folder(number, run), settings=run) for number, run in enumerate(runs, 1))
+
+
+def _folder(number: int, settings: Settings) -> str:
+    """Its settings, where they can be the name of a folder."""
+    name = ",".join(f"{key}={value}" for key, value in settings.items())
+    return name if len(name) <= MAX_NAME and "/" not in name and name.isprintable() else f"run-{number:04d}"
+
+
+def require_validation(config: TrainConfig) -> None:
+    """Raise UsageError if no image is held out: the best of many runs by their test accuracy is a biased estimate."""
+    if config.data.val_size == 0:
+        raise UsageError("val_size is 0; expected validation images, by which a sweep compares its runs")
+
+
+def train_sweep(group: Group, reporter: Reporter | None = None) -> Sweep:
+    """Train the runs that are not finished, then score the test images with those of the best combination."""
+    train_group(group, test=False, reporter=reporter)
+    result = sweep_results(group)
+    if result.best is not None:
+        for run in result.best.runs:
+            if run.score("test_accuracy") is None:
+                config = run.run.read_config()
+                log.info("%s: the best by validation accuracy; scoring its test images", run.name)
+                train(config, runs_dir=group.path, resume=run.run, reporter=reporter)
+    return sweep_results(group)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """The runs of one combination."""
+
+    settings: Settings
+    runs: tuple[RunSummary, ...]
+    """Those that are finished."""
+    num_diverged: int
+    val_accuracy: Mean | None
+    """None if none of its runs has one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effect:
+    """The runs with one value of a setting, whatever the others."""
+
+    name: str
+    value: Any
+    val_accuracy: Mean | None
+    num_diverged: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """The results of a sweep."""
+
+    cells: tuple[Cell, ...]
+    """The best first."""
+    effects: tuple[Effect, ...]
+
+    @property
+    def best(self) -> Cell | None:
+        """The combination of the highest mean validation accuracy, none of whose runs diverged."""
+        return next((cell for cell in self.cells if cell.val_accuracy is not None and not cell.num_diverged), None)
+
+
+def sweep_results(group: Group) -> Sweep:
+    """What the finished runs of a sweep show. Raises DataError if the group is not a sweep."""
+    if group.kind != "sweep":
+        raise DataError(f"{group.path}: not a sweep; expected a group that 'fastcifar sweep' made")
+    finished = {run.run.path.name: run for run in summaries(group) if run.is_finished}
+    settings = {member.name: {k: v for k, v in member.settings.items() if k != "seed"} for member in group.members}
+    by_cell: dict[str, list[str]] = {}
+    for name, chosen in settings.items():
+        by_cell.setdefault(str(chosen), []).append(name)
+    cells = [
+        _cell(settings[names[0]], [finished[name] for name in names if name in finished]) for names in by_cell.values()
+    ]
+    cells.sort(key=lambda cell: (bool(cell.num_diverged), -(cell.val_accuracy.mean if cell.val_accuracy else -1)))
+    effects = []
+    for key in settings[group.members[0].name]:
+        for value in dict.fromkeys(str(chosen[key]) for chosen in settings.values()):
+            names = [name for name, chosen in settings.items() if str(chosen[key]) == value]
+            cell = _cell({}, [finished[name] for name in names if name in finished])
+            effects.append(
+                Effect(name=key, value=value, val_accuracy=cell.val_accuracy, num_diverged=cell.num_diverged)
+            )
+    return Sweep(cells=tuple(cells), effects=tuple(effects))
+
+
+def _cell(settings: Settings, runs: Sequence[RunSummary]) -> Cell:
+    kept = tuple(run for run in runs if "diverged" not in run.metrics)
+    values = [run.best_val_accuracy for run in kept]
+    known = [value for value in values if value is not None]
+    return Cell(
+        settings=settings,
+        runs=kept,
+        num_diverged=len(runs) - len(kept),
+        val_accuracy=mean_of(known) if known else None,
+    )
+
+
+def is_tuple(name: str) -> bool:
+    """Whether the values of a setting are lists, which contain commas."""
+    group, field, _ = SETTINGS[name]
+    default = getattr(TrainConfig() if group is None else getattr(TrainConfig(), group), field)
+    return isinstance(default, tuple)

@@ -1,0 +1,82 @@
+"""Trains the runs of a group one after another, with the datasets and the compiled kernel in memory once."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+from fastcifar.data.beton import Beton
+from fastcifar.errors import DivergedError, Stopped
+from fastcifar.io.locks import lock_folder
+from fastcifar.loaders import choose_loader
+from fastcifar.runs.group import Group, Member
+from fastcifar.training.device import choose_device
+from fastcifar.training.distributed import Distributed
+from fastcifar.training.progress import Reporter, SilentReporter
+from fastcifar.training.run_folder import RunFolder
+from fastcifar.training.trainer import train
+
+log = logging.getLogger(__name__)
+
+
+class _GroupReporter:
+    """Names the run before each part of it."""
+
+    def __init__(self, reporter: Reporter, prefix: str) -> None:
+        self._reporter, self._prefix = reporter, prefix
+        self.advance, self.step = reporter.advance, reporter.step
+
+    def begin(self, name: str, total: int) -> None:
+        self._reporter.begin(f"{self._prefix}, {name}", total)
+
+
+def train_group(group: Group, *, test: bool = True, reporter: Reporter | None = None) -> None:
+    """Train the runs that are not finished: a run that has begun is resumed, one that is finished is not repeated. A
+    run that diverges is finished, with a warning.
+
+    test: whether each run evaluates the test images. Raises as `fastcifar.training.train`; `Stopped` names the command
+    that resumes the group.
+    """
+    distributed, reporter = Distributed.from_environment(), reporter or SilentReporter()
+    device = choose_device(group.config.runtime.device, distributed.local_rank if distributed.world_size > 1 else None)
+    busy = "another process is training this group; wait for it to end"
+    with distributed.connect(device), lock_folder(group.path, busy) if distributed.is_main else nullcontext():
+        _train_all(group, test, reporter)
+
+
+def _train_all(group: Group, test: bool, reporter: Reporter) -> None:
+    finished = {member.name for member in group.finished}
+    todo = [member for member in group.members if member.name not in finished]
+    if finished and todo:
+        log.info("%s: %d of %d runs are finished", group.path, len(finished), len(group.members))
+    betons = _open(group) if todo else []
+    for member in todo:
+        number = group.members.index(member) + 1
+        log.info("run %d of %d: %s", number, len(group.members), member.name)
+        try:
+            _train_member(group, member, betons, test, _GroupReporter(reporter, f"run {number}/{len(group.members)}"))
+        except Stopped as stopped:
+            command = RunFolder(group.path).resume_command(group.config.model, Distributed.from_environment())
+            raise Stopped(stopped.exit_code - 128, f"saved; resume the group with: {command}") from None
+        except DivergedError as error:
+            log.warning("%s: %s", member.name, error)
+            if Distributed.from_environment().is_main:
+                group.run(member).write_metrics({"diverged": str(error)})
+
+
+def _train_member(group: Group, member: Member, betons: Sequence[Beton], test: bool, reporter: Reporter) -> None:
+    run = group.run(member)
+    if not run.has_checkpoint and run.path.is_dir() and Distributed.from_environment().is_main:
+        shutil.rmtree(run.path)  # killed before its first step
+    config = group.config_of(member)
+    resume = run if run.has_checkpoint else None
+    train(config, runs_dir=group.path, name=member.name, resume=resume, reporter=reporter, betons=betons, test=test)
+
+
+def _open(group: Group) -> Sequence[Beton]:
+    data, device = group.config.data, choose_device(group.config.runtime.device)
+    paths = [Path(data.data_dir) / name for name in ("train.beton", "test.beton")]
+    return choose_loader(data.loader, paths, augment=group.config.augment, device=device).betons

@@ -1,0 +1,237 @@
+"""Groups of seeds and sweeps: trained, stopped, resumed, read back."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner
+from safetensors.torch import load_file
+
+from fastcifar.cli import main
+from fastcifar.errors import DataError, Stopped, UsageError
+from fastcifar.loaders import choose
+from fastcifar.runs.group import Group, Member, create_group, load_group, seed_members
+from fastcifar.runs.summary import summaries
+from fastcifar.runs.sweep import require_validation, sweep_members, sweep_results, train_sweep
+from fastcifar.runs.train_group import train_group
+from fastcifar.training import train
+from tests.tiny import NETWORK, Interrupts, tiny
+
+
+def scores(group: Group) -> list[float | None]:
+    return [run.score("test_accuracy") for run in summaries(group)]
+
+
+def weights(group: Group) -> list[dict[str, torch.Tensor]]:
+    return [load_file(group.run(member).best) for member in group.members]
+
+
+@pytest.fixture(scope="module")
+def seeds(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Group:
+    folder = tmp_path_factory.mktemp("runs")
+    group = create_group(folder, "few", "seeds", tiny(tiny_data), seed_members([3, 5]))
+    train_group(group)
+    return group
+
+
+def test_each_seed_is_the_run_of_a_training_with_it(seeds: Group, tiny_data: Path, tmp_path: Path) -> None:
+    metrics = train(tiny(tiny_data, seed=5), runs_dir=tmp_path)[1]
+    assert metrics["test_accuracy"] == scores(seeds)[1]
+    assert [run.run.path.name for run in summaries(seeds)] == ["seed-3", "seed-5"]
+
+
+def test_a_group_is_read_back(seeds: Group) -> None:
+    assert load_group(seeds.path) == dataclasses.replace(seeds, config=load_group(seeds.path).config)
+    assert load_group(seeds.path).config_of(seeds.members[1]).seed == 5
+
+
+def test_finished_runs_are_not_repeated(seeds: Group) -> None:
+    before = [group_file.stat().st_mtime_ns for group_file in seeds.path.glob("*/metrics.json")]
+    train_group(seeds)
+    assert [group_file.stat().st_mtime_ns for group_file in seeds.path.glob("*/metrics.json")] == before
+
+
+def test_the_data_is_opened_once(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[Any] = []
+    real = choose.open_beton
+    monkeypatch.setattr(choose, "open_beton", lambda path, **more: opened.append(path) or real(path, **more))
+    train_group(create_group(tmp_path, "few", "seeds", tiny(tiny_data, max_steps=1), seed_members([0, 1, 2])))
+    assert len(opened) == 2
+
+
+def test_a_stopped_group_is_resumed_to_the_same_weights(
+    tiny_data: Path, tmp_path: Path, ordinary_algorithms: None
+) -> None:
+    config = tiny(tiny_data, deterministic=True)
+    straight = create_group(tmp_path, "straight", "seeds", config, seed_members([0, 1]))
+    train_group(straight)
+    group = create_group(tmp_path, "stopped", "seeds", config, seed_members([0, 1]))
+
+    class InSecondRun(Interrupts):
+        num_runs = 0
+
+        def begin(self, name: str, total: int) -> None:
+            self.at_step = 2 if name.startswith("run 2/2") else -1
+
+    with pytest.raises(Stopped, match=f"resume the group with: fastcifar train --resume {group.path}"):
+        train_group(group, reporter=InSecondRun(2, signal.SIGINT))
+    assert [member.name for member in group.finished] == ["seed-0"]
+    train_group(load_group(group.path))
+    assert scores(group) == scores(straight)
+    for one, other in zip(weights(straight), weights(group), strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_run_killed_before_its_first_step_begins_again(tiny_data: Path, tmp_path: Path) -> None:
+    group = create_group(tmp_path, "few", "seeds", tiny(tiny_data, max_steps=1), seed_members([0]))
+    (group.path / "seed-0" / "weights").mkdir(parents=True)
+    (group.path / "seed-0" / "log.txt").touch()
+    train_group(group)
+    assert len(group.finished) == 1
+    assert sorted(os.listdir(group.path)) == ["group.yaml", "seed-0"]
+
+
+def test_a_run_that_diverges_does_not_end_the_group(tiny_data: Path, tmp_path: Path) -> None:
+    members = [Member(name=f"run-{lr:g}", settings={"lr": lr}) for lr in (1e30, 0.05)]
+    group = create_group(tmp_path, "sweep", "sweep", tiny(tiny_data), members)
+    result = train_sweep(group)
+    assert [cell.num_diverged for cell in result.cells] == [0, 1]
+    assert result.best is not None
+    assert result.best.settings == {"lr": 0.05}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kind": "other"},
+        {"runs": []},
+        {"runs": [{"name": "../up", "settings": {}}]},
+        {"runs": [{"name": "a", "settings": {}}] * 2},
+        {"runs": [{"name": "a", "settings": {"lr": -1}}]},
+        {"runs": [{"name": "a", "settings": {"model": "os:system"}}]},
+        {"runs": 3},
+        {"fastcifar_group": 2},
+    ],
+)
+def test_a_damaged_group_is_one_line(seeds: Group, tmp_path: Path, change: dict[str, Any]) -> None:
+    content = yaml.safe_load((seeds.path / "group.yaml").read_text())
+    content["settings"]["model"] = "small"
+    (tmp_path / "group.yaml").write_text(yaml.safe_dump({**content, **change}))
+    with pytest.raises(DataError, match="group.yaml: not the settings of a group of runs"):
+        load_group(tmp_path)
+
+
+@pytest.mark.parametrize("chosen", [[], [1, 1]])
+def test_seeds_are_given_once_each(chosen: list[int]) -> None:
+    with pytest.raises(UsageError, match="expected at least one, each once"):
+        seed_members(chosen)
+
+
+def test_a_sweep_has_each_combination_and_each_seed() -> None:
+    members = sweep_members({"lr": [0.1, 0.2], "cutout_size": [0, 8]}, [0, 1])
+    assert [member.name for member in members][:3] == [
+        "lr=0.1,cutout_size=0,seed=0",
+        "lr=0.1,cutout_size=0,seed=1",
+        "lr=0.1,cutout_size=8,seed=0",
+    ]
+    assert len(members) == 8
+
+
+def test_trials_are_drawn_by_the_seed() -> None:
+    values = {"lr": list(np.linspace(0.01, 1, 20)), "cutout_size": [0, 2, 4, 8]}
+    first, again, other = (sweep_members(values, [0], trials=7, seed=seed) for seed in (0, 0, 1))
+    assert len(first) == 7
+    assert first == again != other
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({}, "no setting to sweep"),
+        ({"data_dir": ["a"]}, "data_dir cannot be swept"),
+        ({"rate": [1]}, "unknown setting 'rate'"),
+        ({"lr": [0.1, 0.1]}, "each once"),
+    ],
+)
+def test_what_cannot_be_swept_is_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        sweep_members(values, [0])
+
+
+def test_a_sweep_needs_validation_images(tiny_data: Path) -> None:
+    with pytest.raises(UsageError, match="val_size is 0; expected validation images"):
+        require_validation(tiny(tiny_data, val_size=0))
+
+
+def test_a_sweep_scores_the_test_images_of_the_best_alone(tiny_data: Path, tmp_path: Path) -> None:
+    members = sweep_members({"lr": [1e-4, 0.05]}, [0, 1])
+    group = create_group(tmp_path, "sweep", "sweep", tiny(tiny_data, epochs=4), members)
+    result = train_sweep(group)
+    assert result.best is not None
+    assert result.best.val_accuracy is not None
+    best = {run.run.path.name for run in result.best.runs}
+    tested = {run.run.path.name for run in summaries(group) if run.score("test_accuracy") is not None}
+    assert tested == best
+    assert len(best) == 2
+    assert [effect.name for effect in result.effects] == ["lr", "lr"]
+    assert sweep_results(load_group(group.path)).best == result.best
+
+
+def invoke(*arguments: Any, code: int = 0) -> str:
+    result = CliRunner().invoke(main, list(map(str, arguments)))
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def test_train_seeds_and_sweep_print_what_they_show(tiny_data: Path, tmp_path: Path) -> None:
+    common = ["--model", NETWORK, "--batch-size", 36, "--epochs", 1, "--data-dir", tiny_data, "--runs-dir", tmp_path]
+    text = invoke("train", "--seeds", "2", "--name", "few", *common)
+    assert re.search(r"test accuracy +\d+\.\d\d% ± \d+\.\d\d +standard deviation", text)
+    assert (tmp_path / "few" / "seed-1" / "report.html").is_file()
+    assert 'href="seed-1/report.html"' in (tmp_path / "few" / "report.html").read_text()
+    found = json.loads(invoke("train", "--resume", "few", "--runs-dir", tmp_path, "--model", NETWORK, "--json"))
+    assert found["scores"]["test_accuracy"]["num_runs"] == 2
+    text = invoke("sweep", "--set", "lr=0.01,0.1", "--set", "flip=true,false", *common)
+    assert "the test images were scored once" in text
+    assert re.search(r"lr=0.1, flip=False +\d", text)
+    assert "few " in invoke("runs", "--runs-dir", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--seeds", "0"], "'0'; expected their number, 1..1,000, or the seeds, e.g. 3,7,11"),
+        (["train", "--seeds", "3", "--seed", "1"], "--seeds cannot be combined with --seed"),
+        (["train", "--seeds", "3", "--resume", "x"], "--seeds cannot be combined with --resume"),
+        (["sweep", "--set", "lr"], "expected a setting and its values"),
+        (["sweep", "--set", "lr=a,b"], "'a'; expected a number or 'auto'"),
+        (["sweep", "--set", "rate=1,2"], "unknown setting 'rate'"),
+        (["sweep", "--set", "lr=1,2", "--val-size", "0"], "expected validation images"),
+        (["sweep"], "no setting to sweep"),
+    ],
+)
+def test_wrong_groups_are_one_line(arguments: list[str], message: str, tmp_path: Path) -> None:
+    assert message in invoke(*arguments, "--runs-dir", tmp_path, code=2)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_the_seeds_of_several_processes_are_one_group(tiny_data: Path, tmp_path: Path) -> None:
+    arguments = ["train", "--seeds", "2", "--name", "few", "--model", "small", "--batch-size", "36", "--max-steps", "2"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "fastcifar", *arguments]
+    command += ["--data-dir", str(tiny_data), "--runs-dir", str(tmp_path)]
+    subprocess.run(command, check=True, capture_output=True, timeout=500)
+    assert os.listdir(tmp_path) == ["few"]
+    assert len(load_group(tmp_path / "few").finished) == 2
