@@ -30,7 +30,7 @@ def page() -> str:
     return "\n".join([HEAD, *sections])
 
 
-def _section(name: str, command: click.Command) -> str:
+def _section(name: str, command: click.Command, level: str = "##") -> str:
     text = inspect.cleandoc(command.help or "").replace("\b\n", "").replace("<", "&lt;")
     arguments = [_argument(param) for param in command.params if isinstance(param, click.Argument)]
     usage = " ".join(["fastcifar", name, "[OPTIONS]", *arguments])
@@ -40,7 +40,9 @@ def _section(name: str, command: click.Command) -> str:
     rows = ["| option | meaning |", "| --- | --- |", *map(_row, own)]
     flags = ", ".join(f"`{' / '.join([*option.opts, *option.secondary_opts])}`" for option in settings)
     more = f"\nAnd these [settings](settings.md): {flags}.\n" if own is not options else ""
-    return "\n".join([f"## fastcifar {name}", "", f"    {usage}", "", text, "", *rows, more])
+    commands = command.commands if isinstance(command, click.Group) else {}
+    parts = [_section(f"{name} {each}", commands[each], f"{level}#") for each in commands]
+    return "\n".join([f"{level} fastcifar {name}", "", f"    {usage}", "", text, "", *rows, more, *parts])
 
 
 def _argument(argument: click.Argument) -> str:

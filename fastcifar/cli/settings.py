@@ -69,7 +69,7 @@ AUGMENTATION = [
     ),
 ]
 DEVICE = options_of(
-    config.RuntimeConfig, "Device and logging", without=("compile", "sync_bn", "deterministic", "log_every")
+    config.RuntimeConfig, "Device and logging", without=("compile", "sync_bn", "deterministic", "log_every", "log")
 )
 RUNTIME = options_of(config.RuntimeConfig, "Device and logging", without=("device", "threads", "amp"))
 RUN = options_of(TrainConfig, "Run", without=("recipe", "batch_size", "seed"))

@@ -11,11 +11,23 @@ from fastcifar.config.augment import AugmentConfig
 from fastcifar.config.model import ModelConfig
 from fastcifar.config.optimizer import OptimizerConfig, default_lr
 from fastcifar.config.schedule import ScheduleConfig
-from fastcifar.config.setting import Choice, Config, Integer, Setting, SizesUntil, Switch, Text, setting, settings_of
+from fastcifar.config.setting import (
+    Choice,
+    Config,
+    Integer,
+    Names,
+    Setting,
+    SizesUntil,
+    Switch,
+    Text,
+    setting,
+    settings_of,
+)
 from fastcifar.errors import UsageError
 from fastcifar.io.checks import require_utf8
 from fastcifar.io.paths import data_folder
 
+LOGGERS = ("tensorboard", "wandb", "trackio")
 LOADERS = ("auto", "resident", "ffcv", "albumentations")
 SHUFFLES = ("full", "window", "none")
 SPLITS = ("test", "val")
@@ -32,6 +44,7 @@ CHANGEABLE = (
     "amp",
     "compile",
     "log_every",
+    "log",
 )
 """Settings that may differ when a run is resumed; the others are the run's own."""
 
@@ -78,6 +91,9 @@ class RuntimeConfig(Config):
         False, Switch("--no-deterministic"), "Bit-identical results on the same machine, with the same threads."
     )
     log_every: int = setting(0, Integer(0), "Log the mean loss every so many steps; 0: once per epoch.")
+    log: tuple[str, ...] = setting(
+        (), Names(LOGGERS, can_be_empty=True), f"Also log to dashboards, of {', '.join(LOGGERS)}; may be repeated."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

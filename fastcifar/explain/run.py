@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ import torch
 from fastcifar.config import ExplainConfig
 from fastcifar.errors import UsageError
 from fastcifar.explain.cam import Activations, Size
-from fastcifar.explain.files import write_explanation
+from fastcifar.explain.files import draw_grid, write_explanation
 from fastcifar.explain.maps import CAM_BATCH, ExplainedImages, compute_maps
 from fastcifar.explain.user_images import read_user_images
 from fastcifar.inference.predictions import UNKNOWN, Predictions, select_images
@@ -25,6 +25,9 @@ from fastcifar.models import stages_of
 from fastcifar.training.device import standard_torch_defaults
 from fastcifar.training.progress import Reporter
 from fastcifar.training.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 NUM_TOP = 3
 """Number of classes reported for each of the user's images."""
@@ -78,13 +81,9 @@ def explain_run(
         top, num_images = _top_classes(explained, class_names), len(explained.images)
         folder, selection = run.explain / "images", f"{num_images:,} of your images"
     else:
-        predictions = trained.predictions("test")
-        selected = select_images(predictions, config)
-        pixels, names = trained.beton("test").images(selected.indices), tuple(map(str, selected.indices))
-        origins = tuple(trained.beton("test").origins(selected.indices))
-        explained = ExplainedImages(images=pixels, names=names, origins=origins, predictions=selected)
+        predictions, explained, selection = _test_images(trained, config)
         num_images, num_wrong = len(predictions), int((~predictions.is_correct).sum())
-        folder, selection = run.explain, _describe(config, len(explained.images), num_images, num_wrong)
+        folder = run.explain
     sizes: tuple[Size, ...] = ()
     files: tuple[Path, ...] = ()
     if len(explained.images):
@@ -101,6 +100,42 @@ def explain_run(
         files=files,
         images=top,
     )
+
+
+@standard_torch_defaults()
+def explanation_grid(
+    run: RunFolder,
+    config: ExplainConfig,
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    device: str = "auto",
+    trusted: str | None = None,
+    reporter: Reporter | None = None,
+) -> Figure | None:
+    """The figure of grid.png for test images of a run, without writing anything; None if no image is selected.
+
+    For arguments and errors see `explain_run`.
+    """
+    trained = TrainedRun(run, data_dir=data_dir, device=device, trusted=trusted, reporter=reporter)
+    _, explained, selection = _test_images(trained, config)
+    if not len(explained.images):
+        return None
+    table = compute_maps(trained, explained, _layers(trained, config), config)
+    return draw_grid(explained, table, trained.info.class_names, f"{run.path.name}: {selection}")
+
+
+def _test_images(trained: TrainedRun, config: ExplainConfig) -> tuple[Predictions, ExplainedImages, str]:
+    """All predictions on the test images, those that are selected, and the selection in words."""
+    predictions, beton = trained.predictions("test"), trained.beton("test")
+    selected = select_images(predictions, config)
+    explained = ExplainedImages(
+        images=beton.images(selected.indices),
+        names=tuple(map(str, selected.indices)),
+        origins=tuple(beton.origins(selected.indices)),
+        predictions=selected,
+    )
+    num_wrong = int((~predictions.is_correct).sum())
+    return predictions, explained, _describe(config, len(selected), len(predictions), num_wrong)
 
 
 def _layers(trained: TrainedRun, config: ExplainConfig) -> tuple[str, ...]:
