@@ -34,7 +34,7 @@ def page() -> str:
     return "\n".join([HEAD, *sections])
 
 
-def _section(name: str, command: click.Command) -> str:
+def _section(name: str, command: click.Command, level: str = "##") -> str:
     text = "\n\n".join(map(_paragraph, inspect.cleandoc(command.help or "").split("\n\n")))
     arguments = [_argument(param) for param in command.params if isinstance(param, click.Argument)]
     usage = " ".join(["fastcifar", name, "[OPTIONS]", *arguments])
@@ -46,7 +46,9 @@ def _section(name: str, command: click.Command) -> str:
     more = f"\nAnd these [settings](settings.md): {flags}.\n" if own is not options else ""
     names = "; ".join(f"`{', '.join(others)}`: `{option.opts[0]}`" for option, others in aliases_of(command))
     more += f"\nOther names: {names}.\n" if names else ""
-    return "\n".join([f"## fastcifar {name}", "", f"    {usage}", "", text, "", *rows, more])
+    commands = command.commands if isinstance(command, click.Group) else {}
+    parts = [_section(f"{name} {each}", commands[each], f"{level}#") for each in commands]
+    return "\n".join([f"{level} fastcifar {name}", "", f"    {usage}", "", text, "", *rows, more, *parts])
 
 
 def _paragraph(text: str) -> str:

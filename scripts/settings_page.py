@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastcifar.config import SETTINGS, TrainConfig
-from fastcifar.config.setting import Choice, Integer, Kind, Number, Switch
+from fastcifar.config.setting import Choice, Integer, Kind, Names, Number, Switch
 from fastcifar.config.train import GROUPS
 
 PAGE = Path(__file__).parent.parent / "docs" / "settings.md"
@@ -23,6 +23,8 @@ def values_of(kind: Kind) -> str:
     """The values that are allowed, in words."""
     if isinstance(kind, Choice):
         return ", ".join(f"`{name}`" for name in kind.names)
+    if isinstance(kind, Names) and kind.known:
+        return "list of " + ", ".join(f"`{name}`" for name in kind.known)
     if isinstance(kind, Switch):
         return "`true`, `false`"
     if isinstance(kind, Integer):

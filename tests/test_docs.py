@@ -36,9 +36,12 @@ def fenced(page: Path, language: str) -> list[str]:
 
 
 def flags_of(command: click.Command) -> set[str]:
+    """The options of a command, and of those of a group."""
     options = [param for param in command.params if isinstance(param, click.Option)]
+    parts = command.commands.values() if isinstance(command, click.Group) else ()
     own = {flag for option in options for flag in (*option.opts, *option.secondary_opts)}
-    return {*own, *(name for _, names in aliases_of(command) for name in names), "--help"}
+    names = (name for _, names in aliases_of(command) for name in names)
+    return own.union({"--help"}, names, *(flags_of(part) for part in parts if part.name not in COMMANDS))
 
 
 def anchors(page: Path) -> set[str]:

@@ -27,6 +27,7 @@ def train_and_print(group: Group, as_json: bool) -> None:
     Raises DivergedError (5), after that, if a run of a group of seeds diverged.
     """
     from fastcifar.cli.output import Bars, command_line, show_next, table, write_report
+    from fastcifar.loggers import view_commands
     from fastcifar.report.group import write_group_report
     from fastcifar.runs.scores import SCORES, scores_of
     from fastcifar.runs.summary import summaries
@@ -63,7 +64,8 @@ def train_and_print(group: Group, as_json: bool) -> None:
         click.echo(table([*rows, ("folder", group.path, "")]))
         click.echo(report)
         compare: list[str | os.PathLike[str]] = ["compare", group.path, "OTHER"] if sweep is None else []
-        show_next(command_line("fastcifar", "runs", *compare))
+        views = view_commands(group.config.runtime.log, group.path)
+        show_next(command_line("fastcifar", "runs", *compare), *views)
     diverged = [run.name for run in runs if "diverged" in run.metrics]
     if diverged and sweep is None:
         raise DivergedError(f"{len(diverged)} of {len(group.members)} runs diverged: {', '.join(diverged)}")

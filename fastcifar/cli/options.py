@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial, wraps
+from itertools import chain
 from pathlib import Path
 from textwrap import TextWrapper
 from typing import Any, TypeVar
@@ -211,16 +212,24 @@ def option(name: str, default: Any, declared: Setting, section: str = "") -> Opt
     text = declared.description
     if declared.default_text:
         default, text = None, f"{text}  [default: {declared.default_text}]"
-    elif isinstance(default, tuple):
+    elif isinstance(default, tuple) and default:
         default = ",".join(map(str, default))
     is_switch = isinstance(kind, kinds.Switch)
     keywords: dict[str, Any] = {"is_flag": True} if is_switch else {"type": _click_type(name, kind)}
+    if isinstance(kind, kinds.Names) and kind.can_be_empty:
+        keywords |= {"multiple": True, "callback": _join_names}
     if isinstance(kind, kinds.Text) and kind.metavar:
         keywords["metavar"] = kind.metavar
-    shown = default not in (None, "") and (not isinstance(default, bool) or "/" in flag)
+    shown = default not in (None, "", ()) and (not isinstance(default, bool) or "/" in flag)
     return click.option(
         flag, cls=SettingOption, section=section, default=default, show_default=shown, help=text, **keywords
     )
+
+
+def _join_names(context: click.Context, parameter: click.Parameter, values: Iterable[Any]) -> tuple[str, ...]:
+    """The names of an option that was repeated, or separated by commas, or both; none for 'none'."""
+    names = chain.from_iterable((each,) if isinstance(each, str) else each for each in values)
+    return tuple(name for name in names if name != "none")
 
 
 def _click_type(name: str, kind: Any) -> Any:

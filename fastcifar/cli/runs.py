@@ -1,4 +1,4 @@
-"""`fastcifar runs`: lists and compares runs."""
+"""`fastcifar runs`: lists, compares and logs runs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import click
 
 from fastcifar.cli import options
 from fastcifar.cli.command import Command
+from fastcifar.config import LOGGERS
+from fastcifar.config.setting import Names, Setting
 
 if TYPE_CHECKING:
     from fastcifar.runs.group import Group
@@ -229,3 +231,37 @@ def compare(names: tuple[str, ...], output: Path | None, runs_dir: Path, as_json
         click.echo(difference.sentence)
     for file in files:
         click.echo(file)
+
+
+TO = Setting(Names(LOGGERS, can_be_empty=True), f"Dashboards, of {', '.join(LOGGERS)}; may be repeated.", "to", "")
+
+
+@runs.command("log")
+@click.argument("name", metavar="RUN")
+@options.option("to", (), TO)
+@options.trusted_model
+@options.runs_dir
+@options.as_json
+def log_to(name: str, to: tuple[str, ...], model: str | None, runs_dir: Path, as_json: bool) -> None:
+    """Log RUN, a run or a group, to a dashboard: its epochs, settings, final scores and pictures.
+
+    As 'train --log' does during the training; steps are logged only then.
+    """
+    if not to:
+        raise click.UsageError(f"missing option '--to'; expected one or more of: {', '.join(LOGGERS)}")
+    TO.kind.check("to", to)
+
+    import json
+
+    from fastcifar.cli.output import Bars, show_next
+    from fastcifar.loggers import view_commands
+    from fastcifar.runs.log_run import log_run
+
+    with Bars() as bars:
+        path, names = log_run(name, to, runs_dir=runs_dir, trusted=model, reporter=bars)
+    if as_json:
+        click.echo(json.dumps({"path": str(path), "runs": names, "to": to}))
+        return
+    for each in names:
+        click.echo(f"{each} logged to {', '.join(to)}")
+    show_next(*view_commands(to, path))

@@ -80,7 +80,7 @@ AUGMENTATION = [
     ),
 ]
 DEVICE = options_of(
-    config.RuntimeConfig, "Device and logging", without=("compile", "sync_bn", "deterministic", "log_every")
+    config.RuntimeConfig, "Device and logging", without=("compile", "sync_bn", "deterministic", "log_every", "log")
 )
 RUNTIME = options_of(config.RuntimeConfig, "Device and logging", without=("device", "threads", "amp"))
 INITIAL = options_of(TrainConfig, "Model", without=SETTINGS.keys() - {"init", "freeze_until"})

@@ -84,9 +84,10 @@ def train(
 
     from fastcifar.cli.groups import train_and_print
     from fastcifar.cli.output import Bars, command_line, show_next, table, write_report
+    from fastcifar.loggers import view_commands
     from fastcifar.runs.group import find_group
+    from fastcifar.runs.log_run import train_and_log
     from fastcifar.training import find_run
-    from fastcifar.training import train as run_training
     from fastcifar.training.distributed import Distributed
 
     distributed = Distributed.from_environment()
@@ -104,7 +105,7 @@ def train(
         logging.getLogger("fastcifar").setLevel(logging.ERROR)
     with Bars(shown=is_main) as bars:
         try:
-            run, metrics = run_training(config, runs_dir=runs_dir, name=name, resume=run, reporter=bars)
+            run, metrics = train_and_log(config, runs_dir=runs_dir, name=name, resume=run, reporter=bars)
         except Stopped as stopped:
             if is_main:
                 raise
@@ -133,7 +134,7 @@ def train(
         rows.append(("report", report))
     click.echo(table(rows))
     trust = ["--model", config.model.name] if config.model.names_code else []
-    show_next(command_line("fastcifar", "explain", run.path, *trust))
+    show_next(command_line("fastcifar", "explain", run.path, *trust), *view_commands(config.runtime.log, run.path))
 
 
 def _train_seeds(

@@ -20,6 +20,7 @@ from fastcifar.config.optimizer import OptimizerConfig as OptimizerConfig
 from fastcifar.config.schedule import ScheduleConfig as ScheduleConfig
 from fastcifar.config.train import CHANGEABLE as CHANGEABLE
 from fastcifar.config.train import LOADERS as LOADERS
+from fastcifar.config.train import LOGGERS as LOGGERS
 from fastcifar.config.train import MAX_SEED as MAX_SEED
 from fastcifar.config.train import SAMPLERS as SAMPLERS
 from fastcifar.config.train import SETTINGS as SETTINGS

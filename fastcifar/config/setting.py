@@ -115,9 +115,10 @@ class SizesUntil:
 
 @dataclass(frozen=True)
 class Names:
-    """Names, each once; of `known`, if that is given."""
+    """Names, each once; of `known`, if that is given. At least one, unless `can_be_empty`."""
 
     known: tuple[str, ...] = ()
+    can_be_empty: bool = False
 
     def check(self, name: str, value: Any) -> None:
         require_tuple(name, value, "a list of names")
@@ -126,7 +127,8 @@ class Names:
                 require_choice(name, each, self.known)
             elif not isinstance(each, str):
                 raise UsageError(f"{name} has {shown(each)}; expected names")
-        require_distinct(name, value)
+        if value or not self.can_be_empty:
+            require_distinct(name, value)
 
 
 @dataclass(frozen=True)

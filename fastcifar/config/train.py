@@ -16,6 +16,7 @@ from fastcifar.config.setting import (
     Config,
     DeviceName,
     Integer,
+    Names,
     Setting,
     SizesUntil,
     Switch,
@@ -27,6 +28,7 @@ from fastcifar.errors import UsageError
 from fastcifar.io.checks import require_utf8
 from fastcifar.io.paths import data_folder, user_path
 
+LOGGERS = ("tensorboard", "wandb", "trackio")
 LOADERS = ("auto", "resident", "ffcv", "albumentations")
 SHUFFLES = ("full", "window", "none")
 SAMPLERS = ("none", "balanced")
@@ -44,6 +46,7 @@ CHANGEABLE = (
     "amp",
     "compile",
     "log_every",
+    "log",
 )
 """Settings that may differ when a run is resumed; the others are the run's own."""
 
@@ -95,6 +98,9 @@ class RuntimeConfig(Config):
         False, Switch("--no-deterministic"), "Bit-identical results on the same machine, with the same threads."
     )
     log_every: int = setting(0, Integer(0), "Log the mean loss every so many steps; 0: once per epoch.")
+    log: tuple[str, ...] = setting(
+        (), Names(LOGGERS, can_be_empty=True), f"Also log to dashboards, of {', '.join(LOGGERS)}; may be repeated."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -58,7 +58,7 @@ def write_explanation(
         with wrap_write_errors(folder):
             (partial_folder / "sheets").mkdir()
         with plotting.figure_writer(folder, "repeat the command to draw them", write_to=partial_folder) as write:
-            write("grid.png", partial(_grid, explained, table, class_names, f"{run_name}: {selection}"))
+            write("grid.png", partial(draw_grid, explained, table, class_names, f"{run_name}: {selection}"))
             reporter.begin("sheets", len(explained.sheets))
             for i, sheet in enumerate(explained.sheets):
                 write(f"sheets/{sheet}", partial(_sheet, i, explained, table, class_names))
@@ -88,7 +88,8 @@ def _replace(source: Path, folder: Path) -> None:
             raise
 
 
-def _grid(explained: ExplainedImages, table: MapTable, class_names: tuple[str, ...], heading: str) -> Figure:
+def draw_grid(explained: ExplainedImages, table: MapTable, class_names: tuple[str, ...], heading: str) -> Figure:
+    """The images with the maps of the first target and method at the best layer."""
     best, target = best_layer(table.sizes), table.targets[0]
     labels = plotting.class_labels(class_names)
     target = labels[class_names.index(target)] if target in class_names else target_name(target)

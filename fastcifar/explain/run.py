@@ -7,22 +7,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fastcifar.config import MAX_EXPLAINED, ExplainConfig
 from fastcifar.errors import UsageError
 from fastcifar.explain.cam import Size
-from fastcifar.explain.files import write_explanation
+from fastcifar.explain.files import draw_grid, write_explanation
 from fastcifar.explain.maps import ExplainedImages, compute_maps
 from fastcifar.inference.predict_files import ImagePredictions, predict_images
-from fastcifar.inference.predictions import UNKNOWN, select_images
+from fastcifar.inference.predictions import UNKNOWN, Predictions, select_images
 from fastcifar.inference.trained_run import TrainedRun
 from fastcifar.io.checks import require_choice
 from fastcifar.models import stages_of
 from fastcifar.training.device import standard_torch_defaults
 from fastcifar.training.progress import Reporter
 from fastcifar.training.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,13 +75,9 @@ def explain_run(
         explained, num_images = _explained(own), len(own)
         folder, selection = run.explain / "images", f"{num_images:,} of your images"
     else:
-        predictions = trained.predictions("test")
-        selected = select_images(predictions, config)
-        pixels, names = trained.beton("test").images(selected.indices), tuple(map(str, selected.indices))
-        origins = tuple(trained.beton("test").origins(selected.indices))
-        explained = ExplainedImages(images=pixels, names=names, origins=origins, predictions=selected)
+        predictions, explained, selection = _test_images(trained, config)
         num_images, num_wrong = len(predictions), int((~predictions.is_correct).sum())
-        folder, selection = run.explain, _describe(config, len(explained.images), num_images, num_wrong)
+        folder = run.explain
     sizes: tuple[Size, ...] = ()
     files: tuple[Path, ...] = ()
     if len(explained.images):
@@ -94,6 +94,42 @@ def explain_run(
         files=files,
         own=own,
     )
+
+
+@standard_torch_defaults()
+def explanation_grid(
+    run: RunFolder,
+    config: ExplainConfig,
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    device: str = "auto",
+    trusted: str | None = None,
+    reporter: Reporter | None = None,
+) -> Figure | None:
+    """The figure of grid.png for test images of a run, without writing anything; None if no image is selected.
+
+    For arguments and errors see `explain_run`.
+    """
+    trained = TrainedRun(run, data_dir=data_dir, device=device, trusted=trusted, reporter=reporter)
+    _, explained, selection = _test_images(trained, config)
+    if not len(explained.images):
+        return None
+    table = compute_maps(trained, explained, _layers(trained, config), config)
+    return draw_grid(explained, table, trained.info.class_names, f"{run.path.name}: {selection}")
+
+
+def _test_images(trained: TrainedRun, config: ExplainConfig) -> tuple[Predictions, ExplainedImages, str]:
+    """All predictions on the test images, those that are selected, and the selection in words."""
+    predictions, beton = trained.predictions("test"), trained.beton("test")
+    selected = select_images(predictions, config)
+    explained = ExplainedImages(
+        images=beton.images(selected.indices),
+        names=tuple(map(str, selected.indices)),
+        origins=tuple(beton.origins(selected.indices)),
+        predictions=selected,
+    )
+    num_wrong = int((~predictions.is_correct).sum())
+    return predictions, explained, _describe(config, len(selected), len(predictions), num_wrong)
 
 
 def _layers(trained: TrainedRun, config: ExplainConfig) -> tuple[str, ...]:

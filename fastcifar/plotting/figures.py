@@ -7,7 +7,7 @@ from fastcifar.plotting.context import dark, own_context
 from fastcifar.plotting.groups import group_curves
 from fastcifar.plotting.images import SheetRow, cam_grid, cam_sheet, captions, gallery, overlay, preview
 from fastcifar.plotting.metrics import confusion_matrix, corruption_curves, reliability_diagram
-from fastcifar.plotting.style import svg, write_png
+from fastcifar.plotting.style import png, svg, write_png
 from fastcifar.plotting.text import class_labels
 from fastcifar.plotting.training import curves, lr_curve
 
@@ -26,6 +26,7 @@ __all__ = [
     "lr_curve",
     "overlay",
     "own_context",
+    "png",
     "preview",
     "reliability_diagram",
     "svg",

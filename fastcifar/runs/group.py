@@ -16,6 +16,7 @@ from fastcifar.errors import DataError, UsageError, one_line
 from fastcifar.io.atomic import write_text
 from fastcifar.io.paths import user_path
 from fastcifar.io.reading import read_mapping
+from fastcifar.loggers import open_loggers
 from fastcifar.training.device import choose_device
 from fastcifar.training.distributed import Distributed
 from fastcifar.training.run_folder import RunFolder, create_run, find_run
@@ -77,6 +78,7 @@ def create_group(
         raise UsageError(f"{len(members):,} runs; expected at most {MAX_RUNS:,}")
     for member in members:
         config.with_settings(**member.settings)  # a wrong value fails before the first run
+    open_loggers(config.runtime.log)  # a missing package, too
     distributed = Distributed.from_environment()
     device = choose_device(config.runtime.device, distributed.local_rank if distributed.world_size > 1 else None)
     with distributed.connect(device):  # of several processes, rank 0 creates it

@@ -21,7 +21,7 @@ from fastcifar.runs.group import Group, is_group, load_group
 from fastcifar.training.run_folder import COLUMNS, RunFolder
 
 MAX_BYTES = 8 * 2**20
-NOT_COMPARED = ("recipe", "data_dir", "device", "threads", "log_every")
+NOT_COMPARED = ("recipe", "data_dir", "device", "threads", "log_every", "log")
 """Settings that say where a run was trained, not what it does."""
 Row = dict[str, float]
 

@@ -15,14 +15,14 @@ from fastcifar.augment.params import raw_bits
 from fastcifar.config import SETTINGS, TrainConfig, require_known
 from fastcifar.errors import DataError, UsageError
 from fastcifar.runs.group import Group, Member
+from fastcifar.runs.log_run import train_and_log
 from fastcifar.runs.statistics import Mean, mean_of
 from fastcifar.runs.summary import RunSummary, summaries
 from fastcifar.runs.train_group import train_group
 from fastcifar.training.progress import Reporter
-from fastcifar.training.trainer import train
 
 log = logging.getLogger(__name__)
-NOT_SWEPT = ("recipe", "data_dir", "device", "seed", "val_size", "log_every", "threads")
+NOT_SWEPT = ("recipe", "data_dir", "device", "seed", "val_size", "log_every", "log", "threads")
 MAX_NAME = 100
 Settings = dict[str, Any]
 
@@ -71,7 +71,7 @@ def train_sweep(group: Group, reporter: Reporter | None = None) -> Sweep:
             if run.score("test_accuracy") is None:
                 config = run.run.read_config()
                 log.info("%s: the best by validation accuracy; scoring its test images", run.name)
-                train(config, runs_dir=group.path, resume=run.run, reporter=reporter)
+                train_and_log(config, group=group.path.name, resume=run.run, reporter=reporter)
     return sweep_results(group)
 
 

@@ -13,11 +13,11 @@ from fastcifar.errors import DivergedError, Stopped
 from fastcifar.io.locks import lock_folder
 from fastcifar.loaders import choose_loader
 from fastcifar.runs.group import Group, Member
+from fastcifar.runs.log_run import train_and_log
 from fastcifar.training.device import choose_device
 from fastcifar.training.distributed import Distributed
 from fastcifar.training.progress import Reporter, SilentReporter
 from fastcifar.training.run_folder import RunFolder
-from fastcifar.training.trainer import train
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,16 @@ def _train_member(group: Group, member: Member, betons: Sequence[Beton], test: b
         shutil.rmtree(run.path)  # killed before its first step
     config = group.config_of(member)
     resume = run if run.has_checkpoint else None
-    train(config, runs_dir=group.path, name=member.name, resume=resume, reporter=reporter, betons=betons, test=test)
+    train_and_log(
+        config,
+        group=group.path.name,
+        runs_dir=group.path,
+        name=member.name,
+        resume=resume,
+        reporter=reporter,
+        betons=betons,
+        test=test,
+    )
 
 
 def _open(group: Group) -> Sequence[Beton]:

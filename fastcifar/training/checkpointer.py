@@ -54,7 +54,7 @@ class Checkpointer:
         self._frozen = True
 
     def save(self) -> None:
-        """Write weights/last.pt; the existing file becomes weights/previous.pt."""
+        """Write weights/last.pt; the existing file becomes weights/previous.pt. The steps up to here are logged."""
         self._saved_at = time.monotonic()
         if self._frozen:
             return
@@ -72,6 +72,7 @@ class Checkpointer:
                 "environment": self._environment,
             }
             save_checkpoint(self.run, state)
+            self.context.loggers.flush()
 
     def save_best(self, row: dict[str, Any]) -> None:
         """Write weights/best.safetensors: the weights after the epoch with this row of results."""

@@ -38,9 +38,18 @@ class MetricLogger:
         part = frozen_part(step.network)
         self._num_trained = count_parameters(step.network)
         self._num_parameters = self._num_trained + (0 if part is None else part.num_parameters)
+        self._known_at = 0.0, 0  # time and step of the last loss that was read
 
     def log_start(self) -> None:
-        """Log what is trained, on what."""
+        """Log what is trained, on what; open the logs of the dashboards."""
+        progress = self.progress
+        self.context.loggers.begin(
+            self.context.run.path,
+            self.config.to_settings(),
+            step=progress.step,
+            history=progress.history,
+            is_resumed=progress.step > 0,
+        )
         loaders, world_size, amp = self.context.loaders, self.context.distributed.world_size, self.step.amp
         log.info("loader: %s", loaders.choice)
         log.info(
@@ -62,7 +71,8 @@ class MetricLogger:
         progress, context = self.progress, self.context
         context.reporter.begin(f"epoch {progress.epoch + 1}/{self.config.epochs}", context.loaders.train.num_images)
         context.reporter.advance(progress.batch * self.config.batch_size)
-        self._begin = time.monotonic() - progress.seconds
+        self._known_at = time.monotonic(), progress.step
+        self._begin = self._known_at[0] - progress.seconds
         sums = torch.tensor([progress.loss_sum, progress.correct], dtype=self._sums.dtype)
         self._sums = (sums * context.distributed.is_main).to(context.device)
         self.time_left.start()
@@ -79,6 +89,8 @@ class MetricLogger:
         if self.context.device.type == "cpu" or progress.step % READ_LOSS_EVERY == 0:
             known = float(loss)
             reporter.step(progress.step, known, self.time_left.seconds(progress))
+            if self.context.loggers.is_active:
+                self._log_step(known)
         reporter.advance(self.config.batch_size)
         self._num_steps_here += 1
         if self._num_steps_here == ESTIMATE_AFTER:
@@ -86,6 +98,13 @@ class MetricLogger:
         if self.config.runtime.log_every and progress.batch % self.config.runtime.log_every == 0:
             self._log_loss()
         return known
+
+    def _log_step(self, loss: float) -> None:
+        (before, first), now, step = self._known_at, time.monotonic(), self.progress.step
+        self._known_at = now, step
+        images_per_s = (step - first) * self.config.batch_size / max(now - before, 1e-9)
+        lr = float(self.step.optimizer.param_groups[0]["lr"])
+        self.context.loggers.step(step, loss=loss, lr=lr, images_per_s=images_per_s)
 
     def reduce(self) -> None:
         """Write the sums over all processes, and the time, into `progress`."""

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 
 from fastcifar.config import TrainConfig
+from fastcifar.loggers import Loggers
 from fastcifar.training.data import Loaders
 from fastcifar.training.distributed import Distributed
 from fastcifar.training.run_folder import COLUMNS, RunFolder
@@ -58,6 +59,7 @@ class RunContext:
     device: torch.device
     distributed: Distributed
     reporter: Reporter
+    loggers: Loggers = field(default_factory=Loggers)
 
     @cached_property
     def num_steps(self) -> int:

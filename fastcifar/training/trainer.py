@@ -27,6 +27,7 @@ from fastcifar.inference.predictions import Predictions
 from fastcifar.io.checks import require_utf8
 from fastcifar.io.locks import lock_folder
 from fastcifar.loaders import Batch, Loader
+from fastcifar.loggers import Loggers, open_loggers
 from fastcifar.models import builder
 from fastcifar.models.layers import train_mode
 from fastcifar.training.checkpointer import Checkpointer
@@ -57,14 +58,16 @@ def train(
     reporter: Reporter | None = None,
     betons: Sequence[Beton] | None = None,
     test: bool = True,
+    loggers: Loggers | None = None,
 ) -> tuple[RunFolder, dict[str, Any]]:
     """Train with the settings in `config`; return the run folder and the content of its metrics.json.
 
     Creates the folder `name` in `runs_dir` (default: the name of the recipe or the network), or resumes the run
     `resume`. Under `torchrun` the processes share each batch, and rank 0 writes.
     betons: the training and test images, if they are open already. test: whether to evaluate the test images.
-    Raises DataError (4), DivergedError (5), CheckpointError (6), UsageError (2), and Stopped (130, 143) after a
-    signal, once all is saved.
+    loggers: open ones, which the caller closes; by default those of the setting `log` are opened and closed.
+    Raises DataError (4), DivergedError (5), CheckpointError (6), UsageError (2), MissingExtraError (3), and Stopped
+    (130, 143) after a signal, once all is saved.
     """
     distributed, reporter = Distributed.from_environment(), reporter or SilentReporter()
     require_utf8("data_dir", str(Path(config.data.data_dir).absolute()))  # as config.yaml stores it
@@ -75,6 +78,8 @@ def train(
         if resume is None and config.init is not None:  # a resumed run has its weights from the checkpoint
             initial = read_initial_weights(config.init, runs_dir)
             config = config.with_settings(init=initial.path)
+        if loggers is None:
+            loggers = resources.enter_context(open_loggers(config.runtime.log, is_main=distributed.is_main))
         loaders = resources.enter_context(closing(Loaders(config, device, distributed, betons)))
         resources.enter_context(distributed.connect(device))
         network = make_initial_network(config, loaders.info, device, pretrained=resume is None)
@@ -95,7 +100,13 @@ def train(
         # resources are closed before the signal handlers are restored: an error is reported even if a signal follows
         with StopRequest() as stop, resources.pop_all():
             context = RunContext(
-                config=config, run=run, loaders=loaders, device=device, distributed=distributed, reporter=reporter
+                config=config,
+                run=run,
+                loaders=loaders,
+                device=device,
+                distributed=distributed,
+                reporter=reporter,
+                loggers=loggers,
             )
             trainer = Trainer(context, network, stop)
             if resume is not None:
@@ -187,12 +198,13 @@ class Trainer:
         """Update the weights; return the loss where it is known without waiting for the GPU."""
         progress = self.progress
         loss, logits = self.step(self._resized(batch.images), batch.labels, batch.mix)
-        self.schedule.after_step()
         self.threads.after_step()
         progress.step += 1
         progress.batch += 1
         progress.seen += self.config.batch_size
-        return self.logger.after_step(loss, logits, batch.main_labels)
+        known_loss = self.logger.after_step(loss, logits, batch.main_labels)
+        self.schedule.after_step()
+        return known_loss
 
     def end_epoch(self) -> None:
         """Validate, adjust the rate, keep the best weights, save."""
@@ -210,6 +222,7 @@ class Trainer:
             self.checkpointer.freeze()
         self.checkpointer.save()
         self.logger.write_results()
+        self.context.loggers.epoch(row)
 
     def evaluate(self, model: nn.Module, loader: Loader, name: str, tta: str = "none") -> Predictions:
         """The predictions of `model` on the images of all processes. Raises DivergedError, Stopped."""
@@ -255,6 +268,7 @@ class Trainer:
         """Write metrics.json with `scores`, and curves.png; return the content of metrics.json."""
         metrics = self.logger.write_metrics(scores)
         self.logger.draw_curves()
+        self.context.loggers.finish(metrics)
         return metrics
 
     @property
