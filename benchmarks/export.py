@@ -54,9 +54,9 @@ BATCHES = (1, 256)
 def enlarged(data_dir: Path, side: int, folder: Path) -> Path:
     """`folder`, with a few of the test images at side x side."""
     beton = open_beton(data_dir / "test.beton")
-    images = beton.images(np.arange(min(NUM_ENLARGED, len(beton))))
-    names = [beton.class_names[label] for label in beton.labels]
-    convert(list(zip(images, names, strict=False)), folder, size=side, test_share=0.5)
+    chosen = np.linspace(0, len(beton) - 1, min(NUM_ENLARGED, len(beton)), dtype=np.int64)  # of all classes
+    names = [beton.class_names[label] for label in beton.labels[chosen]]
+    convert(list(zip(beton.images(chosen), names, strict=True)), folder, size=side, test_share=0.5)
     return folder
 
 
