@@ -50,6 +50,15 @@ def test_a_network_without_mistakes_gets_the_smallest_temperature() -> None:
     assert fit_temperature(predictions) == pytest.approx(MIN_TEMPERATURE)
 
 
+def test_small_logits_get_the_best_temperature_and_not_the_bound() -> None:
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 10, 200)
+    logits = (random.normal(size=(200, 10)) + 3 * np.eye(10)[labels]).astype(np.float32) * np.float32(0.3)
+    predictions = Predictions(np.arange(200), labels, logits)
+    losses = {t: predictions.with_temperature(t).loss for t in np.linspace(MIN_TEMPERATURE, 1, 1_000)}
+    assert fit_temperature(predictions) == pytest.approx(min(losses, key=losses.__getitem__), abs=2e-3)
+
+
 def test_a_saved_calibration_is_read_back(tmp_path: Path) -> None:
     fitted = calibrate(overconfident())
     fitted.save(RunFolder(tmp_path))
@@ -61,7 +70,7 @@ def test_a_damaged_calibration_is_refused(tmp_path: Path, change: dict[str, obje
     run = RunFolder(tmp_path)
     calibrate(overconfident()).save(run)
     run.calibration.write_text(json.dumps({**json.loads(run.calibration.read_text()), **change}))
-    with pytest.raises(ValueError, match="its temperature|its values|other keys"):
+    with pytest.raises(ValueError, match="its temperature|its values|its keys are not"):
         Calibration.load(run)
 
 

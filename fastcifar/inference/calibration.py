@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional as F
 
-from fastcifar.errors import one_line
 from fastcifar.inference.metrics import compute_metrics
 from fastcifar.inference.predictions import Predictions
 from fastcifar.io.atomic import write_text
@@ -54,7 +53,7 @@ class Calibration:
         try:
             loaded = Calibration(**read_mapping(run.calibration, MAX_BYTES))
         except TypeError as error:
-            raise ValueError(f"it has other keys: {one_line(error)}") from error
+            raise ValueError("its keys are not those of a calibration") from error
         numbers = (loaded.temperature, loaded.loss, loaded.calibrated_loss, loaded.ece, loaded.calibrated_ece)
         if not all(type(number) in (int, float) and math.isfinite(number) for number in numbers):
             raise ValueError("its values are not finite numbers")
@@ -84,20 +83,18 @@ def fit_temperature(predictions: Predictions) -> float:
     """The temperature of the smallest cross-entropy, by L-BFGS in float64, within MIN_TEMPERATURE..MAX_TEMPERATURE."""
     labels = torch.from_numpy(predictions.labels)
     logits = torch.from_numpy(predictions.logits).double().clamp(min=-1e30)  # the gradient of -inf is NaN
-    log_temperature = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    # the loss is convex in 1 / temperature, so the bounds can be applied afterwards; in the temperature it has plateaus
+    inverse = torch.ones((), dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS(
-        [log_temperature], max_iter=100, tolerance_change=1e-12, line_search_fn="strong_wolfe"
+        [inverse], max_iter=100, tolerance_grad=1e-12, tolerance_change=1e-12, line_search_fn="strong_wolfe"
     )
 
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
-        loss = F.cross_entropy(logits / bounded().exp(), labels)
+        loss = F.cross_entropy(logits * inverse, labels)
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
-    def bounded() -> torch.Tensor:
-        return log_temperature.clamp(math.log(MIN_TEMPERATURE), math.log(MAX_TEMPERATURE))
-
     with torch.inference_mode(False), torch.enable_grad():
         optimizer.step(closure)  # type: ignore[no-untyped-call]
-    return min(max(bounded().exp().item(), MIN_TEMPERATURE), MAX_TEMPERATURE)
+    return 1 / min(max(inverse.item(), 1 / MAX_TEMPERATURE), 1 / MIN_TEMPERATURE)
