@@ -160,7 +160,10 @@ def test_without_calibration_the_probabilities_are_those_of_the_logits(
     with torch.no_grad():
         probabilities = torch.export.load(exported.path).module()(torch.from_numpy(images))
         assert torch.allclose(probabilities, trained.model(trained.normalise(images)).softmax(dim=1))
-    assert exported.temperature is None
+    assert (exported.temperature, exported.not_calibrated) == (
+        None,
+        f"calibrate the run with: fastcifar eval {run.path}",
+    )
     assert "not calibrated" in (tmp_path / "net.md").read_text()
 
 

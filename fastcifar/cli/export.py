@@ -78,7 +78,10 @@ def export(
         ("same class as float32 torch", _share(exported.num_agreeing, total)),
         ("same class as eval", _share(exported.num_agreeing_with_eval, total)),
         ("largest difference", f"{exported.largest_difference:.1e} in a probability, to float32 torch"),
-        ("calibration", "none" if temperature is None else f"temperature {temperature:.4f}"),
+        (
+            "calibration",
+            f"none: {exported.not_calibrated}" if temperature is None else f"temperature {temperature:.4f}",
+        ),
         ("size", f"{exported.num_bytes / 1e6:,.1f} MB"),
     ]
     click.echo(table(rows))

@@ -56,6 +56,8 @@ class Export:
     """Of the network in float32 on the test images, 0..1."""
     temperature: float | None
     """By which the logits are divided; None if the run is not calibrated."""
+    not_calibrated: str
+    """Why it is not; empty if it is."""
     model_card: Path | None
 
 
@@ -107,6 +109,7 @@ def export_run(
         largest_difference=largest_difference,
         accuracy=predictions.accuracy,
         temperature=temperature,
+        not_calibrated=trained.not_calibrated,
         model_card=path.with_suffix(".md") if model_card else None,
     )
     if exported.model_card is not None:

@@ -16,12 +16,11 @@ import torch
 from fastcifar.converters.sources import Broken, Sample
 from fastcifar.data.image_files import quiet_pillow
 from fastcifar.errors import UsageError
-from fastcifar.inference.calibration import NOT_HELD_OUT, Calibration
+from fastcifar.inference.calibration import Calibration
 from fastcifar.inference.predictions import UNKNOWN, Floats, Ints, Predictions
 from fastcifar.inference.trained_run import TrainedRun
 from fastcifar.inference.user_images import UserImage, decode_images, list_images
 from fastcifar.io.checks import require_int
-from fastcifar.io.paths import command_line
 from fastcifar.training.data import EVAL_BATCH_SIZE
 from fastcifar.training.device import standard_torch_defaults
 from fastcifar.training.progress import Reporter
@@ -145,10 +144,7 @@ def predict_images(
         np.concatenate(logits),
         trained.weights_sha256,
     )
-    calibration, not_calibrated = trained.calibration, ""
-    if calibration is None:
-        command = command_line("fastcifar", "eval", trained.run.path)
-        not_calibrated = NOT_HELD_OUT if trained.config.data.val_size == 0 else f"calibrate the run with: {command}"
+    calibration = trained.calibration
     return ImagePredictions(
         files=tuple(image.name for image in read),
         origins=tuple(image.origin for image in read),
@@ -156,7 +152,7 @@ def predict_images(
         class_names=trained.info.class_names,
         errors=tuple(errors),
         calibration=calibration,
-        not_calibrated=not_calibrated,
+        not_calibrated=trained.not_calibrated,
         pixels=np.concatenate(pixels) if max_images is not None else None,
     )
 

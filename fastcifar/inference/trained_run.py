@@ -22,7 +22,7 @@ from fastcifar.errors import CheckpointError, DataError, FastcifarError, UsageEr
 from fastcifar.inference.calibration import NOT_HELD_OUT, Calibration, calibrate
 from fastcifar.inference.predict import concatenate, predict, predict_logits
 from fastcifar.inference.predictions import Predictions
-from fastcifar.io.paths import data_folder, why_missing
+from fastcifar.io.paths import command_line, data_folder, why_missing
 from fastcifar.loaders import make_loader, open_for
 from fastcifar.models.probe import place
 from fastcifar.training import weights
@@ -76,6 +76,15 @@ class TrainedRun:
             log.warning("%s: damaged (%s); probabilities are not calibrated", self.run.calibration, one_line(error))
             return None
         return loaded if loaded.weights_sha256 == self.weights_sha256 else None
+
+    @property
+    def not_calibrated(self) -> str:
+        """Why there is no `calibration`; empty if there is one."""
+        if self.calibration is not None:
+            return ""
+        if self.config.data.val_size == 0:
+            return NOT_HELD_OUT
+        return f"calibrate the run with: {command_line('fastcifar', 'eval', self.run.path)}"
 
     def find_calibration(self) -> tuple[Calibration | None, str]:
         """The calibration of these weights, made and stored now if the run has none; or None and the reason."""
