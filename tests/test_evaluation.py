@@ -6,6 +6,7 @@ import csv
 import json
 import logging
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -278,6 +279,14 @@ def test_of_a_set_with_splits_the_named_one_or_the_test_images_are_used(
     assert len(evaluated_on(run, tmp_path / "x_test.npy").metrics.predictions) == 10
 
 
+def test_one_file_of_corrupted_images_names_the_folder(run: RunFolder, corrupted: Path) -> None:
+    file = next(path for path in corrupted.glob("*.npy") if path.name != "labels.npy")
+    with pytest.raises(
+        DataError, match=f"belongs to a folder of corrupted images; expected {re.escape(str(corrupted))}"
+    ):
+        evaluated_on(run, file)
+
+
 @pytest.mark.parametrize(
     ("images", "labels", "message"),
     [
@@ -534,7 +543,7 @@ def test_damaged_results_are_named_in_the_report(run: RunFolder) -> None:
         "eval/e\ufffd/corruptions.csv: damaged: its first line",
     ]
     assert files.notes[3].startswith("eval/d/metrics.json: damaged: ")
-    assert "calibration.json: damaged: it has other keys" in write_report(run).read_text(encoding="utf-8")
+    assert "calibration.json: damaged: its keys are not those" in write_report(run).read_text(encoding="utf-8")
 
 
 def test_a_damaged_table_of_corruptions_is_named_in_the_report(run: RunFolder, corrupted: Path) -> None:

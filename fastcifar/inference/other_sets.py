@@ -118,6 +118,8 @@ def _open(trained: TrainedRun, path: Path) -> Source:
     try:
         return open_path(path, SourceOptions(preprocessing=rule))
     except (DataError, UsageError) as error:
+        if path.suffix.lower() == ".npy" and is_corruption_folder(path.parent):
+            raise DataError(f"{path}: belongs to a folder of corrupted images; expected {path.parent}") from error
         if " --" not in str(error):
             raise
         raise DataError(f"{error} (an option of 'fastcifar convert': convert it, and give the beton)") from error
