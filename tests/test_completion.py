@@ -38,8 +38,14 @@ def test_recipes_and_runs_are_completed(tmp_path: Path, monkeypatch: pytest.Monk
     assert set(recipes.names()) <= set(completed("train", "--recipe", ""))
     for name in ("first", "second"):
         (tmp_path / "runs" / name / "weights").mkdir(parents=True)
-    for words in (("eval",), ("explain",), ("report",), ("eval", "--run"), ("train", "--resume")):
+    commands = (("eval",), ("explain",), ("report",), ("eval", "--run"), ("predict", "--run"), ("train", "--resume"))
+    for words in (*commands, ("runs", "compare"), ("runs", "compare", "first"), ("runs", "log")):
         assert completed(*words, "") == ["first", "second"]
+    (tmp_path / "runs" / "few").mkdir()
+    (tmp_path / "runs" / "few" / "group.yaml").touch()
+    for words in (("runs", "compare"), ("runs", "log"), ("train", "--resume")):
+        assert completed(*words, "") == ["few", "first", "second"]
+        assert completed(*words, "fe") == ["few"]
     (tmp_path / "others" / "third" / "weights").mkdir(parents=True)
     assert completed("eval", "--runs-dir", "others", "") == ["third"]
 

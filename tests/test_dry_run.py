@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from fastcifar import recipes
 from fastcifar.config import TrainConfig
-from fastcifar.errors import UsageError
+from fastcifar.errors import CheckpointError, UsageError
 from fastcifar.system.memory import peak_memory
+from fastcifar.training import train
 from fastcifar.training.dry_run import RunPlan, dry_run
 from fastcifar.training.progress import stages_of
+from fastcifar.training.step import TrainStep
 from tests.test_cli import refused, run
 from tests.tiny import NETWORK, tiny
 
@@ -54,6 +58,35 @@ def test_a_dry_run_refuses_what_the_run_would_refuse(tiny_data: Path, monkeypatc
         monkeypatch.setenv(name, value)
     with pytest.raises(UsageError, match="a dry run measures one process; start it without torchrun"):
         dry_run(tiny(tiny_data))
+
+
+def test_the_weights_that_the_run_starts_from_are_read(tiny_data: Path, tmp_path: Path) -> None:
+    config = tiny(tiny_data, device="cpu", freeze_until="head")
+    first, _ = train(config.with_settings(freeze_until=None, max_steps=1), runs_dir=tmp_path / "others", name="first")
+    plan = dry_run(config.with_settings(init="first"), runs_dir=tmp_path / "others")
+    assert plan.num_parameters == 250  # the last layer
+    assert plan.config.init == "first"
+    first.best.write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match=r"best.safetensors: damaged, or not weights"):
+        dry_run(config.with_settings(init="first"), runs_dir=tmp_path / "others")
+    with pytest.raises(UsageError, match="freeze_until is 'body'"):
+        dry_run(config.with_settings(freeze_until="body"))
+
+
+def test_a_dry_run_mixes_images(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses: list[tuple[Any, ...]] = []
+    call = TrainStep.__call__
+    monkeypatch.setattr(TrainStep, "__call__", lambda self, *batch: losses.append(batch) or call(self, *batch))
+    dry_run(tiny(tiny_data, mixup=0.2, class_weights="balanced"))
+    assert all(mix is not None for _, _, mix in losses)
+
+
+def test_a_group_of_seeds_takes_the_time_of_its_runs(tiny_data: Path) -> None:
+    line = ["train", "--dry-run", "--data-dir", tiny_data, "--model", NETWORK, "--batch-size", 36, "--max-steps", 2]
+    assert re.search("# all runs +3, about ", run(*line, "--seeds", 3).stdout)
+    assert json.loads(run(*line, "--seeds", 3, "--json").stdout)["num_runs"] == 3
+    assert "# all runs" not in run(*line).stdout
+    assert "--seeds cannot be combined with --seed" in refused(2, *line, "--seeds", 3, "--seed", 1)
 
 
 def test_a_rate_of_a_range_test_is_left_to_the_run(tiny_data: Path) -> None:

@@ -71,9 +71,14 @@ ANSWERED = {
     "train model=small cos_lr=True workers=8": "cos_lr: write --sched cosine; workers: not needed: the resident loader",
     "train --imgsz 32": "'fastcifar convert --size 64'",
     "train --device 0,1": "expected one device, e.g. cuda:0; several GPUs need a process each: torchrun",
-    "train patience=10": "there is no early stopping; the best epoch is kept; --patience is that of --sched plateau",
+    "train patience=10": "write --early-stop with a number of epochs; --patience is that of --sched plateau",
     "train project=runs name=first": "write --name first; project: write --runs-dir FOLDER",
     "classify train": "No such command 'classify': leave it out",
+    "train --log-wandb": "write --log wandb",
+    "tune": "No such command 'tune': write 'fastcifar sweep'",
+    "predict source=cat.png model=runs/small": (
+        "source: write only the path, e.g. 'fastcifar predict cat.png'; model: write --run with the run"
+    ),
     "val model=runs/small": "model: write the run, its name, folder or a file in it",
 }
 
@@ -153,6 +158,12 @@ def test_answers_name_options_that_the_command_has(name: str) -> None:
         assert [flag for flag in flags if flag not in known] == [], answer
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_no_answer_is_about_an_option_that_there_is(name: str) -> None:
+    names = {each for answer in ANSWERS if name in answer.commands for each in answer.names}
+    assert not names & options_by_name(COMMANDS[name]).keys()
+
+
 def check_quoted(match: re.Match[str]) -> str:
     if match[1] and match[1] in COMMANDS:
         flags = re.findall(r"--[a-z][\w-]*", match[2])
@@ -177,9 +188,8 @@ def test_only_close_names_are_suggested() -> None:
 
 
 def test_an_option_of_another_command_is_located() -> None:
-    assert refused(2, "eval", "--epochs", 3).startswith(
-        "No such option '--epochs': it is an option of 'fastcifar train', 'fastcifar sweep' (see 'fastcifar eval --help')"
-    )
+    where = "it is an option of 'fastcifar train', 'fastcifar sweep'"
+    assert refused(2, "eval", "--epochs", 3).startswith(f"No such option '--epochs': {where} (see")
 
 
 @pytest.mark.parametrize(
@@ -198,6 +208,14 @@ def test_an_option_of_another_command_is_located() -> None:
         ("--workers 3 train", "No such option '--workers': not needed"),
         ("mode=train", "No such command 'mode=train': write the command first"),
         ("eval --device 0,1", "expected one device, e.g. cuda:0 ("),
+        ("sweep --set lr=0.1 --imgsz 32", "'fastcifar convert --size 64'"),
+        ("sweep --workers 8", "not needed: the resident loader has no workers"),
+        ("predict --weights runs/small a.png", "write --run with the run"),
+        ("predict --imgsz 32 a.png", "not needed: images of any size are resized"),
+        ("runs list", "No such command 'list': write 'fastcifar runs'"),
+        ("runs compre a b", "No such command 'compre'; did you mean compare?"),
+        ("runs --quiet", "No such option '--quiet': not needed"),
+        ("compare a b", "No such command 'compare': write 'fastcifar runs compare'"),
         ("inspect a.beton b.beton", "Got unexpected extra argument (b.beton)"),
     ],
 )

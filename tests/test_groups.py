@@ -112,6 +112,60 @@ def test_a_run_that_diverges_does_not_end_the_group(tiny_data: Path, tmp_path: P
     assert result.best.settings == {"lr": 0.05}
 
 
+def test_the_runs_of_a_group_start_from_a_run_in_runs_dir(tiny_data: Path, tmp_path: Path) -> None:
+    config = tiny(tiny_data, max_steps=1, init="first")
+    first, _ = train(config.with_settings(init=None), runs_dir=tmp_path, name="first")
+    group = create_group(tmp_path, "few", "seeds", config, seed_members([0]))
+    assert load_group(group.path).config.init == group.config.init == str(first.best)
+    train_group(load_group(group.path))
+    members = sweep_members({"init": (Path("first"), None)}, [0])
+    sweep = create_group(tmp_path, "both", "sweep", config.with_settings(init=None), members)
+    assert [member.settings["init"] for member in load_group(sweep.path).members] == [str(first.best), None]
+    assert {each.name for each in train_sweep(sweep).effects} == {"init"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "error"),
+    [
+        ({"data_dir": "nowhere"}, DataError),
+        ({"init": "nobody"}, DataError),
+        ({"model": "resnet19"}, UsageError),
+    ],
+)
+def test_what_cannot_start_leaves_no_folder(
+    settings: dict[str, Any], error: type[Exception], tiny_data: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=next(iter(settings.values()))):
+        create_group(tmp_path, "few", "seeds", tiny(tiny_data).with_settings(**settings), seed_members([0]))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_resumed_run_keeps_the_rate_of_its_range_test(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = create_group(tmp_path, "few", "seeds", tiny(tiny_data, lr="auto", epochs=1), seed_members([0]))
+    with pytest.raises(Stopped):
+        train_group(group, reporter=Interrupts(1, signal.SIGINT))
+    monkeypatch.delattr("fastcifar.training.lr_finder.run_lr_range_test")
+    train_group(load_group(group.path))
+    assert len(group.finished) == 1
+
+
+def test_only_the_network_that_the_user_named_is_code(tiny_data: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="has to be that of all runs"):
+        create_group(tmp_path, "two", "sweep", tiny(tiny_data), sweep_members({"model": (NETWORK, "os:system")}, [0]))
+    group = create_group(tmp_path, "few", "sweep", tiny(tiny_data, max_steps=1), sweep_members({"lr": (0.1,)}, [0]))
+    train_group(group, test=False)
+    run = group.run(group.members[0])
+    run.config.write_text(run.config.read_text().replace(NETWORK, "os:system"))
+    train_sweep(load_group(group.path))
+    assert "test_accuracy" in json.loads(run.metrics.read_text())
+    own = group.path / "group.yaml"
+    own.write_text(own.read_text().replace("lr: 0.1", "model: os:system"))
+    with pytest.raises(DataError, match="has to be that of all runs"):
+        load_group(group.path)
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -203,10 +257,16 @@ def test_train_seeds_and_sweep_print_what_they_show(tiny_data: Path, tmp_path: P
     assert 'href="seed-1/report.html"' in (tmp_path / "few" / "report.html").read_text()
     found = json.loads(invoke("train", "--resume", "few", "--runs-dir", tmp_path, "--model", NETWORK, "--json"))
     assert found["scores"]["test_accuracy"]["num_runs"] == 2
-    text = invoke("sweep", "--set", "lr=0.01,0.1", "--set", "flip=true,false", *common)
+    assert "few: holds 2 runs; choose one, e.g." in invoke("train", *common, "--init", "few", code=6)
+    text = invoke("sweep", "--set", "lr0=0.01,0.1", "--set", "flip=true,false", *common)
     assert "the test images were scored once" in text
     assert re.search(r"lr=0.1, flip=False +\d", text)
-    assert "few " in invoke("runs", "--runs-dir", tmp_path)
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "group.yaml").write_bytes((tmp_path / "few" / "group.yaml").read_bytes())
+    for sort in ("date", "accuracy", "seconds", "name"):
+        listed = json.loads(invoke("runs", "--runs-dir", tmp_path, "--sort", sort, "--json"))["runs"]
+        assert {row["name"] for row in listed} == {"few", "sweep", "begun"}
+        assert listed[-1]["name"] == "begun" or sort == "name" or (sort == "seconds" and listed[0]["name"] == "begun")
 
 
 @pytest.mark.parametrize(
@@ -220,6 +280,8 @@ def test_train_seeds_and_sweep_print_what_they_show(tiny_data: Path, tmp_path: P
         (["sweep", "--set", "rate=1,2"], "unknown setting 'rate'"),
         (["sweep", "--set", "lr=1,2", "--val-size", "0"], "expected validation images"),
         (["sweep"], "no setting to sweep"),
+        (["sweep", "--set", "lr=1", "--set", "lr0=2"], "--set lr is given twice"),
+        (["sweep", "--set", "augment=a.py"], "pipeline cannot be swept"),
     ],
 )
 def test_wrong_groups_are_one_line(arguments: list[str], message: str, tmp_path: Path) -> None:

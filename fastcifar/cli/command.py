@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from fastcifar.cli.familiar import ALIASES, ANSWERS, Answer
+from fastcifar.cli.familiar import ALIASES, ANSWERS, COMMAND_ANSWERS, Answer
 from fastcifar.io.paths import command_line
 
 KEY_VALUE = re.compile(r"[A-Za-z][\w-]*=.*", re.DOTALL)
@@ -119,6 +119,33 @@ class Command(click.Command):
             return _as_flag(context, param, value)
         text = text or answer_to(ANSWERS, name, self.name)
         return "", f"{key}: {text}" if text else ""
+
+
+class CommandGroup(Command, click.Group):
+    """Commands, in the order of use; other names of them are answered."""
+
+    other_names: tuple[str, ...] = ()
+    """Of commands, which may be suggested too."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = normalised(args[0])
+        if name not in self.commands and not ctx.resilient_parsing:
+            raise click.UsageError(self._no_such_command(name), ctx)
+        return super().resolve_command(ctx, args)
+
+    def _no_such_command(self, name: str) -> str:
+        problem = f"No such command {name!r}"
+        if "=" in name:
+            return f"{problem}: write the command first, and options as --name VALUE: 'fastcifar train --epochs 50'"
+        if text := answer_to(COMMAND_ANSWERS, name.casefold(), None):
+            return f"{problem}: {text}"
+        similar = near(name, [*self.commands, *self.other_names])
+        return f"{problem}; did you mean {' or '.join(similar)}?" if similar else f"{problem}."
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
 
 
 def _as_flag(context: click.Context, param: click.Option, value: str) -> tuple[str, str]:

@@ -14,20 +14,23 @@ if TYPE_CHECKING:
     from fastcifar.training.dry_run import RunPlan
 
 
-def show_dry_run(context: click.Context, config: TrainConfig, as_json: bool) -> None:
-    """Measure, and print a recipe with everything else as comments, or one JSON object."""
+def show_dry_run(context: click.Context, config: TrainConfig, num_runs: int, as_json: bool) -> None:
+    """Measure one run, and print a recipe with everything else as comments, or one JSON object."""
     from fastcifar import recipes
     from fastcifar.cli.output import Bars, command_line, table
     from fastcifar.training.dry_run import dry_run
+    from fastcifar.training.progress import duration
 
     with Bars() as bars:
-        plan = dry_run(config, bars)
+        plan = dry_run(config, bars, runs_dir=context.params["runs_dir"])
     given = given_on_command_line(context, set(context.params) - {"dry_run", "as_json"})
     command = command_line("fastcifar", "train", *as_flags(context, given))
     if as_json:
-        click.echo(json.dumps({**plan.to_dict(), "next": command}))
+        click.echo(json.dumps({**plan.to_dict(), "num_runs": num_runs, "next": command}))
         return
     rows = _rows(plan)
+    if num_runs > 1:
+        rows.append(("all runs", f"{num_runs:,}, about {duration(num_runs * plan.seconds)}"))
     own = [key for key in given if key in recipes.NOT_IN_RECIPES and key != "recipe"]
     own += ["model"] if config.model.names_code else []
     if own:

@@ -24,7 +24,9 @@ class Answer(NamedTuple):
     commands: tuple[str, ...] = ()
 
 
-TRAINING = ("train", "lr-find")
+RUNS = ("train", "sweep")
+"""Commands that train runs."""
+TRAINING = (*RUNS, "lr-find")
 RUN = ("eval", "explain", "report", "predict", "export")
 IMAGES = (*TRAINING, "preview", "bench", *RUN)
 """Commands that read converted images."""
@@ -51,6 +53,7 @@ ALIASES = (
     Alias("milestones", ("--decay-milestones",)),
     Alias("log_every", ("--log-interval", "--print-freq")),
     Alias("name", ("--experiment",)),
+    Alias("top", ("--topk", "--top-k", "-k")),
     Alias("methods", ("--method",)),
     Alias("layers", ("--layer",)),
     Alias("out", ("-o", "--output")),
@@ -81,7 +84,10 @@ COMMAND_ANSWERS = (
     Answer(("fit", "fine-tune", "finetune", "learn", "run"), "write 'fastcifar train'"),
     Answer(("fit-one-cycle", "one-cycle"), "write 'fastcifar train --sched onecycle'"),
     Answer(("classify", "detect", "segment", "pose", "obb"), "leave it out, e.g. 'fastcifar train --epochs 50'"),
-    Answer(("find-lr", "lrfind", "findlr", "lr-finder", "lr", "lr-range-test", "tune"), "write 'fastcifar lr-find'"),
+    Answer(("find-lr", "lrfind", "findlr", "lr-finder", "lr", "lr-range-test"), "write 'fastcifar lr-find'"),
+    Answer(("tune", "grid", "grid-search", "search", "hpo"), "write 'fastcifar sweep'"),
+    Answer(("list", "ls"), "write 'fastcifar runs'"),
+    Answer(("compare", "diff"), "write 'fastcifar runs compare'"),
     Answer(("evaluate", "validate", "validation", "score"), "write 'fastcifar eval'"),
     Answer(("resume",), "write 'fastcifar train --resume RUN'"),
     Answer(("prepare", "download", "dataset", "data"), "write 'fastcifar convert'"),
@@ -106,7 +112,7 @@ ANSWERS = (
     Answer(
         ("--gpus", "--gpu", "--gpu-ids", "--ngpu", "--nproc-per-node", "--world-size", "--local-rank", "--ddp"),
         "one GPU: --device cuda:0; several: torchrun --nproc-per-node 2 -m fastcifar train …",
-        ("train",),
+        RUNS,
     ),
     Answer(("--gpus", "--gpu", "--gpu-ids", "--ngpu"), "write --device cuda:0", THREADS),
     Answer(("--cuda", "--cpu", "--no-cuda", "--mps"), "write --device cuda, --device cpu or --device mps", THREADS),
@@ -118,7 +124,7 @@ ANSWERS = (
     Answer(
         ("--half", "--fp16", "--bf16", "--amp", "amp="), "not needed: the autocast is that of the training", ("eval",)
     ),
-    Answer(("--torchcompile", "--torch-compile"), "write --compile", ("train",)),
+    Answer(("--torchcompile", "--torch-compile"), "write --compile", RUNS),
     Answer(("--channels-last",), "not needed: it is always on", (*TRAINING, "bench")),
     Answer(("--cache",), "not needed: the resident loader holds the images in memory", IMAGES),
     Answer(("-v",), "write -V for the version", ("fastcifar",)),
@@ -130,16 +136,21 @@ ANSWERS = (
     Answer(("--imgsz", "--img-size", "--img", "--input-size", "--image-size"), "write --size", ("convert",)),
     Answer(
         ("--imgsz", "--img-size", "--img", "--input-size", "--image-size", "--size"),
+        "not needed: images of any size are resized as those of the training data were",
+        ("predict",),
+    ),
+    Answer(
+        ("--imgsz", "--img-size", "--img", "--input-size", "--image-size", "--size"),
         "images keep the size that they were converted to: 'fastcifar convert --size 64'",
         IMAGES,
     ),
     Answer(("--num-classes", "--nc"), "not needed: the data has the classes"),
     Answer(("--mean", "--std"), "not needed: they are computed from the training images", IMAGES),
-    Answer(("--data", "--dataset", "--data-path", "--root"), "write --source", ("convert",)),
+    Answer(("--data", "--data-path", "--root"), "write --source", ("convert",)),
     Answer(
         ("--data", "--dataset", "--data-path", "--root"),
         "write --data-dir FOLDER, which 'fastcifar convert' has written",
-        (*TRAINING, "preview", "bench", "eval", "explain"),
+        (*TRAINING, "preview", "bench", "eval", "explain", "export"),
     ),
     Answer(
         ("--val-split", "--valid-pct", "--validation-split", "--val-ratio", "fraction="),
@@ -151,21 +162,26 @@ ANSWERS = (
     Answer(
         ("--pretrained", "--initial-checkpoint", "--weights", "--checkpoint", "--ckpt"),
         "weights are random at first; write --init FILE or --model timm:hf-hub:NAME for others",
-        ("train",),
+        RUNS,
     ),
     Answer(("--run",), "write --resume RUN to continue a run, --name NAME for a new one", ("train",)),
-    Answer(("--freeze", "--freeze-backbone", "--freeze-layers"), "write --freeze-until LAYER", ("train",)),
+    Answer(("--freeze", "--freeze-backbone", "--freeze-layers"), "write --freeze-until LAYER", RUNS),
+    Answer(
+        ("-m", "--weights", "--checkpoint", "--ckpt", "--model-path", "--run-dir", "model="),
+        "write --run with the run, its name, folder or a file in it, e.g. runs/small",
+        ("predict",),
+    ),
     Answer(
         ("--weights", "--checkpoint", "--ckpt", "--model-path", "--run-dir", "model="),
         "write the run, its name, folder or a file in it, e.g. runs/small",
-        RUN,
+        tuple(command for command in RUN if command != "predict"),
     ),
     Answer(("model=",), "write --model resnet18, --model small or --model with a name of torchvision.models", TRAINING),
     # files
     Answer(
         ("-o", "--output", "--output-dir", "--out", "--project", "--save-dir", "--log-dir", "--logdir"),
         "write --runs-dir FOLDER for the folder of all runs, --name for the name of this one",
-        ("train",),
+        RUNS,
     ),
     Answer(
         ("-o", "--output", "--output-dir", "--out", "--project", "--save-dir"), "write --runs-dir FOLDER", ("lr-find",)
@@ -183,33 +199,30 @@ ANSWERS = (
     Answer(
         ("--save", "--plots", "--save-period", "--save-every", "--checkpoint-hist", "--val"),
         "not needed: last and best weights, curves and predictions are always saved",
-        ("train",),
+        RUNS,
     ),
-    Answer(
-        ("--wandb", "--log-wandb", "--tensorboard"),
-        "not built in; the run folder has results.csv, metrics.json and report.html",
-        ("train",),
-    ),
+    Answer(("--wandb", "--log-wandb"), "write --log wandb", RUNS),
+    Answer(("--tensorboard",), "write --log tensorboard", RUNS),
     # optimization
     Answer(
-        ("patience=", "--early-stop", "--early-stopping", "--early-stopping-patience"),
-        "there is no early stopping; the best epoch is kept; --patience is that of --sched plateau",
-        ("train",),
+        ("patience=", "--early-stopping", "--early-stopping-patience"),
+        "write --early-stop with a number of epochs; --patience is that of --sched plateau",
+        RUNS,
     ),
-    Answer(("--cos-lr",), "write --sched cosine", ("train",)),
-    Answer(("--lrf", "--final-lr"), "write --min-lr (plateau, cosine) or --final-div-factor (onecycle)", ("train",)),
-    Answer(("--warmup-lr", "--warmup-bias-lr"), "the warm-up starts at a hundredth of --lr", ("train",)),
-    Answer(("--warmup-steps", "--warmup-ratio"), "write --warmup-epochs, e.g. 0.5", ("train",)),
-    Answer(("--lr-find", "--find-lr", "--auto-lr"), "write --lr auto, or 'fastcifar lr-find'", ("train",)),
-    Answer(("--model-ema", "--use-ema"), "write --ema with the decay per step, e.g. 0.999", ("train",)),
+    Answer(("--cos-lr",), "write --sched cosine", RUNS),
+    Answer(("--lrf", "--final-lr"), "write --min-lr (plateau, cosine) or --final-div-factor (onecycle)", RUNS),
+    Answer(("--warmup-lr", "--warmup-bias-lr"), "the warm-up starts at a hundredth of --lr", RUNS),
+    Answer(("--warmup-steps", "--warmup-ratio"), "write --warmup-epochs, e.g. 0.5", RUNS),
+    Answer(("--lr-find", "--find-lr", "--auto-lr"), "write --lr auto, or 'fastcifar lr-find'", RUNS),
+    Answer(("--model-ema", "--use-ema"), "write --ema with the decay per step, e.g. 0.999", RUNS),
     Answer(
         ("--betas", "--opt-betas", "--beta1", "--beta2"),
         "--momentum is the first beta of adam and adamw; the second is 0.999",
         TRAINING,
     ),
     Answer(("--eps", "--opt-eps"), "not a setting: it is the default of torch", TRAINING),
-    Answer(("--grad-accum-steps", "--accumulate", "--nbs"), "not built in: choose --batch-size and --lr", ("train",)),
-    Answer(("-e", "--evaluate", "--test-only", "--eval"), "write 'fastcifar eval RUN'", ("train",)),
+    Answer(("--grad-accum-steps", "--accumulate", "--nbs"), "not built in: choose --batch-size and --lr", RUNS),
+    Answer(("-e", "--evaluate", "--test-only", "--eval"), "write 'fastcifar eval RUN'", RUNS),
     Answer(("-b", "--bs", "--batch", "--batch-size"), "not needed: any batch gives the same scores", ("eval",)),
     # augmentation
     Answer(("--hflip", "--fliplr"), "half of the images are mirrored; --no-flip: none", (*TRAINING, "preview")),
@@ -221,14 +234,31 @@ ANSWERS = (
     ),
     Answer(("--degrees",), "write --rotate-degrees", (*TRAINING, "preview")),
     Answer(("--no-aug", "--no-augment"), "write --crop-padding 0 --no-flip --cutout-size 0", (*TRAINING, "preview")),
-    Answer(("--mixup", "--cutmix", "--mosaic", "--close-mosaic"), "not built in", (*TRAINING, "preview")),
+    Answer(("--mixup-alpha",), "write --mixup", (*TRAINING, "preview")),
+    Answer(("--cutmix-alpha",), "write --cutmix", (*TRAINING, "preview")),
     Answer(
-        ("--aa", "--auto-augment", "--randaugment", "--vflip", "--flipud", "--scale", "--ratio", "--translate"),
+        (
+            "--mosaic",
+            "--close-mosaic",
+            "--aa",
+            "--auto-augment",
+            "--randaugment",
+            "--vflip",
+            "--flipud",
+            "--scale",
+            "--ratio",
+            "--translate",
+        ),
         "not built in; --augment FILE runs a pipeline of Albumentations",
         (*TRAINING, "preview"),
     ),
     # images to look at
-    Answer(("source=", "--source", "--input", "--path"), "write --image FILE", ("explain",)),
+    Answer(
+        ("source=", "--source", "--input", "--input-dir", "--path"),
+        "write only the path, e.g. 'fastcifar predict cat.png'",
+        ("explain", "predict"),
+    ),
+    Answer(("--image", "--images"), "write only the path, e.g. 'fastcifar predict cat.png'", ("predict",)),
     Answer(("--top-losses", "--max-images"), "write --n", ("explain",)),
     # modes of Ultralytics
     Answer(("mode=", "task="), "leave it out: the command says what is done"),

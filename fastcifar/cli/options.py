@@ -285,6 +285,16 @@ def complete_runs(context: click.Context, param: click.Parameter, incomplete: st
     return found or [CompletionItem(incomplete, type="file")]
 
 
+def complete_runs_and_groups(
+    context: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem[str]]:
+    """The names of groups and runs, and files."""
+    folders = sorted(Path(context.params.get("runs_dir") or "runs").glob("*/group.yaml"))
+    groups = [folder.parent.name for folder in folders if folder.parent.name.startswith(incomplete)]
+    found = [item for item in complete_runs(context, param, incomplete) if not groups or item.type == "plain"]
+    return [*map(CompletionItem, groups), *found]
+
+
 run_option = click.option(
     "--run", "named_run", hidden=True, metavar="RUN", shell_complete=complete_runs, help="The same as RUN."
 )

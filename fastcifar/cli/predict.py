@@ -16,7 +16,7 @@ MAX_SHOWN = 8
 
 @click.command(cls=Command, short_help="Classify images of your own with a trained network.")
 @click.argument("paths", nargs=-1, required=True, type=images.PATH_OR_STDIN, metavar="PATH...")
-@click.option("--run", help="Name or path of the run.  [default: the latest]")
+@click.option("--run", shell_complete=options.complete_runs, help="Name or path of the run.  [default: the latest]")
 @click.option("--top", default=3, show_default=True, help="Number of classes that are shown, the most probable first.")
 @click.option("--csv", "csv_file", type=options.PATH, metavar="FILE", help="Write a table to FILE instead of stdout.")
 @click.option("--maps", is_flag=True, help="Draw class activation maps as well, as 'fastcifar explain PATH...' does.")

@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
-from fastcifar.cli.command import Command, answer_to, near, normalised
-from fastcifar.cli.familiar import COMMAND_ANSWERS, COMMANDS
+from fastcifar.cli.command import CommandGroup, normalised
+from fastcifar.cli.familiar import COMMANDS
 from fastcifar.cli.output import log_to_stderr
 from fastcifar.cli.signals import signals_as_exceptions
 from fastcifar.errors import FastcifarError, Stopped, UsageError, one_line
@@ -22,8 +22,10 @@ OPENMP = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "100000"}
 speed; longer spinning takes the CPUs from other processes (benchmarks.busy)."""
 
 
-class Program(Command, click.Group):
+class Program(CommandGroup):
     """A group in which every failure becomes one line on stderr and an exit code."""
+
+    other_names = tuple(COMMANDS)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -35,18 +37,7 @@ class Program(Command, click.Group):
                 message = f"{name} is {' '.join(COMMANDS[name])}: write {options[0]} with {command} only"
                 raise click.UsageError(message, ctx)
             args = [command, *options, *rest]
-        elif name not in self.commands and not ctx.resilient_parsing:
-            raise click.UsageError(self._no_such_command(name), ctx)
         return super().resolve_command(ctx, args)
-
-    def _no_such_command(self, name: str) -> str:
-        problem = f"No such command {name!r}"
-        if "=" in name:
-            return f"{problem}: write the command first, and options as --name VALUE: 'fastcifar train --epochs 50'"
-        if text := answer_to(COMMAND_ANSWERS, name.casefold(), None):
-            return f"{problem}: {text}"
-        similar = near(name, [*self.commands, *COMMANDS])
-        return f"{problem}; did you mean {' or '.join(similar)}?" if similar else f"{problem}."
 
     def main(self, args: Any = None, prog_name: str | None = None, **extra: Any) -> Any:  # type: ignore[override]
         _prepare_streams()
@@ -67,9 +58,6 @@ class Program(Command, click.Group):
                     signal.signal(signum, signal.SIG_IGN)  # the program ends now: its last message is printed
                 code = _report_error(error)
         sys.exit(code)
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)  # in the order of use
 
 
 def _prepare_streams() -> None:

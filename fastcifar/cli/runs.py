@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fastcifar.cli import options
-from fastcifar.cli.command import Command
+from fastcifar.cli.command import Command, CommandGroup
 from fastcifar.config import LOGGERS
 from fastcifar.config.setting import Names, Setting
 
@@ -33,7 +33,7 @@ def _filter(text: str) -> tuple[str, str, str]:
 FILTER = options.Parsed("filter", _filter, "e.g. recipe=fast, accuracy>=0.9 or lr<0.1")
 
 
-@click.group(invoke_without_command=True, short_help="List runs, and compare them.")
+@click.group(cls=CommandGroup, invoke_without_command=True, short_help="List runs, and compare them.")
 @click.option("--sort", type=click.Choice(SORTS), default="date", show_default=True, help="Order of the list.")
 @click.option(
     "--filter",
@@ -76,10 +76,10 @@ def runs(
             rows.append(_group_row(*found))
             rows += [_row(run) for run in found[1]] if members else []
     rows = [row for row in rows if all(_passes(row, *each) for each in filters)]
-    keys = {"name": "name", "date": "started", "accuracy": "test_accuracy", "seconds": "train_seconds"}
-    rows.sort(key=lambda row: (row[keys[sort]] is None, row[keys[sort]] or 0 if sort != "name" else row["name"]))
-    if sort in ("date", "accuracy"):
-        rows.reverse()
+    key = {"name": "name", "date": "started", "accuracy": "test_accuracy", "seconds": "train_seconds"}[sort]
+    known = [row for row in rows if row[key] not in (None, "")]
+    known.sort(key=operator.itemgetter(key), reverse=sort in ("date", "accuracy"))
+    rows = [*known, *(row for row in rows if row[key] in (None, ""))]
     if as_json:
         click.echo(json.dumps({"runs_dir": str(runs_dir), "runs": rows}))
         return
@@ -184,7 +184,7 @@ def _short(value: Any) -> str:
 
 
 @runs.command(cls=Command)
-@click.argument("names", nargs=-1, metavar="RUN RUN...")
+@click.argument("names", nargs=-1, metavar="RUN RUN...", shell_complete=options.complete_runs_and_groups)
 @click.option(
     "--output", type=options.PATH, metavar="FOLDER", help="Where files go.  [default: comparisons/ in --runs-dir]"
 )
@@ -237,7 +237,7 @@ TO = Setting(Names(LOGGERS, can_be_empty=True), f"Dashboards, of {', '.join(LOGG
 
 
 @runs.command("log")
-@click.argument("name", metavar="RUN")
+@click.argument("name", metavar="RUN", shell_complete=options.complete_runs_and_groups)
 @options.option("to", (), TO)
 @options.trusted_model
 @options.runs_dir

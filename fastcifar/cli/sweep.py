@@ -8,13 +8,14 @@ from typing import Any
 import click
 
 from fastcifar.cli import options, settings
-from fastcifar.config import require_known
+from fastcifar.cli.command import normalised, options_by_name
+from fastcifar.config import SETTINGS, require_known
 
 
 def _values(text: str) -> tuple[str, tuple[Any, ...]]:
     """('lr', (0.02, 0.05)) of `lr=0.02,0.05`; values that are lists are separated by semicolons."""
     name, _, values = text.partition("=")
-    name = name.strip().lstrip("-").replace("-", "_")
+    name = name.strip().lstrip("-")
     if not name or not values.strip():
         raise ValueError
     return name, tuple(part.strip() for part in values.split(";" if ";" in values else ","))
@@ -75,9 +76,20 @@ def sweep(
     from fastcifar.runs.sweep import require_validation, sweep_members
 
     require_validation(config)
-    swept = {key: _parsed(context, key, texts) for key, texts in chosen}
+    swept: dict[str, tuple[Any, ...]] = {}
+    for written, texts in chosen:
+        name_of_setting = _setting(context, written)
+        if name_of_setting in swept:
+            raise click.UsageError(f"--set {name_of_setting} is given twice; expected all its values at once", context)
+        swept[name_of_setting] = _parsed(context, name_of_setting, texts)
     members = sweep_members(swept, seeds, trials=trials, seed=config.seed)
     train_and_print(create_group(runs_dir, name, "sweep", config, members), as_json)
+
+
+def _setting(context: click.Context, name: str) -> str:
+    """The setting of this name, or other name, of an option."""
+    param = options_by_name(context.command).get(normalised(f"--{name}"))
+    return param.name if param is not None and param.name in SETTINGS else name
 
 
 def _parsed(context: click.Context, name: str, texts: tuple[str, ...]) -> tuple[Any, ...]:

@@ -43,7 +43,7 @@ LATEST = "\0"
     is_flag=False,
     flag_value=LATEST,
     metavar="[RUN]",
-    shell_complete=options.complete_runs,
+    shell_complete=options.complete_runs_and_groups,
     help="Resume a run (name or path; default: the latest) with its own settings.",
 )
 @click.option(
@@ -74,10 +74,12 @@ def train(
     torchrun --nproc-per-node 2 -m fastcifar train …
     """
     config = settings.train_config(context, dict(values))
+    if seeds is not None:
+        _refuse_with_seeds(context, resume)
     if dry_run:
         if resume is not None:
             raise click.UsageError("--dry-run is for new runs; it cannot be combined with --resume", context)
-        show_dry_run(context, config, as_json)
+        show_dry_run(context, config, 1 if seeds is None else len(seeds), as_json)
         return
 
     import json
@@ -93,7 +95,7 @@ def train(
     distributed = Distributed.from_environment()
     run, is_main = None, distributed.is_main
     if seeds is not None:
-        _train_seeds(context, config, seeds, name, resume, runs_dir, as_json)
+        _train_seeds(config, seeds, name, runs_dir, as_json)
         return
     if resume is not None:
         if (group := find_group(None if resume == LATEST else resume, runs_dir)) is not None:
@@ -137,22 +139,17 @@ def train(
     show_next(command_line("fastcifar", "explain", run.path, *trust), *view_commands(config.runtime.log, run.path))
 
 
-def _train_seeds(
-    context: click.Context,
-    config: TrainConfig,
-    seeds: tuple[int, ...],
-    name: str | None,
-    resume: str | None,
-    runs_dir: Path,
-    as_json: bool,
-) -> None:
-    from fastcifar.cli.groups import train_and_print
-    from fastcifar.runs.group import create_group, seed_members
-
+def _refuse_with_seeds(context: click.Context, resume: str | None) -> None:
     for key, other in (("seed", "--seed"), ("resume", "--resume")):
         if given_on_command_line(context, [key]):
             hint = "; a group of seeds is resumed by its name alone" if resume else ""
             raise click.UsageError(f"--seeds cannot be combined with {other}{hint}", context)
+
+
+def _train_seeds(config: TrainConfig, seeds: tuple[int, ...], name: str | None, runs_dir: Path, as_json: bool) -> None:
+    from fastcifar.cli.groups import train_and_print
+    from fastcifar.runs.group import create_group, seed_members
+
     label = f"{config.recipe or config.model.label}-{len(seeds)}-seeds" if name is None else name
     train_and_print(create_group(runs_dir, label, "seeds", config, seed_members(seeds)), as_json)
 

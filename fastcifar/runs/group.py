@@ -5,20 +5,23 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from fastcifar.config import TrainConfig
+from fastcifar.config import ModelConfig, TrainConfig
+from fastcifar.data.beton import open_beton
 from fastcifar.errors import DataError, UsageError, one_line
 from fastcifar.io.atomic import write_text
 from fastcifar.io.paths import user_path
 from fastcifar.io.reading import read_mapping
 from fastcifar.loggers import open_loggers
+from fastcifar.models import builder
 from fastcifar.training.device import choose_device
 from fastcifar.training.distributed import Distributed
+from fastcifar.training.initial_weights import find_initial_weights
 from fastcifar.training.run_folder import RunFolder, create_run, find_run
 
 KINDS = ("seeds", "sweep")
@@ -73,21 +76,49 @@ class Group:
 def create_group(
     runs_dir: str | os.PathLike[str], name: str, kind: str, config: TrainConfig, members: Sequence[Member]
 ) -> Group:
-    """Create the folder of a group in `runs_dir`: `name`, or `name-2`, `name-3`, … if it exists."""
+    """Create the folder of a group in `runs_dir`: `name`, or `name-2`, `name-3`, … if it exists.
+
+    What is wrong or missing fails before that, as far as it is known; `init` may be the name of a run in `runs_dir`.
+    """
     if len(members) > MAX_RUNS:
         raise UsageError(f"{len(members):,} runs; expected at most {MAX_RUNS:,}")
-    for member in members:
-        config.with_settings(**member.settings)  # a wrong value fails before the first run
-    open_loggers(config.runtime.log)  # a missing package, too
+    config = _with_path_of_weights(config, runs_dir)
+    checked = tuple(_checked(member, config, runs_dir) for member in members)
+    open_loggers(config.runtime.log)
+    for data in ("train.beton", "test.beton"):
+        open_beton(Path(config.data.data_dir) / data)
     distributed = Distributed.from_environment()
     device = choose_device(config.runtime.device, distributed.local_rank if distributed.world_size > 1 else None)
     with distributed.connect(device):  # of several processes, rank 0 creates it
         path = distributed.broadcast(create_run(runs_dir, name).path if distributed.is_main else Path())
-        group = Group(path=path, kind=kind, config=config, members=tuple(members))
+        group = Group(path=path, kind=kind, config=config, members=checked)
         if distributed.is_main:
             group.write()
         distributed.barrier()
     return group
+
+
+def _with_path_of_weights(config: TrainConfig, runs_dir: str | os.PathLike[str]) -> TrainConfig:
+    """The runs of a group look up names in its folder, not in `runs_dir`."""
+    return config if config.init is None else config.with_settings(init=find_initial_weights(config.init, runs_dir))
+
+
+def _checked(member: Member, config: TrainConfig, runs_dir: str | os.PathLike[str]) -> Member:
+    """The run with values as group.yaml stores them."""
+    own = config.with_settings(**member.settings)
+    _require_same_code(own.model, config.model)
+    builder(own.model)
+    stored = _with_path_of_weights(own, runs_dir).to_settings()
+    return replace(member, settings={name: stored[name] for name in member.settings})
+
+
+def _require_same_code(own: ModelConfig, shared: ModelConfig) -> None:
+    """The user trusts the one network of --model; group.yaml may come from a stranger."""
+    if own.name != shared.name and (own.names_code or shared.names_code):
+        raise UsageError(
+            f"one run has model {own.name!r}, another {shared.name!r}; a network that is code or a download has to be "
+            "that of all runs"
+        )
 
 
 def seed_members(seeds: Sequence[int]) -> tuple[Member, ...]:
@@ -139,8 +170,7 @@ def load_group(path: Path) -> Group:
         config = TrainConfig.from_settings(**content["settings"])
         group = Group(path=path, kind=content["kind"], config=config, members=members)
         for member in members:
-            if group.config_of(member).model.names_code != config.model.names_code:
-                raise ValueError(f"its run {member.name} names another model")
+            _require_same_code(group.config_of(member).model, config.model)
         return group
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(f"{file}: not the settings of a group of runs ({one_line(error, 300)})") from error

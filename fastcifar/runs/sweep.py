@@ -18,11 +18,11 @@ from fastcifar.runs.group import Group, Member
 from fastcifar.runs.log_run import train_and_log
 from fastcifar.runs.statistics import Mean, mean_of
 from fastcifar.runs.summary import RunSummary, summaries
-from fastcifar.runs.train_group import train_group
+from fastcifar.runs.train_group import config_of, train_group
 from fastcifar.training.progress import Reporter
 
 log = logging.getLogger(__name__)
-NOT_SWEPT = ("recipe", "data_dir", "device", "seed", "val_size", "log_every", "log", "threads")
+NOT_SWEPT = ("recipe", "data_dir", "device", "pipeline", "seed", "val_size", "log_every", "log", "threads")
 MAX_NAME = 100
 Settings = dict[str, Any]
 
@@ -67,9 +67,10 @@ def train_sweep(group: Group, reporter: Reporter | None = None) -> Sweep:
     train_group(group, test=False, reporter=reporter)
     result = sweep_results(group)
     if result.best is not None:
+        members = {member.name: member for member in group.members}
         for run in result.best.runs:
             if run.score("test_accuracy") is None:
-                config = run.run.read_config()
+                config = config_of(group, members[run.run.path.name])
                 log.info("%s: the best by validation accuracy; scoring its test images", run.name)
                 train_and_log(config, group=group.path.name, resume=run.run, reporter=reporter)
     return sweep_results(group)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
+from fastcifar.config import TrainConfig
 from fastcifar.data.beton import Beton
 from fastcifar.errors import DivergedError, Stopped
 from fastcifar.io.locks import lock_folder
@@ -71,10 +72,9 @@ def _train_member(group: Group, member: Member, betons: Sequence[Beton], test: b
     run = group.run(member)
     if not run.has_checkpoint and run.path.is_dir() and Distributed.from_environment().is_main:
         shutil.rmtree(run.path)  # killed before its first step
-    config = group.config_of(member)
     resume = run if run.has_checkpoint else None
     train_and_log(
-        config,
+        config_of(group, member),
         group=group.path.name,
         runs_dir=group.path,
         name=member.name,
@@ -83,6 +83,15 @@ def _train_member(group: Group, member: Member, betons: Sequence[Beton], test: b
         betons=betons,
         test=test,
     )
+
+
+def config_of(group: Group, member: Member) -> TrainConfig:
+    """The settings of a run, as group.yaml has them: that of the run may come from elsewhere, and name code. But the
+    learning rate of a run that has begun is not searched again."""
+    config, run = group.config_of(member), group.run(member)
+    if config.optimizer.lr == "auto" and run.has_checkpoint:
+        config = config.with_settings(lr=run.read_config().optimizer.lr)
+    return config
 
 
 def _open(group: Group) -> Sequence[Beton]:

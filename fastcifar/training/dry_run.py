@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import time
 from collections.abc import Generator
 from contextlib import closing
@@ -16,10 +17,13 @@ from fastcifar.errors import UsageError
 from fastcifar.inference.predict import predict
 from fastcifar.loaders import Batch, Loader
 from fastcifar.models import builder, count_parameters
+from fastcifar.models.layers import train_mode
 from fastcifar.system.memory import peak_memory
 from fastcifar.training.data import Loaders
 from fastcifar.training.device import choose_amp, prepare_device, standard_torch_defaults, synchronise
 from fastcifar.training.distributed import Distributed
+from fastcifar.training.initial_weights import log_notes, prepare_network, read_initial_weights
+from fastcifar.training.loss import class_weights_of
 from fastcifar.training.lr_finder import make_initial_network
 from fastcifar.training.optimizer import make_optimizer
 from fastcifar.training.progress import Reporter, SilentReporter, num_steps_of, stages_of
@@ -87,10 +91,14 @@ class RunPlan:
 
 
 @standard_torch_defaults()
-def dry_run(config: TrainConfig, reporter: Reporter | None = None) -> RunPlan:
+def dry_run(
+    config: TrainConfig, reporter: Reporter | None = None, *, runs_dir: str | os.PathLike[str] = "runs"
+) -> RunPlan:
     """Open the data, make the network and train it for a few steps on each image size; measure time and memory.
 
-    Raises what `train` would raise at its start: DataError (4), UsageError (2); and UsageError under torchrun.
+    runs_dir: where `init` may name a run. Nothing is downloaded but the description of a network of the Hugging Face
+    hub. Raises what `train` would raise at its start: DataError (4), CheckpointError (6), UsageError (2); and
+    UsageError under torchrun.
     """
     distributed, reporter = Distributed.from_environment(), reporter or SilentReporter()
     if distributed.world_size > 1:
@@ -101,15 +109,18 @@ def dry_run(config: TrainConfig, reporter: Reporter | None = None) -> RunPlan:
     measured = measured.with_settings(lr=measured.peak_lr)
     device = prepare_device(config.runtime, distributed)
     builder(config.model)  # an unknown name fails before the data is read
+    initial = None if config.init is None else read_initial_weights(config.init, runs_dir)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     with closing(Loaders(config, device, distributed)) as loaders:
-        network = make_initial_network(measured, loaders.info, device)
+        network = make_initial_network(measured, loaders.info, device, pretrained=False)
+        log_notes(prepare_network(network, measured, loaders.info, initial))
         optimizer, steps_per_epoch = make_optimizer(network, measured), len(loaders.train)
         num_steps = num_steps_of(config, steps_per_epoch)
         Schedule(optimizer, measured, num_steps, steps_per_epoch)  # it may refuse the settings
         model: Any = torch.compile(network) if config.runtime.compile else network
-        step = TrainStep(model, network, optimizer, measured, choose_amp(device, config.runtime.amp))
+        weights = class_weights_of(config.optimizer.class_weights, loaders.train)
+        step = TrainStep(model, network, optimizer, measured, choose_amp(device, config.runtime.amp), weights)
         stages = _measure_training(step, loaders, measured, num_steps, reporter)
         per_image_s = _seconds_per_image(step, loaders.val or loaders.test, "none")
         test_s = per_image_s * loaders.test.num_images
@@ -141,7 +152,7 @@ def _measure_training(
 ) -> tuple[SizeStage, ...]:
     stages, full_size = stages_of(config, num_steps), loaders.info.image_shape[:2]
     reporter.begin("measuring", len(stages) * (MEASURED_STEPS + 1))
-    step.network.train()
+    train_mode(step.network)
     measured = []
     with closing(_endless(loaders.train)) as batches:
         for side, begin, end in stages:
@@ -149,7 +160,7 @@ def _measure_training(
             while len(seconds) < 2 or (len(seconds) <= MEASURED_STEPS and sum(seconds) < MEASURED_S):
                 start = time.perf_counter()
                 batch = next(batches)
-                step(batch.images if side is None else resize(batch.images, side), batch.labels)
+                step(batch.images if side is None else resize(batch.images, side), batch.labels, batch.mix)
                 synchronise(batch.images.device)
                 seconds.append(time.perf_counter() - start)
                 reporter.advance(1)

@@ -63,7 +63,7 @@ def read_initial_weights(init: str | os.PathLike[str], runs_dir: str | os.PathLi
     Raises CheckpointError (6) if the file cannot be read, or is damaged; UsageError (2) or DataError (4) if there is
     none.
     """
-    path = _find(init, runs_dir)
+    path = find_initial_weights(init, runs_dir)
     try:
         content = read_bytes(path, MAX_WEIGHTS_BYTES)
         found = _parse(content)
@@ -78,7 +78,8 @@ def read_initial_weights(init: str | os.PathLike[str], runs_dir: str | os.PathLi
     return InitialWeights(path=path, sha256=hashlib.sha256(content).hexdigest(), **found)
 
 
-def _find(init: str | os.PathLike[str], runs_dir: str | os.PathLike[str]) -> Path:
+def find_initial_weights(init: str | os.PathLike[str], runs_dir: str | os.PathLike[str]) -> Path:
+    """The absolute path of the file that `init` names, see `read_initial_weights`."""
     path = user_path(init, "init")
     if not path.exists() and path.suffix in SUFFIXES:
         raise UsageError(f"init is {str(path)!r}: {why_missing(path)}; expected a file of weights, or a run")

@@ -173,6 +173,11 @@ def find_run(
     if trained and folder.best.is_file():
         return folder
     if not folder.has_checkpoint:
+        inside = sorted(weights.parent.name for weights in folder.path.glob("*/weights"))
+        if inside:
+            raise CheckpointError(
+                f"{folder.path}: holds {len(inside):,} runs; choose one, e.g. {folder.path / inside[0]}"
+            )
         raise CheckpointError(f"{folder.path}: has no checkpoint yet; train it further or choose another run")
     if trained:
         command = command_line("fastcifar", "train", "--resume", folder.path)
