@@ -5,14 +5,11 @@ from __future__ import annotations
 import logging
 import math
 import os
-import signal
-import threading
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -43,6 +40,7 @@ from fastcifar.training.progress import Progress, Reporter, RunContext, SilentRe
 from fastcifar.training.run_folder import RunFolder, create_run, log_file
 from fastcifar.training.schedule import Schedule
 from fastcifar.training.step import TrainStep, resize
+from fastcifar.training.stop import StopRequest
 from fastcifar.training.sync_norm import convert_sync_batchnorm
 
 log = logging.getLogger(__name__)
@@ -118,29 +116,6 @@ def train(
             with closing(trainer.threads):
                 trainer.fit()
                 return run, trainer.test() if test else trainer.finish({})
-
-
-class StopRequest:
-    """In the `with` block, the first signal only sets `signum`; a second one ends the program."""
-
-    def __init__(self) -> None:
-        self.signum = 0
-        self._handlers: dict[int, Any] = {}
-
-    def __enter__(self) -> StopRequest:
-        if threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGINT, signal.SIGTERM):
-                self._handlers[signum] = signal.signal(signum, self._handle)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for signum, handler in self._handlers.items():
-            signal.signal(signum, handler)
-        self._handlers.clear()
-
-    def _handle(self, signum: int, frame: FrameType | None) -> None:
-        self.signum = signum
-        self.__exit__()
 
 
 class Trainer:
