@@ -19,6 +19,8 @@ from fastcifar.io.reading import read_mapping
 from fastcifar.loggers import open_loggers
 from fastcifar.training.device import choose_device
 from fastcifar.training.distributed import Distributed
+from fastcifar.training.pace import max_steps_of_all
+from fastcifar.training.progress import Reporter
 from fastcifar.training.run_folder import RunFolder, create_run, find_run
 
 KINDS = ("seeds", "sweep")
@@ -71,14 +73,26 @@ class Group:
 
 
 def create_group(
-    runs_dir: str | os.PathLike[str], name: str, kind: str, config: TrainConfig, members: Sequence[Member]
+    runs_dir: str | os.PathLike[str],
+    name: str,
+    kind: str,
+    config: TrainConfig,
+    members: Sequence[Member],
+    reporter: Reporter | None = None,
 ) -> Group:
-    """Create the folder of a group in `runs_dir`: `name`, or `name-2`, `name-3`, … if it exists."""
+    """Create the folder of a group in `runs_dir`: `name`, or `name-2`, `name-3`, … if it exists.
+
+    With `max_minutes`, the pace of each combination of settings is measured first, and `max_steps` is set to the steps
+    that fit for the slowest one: all runs have the same.
+    """
     if len(members) > MAX_RUNS:
         raise UsageError(f"{len(members):,} runs; expected at most {MAX_RUNS:,}")
-    for member in members:
-        config.with_settings(**member.settings)  # a wrong value fails before the first run
+    configs = [
+        config.with_settings(**member.settings) for member in members
+    ]  # a wrong value fails before the first run
     open_loggers(config.runtime.log)  # a missing package, too
+    if config.max_minutes is not None:
+        config = _with_one_length(config, members, configs, reporter)
     distributed = Distributed.from_environment()
     device = choose_device(config.runtime.device, distributed.local_rank if distributed.world_size > 1 else None)
     with distributed.connect(device):  # of several processes, rank 0 creates it
@@ -88,6 +102,18 @@ def create_group(
             group.write()
         distributed.barrier()
     return group
+
+
+def _with_one_length(
+    config: TrainConfig, members: Sequence[Member], configs: Sequence[TrainConfig], reporter: Reporter | None
+) -> TrainConfig:
+    """The settings with `max_minutes` replaced by `max_steps`. Raises UsageError if the runs differ in either."""
+    for name in ("max_minutes", "max_steps"):
+        if any(name in member.settings for member in members):
+            raise UsageError(f"{name} cannot be swept with max_minutes, which fixes one number of steps for all runs")
+    combinations = {str({**member.settings, "seed": 0}): each for member, each in zip(members, configs, strict=True)}
+    max_steps = max_steps_of_all(combinations.values(), reporter)
+    return config.with_settings(max_minutes=None, max_steps=config.max_steps if max_steps is None else max_steps)
 
 
 def seed_members(seeds: Sequence[int]) -> tuple[Member, ...]:
