@@ -166,6 +166,20 @@ def test_without_batch_norm_the_weights_are_those_of_one_process(
 
 
 @pytest.mark.slow
+def test_processes_measure_the_pace_together_and_agree(data_dir: Path, tmp_path: Path, group: WorkerGroup) -> None:
+    for name, more in {"plain": [], "timed": ["--max-minutes", 500]}.items():
+        settings = flags(data_dir, tmp_path, name, epochs=2, progressive="16:0.5")
+        results = group.run(2, "train", *settings, "--sync-bn", *more)
+        assert [code for code, _, _ in results] == [0, 0], results
+    assert "max_minutes 500: 10 steps (2.0 epochs) at " in (tmp_path / "timed" / "log.txt").read_text()
+    plain, timed = (
+        torch.load(tmp_path / name / "weights" / "last.pt", weights_only=True)["model"] for name in ("plain", "timed")
+    )
+    for key, value in plain.items():
+        assert torch.equal(timed[key], value), key
+
+
+@pytest.mark.slow
 def test_all_processes_start_from_the_initial_weights_and_keep_the_frozen_ones(
     data_dir: Path, tmp_path: Path, group: WorkerGroup
 ) -> None:

@@ -26,7 +26,7 @@ from tests.tiny import NETWORK, tiny
 @pytest.fixture(autouse=True)
 def _empty_folder_and_few_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("fastcifar.training.dry_run.MEASURED_STEPS", 3)
+    monkeypatch.setattr("fastcifar.training.pace.MEASURED_STEPS", 3)
 
 
 def test_a_plan_has_the_counts_of_the_run(tiny_data: Path) -> None:

@@ -277,8 +277,8 @@ def test_other_processes_are_seen_and_niced_ones_are_not(monkeypatch: pytest.Mon
 def test_the_time_left_follows_the_pace_of_the_last_half_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     monkeypatch.setattr("fastcifar.training.progress.time.monotonic", lambda: clock[0])
-    config = TrainConfig.from_settings(epochs=2, progressive=((16, 0.5),))
-    left = TimeLeft(config, 400, (32, 32, 3))
+    config = TrainConfig.from_settings(max_steps=400, progressive=((16, 0.5),))
+    left = TimeLeft(config, 400, 200, (32, 32, 3))
     assert left.seconds(Progress()) == 0.0
 
     def steps(begin: int, end: int, seconds: float) -> float:

@@ -40,7 +40,8 @@ from fastcifar.training.distributed import Distributed
 from fastcifar.training.progress import SilentReporter, duration
 from fastcifar.training.run_folder import create_run
 from fastcifar.training.step import TrainStep
-from fastcifar.training.trainer import StopRequest, Trainer
+from fastcifar.training.stop import StopRequest
+from fastcifar.training.trainer import Trainer
 from tests.tiny import Interrupts
 from tests.tiny import tiny as tiny_network
 

@@ -45,10 +45,13 @@ def _rows(plan: RunPlan) -> list[tuple[str, str]]:
 
     amp = f" with {plan.amp} autocast" if plan.amp != "off" else ""
     images = f"{plan.num_train_images:,} training, {plan.num_val_images:,} validation, {plan.num_test_images:,} test"
+    steps = f"{plan.steps_per_epoch:,} per epoch, {plan.num_steps:,} in all"
+    if plan.config.max_minutes is not None:
+        steps += f", with max_minutes {plan.config.max_minutes:g}"
     rows = [
         ("loader", f"{plan.loader} ({plan.loader_reason})"),
         ("images", images),
-        ("steps", f"{plan.steps_per_epoch:,} per epoch, {plan.num_steps:,} in all"),
+        ("steps", steps),
         ("network", f"{plan.config.model.name}, {plan.num_parameters:,} parameters, on {plan.device}{amp}"),
         ("memory", f"{plan.memory_bytes / 2**30:.2f} GiB: {plan.memory_kind}"),
         ("time", f"about {duration(plan.seconds)}, measured over {plan.num_measured} steps"),

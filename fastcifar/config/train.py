@@ -17,6 +17,7 @@ from fastcifar.config.setting import (
     DeviceName,
     Integer,
     Names,
+    Number,
     Setting,
     SizesUntil,
     Switch,
@@ -35,6 +36,7 @@ SAMPLERS = ("none", "balanced")
 SPLITS = ("test", "val")
 TTA_MODES = ("none", "flip", "flip-shift")
 MAX_SEED = 2**63 - 1
+MAX_MINUTES = 525_600.0  # a year
 CHANGEABLE = (
     "epochs",
     "max_steps",
@@ -132,6 +134,12 @@ class TrainConfig(Config):
     # batch normalisation has no variance of one image
     batch_size: int = setting(512, Integer(2), "Images per step, over all processes; training drops the last batch.")
     max_steps: int | None = setting(None, Integer(1), "Stop after this many steps, then evaluate.")
+    max_minutes: float | None = setting(
+        None,
+        Number(0.0, MAX_MINUTES, above=True),
+        "Train the steps that fit in this time, at most those of epochs and max_steps; fixed at the start.",
+        default_text="no limit",
+    )
     early_stop: int | None = setting(
         None, Integer(1), "Stop after this many epochs without a better validation accuracy.", default_text="never"
     )

@@ -1,10 +1,12 @@
-"""Contexts that restore a network afterwards: modes, buffers, `requires_grad`."""
+"""Contexts that restore a network afterwards: modes, buffers, `requires_grad`; or the random generators."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import random
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -56,3 +58,16 @@ def parameters_frozen(model: nn.Module) -> Iterator[None]:
     finally:
         for param in trained:
             param.requires_grad_()
+
+
+@contextmanager
+def generators_kept(devices: Iterable[torch.device]) -> Iterator[None]:
+    """The generators of Python, NumPy and torch, on the CPU and those of `devices` that are CUDA, are restored
+    afterwards."""
+    of_python, of_numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[device for device in set(devices) if device.type == "cuda"]):
+            yield
+    finally:
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)

@@ -22,6 +22,8 @@ from fastcifar.models import builder
 from fastcifar.training.device import choose_device
 from fastcifar.training.distributed import Distributed
 from fastcifar.training.initial_weights import find_initial_weights
+from fastcifar.training.pace import max_steps_of_all
+from fastcifar.training.progress import Reporter
 from fastcifar.training.run_folder import RunFolder, create_run, find_run
 
 KINDS = ("seeds", "sweep")
@@ -74,11 +76,18 @@ class Group:
 
 
 def create_group(
-    runs_dir: str | os.PathLike[str], name: str, kind: str, config: TrainConfig, members: Sequence[Member]
+    runs_dir: str | os.PathLike[str],
+    name: str,
+    kind: str,
+    config: TrainConfig,
+    members: Sequence[Member],
+    reporter: Reporter | None = None,
 ) -> Group:
     """Create the folder of a group in `runs_dir`: `name`, or `name-2`, `name-3`, … if it exists.
 
     What is wrong or missing fails before that, as far as it is known; `init` may be the name of a run in `runs_dir`.
+    With `max_minutes`, the pace of each combination of settings is measured first, and `max_steps` is set to the steps
+    that fit for the slowest one: all runs have the same.
     """
     if len(members) > MAX_RUNS:
         raise UsageError(f"{len(members):,} runs; expected at most {MAX_RUNS:,}")
@@ -87,6 +96,8 @@ def create_group(
     open_loggers(config.runtime.log)
     for data in ("train.beton", "test.beton"):
         open_beton(Path(config.data.data_dir) / data)
+    if config.max_minutes is not None:
+        config = _with_one_length(config, checked, reporter)
     distributed = Distributed.from_environment()
     device = choose_device(config.runtime.device, distributed.local_rank if distributed.world_size > 1 else None)
     with distributed.connect(device):  # of several processes, rank 0 creates it
@@ -119,6 +130,16 @@ def _require_same_code(own: ModelConfig, shared: ModelConfig) -> None:
             f"one run has model {own.name!r}, another {shared.name!r}; a network that is code or a download has to be "
             "that of all runs"
         )
+
+
+def _with_one_length(config: TrainConfig, members: Sequence[Member], reporter: Reporter | None) -> TrainConfig:
+    """The settings with `max_minutes` replaced by `max_steps`. Raises UsageError if the runs differ in either."""
+    for name in ("max_minutes", "max_steps"):
+        if any(name in member.settings for member in members):
+            raise UsageError(f"{name} cannot be swept with max_minutes, which fixes one number of steps for all runs")
+    combinations = {str({**member.settings, "seed": 0}): config.with_settings(**member.settings) for member in members}
+    max_steps = max_steps_of_all(combinations.values(), reporter)
+    return config.with_settings(max_minutes=None, max_steps=config.max_steps if max_steps is None else max_steps)
 
 
 def seed_members(seeds: Sequence[int]) -> tuple[Member, ...]:

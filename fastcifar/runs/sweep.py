@@ -22,7 +22,10 @@ from fastcifar.runs.train_group import config_of, train_group
 from fastcifar.training.progress import Reporter
 
 log = logging.getLogger(__name__)
-NOT_SWEPT = ("recipe", "data_dir", "device", "pipeline", "seed", "val_size", "log_every", "log", "threads")
+NOT_SWEPT = (
+    *("recipe", "data_dir", "device", "pipeline", "seed", "val_size"),
+    *("max_minutes", "log_every", "log", "threads"),
+)
 MAX_NAME = 100
 Settings = dict[str, Any]
 

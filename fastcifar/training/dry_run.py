@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import os
-import time
-from collections.abc import Generator
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,27 +11,15 @@ import torch
 
 from fastcifar.config import TrainConfig
 from fastcifar.errors import UsageError
-from fastcifar.inference.predict import predict
-from fastcifar.loaders import Batch, Loader
 from fastcifar.models import builder, count_parameters
-from fastcifar.models.layers import train_mode
 from fastcifar.system.memory import peak_memory
 from fastcifar.training.data import Loaders
-from fastcifar.training.device import choose_amp, prepare_device, standard_torch_defaults, synchronise
+from fastcifar.training.device import prepare_device, standard_torch_defaults
 from fastcifar.training.distributed import Distributed
-from fastcifar.training.initial_weights import log_notes, prepare_network, read_initial_weights
-from fastcifar.training.loss import class_weights_of
-from fastcifar.training.lr_finder import make_initial_network
-from fastcifar.training.optimizer import make_optimizer
-from fastcifar.training.progress import Reporter, SilentReporter, num_steps_of, stages_of
+from fastcifar.training.initial_weights import log_notes, read_initial_weights
+from fastcifar.training.pace import fit_steps, make_discarded_step, measure_pace, with_number_as_lr
+from fastcifar.training.progress import Reporter, SilentReporter, stages_of
 from fastcifar.training.schedule import Schedule
-from fastcifar.training.step import TrainStep, resize
-
-MEASURED_STEPS = 10
-MEASURED_S = 10.0
-"""For each image size, after one step: at most so many, and none but one that would begin later."""
-EVAL_BATCHES = 2
-"""The first is warm-up, where there are two."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +53,7 @@ class RunPlan:
     validation_s: float
     """Of one validation."""
     test_s: float
+    """With the calibration on the validation images."""
     memory_bytes: int
     memory_kind: str
     """What `memory_bytes` counts, in words."""
@@ -103,95 +89,49 @@ def dry_run(
     distributed, reporter = Distributed.from_environment(), reporter or SilentReporter()
     if distributed.world_size > 1:
         raise UsageError("a dry run measures one process; start it without torchrun")
-    lr_is_auto = config.optimizer.lr == "auto"
-    # the rate does not change what a step costs
-    measured = config.with_settings(lr=None, min_lr=0.0) if lr_is_auto else config
-    measured = measured.with_settings(lr=measured.peak_lr)
+    measured = with_number_as_lr(config)
     device = prepare_device(config.runtime, distributed)
     builder(config.model)  # an unknown name fails before the data is read
     initial = None if config.init is None else read_initial_weights(config.init, runs_dir)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     with closing(Loaders(config, device, distributed)) as loaders:
-        network = make_initial_network(measured, loaders.info, device, pretrained=False)
-        log_notes(prepare_network(network, measured, loaders.info, initial))
-        optimizer, steps_per_epoch = make_optimizer(network, measured), len(loaders.train)
-        num_steps = num_steps_of(config, steps_per_epoch)
-        Schedule(optimizer, measured, num_steps, steps_per_epoch)  # it may refuse the settings
-        model: Any = torch.compile(network) if config.runtime.compile else network
-        weights = class_weights_of(config.optimizer.class_weights, loaders.train)
-        step = TrainStep(model, network, optimizer, measured, choose_amp(device, config.runtime.amp), weights)
-        stages = _measure_training(step, loaders, measured, num_steps, reporter)
-        per_image_s = _seconds_per_image(step, loaders.val or loaders.test, "none")
-        test_s = per_image_s * loaders.test.num_images
-        if config.tta != "none":
-            test_s += _seconds_per_image(step, loaders.test, config.tta) * loaders.test.num_images
+        step, notes = make_discarded_step(measured, loaders, device, distributed, initial)
+        log_notes(notes)
+        num_parameters = count_parameters(step.network)
+        pace = measure_pace(step, measured, loaders, distributed, reporter)
+        num_steps, notes = (pace.num_steps, []) if config.max_minutes is None else fit_steps(pace, distributed)
+        log_notes(notes)
+        Schedule(step.optimizer, measured, num_steps, pace.steps_per_epoch)  # it may refuse the settings
+        full_size = loaders.info.image_shape[:2]
+        stages = tuple(
+            SizeStage(
+                image_size=(side, side) if side else full_size,
+                num_steps=end - begin,
+                step_s=pace.step_s(side),
+                num_measured=len(pace.step_seconds[side]),
+            )
+            for side, begin, end in stages_of(measured, num_steps)
+        )
         memory_bytes, memory_kind = _memory(device)
         return RunPlan(
-            config=config if lr_is_auto else measured,
+            config=config if config.optimizer.lr == "auto" else measured,
             loader=loaders.choice.name,
             loader_reason=loaders.choice.reason,
             device=str(device),
             amp=step.amp,
-            num_parameters=count_parameters(network),
+            num_parameters=num_parameters,
             num_train_images=loaders.num_train,
             num_val_images=loaders.num_val,
             num_test_images=loaders.test.num_images,
-            steps_per_epoch=steps_per_epoch,
+            steps_per_epoch=pace.steps_per_epoch,
             num_steps=num_steps,
             stages=stages,
-            validation_s=per_image_s * loaders.num_val,
-            test_s=test_s,
+            validation_s=pace.validation_s,
+            test_s=pace.test_s,
             memory_bytes=memory_bytes,
             memory_kind=memory_kind,
         )
-
-
-def _measure_training(
-    step: TrainStep, loaders: Loaders, config: TrainConfig, num_steps: int, reporter: Reporter
-) -> tuple[SizeStage, ...]:
-    stages, full_size = stages_of(config, num_steps), loaders.info.image_shape[:2]
-    reporter.begin("measuring", len(stages) * (MEASURED_STEPS + 1))
-    train_mode(step.network)
-    measured = []
-    with closing(_endless(loaders.train)) as batches:
-        for side, begin, end in stages:
-            seconds: list[float] = []
-            while len(seconds) < 2 or (len(seconds) <= MEASURED_STEPS and sum(seconds) < MEASURED_S):
-                start = time.perf_counter()
-                batch = next(batches)
-                step(batch.images if side is None else resize(batch.images, side), batch.labels, batch.mix)
-                synchronise(batch.images.device)
-                seconds.append(time.perf_counter() - start)
-                reporter.advance(1)
-            steady = seconds[1:]  # the first one allocates memory, and compiles
-            measured.append(
-                SizeStage(
-                    image_size=(side, side) if side else full_size,
-                    num_steps=end - begin,
-                    step_s=sum(steady) / len(steady),
-                    num_measured=len(steady),
-                )
-            )
-    return tuple(measured)
-
-
-def _endless(loader: Loader) -> Generator[Batch, None, None]:
-    for epoch in itertools.count():
-        yield from loader.epoch(epoch)
-
-
-def _seconds_per_image(step: TrainStep, loader: Loader, tta: str) -> float:
-    """Of an evaluation; the last of a few batches is measured."""
-    batches, seconds = predict(step.eval_network, loader, amp=step.amp, tta=tta), 0.0
-    for _ in range(EVAL_BATCHES):
-        start = time.perf_counter()
-        batch = next(batches, None)
-        if batch is None:
-            break
-        synchronise(batch[0].device)
-        seconds = (time.perf_counter() - start) / len(batch[0])
-    return seconds
 
 
 def _memory(device: torch.device) -> tuple[int, str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from copy import deepcopy
@@ -27,7 +26,7 @@ from fastcifar.loaders import Loader, Mix
 from fastcifar.models import builder, make_model, require_side
 from fastcifar.models.layers import train_mode
 from fastcifar.models.probe import place
-from fastcifar.models.state import buffers_kept, modes_kept
+from fastcifar.models.state import buffers_kept, generators_kept, modes_kept
 from fastcifar.training.data import Loaders
 from fastcifar.training.device import choose_amp, prepare_device, standard_torch_defaults
 from fastcifar.training.distributed import Distributed
@@ -220,19 +219,15 @@ def _repeat(batches: Iterable[Batch]) -> Iterator[Batch]:
 def _restored(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
     """After the block, weights, buffers, gradients, modes, optimizer and random generators are restored."""
     params = list(model.parameters())
-    generators = random.getstate(), np.random.get_state()
     values = [param.detach().clone() for param in params]
     gradients = [param.grad for param in params]
     state = deepcopy(optimizer.state_dict())
     for param in params:
         param.grad = None  # the saved gradients must not be added to
-    cuda = sorted({param.device.index for param in params if param.device.type == "cuda"})
     try:
-        with modes_kept(model), buffers_kept(model), torch.random.fork_rng(devices=cuda):
+        with modes_kept(model), buffers_kept(model), generators_kept(param.device for param in params):
             yield
     finally:
-        random.setstate(generators[0])
-        np.random.set_state(generators[1])
         with torch.no_grad():
             for param, value, gradient in zip(params, values, gradients, strict=True):
                 param.copy_(value)

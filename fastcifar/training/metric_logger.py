@@ -29,7 +29,8 @@ class MetricLogger:
 
     def __init__(self, context: RunContext, step: TrainStep, progress: Progress) -> None:
         self.context, self.config, self.step, self.progress = context, context.config, step, progress
-        self.time_left = TimeLeft(context.config, context.num_steps, context.loaders.info.image_shape)
+        loaders = context.loaders
+        self.time_left = TimeLeft(context.config, context.num_steps, len(loaders.train), loaders.info.image_shape)
         self._num_steps_here = 0  # since this process began or resumed the run
         self._warned = False
         dtype = torch.float32 if context.device.type == "mps" else torch.float64

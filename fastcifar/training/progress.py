@@ -160,13 +160,15 @@ class TimeLeft:
     Work is counted in training steps on images of full size.
     """
 
-    def __init__(self, config: TrainConfig, num_steps: int, image_shape: tuple[int, int, int]) -> None:
+    def __init__(
+        self, config: TrainConfig, num_steps: int, steps_per_epoch: int, image_shape: tuple[int, int, int]
+    ) -> None:
         height, width, _ = image_shape
         # (work of a step, until which step)
         self._stages = [
             (1.0 if side is None else side**2 / (height * width), end) for side, _, end in stages_of(config, num_steps)
         ]
-        self._config, self._num_steps = config, num_steps
+        self._num_steps, self._num_epochs = num_steps, -(-num_steps // steps_per_epoch)
         self._seconds = self._work = 0.0  # of the last steps
         self.validation_s = 0.0
         """Duration of the last validation."""
@@ -188,8 +190,7 @@ class TimeLeft:
         if not self._work:
             return 0.0
         training_s = self._work_of(progress.step, self._num_steps) * self._seconds / self._work
-        validations = self._config.epochs - progress.epoch if self._config.max_steps is None else 1
-        return training_s + self.validation_s * validations
+        return training_s + self.validation_s * (self._num_epochs - progress.epoch)
 
     def log(self, progress: Progress) -> None:
         """Log the time left."""

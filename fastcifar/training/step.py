@@ -11,10 +11,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fastcifar.config import TrainConfig
 from fastcifar.errors import UsageError, one_line
-from fastcifar.loaders import Mix
-from fastcifar.training.device import autocast
-from fastcifar.training.loss import cross_entropy
-from fastcifar.training.optimizer import has_decay, load_optimizer_state
+from fastcifar.loaders import Loader, Mix
+from fastcifar.training.device import autocast, choose_amp
+from fastcifar.training.distributed import Distributed
+from fastcifar.training.loss import class_weights_of, cross_entropy
+from fastcifar.training.optimizer import has_decay, load_optimizer_state, make_optimizer
+from fastcifar.training.sync_norm import convert_sync_batchnorm
 
 
 class TrainStep:
@@ -51,6 +53,11 @@ class TrainStep:
     def eval_network(self) -> nn.Module:
         """The network to evaluate and keep: with the averaged weights, if there is an EMA."""
         return self.network if self.ema is None else self.ema.module
+
+    @property
+    def lr(self) -> float:
+        """The current learning rate, of the first parameter group."""
+        return float(self.optimizer.param_groups[0]["lr"])
 
     def __call__(
         self, images: torch.Tensor, labels: torch.Tensor, mix: Mix | None = None
@@ -109,6 +116,21 @@ class TrainStep:
             self.scaler.load_state_dict(state["scaler"])
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
+
+
+def make_train_step(
+    network: nn.Module, config: TrainConfig, loader: Loader, device: torch.device, distributed: Distributed
+) -> TrainStep:
+    """The step of a run on the images of `loader`, with an optimizer of its own, compiled and distributed as `config`
+    says. Several processes must call this together."""
+    if config.runtime.sync_bn and distributed.world_size > 1:
+        network = convert_sync_batchnorm(network, device)
+    optimizer = make_optimizer(network, config)
+    model: Any = distributed.wrap(network, device, config.runtime.deterministic)
+    if config.runtime.compile:
+        model = torch.compile(model)
+    weights = class_weights_of(config.optimizer.class_weights, loader)
+    return TrainStep(model, network, optimizer, config, choose_amp(device, config.runtime.amp), weights)
 
 
 def resize(images: torch.Tensor, side: int) -> torch.Tensor:

@@ -5,14 +5,11 @@ from __future__ import annotations
 import logging
 import math
 import os
-import signal
-import threading
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -32,18 +29,17 @@ from fastcifar.models import builder
 from fastcifar.models.layers import train_mode
 from fastcifar.training.checkpointer import Checkpointer
 from fastcifar.training.data import Loaders
-from fastcifar.training.device import CpuThreads, choose_amp, prepare_device, standard_torch_defaults
+from fastcifar.training.device import CpuThreads, prepare_device, standard_torch_defaults
 from fastcifar.training.distributed import Distributed
 from fastcifar.training.initial_weights import log_notes, prepare_network, read_initial_weights
-from fastcifar.training.loss import class_weights_of
 from fastcifar.training.lr_finder import make_initial_network, report_lr, resolve_lr
 from fastcifar.training.metric_logger import MetricLogger
-from fastcifar.training.optimizer import make_optimizer
+from fastcifar.training.pace import resolve_max_minutes
 from fastcifar.training.progress import Progress, Reporter, RunContext, SilentReporter
 from fastcifar.training.run_folder import RunFolder, create_run, log_file
 from fastcifar.training.schedule import Schedule
-from fastcifar.training.step import TrainStep, resize
-from fastcifar.training.sync_norm import convert_sync_batchnorm
+from fastcifar.training.step import make_train_step, resize
+from fastcifar.training.stop import StopRequest
 
 log = logging.getLogger(__name__)
 
@@ -69,15 +65,14 @@ def train(
     Raises DataError (4), DivergedError (5), CheckpointError (6), UsageError (2), MissingExtraError (3), and Stopped
     (130, 143) after a signal, once all is saved.
     """
-    distributed, reporter = Distributed.from_environment(), reporter or SilentReporter()
+    begin, distributed, reporter = time.monotonic(), Distributed.from_environment(), reporter or SilentReporter()
     require_utf8("data_dir", str(Path(config.data.data_dir).absolute()))  # as config.yaml stores it
     with ExitStack() as resources:
         device = prepare_device(config.runtime, distributed)
         builder(config.model)  # an unknown name fails before the data is read
-        initial = None
-        if resume is None and config.init is not None:  # a resumed run has its weights from the checkpoint
-            initial = read_initial_weights(config.init, runs_dir)
-            config = config.with_settings(init=initial.path)
+        # a resumed run has its weights from the checkpoint
+        initial = None if resume or config.init is None else read_initial_weights(config.init, runs_dir)
+        config = config if initial is None else config.with_settings(init=initial.path)
         if loggers is None:
             loggers = resources.enter_context(open_loggers(config.runtime.log, is_main=distributed.is_main))
         loaders = resources.enter_context(closing(Loaders(config, device, distributed, betons)))
@@ -86,6 +81,7 @@ def train(
         notes = prepare_network(network, config, loaders.info, initial)
         default_lr = config.optimizer.lr is None
         config, lr_curve = resolve_lr(config, network, loaders, distributed, reporter)
+        config, about_length = resolve_max_minutes(config, resume, loaders, device, distributed, reporter, begin)
         run = resume
         if run is None and distributed.is_main:
             run = create_run(runs_dir, (config.recipe or config.model.label) if name is None else name)
@@ -95,7 +91,7 @@ def train(
             resources.enter_context(lock_folder(run.path, "another process is training this run; wait for it to end"))
             resources.enter_context(log_file(run.log))
             run.make_subfolder(run.last.parent)
-            log_notes(notes)
+            log_notes([*notes, *about_length])
             report_lr(config, lr_curve, run, is_default=default_lr)
         # resources are closed before the signal handlers are restored: an error is reported even if a signal follows
         with StopRequest() as stop, resources.pop_all():
@@ -120,44 +116,14 @@ def train(
                 return run, trainer.test() if test else trainer.finish({})
 
 
-class StopRequest:
-    """In the `with` block, the first signal only sets `signum`; a second one ends the program."""
-
-    def __init__(self) -> None:
-        self.signum = 0
-        self._handlers: dict[int, Any] = {}
-
-    def __enter__(self) -> StopRequest:
-        if threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGINT, signal.SIGTERM):
-                self._handlers[signum] = signal.signal(signum, self._handle)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for signum, handler in self._handlers.items():
-            signal.signal(signum, handler)
-        self._handlers.clear()
-
-    def _handle(self, signum: int, frame: FrameType | None) -> None:
-        self.signum = signum
-        self.__exit__()
-
-
 class Trainer:
     """Trains `network` for the steps that are left of a run, then tests the best weights."""
 
     def __init__(self, context: RunContext, network: nn.Module, stop: StopRequest) -> None:
         config, device, distributed, loader = context.config, context.device, context.distributed, context.loaders.train
         self.context, self.config, self.distributed, self.stop = context, config, distributed, stop
-        if config.runtime.sync_bn and distributed.world_size > 1:
-            network = convert_sync_batchnorm(network, device)
-        optimizer = make_optimizer(network, config)
-        model: Any = distributed.wrap(network, device, config.runtime.deterministic)
-        if config.runtime.compile:
-            model = torch.compile(model)
-        weights = class_weights_of(config.optimizer.class_weights, loader)
-        self.step = TrainStep(model, network, optimizer, config, choose_amp(device, config.runtime.amp), weights)
-        self.schedule = Schedule(optimizer, config, context.num_steps, len(loader))
+        self.step = make_train_step(network, config, loader, device, distributed)
+        self.schedule = Schedule(self.step.optimizer, config, context.num_steps, len(loader))
         self.progress = Progress()
         self.checkpointer = Checkpointer(context, self.step, self.schedule, self.progress)
         self.logger = MetricLogger(context, self.step, self.progress)
@@ -212,7 +178,7 @@ class Trainer:
         complete = progress.batch == len(self.context.loaders.train)
         if not complete or self.distributed.world_size > 1:  # torchrun grants little time after a signal
             self.checkpointer.save()
-        row = self.logger.log_epoch(self._lr, self._validate(), complete)
+        row = self.logger.log_epoch(self.step.lr, self._validate(), complete)
         self.schedule.after_epoch(row)
         if self._is_best(row, complete):
             self.checkpointer.save_best(row)
@@ -276,10 +242,6 @@ class Trainer:
         best, patience = self.progress.best, self.config.early_stop
         return patience is not None and best is not None and bool(self.progress.epoch - best["epoch"] >= patience)
 
-    @property
-    def _lr(self) -> float:
-        return float(self.step.optimizer.param_groups[0]["lr"])
-
     def _resized(self, images: torch.Tensor) -> torch.Tensor:
         """The images in the size of this step: see `progressive`."""
         for side, until in self.config.progressive:
@@ -312,7 +274,7 @@ class Trainer:
     def _require_finite(self, loss: float, name: str) -> None:
         if not math.isfinite(loss):
             raise DivergedError(
-                f"the {name} is {loss} at step {self.progress.step}, learning rate {self._lr:g}; try a smaller --lr"
+                f"the {name} is {loss} at step {self.progress.step}, learning rate {self.step.lr:g}; try a smaller --lr"
             )
 
     def _validate(self) -> Predictions | None:
