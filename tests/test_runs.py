@@ -19,10 +19,11 @@ from fastcifar.errors import DataError, UsageError
 from fastcifar.inference.predictions import Predictions
 from fastcifar.runs.compare import compare
 from fastcifar.runs.compare_files import as_latex, as_markdown, write_comparison
-from fastcifar.runs.group import Group, create_group, seed_members
+from fastcifar.runs.group import Group, seed_members
 from fastcifar.runs.statistics import McNemar, Welch
 from fastcifar.runs.summary import RunSummary, list_runs
 from fastcifar.training import RunFolder
+from fastcifar.training.run_folder import create_run
 from tests.run_folders import write_results
 
 N = 200
@@ -50,7 +51,9 @@ def write_run(path: Path, num_wrong: Sequence[int], data_sha256: str = "d" * 64,
 
 def write_group(folder: Path, name: str, accuracies: Sequence[float], **settings: Any) -> Group:
     config = TrainConfig.from_settings(model="small", **settings)
-    group = create_group(folder, name, "seeds", config, seed_members(range(len(accuracies))))
+    members = seed_members(range(len(accuracies)))
+    group = Group(path=create_run(folder, name).path, kind="seeds", config=config, members=members)
+    group.write()
     for member, accuracy in zip(group.members, accuracies, strict=True):
         write_run(group.run(member).path, range(round((1 - accuracy) * N)), **settings, **member.settings)
     return group

@@ -11,7 +11,7 @@ from typing import Any
 from fastcifar.config import TrainConfig
 from fastcifar.errors import DataError, UsageError
 from fastcifar.inference.predictions import Predictions
-from fastcifar.io.paths import user_path
+from fastcifar.io.paths import command_line, user_path
 from fastcifar.runs.group import Group, group_path, load_group
 from fastcifar.runs.scores import SCORES, Score, scores_of, value_of
 from fastcifar.runs.statistics import McNemar, Mean, Welch, mcnemar, welch
@@ -109,7 +109,8 @@ def open_entry(name: str | os.PathLike[str], runs_dir: str | os.PathLike[str]) -
     run = find_run(name, runs_dir)
     summary = RunSummary(run, run.path.resolve().name)
     if not summary.is_finished:
-        raise DataError(f"{run.path}: is not finished; finish it with: fastcifar train --resume {run.path}")
+        command = command_line("fastcifar", "train", "--resume", run.path)
+        raise DataError(f"{run.path}: is not finished; finish it with: {command}")
     return Entry(name=summary.name, config=run.read_config(), runs=(summary,), is_group=False)
 
 
@@ -120,9 +121,8 @@ def _group_entry(group: Group) -> Entry:
         )
     runs = [run for run in summaries(group) if run.is_finished and "diverged" not in run.metrics]
     if not runs:
-        raise DataError(
-            f"{group.path}: none of its runs is finished; train it with: fastcifar train --resume {group.path}"
-        )
+        command = command_line("fastcifar", "train", "--resume", group.path)
+        raise DataError(f"{group.path}: none of its runs is finished; train it with: {command}")
     return Entry(name=group.path.resolve().name, config=group.config, runs=tuple(runs), is_group=True)
 
 

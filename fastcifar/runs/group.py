@@ -166,7 +166,7 @@ def find_group(name: str | os.PathLike[str] | None, runs_dir: str | os.PathLike[
     Raises DataError if it is damaged.
     """
     if name is not None:
-        path = group_path(name, runs_dir)
+        path = group_path(name, runs_dir) if os.fsdecode(name).strip() else None
     else:
         path = find_run(None, runs_dir).path.parent
     return load_group(path) if path is not None and is_group(path) else None

@@ -14,6 +14,7 @@ from fastcifar.errors import DataError, describe
 from fastcifar.explain.run import explanation_grid
 from fastcifar.inference.metrics import compute_metrics
 from fastcifar.inference.predictions import Predictions
+from fastcifar.io.paths import command_line
 from fastcifar.loggers import Loggers, open_loggers
 from fastcifar.runs.group import group_path, load_group
 from fastcifar.runs.summary import RunSummary, summaries
@@ -64,7 +65,8 @@ def log_run(
     else:
         group, runs = path.resolve().name, [run for run in summaries(load_group(path)) if run.history]
     if not any(run.history for run in runs):
-        raise DataError(f"{path}: no epoch is completed; train it with: fastcifar train --resume {path}")
+        command = command_line("fastcifar", "train", "--resume", path)
+        raise DataError(f"{path}: no epoch is completed; train it with: {command}")
     for each in runs:
         with open_loggers(to, group=group, strict=True) as loggers:
             settings = each.run.read_config().to_settings()

@@ -23,8 +23,12 @@ from fastcifar.errors import FastcifarError, UsageError
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 MAX_PORT = 2**16 - 1
+VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""What torchrun sets."""
 TIMEOUT = timedelta(hours=12)
 """Rank 0 may work alone for long, as in a range test; a process that exits is noticed at once."""
+_connections: list[tuple[str, ...]] = []
+"""The VARIABLES of the open connection, if there is one."""
 
 
 class Distributed:
@@ -46,8 +50,7 @@ class Distributed:
     def from_environment(cls) -> Distributed:
         """This process, from the variables that `torchrun` sets. A single process unless WORLD_SIZE is above 1:
         schedulers and earlier sessions leave RANK and the like behind. Raises UsageError if they are inconsistent."""
-        names = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-        values = {name: os.environ.get(name, "") for name in names}
+        values = {name: os.environ.get(name, "") for name in VARIABLES}
         try:
             world_size = int(values["WORLD_SIZE"] or 1)
             if world_size <= 1:
@@ -73,16 +76,20 @@ class Distributed:
     def connect(self, device: torch.device) -> Iterator[None]:
         """Wait for the other processes; in the block, the exit of one of them is a FastcifarError.
 
-        The connection stays for later blocks: torch cannot connect twice through the store of torchrun, it would wait
-        for keys of the first time. It ends with the process, or with an error in the block that connected.
+        The connection stays for later blocks of the same processes: torch cannot connect twice through the store of
+        torchrun, it would wait for keys of the first time. It ends with the process, with an error in the block that
+        connected, or when other variables name other processes.
         """
         if self.world_size == 1:
             yield
             return
         try:
-            is_first = not dist.is_initialized()
+            variables = tuple(os.environ.get(name, "") for name in VARIABLES)
+            is_first = not dist.is_initialized() or _connections != [variables]
             if is_first:
+                _disconnect()
                 self._init(device)
+                _connections.append(variables)
             self._group = dist.new_group(backend="gloo", timeout=TIMEOUT)
             try:
                 yield
@@ -176,6 +183,7 @@ class Distributed:
 
 
 def _disconnect() -> None:
+    _connections.clear()
     if dist.is_initialized():
         dist.destroy_process_group()
 
