@@ -45,13 +45,13 @@ def train_and_print(group: Group, as_json: bool) -> None:
             train_group(group, reporter=bars)
         if not is_main:
             return
-        runs = [run for run in summaries(group) if run.run.best.is_file()]
-        bars.begin("reports", len(runs))
-        for run in runs:
-            write_report(run.run)
+        runs = list(summaries(group))
+        trained = [run.run for run in runs if run.run.best.is_file()]
+        bars.begin("reports", len(trained))
+        for run in trained:
+            write_report(run)
             bars.advance(1)
         report = write_group_report(group)
-    runs = list(summaries(group))
     sweep = sweep_results(group) if group.kind == "sweep" else None
     scored = runs if sweep is None else sweep.best.runs if sweep.best else []
     scores = scores_of(scored)
@@ -117,6 +117,5 @@ def _cells(score: Score, mean: Mean) -> tuple[str, str]:
 
     if mean.std is None:
         return shown(score, mean), ""
-    return shown(
-        score, mean
-    ), f"standard deviation {mean.std * (100 if score.is_share else 1):.{2 if score.is_share else 4}f}"
+    std = f"{100 * mean.std:.2f}" if score.is_share else f"{mean.std:.4f}"
+    return shown(score, mean), f"standard deviation {std}"

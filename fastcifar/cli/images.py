@@ -85,6 +85,8 @@ def _read_list() -> list[Path]:
 
 def show_images(found: ImagePredictions, num_classes: int = 3) -> None:
     """Print a table of the most probable classes of each image."""
+    from fastcifar.cli.output import table
+
     rows = [["file", "true", "predicted"]]
     for row in found.to_rows(num_classes):
         where = f"{row['file']} {row['origin']}" if row.get("origin") else row["file"]
@@ -92,9 +94,7 @@ def show_images(found: ImagePredictions, num_classes: int = 3) -> None:
     rows[0] += [f"class {i}" for i in range(2, len(rows[-1]) - 1)]
     if not found.num_labelled:
         rows = [[where, *rest] for where, _, *rest in rows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for cells in rows:
-        click.echo("  ".join(f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True)).rstrip())
+    click.echo(table(rows))
 
 
 def summary(found: ImagePredictions) -> list[tuple[str, Any]]:

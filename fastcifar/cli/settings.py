@@ -89,6 +89,8 @@ BATCH_SIZE = options_of(TrainConfig, "Run", without=SETTINGS.keys() - {"batch_si
 SEED = options_of(TrainConfig, "Run", without=SETTINGS.keys() - {"seed"})
 EXPERIMENT = [*BATCH_SIZE, *SEED, *MODEL, *INITIAL, options.data_dir, *DATA, *LOADER, *AUGMENTATION]
 """What `train` and `lr-find` have in common: network, images, batches."""
+TRAINING = [*RECIPE, *RUN, *EXPERIMENT, *OPTIMIZER, *SCHEDULE, *DEVICE, *RUNTIME]
+"""All settings of a training."""
 
 
 def add(*groups: list[Option[Any]]) -> Option[Any]:

@@ -40,15 +40,7 @@ VALUES = options.Parsed("setting=value,…", _values, "a setting and its values,
 )
 @click.option("--seeds", type=options.SEEDS, default="1", show_default=True, help=options.SEEDS_HELP)
 @click.option("--trials", type=click.IntRange(1), help="Train only so many combinations, drawn at random by --seed.")
-@settings.add(
-    settings.RECIPE,
-    settings.RUN,
-    settings.EXPERIMENT,
-    settings.OPTIMIZER,
-    settings.SCHEDULE,
-    settings.DEVICE,
-    settings.RUNTIME,
-)
+@settings.add(settings.TRAINING)
 @click.option("--name", default="sweep", show_default=True, help="Name of the folder.")
 @options.runs_dir
 @options.as_json

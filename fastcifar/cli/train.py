@@ -27,15 +27,7 @@ LATEST = "\0"
         *("data_dir", "device", "seed", "seeds", "name", "resume", "dry_run"),
     ),
 )
-@settings.add(
-    settings.RECIPE,
-    settings.RUN,
-    settings.EXPERIMENT,
-    settings.OPTIMIZER,
-    settings.SCHEDULE,
-    settings.DEVICE,
-    settings.RUNTIME,
-)
+@settings.add(settings.TRAINING)
 @click.option("--seeds", type=options.SEEDS, help=options.SEEDS_HELP)
 @click.option("--name", help="Name of the run folder.  [default: the recipe's or the network's]")
 @click.option(

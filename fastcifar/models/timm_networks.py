@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import difflib
 import logging
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import nn
 from fastcifar.config import HUB, TIMM, ModelConfig
 from fastcifar.errors import FastcifarError, MissingExtraError, UsageError, describe, one_line
 from fastcifar.system.memory import free_memory
+from fastcifar.system.quiet import quiet_package
 
 
 def from_timm(config: ModelConfig, image_shape: tuple[int, int, int], pretrained: bool) -> Callable[..., nn.Module]:
@@ -96,15 +96,6 @@ def _require_memory(model: nn.Module, name: str) -> None:
         )
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> AbstractContextManager[None]:
     """No warnings, and none in the log of timm: they concern its own defaults and deprecated names."""
-    logger = logging.getLogger("timm")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
+    return quiet_package("timm", logging.ERROR)

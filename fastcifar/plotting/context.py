@@ -9,27 +9,19 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
 
+from fastcifar.system.quiet import quiet_package
 
-@contextmanager
-def _quiet() -> Iterator[None]:
+
+def _quiet() -> AbstractContextManager[None]:
     """In the block, nothing warns, and matplotlib does not log, e.g. a bad matplotlibrc or missing font weights."""
-    logger = logging.getLogger("matplotlib")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
+    return quiet_package("matplotlib", logging.CRITICAL)
 
 
 @contextmanager
