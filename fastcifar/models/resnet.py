@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from fastcifar.models.fused_norm import RELU, can_fuse, norm_act
+
 WIDTHS = (64, 128, 256, 512)
 GROUP_CHANNELS = 16
 
@@ -33,9 +35,29 @@ class BasicBlock(nn.Module):
             self.shortcut = nn.Sequential(nn.Conv2d(num_in, num_out, 1, stride=stride, bias=False), norm(num_out))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out = F.relu(self.norm1(self.conv1(x)), inplace=True)
-        out = self.norm2(self.conv2(out))
-        return F.relu(out + self.shortcut(x), inplace=True)
+        out = norm_relu(self.conv1(x), self.norm1)
+        return norm_relu(self.conv2(out), self.norm2, self.shortcut(x))
+
+
+def norm_relu(x: torch.Tensor, norm: nn.Module, shortcut: torch.Tensor | None = None) -> torch.Tensor:
+    """relu(norm(x) + shortcut)."""
+    if can_fuse(x, norm):
+        return norm_act(x, norm, RELU, shortcut=shortcut)
+    out = norm(x)
+    return F.relu(out if shortcut is None else out + shortcut, inplace=True)
+
+
+class Stem(nn.Sequential):
+    """A 3x3 convolution, a normalisation and ReLU: (N, 3, H, W) -> (N, 64, H, W)."""
+
+    def __init__(self, norm: Norm) -> None:
+        conv = nn.Conv2d(3, WIDTHS[0], 3, padding=1, bias=False)
+        super().__init__(conv, norm(WIDTHS[0]), nn.ReLU(inplace=True))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        conv, norm, relu = self
+        x = conv(x)
+        return norm_act(x, norm, RELU) if can_fuse(x, norm, relu) else relu(norm(x))
 
 
 class ResNet18(nn.Module):
@@ -50,9 +72,7 @@ class ResNet18(nn.Module):
     def __init__(self, num_classes: int = 10, norm: str = "batch", dropout: float = 0.0, last_stride: int = 2) -> None:
         super().__init__()
         make_norm = NORMS[norm]
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, WIDTHS[0], 3, padding=1, bias=False), make_norm(WIDTHS[0]), nn.ReLU(inplace=True)
-        )
+        self.stem = Stem(make_norm)
         num_in = WIDTHS[0]
         for name, width, stride in zip(self.stages, WIDTHS, (1, 2, 2, last_stride), strict=True):
             first = BasicBlock(num_in, width, stride, make_norm)

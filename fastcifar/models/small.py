@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from fastcifar.models.fused_norm import GELU, can_fuse, norm_act
+
 WIDTHS = (64, 256, 256)
 # Standard deviation of each filter's output on CIFAR-10, normalised by channel: brightness, red - blue, green - rest;
 # of each: mean, columns, rows, checks. NOISE_VARIANCE is added to the variance, so that noise is not amplified.
@@ -54,6 +56,14 @@ class Stage(nn.Sequential):
         for norm in norms:
             norm.weight.requires_grad_(False)  # redundant: the next layer has weights
         super().__init__(first, nn.MaxPool2d(2), norms[0], nn.GELU(), second, norms[1], nn.GELU())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first, pool, norm1, gelu1, second, norm2, gelu2 = self
+        x = first(x)
+        fused = can_fuse(x, pool, norm1, gelu1)
+        x = norm_act(x, norm1, GELU, pool=True) if fused else gelu1(norm1(pool(x)))
+        x = second(x)
+        return norm_act(x, norm2, GELU) if can_fuse(x, norm2, gelu2) else gelu2(norm2(x))
 
 
 class SmallNet(nn.Module):

@@ -12,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from fastcifar.config import TrainConfig
 from fastcifar.errors import UsageError, one_line
 from fastcifar.loaders import Loader, Mix
+from fastcifar.models.narrow_conv import convert_convolutions, has_amx
 from fastcifar.training.device import autocast, choose_amp
 from fastcifar.training.distributed import Distributed
 from fastcifar.training.loss import class_weights_of, cross_entropy
@@ -125,12 +126,15 @@ def make_train_step(
     says. Several processes must call this together."""
     if config.runtime.sync_bn and distributed.world_size > 1:
         network = convert_sync_batchnorm(network, device)
+    amp = choose_amp(device, config.runtime.amp)
+    if device.type == "cpu" and amp == "bf16" and has_amx():
+        convert_convolutions(network)
     optimizer = make_optimizer(network, config)
     model: Any = distributed.wrap(network, device, config.runtime.deterministic)
     if config.runtime.compile:
         model = torch.compile(model)
     weights = class_weights_of(config.optimizer.class_weights, loader)
-    return TrainStep(model, network, optimizer, config, choose_amp(device, config.runtime.amp), weights)
+    return TrainStep(model, network, optimizer, config, amp, weights)
 
 
 def resize(images: torch.Tensor, side: int) -> torch.Tensor:

@@ -1,0 +1,129 @@
+"""Convolutions whose weight gradient is fast on narrow feature maps, on CPUs with AMX.
+
+oneDNN's weight gradient multiplies tiles of 32 pixels of one row of one image: of a row of 7 pixels, 25 of 32 products
+are wasted. Several images next to each other, with columns of zeros between them, are one wide image with the same
+weight gradient: the zeros contribute nothing.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+TILE = 32  # pixels
+WIDE = 64
+"""Images are put together to at least this width."""
+
+
+class NarrowConv2d(nn.Conv2d):
+    """`nn.Conv2d`, with another way to the gradient of the weight where that is faster: bfloat16 on a CPU with AMX, an
+    output less than half as wide as a tile."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self._is_slow(x):
+            return super().forward(x)
+        x = x.to(torch.bfloat16, memory_format=torch.channels_last)
+        y = _Convolution.apply(x, self.weight.to(torch.bfloat16), self.stride, self.padding)
+        return y if self.bias is None else y + self.bias.to(torch.bfloat16)[:, None, None]
+
+    def _is_slow(self, x: torch.Tensor) -> bool:
+        return (
+            type(x) is torch.Tensor
+            and x.device.type == "cpu"
+            and torch.is_autocast_enabled("cpu")
+            and torch.get_autocast_dtype("cpu") == torch.bfloat16
+            and torch.is_grad_enabled()
+            and self.weight.requires_grad
+            and x.ndim == 4
+            and len(x) > 1
+            and (x.shape[3] - 1) // self.stride[1] + 1 < TILE // 2
+            and not torch.compiler.is_compiling()
+            and not torch.jit.is_tracing()
+        )
+
+
+class _Convolution(torch.autograd.Function):
+    """Cross-correlation of x (N, C, H, W) and weight (K, C, h, w), both bfloat16."""
+
+    @staticmethod
+    def forward(
+        context: Any, x: torch.Tensor, weight: torch.Tensor, stride: tuple[int, int], padding: tuple[int, int]
+    ) -> torch.Tensor:
+        context.save_for_backward(x, weight)
+        context.stride, context.padding = stride, padding
+        return F.conv2d(x, weight, None, stride, padding)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(context: Any, grad: torch.Tensor) -> tuple[Any, ...]:
+        x, weight = context.saved_tensors
+        grad_x = grad_weight = None
+        settings = context.stride, context.padding
+        if context.needs_input_grad[0]:
+            grad_x = _gradients(grad, x, weight, *settings, (True, False))[0]
+        if context.needs_input_grad[1]:
+            columns = grad.shape[3] + -(-context.padding[1] // context.stride[1])
+            together = min(len(x), max(1, WIDE // columns))
+            wide = [_put_together(part, together, columns * step) for part, step in ((grad, 1), (x, context.stride[1]))]
+            grad_weight = _gradients(*wide, weight, *settings, (False, True))[1]
+        return grad_x, grad_weight, None, None
+
+
+def _gradients(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    wanted: tuple[bool, bool],
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    gradients = torch.ops.aten.convolution_backward(
+        grad, x, weight, None, stride, padding, (1, 1), False, (0, 0), 1, (*wanted, False)
+    )
+    return gradients[0], gradients[1]
+
+
+def _put_together(images: torch.Tensor, count: int, width: int) -> torch.Tensor:
+    """(N, C, H, W) -> (ceil(N / count), C, H, count * width), channels_last: each image, then zeros up to `width`."""
+    num, channels, height, own_width = images.shape
+    whole, left = divmod(num, count)
+    wide = images.new_empty((whole + bool(left), height, count, width, channels))
+    wide[:, :, :, own_width:] = 0
+    images = images.permute(0, 2, 3, 1)
+    wide[:whole, :, :, :own_width] = images[: whole * count].unflatten(0, (whole, count)).transpose(1, 2)
+    if left:
+        wide[whole, :, :left, :own_width] = images[whole * count :].transpose(0, 1)
+        wide[whole, :, left:] = 0
+    return wide.view(len(wide), height, count * width, channels).permute(0, 3, 1, 2)
+
+
+@cache
+def has_amx() -> bool:
+    """Whether the CPU multiplies matrices of bfloat16 in tiles."""
+    flags = Path("/proc/cpuinfo")
+    return flags.is_file() and "amx_bf16" in flags.read_text()
+
+
+def convert_convolutions(network: nn.Module) -> None:
+    """Make each convolution in `network` that can be one a `NarrowConv2d`, in place; parameters and buffers stay."""
+    for module in network.modules():
+        if type(module) is nn.Conv2d and _can_convert(module):
+            module.__class__ = NarrowConv2d
+
+
+def _can_convert(layer: nn.Conv2d) -> bool:
+    kernel, padding = layer.kernel_size, layer.padding
+    return (
+        layer.groups == 1
+        and layer.dilation == (1, 1)
+        and not isinstance(padding, str)
+        and layer.padding_mode == "zeros"
+        and all(2 * pad == side - 1 for pad, side in zip(padding, kernel, strict=True))
+        and layer.weight.dtype == torch.float32
+    )
