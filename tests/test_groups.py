@@ -272,7 +272,10 @@ def test_train_seeds_and_sweep_print_what_they_show(tiny_data: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "--seeds", "0"], "'0'; expected their number, 1..1,000, or the seeds, e.g. 3,7,11"),
+        (["train", "--seeds", "0"], "'0'; expected their number, 1..1,000, or the seeds, each once"),
+        (["train", "--seeds", "1,1"], "'1,1'; expected their number"),
+        (["train", "--seeds", "5,"], "'5,'; expected their number"),
+        (["train", "--seeds", "-1,2"], "'-1,2'; expected their number"),
         (["train", "--seeds", "3", "--seed", "1"], "--seeds cannot be combined with --seed"),
         (["train", "--seeds", "3", "--resume", "x"], "--seeds cannot be combined with --resume"),
         (["sweep", "--set", "lr"], "expected a setting and its values"),

@@ -9,6 +9,7 @@ import click
 
 from fastcifar.cli import options, settings
 from fastcifar.cli.command import normalised, options_by_name
+from fastcifar.cli.param_types import SEEDS, SEEDS_HELP, Parsed
 from fastcifar.config import SETTINGS, require_known
 
 
@@ -21,7 +22,7 @@ def _values(text: str) -> tuple[str, tuple[Any, ...]]:
     return name, tuple(part.strip() for part in values.split(";" if ";" in values else ","))
 
 
-VALUES = options.Parsed("setting=value,…", _values, "a setting and its values, e.g. lr=0.02,0.05,0.1")
+VALUES = Parsed("setting=value,…", _values, "a setting and its values, e.g. lr=0.02,0.05,0.1")
 
 
 @click.command(
@@ -38,7 +39,7 @@ VALUES = options.Parsed("setting=value,…", _values, "a setting and its values,
     help="A setting and its values; may be repeated: each combination is trained. Values that are lists are separated "
     "by semicolons.",
 )
-@click.option("--seeds", type=options.SEEDS, default="1", show_default=True, help=options.SEEDS_HELP)
+@click.option("--seeds", type=SEEDS, default="1", show_default=True, help=SEEDS_HELP)
 @click.option("--trials", type=click.IntRange(1), help="Train only so many combinations, drawn at random by --seed.")
 @settings.add(settings.TRAINING)
 @click.option("--name", default="sweep", show_default=True, help="Name of the folder.")
