@@ -117,5 +117,6 @@ def _cells(score: Score, mean: Mean) -> tuple[str, str]:
 
     if mean.std is None:
         return shown(score, mean), ""
-    std = f"{100 * mean.std:.2f}" if score.is_share else f"{mean.std:.4f}"
+    is_time = score.key == "train_seconds"
+    std = f"{100 * mean.std:.2f}" if score.is_share else f"{mean.std:.1f} s" if is_time else f"{mean.std:.4f}"
     return shown(score, mean), f"standard deviation {std}"
