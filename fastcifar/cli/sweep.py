@@ -10,6 +10,7 @@ import click
 from fastcifar.cli import options, settings
 from fastcifar.cli.command import normalised, options_by_name
 from fastcifar.cli.param_types import SEEDS, SEEDS_HELP, Parsed
+from fastcifar.cli.settings import flags, given_on_command_line
 from fastcifar.config import SETTINGS, require_known
 
 
@@ -74,6 +75,8 @@ def sweep(
         name_of_setting = _setting(context, written)
         if name_of_setting in swept:
             raise click.UsageError(f"--set {name_of_setting} is given twice; expected all its values at once", context)
+        if given_on_command_line(context, [name_of_setting]):
+            raise click.UsageError(f"{flags([name_of_setting])} is also in --set; expected one of them", context)
         swept[name_of_setting] = _parsed(context, name_of_setting, texts)
     members = sweep_members(swept, seeds, trials=trials, seed=config.seed)
     train_and_print(create_group(runs_dir, name, "sweep", config, members), as_json)
