@@ -117,6 +117,13 @@ def test_a_run_that_diverges_does_not_end_the_group(tiny_data: Path, tmp_path: P
     assert result.best.settings == {"lr": 0.05}
 
 
+def test_a_sweep_whose_runs_all_diverged_claims_no_test(tiny_data: Path, tmp_path: Path) -> None:
+    common = ["--model", NETWORK, "--batch-size", 36, "--epochs", 1, "--data-dir", tiny_data, "--runs-dir", tmp_path]
+    text = invoke("sweep", "--set", "lr=1e30", *common)
+    assert "no test image was scored" in text
+    assert "the test images were scored" not in text
+
+
 def test_the_runs_of_a_group_start_from_a_run_in_runs_dir(tiny_data: Path, tmp_path: Path) -> None:
     config = tiny(tiny_data, max_steps=1, init="first")
     first, _ = train(config.with_settings(init=None), runs_dir=tmp_path, name="first")
