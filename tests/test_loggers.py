@@ -24,7 +24,8 @@ from fastcifar import plotting
 from fastcifar.cli import main
 from fastcifar.config import TrainConfig
 from fastcifar.errors import DivergedError, FastcifarError, MissingExtraError, Stopped, UsageError
-from fastcifar.loggers import Loggers, view_commands
+from fastcifar.io.locks import lock_folder
+from fastcifar.loggers import Loggers, open_loggers, view_commands
 from fastcifar.runs.group import create_group, load_group, seed_members
 from fastcifar.runs.log_run import log_run, train_and_log
 from fastcifar.runs.summary import RunSummary
@@ -285,6 +286,27 @@ def test_a_link_to_another_folder_is_not_written_through(
     assert os.listdir(tmp_path / "outside") == []
     with pytest.raises(FastcifarError, match="the log of tensorboard failed: .*: a link"):
         log_run(run.path, ["tensorboard"])
+
+
+@pytest.mark.slow
+def test_wandb_does_not_write_through_a_link(tmp_path: Path) -> None:
+    pytest.importorskip("wandb")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "wandb").symlink_to(tmp_path)
+    with pytest.raises(FastcifarError, match="the log of wandb failed: .*: a link; expected a folder of the run"):
+        open_loggers(["wandb"], strict=True).begin(tmp_path / "run", {}, step=0, history=[], is_resumed=False)
+    assert os.listdir(tmp_path) == ["run"]
+
+
+def test_a_run_that_is_being_trained_is_not_logged(tiny_data: Path, tmp_path: Path) -> None:
+    run, _ = train(tiny(tiny_data, log=["tensorboard"], max_steps=1), runs_dir=tmp_path)
+    before = os.listdir(run.path / "tensorboard")
+    with (
+        lock_folder(run.path, "busy"),
+        pytest.raises(FastcifarError, match="another process is training this run; log it when that has ended"),
+    ):
+        log_run(run.path, ["tensorboard"], trusted=NETWORK)
+    assert os.listdir(run.path / "tensorboard") == before
 
 
 @pytest.fixture
