@@ -25,13 +25,14 @@ from fastcifar.cli import main
 from fastcifar.config import TrainConfig
 from fastcifar.errors import DivergedError, FastcifarError, MissingExtraError, Stopped, UsageError
 from fastcifar.io.locks import lock_folder
-from fastcifar.loggers import Loggers, open_loggers, view_commands
+from fastcifar.loggers import Loggers, RunInfo, open_loggers, view_commands
 from fastcifar.runs.group import create_group, load_group, seed_members
 from fastcifar.runs.log_run import log_run, train_and_log
 from fastcifar.runs.summary import RunSummary
 from fastcifar.runs.sweep import sweep_members, train_sweep
 from fastcifar.runs.train_group import train_group
 from fastcifar.training import RunFolder, train
+from fastcifar.training.progress import SilentReporter
 from fastcifar.training.run_folder import COLUMNS
 from tests.tiny import NETWORK, Interrupts
 from tests.tiny import tiny as tiny_config
@@ -220,6 +221,23 @@ def test_a_damaged_event_file_is_read_up_to_there(tiny_data: Path, tmp_path: Pat
     train(config, resume=run)
     assert by_epoch(series(run)) == epochs_of(run)
     assert series(run)["final/test_loss"][0][0] == 2
+
+
+def test_a_run_that_was_killed_before_it_was_saved_continues_its_log(tiny_data: Path, tmp_path: Path) -> None:
+    config = tiny(tiny_data)
+
+    class Killed(SilentReporter):
+        def begin(self, name: str, total: int) -> None:
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        train(config, runs_dir=tmp_path, name="run", reporter=Killed())
+    begun: list[RunInfo] = []
+    logger: Any = Raises("begin", OSError())
+    logger.begin = begun.append
+    for resume in (RunFolder(tmp_path / "run"), None):
+        train(config, runs_dir=tmp_path, resume=resume, loggers=Loggers({"other": logger}))
+    assert [(run.step, run.is_resumed) for run in begun] == [(0, True), (0, False)]
 
 
 CALLS = ("begin", "steps", "epoch", "finish", "image", "close")
