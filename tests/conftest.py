@@ -18,7 +18,7 @@ import torch
 from matplotlib.figure import Figure
 
 from fastcifar import plotting
-from fastcifar.converters import convert
+from fastcifar.converters import Sample, Source, convert
 from fastcifar.converters.synthetic import source as synthetic_source
 from fastcifar.errors import FastcifarError
 from fastcifar.models import small
@@ -126,6 +126,24 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """80 synthetic training images and 40 test images, converted. Not to be written to."""
     return synthetic_data(tmp_path_factory.mktemp("tiny"), 80, 40)
+
+
+@pytest.fixture(scope="session")
+def unbalanced_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """570 images of one class and 30 of another, 8x8, converted. Not to be written to."""
+    pixels = np.random.default_rng(0).integers(0, 256, (600, 8, 8, 3), dtype=np.uint8)
+    labels = [int(i % 20 == 3) for i in range(600)]
+
+    class Split:
+        def __len__(self) -> int:
+            return len(labels)
+
+        def __iter__(self) -> Iterator[Sample]:
+            yield from map(Sample, pixels, labels)
+
+    folder = tmp_path_factory.mktemp("unbalanced")
+    convert(Source(description="", class_names=("a", "b"), splits={"train": Split(), "test": Split()}), folder)
+    return folder
 
 
 @pytest.fixture

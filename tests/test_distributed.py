@@ -153,12 +153,13 @@ def test_two_processes_train_as_one_does(data_dir: Path, tmp_path: Path, group: 
 
 @pytest.mark.slow
 def test_without_batch_norm_the_weights_are_those_of_one_process(
-    data_dir: Path, tmp_path: Path, group: WorkerGroup
+    unbalanced_dir: Path, tmp_path: Path, group: WorkerGroup
 ) -> None:
     settings = {"model": "resnet18", "norm": "group", "batch-size": 20, "max-steps": 3, "l1": 1e-4, "val-size": 0}
+    settings |= {"class-weights": "balanced", "mixup": 0.4}
     states = []
     for count in (1, 2):
-        results = group.run(count, "train", *flags(data_dir, tmp_path, f"of{count}", **settings))
+        results = group.run(count, "train", *flags(unbalanced_dir, tmp_path, f"of{count}", **settings))
         assert [code for code, _, _ in results] == [0] * count, results
         states.append(torch.load(tmp_path / f"of{count}" / "weights" / "last.pt", weights_only=True)["model"])
     for key, value in states[0].items():

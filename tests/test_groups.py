@@ -20,13 +20,14 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 
 from fastcifar.cli import main
-from fastcifar.errors import DataError, Stopped, UsageError
+from fastcifar.errors import CheckpointError, DataError, Stopped, UsageError
 from fastcifar.loaders import choose
 from fastcifar.runs.group import Group, Member, create_group, load_group, seed_members
 from fastcifar.runs.summary import summaries
 from fastcifar.runs.sweep import require_validation, sweep_members, sweep_results, train_sweep
 from fastcifar.runs.train_group import train_group
 from fastcifar.training import train
+from fastcifar.training.weights import file_sha256
 from tests.tiny import NETWORK, Interrupts, tiny
 
 
@@ -67,8 +68,12 @@ def test_the_data_is_opened_once(tiny_data: Path, tmp_path: Path, monkeypatch: p
     opened: list[Any] = []
     real = choose.open_beton
     monkeypatch.setattr(choose, "open_beton", lambda path, **more: opened.append(path) or real(path, **more))
-    train_group(create_group(tmp_path, "few", "seeds", tiny(tiny_data, max_steps=1), seed_members([0, 1, 2])))
+    group = create_group(tmp_path, "few", "seeds", tiny(tiny_data, max_steps=1), seed_members([0, 1, 2]))
+    train_group(group)
     assert len(opened) == 2
+    (group.path / "seed-2" / "metrics.json").unlink()
+    train_group(load_group(group.path))
+    assert len(opened) == 4
 
 
 def test_a_stopped_group_is_resumed_to_the_same_weights(
@@ -112,6 +117,13 @@ def test_a_run_that_diverges_does_not_end_the_group(tiny_data: Path, tmp_path: P
     assert result.best.settings == {"lr": 0.05}
 
 
+def test_a_sweep_whose_runs_all_diverged_claims_no_test(tiny_data: Path, tmp_path: Path) -> None:
+    common = ["--model", NETWORK, "--batch-size", 36, "--epochs", 1, "--data-dir", tiny_data, "--runs-dir", tmp_path]
+    text = invoke("sweep", "--set", "lr=1e30", *common)
+    assert "no test image was scored" in text
+    assert "the test images were scored" not in text
+
+
 def test_the_runs_of_a_group_start_from_a_run_in_runs_dir(tiny_data: Path, tmp_path: Path) -> None:
     config = tiny(tiny_data, max_steps=1, init="first")
     first, _ = train(config.with_settings(init=None), runs_dir=tmp_path, name="first")
@@ -130,14 +142,58 @@ def test_the_runs_of_a_group_start_from_a_run_in_runs_dir(tiny_data: Path, tmp_p
         ({"data_dir": "nowhere"}, DataError),
         ({"init": "nobody"}, DataError),
         ({"model": "resnet19"}, UsageError),
+        ({"batch_size": 5000}, UsageError),
+        ({"val_size": 1000}, UsageError),
+        ({"freeze_until": "layer9"}, UsageError),
     ],
 )
 def test_what_cannot_start_leaves_no_folder(
     settings: dict[str, Any], error: type[Exception], tiny_data: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(error, match=next(iter(settings.values()))):
+    with pytest.raises(error, match=str(next(iter(settings.values())))):
         create_group(tmp_path, "few", "seeds", tiny(tiny_data).with_settings(**settings), seed_members([0]))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_sweep_checks_each_combination_before_the_first_run(tiny_data: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="5000"):
+        create_group(tmp_path, "s", "sweep", tiny(tiny_data), sweep_members({"batch_size": [36, 5000]}, [0, 1]))
+    assert not list(tmp_path.iterdir())
+
+
+def test_all_runs_of_a_group_start_from_the_same_weights(tiny_data: Path, tmp_path: Path) -> None:
+    config = tiny(tiny_data, max_steps=1)
+    first, _ = train(config, runs_dir=tmp_path, name="first")
+    group = create_group(tmp_path, "few", "seeds", config.with_settings(init="first"), seed_members([0, 1]))
+    assert load_group(group.path).init_sha256 == file_sha256(first.best)
+    train_group(group)
+    (group.path / "seed-1" / "metrics.json").unlink()
+    other, _ = train(config.with_settings(seed=1), runs_dir=tmp_path, name="other")
+    first.best.write_bytes(other.best.read_bytes())
+    with pytest.raises(CheckpointError, match="changed since .*few was created"):
+        train_group(load_group(group.path))
+
+
+def test_what_is_in_the_place_of_a_run_is_not_removed(tiny_data: Path, tmp_path: Path) -> None:
+    group = create_group(tmp_path, "few", "seeds", tiny(tiny_data, max_steps=1), seed_members([0]))
+    (tmp_path / "precious").mkdir()
+    (group.path / "seed-0").symlink_to(tmp_path / "precious")
+    with pytest.raises(DataError, match="seed-0: expected the folder of a run"):
+        train_group(group)
+    assert (tmp_path / "precious").is_dir()
+
+
+def test_a_sweep_stopped_in_its_test_is_resumed_by_its_name(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = create_group(tmp_path, "s", "sweep", tiny(tiny_data, max_steps=1), sweep_members({"lr": [0.1]}, [0]))
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise Stopped(signal.SIGINT, "saved")
+
+    monkeypatch.setattr("fastcifar.runs.sweep.train_and_log", stop)
+    with pytest.raises(Stopped, match=f"resume the group with: fastcifar train --resume {group.path}"):
+        train_sweep(group)
 
 
 def test_a_resumed_run_keeps_the_rate_of_its_range_test(
@@ -272,7 +328,10 @@ def test_train_seeds_and_sweep_print_what_they_show(tiny_data: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "--seeds", "0"], "'0'; expected their number, 1..1,000, or the seeds, e.g. 3,7,11"),
+        (["train", "--seeds", "0"], "'0'; expected their number, 1..1,000, or the seeds, each once"),
+        (["train", "--seeds", "1,1"], "'1,1'; expected their number"),
+        (["train", "--seeds", "5,"], "'5,'; expected their number"),
+        (["train", "--seeds", "-1,2"], "'-1,2'; expected their number"),
         (["train", "--seeds", "3", "--seed", "1"], "--seeds cannot be combined with --seed"),
         (["train", "--seeds", "3", "--resume", "x"], "--seeds cannot be combined with --resume"),
         (["sweep", "--set", "lr"], "expected a setting and its values"),
@@ -281,6 +340,7 @@ def test_train_seeds_and_sweep_print_what_they_show(tiny_data: Path, tmp_path: P
         (["sweep", "--set", "lr=1,2", "--val-size", "0"], "expected validation images"),
         (["sweep"], "no setting to sweep"),
         (["sweep", "--set", "lr=1", "--set", "lr0=2"], "--set lr is given twice"),
+        (["sweep", "--set", "lr=1,2", "--lr", "1"], "--lr is also in --set"),
         (["sweep", "--set", "augment=a.py"], "pipeline cannot be swept"),
     ],
 )

@@ -296,24 +296,6 @@ def test_window_shuffle_is_the_same_on_every_loader(tmp_path: Path, name: str) -
     assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-@pytest.fixture(scope="module")
-def unbalanced_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """570 images of one class and 30 of another."""
-    pixels = np.random.default_rng(0).integers(0, 256, (600, 8, 8, 3), dtype=np.uint8)
-    labels = [int(i % 20 == 3) for i in range(600)]
-
-    class Split:
-        def __len__(self) -> int:
-            return len(labels)
-
-        def __iter__(self) -> Iterator[Sample]:
-            yield from map(Sample, pixels, labels)
-
-    folder = tmp_path_factory.mktemp("unbalanced")
-    convert(Source(description="", class_names=("a", "b"), splits={"train": Split(), "test": Split()}), folder)
-    return folder
-
-
 @pytest.mark.parametrize("shuffle", ["full", "window"])
 @pytest.mark.parametrize("name", FFCV_SLOW)
 def test_a_balanced_sampler_draws_the_same_images_on_every_loader(

@@ -24,13 +24,15 @@ from fastcifar import plotting
 from fastcifar.cli import main
 from fastcifar.config import TrainConfig
 from fastcifar.errors import DivergedError, FastcifarError, MissingExtraError, Stopped, UsageError
-from fastcifar.loggers import Loggers, view_commands
+from fastcifar.io.locks import lock_folder
+from fastcifar.loggers import Loggers, RunInfo, open_loggers, view_commands
 from fastcifar.runs.group import create_group, load_group, seed_members
 from fastcifar.runs.log_run import log_run, train_and_log
 from fastcifar.runs.summary import RunSummary
 from fastcifar.runs.sweep import sweep_members, train_sweep
 from fastcifar.runs.train_group import train_group
 from fastcifar.training import RunFolder, train
+from fastcifar.training.progress import SilentReporter
 from fastcifar.training.run_folder import COLUMNS
 from tests.tiny import NETWORK, Interrupts
 from tests.tiny import tiny as tiny_config
@@ -221,6 +223,23 @@ def test_a_damaged_event_file_is_read_up_to_there(tiny_data: Path, tmp_path: Pat
     assert series(run)["final/test_loss"][0][0] == 2
 
 
+def test_a_run_that_was_killed_before_it_was_saved_continues_its_log(tiny_data: Path, tmp_path: Path) -> None:
+    config = tiny(tiny_data)
+
+    class Killed(SilentReporter):
+        def begin(self, name: str, total: int) -> None:
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        train(config, runs_dir=tmp_path, name="run", reporter=Killed())
+    begun: list[RunInfo] = []
+    logger: Any = Raises("begin", OSError())
+    logger.begin = begun.append
+    for resume in (RunFolder(tmp_path / "run"), None):
+        train(config, runs_dir=tmp_path, resume=resume, loggers=Loggers({"other": logger}))
+    assert [(run.step, run.is_resumed) for run in begun] == [(0, True), (0, False)]
+
+
 CALLS = ("begin", "steps", "epoch", "finish", "image", "close")
 
 
@@ -285,6 +304,27 @@ def test_a_link_to_another_folder_is_not_written_through(
     assert os.listdir(tmp_path / "outside") == []
     with pytest.raises(FastcifarError, match="the log of tensorboard failed: .*: a link"):
         log_run(run.path, ["tensorboard"])
+
+
+@pytest.mark.slow
+def test_wandb_does_not_write_through_a_link(tmp_path: Path) -> None:
+    pytest.importorskip("wandb")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "wandb").symlink_to(tmp_path)
+    with pytest.raises(FastcifarError, match="the log of wandb failed: .*: a link; expected a folder of the run"):
+        open_loggers(["wandb"], strict=True).begin(tmp_path / "run", {}, step=0, history=[], is_resumed=False)
+    assert os.listdir(tmp_path) == ["run"]
+
+
+def test_a_run_that_is_being_trained_is_not_logged(tiny_data: Path, tmp_path: Path) -> None:
+    run, _ = train(tiny(tiny_data, log=["tensorboard"], max_steps=1), runs_dir=tmp_path)
+    before = os.listdir(run.path / "tensorboard")
+    with (
+        lock_folder(run.path, "busy"),
+        pytest.raises(FastcifarError, match="another process is training this run; log it when that has ended"),
+    ):
+        log_run(run.path, ["tensorboard"], trusted=NETWORK)
+    assert os.listdir(run.path / "tensorboard") == before
 
 
 @pytest.fixture

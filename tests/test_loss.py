@@ -13,13 +13,16 @@ import torch
 from torch.nn import functional as F
 
 from fastcifar import make_loader, open_beton
-from fastcifar.config import LrRangeTestConfig
+from fastcifar.config import LrRangeTestConfig, TrainConfig
 from fastcifar.loaders import Mix
 from fastcifar.training import train
-from fastcifar.training.loss import balanced_class_weights, class_weights_of, cross_entropy
+from fastcifar.training.distributed import Distributed
+from fastcifar.training.loss import balanced_class_weights, class_weights_of, cross_entropy, sum_of_weights
 from fastcifar.training.lr_finder import find_lr, run_lr_range_test
+from fastcifar.training.optimizer import make_optimizer
 from fastcifar.training.progress import SilentReporter
 from fastcifar.training.split import hold_out
+from fastcifar.training.step import TrainStep
 from tests import tiny
 
 Losses = list[tuple[Mix | None, torch.Tensor | None]]
@@ -63,6 +66,35 @@ def test_without_a_partner_it_is_torchs(weights: torch.Tensor | None, smoothing:
         soft = sum(F.one_hot(each, 4) * share[:, None] for each, share in zip((labels, mix[0]), mix[1].T, strict=True))
         expected = F.cross_entropy(logits, soft, label_smoothing=smoothing)
         assert torch.allclose(cross_entropy(logits, labels, mix, label_smoothing=smoothing), expected)
+
+
+@pytest.mark.parametrize("mixes", [False, True])
+def test_processes_divide_by_the_class_weights_of_the_whole_batch(mixes: bool) -> None:
+    images, labels, mix = batch()
+    config = TrainConfig.from_settings(lr=1.0, momentum=0.0, nesterov=False, weight_decay=0.0, label_smoothing=0.1)
+    initial = torch.randn(4, 4, generator=torch.Generator().manual_seed(1))
+
+    def step(part: slice, distributed: Distributed | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """The loss and the new weights."""
+        network = torch.nn.Linear(4, 4, bias=False)
+        network.weight.data.copy_(initial)
+        train_step = TrainStep(network, network, make_optimizer(network, config), config, "off", WEIGHTS, distributed)
+        loss, _ = train_step(images[part], labels[part], Mix(*(each[part] for each in mix)) if mixes else None)
+        return loss, network.weight.detach()
+
+    parts = slice(0, 6), slice(6, 12)
+    sums = [
+        sum_of_weights(labels[part], Mix(*(each[part] for each in mix)) if mixes else None, WEIGHTS) for part in parts
+    ]
+    assert sums[0] != sums[1]
+
+    class Two(Distributed):
+        def mean(self, value: torch.Tensor) -> torch.Tensor:
+            assert value in sums
+            return sum(sums, torch.tensor(0.0)) / 2
+
+    for of_whole, *of_parts in zip(step(slice(None)), *(step(part, Two(0, 2)) for part in parts), strict=True):
+        torch.testing.assert_close(torch.stack(of_parts).mean(0), of_whole)
 
 
 def test_class_weights_are_those_of_scikit_learn() -> None:

@@ -18,10 +18,10 @@ from fastcifar.config import TrainConfig
 from fastcifar.errors import DataError, UsageError
 from fastcifar.inference.predictions import Predictions
 from fastcifar.runs.compare import compare
-from fastcifar.runs.compare_files import as_latex, as_markdown, write_comparison
-from fastcifar.runs.group import Group, seed_members
+from fastcifar.runs.compare_files import as_latex, as_markdown, table_of, write_comparison
+from fastcifar.runs.group import Group, load_group, seed_members
 from fastcifar.runs.statistics import McNemar, Welch
-from fastcifar.runs.summary import RunSummary, list_runs
+from fastcifar.runs.summary import RunSummary, list_runs, summaries
 from fastcifar.training import RunFolder
 from fastcifar.training.run_folder import create_run
 from tests.run_folders import write_results
@@ -132,6 +132,7 @@ def test_tables_escape_what_their_format_reserves() -> None:
     [
         (["a"], UsageError, "1 run to compare"),
         (["a", "nothing"], DataError, "no such run"),
+        (["a", "a"], UsageError, "a is given twice"),
         (["a", "new"], DataError, "not finished"),
     ],
 )
@@ -181,13 +182,18 @@ def test_damaged_files_do_not_end_a_list(tmp_path: Path) -> None:
         (["--filter", "lr>0.1"], ["b"]),
         (["--filter", "accuracy<=0.9", "--filter", "model=small"], ["a"]),
         (["--filter", "model!=small"], []),
+        (["--filter", "--Label-Smoothing=0", "--filter", "accuracy>90%"], ["b"]),
+        (["--filter", "milestones=1,2"], ["b"]),
+        (["--filter", "started>=2020", "--sort", "name"], ["a", "b"]),
+        (["--filter", "started<2020"], []),
+        (["--filter", "recipe>a"], []),
         (["--sort", "accuracy"], ["b", "a"]),
         (["--sort", "name"], ["a", "b"]),
     ],
 )
 def test_a_list_is_filtered_and_sorted(tmp_path: Path, arguments: list[str], expected: list[str]) -> None:
     write_run(tmp_path / "a", range(30), lr=0.1)
-    write_run(tmp_path / "b", range(10), lr=0.2)
+    write_run(tmp_path / "b", range(10), lr=0.2, milestones=(1, 2))
     rows = json.loads(invoke("runs", "--runs-dir", tmp_path, "--json", *arguments))["runs"]
     assert [row["name"] for row in rows] == expected
 
@@ -195,6 +201,61 @@ def test_a_list_is_filtered_and_sorted(tmp_path: Path, arguments: list[str], exp
 def test_a_filter_of_an_unknown_name_is_refused(tmp_path: Path) -> None:
     write_run(tmp_path / "a", range(30))
     assert "expected a setting or one of" in invoke("runs", "--runs-dir", tmp_path, "--filter", "rate=1", code=2)
+    assert "expected a number" in invoke("runs", "--runs-dir", tmp_path, "--filter", "accuracy>high", code=2)
+    empty = invoke("runs", "--runs-dir", tmp_path, "--filter", "accuracy>0.99")
+    assert "that passes the filters" in empty
+    assert "next:" not in empty
+
+
+def test_a_filter_sees_what_the_runs_of_a_group_share(tmp_path: Path) -> None:
+    write_group(tmp_path, "b", [0.81, 0.91], label_smoothing=0.1)
+    for text, num in (("seed=0", 0), ("seed!=0", 1), ("label_smoothing>=0.1", 1)):
+        listed = json.loads(invoke("runs", "--runs-dir", tmp_path, "--filter", text, "--json"))
+        assert len(listed["runs"]) == num
+
+
+def test_options_of_the_list_are_not_lost_before_compare(tmp_path: Path) -> None:
+    assert "write them after it" in invoke("runs", "--runs-dir", tmp_path, "compare", "a", "b", code=2)
+
+
+def test_entries_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    write_group(tmp_path, "plain", [0.80, 0.82])
+    write_group(tmp_path, "smooth", [0.90, 0.92], label_smoothing=0.1)
+    comparison = compare(["plain/seed-0", "smooth/seed-0"], tmp_path)
+    assert [entry.name for entry in comparison.entries] == ["plain/seed-0", "smooth/seed-0"]
+    text = invoke("runs", "compare", "plain/seed-0", "smooth/seed-0", "--runs-dir", tmp_path)
+    assert "smooth/seed-0 against plain/seed-0" in text
+    assert (tmp_path / "comparisons" / "plain-seed-0-smooth-seed-0" / "table.md").is_file()
+
+
+def test_groups_tested_on_other_images_are_not_tested_against_each_other(tmp_path: Path) -> None:
+    write_group(tmp_path, "a", [0.80, 0.82])
+    other = write_group(tmp_path, "b", [0.90, 0.92])
+    for group, sha256 in ((load_group(tmp_path / "a"), "d" * 64), (other, "e" * 64)):
+        for run in summaries(group):
+            run.run.write_metrics({**run.metrics, "test_data_sha256": sha256, "data_sha256": sha256})
+    comparison = compare(["a", "b"], tmp_path)
+    assert comparison.differences[0].test is None
+    assert "tested on other images than a" in comparison.differences[0].sentence
+    assert comparison.settings == {"training data (SHA-256)": ("d" * 12, "e" * 12)}
+
+
+def test_runs_that_diverged_are_counted(tmp_path: Path) -> None:
+    write_group(tmp_path, "a", [0.80, 0.82])
+    group = write_group(tmp_path, "b", [0.90, 0.92, 0.91])
+    group.run(group.members[0]).write_metrics({"diverged": "the loss is nan"})
+    assert ["diverged, left out", "0", "1"] in table_of(compare(["a", "b"], tmp_path))
+    with pytest.raises(DataError, match="seed-0: diverged"):
+        compare(["a/seed-0", "b/seed-0"], tmp_path)
+
+
+def test_the_default_rate_is_no_difference(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", range(3), lr=0.02)
+    write_group(tmp_path, "b", [0.81, 0.91], epochs=3)
+    assert compare(["a", "b"], tmp_path).settings == {}
+    first, *_ = list_runs(tmp_path)
+    assert isinstance(first, RunSummary)
+    assert "lr" not in first.changed
 
 
 def test_compare_prints_the_table_and_the_test(tmp_path: Path) -> None:

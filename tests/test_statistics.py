@@ -68,3 +68,10 @@ def test_welch_raises_a_false_alarm_in_one_comparison_of_twenty() -> None:
     random = np.random.default_rng(0)
     alarms = [welch(a, b).is_significant for a, b in random.normal(size=(1_000, 2, 5))]
     assert 0.03 < np.mean(alarms) < 0.07
+
+
+def test_equal_scores_have_no_spread_however_their_mean_is_rounded() -> None:
+    assert np.var([0.1] * 3, ddof=1) > 0
+    assert mean_of([0.1] * 3).interval == (pytest.approx(0.1), pytest.approx(0.1))
+    assert mean_of([0.1] * 3).std == 0
+    assert welch([0.1] * 3, [0.2] * 3).p_value == 0.0

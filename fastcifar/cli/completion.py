@@ -6,7 +6,7 @@ import click
 from click.shell_completion import BashComplete, FishComplete, ShellComplete, ZshComplete
 
 from fastcifar.cli.command import Command
-from fastcifar.cli.options import Choice
+from fastcifar.cli.param_types import Choice
 
 SHELLS: dict[str, type[ShellComplete]] = {"bash": BashComplete, "zsh": ZshComplete, "fish": FishComplete}
 PROGRAM, VARIABLE = "fastcifar", "_FASTCIFAR_COMPLETE"

@@ -13,6 +13,7 @@ import click
 
 from fastcifar.cli import options
 from fastcifar.cli.command import Command
+from fastcifar.cli.param_types import PATH, Parsed, UserPath
 from fastcifar.cli.settings import as_flags, given_on_command_line
 from fastcifar.errors import DataError, UsageError
 
@@ -36,8 +37,8 @@ def _colour(text: str) -> tuple[int, ...]:
     return ImageColor.getrgb(f"rgb({text})" if is_numbers else text)[:3]
 
 
-SIZE = options.Parsed("size", _size, "pixels, e.g. 64, or height x width, e.g. 64x48")
-COLOUR = options.Parsed("colour", _colour, "a colour, e.g. white, black or '#7f7f7f'")
+SIZE = Parsed("size", _size, "pixels, e.g. 64, or height x width, e.g. 64x48")
+COLOUR = Parsed("colour", _colour, "a colour, e.g. white, black or '#7f7f7f'")
 
 
 @click.command(cls=Command, short_help="Write images as FFCV betons, checked, with a manifest.")
@@ -47,7 +48,7 @@ COLOUR = options.Parsed("colour", _colour, "a colour, e.g. white, black or '#7f7
     show_default=True,
     envvar="FASTCIFAR_SOURCE",
     show_envvar=True,
-    type=options.UserPath(words=("download", "synthetic"), prefixes=("torchvision:", "hf:")),
+    type=UserPath(words=("download", "synthetic"), prefixes=("torchvision:", "hf:")),
     metavar="PATH|NAME",
     help="Images: a folder, tar or zip with train/<class>/* and test/<class>/*, or class folders alone; a table of "
     "paths and labels (.csv, .tsv, .parquet); arrays (.npz, .npy, .mat); a Hugging Face dataset (.parquet, .arrow, a "
@@ -97,7 +98,7 @@ COLOUR = options.Parsed("colour", _colour, "a colour, e.g. white, black or '#7f7
 )
 @click.option(
     "--images-root",
-    type=options.PATH,
+    type=PATH,
     metavar="FOLDER|ARCHIVE",
     help="Where the images of a table are: its paths are relative to it.  [default: the folder of the table]",
 )
@@ -106,7 +107,7 @@ COLOUR = options.Parsed("colour", _colour, "a colour, e.g. white, black or '#7f7
 @click.option("--split-column", metavar="NAME", help="Column of 'train' and 'test'.  [default: detected]")
 @click.option(
     "--labels-file",
-    type=options.PATH,
+    type=PATH,
     metavar="FILE",
     help="Labels of an .npy file of images.  [default: found by its name]",
 )

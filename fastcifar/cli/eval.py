@@ -11,6 +11,7 @@ from fastcifar import config
 from fastcifar.cli import options
 from fastcifar.cli.command import Command
 from fastcifar.cli.familiar import VALUES
+from fastcifar.cli.param_types import PATH, Choice
 from fastcifar.cli.settings import as_flags, given_on_command_line
 from fastcifar.errors import escape
 
@@ -25,15 +26,13 @@ if TYPE_CHECKING:
     "--split",
     default="test",
     show_default=True,
-    type=options.Choice(config.SPLITS, VALUES["split"]),
+    type=Choice(config.SPLITS, VALUES["split"]),
     help="val: the images held out from training.",
 )
-@click.option(
-    "--tta", default="none", show_default=True, type=options.Choice(config.TTA_MODES), help="Test-time augmentation."
-)
+@click.option("--tta", default="none", show_default=True, type=Choice(config.TTA_MODES), help="Test-time augmentation.")
 @click.option(
     "--on",
-    type=options.PATH,
+    type=PATH,
     metavar="PATH",
     help="Another test set: a beton, a folder or archive of images, arrays (CIFAR-10.1), or the folder of CIFAR-10-C.",
 )

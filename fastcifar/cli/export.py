@@ -8,6 +8,7 @@ import click
 
 from fastcifar.cli import options
 from fastcifar.cli.command import Command
+from fastcifar.cli.param_types import PATH, Choice
 from fastcifar.cli.settings import as_flags, given_on_command_line
 
 
@@ -17,10 +18,10 @@ from fastcifar.cli.settings import as_flags, given_on_command_line
     "--format",
     default="onnx",
     show_default=True,
-    type=options.Choice(("onnx", "torch")),
+    type=Choice(("onnx", "torch")),
     help="onnx: for ONNX Runtime and others; torch: for torch.export.load (.pt2).",
 )
-@click.option("--output", type=options.PATH, help="The file to write.  [default: export/model.onnx or .pt2 in RUN]")
+@click.option("--output", type=PATH, help="The file to write.  [default: export/model.onnx or .pt2 in RUN]")
 @click.option("--model-card", is_flag=True, help="Also write a description in Markdown next to the file.")
 @options.trusted_model
 @options.run_data_dir

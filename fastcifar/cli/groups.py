@@ -103,8 +103,11 @@ def _print_sweep(sweep: Sweep) -> None:
             shown_accuracy = shown(VAL_ACCURACY, accuracy) if accuracy else "-"
             lines.append((name, shown_accuracy, str(accuracy.num_runs if accuracy else 0), str(each.num_diverged)))
         click.echo(table(lines) + "\n")
-    best = as_text(sweep.best.settings) if sweep.best else "none"
-    click.echo(f"best by validation accuracy: {best}; the test images were scored once, for it")
+    if sweep.best is None:
+        click.echo("no combination is without a run that diverged: there is no best, and no test image was scored")
+    else:
+        best = as_text(sweep.best.settings)
+        click.echo(f"best by validation accuracy: {best}; the test images were scored once, for it")
 
 
 def as_text(settings: dict[str, Any]) -> str:
@@ -117,5 +120,6 @@ def _cells(score: Score, mean: Mean) -> tuple[str, str]:
 
     if mean.std is None:
         return shown(score, mean), ""
-    std = f"{100 * mean.std:.2f}" if score.is_share else f"{mean.std:.4f}"
+    is_time = score.key == "train_seconds"
+    std = f"{100 * mean.std:.2f}" if score.is_share else f"{mean.std:.1f} s" if is_time else f"{mean.std:.4f}"
     return shown(score, mean), f"standard deviation {std}"

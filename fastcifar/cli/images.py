@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fastcifar.cli.options import UserPath
+from fastcifar.cli.param_types import UserPath
 from fastcifar.errors import DataError, UsageError
 
 if TYPE_CHECKING:

@@ -10,11 +10,12 @@ import click
 
 from fastcifar.cli import options
 from fastcifar.cli.command import Command
+from fastcifar.cli.param_types import PATH
 from fastcifar.config import DataConfig
 
 
 @click.command(cls=Command, short_help="Show the content of a beton, and check it.")
-@click.argument("beton", type=options.PATH)
+@click.argument("beton", type=PATH)
 @options.as_json
 def inspect(beton: Path, as_json: bool) -> None:
     """Show the content of BETON; its structure is checked, and its SHA-256 against the manifest."""

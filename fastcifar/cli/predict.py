@@ -8,6 +8,7 @@ import click
 
 from fastcifar.cli import images, options
 from fastcifar.cli.command import Command
+from fastcifar.cli.param_types import PATH
 from fastcifar.cli.settings import as_flags, given_on_command_line
 
 MAX_SHOWN = 8
@@ -18,7 +19,7 @@ MAX_SHOWN = 8
 @click.argument("paths", nargs=-1, required=True, type=images.PATH_OR_STDIN, metavar="PATH...")
 @click.option("--run", shell_complete=options.complete_runs, help="Name or path of the run.  [default: the latest]")
 @click.option("--top", default=3, show_default=True, help="Number of classes that are shown, the most probable first.")
-@click.option("--csv", "csv_file", type=options.PATH, metavar="FILE", help="Write a table to FILE instead of stdout.")
+@click.option("--csv", "csv_file", type=PATH, metavar="FILE", help="Write a table to FILE instead of stdout.")
 @click.option("--maps", is_flag=True, help="Draw class activation maps as well, as 'fastcifar explain PATH...' does.")
 @options.trusted_model
 @options.runs_dir

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from fastcifar.cli import options, settings
+from fastcifar.cli.param_types import PATH
 from fastcifar.cli.settings import given_on_command_line
 from fastcifar.cli.train import train
 
@@ -17,7 +18,7 @@ from fastcifar.cli.train import train
     "--n", default=8, show_default=True, type=click.IntRange(1, 200), help="Augmented versions of each image."
 )
 @click.option("--each", default=1, show_default=True, type=click.IntRange(min=1), help="Images of each class.")
-@click.option("--out", default="preview.png", show_default=True, type=options.PATH, help="The PNG file to write.")
+@click.option("--out", default="preview.png", show_default=True, type=PATH, help="The PNG file to write.")
 @settings.add(settings.RECIPE, settings.SEED, [options.data_dir], settings.LOADER, settings.AUGMENTATION)
 @options.as_json
 @click.pass_context

@@ -11,7 +11,9 @@ import click
 
 from fastcifar.cli import options
 from fastcifar.cli.command import Command, CommandGroup
-from fastcifar.config import LOGGERS
+from fastcifar.cli.param_types import PATH, Parsed
+from fastcifar.cli.settings import given_on_command_line
+from fastcifar.config import LOGGERS, SETTINGS
 from fastcifar.config.setting import Names, Setting
 
 if TYPE_CHECKING:
@@ -21,16 +23,17 @@ if TYPE_CHECKING:
 SORTS = ("name", "date", "accuracy", "seconds")
 COMPARISONS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt, "!=": operator.ne}
 COMPARISONS["="] = operator.eq
+FILTERED = ("accuracy", "epochs", "finished", "kind", "name", "started", "train_seconds", "val_accuracy")
 
 
 def _filter(text: str) -> tuple[str, str, str]:
     match = re.fullmatch(r"\s*([\w-]+)\s*(>=|<=|!=|=|>|<)\s*(.+?)\s*", text)
     if not match:
         raise ValueError
-    return match[1].replace("-", "_"), match[2], match[3]
+    return match[1].lower().strip("-").replace("-", "_"), match[2], match[3]
 
 
-FILTER = options.Parsed("filter", _filter, "e.g. recipe=fast, accuracy>=0.9 or lr<0.1")
+FILTER = Parsed("filter", _filter, "e.g. recipe=fast, accuracy>=0.9 or lr<0.1")
 
 
 @click.group(cls=CommandGroup, invoke_without_command=True, short_help="List runs, and compare them.")
@@ -62,6 +65,9 @@ def runs(
     settings. The interval of a single run is that of Wilson, over draws of the test images.
     """
     if context.invoked_subcommand is not None:
+        if given_on_command_line(context, context.params):
+            command = context.invoked_subcommand
+            raise click.UsageError(f"options before {command!r} are those of the list; write them after it", context)
         return
     import json
 
@@ -75,6 +81,7 @@ def runs(
         else:
             rows.append(_group_row(*found))
             rows += [_row(run) for run in found[1]] if members else []
+    is_empty = not rows
     rows = [row for row in rows if all(_passes(row, *each) for each in filters)]
     key = {"name": "name", "date": "started", "accuracy": "test_accuracy", "seconds": "train_seconds"}[sort]
     known = [row for row in rows if row[key] not in (None, "")]
@@ -83,11 +90,11 @@ def runs(
     if as_json:
         click.echo(json.dumps({"runs_dir": str(runs_dir), "runs": rows}))
         return
-    click.echo(_table(rows) if rows else f"no run in {runs_dir}")
+    click.echo(_table(rows) if rows else f"no run in {runs_dir}{'' if is_empty else ' that passes the filters'}")
     names = [row["name"] for row in rows if row["test_accuracy"] is not None and row["kind"] != "sweep"][:2]
     if len(names) == 2:
         show_next(command_line("fastcifar", "runs", "compare", *names))
-    elif not rows:
+    elif is_empty:
         show_next(command_line("fastcifar", "train", "--recipe", "fast"))
 
 
@@ -121,6 +128,8 @@ def _group_row(group: Group, members: list[RunSummary]) -> dict[str, Any]:
     best = sweep_results(group).best if group.kind == "sweep" else None
     means, config = scores_of(best.runs if best else members), group.config
     values = {key: mean.mean for key, mean in means.items()}
+    varied = {name for member in group.members for name in member.settings}
+    shared = {name: value for name, value in config.to_settings().items() if name not in varied}
     return {
         "name": group.path.name,
         "recipe": config.recipe,
@@ -134,35 +143,44 @@ def _group_row(group: Group, members: list[RunSummary]) -> dict[str, Any]:
         "started": min((run.started for run in members), default=""),
         "finished": len(group.finished) == len(group.members),
         "path": str(group.path),
-        "settings": config.to_settings(),
+        "settings": {**shared, **(best.settings if best else {})},
         "runs": f"{len(group.finished)}/{len(group.members)}",
         "kind": group.kind,
     }
 
 
 def _passes(row: dict[str, Any], name: str, comparison: str, value: str) -> bool:
+    """Whether a row passes a filter: numbers are compared as numbers, everything else as text."""
+    from fastcifar.runs.summary import setting_text
+
     known = {**row["settings"], **row, "accuracy": row["test_accuracy"]}
-    if name not in known:
-        raise click.UsageError(f"--filter names {name!r}; expected a setting or one of: {', '.join(row)}")
-    own = known[name]
+    if name not in known and name not in SETTINGS:
+        raise click.UsageError(f"--filter names {name!r}; expected a setting or one of: {', '.join(FILTERED)}")
+    if name not in known:  # its runs differ in it
+        return comparison == "!="
+    own, compare = known[name], COMPARISONS[comparison]
     if isinstance(own, (int, float)) and not isinstance(own, bool):
         try:
-            return bool(COMPARISONS[comparison](own, float(value)))
+            number = float(value[:-1]) / 100 if value.endswith("%") else float(value)
         except ValueError:
-            return comparison == "!="
-    if comparison not in ("=", "!="):
+            if comparison in ("=", "!="):
+                return comparison == "!="
+            raise click.UsageError(f"--filter {name}{comparison}{value}: expected a number") from None
+        return bool(compare(own, number))
+    if comparison not in ("=", "!=") and (name not in ("name", "started") or not own):
         return False
-    return (str(own).lower() == value.lower()) == (comparison == "=")
+    return bool(compare(*(text.lower().replace(" ", "") for text in (setting_text(own), value))))
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
     from fastcifar.cli.output import table
+    from fastcifar.runs.summary import setting_text
     from fastcifar.training.progress import duration
 
     lines = [("run", "runs", "recipe", "epochs", "accuracy", "95% interval", "time", "date", "changed settings")]
     for row in rows:
         accuracy, interval, seconds = row["test_accuracy"], row["interval"], row["train_seconds"]
-        changed = ", ".join(f"{key}={_short(value)}" for key, value in row["changed"].items())
+        changed = ", ".join(f"{key}={setting_text(value)}" for key, value in row["changed"].items())
         lines.append(
             (
                 row["name"],
@@ -179,15 +197,9 @@ def _table(rows: list[dict[str, Any]]) -> str:
     return table(lines)
 
 
-def _short(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
 @runs.command(cls=Command)
 @click.argument("names", nargs=-1, metavar="RUN RUN...", shell_complete=options.complete_runs_and_groups)
-@click.option(
-    "--output", type=options.PATH, metavar="FOLDER", help="Where files go.  [default: comparisons/ in --runs-dir]"
-)
+@click.option("--output", type=PATH, metavar="FOLDER", help="Where files go.  [default: comparisons/ in --runs-dir]")
 @options.runs_dir
 @options.as_json
 def compare(names: tuple[str, ...], output: Path | None, runs_dir: Path, as_json: bool) -> None:

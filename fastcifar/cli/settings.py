@@ -14,6 +14,7 @@ from click.shell_completion import CompletionItem
 from fastcifar import config
 from fastcifar.cli import options
 from fastcifar.cli.options import Option, SettingOption, option
+from fastcifar.cli.param_types import PATH
 from fastcifar.config import SETTINGS, AugmentConfig, TrainConfig, read_pipeline
 from fastcifar.config.setting import settings_of
 from fastcifar.io.paths import user_path
@@ -75,7 +76,7 @@ AUGMENTATION = [
         "pipeline",
         cls=SettingOption,
         section="Augmentation",
-        type=options.PATH,
+        type=PATH,
         help=SETTINGS["pipeline"][2].description,
     ),
 ]

@@ -9,6 +9,8 @@ import click
 
 from fastcifar.cli import options, settings
 from fastcifar.cli.command import normalised, options_by_name
+from fastcifar.cli.param_types import SEEDS, SEEDS_HELP, Parsed
+from fastcifar.cli.settings import flags, given_on_command_line
 from fastcifar.config import SETTINGS, require_known
 
 
@@ -21,7 +23,7 @@ def _values(text: str) -> tuple[str, tuple[Any, ...]]:
     return name, tuple(part.strip() for part in values.split(";" if ";" in values else ","))
 
 
-VALUES = options.Parsed("setting=value,…", _values, "a setting and its values, e.g. lr=0.02,0.05,0.1")
+VALUES = Parsed("setting=value,…", _values, "a setting and its values, e.g. lr=0.02,0.05,0.1")
 
 
 @click.command(
@@ -38,7 +40,7 @@ VALUES = options.Parsed("setting=value,…", _values, "a setting and its values,
     help="A setting and its values; may be repeated: each combination is trained. Values that are lists are separated "
     "by semicolons.",
 )
-@click.option("--seeds", type=options.SEEDS, default="1", show_default=True, help=options.SEEDS_HELP)
+@click.option("--seeds", type=SEEDS, default="1", show_default=True, help=SEEDS_HELP)
 @click.option("--trials", type=click.IntRange(1), help="Train only so many combinations, drawn at random by --seed.")
 @settings.add(settings.TRAINING)
 @click.option("--name", default="sweep", show_default=True, help="Name of the folder.")
@@ -73,6 +75,8 @@ def sweep(
         name_of_setting = _setting(context, written)
         if name_of_setting in swept:
             raise click.UsageError(f"--set {name_of_setting} is given twice; expected all its values at once", context)
+        if given_on_command_line(context, [name_of_setting]):
+            raise click.UsageError(f"{flags([name_of_setting])} is also in --set; expected one of them", context)
         swept[name_of_setting] = _parsed(context, name_of_setting, texts)
     members = sweep_members(swept, seeds, trials=trials, seed=config.seed)
     train_and_print(create_group(runs_dir, name, "sweep", config, members), as_json)

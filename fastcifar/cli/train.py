@@ -11,6 +11,7 @@ import click
 
 from fastcifar.cli import options, settings
 from fastcifar.cli.dry_run import show_dry_run
+from fastcifar.cli.param_types import SEEDS, SEEDS_HELP
 from fastcifar.cli.settings import flags, given_on_command_line
 from fastcifar.config import CHANGEABLE, SETTINGS, TrainConfig
 from fastcifar.errors import FastcifarError, Stopped, UsageError
@@ -28,7 +29,7 @@ LATEST = "\0"
     ),
 )
 @settings.add(settings.TRAINING)
-@click.option("--seeds", type=options.SEEDS, help=options.SEEDS_HELP)
+@click.option("--seeds", type=SEEDS, help=SEEDS_HELP)
 @click.option("--name", help="Name of the run folder.  [default: the recipe's or the network's]")
 @click.option(
     "--resume",

@@ -40,6 +40,14 @@ class RunInfo:
         name = self.path.resolve().name
         return name if self.group is None else f"{self.group}/{name}"
 
+    def make_subfolder(self, name: str) -> Path:
+        """Create the folder of a dashboard, in that of the run, if needed. Raises FastcifarError if it is a link."""
+        folder = self.path / name
+        if folder.is_symlink():
+            raise FastcifarError(f"{folder}: a link; expected a folder of the run")
+        folder.mkdir(exist_ok=True)
+        return folder
+
 
 class RunLogger(Protocol):
     """Writes one run to a dashboard. Any method may raise any exception."""

@@ -20,12 +20,10 @@ from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import summary
 
-from fastcifar.errors import FastcifarError
 from fastcifar.io.atomic import create_file
 from fastcifar.io.reading import read_bytes
 from fastcifar.loggers.base import RunInfo, Values
 
-FOLDER = "tensorboard"
 PREFIX = "events.out.tfevents."
 MAX_BYTES = 2**28
 """Of the event files of a run that is resumed: some million steps."""
@@ -39,10 +37,7 @@ class TensorBoardLogger:
         self._epoch = 0
 
     def begin(self, run: RunInfo) -> None:
-        folder = run.path / FOLDER
-        if folder.is_symlink():
-            raise FastcifarError(f"{folder}: a link; expected a folder of the run")
-        folder.mkdir(exist_ok=True)
+        folder = run.make_subfolder("tensorboard")
         earlier = sorted(folder.glob(f"{PREFIX}*"))
         kept, logged = _kept_events(earlier, run)
         partial = folder / f".partial-{time.time():.6f}"

@@ -21,7 +21,8 @@ class WandbLogger:
         self._step = 0  # wandb drops what is logged for an earlier step; one that is resumed offline begins at 0
 
     def begin(self, run: RunInfo) -> None:
-        earlier = sorted(run.path.glob("wandb/*run-*-*")) if run.is_resumed else []
+        folder = run.make_subfolder("wandb")
+        earlier = sorted(folder.glob("*run-*-*")) if run.is_resumed else []
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "fastcifar"),
             dir=str(run.path),

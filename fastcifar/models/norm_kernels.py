@@ -1,9 +1,9 @@
 """Batch normalisation with what surrounds it in one pass, compiled by Numba: maximum of 2x2 pixels before it, GELU or
 ReLU and the sum with a shortcut after it.
 
-Everything compiled is in this file: see `fastcifar.augment.numba_pixels`. Images are float32, or bfloat16 as uint16; flat,
-in channels-last order: (rows, C), a row for each pixel of each image. Sums over rows are float32 within BLOCK rows, and
-float64 over blocks. Indices are unsigned, so that the loops over channels are vectorised.
+Everything compiled is in this file: see `fastcifar.augment.numba_pixels`. Images are float32, or bfloat16 as uint16;
+flat, in channels-last order: (rows, C), a row for each pixel of each image. Sums over rows are float32 within BLOCK
+rows, and float64 over blocks. Indices are unsigned, so that the loops over channels are vectorised.
 """
 
 from __future__ import annotations

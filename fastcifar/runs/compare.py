@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,9 @@ class Entry:
     runs: tuple[RunSummary, ...]
     """Those that are finished."""
     is_group: bool
+    path: Path
+    num_diverged: int = 0
+    """Runs that diverged, which are not in `runs`."""
 
     @property
     def scores(self) -> dict[str, Mean]:
@@ -85,20 +88,42 @@ def compare(names: Sequence[str | os.PathLike[str]], runs_dir: str | os.PathLike
     """
     if len(names) < 2:
         raise UsageError(f"{len(names)} run{'' if len(names) == 1 else 's'} to compare; expected at least two")
-    entries = tuple(open_entry(name, runs_dir) for name in names)
-    settings = [entry.config.to_settings() for entry in entries]
+    entries = _named_apart([open_entry(name, runs_dir) for name in names])
+    settings = [_settings(entry.config) for entry in entries]
     ignored = {*NOT_COMPARED, *(["seed"] if any(entry.is_group for entry in entries) else [])}
     differing = {
         key: tuple(each[key] for each in settings)
         for key in settings[0]
         if key not in ignored and any(each[key] != settings[0][key] for each in settings)
     }
+    trained_on = tuple(str(entry.runs[0].metrics.get("data_sha256", "unknown"))[:12] for entry in entries)
+    if len({*trained_on} - {"unknown"}) > 1:
+        differing["training data (SHA-256)"] = trained_on
     return Comparison(
         entries=entries,
         settings=differing,
         scores=tuple(score for score in SCORES if any(score.key in entry.scores for entry in entries)),
         differences=tuple(_difference(entries[0], entry) for entry in entries[1:]),
     )
+
+
+def _named_apart(entries: Sequence[Entry]) -> tuple[Entry, ...]:
+    """Entries of the same name get as much of their paths as tells them apart. Raises UsageError for one twice."""
+    paths = [entry.path.resolve() for entry in entries]
+    if len(set(paths)) < len(paths):
+        twice = next(path for path in paths if paths.count(path) > 1)
+        raise UsageError(f"{twice.name} is given twice; expected different runs or groups")
+    num_parts = 1
+    names = [path.name for path in paths]
+    while len(set(names)) < len(names):
+        num_parts += 1
+        names = ["/".join(path.parts[-num_parts:]) for path in paths]
+    return tuple(replace(entry, name=name) for entry, name in zip(entries, names, strict=True))
+
+
+def _settings(config: TrainConfig) -> dict[str, Any]:
+    """By name; with the default learning rate as a number, which a group does not store, and its runs do."""
+    return {**config.to_settings(), **({"lr": config.peak_lr} if config.optimizer.lr is None else {})}
 
 
 def open_entry(name: str | os.PathLike[str], runs_dir: str | os.PathLike[str]) -> Entry:
@@ -111,7 +136,9 @@ def open_entry(name: str | os.PathLike[str], runs_dir: str | os.PathLike[str]) -
     if not summary.is_finished:
         command = command_line("fastcifar", "train", "--resume", run.path)
         raise DataError(f"{run.path}: is not finished; finish it with: {command}")
-    return Entry(name=summary.name, config=run.read_config(), runs=(summary,), is_group=False)
+    if "diverged" in summary.metrics:
+        raise DataError(f"{run.path}: diverged, and has no scores; leave it out")
+    return Entry(name=summary.name, config=run.read_config(), runs=(summary,), is_group=False, path=run.path)
 
 
 def _group_entry(group: Group) -> Entry:
@@ -119,11 +146,20 @@ def _group_entry(group: Group) -> Entry:
         raise UsageError(
             f"{group.path}: a sweep, whose runs differ in several settings; expected runs, or groups of 'train --seeds'"
         )
-    runs = [run for run in summaries(group) if run.is_finished and "diverged" not in run.metrics]
+    finished = [run for run in summaries(group) if run.is_finished]
+    runs = [run for run in finished if "diverged" not in run.metrics]
     if not runs:
         command = command_line("fastcifar", "train", "--resume", group.path)
-        raise DataError(f"{group.path}: none of its runs is finished; train it with: {command}")
-    return Entry(name=group.path.resolve().name, config=group.config, runs=tuple(runs), is_group=True)
+        reason = "all of its finished runs diverged" if finished else "none of its runs is finished"
+        raise DataError(f"{group.path}: {reason}; train it with: {command}")
+    return Entry(
+        name=group.path.resolve().name,
+        config=group.config,
+        runs=tuple(runs),
+        is_group=True,
+        path=group.path,
+        num_diverged=len(finished) - len(runs),
+    )
 
 
 def _difference(first: Entry, second: Entry) -> Difference:
@@ -132,7 +168,9 @@ def _difference(first: Entry, second: Entry) -> Difference:
     )
     test: Welch | McNemar | None = None
     if not _have(score, first, second):
-        sentence = f"{second.name}: no test: they have no score in common"
+        sentence = f"{second.name}: no test: it has no score in common with {first.name}"
+    elif score.key == "test_accuracy" and len({*_tested_on(first), *_tested_on(second)}) > 1:
+        sentence = f"{second.name}: no test: it was tested on other images than {first.name}"
     elif len(first.runs) > 1 and len(second.runs) > 1:
         test = welch(*([float(value_of(run, score) or 0) for run in entry.runs] for entry in (first, second)))
         sentence = _describe_welch(first, second, score, test)
@@ -141,6 +179,11 @@ def _difference(first: Entry, second: Entry) -> Difference:
     else:
         test, sentence = _compare_networks(first, second)
     return Difference(name=second.name, test=test, score=score, sentence=sentence)
+
+
+def _tested_on(entry: Entry) -> set[str]:
+    """SHA-256 of the test images of its runs, where it is known."""
+    return {sha256 for run in entry.runs if (sha256 := run.run.tested_on()) is not None}
 
 
 def _have(score: Score, *entries: Entry) -> bool:
@@ -186,4 +229,5 @@ def format_p(p_value: float) -> str:
 
 def comparison_folder(comparison: Comparison, runs_dir: str | os.PathLike[str]) -> Path:
     """The default folder of its files."""
-    return user_path(runs_dir, "runs_dir") / "comparisons" / "-".join(entry.name for entry in comparison.entries)[:100]
+    name = "-".join(entry.name.replace("/", "-") for entry in comparison.entries)[:100]
+    return user_path(runs_dir, "runs_dir") / "comparisons" / name

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from fastcifar.io.atomic import write_csv, write_text
 from fastcifar.io.paths import make_folder
 from fastcifar.runs.compare import Comparison, Entry
 from fastcifar.runs.scores import shown
-from fastcifar.runs.summary import RunSummary
+from fastcifar.runs.summary import RunSummary, setting_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,8 +31,10 @@ Table = list[list[str]]
 def table_of(comparison: Comparison) -> Table:
     """A heading and a row for each setting that differs and each score; a column for each entry."""
     rows = [["", *(entry.name for entry in comparison.entries)]]
-    rows += [[key, *map(_text, values)] for key, values in comparison.settings.items()]
+    rows += [[key, *map(setting_text, values)] for key, values in comparison.settings.items()]
     rows.append(["runs", *(str(len(entry.runs)) for entry in comparison.entries)])
+    if any(entry.num_diverged for entry in comparison.entries):
+        rows.append(["diverged, left out", *(str(entry.num_diverged) for entry in comparison.entries)])
     for score in comparison.scores:
         means = [entry.scores.get(score.key) for entry in comparison.entries]
         rows.append([score.name, *("–" if mean is None else shown(score, mean) for mean in means)])
@@ -114,12 +116,6 @@ def _gallery(beton: Beton, predictions: Predictions, heading: str) -> Figure:
     names = [name.rpartition("/")[2] for name in names]
     captions = plotting.captions(predictions, names, beton.class_names)
     return plotting.gallery(beton.images(predictions.indices), captions, heading)
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(_text, value)) or "none"
-    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def as_markdown(table: Table) -> str:

@@ -5,26 +5,31 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from fastcifar.config import ModelConfig, TrainConfig
-from fastcifar.data.beton import open_beton
+from fastcifar.data.beton import Beton
 from fastcifar.errors import DataError, UsageError, one_line
 from fastcifar.io.atomic import write_text
 from fastcifar.io.paths import user_path
 from fastcifar.io.reading import read_mapping
 from fastcifar.loggers import open_loggers
 from fastcifar.models import builder
+from fastcifar.training.data import Loaders
 from fastcifar.training.device import choose_device
 from fastcifar.training.distributed import Distributed
-from fastcifar.training.initial_weights import find_initial_weights
+from fastcifar.training.initial_weights import find_initial_weights, prepare_network, read_initial_weights
+from fastcifar.training.lr_finder import make_initial_network
 from fastcifar.training.pace import max_steps_of_all
 from fastcifar.training.progress import Reporter
 from fastcifar.training.run_folder import RunFolder, create_run, find_run
+from fastcifar.training.weights import file_sha256
 
 KINDS = ("seeds", "sweep")
 FILE = "group.yaml"
@@ -53,6 +58,10 @@ class Group:
     config: TrainConfig
     """What they share."""
     members: tuple[Member, ...]
+    init_sha256: str | None = None
+    """Of the file of `init`, where the runs share it."""
+    betons: tuple[Beton, ...] = field(default=(), compare=False, repr=False)
+    """The training and test images, if they are open already."""
 
     def run(self, member: Member) -> RunFolder:
         """The folder of a run, which may not exist yet."""
@@ -72,6 +81,7 @@ class Group:
         settings = {**self.config.to_settings(), "data_dir": str(Path(self.config.data.data_dir).absolute())}
         runs = [{"name": member.name, "settings": member.settings} for member in self.members]
         content = {"fastcifar_group": FORMAT, "kind": self.kind, "runs": runs, "settings": settings}
+        content |= {} if self.init_sha256 is None else {"init_sha256": self.init_sha256}
         write_text(self.path / FILE, yaml.safe_dump(json.loads(json.dumps(content)), sort_keys=False))
 
 
@@ -94,15 +104,17 @@ def create_group(
     config = _with_path_of_weights(config, runs_dir)
     checked = tuple(_checked(member, config, runs_dir) for member in members)
     open_loggers(config.runtime.log)
-    for data in ("train.beton", "test.beton"):
-        open_beton(Path(config.data.data_dir) / data)
-    if config.max_minutes is not None:
-        config = _with_one_length(config, checked, reporter)
     distributed = Distributed.from_environment()
     device = choose_device(config.runtime.device, distributed.local_rank if distributed.world_size > 1 else None)
+    betons = _check_starts(_combinations(config, checked), device, distributed)
+    init_sha256 = None if config.init is None else file_sha256(Path(config.init))
+    if config.max_minutes is not None:
+        config = _with_one_length(config, checked, reporter)
     with distributed.connect(device):  # of several processes, rank 0 creates it
         path = distributed.broadcast(create_run(runs_dir, name).path if distributed.is_main else Path())
-        group = Group(path=path, kind=kind, config=config, members=checked)
+        group = Group(
+            path=path, kind=kind, config=config, members=checked, init_sha256=init_sha256, betons=tuple(betons)
+        )
         if distributed.is_main:
             group.write()
         distributed.barrier()
@@ -137,9 +149,26 @@ def _with_one_length(config: TrainConfig, members: Sequence[Member], reporter: R
     for name in ("max_minutes", "max_steps"):
         if any(name in member.settings for member in members):
             raise UsageError(f"{name} cannot be swept with max_minutes, which fixes one number of steps for all runs")
-    combinations = {str({**member.settings, "seed": 0}): config.with_settings(**member.settings) for member in members}
-    max_steps = max_steps_of_all(combinations.values(), reporter)
+    max_steps = max_steps_of_all(_combinations(config, members), reporter)
     return config.with_settings(max_minutes=None, max_steps=config.max_steps if max_steps is None else max_steps)
+
+
+def _combinations(config: TrainConfig, members: Sequence[Member]) -> list[TrainConfig]:
+    """The different settings of the runs, whatever their seed."""
+    found = {str({**member.settings, "seed": 0}): config.with_settings(**member.settings) for member in members}
+    return list(found.values())
+
+
+def _check_starts(configs: Sequence[TrainConfig], device: torch.device, distributed: Distributed) -> Sequence[Beton]:
+    """Raise what `train` would raise before the first step with each of these settings; returns the open betons."""
+    betons: Sequence[Beton] = ()
+    for config in configs:
+        with closing(Loaders(config, device, distributed, betons)) as loaders:
+            betons = loaders.choice.betons
+            network = make_initial_network(config, loaders.info, device, pretrained=False)
+            initial = None if config.init is None else read_initial_weights(config.init, "")
+            prepare_network(network, config, loaders.info, initial)
+    return betons
 
 
 def seed_members(seeds: Sequence[int]) -> tuple[Member, ...]:
@@ -189,7 +218,8 @@ def load_group(path: Path) -> Group:
         if not all(isinstance(name, str) and _is_folder_name(name) for name in names) or len(set(names)) < len(names):
             raise ValueError("its runs have names that are no different folders in it")
         config = TrainConfig.from_settings(**content["settings"])
-        group = Group(path=path, kind=content["kind"], config=config, members=members)
+        init_sha256 = content.get("init_sha256")
+        group = Group(path=path, kind=content["kind"], config=config, members=members, init_sha256=init_sha256)
         for member in members:
             _require_same_code(group.config_of(member).model, config.model)
         return group

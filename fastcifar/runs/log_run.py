@@ -14,6 +14,7 @@ from fastcifar.errors import DataError, describe
 from fastcifar.explain.run import explanation_grid
 from fastcifar.inference.metrics import compute_metrics
 from fastcifar.inference.predictions import Predictions
+from fastcifar.io.locks import lock_folder
 from fastcifar.io.paths import command_line
 from fastcifar.loggers import Loggers, open_loggers
 from fastcifar.runs.group import group_path, load_group
@@ -55,7 +56,7 @@ def log_run(
     name: of the run or group, or its path. to: of `fastcifar.config.LOGGERS`. trusted: see `TrainedRun`. Returns the
     path, and the names of the runs. Existing TensorBoard events of steps are kept, all others replaced; in the other
     dashboards it is a new run. Raises MissingExtraError (3); DataError (4) if there is no such run, or it is damaged;
-    CheckpointError (6); FastcifarError (1) if a dashboard fails.
+    CheckpointError (6); FastcifarError (1) if a dashboard fails, or a run is being trained.
     """
     open_loggers(to)  # a missing package fails before anything is written
     path = group_path(name, runs_dir)
@@ -68,7 +69,8 @@ def log_run(
         command = command_line("fastcifar", "train", "--resume", path)
         raise DataError(f"{path}: no epoch is completed; train it with: {command}")
     for each in runs:
-        with open_loggers(to, group=group, strict=True) as loggers:
+        busy = "another process is training this run; log it when that has ended"
+        with lock_folder(each.run.path, busy), open_loggers(to, group=group, strict=True) as loggers:
             settings = each.run.read_config().to_settings()
             loggers.begin(each.run.path, settings, step=ALL_STEPS, history=(), is_resumed=False)
             for row in each.history:

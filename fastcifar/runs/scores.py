@@ -48,7 +48,8 @@ def scores_of(runs: Sequence[RunSummary]) -> dict[str, Mean]:
 def shown(score: Score, mean: Mean) -> str:
     """The mean, and its 95% interval if there are several runs: '93.12% ± 0.21'."""
     if score.key == "train_seconds":
-        return duration(mean.mean)
+        text = duration(mean.mean)
+        return text if mean.half_width is None else f"{text} ± {mean.half_width:.1f} s"
     factor, unit, digits = (100, "%", 2) if score.is_share else (1, "", 4)
     text = f"{factor * mean.mean:.{digits}f}{unit}"
     return text if mean.half_width is None else f"{text} ± {factor * mean.half_width:.{digits}f}"

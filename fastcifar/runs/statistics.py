@@ -38,7 +38,7 @@ def mean_of(values: Sequence[float]) -> Mean:
         return Mean(mean=mean, std=None, interval=None, num_runs=num)
     from scipy import stats
 
-    std = float(np.std(values, ddof=1))
+    std = math.sqrt(_variance(values))
     half = float(stats.t.ppf(1 - LEVEL / 2, num - 1)) * std / math.sqrt(num)
     return Mean(mean=mean, std=std, interval=(mean - half, mean + half), num_runs=num)
 
@@ -68,7 +68,7 @@ def welch(first: Sequence[float], second: Sequence[float]) -> Welch:
     from scipy import stats
 
     difference = float(np.mean(second) - np.mean(first))
-    variances = float(np.var(first, ddof=1)), float(np.var(second, ddof=1))
+    variances = _variance(first), _variance(second)
     if sum(variances) == 0:  # the t statistic is 0 / 0 or infinite
         return Welch(
             difference=difference,
@@ -84,6 +84,11 @@ def welch(first: Sequence[float], second: Sequence[float]) -> Welch:
         p_value=float(test.pvalue),
         num_seeds_needed=num_seeds_needed(difference, math.sqrt(sum(variances) / 2)),
     )
+
+
+def _variance(values: Sequence[float]) -> float:
+    """Of a sample; exactly 0 for equal values, whose mean may be rounded."""
+    return float(np.var(values, ddof=1)) if np.ptp(values) else 0.0
 
 
 def num_seeds_needed(difference: float, std: float) -> int | None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from fastcifar import recipes
 from fastcifar.config import TrainConfig
+from fastcifar.config.optimizer import default_lr
 from fastcifar.errors import DataError, one_line
 from fastcifar.inference.metrics import wilson_interval
 from fastcifar.io.reading import read_bytes, read_mapping
@@ -104,7 +105,16 @@ def changed_settings(config: TrainConfig) -> dict[str, Any]:
     if config.recipe in recipes.names():
         base = recipes.load(str(config.recipe)).config
     defaults, settings = base.to_settings(), config.to_settings()
+    if defaults["lr"] is None and settings["lr"] == default_lr(config.model, config.optimizer.name):
+        settings["lr"] = None  # a run stores its default rate as a number
     return {key: value for key, value in settings.items() if key not in NOT_COMPARED and value != defaults[key]}
+
+
+def setting_text(value: Any) -> str:
+    """The value of a setting as text: '0.1', '15, 25', 'none'."""
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(setting_text, value)) or "none"
+    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def list_runs(runs_dir: Path) -> list[RunSummary | tuple[Group, list[RunSummary]]]:

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from fastcifar.augment.params import raw_bits
-from fastcifar.config import SETTINGS, TrainConfig, require_known
-from fastcifar.errors import DataError, UsageError
+from fastcifar.config import TrainConfig, require_known
+from fastcifar.errors import DataError, Stopped, UsageError
 from fastcifar.runs.group import Group, Member
 from fastcifar.runs.log_run import train_and_log
 from fastcifar.runs.statistics import Mean, mean_of
 from fastcifar.runs.summary import RunSummary, summaries
-from fastcifar.runs.train_group import config_of, train_group
+from fastcifar.runs.train_group import config_of, stopped_group, train_group
 from fastcifar.training.progress import Reporter
 
 log = logging.getLogger(__name__)
@@ -75,7 +75,10 @@ def train_sweep(group: Group, reporter: Reporter | None = None) -> Sweep:
             if run.score("test_accuracy") is None:
                 config = config_of(group, members[run.run.path.name])
                 log.info("%s: the best by validation accuracy; scoring its test images", run.name)
-                train_and_log(config, group=group.path.name, resume=run.run, reporter=reporter)
+                try:
+                    train_and_log(config, group=group.path.name, resume=run.run, reporter=reporter)
+                except Stopped as stopped:
+                    raise stopped_group(group, stopped) from None
     return sweep_results(group)
 
 
@@ -149,10 +152,3 @@ def _cell(settings: Settings, runs: Sequence[RunSummary]) -> Cell:
         num_diverged=len(runs) - len(kept),
         val_accuracy=mean_of(known) if known else None,
     )
-
-
-def is_tuple(name: str) -> bool:
-    """Whether the values of a setting are lists, which contain commas."""
-    group, field, _ = SETTINGS[name]
-    default = getattr(TrainConfig() if group is None else getattr(TrainConfig(), group), field)
-    return isinstance(default, tuple)

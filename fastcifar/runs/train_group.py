@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from fastcifar.config import TrainConfig
 from fastcifar.data.beton import Beton
-from fastcifar.errors import DivergedError, Stopped
+from fastcifar.errors import CheckpointError, DataError, DivergedError, Stopped
 from fastcifar.io.locks import lock_folder
 from fastcifar.loaders import choose_loader
 from fastcifar.runs.group import Group, Member
@@ -19,6 +20,7 @@ from fastcifar.training.device import choose_device
 from fastcifar.training.distributed import Distributed
 from fastcifar.training.progress import Reporter, SilentReporter
 from fastcifar.training.run_folder import RunFolder
+from fastcifar.training.weights import file_sha256
 
 log = logging.getLogger(__name__)
 
@@ -53,15 +55,16 @@ def _train_all(group: Group, test: bool, reporter: Reporter) -> None:
     todo = [member for member in group.members if member.name not in finished]
     if finished and todo:
         log.info("%s: %d of %d runs are finished", group.path, len(finished), len(group.members))
-    betons = _open(group) if todo else []
+    if todo:
+        _require_same_init(group)
+    betons = (group.betons or _open(group)) if todo else ()
     for member in todo:
         number = group.members.index(member) + 1
         log.info("run %d of %d: %s", number, len(group.members), member.name)
         try:
             _train_member(group, member, betons, test, _GroupReporter(reporter, f"run {number}/{len(group.members)}"))
         except Stopped as stopped:
-            command = RunFolder(group.path).resume_command(group.config.model, Distributed.from_environment())
-            raise Stopped(stopped.exit_code - 128, f"saved; resume the group with: {command}") from None
+            raise stopped_group(group, stopped) from None
         except DivergedError as error:
             log.warning("%s: %s", member.name, error)
             if Distributed.from_environment().is_main:
@@ -70,7 +73,9 @@ def _train_all(group: Group, test: bool, reporter: Reporter) -> None:
 
 def _train_member(group: Group, member: Member, betons: Sequence[Beton], test: bool, reporter: Reporter) -> None:
     run = group.run(member)
-    if not run.has_checkpoint and run.path.is_dir() and Distributed.from_environment().is_main:
+    if Distributed.from_environment().is_main and os.path.lexists(run.path) and not run.has_checkpoint:
+        if run.path.is_symlink() or not run.path.is_dir():
+            raise DataError(f"{run.path}: expected the folder of a run; remove it, and resume the group")
         shutil.rmtree(run.path)  # killed before its first step
     resume = run if run.has_checkpoint else None
     train_and_log(
@@ -85,6 +90,12 @@ def _train_member(group: Group, member: Member, betons: Sequence[Beton], test: b
     )
 
 
+def stopped_group(group: Group, stopped: Stopped) -> Stopped:
+    """The error of a group one of whose runs was stopped."""
+    command = RunFolder(group.path).resume_command(group.config.model, Distributed.from_environment())
+    return Stopped(stopped.exit_code - 128, f"saved; resume the group with: {command}")
+
+
 def config_of(group: Group, member: Member) -> TrainConfig:
     """The settings of a run, as group.yaml has them: that of the run may come from elsewhere, and name code. But the
     learning rate of a run that has begun is not searched again."""
@@ -92,6 +103,18 @@ def config_of(group: Group, member: Member) -> TrainConfig:
     if config.optimizer.lr == "auto" and run.has_checkpoint:
         config = config.with_settings(lr=run.read_config().optimizer.lr)
     return config
+
+
+def _require_same_init(group: Group) -> None:
+    """Raise CheckpointError if the initial weights of the group are not those that its first runs started from."""
+    init = group.config.init
+    if init is None or group.init_sha256 is None:
+        return
+    if Path(init).is_file() and file_sha256(Path(init)) != group.init_sha256:  # a missing file fails when it is read
+        raise CheckpointError(
+            f"{init}: changed since {group.path} was created, so that its runs would start from different weights; "
+            "restore the file, or start a new group"
+        )
 
 
 def _open(group: Group) -> Sequence[Beton]:

@@ -151,6 +151,14 @@ class Distributed:
         dist.all_reduce(values, group=self._group)
         return values.tolist()
 
+    def mean(self, value: torch.Tensor) -> torch.Tensor:
+        """The mean of a tensor over the processes, on the device of the network, where it is computed."""
+        if self.world_size == 1:
+            return value
+        total = value.clone()
+        dist.all_reduce(total)
+        return total / self.world_size
+
     def broadcast(self, value: T) -> T:
         """The value of rank 0."""
         if self.world_size == 1:

@@ -25,13 +25,20 @@ def cross_entropy(
     """
     if mix is None:
         return F.cross_entropy(logits, labels, class_weights, label_smoothing=label_smoothing)
-    both = torch.stack([labels, mix.partner_labels], dim=1)  # (N, 2)
     losses = [
         F.cross_entropy(logits, each, class_weights, label_smoothing=label_smoothing, reduction="none")
-        for each in both.unbind(1)
+        for each in (labels, mix.partner_labels)
     ]
     total = (mix.weights * torch.stack(losses, dim=1)).sum()
-    return total / (len(labels) if class_weights is None else (mix.weights * class_weights[both]).sum())
+    return total / (len(labels) if class_weights is None else sum_of_weights(labels, mix, class_weights))
+
+
+def sum_of_weights(labels: torch.Tensor, mix: Mix | None, class_weights: torch.Tensor) -> torch.Tensor:
+    """The sum of the class weights of a batch, () float32, by which its loss is divided."""
+    if mix is None:
+        return class_weights[labels].sum()
+    both = torch.stack([labels, mix.partner_labels], dim=1)  # (N, 2)
+    return (mix.weights * class_weights[both]).sum()
 
 
 def balanced_class_weights(labels: npt.ArrayLike, num_classes: int) -> npt.NDArray[np.float32]:

@@ -49,7 +49,7 @@ class MetricLogger:
             self.config.to_settings(),
             step=progress.step,
             history=progress.history,
-            is_resumed=progress.step > 0,
+            is_resumed=self.context.is_resumed,
         )
         loaders, world_size, amp = self.context.loaders, self.context.distributed.world_size, self.step.amp
         log.info("loader: %s", loaders.choice)

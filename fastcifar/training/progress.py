@@ -60,6 +60,7 @@ class RunContext:
     distributed: Distributed
     reporter: Reporter
     loggers: Loggers = field(default_factory=Loggers)
+    is_resumed: bool = False
 
     @cached_property
     def num_steps(self) -> int:

@@ -15,7 +15,7 @@ from fastcifar.loaders import Loader, Mix
 from fastcifar.models.narrow_conv import convert_convolutions, has_amx
 from fastcifar.training.device import autocast, choose_amp
 from fastcifar.training.distributed import Distributed
-from fastcifar.training.loss import class_weights_of, cross_entropy
+from fastcifar.training.loss import class_weights_of, cross_entropy, sum_of_weights
 from fastcifar.training.optimizer import has_decay, load_optimizer_state, make_optimizer
 from fastcifar.training.sync_norm import convert_sync_batchnorm
 
@@ -26,6 +26,7 @@ class TrainStep:
     model: `network`, the module with the weights, or what DDP and torch.compile made of it.
     amp: 'bf16', 'fp16' or 'off'.
     class_weights: (classes,) float32 on the device of the network, for the loss; see `class_weights_of`.
+    distributed: the processes that share each batch; one by default.
     """
 
     def __init__(
@@ -36,9 +37,10 @@ class TrainStep:
         config: TrainConfig,
         amp: str,
         class_weights: torch.Tensor | None = None,
+        distributed: Distributed | None = None,
     ) -> None:
         self.model, self.network, self.optimizer, self.amp = model, network, optimizer, amp
-        self._class_weights = class_weights
+        self._class_weights, self._distributed = class_weights, distributed or Distributed()
         self._model_config, self._settings = config.model, config.optimizer
         self._params = [param for param in network.parameters() if param.requires_grad]
         self._l1_params: list[torch.Tensor] = []
@@ -64,7 +66,7 @@ class TrainStep:
         self, images: torch.Tensor, labels: torch.Tensor, mix: Mix | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Images (N, 3, H, W), labels (N,), and the second labels of mixed images -> loss () float32, without
-        penalties; logits (N, classes) float32."""
+        penalties; logits (N, classes) float32. The loss of the whole batch is the mean of those of the processes."""
         try:
             with autocast(images.device, self.amp):
                 logits = self.model(images)
@@ -83,6 +85,9 @@ class TrainStep:
             class_weights=self._class_weights,
             label_smoothing=self._settings.label_smoothing,
         )
+        if self._class_weights is not None and self._distributed.world_size > 1:  # divide by the sum of the whole batch
+            weight = sum_of_weights(labels, mix, self._class_weights)
+            loss = loss * (weight / self._distributed.mean(weight))
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self.scaler.unscale_(self.optimizer)
@@ -134,7 +139,7 @@ def make_train_step(
     if config.runtime.compile:
         model = torch.compile(model)
     weights = class_weights_of(config.optimizer.class_weights, loader)
-    return TrainStep(model, network, optimizer, config, amp, weights)
+    return TrainStep(model, network, optimizer, config, amp, weights, distributed)
 
 
 def resize(images: torch.Tensor, side: int) -> torch.Tensor:

@@ -103,6 +103,7 @@ def train(
                 distributed=distributed,
                 reporter=reporter,
                 loggers=loggers,
+                is_resumed=resume is not None,
             )
             trainer = Trainer(context, network, stop)
             if resume is not None:
