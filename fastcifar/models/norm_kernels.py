@@ -95,6 +95,12 @@ def _normal(z: Any) -> Any:
     return (np.float32(1.0) - tail if z > np.float32(0.0) else tail), density
 
 
+@register_jitable
+def _replaces(value: Any, best: Any) -> Any:
+    """As in torch, the first of the largest values is the maximum, or the last NaN."""
+    return (value > best) | (value != value)
+
+
 def pool(
     x: Any,  # (N * H * W * C,)
     shape: Any,  # (H, W, C), uint64
@@ -120,11 +126,11 @@ def pool(
                 for k in range(channels):
                     best, which = _load(x[a + k]), np.uint8(0)
                     value = _load(x[b + k])
-                    which, best = (np.uint8(1), value) if value > best else (which, best)
+                    which, best = (np.uint8(1), value) if _replaces(value, best) else (which, best)
                     value = _load(x[c + k])
-                    which, best = (np.uint8(2), value) if value > best else (which, best)
+                    which, best = (np.uint8(2), value) if _replaces(value, best) else (which, best)
                     value = _load(x[d + k])
-                    which, best = (np.uint8(3), value) if value > best else (which, best)
+                    which, best = (np.uint8(3), value) if _replaces(value, best) else (which, best)
                     _store(out, to + k, best)
                     chosen[to + k] = which
                     best -= shift[k]

@@ -1,0 +1,138 @@
+"""Batch normalisation in one pass with what surrounds it: the values, gradients and statistics of torch in float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from fastcifar.config import ModelConfig
+from fastcifar.models import fused_norm, make_model
+from fastcifar.models.fused_norm import GELU, RELU, can_fuse, norm_act
+
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 8e-3}  # relative to the largest value
+
+
+def images(*shape: int, dtype: torch.dtype = torch.float32, mean: float = 0.0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(sum(shape))
+    values = torch.randn(shape, generator=generator) * 2 + mean
+    return values.to(dtype).contiguous(memory_format=torch.channels_last)
+
+
+def random_norm(channels: int) -> nn.BatchNorm2d:
+    norm = nn.BatchNorm2d(channels, momentum=0.4)
+    generator = torch.Generator().manual_seed(channels)
+    with torch.no_grad():
+        norm.weight.copy_(torch.rand(channels, generator=generator) + 0.5)
+        norm.bias.copy_(torch.randn(channels, generator=generator))
+    return norm
+
+
+def error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    expected = expected.detach()
+    return float((found.detach().double() - expected).abs().max() / expected.abs().max())
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("shape", [(6, 8, 9, 7), (4, 5, 4, 4), (33, 64, 8, 8)], ids=str)
+@pytest.mark.parametrize(
+    ("kind", "pool", "has_shortcut"),
+    [(GELU, True, False), (GELU, False, False), (RELU, False, False), (RELU, False, True)],
+)
+def test_values_gradients_and_statistics_are_those_of_torch(
+    dtype: torch.dtype, shape: tuple[int, ...], kind: int, pool: bool, has_shortcut: bool
+) -> None:
+    norm, reference = random_norm(shape[1]), random_norm(shape[1]).double()
+    x = images(*shape, dtype=dtype, mean=3.0)
+    shortcut = images(*shape, dtype=dtype) if has_shortcut else None
+    own = [t.clone().requires_grad_() for t in (x, shortcut) if t is not None]
+    theirs = [t.double().requires_grad_() for t in (x, shortcut) if t is not None]
+
+    out = norm_act(own[0], norm, kind, pool=pool, shortcut=own[1] if has_shortcut else None)
+    before = reference(F.max_pool2d(theirs[0], 2) if pool else theirs[0])
+    expected = F.gelu(before) if kind == GELU else F.relu(before + theirs[1] if has_shortcut else before)
+    if kind == RELU:  # a value that rounds to zero has another slope in float64
+        expected = expected * (out != 0)
+    grad = images(*expected.shape, dtype=dtype)
+    out.backward(grad)
+    expected.backward(grad.double())
+
+    tolerance = TOLERANCE[dtype]
+    assert out.dtype == dtype
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    assert error(out, expected) < tolerance
+    for tensor, other in zip(own, theirs, strict=True):
+        assert error(tensor.grad, other.grad) < tolerance
+    assert error(norm.weight.grad, reference.weight.grad) < tolerance
+    assert error(norm.bias.grad, reference.bias.grad) < tolerance
+    assert error(norm.running_mean, reference.running_mean) < 1e-6
+    assert error(norm.running_var, reference.running_var) < 1e-6
+    assert norm.num_batches_tracked == 1
+
+
+def test_statistics_keep_their_precision_far_from_zero() -> None:
+    norm, x = random_norm(4), images(8, 4, 6, 6, mean=3_000.0)
+    norm.running_mean.fill_(3_000.0)
+    out = norm_act(x, norm, RELU)
+    assert error(out, F.relu(random_norm(4).double()(x.double()))) < 1e-4
+
+
+def test_slices_on_several_threads_are_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, results = images(9, 8, 8, 8), []
+    for size in (2**30, 1):
+        monkeypatch.setattr(fused_norm, "MIN_SLICE", size)
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+        own = x.clone().requires_grad_()
+        out = norm_act(own, random_norm(8), GELU, pool=True)
+        out.square().sum().backward()
+        results.append((out, own.grad))
+    for first, second in zip(*results, strict=True):
+        assert error(first, second.double()) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("pool", [True, False])
+@pytest.mark.parametrize("position", [(0, 0), (0, 1), (1, 0), (1, 1)], ids=str)
+def test_nan_is_not_lost(dtype: torch.dtype, pool: bool, position: tuple[int, int]) -> None:
+    x = images(2, 3, 4, 4, dtype=dtype)
+    x[0, 1, position[0], position[1]] = torch.nan
+    found = norm_act(x, random_norm(3), GELU, pool=pool).isnan().all(dim=(2, 3)).all(dim=0)
+    assert found.tolist() == [False, True, False]
+
+
+def test_ordinary_training_is_fused_and_nothing_else() -> None:
+    norm, x = random_norm(4), images(2, 4, 4, 4)
+    assert can_fuse(x, norm, nn.ReLU())
+    assert not can_fuse(x.contiguous(), norm)
+    assert not can_fuse(x.double(), norm)
+    assert not can_fuse(x[:1], norm)
+    assert not can_fuse(x, nn.GroupNorm(1, 4))
+    assert not can_fuse(x, norm.eval())
+    with torch.no_grad():
+        assert not can_fuse(x, norm.train())
+    for layer in (norm, nn.ReLU()):
+        handle = layer.register_forward_hook(lambda module, given, result: None)
+        assert not can_fuse(x, norm, layer)
+        handle.remove()
+    assert can_fuse(x, norm)
+
+
+@pytest.mark.full_size
+@pytest.mark.parametrize("name", ["small", "resnet18"])
+def test_a_network_has_the_gradients_of_its_layers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    gradients: list[Any] = []
+    module = "fastcifar.models.small.can_fuse" if name == "small" else "fastcifar.models.resnet.can_fuse"
+    for fuses in (True, False):
+        torch.manual_seed(0)
+        model = make_model(ModelConfig(name=name), 10).to(memory_format=torch.channels_last)
+        if not fuses:
+            monkeypatch.setattr(module, lambda x, *layers: False)
+        F.cross_entropy(model(images(16, 3, 12, 12)), torch.arange(16) % 10).backward()
+        gradients.append({key: param.grad for key, param in model.named_parameters() if param.requires_grad})
+        gradients[-1] |= {key: value.float() for key, value in model.named_buffers()}
+    for key, value in gradients[1].items():
+        # as a whole: a value near zero may have another sign
+        assert (gradients[0][key] - value).norm() < 2e-2 * value.norm(), key
