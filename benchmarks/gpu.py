@@ -132,7 +132,8 @@ def about_machine(device: str, data: str) -> dict[str, Any]:
     )
     if answer.returncode:
         raise UsageError(last_line(answer.stderr).partition(": ")[2] or last_line(answer.stderr))
-    return dict(json.loads(answer.stdout.splitlines()[-1]))
+    about = dict(json.loads(answer.stdout.splitlines()[-1]))
+    return about | {"command": shlex.join(["python", "-m", "benchmarks.gpu", *sys.argv[1:]])}
 
 
 def run_steps(plan: Plan, steps: list[Step], about: dict[str, Any], minutes: float, part_s: float) -> list[Outcome]:

@@ -95,9 +95,11 @@ def test_cpu_and_gpu_score_alike(trained: RunFolder, tiny_data: Path) -> None:
     ],
     ids=lambda command: command[0],
 )
-def test_commands_work_on_the_gpu(trained: RunFolder, tiny_data: Path, tmp_path: Path, command: list[str]) -> None:
+def test_commands_work_on_the_gpu(
+    trained: RunFolder, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
     words = [str(trained.path) if word == "RUN" else word for word in command]
     options = ["--data-dir", str(tiny_data), "--device", DEVICE]
-    with CliRunner().isolated_filesystem(tmp_path):
-        result = CliRunner().invoke(main, [*words, *options])
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(main, [*words, *options])
     assert result.exit_code == 0, result.output

@@ -71,6 +71,7 @@ def test_a_row_is_on_the_disk_when_its_step_ends_and_what_failed_is_repeated(tmp
     assert run(tmp_path, steps) == ["skipped"]
 
 
+@pytest.mark.slow
 def test_a_step_over_its_limit_is_killed_with_all_it_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "GRACE_S", 0.5)
     pids = tmp_path / "pids"
