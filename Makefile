@@ -1,14 +1,14 @@
 # make setup   install everything into .venv          make lint    ruff and mypy
 # make demo    convert, train and explain             make test    the fast tests
 # make docs    rewrite generated pages               make check   all tests
-#                                                     make soak    the tests of SECURITY.md in full counts
+# make gpu     all that a GPU is needed for            make soak    the tests of SECURITY.md in full counts
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 FFCV_NEEDS := pkg-config libopencv-dev libturbojpeg0-dev
 export NO_ALBUMENTATIONS_UPDATE := 1
 
-.PHONY: setup demo demo-cifar docs test check soak lint format clean
+.PHONY: setup demo demo-cifar docs test check soak gpu lint format clean
 
 setup: $(VENV)/.done
 
@@ -42,6 +42,14 @@ check: setup
 # the promises of SECURITY.md in full counts: under 20 minutes on two cores
 soak: setup
 	FASTCIFAR_SOAK=1 $(BIN)/python -m pytest tests/trust -n 2 --dist worksteal --durations=10
+
+# on a machine with a GPU, into OUT: benchmarks/README.md. Without .venv by $(PYTHON), and nothing is installed or
+# downloaded: a link shows it converters/, which is installed elsewhere
+GPU_PYTHON = $(or $(wildcard $(BIN)/python),$(PYTHON))
+OUT ?= gpu-results
+gpu:
+	@$(GPU_PYTHON) -c 'import fastcifar.converters' 2>/dev/null || ln -sfn ../converters fastcifar/converters
+	$(GPU_PYTHON) -m benchmarks.gpu --out "$(OUT)"
 
 # converters/ is installed as fastcifar.converters: the link shows it to mypy under that name
 lint: setup

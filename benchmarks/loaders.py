@@ -24,12 +24,36 @@ from benchmarks.peers import CROP_PADDING, CUTOUT_SIZE, Work
 from fastcifar import AugmentConfig, make_loader, open_beton
 from fastcifar.bench.measure import Epoch, measure_throughput
 from fastcifar.bench.results import environment
+from fastcifar.data.beton import Beton
 from fastcifar.errors import UsageError
 from fastcifar.loaders import missing_part
 from fastcifar.loaders.base import usable_device
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "uint8": torch.uint8}
 COLUMNS = ("name", "images_per_s", "images_per_s_min", "images_per_s_max", "first_batch_s", "note")
+
+
+def check_size(beton: Beton, batch_size: int) -> None:
+    """Raise UsageError unless the images make a batch, and the cutout fits into them."""
+    if len(beton) < batch_size or min(beton.image_shape[:2]) < CUTOUT_SIZE:
+        raise UsageError(
+            f"{beton.path}: has {len(beton)} images of {beton.image_shape[0]}x{beton.image_shape[1]}; "
+            f"expected a batch of {batch_size} or more, of {CUTOUT_SIZE}x{CUTOUT_SIZE} or more"
+        )
+
+
+def work_of(beton: Beton, batch_size: int, threads: int, device: str) -> Work:
+    """What the peers get."""
+    return Work(
+        beton=beton.path,
+        images=np.ascontiguousarray(beton.images(np.arange(len(beton)))),
+        labels=beton.labels,
+        mean=beton.mean,
+        std=beton.std,
+        batch_size=batch_size,
+        threads=threads,
+        device=device,
+    )
 
 
 def ours(name: str, work: Work, dtype: torch.dtype) -> Epoch:
@@ -112,21 +136,8 @@ def main(
     torch.set_num_threads(threads)
     torch_device = usable_device(device)
     beton = open_beton(Path(data_dir) / "train.beton")
-    if len(beton) < batch_size or min(beton.image_shape[:2]) < CUTOUT_SIZE:
-        raise UsageError(
-            f"{beton.path}: has {len(beton)} images of {beton.image_shape[0]}x{beton.image_shape[1]}; "
-            f"expected a batch of {batch_size} or more, of {CUTOUT_SIZE}x{CUTOUT_SIZE} or more"
-        )
-    work = Work(
-        beton=beton.path,
-        images=np.ascontiguousarray(beton.images(np.arange(len(beton)))),
-        labels=beton.labels,
-        mean=beton.mean,
-        std=beton.std,
-        batch_size=batch_size,
-        threads=threads,
-        device=device,
-    )
+    check_size(beton, batch_size)
+    work = work_of(beton, batch_size, threads, device)
     names = ("resident", "ffcv", "albumentations")
     for name in names:
         missing_part(name)  # imports it now: not a part of the first batch

@@ -31,7 +31,8 @@ def failure(name: str, stderr: str) -> click.ClickException:
 
 
 def measure_in_processes(module: str, names: tuple[str, ...], flags: list[object], repeats: int) -> list[Throughput]:
-    """Run `python -m module --only NAME …flags`, which prints images per second, for each name, round after round."""
+    """Run `python -m module --only NAME …flags` for each name, round after round. Its last line is one or several
+    numbers: images per second."""
     results = [Throughput(name) for name in names]
     for number in range(repeats):
         click.echo(f"round {number + 1} of {repeats}", err=True)
@@ -43,7 +44,7 @@ def measure_in_processes(module: str, names: tuple[str, ...], flags: list[object
             if process.returncode:
                 result.note = f"skipped: {last_line(process.stderr)}"
             else:
-                result.images_per_s.append(float(process.stdout.splitlines()[-1]))
+                result.images_per_s += map(float, process.stdout.splitlines()[-1].split())
     return results
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import torch
 
 from benchmarks.peers import CROP_PADDING, CUTOUT_SIZE, Work
 from fastcifar.bench.measure import Epoch
@@ -15,6 +16,8 @@ def build(work: Work) -> Epoch:
     from nvidia.dali import fn, pipeline_def, types
 
     gpu = work.device != "cpu"
+    if gpu:
+        from nvidia.dali.plugin.pytorch import feed_ndarray
     height, width = work.images.shape[1:3]
     share = (CUTOUT_SIZE / height, CUTOUT_SIZE / width)
     random = np.random.default_rng(0)
@@ -68,6 +71,11 @@ def build(work: Work) -> Epoch:
     def epoch() -> Iterator[tuple[Any]]:
         for _ in range(len(work.images) // work.batch_size):
             (out,) = built.run()
-            yield (out.as_tensor() if gpu else out.as_array(),)
+            if not gpu:
+                yield (out.as_array(),)
+                continue
+            batch = torch.empty((work.batch_size, height, width, 3), device=work.device)
+            feed_ndarray(out.as_tensor(), batch)  # DALI reuses its output; this tensor can be kept
+            yield (batch,)
 
     return epoch

@@ -1,7 +1,7 @@
 """MixUp and CutMix: each image of a batch is mixed with another one, after augmentation and normalisation.
 
 The partner is in the same eighth of the batch of all processes, so 1, 2, 4 and 8 processes, whose slices are whole
-eighths, mix the same images. `make_mixer` selects an implementation: `numba_mixing` on a CPU, `triton_kernel` on CUDA,
+eighths, mix the same images. `make_mixer` selects an implementation: `numba_mixing` on a CPU, `triton_mixing` on CUDA,
 torch operations elsewhere. The reference implementation is `tests/reference.py`.
 """
 
@@ -92,7 +92,7 @@ def make_mixer(config: KernelConfig) -> Mixer:
 
             return NumbaMixer(config)
         if config.device.type == "cuda":
-            from fastcifar.augment.triton_kernel import TritonMixer
+            from fastcifar.augment.triton_mixing import TritonMixer
 
             return TritonMixer(config)
     except ImportError as error:

@@ -1,11 +1,13 @@
 """Augmentation on a GPU in one launch per batch, by Triton: uint8 in, normalised floats out.
 
 A program computes a block of one image's values: where each comes from, and writes it once. The reference
-implementation is `tests/reference.py`. The only importer of Triton; with TRITON_INTERPRET=1 it runs on CPU tensors.
+implementation is `tests/reference.py`. With TRITON_INTERPRET=1 it runs on CPU tensors. Only this module and
+`triton_mixing` import Triton.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,10 +16,10 @@ import torch
 import triton
 import triton.language as tl
 
-from fastcifar.augment.kernel import KernelConfig
-from fastcifar.augment.mixing import TorchMixer
+from fastcifar.augment.kernel import KernelConfig, normalisation
 from fastcifar.augment.params import AugmentParams, rotation_terms
 from fastcifar.augment.torch_kernel import TorchKernel
+from fastcifar.errors import one_line
 
 BLOCK = 1024  # values per program
 
@@ -29,13 +31,20 @@ def _mirrored(position, side: tl.constexpr):
 
 
 @triton.jit
+def within(position, side):
+    """0 <= position < side in one comparison: as unsigned numbers, negative ones are large."""
+    return position.to(tl.uint32) < tl.cast(side, tl.uint32)
+
+
+@triton.jit
 def _look_up(image, y, x, channel, top, left, flip, wanted, H: tl.constexpr, W: tl.constexpr, REFLECT: tl.constexpr):
     """One channel of pixel (y, x) after crop and flip, int32; black outside the image, or mirrored."""
-    x = tl.where(flip != 0, W - 1 - x, x)
-    source_y, source_x = y + top, x + left
+    # one multiply-add for a value: what depends on the image alone is computed once
+    step, first = tl.where(flip != 0, -1, 1), tl.where(flip != 0, left + W - 1, left)
+    source_y, source_x = y + top, x * step + first
     if REFLECT:
         source_y, source_x = _mirrored(source_y, H), _mirrored(source_x, W)
-    inside = wanted & (source_y >= 0) & (source_y < H) & (source_x >= 0) & (source_x < W)
+    inside = wanted & within(source_y, H) & within(source_x, W)
     return tl.load(image + (source_y * W + source_x) * 3 + channel, mask=inside, other=0).to(tl.int32)
 
 
@@ -56,7 +65,7 @@ def _rotated(
             weight = (frac_y if dy else 2048 - frac_y) * (frac_x if dx else 2048 - frac_x)
             if REFLECT:
                 at_y, at_x = _mirrored(at_y, H), _mirrored(at_x, W)
-            inside = wanted & (at_y >= 0) & (at_y < H) & (at_x >= 0) & (at_x < W)
+            inside = wanted & within(at_y, H) & within(at_x, W)
             total += weight * _look_up(image, at_y, at_x, channel, top, left, flip, inside, H, W, REFLECT)
     return total >> 22
 
@@ -105,14 +114,35 @@ def _wheel(sector, value, q, p, t):
 
 
 @triton.jit
+def _of_channel(channel, red, green, blue):
+    return tl.where(channel == 0, red, tl.where(channel == 1, green, blue))
+
+
+@triton.jit
+def _of_element(start, red, green, blue, VECTOR: tl.constexpr, PLANAR: tl.constexpr):
+    """The constant of each element's channel. start: the channel of each element, (V, VECTOR), if PLANAR; else of the
+    first of each vector, (V, 1): the three follow each other, and are selected once for a vector."""
+    if PLANAR:
+        value = _of_channel(start, red, green, blue)
+    else:
+        turn = (tl.arange(0, VECTOR) % 3)[None, :]
+        second, third = _of_channel(start, green, blue, red), _of_channel(start, blue, red, green)
+        value = tl.where(turn == 0, _of_channel(start, red, green, blue), tl.where(turn == 1, second, third))
+    return value
+
+
+@triton.jit
 def _augment(
     data,  # uint8
     offsets,  # (N,) int64
     indices,  # (B,) int64
     moves,  # (N, 8) int32: crop_y, crop_x, flip, cos, sin, hue, saturation, value
     holes,  # (N, HOLES, 4) int32: y, x, height, width
-    constants,  # (9,) float32: fill, mean, inv_std of the channels
     out,
+    # float32, by channel; arguments cost no load: in memory they would be more than half of all loads
+    fill_0, fill_1, fill_2,
+    mean_0, mean_1, mean_2,
+    inv_std_0, inv_std_1, inv_std_2,
     H: tl.constexpr,
     W: tl.constexpr,
     PADDING: tl.constexpr,
@@ -124,37 +154,46 @@ def _augment(
     BFLOAT: tl.constexpr,
     PLANAR: tl.constexpr,
     BLOCK: tl.constexpr,
-):
+    VECTOR: tl.constexpr,
+):  # fmt: skip
     number = tl.program_id(0)
     index = tl.load(indices + number)
     image, move = data + tl.load(offsets + index), moves + index * 8
-    element = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)  # in the order of `out`, so that stores are coalesced
-    wanted = element < H * W * 3
+    # (BLOCK / VECTOR, VECTOR), in the order of `out`, so that stores are coalesced: each thread stores vectors
+    vector = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK // VECTOR)[:, None] * VECTOR
+    element = vector + tl.arange(0, VECTOR)[None, :]
+    wanted = (element < H * W * 3) | (H * W * 3 % BLOCK == 0)  # no comparison if each block is full
     if PLANAR:
         channel, pixel = element // (H * W), element % (H * W)
+        start = channel
     else:
         channel, pixel = element % 3, element // 3
+        start = vector % 3
     y, x = pixel // W, pixel % W
+    cut = element < 0
+    for hole in tl.static_range(HOLES):
+        box = holes + (index * HOLES + hole) * 4
+        in_y, in_x = y - tl.load(box), x - tl.load(box + 1)
+        cut = cut | (within(in_y, tl.load(box + 2)) & within(in_x, tl.load(box + 3)))
     top, left, flip = tl.load(move) - PADDING, tl.load(move + 1) - PADDING, tl.load(move + 2)
     cos, sin = tl.load(move + 3).to(tl.int64), tl.load(move + 4).to(tl.int64)
-    pixel_value = _pixel(image, y, x, channel, top, left, flip, cos, sin, wanted, H, W, REFLECT, ROTATES)
     if COLOURS:
         red = _pixel(image, y, x, 0, top, left, flip, cos, sin, wanted, H, W, REFLECT, ROTATES)
         green = _pixel(image, y, x, 1, top, left, flip, cos, sin, wanted, H, W, REFLECT, ROTATES)
         blue = _pixel(image, y, x, 2, top, left, flip, cos, sin, wanted, H, W, REFLECT, ROTATES)
+        pixel_value = _of_channel(channel, red, green, blue)
         hue_shift, saturation_shift, value_shift = tl.load(move + 5), tl.load(move + 6), tl.load(move + 7)
         red, green, blue = _colour_shifted(red, green, blue, hue_shift, saturation_shift, value_shift)
-        shifted = tl.where(channel == 0, red, tl.where(channel == 1, green, blue))
+        shifted = _of_channel(channel, red, green, blue)
         pixel_value = tl.where((hue_shift != 0) | (saturation_shift != 0) | (value_shift != 0), shifted, pixel_value)
+    else:
+        pixel_value = _pixel(image, y, x, channel, top, left, flip, cos, sin, wanted, H, W, REFLECT, ROTATES)
     value = pixel_value.to(tl.float32)
-    for hole in tl.static_range(HOLES):
-        box = holes + (index * HOLES + hole) * 4
-        in_y, in_x = y - tl.load(box), x - tl.load(box + 1)
-        cut = (in_y >= 0) & (in_y < tl.load(box + 2)) & (in_x >= 0) & (in_x < tl.load(box + 3))
-        value = tl.where(cut, tl.load(constants + channel, mask=wanted, other=0), value)
+    if HOLES:
+        value = tl.where(cut, _of_element(start, fill_0, fill_1, fill_2, VECTOR, PLANAR), value)
     if NORMALISES:
-        value = value - tl.load(constants + 3 + channel, mask=wanted, other=0)
-        value = value * tl.load(constants + 6 + channel, mask=wanted, other=0)
+        value = value - _of_element(start, mean_0, mean_1, mean_2, VECTOR, PLANAR)
+        value = value * _of_element(start, inv_std_0, inv_std_1, inv_std_2, VECTOR, PLANAR)
     to = out + number.to(tl.int64) * (H * W * 3) + element
     if BFLOAT:  # rounded to nearest even here: Triton's interpreter truncates
         bits = value.to(tl.uint32, bitcast=True)
@@ -163,26 +202,52 @@ def _augment(
         tl.store(to, value.to(out.dtype.element_ty), mask=wanted)
 
 
+@triton.jit
+def _write_zero(out):
+    tl.store(out, 0)
+
+
+@functools.cache
+def require_launch(device: torch.device) -> None:
+    """Raise ImportError unless Triton can compile and launch a kernel on this device: it needs a C compiler with
+    Python's headers, and a GPU of compute capability 7.0 or more."""
+    out = torch.empty(1, dtype=torch.int32, device=device)
+    try:
+        with torch.cuda.device_of(out):
+            _write_zero[(1,)](out)
+    except Exception as error:
+        raise ImportError(f"Triton cannot compile a kernel here: {one_line(error)}") from error
+
+
+def constexprs_of(config: KernelConfig) -> dict[str, Any]:
+    """The arguments of `_augment` that are known when it is compiled."""
+    (height, width, _), augment = config.image_shape, config.augment
+    return {
+        "H": height,
+        "W": width,
+        "PADDING": augment.crop_padding,
+        "REFLECT": augment.padding_mode == "reflect",
+        "ROTATES": augment.rotate_degrees > 0,
+        "COLOURS": augment.shifts_colour,
+        "HOLES": augment.cutout_holes if augment.cutout_size else 0,
+        "NORMALISES": config.dtype != torch.uint8,
+        "BFLOAT": config.dtype == torch.bfloat16,
+        "PLANAR": not config.channels_last,
+        "BLOCK": BLOCK,
+        "VECTOR": min(8, 16 // config.dtype.itemsize),  # values that a thread stores together
+    }
+
+
 class TritonKernel(TorchKernel):
     """Augments and normalises batches on a GPU, one launch each: see `kernel.Kernel`."""
 
     def __init__(self, config: KernelConfig) -> None:
+        """Raises ImportError if Triton cannot be used on the device."""
+        require_launch(config.device)
         super().__init__(config)
-        (height, width, _), augment = config.image_shape, config.augment
-        self._constants = torch.cat([self._fill.float(), self._mean, self._inv_std])
-        self._settings: dict[str, Any] = {
-            "H": height,
-            "W": width,
-            "PADDING": augment.crop_padding,
-            "REFLECT": augment.padding_mode == "reflect",
-            "ROTATES": augment.rotate_degrees > 0,
-            "COLOURS": augment.shifts_colour,
-            "HOLES": augment.cutout_holes if augment.cutout_size else 0,
-            "NORMALISES": config.dtype != torch.uint8,
-            "BFLOAT": config.dtype == torch.bfloat16,
-            "PLANAR": not config.channels_last,
-            "BLOCK": BLOCK,
-        }
+        arrays = (config.fill.astype(np.float32), *normalisation(config.mean, config.std))
+        self._constants = np.concatenate(arrays).tolist()  # float32 values, exact in Python's floats
+        self._constexprs = constexprs_of(config)
 
     def load_params(self, params: AugmentParams) -> Any:
         """`moves` and `holes` of `_augment`."""
@@ -203,51 +268,14 @@ class TritonKernel(TorchKernel):
             written = out.view(torch.uint16) if config.dtype == torch.bfloat16 else out
             with torch.cuda.device_of(out):  # Triton launches on the current device
                 _augment[grid](
-                    data, offsets, indices, *params, self._constants, written, **self._settings, enable_fp_fusion=False
+                    data,
+                    offsets,
+                    indices,
+                    *params,
+                    written,
+                    *self._constants,
+                    **self._constexprs,
+                    enable_fp_fusion=False,
                 )
         images = out.permute(0, 3, 1, 2) if config.channels_last else out  # (N, H, W, 3) -> (N, 3, H, W)
         return lambda: images
-
-
-@triton.jit
-def _mix(
-    images,  # (B, H * W * 3) float32, in the order of `out`
-    partners,  # and the others of `MixPlan`
-    weights,
-    boxes,
-    out,
-    H: tl.constexpr,
-    W: tl.constexpr,
-    PLANAR: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    number = tl.program_id(0).to(tl.int64)
-    element = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    wanted = element < H * W * 3
-    pixel = element % (H * W) if PLANAR else element // 3
-    own = tl.load(images + number * (H * W * 3) + element, mask=wanted, other=0)
-    other = tl.load(images + tl.load(partners + number) * (H * W * 3) + element, mask=wanted, other=0)
-    blend = own * tl.load(weights + number * 2) + other * tl.load(weights + number * 2 + 1)
-    box = boxes + number * 4
-    height = tl.load(box + 2)
-    in_y, in_x = pixel // W - tl.load(box), pixel % W - tl.load(box + 1)
-    in_box = (in_y >= 0) & (in_y < height) & (in_x >= 0) & (in_x < tl.load(box + 3))
-    mixed = tl.where(height > 0, tl.where(in_box, other, own), blend)
-    tl.store(out + number * (H * W * 3) + element, mixed, mask=wanted)
-
-
-class TritonMixer(TorchMixer):
-    """Mixes batches on a GPU, one launch each: see `mixing.Mixer`."""
-
-    def _mix(
-        self, images: torch.Tensor, partners: torch.Tensor, weights: torch.Tensor, boxes: torch.Tensor
-    ) -> torch.Tensor:
-        height, width, _ = self._config.image_shape
-        out = torch.empty_like(images)
-        grid = (len(images), triton.cdiv(height * width * 3, BLOCK))
-        with torch.cuda.device_of(out):  # Triton launches on the current device
-            _mix[grid](
-                images, partners, weights, boxes, out, H=height, W=width, PLANAR=not self._config.channels_last,
-                BLOCK=BLOCK, enable_fp_fusion=False,
-            )  # fmt: skip
-        return out
