@@ -33,6 +33,8 @@ class Pair:
     score: float
     """0..1; 1: the same pixels."""
     exact: bool
+    certain: bool = False
+    """Whether the audit proposes to drop one of them if they are of two splits."""
 
 
 @dataclass(frozen=True, kw_only=True)
