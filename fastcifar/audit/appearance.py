@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +25,8 @@ SIDE = pixels.SIDE
 NUM_FEATURES = 128
 MIN_WHITENED = 1_000
 """Of fewer images the principal components are those of single images."""
-MAX_SAMPLE = 10_000
+MAX_SAMPLE = 5_000
+PAIRS_AT_ONCE = 1_024
 BATCH_BYTES = 32 * 2**20
 LOCAL = 9
 """Side of the window whose mean is subtracted and by whose standard deviation a pixel is divided."""
@@ -51,7 +53,8 @@ def batches(beton: Beton) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
 def read_thumbnails(betons: list[Beton], reporter: Reporter) -> Thumbnails:
     """Reads every image once. Raises DataError if one is damaged."""
     reporter.begin("reading images", sum(map(len, betons)))
-    greys, hashes = np.empty((sum(map(len, betons)), SIDE, SIDE), np.uint8), []
+    greys = np.empty((sum(map(len, betons)), SIDE, SIDE), np.uint8)
+    hashes: list[bytes] = []
     for beton in betons:
         for _, images in batches(beton):
             greys[len(hashes) : len(hashes) + len(images)] = to_greys(images)
@@ -97,7 +100,7 @@ def features(greys: npt.NDArray[np.uint8]) -> tuple[Floats, Floats]:
 def _histograms(greys: npt.NDArray[np.uint8]) -> Floats:
     cells = SIDE // pixels.CELL
     histograms = np.empty((len(greys), cells, cells, pixels.NUM_BINS), np.float32)
-    in_threads(_gradient_histograms(), len(greys), greys, histograms)
+    in_threads(_gradient_histograms(), (greys, histograms))
     return histograms.reshape(len(greys), -1)
 
 
@@ -114,20 +117,21 @@ def _unit(vectors: Floats) -> Floats:
     return (vectors / np.maximum(lengths, 1e-6)).astype(np.float32)
 
 
-def alignment_scores(greys: npt.NDArray[np.uint8], pairs: npt.NDArray[np.int64]) -> Floats:
+def alignment_scores(greys: npt.NDArray[np.uint8], pairs: npt.NDArray[np.int64], refined_from: float = -1.0) -> Floats:
     """How well the images of each pair match, at the best scale and shift: (P,) float32, at most 1.
 
     pairs: (P, 3) int64: the positions of two images in `greys`, and whether the second is mirrored. The score is the
-    correlation of their local contrast (luminance minus the local mean, over the local standard deviation).
+    correlation of their local contrast (luminance minus the local mean, over the local standard deviation). Pairs whose
+    score is less than `refined_from` on a coarse grid keep that.
     """
     scores = np.empty(len(pairs), np.float32)
     align = _align()
-    for begin in range(0, len(pairs), 4_096):
-        part = pairs[begin : begin + 4_096]
+    for begin in range(0, len(pairs), PAIRS_AT_ONCE):
+        part = pairs[begin : begin + PAIRS_AT_ONCE]
         firsts, seconds = greys[part[:, 0]], greys[part[:, 1]]
         seconds = np.where(part[:, 2, None, None] == 1, seconds[:, :, ::-1], seconds)
         arrays = [array for greys_of in (firsts, seconds) for array in _local_contrast(greys_of)]
-        in_threads(align, len(part), *arrays, scores[begin : begin + 4_096])
+        in_threads(align, (*arrays, scores[begin : begin + PAIRS_AT_ONCE]), refined_from)
     return scores
 
 
@@ -135,7 +139,9 @@ def _local_contrast(greys: npt.NDArray[np.uint8]) -> tuple[Floats, Floats]:
     """(B, SIDE, SIDE) uint8 -> the same float32, of about unit variance; and of half the side."""
 
     def local_mean(values: torch.Tensor) -> torch.Tensor:
-        return F.avg_pool2d(values, LOCAL, 1, LOCAL // 2, count_include_pad=False)
+        for size, padding in (((LOCAL, 1), (LOCAL // 2, 0)), ((1, LOCAL), (0, LOCAL // 2))):
+            values = F.avg_pool2d(values, size, 1, padding, count_include_pad=False)
+        return values
 
     luminance = torch.from_numpy(greys).float()[:, None]
     difference = luminance - local_mean(luminance)
@@ -143,13 +149,13 @@ def _local_contrast(greys: npt.NDArray[np.uint8]) -> tuple[Floats, Floats]:
     return contrast[:, 0].numpy(), F.avg_pool2d(contrast, 2)[:, 0].numpy()
 
 
-def in_threads(kernel: Callable[..., None], count: int, *arrays: npt.NDArray[np.generic]) -> None:
-    """Call a kernel that holds no lock on slices of `arrays`, whose length is `count`."""
-    threads = available_cpus()
+def in_threads(kernel: Callable[..., None], arrays: tuple[npt.NDArray[Any], ...], *constants: float) -> None:
+    """Call a kernel that holds no lock on slices of `arrays`, which have the same length."""
+    count, threads = len(arrays[0]), available_cpus()
     size = max(1, -(-count // threads))
     with ThreadPoolExecutor(threads) as pool:
         parts = [slice(begin, begin + size) for begin in range(0, count, size)]
-        list(pool.map(lambda part: kernel(*(array[part] for array in arrays)), parts))
+        list(pool.map(lambda part: kernel(*(array[part] for array in arrays), *constants), parts))
 
 
 @functools.cache
@@ -164,6 +170,6 @@ def _gradient_histograms() -> Callable[..., None]:
 def _align() -> Callable[..., None]:
     def compile(kernel: Callable[..., None]) -> None:
         whole, half = np.zeros((1, SIDE, SIDE), np.float32), np.zeros((1, SIDE // 2, SIDE // 2), np.float32)
-        kernel(whole, half, whole, half, np.zeros(1, np.float32))
+        kernel(whole, half, whole, half, np.zeros(1, np.float32), 0.0)
 
     return compiled(pixels.align, compile)

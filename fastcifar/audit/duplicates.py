@@ -23,6 +23,8 @@ NUM_NEIGHBOURS = 4
 """Of each image in each split, that are looked at in detail."""
 MIN_SIMILARITY = 0.35
 """Of the features of two images, to be looked at in detail; of images at random it is 0 +- 0.1."""
+REFINED_FROM = 0.5
+"""Score of a coarse alignment from which on it is refined."""
 NUM_RANDOM_PAIRS = 4_000
 LISTED_SCORES, CERTAIN_SCORES = (0.75, 0.95), (0.9, 0.999)
 """Bounds of the scores from which on a pair is listed, and is certain."""
@@ -87,7 +89,8 @@ def _near_pairs(greys: npt.NDArray[np.uint8], split_of: Pairs, reporter: Reporte
     if len(greys) < 2:
         return np.empty((0, 2), np.int64), np.empty(0, np.float32), 1.0
     candidates = _neighbours(*features(greys), split_of, reporter)
-    scores = alignment_scores(greys, candidates)
+    reporter.begin("aligning images", len(candidates))
+    scores = alignment_scores(greys, candidates, REFINED_FROM)
     listed, certain = _score_limits(greys)
     similar = scores >= listed
     pairs, scores = candidates[similar, :2], scores[similar]
@@ -115,7 +118,7 @@ def _neighbours(own: Floats, mirrored: Floats, split_of: Pairs, reporter: Report
                 torch.mm(rows[row : row + height], part, out=tile)
                 keep(tile.numpy(), row, column, is_mirrored, split_of, MIN_SIMILARITY, values, indices)
         reporter.advance(min(height, count - row))
-    first, _, place = np.nonzero(indices >= 0)
+    first = np.nonzero(indices >= 0)[0]
     found = indices[indices >= 0]
     similarity = values[indices >= 0]
     second, is_second_mirrored = found >> 1, found & 1

@@ -93,8 +93,8 @@ def keep_neighbours(tile, row, column, mirrored, splits, min_similarity, values,
 
 @register_jitable
 def _correlation(first, second, scale_y, scale_x, shift_y, shift_x):
-    """Correlation of `first` with `second` scaled about its centre and shifted, where both have pixels, times the square
-    root of that share of the image; -1 if they overlap too little."""
+    """Correlation of `first` with `second` scaled about its centre and shifted, where both have pixels, times the
+    square root of that share of the image; -1 if they overlap too little."""
     side = len(first)
     centre = (side - 1) / 2
     count, sum_a, sum_b, sum_aa, sum_bb, sum_ab = 0, 0.0, 0.0, 0.0, 0.0, 0.0
@@ -127,11 +127,12 @@ def _correlation(first, second, scale_y, scale_x, shift_y, shift_x):
     return covariance / math.sqrt(variance_a * variance_b) * math.sqrt(count / (side * side))
 
 
-def align(firsts, halved_firsts, seconds, halved_seconds, scores):
+def align(firsts, halved_firsts, seconds, halved_seconds, scores, refined_from):
     """scores: (B,) float32: the largest correlation of each pair over scales and shifts, -1..1.
 
     firsts, seconds: (B, SIDE, SIDE) float32 of about unit variance; halved: of half the side. A grid on the halved
-    images, then one parameter after the other (scale and shift of each axis) with steps that get smaller.
+    images; from a score of `refined_from` on, then one parameter after the other (scale and shift of each axis) with
+    steps that get smaller.
     """
     best, trial = [1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0]
     for pair in range(len(firsts)):
@@ -149,7 +150,7 @@ def align(firsts, halved_firsts, seconds, halved_seconds, scores):
         if plain >= score:
             score = plain
             best[0], best[1], best[2], best[3] = 1.0, 1.0, 0.0, 0.0
-        step = 1.0  # pixels; of a scale, a twentieth: 0.8 pixels at the border
+        step = 1.0 if score >= refined_from else 0.0  # pixels; of a scale, a twentieth: 0.8 pixels at the border
         while step > 0.2:
             improved = False
             for parameter in range(4):
