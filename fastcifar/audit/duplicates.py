@@ -23,7 +23,7 @@ NUM_NEIGHBOURS = 4
 """Of each image in each split, that are looked at in detail."""
 MIN_SIMILARITY = 0.35
 """Of the features of two images, to be looked at in detail; of images at random it is 0 +- 0.1."""
-REFINED_FROM = 0.5
+REFINED_FROM = 0.4
 """Score of a coarse alignment from which on it is refined."""
 NUM_RANDOM_PAIRS = 4_000
 LISTED_SCORES, CERTAIN_SCORES = (0.75, 0.95), (0.9, 0.999)
