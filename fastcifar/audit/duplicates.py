@@ -1,0 +1,177 @@
+"""Pairs of images that show the same shot: exact copies, and copies after shift, scale, mirroring, recolouring or
+compression, within a split and across splits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import minimum_spanning_tree
+
+from fastcifar.audit import pixels
+from fastcifar.audit.appearance import Floats, alignment_scores, features, read_thumbnails
+from fastcifar.audit.issues import Image, Pair
+from fastcifar.augment.numba_kernel import compiled
+from fastcifar.data.beton import Beton
+from fastcifar.training.progress import Reporter, SilentReporter
+
+NUM_NEIGHBOURS = 4
+"""Of each image in each split, that are looked at in detail."""
+MIN_SIMILARITY = 0.35
+"""Of the features of two images, to be looked at in detail; of images at random it is 0 +- 0.1."""
+REFINED_FROM = 0.4
+"""Score of a coarse alignment from which on it is refined."""
+NUM_RANDOM_PAIRS = 4_000
+LISTED_SCORES, CERTAIN_SCORES = (0.75, 0.95), (0.9, 0.999)
+"""Bounds of the scores from which on a pair is listed, and is certain."""
+LISTED_EXPECTED, CERTAIN_EXPECTED = 1.0, 1e-4
+"""How many pairs of unrelated images of the dataset are expected to have such a score."""
+TILE = (1_024, 4_096)
+Pairs = npt.NDArray[np.int64]
+
+
+def find_pairs(splits: Mapping[str, Beton], reporter: Reporter | None = None) -> list[Pair]:
+    """The pairs of images that show the same shot, the most certain first.
+
+    Of n equal images of a split, n - 1 pairs are listed; of similar ones, the pairs that connect them. Across the two
+    splits, the pairs of which one is the other's most similar image. Raises DataError if an image is damaged.
+
+    Each image has a vector (`appearance.features`); its nearest neighbours in each split, over all images, are aligned
+    with it (`appearance.alignment_scores`). A pair is listed if its score is one that fewer than LISTED_EXPECTED of all
+    pairs would reach, extrapolated from pairs at random.
+    """
+    reporter = reporter or SilentReporter()
+    names, betons = list(splits), list(splits.values())
+    thumbnails = read_thumbnails(betons, reporter)
+    counts = [len(beton) for beton in betons]
+    split_of = np.repeat(np.arange(len(betons)), counts)
+    index_of = np.concatenate([np.arange(count) for count in counts])
+    exact, distinct = _exact_pairs(thumbnails.hashes, split_of)
+    near, scores, certain = _near_pairs(thumbnails.greys[distinct], split_of[distinct], reporter)
+    near = distinct[near.reshape(-1, 2)]
+    hashes = thumbnails.hashes
+    differ = np.array([hashes[i] != hashes[j] for i, j in near.tolist()], bool)
+
+    def image(position: int) -> Image:
+        return Image(split=names[split_of[position]], index=int(index_of[position]))
+
+    pairs = [Pair(first=image(i), second=image(j), score=1.0, exact=True, certain=True) for i, j in exact.tolist()]
+    for (i, j), score in sorted(
+        zip(near[differ].tolist(), scores[differ].tolist(), strict=True), key=lambda each: (-each[1], each[0])
+    ):
+        score = min(score, 0.9999)  # 1: the same pixels
+        pairs.append(Pair(first=image(i), second=image(j), score=score, exact=False, certain=score >= certain))
+    return pairs
+
+
+def _exact_pairs(hashes: list[bytes], split_of: Pairs) -> tuple[Pairs, Pairs]:
+    """Pairs of equal images, (P, 2): within a split, and of the first split with the first equal one of the second; and
+    the positions of the images that equal no earlier one of their split."""
+    first_of: dict[tuple[bytes, int], int] = {}
+    pairs, distinct = [], []
+    for position, (digest, split) in enumerate(zip(hashes, split_of.tolist(), strict=True)):
+        if (first := first_of.setdefault((digest, split), position)) == position:
+            distinct.append(position)
+        else:
+            pairs.append((first, position))
+    for position, (digest, split) in enumerate(zip(hashes, split_of.tolist(), strict=True)):
+        if split == 0 and (other := first_of.get((digest, 1))) is not None:
+            pairs.append((position, other))
+    return np.array(pairs, np.int64).reshape(-1, 2), np.array(distinct, np.int64)
+
+
+def _near_pairs(greys: npt.NDArray[np.uint8], split_of: Pairs, reporter: Reporter) -> tuple[Pairs, Floats, float]:
+    """Pairs (P, 2) of positions in `greys`, i < j, and their scores; and the score from which on a pair is certain."""
+    if len(greys) < 2:
+        return np.empty((0, 2), np.int64), np.empty(0, np.float32), 1.0
+    candidates = _neighbours(*features(greys), split_of, reporter)
+    reporter.begin("aligning images", len(candidates))
+    scores = alignment_scores(greys, candidates, REFINED_FROM)
+    listed, certain = _score_limits(greys)
+    similar = scores >= listed
+    pairs, scores = candidates[similar, :2], scores[similar]
+    kept = _connecting(pairs, scores, split_of)
+    return pairs[kept], scores[kept], certain
+
+
+def _neighbours(own: Floats, mirrored: Floats, split_of: Pairs, reporter: Reporter) -> Pairs:
+    """The pairs to look at in detail, (P, 3): i < j, and whether j is mirrored; at most as many as images, the most
+    similar ones. own, mirrored: (N, D) float32."""
+    count, (height, width) = len(own), TILE
+    values = np.full((count, 2, NUM_NEIGHBOURS), -1, np.float32)
+    indices = np.full((count, 2, NUM_NEIGHBOURS), -1, np.int64)
+    keep = _keep_neighbours()
+    rows = torch.from_numpy(own)
+    columns = [(number, torch.from_numpy(array).T) for number, array in enumerate((own, mirrored))]
+    product = torch.empty(TILE)
+    reporter.begin("comparing images", count)
+    for row in range(0, count, height):
+        for column in range(row, count, width):
+            for is_mirrored, array in columns:  # the mirror image of one is as similar to the other as the reverse
+                part = array[:, column : column + width]
+                num_rows = min(height, count - row)
+                tile = product.flatten()[: num_rows * part.shape[1]].view(num_rows, part.shape[1])
+                torch.mm(rows[row : row + height], part, out=tile)
+                keep(tile.numpy(), row, column, is_mirrored, split_of, MIN_SIMILARITY, values, indices)
+        reporter.advance(min(height, count - row))
+    first = np.nonzero(indices >= 0)[0]
+    found = indices[indices >= 0]
+    similarity = values[indices >= 0]
+    second, is_second_mirrored = found >> 1, found & 1
+    triples = np.stack([np.minimum(first, second), np.maximum(first, second), is_second_mirrored], 1)
+    _, unique = np.unique(triples[:, 0] * count + triples[:, 1], return_index=True)
+    order = unique[np.argsort(-similarity[unique], kind="stable")]
+    return triples[order[: max(count, 1_000)]]
+
+
+def _score_limits(greys: npt.NDArray[np.uint8]) -> tuple[float, float]:
+    """The scores from which on a pair is listed, and is certain.
+
+    The tail of Fisher's z of the scores of pairs at random is continued as an exponential from its 90th and 99th
+    percentile to the number of all pairs, as the expected number of a score in sequence alignment (Karlin and Altschul
+    1990). Where images are alike, e.g. digits, that asks for more.
+    """
+    random = np.random.default_rng(0)
+    first = random.integers(0, len(greys), NUM_RANDOM_PAIRS)
+    second = (first + random.integers(1, len(greys), NUM_RANDOM_PAIRS)) % len(greys)
+    scores = alignment_scores(greys, np.stack([first, second, np.zeros_like(first)], 1))
+    z90, z99 = np.quantile(np.arctanh(np.clip(scores, -0.999, 0.999)), (0.9, 0.99))
+    decades = math.log10(len(greys) * (len(greys) - 1) / 2) - 2
+
+    def limit(expected: float, bounds: tuple[float, float]) -> float:
+        return float(np.clip(math.tanh(z99 + (z99 - z90) * (decades - math.log10(expected))), *bounds))
+
+    return limit(LISTED_EXPECTED, LISTED_SCORES), limit(CERTAIN_EXPECTED, CERTAIN_SCORES)
+
+
+def _connecting(pairs: Pairs, scores: Floats, split_of: Pairs) -> Pairs:
+    """The positions of the pairs to list: within a split, those of a maximum spanning forest; across splits, those that
+    are the best of one of their images."""
+    across = split_of[pairs[:, 0]] != split_of[pairs[:, 1]]
+    kept = np.zeros(len(pairs), bool)
+    within = np.flatnonzero(~across)
+    if len(within):
+        first, second = pairs[within].T
+        shape = (len(split_of), len(split_of))
+        graph = coo_array((2.0 - scores[within].astype(np.float64), (first, second)), shape).tocsr()
+        forest = minimum_spanning_tree(graph).tocoo()
+        places = {(i, j): place for place, (i, j) in zip(within.tolist(), pairs[within].tolist(), strict=True)}
+        kept[[places[pair] for pair in zip(forest.row.tolist(), forest.col.tolist(), strict=True)]] = True
+    seen: set[int] = set()
+    for place in np.flatnonzero(across)[np.argsort(-scores[across], kind="stable")].tolist():
+        pair = set(pairs[place].tolist())
+        kept[place] = not pair <= seen
+        seen |= pair
+    return np.flatnonzero(kept)
+
+
+def _keep_neighbours() -> Callable[..., None]:
+    def compile(kernel: Callable[..., None]) -> None:
+        values, indices = np.zeros((2, 2, 1), np.float32), np.zeros((2, 2, 1), np.int64)
+        kernel(np.zeros((1, 1), np.float32), 0, 1, 0, np.zeros(2, np.int64), 1.0, values, indices)
+
+    return compiled(pixels.keep_neighbours, compile)

@@ -1,0 +1,131 @@
+"""Images that are odd in themselves: blank, almost constant, very dark or bright, stretched, unlike their class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from fastcifar.audit.appearance import Floats, batches, features, to_greys
+from fastcifar.audit.issues import Image, Issue
+from fastcifar.data.beton import Beton
+from fastcifar.training.progress import Reporter, SilentReporter
+
+MAX_BLANK, MAX_CONSTANT = 1.0, 4.0
+"""Standard deviation of a pixel within an image, in grey levels, up to which it is blank, and constant."""
+DARK, BRIGHT = 12.0, 243.0
+"""Mean of an image, in grey levels, up to which it is dark, and from which on it is bright."""
+MIN_ASPECT = 2.5
+"""Longer over shorter side of what is within the borders of a padded image, from which on its aspect is unusual."""
+OUTLIER_DEVIATIONS = 6.0
+"""Robust standard deviations from the median of the distances of a class, from which on an image is an outlier."""
+MIN_CLASS = 20
+"""Images of a class without which its outliers are not known."""
+NUM_NEIGHBOURS = 10
+CHUNK = 512
+
+
+def check_images(
+    splits: Mapping[str, Beton], features: Mapping[str, Floats] | None = None, reporter: Reporter | None = None
+) -> list[Issue]:
+    """The images with something odd, by kind (of `issues.IMAGES`) and the worst first.
+
+    features: per split (N, D) float32 of a trained network; by default histograms of gradients and mean colours. An
+    outlier is far from its nearest neighbours of its class: the mean distance to NUM_NEIGHBOURS of them is
+    OUTLIER_DEVIATIONS robust standard deviations over the median of its class in the split. The aspect of an original
+    is known only if the images were padded (`convert --fit pad`). An image has one issue, the first of these kinds.
+    Raises DataError if an image is damaged.
+    """
+    reporter = reporter or SilentReporter()
+    reporter.begin("checking images", sum(map(len, splits.values())))
+    issues: list[Issue] = []
+    for split, beton in splits.items():
+        own = None if features is None else features[split]
+        issues += _check_split(split, beton, own, reporter)
+    return sorted(issues, key=lambda issue: (issue.kind, -issue.score))
+
+
+def _check_split(split: str, beton: Beton, own: Floats | None, reporter: Reporter) -> list[Issue]:
+    means, deviations, aspects = (np.ones(len(beton)) for _ in range(3))
+    background = _padding(beton)
+    greys = np.empty((len(beton), 32, 32), np.uint8)
+    colours = np.empty((len(beton), 3), np.float32)
+    for begin, images in batches(beton):
+        part = slice(begin, begin + len(images))
+        greys[part] = to_greys(images)
+        pixels = images.reshape(len(images), -1, 3).astype(np.float32)
+        colours[part] = pixels.mean(1)
+        means[part] = colours[part].mean(1)
+        deviations[part] = pixels.std(1).max(1)
+        if background is not None:
+            aspects[part] = _aspects(images, background)
+        reporter.advance(len(images))
+    found: dict[int, tuple[str, float]] = {}
+    kinds = (
+        ("blank", deviations <= MAX_BLANK, 1 - deviations / 255),
+        ("constant", deviations <= MAX_CONSTANT, 1 - deviations / 255),
+        ("dark", means <= DARK, 1 - means / 255),
+        ("bright", means >= BRIGHT, means / 255),
+        ("aspect", aspects >= MIN_ASPECT, 1 - 1 / aspects),
+    )
+    for kind, selected, scores in kinds:
+        for index in np.flatnonzero(selected).tolist():
+            found.setdefault(index, (kind, float(scores[index])))
+    if own is None:
+        own = np.concatenate([features(greys)[0], colours / 255], 1)
+    for index, score in _outliers(own, beton.labels):
+        found.setdefault(index, ("outlier", score))
+    return [
+        Issue(
+            kind=kind, image=Image(split=split, index=index), label=beton.class_names[beton.labels[index]], score=score
+        )
+        for index, (kind, score) in found.items()
+    ]
+
+
+def _padding(beton: Beton) -> tuple[int, int, int] | None:
+    """The colour around padded images; None if they were not padded."""
+    conversion = beton.manifest and beton.manifest.conversion
+    return conversion.background if conversion and conversion.size and conversion.fit == "pad" else None
+
+
+def _aspects(images: npt.NDArray[np.uint8], background: tuple[int, int, int]) -> npt.NDArray[np.float64]:
+    """Longer over shorter side of what differs from the background, (B,): its rows and columns, border to border."""
+    difference = np.abs(images.astype(np.int16) - np.array(background, np.int16)).max(3)  # (B, H, W)
+    lengths = []
+    for axis in (2, 1):
+        lines = difference.max(axis) > MAX_CONSTANT  # (B, H), then (B, W)
+        last = lines.shape[1] - lines[:, ::-1].argmax(1)
+        lengths.append(np.where(lines.any(1), last - lines.argmax(1), 1))
+    return np.maximum(*lengths) / np.minimum(*lengths)
+
+
+def _outliers(vectors: Floats, labels: npt.NDArray[np.int64]) -> list[tuple[int, float]]:
+    """Indices and scores, 0..1: the share of the distance that is over the limit of the class."""
+    found: list[tuple[int, float]] = []
+    for label in np.unique(labels).tolist():
+        members = np.flatnonzero(labels == label)
+        if len(members) < MIN_CLASS:
+            continue
+        distances = _neighbour_distances(vectors[members])
+        median = float(np.median(distances))
+        deviation = 1.4826 * float(np.median(np.abs(distances - median)))
+        limit = median + OUTLIER_DEVIATIONS * max(deviation, 1e-6)
+        far = distances > limit
+        found += zip(members[far].tolist(), (1 - limit / distances[far]).tolist(), strict=True)
+    return found
+
+
+def _neighbour_distances(vectors: Floats) -> npt.NDArray[np.float64]:
+    """The mean distance of each to its nearest neighbours, (N,)."""
+    count = min(NUM_NEIGHBOURS, len(vectors) - 1)
+    squares = (vectors.astype(np.float64) ** 2).sum(1)
+    means = np.empty(len(vectors))
+    for begin in range(0, len(vectors), CHUNK):
+        part = slice(begin, begin + CHUNK)
+        distances = squares[part, None] + squares - 2.0 * (vectors[part] @ vectors.T)
+        rows = np.arange(len(distances))
+        distances[rows, begin + rows] = np.inf
+        means[part] = np.sqrt(np.maximum(np.partition(distances, count - 1, 1)[:, :count], 0)).mean(1)
+    return means
