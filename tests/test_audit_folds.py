@@ -258,13 +258,14 @@ def test_a_second_audit_of_the_same_folder_waits_for_no_one(splits: Splits, tiny
         audit(splits, tiny_data, tmp_path)
 
 
-def test_a_class_of_one_image_is_named(
+def test_the_only_image_of_a_class_is_not_judged(
     splits: Splits, tiny_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     labels = splits["train"].labels.copy()
     labels[labels == 3] = 4
     labels[5] = 3
     with caplog.at_level(logging.WARNING, "fastcifar"):
-        audit({**splits, "train": replace(splits["train"], labels=labels)}, tiny_data, tmp_path)
+        result = audit({**splits, "train": replace(splits["train"], labels=labels)}, tiny_data, tmp_path)
     name = splits["train"].class_names[3]
-    assert f"the labels of {name} cannot be judged: there is one image of it, or duplicates of one" in caplog.text
+    assert f"not judged, as there is one image of the class, or duplicates of one: {name}" in caplog.text
+    assert result.train[5].tolist() == np.eye(10)[3].tolist()

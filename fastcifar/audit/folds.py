@@ -33,6 +33,7 @@ from fastcifar.io.locks import lock_folder
 from fastcifar.io.paths import make_folder
 from fastcifar.io.reading import read_mapping
 from fastcifar.training import RunFolder, train
+from fastcifar.training.device import standard_torch_defaults
 from fastcifar.training.progress import PrefixedReporter, Reporter, SilentReporter
 
 log = logging.getLogger(__name__)
@@ -57,7 +58,8 @@ class OutOfFold:
     """What the networks of all folds say."""
 
     train: Floats
-    """(N, C) float32: probabilities of each training image by the network that did not see it."""
+    """(N, C) float32: probabilities of each training image by the network that did not see it; 1 for the label of the
+    only image of a class."""
     test: Floats | None
     """(M, C) float32: of each test image, the mean of the networks; None without a test split."""
     folds: Ints
@@ -96,6 +98,7 @@ def fold_config(
     )
 
 
+@standard_torch_defaults()
 def out_of_fold(
     splits: Mapping[str, Beton],
     pairs: Sequence[Pair],
@@ -115,9 +118,10 @@ def out_of_fold(
     reporter, train_beton = reporter or SilentReporter(), splits["train"]
     labels = train_beton.labels
     assigned = assign_folds(labels, pairs, folds, config.seed)
-    if (single := np.flatnonzero(single_fold_classes(labels, assigned))).size:
-        names = join_names([train_beton.class_names[label] for label in single])
-        log.warning("the labels of %s cannot be judged: there is one image of it, or duplicates of one", names)
+    single = single_fold_classes(labels, assigned)
+    if single.any():
+        names = join_names([train_beton.class_names[label] for label in np.flatnonzero(single)])
+        log.warning("not judged, as there is one image of the class, or duplicates of one: %s", names)
     folder = out / "folds"
     make_folder(folder)
     with lock_folder(folder, "another process is auditing in this folder; wait for it to end"):
@@ -134,6 +138,8 @@ def out_of_fold(
         probabilities[each.held_out.indices] = _probabilities(each.held_out, temperature)
         if each.test is not None:
             of_test.append(_probabilities(each.test, temperature))
+    not_judged = np.flatnonzero(single[labels])
+    probabilities[not_judged] = np.eye(probabilities.shape[1], dtype=np.float32)[labels[not_judged]]
     return OutOfFold(
         train=probabilities,
         test=np.mean(of_test, axis=0, dtype=np.float32) if of_test else None,
@@ -159,7 +165,7 @@ def _one_fold(
     stored_test = None if test is None else _load(run.path / TEST, test, np.arange(len(test)))
     if stored is not None and (test is None or stored_test is not None):
         return _Fold(run=run, held_out=stored, test=stored_test)
-    if not run.metrics.is_file():
+    if not (run.metrics.is_file() and run.best.is_file()):
         log.info("fold %d of %d: %s images are held out", fold + 1, assigned.max() + 1, f"{len(held_out):,}")
         own = config.with_settings(seed=(config.seed + fold) % (MAX_SEED + 1))
         _train(
