@@ -23,6 +23,7 @@ from fastcifar.inference.calibration import fit_temperature
 from fastcifar.inference.trained_run import TrainedRun
 from fastcifar.io.locks import lock_folder
 from fastcifar.training import train
+from tests.kills import changes_in
 from tests.tiny import NETWORK, Interrupts, tiny
 
 Splits = dict[str, Beton]
@@ -269,3 +270,22 @@ def test_the_only_image_of_a_class_is_not_judged(
     name = splits["train"].class_names[3]
     assert f"not judged, as there is one image of the class, or duplicates of one: {name}" in caplog.text
     assert result.train[5].tolist() == np.eye(10)[3].tolist()
+
+
+@pytest.mark.slow
+def test_an_audit_killed_at_any_change_of_its_folder_ends_with_the_same_probabilities(
+    splits: Splits, tiny_data: Path, tmp_path: Path
+) -> None:
+    more = {"deterministic": True}
+    with changes_in(tmp_path / "whole") as changes:
+        whole = audit(splits, tiny_data, tmp_path / "whole", **more)
+    assert len(changes.seen) > 30
+    for fatal in range(0, len(changes.seen), 3):
+        out = tmp_path / f"killed-{fatal}"
+        with changes_in(out, fatal) as killed:
+            audit(splits, tiny_data, out, **more)
+        assert killed.died
+        resumed = audit(splits, tiny_data, out, **more)
+        assert np.array_equal(whole.train, resumed.train), changes.seen[fatal]
+        assert whole.test is not None
+        assert np.array_equal(whole.test, resumed.test), changes.seen[fatal]

@@ -46,8 +46,9 @@ def train_fold(arrays: Any, fold: int, seconds: float, device: torch.device) -> 
     changed = pipeline_of(AugmentConfig(), side, mean, std)
     trained = Subset(Images(images, labels, changed), np.flatnonzero(folds != fold))
     workers = torch.get_num_threads()
+    batch_size = min(BATCH_SIZE, len(trained))
     batches = DataLoader(
-        trained, BATCH_SIZE, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=True
+        trained, batch_size, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=True
     )
     amp = choose_amp(device, "auto")
 
@@ -77,7 +78,7 @@ def train_fold(arrays: Any, fold: int, seconds: float, device: torch.device) -> 
     steps = max(round(seconds / pace), 10)
     network, optimizer, scheduler = start(steps)
     took = run(steps, 0, network, optimizer, scheduler)
-    print(f"fold {fold + 1}: {steps} steps of {BATCH_SIZE}, {took:.0f} s", file=sys.stderr, flush=True)
+    print(f"fold {fold + 1}: {steps} steps of {batch_size}, {took:.0f} s", file=sys.stderr, flush=True)
     network.eval()
     plain = Images(images, labels, pipeline_of(None, side, mean, std))
     parts = []
