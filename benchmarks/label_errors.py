@@ -27,12 +27,13 @@ from scipy.special import log_softmax, softmax
 from benchmarks import Command, options, row, save_rows, show
 from benchmarks.subprocesses import run_json
 from fastcifar import open_beton
-from fastcifar.audit.folds import OutOfFold, fold_config, out_of_fold
+from fastcifar.audit.folds import HELD_OUT, OutOfFold, fold_config, out_of_fold
 from fastcifar.audit.labels import METHOD, METHODS, doubt_scores, require_cleanlab
 from fastcifar.bench.results import environment
 from fastcifar.config import TrainConfig
 from fastcifar.data.beton import Beton
 from fastcifar.errors import DataError
+from fastcifar.inference.calibration import fit_temperature
 from fastcifar.inference.predictions import Predictions
 from fastcifar.inference.trained_run import TrainedRun
 from fastcifar.io.reading import parse_yaml
@@ -75,15 +76,27 @@ def scores_of(given: np.ndarray, probabilities: np.ndarray) -> Iterator[tuple[st
 
 
 def of_all(result: OutOfFold, beton: Beton, config: TrainConfig, work: Path) -> np.ndarray:
-    """(folds, N, C): the log probabilities of every image by the network of every fold, also by those that saw it."""
+    """(folds, N, C): log probabilities of every image by the network of every fold, also by those that saw it; each
+    network calibrated on the images that it did not see."""
     logs = []
-    for run in result.runs:
+    for fold, run in enumerate(result.runs):
         kept = work / f"{run.path.name}-all.npz"
         if not kept.is_file():
             trained = TrainedRun(run, data_dir=config.data.data_dir, device=config.runtime.device)
             trained.predict_beton(beton, np.arange(len(beton)), tta=config.tta).save(kept)
-        logs.append(log_softmax(Predictions.load(kept).logits.astype(np.float64), axis=1))
+        stored = Predictions.load(kept)
+        temperature = fit_temperature(stored.select(np.flatnonzero(result.folds == fold)))
+        logs.append(log_softmax(stored.logits.astype(np.float64) / temperature, axis=1))
     return np.array(logs)
+
+
+def held_out_logits(result: OutOfFold) -> np.ndarray:
+    """(N, C) float64: the logits of each image by the network that did not see it."""
+    logits = np.zeros(result.train.shape)
+    for run in result.runs:
+        held_out = Predictions.load(run.path / HELD_OUT)
+        logits[held_out.indices] = held_out.logits
+    return logits
 
 
 def in_sample(beton: Beton, config: TrainConfig, work: Path) -> tuple[Predictions, float]:
@@ -160,7 +173,9 @@ def main(
             add(f"seed {seed}: {name}", score, predicted, seconds)
         by_fold = of_all(result, beton, config, folder)
         own = by_fold[result.folds, np.arange(len(beton))]
-        add(f"seed {seed}: {METHOD}, not calibrated", -own[np.arange(len(given)), given], own.argmax(axis=1), seconds)
+        logits = held_out_logits(result)
+        plain_score = 1 - softmax(logits, axis=1)[np.arange(len(given)), given]
+        add(f"seed {seed}: {METHOD}, not calibrated", plain_score, logits.argmax(axis=1), seconds)
         others = (by_fold.sum(axis=0) - own) / (folds - 1)
         for weight in (0.25, 0.5, 0.75):
             mixed = (1 - weight) * own + weight * others
