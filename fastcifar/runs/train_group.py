@@ -18,22 +18,11 @@ from fastcifar.runs.group import Group, Member
 from fastcifar.runs.log_run import train_and_log
 from fastcifar.training.device import choose_device
 from fastcifar.training.distributed import Distributed
-from fastcifar.training.progress import Reporter, SilentReporter
+from fastcifar.training.progress import PrefixedReporter, Reporter, SilentReporter
 from fastcifar.training.run_folder import RunFolder
 from fastcifar.training.weights import file_sha256
 
 log = logging.getLogger(__name__)
-
-
-class _GroupReporter:
-    """Names the run before each part of it."""
-
-    def __init__(self, reporter: Reporter, prefix: str) -> None:
-        self._reporter, self._prefix = reporter, prefix
-        self.advance, self.step = reporter.advance, reporter.step
-
-    def begin(self, name: str, total: int) -> None:
-        self._reporter.begin(f"{self._prefix}, {name}", total)
 
 
 def train_group(group: Group, *, test: bool = True, reporter: Reporter | None = None) -> None:
@@ -62,7 +51,7 @@ def _train_all(group: Group, test: bool, reporter: Reporter) -> None:
         number = group.members.index(member) + 1
         log.info("run %d of %d: %s", number, len(group.members), member.name)
         try:
-            _train_member(group, member, betons, test, _GroupReporter(reporter, f"run {number}/{len(group.members)}"))
+            _train_member(group, member, betons, test, PrefixedReporter(reporter, f"run {number}/{len(group.members)}"))
         except Stopped as stopped:
             raise stopped_group(group, stopped) from None
         except DivergedError as error:

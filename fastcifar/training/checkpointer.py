@@ -148,11 +148,19 @@ class Checkpointer:
             )
 
     def _data(self) -> dict[str, str]:
-        """The SHA-256 of both betons."""
-        return {"train": self.context.loaders.info.sha256, "test": self.context.loaders.test.beton.sha256}
+        """The SHA-256 of both betons, and that of the indices of the training images if these are some of them."""
+        loaders = self.context.loaders
+        data = {"train": loaders.info.sha256, "test": loaders.test.beton.sha256}
+        return data | ({"indices": loaders.indices_sha256} if loaders.indices_sha256 else {})
 
     def _require_same_data(self, saved: dict[str, str]) -> None:
-        for name, sha256 in self._data().items():
+        data = self._data()
+        if saved.get("indices") != data.pop("indices", None):
+            raise DataError(
+                f"{self.run.path}: was trained on other images of train.beton than these; resume it with the command "
+                "that began it, e.g. fastcifar audit"
+            )
+        for name, sha256 in data.items():
             if saved[name] != sha256:
                 was = one_line(saved[name], 16)
                 raise DataError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,10 @@ class Loaders:
         device: torch.device,
         distributed: Distributed,
         betons: Sequence[Beton] | None = None,
+        indices: npt.NDArray[np.int64] | None = None,
     ) -> None:
-        """betons: the training and test images, if they are open already; else they are opened in the data folder."""
+        """betons: the training and test images, if they are open already; else they are opened in the data folder.
+        indices: the images of the first to train on, (M,) int64, sorted; by default all that are not held out."""
         self._config, self._device, self._distributed = config, device, distributed
         data, num_processes = config.data, distributed.world_size
         images: Sequence[Any] = betons or [Path(data.data_dir) / name for name in ("train.beton", "test.beton")]
@@ -41,7 +44,15 @@ class Loaders:
         self._beton, test = self.choice.betons
         require_classes(self._beton.path, self._beton.class_names)
         names, labels = self._beton.class_names, self._beton.labels
+        if indices is not None and data.val_size != 0:
+            raise UsageError(
+                f"val_size is {data.val_size} with indices; expected 0: no image is held out of some images"
+            )
         self._train_indices, val_indices = hold_out(labels, len(names), data.val_size, config.seed)
+        self.indices_sha256 = ""
+        """Of the `indices`; empty without them."""
+        if indices is not None:
+            self._train_indices, self.indices_sha256 = indices, hashlib.sha256(indices.tobytes()).hexdigest()
         conversion = self._beton.manifest.conversion if self._beton.manifest else Conversion()
         self.info = DatasetInfo(
             class_names=names,

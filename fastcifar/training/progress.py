@@ -49,6 +49,17 @@ class SilentReporter:
     def step(self, step: int, loss: float, remaining_s: float) -> None: ...
 
 
+class PrefixedReporter:
+    """Names the run, one of several, before each part of it."""
+
+    def __init__(self, reporter: Reporter, prefix: str) -> None:
+        self._reporter, self._prefix = reporter, prefix
+        self.advance, self.step = reporter.advance, reporter.step
+
+    def begin(self, name: str, total: int) -> None:
+        self._reporter.begin(f"{self._prefix}, {name}", total)
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunContext:
     """What the trainer, its checkpointer and its metric logger share."""

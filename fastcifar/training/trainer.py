@@ -12,6 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -53,6 +55,7 @@ def train(
     resume: RunFolder | None = None,
     reporter: Reporter | None = None,
     betons: Sequence[Beton] | None = None,
+    indices: npt.NDArray[np.int64] | None = None,
     test: bool = True,
     loggers: Loggers | None = None,
 ) -> tuple[RunFolder, dict[str, Any]]:
@@ -61,6 +64,7 @@ def train(
     Creates the folder `name` in `runs_dir` (default: the name of the recipe or the network), or resumes the run
     `resume`. Under `torchrun` the processes share each batch, and rank 0 writes.
     betons: the training and test images, if they are open already. test: whether to evaluate the test images.
+    indices: the training images to train on, (M,) int64, sorted, with `val_size` 0; a run resumes with the same alone.
     loggers: open ones, which the caller closes; by default those of the setting `log` are opened and closed.
     Raises DataError (4), DivergedError (5), CheckpointError (6), UsageError (2), MissingExtraError (3), and Stopped
     (130, 143) after a signal, once all is saved.
@@ -75,7 +79,7 @@ def train(
         config = config if initial is None else config.with_settings(init=initial.path)
         if loggers is None:
             loggers = resources.enter_context(open_loggers(config.runtime.log, is_main=distributed.is_main))
-        loaders = resources.enter_context(closing(Loaders(config, device, distributed, betons)))
+        loaders = resources.enter_context(closing(Loaders(config, device, distributed, betons, indices)))
         resources.enter_context(distributed.connect(device))
         network = make_initial_network(config, loaders.info, device, pretrained=resume is None)
         notes = prepare_network(network, config, loaders.info, initial)
