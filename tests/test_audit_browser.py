@@ -122,7 +122,9 @@ def test_decisions_are_made_undone_and_saved_with_all_lines(page: Any, file: Pat
     assert decisions(page)[:4] == ["keep", "drop", f"relabel: {before[2].issue.suggested}", ""]
     assert current(page) == ["3"]
     press(page, "r", Keys.DELETE, *before[2].issue.label, Keys.ENTER)
-    css(page, ".issue [data-do=drop]")[8].click()
+    button = css(page, ".issue [data-do=drop]")[8]
+    page.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", button)
+    button.click()
     assert css(page, "#count")[0].text == "2 drop, 2 relabel, 1 keep · 4 changes"
     saved = downloaded(page, tmp_path / "saved")
     after = read_issues(saved).lines

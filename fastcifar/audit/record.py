@@ -28,7 +28,7 @@ class PartRecord:
     counts: Counts
     """By kind and split, number of lines in issues.csv."""
     leaked: dict[str, int]
-    """By kind of leak, number of test images; an image of an exact leak is not counted as near."""
+    """See `leaked_test_images`; empty if this part does not look for leaks."""
     parameters: dict[str, Any]
     date: str
     """ISO 8601, UTC."""
@@ -47,13 +47,20 @@ class AuditRecord:
 
 
 def leaked_test_images(issues: IssuesFile) -> dict[str, int]:
-    """By kind of leak, the number of test images; each is counted once."""
+    """The number of test images that are also training images, 'exact', 'near', or, as uncertain near-leaks,
+    'possible'; each is counted once."""
+    leaks = [line.issue for line in issues.lines if line.issue.kind in LEAKS]
+    groups = {
+        "exact": [issue for issue in leaks if issue.kind == LEAKS[0]],
+        "near": [issue for issue in leaks if issue.action == "drop"],
+        "possible": leaks,
+    }
     seen: set[int] = set()
     counts = {}
-    for kind in LEAKS:  # exact first
-        found = {line.issue.other.index for line in issues.lines if line.issue.kind == kind and line.issue.other}
-        counts[kind] = len(found - seen)
-        seen |= found
+    for name, group in groups.items():
+        indices = {issue.other.index for issue in group if issue.other}
+        counts[name] = len(indices - seen)
+        seen |= indices
     return counts
 
 

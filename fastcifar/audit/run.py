@@ -28,7 +28,7 @@ from fastcifar.io.checks import require_choice, require_int
 from fastcifar.io.locks import lock_folder
 from fastcifar.io.paths import data_folder, make_folder, user_path
 from fastcifar.training.device import standard_torch_defaults
-from fastcifar.training.progress import Reporter, SilentReporter
+from fastcifar.training.progress import Reporter, SilentReporter, duration
 from fastcifar.training.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class Audit:
     issues: IssuesFile
     """The worst first, by kind."""
     leaked: Mapping[str, int]
-    """By kind of leak, number of test images, each counted once."""
+    """Number of test images that are 'exact', 'near' and 'possible' leaks, each counted once."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Duration of each part."""
     probabilities: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
@@ -179,9 +179,11 @@ def _open(data_dir: Path) -> dict[str, Beton]:
 
 @contextmanager
 def _timed(seconds: dict[str, float], part: str) -> Iterator[None]:
+    log.info("%s: begin", part)
     begin = time.monotonic()
     yield
     seconds[part] = time.monotonic() - begin
+    log.info("%s: done in %s", part, duration(seconds[part]))
 
 
 def pair_issues(pairs: Sequence[Pair], splits: Mapping[str, Beton]) -> list[Issue]:

@@ -106,10 +106,11 @@ def _show(result: Audit, page: Path) -> None:
         rows.append((kind, *(f"{by_split[name]:,}" for name in names)))
     click.echo(table(rows) if len(rows) > 1 else "nothing found")
     if "duplicates" in result.parts and "test" in result.splits:
-        leaked, num = sum(result.leaked.values()), len(result.splits["test"])
-        exact = result.leaked["exact-leak"]
+        exact, near, possible = (result.leaked[name] for name in ("exact", "near", "possible"))
+        leaked, num = exact + near, len(result.splits["test"])
         click.echo(
-            f"{leaked:,} of {num:,} test images ({leaked / num:.2%}) are also training images, {exact:,} exactly"
+            f"{leaked:,} of {num:,} test images ({leaked / num:.2%}) are also training images, {exact:,} of them "
+            f"exactly; {possible:,} more may be"
         )
     click.echo("time: " + ", ".join(f"{part} {duration(seconds)}" for part, seconds in result.seconds.items()))
     click.echo(page)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastcifar.audit.issues import COLUMNS, KINDS, LEAKS, Image, Line, rows_of
+from fastcifar.audit.issues import COLUMNS, KINDS, Image, Line, rows_of
 from fastcifar.audit.run import Audit
 from fastcifar.data.beton import Beton
 from fastcifar.io.atomic import write_text
@@ -90,7 +90,7 @@ def _scores(audit: Audit) -> list[tuple[str, str]]:
     if "duplicates" in audit.parts:
         num_duplicates = sum(counts.get(kind, 0) for kind in ("exact-duplicate", "near-duplicate"))
         if "test" in audit.splits:
-            scores.append(("test images that leak", f"{sum(audit.leaked.values()):,}"))
+            scores.append(("test images that leak", f"{audit.leaked['exact'] + audit.leaked['near']:,}"))
         scores.append(("duplicates", f"{num_duplicates:,}"))
     if "labels" in audit.parts:
         scores.append(("labels in doubt", f"{counts.get('label', 0):,}"))
@@ -109,7 +109,7 @@ def _facts(audit: Audit) -> list[tuple[str, str]]:
         ("Data", clean(audit.data_dir)),
     ]
     if "duplicates" in audit.parts and "test" in audit.splits:
-        facts.append(("Leaks", ", ".join(f"{audit.leaked[kind]:,} {kind.removesuffix('-leak')}" for kind in LEAKS)))
+        facts.append(("Leaks", ", ".join(f"{count:,} {name}" for name, count in audit.leaked.items())))
     if audit.runs:
         facts.append(("Labels judged by", f"{len(audit.runs)} networks, none of which saw the image"))
     elif audit.probabilities:

@@ -70,8 +70,9 @@ def leaks(files: RunFiles, metrics: Mapping[str, Any]) -> str | None:
         return f"the data were not audited: {clean(command_line('fastcifar', 'audit', '--data-dir', folder), 300)}"
     if not sum(part.leaked.values()):
         return "no test image is also a training image"
-    counts = " and ".join(f"{count:,} {kind.removesuffix('-leak')}" for kind, count in part.leaked.items())
-    return f"{clean(counts)} of the test images are also training images"
+    exact, near, possible = (part.leaked.get(name, 0) for name in ("exact", "near", "possible"))
+    more = f"; {possible:,} more may be" if possible else ""
+    return f"{exact + near:,} test images are also training images, {exact:,} of them exactly{more}"
 
 
 def environment(files: RunFiles) -> Pairs | None:
