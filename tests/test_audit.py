@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from fastcifar import open_beton
+from fastcifar import convert, open_beton
 from fastcifar.audit import run as audit_run
 from fastcifar.audit.edits import read_left_out
 from fastcifar.audit.issues import COLUMNS, KINDS, Image, Issue, Pair, lines_of, read_issues, rows_of, write_issues
@@ -213,8 +213,6 @@ def test_training_images_alone_are_audited(
 def test_betons_that_are_missing_or_do_not_match_are_refused(
     data: Path, tmp_path: Path, image_folder: Callable[..., Path]
 ) -> None:
-    from fastcifar import convert
-
     convert(image_folder(), tmp_path / "other")
     for file in (tmp_path / "other").glob("test.*"):
         shutil.copy(file, data / file.name)
@@ -334,18 +332,29 @@ def test_maps_of_the_suggested_class_come_from_the_network_that_did_not_see_the_
 # ---- the command --------------------------------------------------------------------------------------------------
 
 
-def test_the_command_ends_with_the_next_commands(data: Path, tmp_path: Path) -> None:
+def test_the_command_ends_with_the_next_commands(tmp_path: Path, image_folder: Callable[..., Path]) -> None:
+    source, data, issues = image_folder(each=20), tmp_path / "data", tmp_path / "audit" / "issues.csv"
+    convert(source, data)
     shown = invoke("audit", "--data-dir", data, "--out", tmp_path / "audit")
     assert shown.exit_code == 0, shown.output
     assert re.search(r"near-leak +2 +0", shown.output)
     assert "2 of 40 test images (5.00%) are also training images, 1 of them exactly; 1 more may be" in shown.output
-    issues = tmp_path / "audit" / "issues.csv"
-    following = [line for line in shown.output.splitlines() if line.startswith("next: ")]
-    assert following[0] == f"next: fastcifar convert --source SOURCE --drop {issues} --data-dir {data}-clean"
-    assert f"--relabel {issues}" in following[1]
-    assert following[2] == f"next: fastcifar eval --without {issues}"
-    clean = invoke(*shlex.split(following[0].removeprefix("next: fastcifar ").replace("SOURCE", "synthetic")))
-    assert clean.exit_code == 4  # the data are a part of the source, and their origins are not its
+    following = [line.removeprefix("next: ") for line in shown.output.splitlines() if line.startswith("next: ")]
+    dropped = f"fastcifar convert --source SOURCE --drop {issues}"
+    assert following == [
+        f"{dropped} --data-dir {data}-clean",
+        f"{dropped} --relabel {issues} --data-dir {data}-clean",
+        f"fastcifar eval --without {issues}",
+    ]
+    done = invoke(*shlex.split(following[0].removeprefix("fastcifar ").replace("SOURCE", str(source))))
+    assert done.exit_code == 0, done.output
+    assert "train: 3 images dropped: exact-duplicate (1), exact-leak (1), near-leak (1)" in done.output
+    assert len(open_beton(tmp_path / "data-clean" / "train.beton")) == 37
+
+
+def test_the_command_prints_json_and_no_conversion_of_images_that_cannot_be_found(data: Path, tmp_path: Path) -> None:
+    shown = invoke("audit", "--data-dir", data, "--out", tmp_path / "audit")
+    assert "convert" not in shown.output
     as_json = json.loads(invoke("audit", "--data-dir", data, "--out", tmp_path / "audit", "--json").stdout)
     assert as_json["leaked"] == {"exact": 1, "near": 1, "possible": 1}
     assert as_json["counts"]["blank"] == {"train": 1, "test": 0}

@@ -249,7 +249,7 @@ def test_a_file_of_other_data_is_refused(data: Path, action: str) -> None:
 
 def test_images_without_an_origin_cannot_be_edited(data: Path) -> None:
     file = rewritten(written(data, [wrong(action="drop")]), 2, origin="")
-    with pytest.raises(DataError, match="line 2: has no origin, by which the image is found"):
+    with pytest.raises(DataError, match="line 2: has no origin, by which the image would be found"):
         read_edits(file)
 
 

@@ -81,5 +81,5 @@ def read_left_out(without: Path) -> LeftOut:
 
 def _origin(file: IssuesFile, line: Line) -> str:
     if not line.origin:
-        raise file.error(line, "has no origin, by which the image is found in its source; convert the source again")
+        raise file.error(line, "has no origin, by which the image would be found in its source; leave the line out")
     return line.origin

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,6 @@ class Audit:
     """Those of PARTS that were done."""
     issues: IssuesFile
     """The worst first, by kind."""
-    leaked: Mapping[str, int]
-    """Number of test images that are 'exact', 'near' and 'possible' leaks, each counted once."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Duration of each part."""
     probabilities: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
@@ -58,6 +57,11 @@ class Audit:
     """(N,) which of `runs` did not see a training image; None without trainings."""
     runs: tuple[RunFolder, ...] = ()
     device: str = "auto"
+
+    @cached_property
+    def leaked(self) -> dict[str, int]:
+        """See `leaked_test_images`."""
+        return leaked_test_images(self.issues)
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Number of lines by kind and split, in the order of KINDS; only those that occur."""
@@ -145,7 +149,6 @@ def audit(
         splits=splits,
         parts=parts,
         issues=file,
-        leaked=leaked_test_images(file),
         seconds=seconds,
         probabilities=probabilities,
         folds=None if judged is None else judged.folds,

@@ -119,9 +119,10 @@ def _show(result: Audit, page: Path) -> None:
     is_default = manifest is not None and manifest.source.endswith("downloaded")
     convert = ["fastcifar", "convert", *([] if is_default else ["--source", "SOURCE"])]
     clean = result.data_dir.with_name(f"{result.data_dir.resolve().name}-clean")
-    if any(line.issue.action == "drop" for line in result.issues.lines):
+    known = [line.issue for line in result.issues.lines if line.origin]  # else they are not found in the source
+    if any(issue.action == "drop" for issue in known):
         show_next(command_line(*convert, "--drop", issues, "--data-dir", clean))
-    if any(line.issue.kind == "label" for line in result.issues.lines):
+    if any(issue.kind == "label" for issue in known):
         show_next(command_line(*convert, "--drop", issues, "--relabel", issues, "--data-dir", clean))
     if "test" in result.splits:
         show_next(command_line("fastcifar", "eval", "--without", issues))
