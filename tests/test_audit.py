@@ -37,8 +37,8 @@ from fastcifar.training import RunFolder, train
 from tests.conftest import synthetic_data
 from tests.tiny import NETWORK, tiny
 
-LEAKED = (3, 7, 9)
-"""Test images: the first exactly."""
+LEAKED = (3, 7)
+"""Test images, the first exactly; image 9 is a candidate."""
 WRONG = (5, 11)
 """Training images."""
 
@@ -49,7 +49,8 @@ def image(split: str, index: int) -> Image:
 
 def pairs(splits: Any, reporter: Any = None) -> list[Pair]:
     near = [
-        Pair(first=image("train", i), second=image("test", i), score=s, exact=False) for i, s in ((7, 0.999), (9, 0.1))
+        Pair(first=image("train", i), second=image("test", i), score=s, exact=False, certain=s > 0.5)
+        for i, s in ((7, 0.999), (9, 0.1))
     ]
     return [
         Pair(first=image("train", 3), second=image("test", 3), score=1.0, exact=True),
@@ -113,7 +114,6 @@ def _parts(monkeypatch: pytest.MonkeyPatch) -> None:
         "require_cleanlab": lambda: None,
         "estimate_num_errors": lambda of_split, labels: 10,
         "label_issues": errors,
-        "CERTAIN": 0.99,
     }.items():
         monkeypatch.setattr(audit_run, name, function)
 
@@ -179,11 +179,13 @@ def test_labels_are_judged_by_given_predictions(data: Path, tmp_path: Path) -> N
     assert list(done.seconds) == ["labels"]  # no duplicates are needed, as nothing is trained
 
 
-def test_a_network_disagrees_with_more_labels_than_are_listed(
+def test_as_many_labels_are_certain_as_are_expected_to_be_wrong(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(audit_run, "estimate_num_errors", lambda of_split, labels: 1)
-    assert len(audit(data, tmp_path / "audit", only=["labels"]).issues.lines) == 1
+    done = audit(data, tmp_path / "audit", only=["labels"])
+    assert [line.issue.certain for line in read_issues(done.issues.path).lines] == [True, False]
+    assert (done.counts()["label"]["train"], done.counts(certain=True)["label"]["train"]) == (2, 1)
 
 
 def test_wrong_use_is_named(data: Path, tmp_path: Path) -> None:
@@ -337,7 +339,7 @@ def test_the_command_ends_with_the_next_commands(tmp_path: Path, image_folder: C
     convert(source, data)
     shown = invoke("audit", "--data-dir", data, "--out", tmp_path / "audit")
     assert shown.exit_code == 0, shown.output
-    assert re.search(r"near-leak +2 +0", shown.output)
+    assert re.search(r"near-leak +2 +0 +1$", shown.output, re.MULTILINE)
     assert "2 of 40 test images (5.00%) are also training images, 1 of them exactly; 1 more may be" in shown.output
     following = [line.removeprefix("next: ") for line in shown.output.splitlines() if line.startswith("next: ")]
     dropped = f"fastcifar convert --source SOURCE --drop {issues}"
@@ -405,7 +407,7 @@ def test_eval_scores_a_run_without_leaks_and_without_disputed_labels(done: Audit
     issues = with_lines(done, disputed(done, 20), disputed(done, 3), disputed(done, 21, "keep"))
     shown = invoke("eval", run.path, "--model", NETWORK, "--without", issues)
     assert shown.exit_code == 0, shown.output
-    assert "left out: exact-leak (1), label (1), near-leak (2)" in shown.output
+    assert "left out: exact-leak (1), label (1), near-leak (1)" in shown.output
     written = json.loads((run.path / "eval" / "test" / "metrics.json").read_text())
     evaluation = evaluate_run(run, trusted=NETWORK)
     is_correct, indices = evaluation.metrics.predictions.is_correct, np.arange(40)
@@ -427,10 +429,23 @@ def test_eval_scores_a_run_without_leaks_and_without_disputed_labels(done: Audit
 
 def test_both_images_of_a_leak_and_lines_to_keep_count(done: Audit) -> None:
     lines = list(done.issues.lines)
-    lines[2] = replace(lines[2], issue=replace(lines[2].issue, action="keep"))
+    assert read_left_out(done.issues.path).kinds == {3: "exact-leak", 7: "near-leak"}
+    lines[1] = replace(lines[1], issue=replace(lines[1].issue, action="keep"))
     left_out = read_left_out(write_issues(done.out / "issues.csv", lines).path)
-    assert left_out.kinds == {3: "exact-leak", 7: "near-leak"}
+    assert left_out.kinds == {3: "exact-leak"}
     assert done.splits["test"].sha256.startswith(left_out.data_sha256)
+
+
+def test_candidates_are_left_out_of_a_score_after_a_decision(done: Audit) -> None:
+    candidate = disputed(done, 20)
+    for action, certain, expected in (
+        ("", False, False),
+        ("drop", False, True),
+        ("keep", True, False),
+        ("", True, True),
+    ):
+        issues = with_lines(done, replace(candidate, action=action, certain=certain))
+        assert (20 in read_left_out(issues).kinds) == expected
 
 
 def test_eval_refuses_the_issues_of_other_data(done: Audit, run: RunFolder, tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def converted(data: Path, *arguments: str | Path, out: str = "clean") -> Result:
 
 
 def test_lines_are_read_as_they_were_written(data: Path) -> None:
-    issues = [leak(action="drop"), wrong(), duplicate(5, 3)]
+    issues = [leak(action="drop"), wrong(certain=False), duplicate(5, 3)]
     file = written(data, issues)
     lines = read_issues(file).lines
     assert [line.issue for line in lines] == issues
@@ -96,7 +96,7 @@ def test_an_edited_file_is_kept_when_the_audit_is_repeated(data: Path) -> None:
 def test_what_spreadsheets_write_is_accepted(data: Path) -> None:
     file = written(data, [leak(action="drop"), wrong()])
     expected = read_issues(file).lines
-    order = [10, 12, 11, *range(10)]
+    order = [10, 12, 13, 11, *range(10)]
     rows = [[*(row[i] for i in order), "my own column"] for row in table(file)]
     for row in rows[1:]:
         row[order.index(5)] = row[order.index(5)].replace(".", ",")
@@ -117,6 +117,7 @@ def test_what_spreadsheets_write_is_accepted(data: Path) -> None:
         ({"index": "1.5"}, "line 2: index is '1.5'"),
         ({"score": "high"}, "line 2: score is 'high'; expected a number of 0..1"),
         ({"score": "nan"}, "line 2: score is 'nan'"),
+        ({"certain": "maybe"}, "line 2: certain is 'maybe'; expected yes, no"),
         ({"label": ""}, "line 2: label is empty; expected the name of a class"),
         ({"action": "relabel", "suggested": ""}, "line 2: action is 'relabel', and suggested is empty"),
         ({"data_sha256": "1.2E+15"}, "line 2: data_sha256 is '1.2E.15'; expected 16 hexadecimal digits"),
@@ -144,7 +145,7 @@ def test_other_files_are_not_an_issues_csv(data: Path, tmp_path: Path) -> None:
     cases = {
         text.replace(",suggested", ",proposed"): "its first line has no column suggested; expected: split,index,",
         "": "it is empty",
-        text.replace(",,,", ","): "line 2: 11 values; expected 13",
+        text.replace(",,,", ","): "line 2: 12 values; expected 14",
         text + '"open': "not the issues.csv of an audit .unexpected end of data.; make it with: fastcifar audit",
     }
     for content, message in cases.items():

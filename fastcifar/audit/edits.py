@@ -56,8 +56,8 @@ def read_edits(drop: Path | None = None, drop_kinds: Sequence[str] = (), relabel
 
 
 def read_left_out(without: Path) -> LeftOut:
-    """The test images of an issues.csv that a score leaves out: those of leaks, and those whose label is disputed;
-    but none whose action is 'keep'.
+    """The test images of an issues.csv that a score leaves out: those of leaks, and those whose label is disputed; if
+    that is certain or a person decided to drop or relabel, and none whose action is 'keep'.
 
     Raises DataError (exit code 4) for a file that cannot be read, or whose lines are of several test sets.
     """
@@ -66,7 +66,8 @@ def read_left_out(without: Path) -> LeftOut:
     data_sha256 = ""
     for line in file.lines:
         issue = line.issue
-        if issue.kind not in chain(*STEPS.values()) or issue.action == "keep":
+        is_left_out = (issue.certain or issue.action != "") and issue.action != "keep"
+        if issue.kind not in chain(*STEPS.values()) or not is_left_out:
             continue
         for image, sha256 in ((issue.image, line.data_sha256), (issue.other, line.other_sha256)):
             if image is None or image.split != "test":

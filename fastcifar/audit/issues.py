@@ -34,7 +34,7 @@ ACTIONS = ("", "drop", "relabel", "keep")
 SPLITS = ("train", "test")
 COLUMNS = (
     *("split", "index", "origin", "label", "suggested", "score", "kind"),
-    *("other_split", "other_index", "other_origin", "action", "data_sha256", "other_sha256"),
+    *("other_split", "other_index", "other_origin", "action", "data_sha256", "other_sha256", "certain"),
 )
 TEXTS = ("origin", "other_origin", "label", "suggested")
 """Columns whose spaces count."""
@@ -65,6 +65,8 @@ class Pair:
     score: float
     """0..1; 1: the same pixels."""
     exact: bool
+    certain: bool = False
+    """Whether the audit proposes to drop one of them if they are of two splits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +88,9 @@ class Issue:
     action: str = ""
     """What `convert --drop` and `convert --relabel` do: drop the image, give it the suggested label, or nothing; keep:
     a person found nothing wrong."""
+    certain: bool = True
+    """Whether it is more than a candidate: a near duplicate of a high score, or one of as many labels as are expected
+    to be wrong."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +148,7 @@ def rows_of(lines: Sequence[Line]) -> list[tuple[str, ...]]:
             (
                 *(issue.image.split, str(issue.image.index), line.origin, issue.label, issue.suggested),
                 *(f"{issue.score:.6f}", issue.kind, *pair, line.other_origin, issue.action),
-                *(line.data_sha256, line.other_sha256),
+                *(line.data_sha256, line.other_sha256, "yes" if issue.certain else "no"),
             )
         )
     return rows
@@ -202,6 +207,8 @@ def _parse(cells: dict[str, str], number: int) -> Line:
     kind, action = cells["kind"], cells["action"].casefold()
     _require("kind", kind, KINDS)
     _require("action", action, ACTIONS)
+    certain = cells["certain"].casefold()
+    _require("certain", certain, ("yes", "no"))
     image = _image(cells, "")
     other = _image(cells, "other_") if cells["other_split"] or cells["other_index"] else None
     if (other is None) == (kind in (*LEAKS, *DUPLICATES)):
@@ -223,6 +230,7 @@ def _parse(cells: dict[str, str], number: int) -> Line:
             suggested=cells["suggested"],
             other=other,
             action=action,
+            certain=certain == "yes",
         ),
         origin=cells["origin"],
         data_sha256=cells["data_sha256"],

@@ -52,7 +52,7 @@ def leaked_test_images(issues: IssuesFile) -> dict[str, int]:
     leaks = [line.issue for line in issues.lines if line.issue.kind in LEAKS]
     groups = {
         "exact": [issue for issue in leaks if issue.kind == LEAKS[0]],
-        "near": [issue for issue in leaks if issue.action == "drop"],
+        "near": [issue for issue in leaks if issue.certain],
         "possible": leaks,
     }
     seen: set[int] = set()

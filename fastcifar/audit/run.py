@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastcifar.audit.duplicates import CERTAIN, find_pairs
+from fastcifar.audit.duplicates import find_pairs
 from fastcifar.audit.folds import OutOfFold, fold_config, out_of_fold
 from fastcifar.audit.given_predictions import read_probabilities
 from fastcifar.audit.images import check_images
@@ -63,10 +63,13 @@ class Audit:
         """See `leaked_test_images`."""
         return leaked_test_images(self.issues)
 
-    def counts(self) -> dict[str, dict[str, int]]:
-        """Number of lines by kind and split, in the order of KINDS; only those that occur."""
+    def counts(self, *, certain: bool = False) -> dict[str, dict[str, int]]:
+        """Number of lines, or only of those that are certain, by kind and split, in the order of KINDS; of the kinds
+        that occur."""
         counts: dict[str, dict[str, int]] = {}
         for line in self.issues.lines:
+            if certain and not line.issue.certain:
+                continue
             by_split = counts.setdefault(line.issue.kind, dict.fromkeys(self.splits, 0))
             by_split[line.issue.image.split] += 1
         return counts
@@ -129,7 +132,7 @@ def audit(
                     probabilities = {"train": judged.train}
                     probabilities |= {} if judged.test is None else {"test": judged.test}
                 for name, of_split in probabilities.items():
-                    issues += _probable_errors(of_split, splits[name], name)
+                    issues += _doubtful_labels(of_split, splits[name], name)
         if "images" in parts:
             with _timed(seconds, "images"):
                 issues += check_images(splits, reporter=reporter)
@@ -190,7 +193,7 @@ def _timed(seconds: dict[str, float], part: str) -> Iterator[None]:
 
 
 def pair_issues(pairs: Sequence[Pair], splits: Mapping[str, Beton]) -> list[Issue]:
-    """The issues of some pairs of images. Exact ones, and near-leaks of a score from CERTAIN on, are to be dropped."""
+    """The issues of some pairs of images. Exact ones, and near-leaks that are certain, are to be dropped."""
     issues = []
     for pair in pairs:
         is_leak = pair.first.split != pair.second.split
@@ -203,13 +206,15 @@ def pair_issues(pairs: Sequence[Pair], splits: Mapping[str, Beton]) -> list[Issu
                 label=beton.class_names[beton.labels[image.index]],
                 score=pair.score,
                 other=other,
-                action="drop" if pair.exact or (is_leak and pair.score >= CERTAIN) else "",
+                action="drop" if pair.exact or (is_leak and pair.certain) else "",
+                certain=pair.exact or pair.certain,
             )
         )
     return issues
 
 
-def _probable_errors(probabilities: npt.NDArray[np.float32], beton: Beton, split: str) -> list[Issue]:
-    """The wrong labels of a split, as many as cleanlab expects: a network disagrees with more labels than are wrong."""
+def _doubtful_labels(probabilities: npt.NDArray[np.float32], beton: Beton, split: str) -> list[Issue]:
+    """The doubtful labels of a split; as many as cleanlab expects to be wrong are certain."""
     num_errors = estimate_num_errors(probabilities, beton.labels)
-    return label_issues(probabilities, beton.labels, beton.class_names, split)[:num_errors]
+    issues = label_issues(probabilities, beton.labels, beton.class_names, split)
+    return [replace(issue, certain=rank < num_errors) for rank, issue in enumerate(issues)]

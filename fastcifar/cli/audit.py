@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fastcifar.audit.run import Audit
 
 
-@click.command(cls=Command, short_help="Look for duplicates, leaks, wrong labels and odd images in a dataset.")
+@click.command(cls=Command, short_help="Find duplicates, leaks, wrong labels and odd images.")
 @options.data_dir
 @click.option("--out", type=options.PATH, default="audit", show_default=True, help="Folder for the results.")
 @click.option(
@@ -90,6 +90,7 @@ def audit(
         page = write_audit_page(result, bars)
     if as_json:
         facts = {"data_dir": data_dir, "parts": result.parts, "counts": result.counts(), "leaked": result.leaked}
+        facts |= {"certain": result.counts(certain=True)}
         files = {"seconds": result.seconds, "issues": result.issues.path, "page": page}
         click.echo(json.dumps({**facts, **files}, default=str))
         return
@@ -101,9 +102,11 @@ def _show(result: Audit, page: Path) -> None:
     from fastcifar.training.progress import duration
 
     names = list(result.splits)
-    rows = [("found", *names)]
+    certain = result.counts(certain=True)
+    rows = [("found", *names, "of these certain")]
     for kind, by_split in result.counts().items():
-        rows.append((kind, *(f"{by_split[name]:,}" for name in names)))
+        num_certain = sum(certain.get(kind, {}).values())
+        rows.append((kind, *(f"{by_split[name]:,}" for name in names), f"{num_certain:,}"))
     click.echo(table(rows) if len(rows) > 1 else "nothing found")
     if "duplicates" in result.parts and "test" in result.splits:
         exact, near, possible = (result.leaked[name] for name in ("exact", "near", "possible"))

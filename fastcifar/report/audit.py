@@ -43,7 +43,7 @@ TEXTS = {
     "near-leak": "A training image and a test image that show the same shot.",
     "exact-duplicate": "Two images of one split with the same pixels.",
     "near-duplicate": "Two images of one split that show the same shot.",
-    "label": "Images that networks which did not see them put into another class.",
+    "label": "Images of which networks that did not see them doubt the label.",
     "blank": "All pixels are equal.",
     "constant": "The pixels hardly differ.",
     "dark": "Almost black.",
@@ -85,7 +85,7 @@ def write_audit_page(audit: Audit, reporter: Reporter | None = None) -> Path:
 
 
 def _scores(audit: Audit) -> list[tuple[str, str]]:
-    counts = {kind: sum(by_split.values()) for kind, by_split in audit.counts().items()}
+    counts = {kind: sum(by_split.values()) for kind, by_split in audit.counts(certain=True).items()}
     scores = []
     if "duplicates" in audit.parts:
         num_duplicates = sum(counts.get(kind, 0) for kind in ("exact-duplicate", "near-duplicate"))
@@ -152,6 +152,7 @@ class _Pictures:
             "suggested": clean(issue.suggested),
             "score": issue.score,
             "action": issue.action,
+            "certain": issue.certain,
             "overlay": None if overlay is None else thumbnail([overlay], MAX_SIDE),
             "typical": self._typical_of(issue.label) if issue.kind == "label" else None,
             "is_pair": issue.other is not None,
