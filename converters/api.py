@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
+from fastcifar.converters.edits import Edits, edited
 from fastcifar.converters.open_source import open_source, prepare
 from fastcifar.converters.sources import Source, SourceOptions
 from fastcifar.converters.writer import Progress, write_betons
@@ -30,6 +31,7 @@ def convert(
     background: tuple[int, int, int] = (255, 255, 255),
     skip_broken: bool = False,
     jpeg_quality: int | None = None,
+    edits: Edits | None = None,
     **options: Any,
 ) -> dict[str, Manifest]:
     """Write images as `train.beton` and `test.beton` into `data_dir`; return their manifests by split.
@@ -46,7 +48,8 @@ def convert(
     `ConcatDataset`, or of a Hugging Face `ClassLabel`), else the labels that occur in the training images, sorted.
     size: (height, width), or the side of a square, to which images are resized; see `Preprocessing` for `fit` and
     `background`. skip_broken: skip images that cannot be read, up to 1% of a split. jpeg_quality: 1..100, to store
-    images as JPEG. options: the other fields of `SourceOptions`, e.g. `test_share=0.2`.
+    images as JPEG. edits: images to leave out or relabel, e.g. those of `fastcifar.audit.edits.read_edits`. options:
+    the other fields of `SourceOptions`, e.g. `test_share=0.2`.
 
     Raises UsageError (exit code 2) for invalid arguments, DataError (4) for images or labels that cannot be converted,
     FastcifarError (1) if `data_dir` is not writable. Existing betons are then unchanged.
@@ -72,4 +75,6 @@ def convert(
         opened = prepare(open_dataset(source, test, class_names, chosen), chosen)
     with opened:
         require_classes(opened.name, opened.class_names)
+        if edits is not None:
+            opened = edited(opened, edits)
         return write_betons(opened, data_dir, progress, jpeg_quality=jpeg_quality, skip_broken=skip_broken)

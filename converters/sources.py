@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,9 @@ import PIL.Image
 from fastcifar.data.image_files import AS_IT_IS, Decoded, Image, ImageError, Preprocessing, convert_image
 from fastcifar.io.checks import require_choice, require_int, require_number
 from fastcifar.system.cpus import available_cpus
+
+if TYPE_CHECKING:
+    from fastcifar.converters.edits import Edits
 
 Labels = npt.NDArray[np.int64]
 CHUNK_IMAGES = 64
@@ -164,6 +167,8 @@ class Source:
     """Which options it has, see `open_source`."""
     num_ignored: int = 0
     """Files of operating systems and storage devices in the source."""
+    edits: Edits | None = None
+    """What was left out and relabelled; the manifest records it."""
     resources: ExitStack = field(default_factory=ExitStack, repr=False)
 
     @property

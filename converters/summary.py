@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from fastcifar.converters.edits import Edits
 from fastcifar.converters.sources import Broken, Labels, Sample
 from fastcifar.data.image_files import CHANGES, Preprocessing
 from fastcifar.data.manifest import MAX_SIZES, Conversion, Manifest
@@ -56,8 +57,9 @@ class Summary:
                 f"{broken.reason}; replace or remove them"
             )
 
-    def conversion(self, other: Hashes) -> Conversion:
+    def conversion(self, other: Hashes, edits: Edits | None) -> Conversion:
         """What the manifest records. other: hashes of the images of the other split."""
+        edits = edits or Edits()
         sizes = self._sizes.most_common(MAX_SIZES)
         named = {f"{height}x{width}": count for (height, width), count in sizes}
         if others := self._sizes.total() - sum(named.values()):
@@ -72,6 +74,9 @@ class Summary:
             num_ignored=self._num_ignored,
             num_duplicates=len(self.hashes) - len(np.unique(self.hashes)),
             num_in_other_split=int(np.isin(self.hashes, other).sum()),
+            dropped=edits.dropped(self._name),
+            relabelled=edits.relabelled(self._name),
+            edits_sha256=edits.files_sha256,
         )
 
 
@@ -101,6 +106,11 @@ def describe(manifests: Mapping[str, Manifest]) -> Iterator[str]:
         if facts.skipped:
             origins = join_names((f"{origin:.300}" for origin in facts.skipped), 3)
             yield f"{name}: {len(facts.skipped):,} broken images skipped: {origins}"
+        if facts.dropped:
+            kinds = ", ".join(f"{kind} ({count:,})" for kind, count in facts.dropped.items())
+            yield f"{name}: {sum(facts.dropped.values()):,} images dropped: {kinds}"
+        if facts.relabelled:
+            yield f"{name}: {facts.relabelled:,} {'image' if facts.relabelled == 1 else 'images'} relabelled"
         if facts.num_duplicates:
             yield f"{name}: {facts.num_duplicates:,} of {num:,} images are copies of an earlier one"
         if facts.num_in_other_split:

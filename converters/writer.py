@@ -154,7 +154,7 @@ def _manifest(source: Source, name: str, written: _Written, other: _Written, sha
             "pillow": pillow_version,
             "python": platform.python_version(),
         },
-        conversion=written.summary.conversion(other.summary.hashes),
+        conversion=written.summary.conversion(other.summary.hashes, source.edits),
         origins_sha256=written.origins_sha256,
     )
 

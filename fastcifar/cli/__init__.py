@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from fastcifar import __version__
+from fastcifar.cli.audit import audit
 from fastcifar.cli.bench import bench
 from fastcifar.cli.command import normalised
 from fastcifar.cli.completion import completion
@@ -50,6 +51,7 @@ for _command in (
     convert,
     inspect,
     preview,
+    audit,
     recipes,
     lr_find,
     train,

@@ -15,6 +15,7 @@ from fastcifar.cli import options
 from fastcifar.cli.command import Command
 from fastcifar.cli.param_types import PATH, Parsed, UserPath
 from fastcifar.cli.settings import as_flags, given_on_command_line
+from fastcifar.config import setting as kinds
 from fastcifar.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -130,6 +131,25 @@ COLOUR = Parsed("colour", _colour, "a colour, e.g. white, black or '#7f7f7f'")
 @click.option(
     "--quality", type=click.IntRange(1, 100), default=90, show_default=True, help="JPEG quality, with --encode jpeg."
 )
+@click.option(
+    "--drop",
+    type=options.PATH,
+    metavar="FILE",
+    help="Leave out the images that an issues.csv of 'fastcifar audit' says to drop: if it was not edited, exact "
+    "duplicates, exact leaks and near-leaks that are certain.",
+)
+@click.option(
+    "--drop-kinds",
+    type=options.CLICK_TYPES[kinds.Names],
+    metavar="KIND,…",
+    help="Drop all lines of these kinds, e.g. exact-leak,label, but for those whose action is 'keep'.",
+)
+@click.option(
+    "--relabel",
+    type=options.PATH,
+    metavar="FILE",
+    help="Give images the labels that an edited issues.csv suggests, where its action is 'relabel'.",
+)
 @options.data_dir
 @options.as_json
 @click.pass_context
@@ -143,6 +163,9 @@ def convert(
     skip_broken: bool,
     encode: str,
     quality: int,
+    drop: Path | None,
+    drop_kinds: tuple[str, ...] | None,
+    relabel: Path | None,
     data_dir: Path,
     as_json: bool,
     **settings: Any,
@@ -152,20 +175,25 @@ def convert(
     Grey, transparent, 16-bit and CMYK images become RGB, and EXIF orientation is applied; the summary counts what was
     changed. Existing files are replaced only when both new files are complete.
     """
+    from fastcifar.audit.edits import read_edits
     from fastcifar.cli.output import Bars, command_line, show_next
     from fastcifar.converters import SourceOptions, open_source, write_betons
+    from fastcifar.converters.edits import edited
     from fastcifar.converters.writer import MixedSizesError
     from fastcifar.data.image_files import Preprocessing
     from fastcifar.data.statistics import require_classes
 
     if encode != "jpeg" and given_on_command_line(context, ["quality"]):
         raise UsageError(f"--quality is {quality}, and --encode {encode}; expected --encode jpeg")
+    edits = read_edits(drop, drop_kinds or (), relabel) if drop or drop_kinds or relabel else None
     preprocessing = Preprocessing(size=size, fit=fit, background=background)
     chosen = SourceOptions(download_dir=str(data_dir), preprocessing=preprocessing, **settings)
     with Bars() as bars:
         bars.begin("opening")
         with open_source(source, chosen) as opened:
             require_classes(source, opened.class_names)
+            if edits is not None:
+                opened = edited(opened, edits)
             bars.begin("images", 2 * sum(map(len, opened.splits.values())))  # each is written, then compared
             jpeg_quality = quality if encode == "jpeg" else None
             try:

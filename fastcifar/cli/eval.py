@@ -36,6 +36,13 @@ if TYPE_CHECKING:
     metavar="PATH",
     help="Another test set: a beton, a folder or archive of images, arrays (CIFAR-10.1), or the folder of CIFAR-10-C.",
 )
+@click.option(
+    "--without",
+    type=options.PATH,
+    metavar="FILE",
+    help="Score the test images also without those that an issues.csv of 'fastcifar audit' names: leaks, and disputed "
+    "labels.",
+)
 @options.trusted_model
 @options.run_data_dir
 @options.runs_dir
@@ -50,6 +57,7 @@ def evaluate(
     split: str,
     tta: str,
     on: Path | None,
+    without: Path | None,
     model: str | None,
     data_dir: Path | None,
     runs_dir: Path,
@@ -64,9 +72,13 @@ def evaluate(
     """
     if on is not None and split != "test":
         raise click.UsageError(f"--split {split} cannot be combined with --on, which names the images", context)
+    if without is not None and (on is not None or split != "test"):
+        other = "--on" if on is not None else f"--split {split}"
+        raise click.UsageError(f"--without names test images of the data; cannot be combined with {other}", context)
 
     import json
 
+    from fastcifar.audit.edits import read_left_out
     from fastcifar.cli.output import Bars, command_line, show_next, table
     from fastcifar.inference.evaluation import Evaluation, evaluate_run
     from fastcifar.training import find_run
@@ -74,11 +86,12 @@ def evaluate(
 
     choose_threads(threads)
     folder = find_run(run, runs_dir, trained=True)
+    left_out = None if without is None else read_left_out(without)
     common: dict[str, Any] = {"tta": tta, "data_dir": data_dir, "device": device, "trusted": model}
     with Bars() as bars:
         evaluation: Evaluation | CorruptionEvaluation
         if on is None:
-            evaluation = evaluate_run(folder, split=split, **common, reporter=bars)
+            evaluation = evaluate_run(folder, split=split, **common, without=left_out, reporter=bars)
         else:
             from fastcifar.inference.other_sets import evaluate_on
 
@@ -90,6 +103,8 @@ def evaluate(
     images = split if on is None else escape(str(on))
     if isinstance(evaluation, Evaluation):
         click.echo(table([("run", folder.path), *_scores(evaluation, images)]))
+        if evaluation.reduced:
+            _show_reduced(evaluation)
         _show_classes(evaluation)
     else:
         click.echo(table([("run", folder.path), *_mean_scores(evaluation, images)]))
@@ -119,6 +134,21 @@ def _scores(evaluation: Evaluation, images: str) -> list[tuple[str, str]]:
         ),
         _temperature(evaluation),
     ]
+
+
+def _show_reduced(evaluation: Evaluation) -> None:
+    from fastcifar.cli.output import table
+
+    rows = [("", "images", "accuracy", "95% interval", "macro F1", "loss")]
+    named = [("all", evaluation.metrics), *((f"without {score.name}", score.metrics) for score in evaluation.reduced)]
+    for number, (name, metrics) in enumerate(named):
+        low, high = metrics.interval
+        interval = f"{low:.2%} to {high:.2%}"
+        texts = f"{len(metrics.predictions):,}", f"{metrics.accuracy:.2%}", interval, f"{metrics.macro_f1:.2%}"
+        rows.append((f"and {name}" if number > 1 else name, *texts, f"{metrics.loss:.4f}"))
+    click.echo(f"\n{table(rows)}")
+    counts = ", ".join(f"{kind} ({count:,})" for kind, count in evaluation.reduced[-1].counts.items())
+    click.echo(f"left out: {counts or 'no image'}")
 
 
 def _show_classes(evaluation: Evaluation) -> None:

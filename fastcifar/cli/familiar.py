@@ -28,9 +28,9 @@ RUNS = ("train", "sweep")
 """Commands that train runs."""
 TRAINING = (*RUNS, "lr-find")
 RUN = ("eval", "explain", "report", "predict", "export")
-IMAGES = (*TRAINING, "preview", "bench", *RUN)
+IMAGES = (*TRAINING, "preview", "audit", "bench", *RUN)
 """Commands that read converted images."""
-THREADS = (*TRAINING, "bench", "eval", "explain", "predict")
+THREADS = (*TRAINING, "audit", "bench", "eval", "explain", "predict")
 """Commands that have --threads and --device."""
 
 ALIASES = (

@@ -14,7 +14,9 @@ from fastcifar.errors import DataError
 from fastcifar.io.paths import why_missing
 from fastcifar.io.reading import read_bytes, reject_duplicate_keys
 
-VERSION = 3
+VERSION = 4
+READABLE = (3, 4)
+"""Version 3 lacks dropped, relabelled and edits_sha256 in its conversion."""
 MAX_NAME = 255
 """Characters of a class name: a folder's name has no more."""
 MAX_SIZES = 20
@@ -42,6 +44,12 @@ class Conversion:
     """Images equal to an earlier one of the split."""
     num_in_other_split: int = 0
     """Images equal to one of the other split."""
+    dropped: dict[str, int] = field(default_factory=dict)
+    """Number of images that were left out, by kind of issue; see `fastcifar.converters.edits`."""
+    relabelled: int = 0
+    """Number of images that got another label."""
+    edits_sha256: tuple[str, ...] = ()
+    """SHA-256 of the files that listed those."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +101,7 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest | None:
 
 def _parse(raw: Any) -> Manifest:
     """The manifest that a JSON value holds. Raises ValueError, KeyError, TypeError or OverflowError."""
-    if not isinstance(raw, dict) or raw.get("fastcifar_manifest") is not VERSION:
+    if not isinstance(raw, dict) or raw.get("fastcifar_manifest") not in READABLE:
         raise ValueError(f"it does not begin with fastcifar_manifest: {VERSION}")
     names, shape = raw["class_names"], raw["image_shape"]
     if not isinstance(names, list) or not names or not all(isinstance(n, str) and n and n.isprintable() for n in names):
@@ -126,6 +134,7 @@ def _parse(raw: Any) -> Manifest:
 
 
 def _parse_conversion(raw: Any) -> Conversion:
+    raw = {"dropped": {}, "relabelled": 0, "edits_sha256": [], **raw}
     size, fit, background = raw["size"], raw["fit"], raw["background"]
     if size is not None and (not _are_counts(size) or len(size) != 2 or not all(size)):
         raise ValueError("conversion.size is not two positive integers")
@@ -133,14 +142,16 @@ def _parse_conversion(raw: Any) -> Conversion:
         raise ValueError(f"conversion.fit is none of {', '.join(FITS)}")
     if not _are_counts(background) or len(background) != 3 or max(background) > 255:
         raise ValueError("conversion.background is not three integers of 0..255")
-    numbers = {name: raw[name] for name in ("num_ignored", "num_duplicates", "num_in_other_split")}
-    for name, counts in (("sizes", raw["sizes"]), ("changes", raw["changes"])):
+    numbers = {name: raw[name] for name in ("num_ignored", "num_duplicates", "num_in_other_split", "relabelled")}
+    for name in ("sizes", "changes", "dropped"):
+        counts = raw[name]
         if not isinstance(counts, dict) or not _are_counts(list(counts.values())):
             raise ValueError(f"conversion.{name} is not a mapping of counts")
     if not _are_counts(list(numbers.values())):
         raise ValueError("conversion has a count that is not an integer")
-    if not isinstance(raw["skipped"], list) or not all(isinstance(name, str) for name in raw["skipped"]):
-        raise ValueError("conversion.skipped is not a list of names")
+    for name in ("skipped", "edits_sha256"):
+        if not isinstance(raw[name], list) or not all(isinstance(text, str) for text in raw[name]):
+            raise ValueError(f"conversion.{name} is not a list of names")
     return Conversion(
         size=(size[0], size[1]) if size else None,
         fit=fit,
@@ -148,6 +159,8 @@ def _parse_conversion(raw: Any) -> Conversion:
         sizes=raw["sizes"],
         changes=raw["changes"],
         skipped=tuple(raw["skipped"]),
+        dropped=raw["dropped"],
+        edits_sha256=tuple(raw["edits_sha256"]),
         **numbers,
     )
 

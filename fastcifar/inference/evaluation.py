@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 from fastcifar import plotting
 from fastcifar.config import SPLITS, TTA_MODES, ExplainConfig
 from fastcifar.data.origins import short_names
+from fastcifar.errors import UsageError
 from fastcifar.inference.calibration import Calibration
 from fastcifar.inference.metrics import Metrics, compute_metrics
 from fastcifar.inference.predictions import Ints, Predictions, select_images
 from fastcifar.inference.trained_run import TrainedRun
+from fastcifar.inference.without import LeftOut, ReducedScore, reduced_scores
 from fastcifar.io.atomic import write_csv, write_text
 from fastcifar.io.checks import require_choice
 from fastcifar.io.paths import command_line, data_folder
@@ -52,6 +54,8 @@ class Evaluation:
     """The misclassified images of largest loss: index, true, predicted, confidence, loss, origin; and, where there is a
     calibration, calibrated_confidence."""
     files: tuple[Path, ...] = ()
+    reduced: tuple[ReducedScore, ...] = ()
+    """The scores without some images, if that was asked for."""
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for JSON."""
@@ -64,6 +68,7 @@ class Evaluation:
                 else {}
             ),
             "worst": self.worst,
+            **({"without": {score.name: score.to_dict() for score in self.reduced}} if self.reduced else {}),
         }
 
 
@@ -89,20 +94,24 @@ def evaluate_run(
     data_dir: str | os.PathLike[str] | None = None,
     device: str = "auto",
     trusted: str | None = None,
+    without: LeftOut | None = None,
     reporter: Reporter | None = None,
 ) -> Evaluation:
     """Evaluate the best weights of a run; metrics, figures and predictions go to eval/<split>[-<tta>]/ in its folder.
 
     split: 'test', or 'val' for the images held out from training. tta: test-time augmentation. A run without a
-    calibration of these weights is calibrated, if its validation images are there. For the other arguments see
-    `TrainedRun`. Raises DataError (4) if a beton is missing, damaged or does not fit; CheckpointError (6);
-    UsageError (2).
+    calibration of these weights is calibrated, if its validation images are there. without: test images that a second
+    score leaves out, e.g. those of `fastcifar.audit.edits.read_left_out`. For the other arguments see `TrainedRun`.
+    Raises DataError (4) if a beton is missing, damaged or does not fit; CheckpointError (6); UsageError (2).
     """
     require_choice("split", split, SPLITS)
     require_choice("tta", tta, TTA_MODES)
+    if without is not None and split != "test":
+        raise UsageError(f"split is {split!r}, and without names test images; expected split 'test'")
     trained = TrainedRun(run, data_dir=data_dir, device=device, trusted=trusted, reporter=reporter)
     predictions = trained.predictions(split, tta=tta)
     beton = trained.beton(split)
+    reduced = () if without is None else reduced_scores(predictions, beton, without)
     images = EvaluatedImages(
         title=f"{len(predictions):,} {'test' if split == 'test' else 'validation'} images",
         predictions=predictions,
@@ -110,7 +119,8 @@ def evaluate_run(
         read=beton.images,
     )
     command = command_of(run, ["--split", split], tta, data_dir, trusted)
-    return write_evaluation(trained, images, split, {"split": split}, tta, command)
+    about = {"split": split, **({"issues_sha256": without.file_sha256} if without else {})}
+    return write_evaluation(trained, images, split, about, tta, command, reduced)
 
 
 def command_of(
@@ -145,11 +155,17 @@ def describe_calibration(calibration: Calibration | None, not_calibrated: str) -
 
 
 def write_evaluation(
-    trained: TrainedRun, images: EvaluatedImages, name: str, about: dict[str, Any], tta: str, command: str
+    trained: TrainedRun,
+    images: EvaluatedImages,
+    name: str,
+    about: dict[str, Any],
+    tta: str,
+    command: str,
+    reduced: tuple[ReducedScore, ...] = (),
 ) -> Evaluation:
     """Write metrics, figures and predictions of images to eval/<name>[-<tta>]/ in the folder of a run.
 
-    about: which images they are, for metrics.json. command: which repeats the evaluation.
+    about: which images they are, for metrics.json. command: which repeats the evaluation. reduced: for the result.
     """
     run, predictions, class_names = trained.run, images.predictions, trained.info.class_names
     calibration, not_calibrated = find_calibration(trained, tta)
@@ -163,6 +179,7 @@ def write_evaluation(
         calibrated=None if scaled is None else compute_metrics(scaled),
         class_names=class_names,
         worst=tuple(row_of[index] for index in select_images(predictions, ExplainConfig(n=10)).indices.tolist()),
+        reduced=reduced,
     )
     folder = make_folder(run, name, tta)
     described = {"run": run.path.name, **about, "tta": tta, **evaluation.to_dict()}

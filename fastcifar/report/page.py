@@ -8,13 +8,13 @@ from importlib import resources
 from typing import Any
 
 
-def render(template: str, report: dict[str, Any]) -> str:
+def render(template: str, report: dict[str, Any], script: str = "script.js") -> str:
     """The page of a template, style and script in one text, under a policy that allows nothing else. A section that is
-    None is left out."""
+    None is left out. script: name of the script's file."""
     import jinja2
     from markupsafe import Markup
 
-    style, script = _file("style.css"), _file("script.js")
+    style, script = _file("style.css"), _file(script)
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_file),
         autoescape=True,

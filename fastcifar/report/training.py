@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fastcifar import plotting
+from fastcifar.audit.record import read_record
 from fastcifar.config import AUTO_SUGGESTIONS, TrainConfig
 from fastcifar.errors import DataError
 from fastcifar.io.paths import command_line
@@ -47,9 +49,30 @@ def headline(files: RunFiles) -> dict[str, Pairs] | None:
         ("Recipe", _text(metrics, "recipe")),
         ("Epochs", shown("epochs", "{:,.0f}".format)),
         ("Test images", shown("num_test_images", "{:,.0f}".format)),
+        ("Leaks", leaks(files, metrics)),
         ("Weights", _text(metrics, "weights")),
     ]
     return {"scores": _known(scores), "facts": _known(facts)}
+
+
+def leaks(files: RunFiles, metrics: Mapping[str, Any]) -> str | None:
+    """How many test images are also training images, as an audit of the data found; or why that is not known. None if
+    the run does not say which data it used."""
+    sha256 = {name: metrics.get(key) for name, key in (("train", "data_sha256"), ("test", "test_data_sha256"))}
+    folder = (files.attempt(lambda files: files.mapping(CONFIG)) or {}).get("data_dir")
+    if not all(sha256.values()) or not isinstance(folder, str):
+        return None
+    if not Path(folder).is_dir():
+        return "unknown: the data are not where the run used them"
+    record = read_record(Path(folder))
+    part = record.parts.get("duplicates") if record is not None and record.data_sha256 == sha256 else None
+    if part is None:
+        return f"the data were not audited: {clean(command_line('fastcifar', 'audit', '--data-dir', folder), 300)}"
+    if not sum(part.leaked.values()):
+        return "no test image is also a training image"
+    exact, near, possible = (part.leaked.get(name, 0) for name in ("exact", "near", "possible"))
+    more = f"; {possible:,} more may be" if possible else ""
+    return f"{exact + near:,} test images are also training images, {exact:,} of them exactly{more}"
 
 
 def environment(files: RunFiles) -> Pairs | None:

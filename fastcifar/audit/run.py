@@ -1,0 +1,220 @@
+"""`audit`: duplicates, wrong labels and odd images of a dataset, as lines of issues.csv."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastcifar.audit.duplicates import find_pairs
+from fastcifar.audit.folds import OutOfFold, fold_config, out_of_fold
+from fastcifar.audit.given_predictions import read_probabilities
+from fastcifar.audit.images import check_images
+from fastcifar.audit.issues import KINDS, PARTS, Issue, IssuesFile, Pair, lines_of, write_issues
+from fastcifar.audit.labels import estimate_num_errors, label_issues, require_cleanlab
+from fastcifar.audit.record import leaked_test_images, write_record
+from fastcifar.data.beton import Beton, open_beton
+from fastcifar.data.statistics import require_classes
+from fastcifar.errors import DataError, FastcifarError, UsageError, join_names
+from fastcifar.io.checks import require_choice, require_int
+from fastcifar.io.locks import lock_folder
+from fastcifar.io.paths import data_folder, make_folder, user_path
+from fastcifar.training.device import standard_torch_defaults
+from fastcifar.training.progress import Reporter, SilentReporter, duration
+from fastcifar.training.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
+MAX_FOLDS = 100
+MAX_SEED = 2**31 - 1
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Audit:
+    """The result of `audit`."""
+
+    data_dir: Path
+    out: Path
+    splits: Mapping[str, Beton]
+    """'train', and 'test' if there is one."""
+    parts: tuple[str, ...]
+    """Those of PARTS that were done."""
+    issues: IssuesFile
+    """The worst first, by kind."""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """Duration of each part."""
+    probabilities: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    """By split, (N, C) of each image, by networks that did not see it; empty if no label was judged."""
+    folds: npt.NDArray[np.int64] | None = None
+    """(N,) which of `runs` did not see a training image; None without trainings."""
+    runs: tuple[RunFolder, ...] = ()
+    device: str = "auto"
+
+    @cached_property
+    def leaked(self) -> dict[str, int]:
+        """See `leaked_test_images`."""
+        return leaked_test_images(self.issues)
+
+    def counts(self, *, certain: bool = False) -> dict[str, dict[str, int]]:
+        """Number of lines, or only of those that are certain, by kind and split, in the order of KINDS; of the kinds
+        that occur."""
+        counts: dict[str, dict[str, int]] = {}
+        for line in self.issues.lines:
+            if certain and not line.issue.certain:
+                continue
+            by_split = counts.setdefault(line.issue.kind, dict.fromkeys(self.splits, 0))
+            by_split[line.issue.image.split] += 1
+        return counts
+
+
+@standard_torch_defaults()
+def audit(
+    data_dir: str | os.PathLike[str] = "data",
+    out: str | os.PathLike[str] = "audit",
+    *,
+    only: Sequence[str] = PARTS,
+    folds: int = 4,
+    recipe: str | None = None,
+    predictions: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    reporter: Reporter | None = None,
+) -> Audit:
+    """Look for duplicates, wrong labels and odd images in train.beton and test.beton of a folder; test.beton may be
+    missing. The lines go to issues.csv in `out`, what reports need to know to audit.json in `data_dir`.
+
+    only: some of PARTS. Labels are judged by networks that did not see the images: `folds` trainings with the settings
+    of `recipe`, by default those of a short `fast`; or by `predictions`, see
+    `fastcifar.audit.given_predictions.read_probabilities`. A training that was interrupted continues; those that are
+    complete are not repeated.
+
+    Raises DataError (exit code 4) for betons that are missing, damaged or do not match; UsageError (2);
+    MissingExtraError (3) if labels are judged without cleanlab; FastcifarError (1) if `out` is not writable.
+    """
+    parts = _require_parts(only)
+    require_int("folds", folds, 2, MAX_FOLDS)
+    require_int("seed", seed, 0, MAX_SEED)
+    if predictions is not None and "labels" not in parts:
+        raise UsageError(f"predictions is given, and only {', '.join(parts)}; expected 'labels' among them")
+    if "labels" in parts:
+        require_cleanlab()
+    folder, data_dir, reporter = user_path(out, "out"), data_folder(data_dir), reporter or SilentReporter()
+    splits = _open(data_dir)
+    make_folder(folder)
+    seconds: dict[str, float] = {}
+    issues: list[Issue] = []
+    probabilities: dict[str, npt.NDArray[np.float32]] = {}
+    judged: OutOfFold | None = None
+    with lock_folder(folder, "another audit is writing here; wait for it to end"):
+        pairs: list[Pair] = []
+        if "duplicates" in parts or ("labels" in parts and predictions is None):  # duplicates share a fold
+            with _timed(seconds, "duplicates"):
+                pairs = find_pairs(splits, reporter)
+        if "duplicates" in parts:
+            issues += pair_issues(pairs, splits)
+        if "labels" in parts:
+            with _timed(seconds, "labels"):
+                if predictions is not None:
+                    probabilities = read_probabilities(predictions, splits)
+                else:
+                    config = fold_config(
+                        splits["train"], recipe, folds=folds, seed=seed, device=device, data_dir=data_dir
+                    )
+                    judged = out_of_fold(splits, pairs, config, folds=folds, out=folder, reporter=reporter)
+                    probabilities = {"train": judged.train}
+                    probabilities |= {} if judged.test is None else {"test": judged.test}
+                for name, of_split in probabilities.items():
+                    issues += _doubtful_labels(of_split, splits[name], name)
+        if "images" in parts:
+            with _timed(seconds, "images"):
+                issues += check_images(splits, reporter=reporter)
+        issues.sort(key=lambda issue: (KINDS.index(issue.kind), -issue.score))
+        file = write_issues(folder / "issues.csv", lines_of(issues, splits))
+    parameters: dict[str, dict[str, Any]] = {part: {} for part in parts}
+    if "labels" in parts:
+        given = {"folds": folds, "recipe": recipe, "seed": seed}
+        parameters["labels"] = given if predictions is None else {"predictions": os.fspath(predictions)}
+    try:
+        write_record(data_dir, splits, file, parameters)
+    except FastcifarError as error:  # the data may lie where nothing can be written
+        log.warning("reports of runs will not know of this audit: %s", error)
+    return Audit(
+        data_dir=data_dir,
+        out=folder,
+        splits=splits,
+        parts=parts,
+        issues=file,
+        seconds=seconds,
+        probabilities=probabilities,
+        folds=None if judged is None else judged.folds,
+        runs=() if judged is None else judged.runs,
+        device=device,
+    )
+
+
+def _require_parts(only: Sequence[str]) -> tuple[str, ...]:
+    names = (only,) if isinstance(only, str) else tuple(only)
+    for name in names:
+        require_choice("only", name, PARTS)
+    if not names:
+        raise UsageError(f"only is empty; expected some of: {', '.join(PARTS)}")
+    return tuple(part for part in PARTS if part in names)
+
+
+def _open(data_dir: Path) -> dict[str, Beton]:
+    """The betons of a folder. Raises DataError if they are missing, damaged, or do not match."""
+    paths = {name: data_dir / f"{name}.beton" for name in ("train", "test")}
+    if not os.path.lexists(paths["test"]) and os.path.lexists(paths["train"]):
+        log.warning("%s: missing; only the training images are audited", paths.pop("test"))
+    splits = {name: open_beton(path) for name, path in paths.items()}
+    train, test = splits["train"], splits.get("test")
+    require_classes(train.path, train.class_names)
+    if test is not None and test.class_names != train.class_names:
+        names = [join_names(beton.class_names) for beton in (test, train)]
+        raise DataError(f"{test.path}: has the classes {names[0]}; expected those of {train.path}, {names[1]}")
+    return splits
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], part: str) -> Iterator[None]:
+    log.info("%s: begin", part)
+    begin = time.monotonic()
+    yield
+    seconds[part] = time.monotonic() - begin
+    log.info("%s: done in %s", part, duration(seconds[part]))
+
+
+def pair_issues(pairs: Sequence[Pair], splits: Mapping[str, Beton]) -> list[Issue]:
+    """The issues of some pairs of images. Exact ones, and near-leaks that are certain, are to be dropped."""
+    issues = []
+    for pair in pairs:
+        is_leak = pair.first.split != pair.second.split
+        image, other = (pair.first, pair.second) if is_leak else (pair.second, pair.first)
+        beton = splits[image.split]
+        issues.append(
+            Issue(
+                kind=f"{'exact' if pair.exact else 'near'}-{'leak' if is_leak else 'duplicate'}",
+                image=image,
+                label=beton.class_names[beton.labels[image.index]],
+                score=pair.score,
+                other=other,
+                action="drop" if pair.exact or (is_leak and pair.certain) else "",
+                certain=pair.exact or pair.certain,
+            )
+        )
+    return issues
+
+
+def _doubtful_labels(probabilities: npt.NDArray[np.float32], beton: Beton, split: str) -> list[Issue]:
+    """The doubtful labels of a split; as many as cleanlab expects to be wrong are certain."""
+    num_errors = estimate_num_errors(probabilities, beton.labels)
+    issues = label_issues(probabilities, beton.labels, beton.class_names, split)
+    return [replace(issue, certain=rank < num_errors) for rank, issue in enumerate(issues)]

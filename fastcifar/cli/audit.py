@@ -1,0 +1,131 @@
+"""`fastcifar audit`: what is wrong with a dataset."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from fastcifar.cli import options
+from fastcifar.cli.command import Command
+from fastcifar.cli.settings import given_on_command_line
+from fastcifar.config import setting as kinds
+
+if TYPE_CHECKING:
+    from fastcifar.audit.run import Audit
+
+
+@click.command(cls=Command, short_help="Find duplicates, leaks, wrong labels and odd images.")
+@options.data_dir
+@click.option("--out", type=options.PATH, default="audit", show_default=True, help="Folder for the results.")
+@click.option(
+    "--only",
+    type=options.CLICK_TYPES[kinds.Names],
+    metavar="PART,…",
+    help="Some of: duplicates, labels, images.  [default: all]",
+)
+@click.option(
+    "--folds",
+    type=click.IntRange(2, 100),
+    default=4,
+    show_default=True,
+    help="Number of trainings that judge the labels; each leaves out the images that it judges.",
+)
+@click.option("--recipe", metavar="NAME|FILE", help="Settings of these trainings.  [default: a short 'fast']")
+@click.option(
+    "--predictions",
+    type=options.PATH,
+    metavar="FILE",
+    help="Judge the labels by these probabilities or logits (.npz, .npy, .csv) of networks that did not see them.",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the trainings.")
+@options.device
+@options.threads
+@options.as_json
+@click.pass_context
+def audit(
+    context: click.Context,
+    /,
+    data_dir: Path,
+    out: Path,
+    only: tuple[str, ...] | None,
+    folds: int,
+    recipe: str | None,
+    predictions: Path | None,
+    seed: int,
+    device: str,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Look for duplicates and leaks between train.beton and test.beton, wrong labels, and odd images.
+
+    A page to look at (index.html) and a table to edit (issues.csv) go to audit/. Labels are judged by trainings that
+    leave out the images they judge; the same command continues them after an interruption.
+    """
+    if predictions is not None and (unused := given_on_command_line(context, ("folds", "recipe", "seed"))):
+        raise click.UsageError(f"--{unused[0]} is of the trainings; cannot be combined with --predictions", context)
+
+    import json
+
+    from fastcifar.audit.issues import PARTS
+    from fastcifar.audit.run import audit as audit_data
+    from fastcifar.cli.output import Bars
+    from fastcifar.report.audit import write_audit_page
+    from fastcifar.training.device import choose_threads
+
+    choose_threads(threads)
+    with Bars() as bars:
+        result = audit_data(
+            data_dir,
+            out,
+            only=PARTS if only is None else only,
+            folds=folds,
+            recipe=recipe,
+            predictions=predictions,
+            seed=seed,
+            device=device,
+            reporter=bars,
+        )
+        page = write_audit_page(result, bars)
+    if as_json:
+        facts = {"data_dir": data_dir, "parts": result.parts, "counts": result.counts(), "leaked": result.leaked}
+        facts |= {"certain": result.counts(certain=True)}
+        files = {"seconds": result.seconds, "issues": result.issues.path, "page": page}
+        click.echo(json.dumps({**facts, **files}, default=str))
+        return
+    _show(result, page)
+
+
+def _show(result: Audit, page: Path) -> None:
+    from fastcifar.cli.output import command_line, show_next, table
+    from fastcifar.training.progress import duration
+
+    names = list(result.splits)
+    certain = result.counts(certain=True)
+    rows = [("found", *names, "of these certain")]
+    for kind, by_split in result.counts().items():
+        num_certain = sum(certain.get(kind, {}).values())
+        rows.append((kind, *(f"{by_split[name]:,}" for name in names), f"{num_certain:,}"))
+    click.echo(table(rows) if len(rows) > 1 else "nothing found")
+    if "duplicates" in result.parts and "test" in result.splits:
+        exact, near, possible = (result.leaked[name] for name in ("exact", "near", "possible"))
+        leaked, num = exact + near, len(result.splits["test"])
+        click.echo(
+            f"{leaked:,} of {num:,} test images ({leaked / num:.2%}) are also training images, {exact:,} of them "
+            f"exactly; {possible:,} more may be"
+        )
+    click.echo("time: " + ", ".join(f"{part} {duration(seconds)}" for part, seconds in result.seconds.items()))
+    click.echo(page)
+    click.echo(result.issues.path)
+    manifest, issues = result.splits["train"].manifest, result.issues.path
+    is_default = manifest is not None and manifest.source.endswith("downloaded")
+    convert = ["fastcifar", "convert", *([] if is_default else ["--source", "SOURCE"])]
+    clean = result.data_dir.with_name(f"{result.data_dir.resolve().name}-clean")
+    known = [line.issue for line in result.issues.lines if line.origin]  # else they are not found in the source
+    if any(issue.action == "drop" for issue in known):
+        show_next(command_line(*convert, "--drop", issues, "--data-dir", clean))
+    if any(issue.kind == "label" for issue in known):
+        show_next(command_line(*convert, "--drop", issues, "--relabel", issues, "--data-dir", clean))
+    if "test" in result.splits:
+        show_next(command_line("fastcifar", "eval", "--without", issues))
