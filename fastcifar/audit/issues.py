@@ -140,7 +140,7 @@ def lines_of(issues: Sequence[Issue], splits: Mapping[str, Beton]) -> list[Line]
 
 def rows_of(lines: Sequence[Line]) -> list[tuple[str, ...]]:
     """The cells of each line, in the order of COLUMNS."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for line in lines:
         issue, other = line.issue, line.issue.other
         pair = (other.split, str(other.index)) if other else ("", "")
