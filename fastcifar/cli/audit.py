@@ -9,6 +9,7 @@ import click
 
 from fastcifar.cli import options
 from fastcifar.cli.command import Command
+from fastcifar.cli.param_types import CLICK_TYPES, PATH
 from fastcifar.cli.settings import given_on_command_line
 from fastcifar.config import setting as kinds
 
@@ -18,10 +19,10 @@ if TYPE_CHECKING:
 
 @click.command(cls=Command, short_help="Find duplicates, leaks, wrong labels and odd images.")
 @options.data_dir
-@click.option("--out", type=options.PATH, default="audit", show_default=True, help="Folder for the results.")
+@click.option("--out", type=PATH, default="audit", show_default=True, help="Folder for the results.")
 @click.option(
     "--only",
-    type=options.CLICK_TYPES[kinds.Names],
+    type=CLICK_TYPES[kinds.Names],
     metavar="PART,…",
     help="Some of: duplicates, labels, images.  [default: all]",
 )
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 @click.option("--recipe", metavar="NAME|FILE", help="Settings of these trainings.  [default: a short 'fast']")
 @click.option(
     "--predictions",
-    type=options.PATH,
+    type=PATH,
     metavar="FILE",
     help="Judge the labels by these probabilities or logits (.npz, .npy, .csv) of networks that did not see them.",
 )

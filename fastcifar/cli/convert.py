@@ -13,7 +13,7 @@ import click
 
 from fastcifar.cli import options
 from fastcifar.cli.command import Command
-from fastcifar.cli.param_types import PATH, Parsed, UserPath
+from fastcifar.cli.param_types import CLICK_TYPES, PATH, Parsed, UserPath
 from fastcifar.cli.settings import as_flags, given_on_command_line
 from fastcifar.config import setting as kinds
 from fastcifar.errors import DataError, UsageError
@@ -133,20 +133,20 @@ COLOUR = Parsed("colour", _colour, "a colour, e.g. white, black or '#7f7f7f'")
 )
 @click.option(
     "--drop",
-    type=options.PATH,
+    type=PATH,
     metavar="FILE",
     help="Leave out the images that an issues.csv of 'fastcifar audit' says to drop: if it was not edited, exact "
     "duplicates, exact leaks and near-leaks that are certain.",
 )
 @click.option(
     "--drop-kinds",
-    type=options.CLICK_TYPES[kinds.Names],
+    type=CLICK_TYPES[kinds.Names],
     metavar="KIND,…",
     help="Drop all lines of these kinds, e.g. exact-leak,label, but for those whose action is 'keep'.",
 )
 @click.option(
     "--relabel",
-    type=options.PATH,
+    type=PATH,
     metavar="FILE",
     help="Give images the labels that an edited issues.csv suggests, where its action is 'relabel'.",
 )

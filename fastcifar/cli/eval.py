@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--without",
-    type=options.PATH,
+    type=PATH,
     metavar="FILE",
     help="Score the test images also without those that an issues.csv of 'fastcifar audit' names: leaks, and disputed "
     "labels.",

@@ -63,7 +63,7 @@ class TrackioLogger:
     def close(self) -> None:
         if self._run is not None:
             with _quiet():
-                trackio.finish()
+                trackio.finish()  # type: ignore[no-untyped-call]
 
     def _log(self, group: str, values: Any, step: int) -> None:
         with _quiet():

@@ -35,7 +35,6 @@ def can_fuse(x: torch.Tensor, *layers: nn.Module) -> bool:
         and x.is_contiguous(memory_format=torch.channels_last)
         and torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
         and all(_is_plain(layer) for layer in layers)
         and len(x) > 1
         and min(x.shape[2:]) > 1
@@ -68,7 +67,7 @@ def norm_act(
     """
     if shortcut is not None:
         shortcut = shortcut.to(x.dtype).contiguous(memory_format=torch.channels_last)
-    return _NormAct.apply(x, norm.weight, norm.bias, shortcut, norm, kind, pool)  # type: ignore[no-any-return]
+    return _NormAct.apply(x, norm.weight, norm.bias, shortcut, norm, kind, pool)
 
 
 class _NormAct(torch.autograd.Function):
@@ -117,7 +116,7 @@ class _NormAct(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(context: Any, grad: torch.Tensor) -> tuple[Any, ...]:
         x, gate = context.saved_tensors
         shape, chosen, mean, inv_std, scale, kind, has_shortcut = context.facts
@@ -136,8 +135,8 @@ class _NormAct(torch.autograd.Function):
         if len(chosen):
             grad_x = _empty(x, *shape)
             size = tuple(map(np.uint64, (*shape, channels)))
-            arguments = (*rows, chosen, scale, slope, constant, size, _values(grad_x))
-            _run("unpool", *arguments, count=num, size=grad_x[0].numel())
+            to_pixels = (*rows, chosen, scale, slope, constant, size, _values(grad_x))
+            _run("unpool", *to_pixels, count=num, size=grad_x[0].numel())
         else:
             grad_x = torch.empty_like(x)
             added = _values(grad_shortcut) if grad_shortcut is not None else rows[0][:0]
@@ -165,7 +164,7 @@ def _float32(x: torch.Tensor | None) -> Array:
 def _update_running(norm: nn.BatchNorm2d, mean: Array, var: Array) -> None:
     for running, value in ((norm.running_mean, mean), (norm.running_var, var)):
         running.lerp_(torch.from_numpy(value.astype(np.float32)), norm.momentum)  # type: ignore[union-attr,arg-type]
-    norm.num_batches_tracked += 1  # type: ignore[operator]
+    norm.num_batches_tracked.add_(1)  # type: ignore[union-attr]
 
 
 _pool = functools.cache(lambda count: Threads(count, "norm"))

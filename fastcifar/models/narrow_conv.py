@@ -44,7 +44,6 @@ class NarrowConv2d(nn.Conv2d):
             and len(x) > 1
             and (x.shape[3] - 1) // self.stride[1] + 1 < TILE // 2
             and not torch.compiler.is_compiling()
-            and not torch.jit.is_tracing()
         )
 
 
@@ -60,7 +59,7 @@ class _Convolution(torch.autograd.Function):
         return F.conv2d(x, weight, None, stride, padding)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(context: Any, grad: torch.Tensor) -> tuple[Any, ...]:
         x, weight = context.saved_tensors
         grad_x = grad_weight = None
@@ -70,8 +69,9 @@ class _Convolution(torch.autograd.Function):
         if context.needs_input_grad[1]:
             columns = grad.shape[3] + -(-context.padding[1] // context.stride[1])
             together = min(len(x), max(1, WIDE // columns))
-            wide = [_put_together(part, together, columns * step) for part, step in ((grad, 1), (x, context.stride[1]))]
-            grad_weight = _gradients(*wide, weight, *settings, (False, True))[1]
+            grad = _put_together(grad, together, columns)
+            x = _put_together(x, together, columns * context.stride[1])
+            grad_weight = _gradients(grad, x, weight, *settings, (False, True))[1]
         return grad_x, grad_weight, None, None
 
 
@@ -96,7 +96,9 @@ def _put_together(images: torch.Tensor, count: int, width: int) -> torch.Tensor:
     wide = images.new_empty((whole + bool(left), height, count, width, channels))
     wide[:, :, :, own_width:] = 0
     images = images.permute(0, 2, 3, 1)
-    wide[:whole, :, :, :own_width] = images[: whole * count].unflatten(0, (whole, count)).transpose(1, 2)
+    wide[:whole, :, :, :own_width] = (
+        images[: whole * count].view(whole, count, height, own_width, channels).transpose(1, 2)
+    )
     if left:
         wide[whole, :, :left, :own_width] = images[whole * count :].transpose(0, 1)
         wide[whole, :, left:] = 0
