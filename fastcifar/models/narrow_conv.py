@@ -18,12 +18,13 @@ from torch.nn import functional as F
 
 TILE = 32  # pixels
 WIDE = 64
-"""Images are put together to at least this width."""
+"""Pixels: images are put together to about this width."""
 
 
 class NarrowConv2d(nn.Conv2d):
     """`nn.Conv2d`, with another way to the gradient of the weight where that is faster: bfloat16 on a CPU with AMX, an
-    output less than half as wide as a tile."""
+    output of at most a quarter of a tile. On one thread of an Intel Xeon, 500 images and 256 channels of 3 pixels a side
+    take 11 ms instead of 58; of 5 pixels 22 instead of 84, of 7 49 instead of 96, of 8 58 instead of 93."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self._is_slow(x):
@@ -42,7 +43,7 @@ class NarrowConv2d(nn.Conv2d):
             and self.weight.requires_grad
             and x.ndim == 4
             and len(x) > 1
-            and (x.shape[3] - 1) // self.stride[1] + 1 < TILE // 2
+            and (x.shape[3] - 1) // self.stride[1] + 1 <= TILE // 4
             and not torch.compiler.is_compiling()
         )
 
