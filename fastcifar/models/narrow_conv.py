@@ -23,7 +23,7 @@ WIDE = 64
 
 class NarrowConv2d(nn.Conv2d):
     """`nn.Conv2d`, with another way to the gradient of the weight where that is faster: bfloat16 on a CPU with AMX, an
-    output of at most a quarter of a tile. On one thread of an Intel Xeon, 500 images and 256 channels of 3 pixels a side
+    output of at most a quarter of a tile. On one thread of an Intel Xeon, 500 images of 256 channels, 3 pixels a side,
     take 11 ms instead of 58; of 5 pixels 22 instead of 84, of 7 49 instead of 96, of 8 58 instead of 93."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
