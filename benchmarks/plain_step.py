@@ -67,6 +67,8 @@ def images_per_s(
         def step() -> None:
             ours(images, labels)
     else:
+        for layer in network.modules():  # a hook keeps the layers those of torch: see fastcifar.models.fused_norm
+            layer.register_forward_hook(lambda module, given, result: None)
         optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4)
 
         def step() -> None:

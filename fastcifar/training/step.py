@@ -43,6 +43,8 @@ class TrainStep:
         self._class_weights, self._distributed = class_weights, distributed or Distributed()
         self._model_config, self._settings = config.model, config.optimizer
         self._params = [param for param in network.parameters() if param.requires_grad]
+        if self._params[0].device.type == "cpu" and amp == "bf16" and has_amx():
+            convert_convolutions(network)
         self._l1_params: list[torch.Tensor] = []
         if self._settings.l1:
             self._l1_params += [param for param in self._params if has_decay(self._settings, param)]
@@ -131,14 +133,12 @@ def make_train_step(
     says. Several processes must call this together."""
     if config.runtime.sync_bn and distributed.world_size > 1:
         network = convert_sync_batchnorm(network, device)
-    amp = choose_amp(device, config.runtime.amp)
-    if device.type == "cpu" and amp == "bf16" and has_amx():
-        convert_convolutions(network)
     optimizer = make_optimizer(network, config)
     model: Any = distributed.wrap(network, device, config.runtime.deterministic)
     if config.runtime.compile:
         model = torch.compile(model)
     weights = class_weights_of(config.optimizer.class_weights, loader)
+    amp = choose_amp(device, config.runtime.amp)
     return TrainStep(model, network, optimizer, config, amp, weights, distributed)
 
 
