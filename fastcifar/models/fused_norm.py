@@ -16,12 +16,10 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from fastcifar.augment.numba_kernel import compiled
-from fastcifar.models import norm_kernels as kernels
 from fastcifar.system.thread_pool import Threads
 
 Array = npt.NDArray[Any]
-GELU, RELU = kernels.GELU, kernels.RELU
+GELU, RELU = 0, 1
 MIN_SLICE = 2**15  # values; submitting less to a thread costs more than it saves
 
 
@@ -190,7 +188,10 @@ def _kernel(name: str, arguments: Sequence[Any]) -> Callable[..., None]:
     """As machine code for arguments of these types."""
     key = name, arguments[0].dtype
     if key not in _KERNELS:
-        _KERNELS[key] = compiled(getattr(kernels, name), lambda kernel: kernel(*arguments, 0, 0))
+        from fastcifar.augment.numba_kernel import compiled
+        from fastcifar.models import norm_kernels
+
+        _KERNELS[key] = compiled(getattr(norm_kernels, name), lambda kernel: kernel(*arguments, 0, 0))
     return _KERNELS[key]
 
 
