@@ -129,7 +129,6 @@ class _NormAct(torch.autograd.Function):
         constant = (-scale * sums[0] / count - slope * mean).astype(np.float32)
         slope = slope.astype(np.float32)
         grad_shortcut = torch.empty_like(x) if has_shortcut else None
-        grad_x = None
         if len(chosen):
             grad_x = _empty(x, *shape)
             size = tuple(map(np.uint64, (*shape, channels)))

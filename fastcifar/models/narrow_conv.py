@@ -7,8 +7,6 @@ weight gradient: the zeros contribute nothing.
 
 from __future__ import annotations
 
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -104,13 +102,6 @@ def _put_together(images: torch.Tensor, count: int, width: int) -> torch.Tensor:
         wide[whole, :, :left, :own_width] = images[whole * count :].transpose(0, 1)
         wide[whole, :, left:] = 0
     return wide.view(len(wide), height, count * width, channels).permute(0, 3, 1, 2)
-
-
-@cache
-def has_amx() -> bool:
-    """Whether the CPU multiplies matrices of bfloat16 in tiles."""
-    flags = Path("/proc/cpuinfo")
-    return flags.is_file() and "amx_bf16" in flags.read_text()
 
 
 def convert_convolutions(network: nn.Module) -> None:

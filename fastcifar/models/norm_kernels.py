@@ -16,7 +16,7 @@ from numba import extending, types
 from numba.extending import register_jitable
 
 intrinsic: Any = extending.intrinsic
-GELU, RELU = 0, 1  # as in `fused_norm`
+GELU = 0  # as in `fused_norm`
 BLOCK = 64
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import platform
@@ -22,6 +23,12 @@ def cpu_name() -> str:
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
+
+
+@functools.cache
+def has_cpu_flag(name: str) -> bool:
+    """Whether Linux lists this flag of the processor, e.g. 'amx_bf16'."""
+    return any(name in line.split() for line in read_lines(Path("/proc/cpuinfo")) if line.startswith("flags"))
 
 
 def affinity_cpus() -> int:

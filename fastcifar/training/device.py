@@ -5,17 +5,15 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
 
 import torch
 
 from fastcifar.config import RuntimeConfig
 from fastcifar.loaders.base import usable_device
-from fastcifar.system.cpus import OtherLoad, affinity_cpus, available_cpus
+from fastcifar.system.cpus import OtherLoad, affinity_cpus, available_cpus, has_cpu_flag
 from fastcifar.training.distributed import Distributed
 
 log = logging.getLogger(__name__)
@@ -100,10 +98,7 @@ def has_fast_bf16(device: torch.device) -> bool:
     """True if the device multiplies matrices faster in bfloat16 than in float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type == "cpu" and sys.platform == "linux":
-        flags = Path("/proc/cpuinfo").read_text()
-        return "amx_bf16" in flags or "avx512_bf16" in flags
-    return False
+    return device.type == "cpu" and (has_cpu_flag("amx_bf16") or has_cpu_flag("avx512_bf16"))
 
 
 def choose_amp(device: torch.device, amp: str) -> str:

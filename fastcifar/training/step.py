@@ -12,7 +12,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from fastcifar.config import TrainConfig
 from fastcifar.errors import UsageError, one_line
 from fastcifar.loaders import Loader, Mix
-from fastcifar.models.narrow_conv import convert_convolutions, has_amx
+from fastcifar.models.narrow_conv import convert_convolutions
+from fastcifar.system.cpus import has_cpu_flag
 from fastcifar.training.device import autocast, choose_amp
 from fastcifar.training.distributed import Distributed
 from fastcifar.training.loss import class_weights_of, cross_entropy, sum_of_weights
@@ -43,7 +44,7 @@ class TrainStep:
         self._class_weights, self._distributed = class_weights, distributed or Distributed()
         self._model_config, self._settings = config.model, config.optimizer
         self._params = [param for param in network.parameters() if param.requires_grad]
-        if self._params[0].device.type == "cpu" and amp == "bf16" and has_amx():
+        if self._params[0].device.type == "cpu" and amp == "bf16" and has_cpu_flag("amx_bf16"):
             convert_convolutions(network)
         self._l1_params: list[torch.Tensor] = []
         if self._settings.l1:
