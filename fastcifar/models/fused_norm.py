@@ -190,7 +190,9 @@ def _kernel(name: str, arguments: Sequence[Any]) -> Callable[..., None]:
         from fastcifar.augment.numba_kernel import compiled
         from fastcifar.models import norm_kernels
 
-        _KERNELS[key] = compiled(getattr(norm_kernels, name), lambda kernel: kernel(*arguments, 0, 0))
+        # empty: the cache of compiled functions keeps them alive
+        empty = [given[:0].copy() if isinstance(given, np.ndarray) else given for given in arguments]
+        _KERNELS[key] = compiled(getattr(norm_kernels, name), lambda kernel: kernel(*empty, 0, 0))
     return _KERNELS[key]
 
 
