@@ -120,6 +120,11 @@ def test_the_files_of_a_comparison(tmp_path: Path, data_dir: Path) -> None:
     assert ["test accuracy", "85.00%", "94.00%"] in rows
     assert "| test accuracy | 85.00% | 94.00% |" in (tmp_path / "out" / "table.md").read_text()
     assert r" & a & b\_1 \\" in (tmp_path / "out" / "table.tex").read_text()
+    write_run(tmp_path / "b_1", range(20, 30), sha256, data_dir=str(data_dir))
+    (tmp_path / "out" / "only-mine.png").write_bytes(b"")
+    files = write_comparison(compare(["a", "b_1"], tmp_path), tmp_path / "out")  # a classifies no image alone
+    assert {*files, tmp_path / "out" / "only-mine.png"} == {*(tmp_path / "out").iterdir()}
+    assert "only-1-not-2.png" not in {file.name for file in files}
 
 
 def test_tables_escape_what_their_format_reserves() -> None:
@@ -221,11 +226,14 @@ def test_options_of_the_list_are_not_lost_before_compare(tmp_path: Path) -> None
 def test_entries_of_one_name_are_told_apart(tmp_path: Path) -> None:
     write_group(tmp_path, "plain", [0.80, 0.82])
     write_group(tmp_path, "smooth", [0.90, 0.92], label_smoothing=0.1)
+    members = compare(["plain/seed-0", "plain/seed-1"], tmp_path)
+    assert [entry.name for entry in members.entries] == ["plain/seed-0", "plain/seed-1"]
     comparison = compare(["plain/seed-0", "smooth/seed-0"], tmp_path)
     assert [entry.name for entry in comparison.entries] == ["plain/seed-0", "smooth/seed-0"]
     text = invoke("runs", "compare", "plain/seed-0", "smooth/seed-0", "--runs-dir", tmp_path)
     assert "smooth/seed-0 against plain/seed-0" in text
-    assert (tmp_path / "comparisons" / "plain-seed-0-smooth-seed-0" / "table.md").is_file()
+    table = (tmp_path / "comparisons" / "plain-seed-0-smooth-seed-0" / "table.md").read_text()
+    assert "\n- smooth/seed-0 against plain/seed-0: " in table
 
 
 def test_groups_tested_on_other_images_are_not_tested_against_each_other(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from fastcifar.config import TrainConfig
 from fastcifar.errors import DataError, UsageError
 from fastcifar.inference.predictions import Predictions
 from fastcifar.io.paths import command_line, user_path
-from fastcifar.runs.group import Group, group_path, load_group
+from fastcifar.runs.group import Group, group_path, is_group, load_group
 from fastcifar.runs.scores import SCORES, Score, scores_of, value_of
 from fastcifar.runs.statistics import McNemar, Mean, Welch, mcnemar, welch
 from fastcifar.runs.summary import NOT_COMPARED, RunSummary, summaries
@@ -108,16 +108,18 @@ def compare(names: Sequence[str | os.PathLike[str]], runs_dir: str | os.PathLike
 
 
 def _named_apart(entries: Sequence[Entry]) -> tuple[Entry, ...]:
-    """Entries of the same name get as much of their paths as tells them apart. Raises UsageError for one twice."""
+    """A run of a group is named after both; entries of the same name get as much of their paths as tells them apart.
+    Raises UsageError for one twice."""
     paths = [entry.path.resolve() for entry in entries]
     if len(set(paths)) < len(paths):
         twice = next(path for path in paths if paths.count(path) > 1)
         raise UsageError(f"{twice.name} is given twice; expected different runs or groups")
-    num_parts = 1
-    names = [path.name for path in paths]
-    while len(set(names)) < len(names):
-        num_parts += 1
-        names = ["/".join(path.parts[-num_parts:]) for path in paths]
+    num_parts = [2 if is_group(path.parent) else 1 for path in paths]
+    while True:
+        names = ["/".join(path.parts[-num:]) for path, num in zip(paths, num_parts, strict=True)]
+        if len(set(names)) == len(names):
+            break
+        num_parts = [num + 1 for num in num_parts]
     return tuple(replace(entry, name=name) for entry, name in zip(entries, names, strict=True))
 
 

@@ -15,7 +15,7 @@ from fastcifar import plotting
 from fastcifar.data.beton import Beton, open_beton
 from fastcifar.errors import FastcifarError
 from fastcifar.inference.predictions import Predictions
-from fastcifar.io.atomic import write_csv, write_text
+from fastcifar.io.atomic import wrap_write_errors, write_csv, write_text
 from fastcifar.io.paths import make_folder
 from fastcifar.runs.compare import Comparison, Entry
 from fastcifar.runs.scores import shown
@@ -42,12 +42,13 @@ def table_of(comparison: Comparison) -> Table:
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> tuple[Path, ...]:
-    """Write table.md, table.csv, table.tex, curves.png and galleries into `folder`; returns their paths."""
+    """Write table.md, table.csv, table.tex, curves.png and galleries into `folder`; returns their paths.
+
+    Galleries of an earlier comparison in this folder are removed, if this one has none of their name.
+    """
     make_folder(folder)
     table, files = table_of(comparison), [folder / name for name in ("table.md", "table.csv", "table.tex")]
-    sentences = [
-        f"- {difference.sentence[0].upper()}{difference.sentence[1:]}." for difference in comparison.differences
-    ]
+    sentences = [f"- {difference.sentence}." for difference in comparison.differences]
     write_text(files[0], as_markdown(table) + "\n" + "\n".join(map(_markdown, sentences)) + "\n")
     write_csv(files[1], table[0], table[1:])
     write_text(files[2], as_latex(table))
@@ -57,39 +58,47 @@ def write_comparison(comparison: Comparison, folder: Path) -> tuple[Path, ...]:
         drawn.append(write("curves.png", lambda: plotting.group_curves(histories)))
         first = comparison.entries[0]
         for number, second in enumerate(comparison.entries[1:], 2):
-            galleries = _galleries(first, second)
-            for name, draw in zip((f"only-1-not-{number}.png", f"only-{number}-not-1.png"), galleries, strict=False):
-                drawn.append(write(name, draw))
-    return (*files, *filter(None, drawn))
+            names = f"only-1-not-{number}.png", f"only-{number}-not-1.png"
+            for name, draw in zip(names, _galleries(first, second), strict=True):
+                if draw is not None:
+                    drawn.append(write(name, draw))
+    written = (*files, *filter(None, drawn))
+    with wrap_write_errors(folder):
+        for path in folder.iterdir():
+            if re.fullmatch(r"only-\d+-not-\d+\.png", path.name) and path not in written:
+                path.unlink()
+    return written
 
 
-def _galleries(first: Entry, second: Entry) -> list[partial[Figure]]:
+def _galleries(first: Entry, second: Entry) -> tuple[partial[Figure] | None, partial[Figure] | None]:
     """Drawings of the test images that the first classifies correctly more often than the second, and the reverse;
-    none if they have no test images in common, or those cannot be read."""
+    None where there are none, or if they have no test images in common, or those cannot be read."""
     ours, theirs = first.predictions(), second.predictions()
     if not ours or not theirs or len({(p.data_sha256, len(p)) for p in (*ours, *theirs)}) > 1:
-        return []
+        return None, None
     beton = _test_images([*first.runs, *second.runs], ours[0])
     if beton is None:
-        return []
+        return None, None
     shares = [np.mean([p.is_correct for p in each], axis=0) for each in (ours, theirs)]
-    drawings = []
+    drawings: list[partial[Figure] | None] = []
     pairs = ((first, second, shares[0] - shares[1], theirs), (second, first, shares[1] - shares[0], ours))
     for better, worse, margin, wrong in pairs:
         loss = np.mean([p.losses for p in wrong], axis=0)
         positions = np.lexsort((-loss, -margin))[: min(MAX_SHOWN, int((margin > 0).sum()))]
-        if len(positions):
+        if not len(positions):
+            drawings.append(None)
+            continue
+        heading = (
+            f"Correctly classified by {better.name}, not by {worse.name}: {len(positions)} of "
+            f"{int((margin > 0).sum()):,} test images, with the prediction of {worse.name}"
+        )
+        if len(ours) > 1 or len(theirs) > 1:
             heading = (
-                f"Correctly classified by {better.name}, not by {worse.name}: {len(positions)} of "
-                f"{int((margin > 0).sum()):,} test images, with the prediction of {worse.name}"
+                f"Correctly classified more often by the runs of {better.name} than by those of {worse.name}: "
+                f"{len(positions)} of {int((margin > 0).sum()):,} test images, with a prediction of {worse.name}"
             )
-            if len(ours) > 1 or len(theirs) > 1:
-                heading = (
-                    f"Correctly classified more often by the runs of {better.name} than by those of {worse.name}: "
-                    f"{len(positions)} of {int((margin > 0).sum()):,} test images, with a prediction of {worse.name}"
-                )
-            drawings.append(partial(_gallery, beton, _wrong_run(wrong, positions), heading))
-    return drawings
+        drawings.append(partial(_gallery, beton, _wrong_run(wrong, positions), heading))
+    return drawings[0], drawings[1]
 
 
 def _wrong_run(predictions: Sequence[Predictions], positions: npt.NDArray[np.int64]) -> Predictions:
