@@ -536,6 +536,8 @@ def test_the_latest_run_is_the_one_saved_last(data_dir: Path, tmp_path: Path) ->
     create_run(tmp_path, "new")
     with pytest.raises(CheckpointError, match="has no checkpoint yet"):
         find_run("new", tmp_path)
+    with pytest.raises(DataError, match="not a run, nor in one; expected the folder of a run, or a file in it"):
+        find_run(data_dir, tmp_path)
     with pytest.raises(Stopped):
         train(tiny(data_dir), runs_dir=tmp_path, name="early", reporter=Interrupts(1, signal.SIGINT))
     assert find_run(None, tmp_path).path.name == "early"

@@ -81,6 +81,13 @@ class RunFolder:
         """Whether there are weights."""
         return self.has_checkpoint or self.best.is_file()
 
+    @property
+    def is_other(self) -> bool:
+        """Whether the folder holds other files than those of a run, or of several."""
+        if self.is_trained or self.log.exists() or self.config.exists() or any(self.path.glob("*/weights")):
+            return False
+        return any(self.path.glob("*"))
+
     def make_subfolder(self, folder: Path) -> Path:
         """Create `folder`, in this one, if needed. Raises FastcifarError if it cannot be created, or is a link to a
         folder outside the run, where nothing is written."""
@@ -164,9 +171,10 @@ def find_run(
         raise DataError(f"run is {run!r}; expected its name or path; leave it out for the latest")
     path = user_path(run, "run")
     folder = _run_at(root / path) or _run_at(path)
-    if folder is None:
-        if os.path.exists(path):
-            raise DataError(f"{path}: not a run, nor in one; expected the folder of a run, or a file in it")
+    if folder is None or folder.is_other:
+        place = path if folder is None else folder.path
+        if os.path.exists(place):
+            raise DataError(f"{place}: not a run, nor in one; expected the folder of a run, or a file in it")
         known = ", ".join(sorted(p.name for p in root.glob("*") if p.is_dir())[:12]) or "none yet"
         reason = f"; it is {why_missing(path)}" if os.path.islink(path) else ""
         raise DataError(f"{run}: no such run in {root}{reason}; expected a folder or one of: {known}")
