@@ -84,9 +84,29 @@ def test_a_dry_run_mixes_images(tiny_data: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_group_of_seeds_takes_the_time_of_its_runs(tiny_data: Path) -> None:
     line = ["train", "--dry-run", "--data-dir", tiny_data, "--model", NETWORK, "--batch-size", 36, "--max-steps", 2]
     assert re.search("# all runs +3, about ", run(*line, "--seeds", 3).stdout)
-    assert json.loads(run(*line, "--seeds", 3, "--json").stdout)["num_runs"] == 3
+    found = json.loads(run(*line, "--seeds", 3, "--json").stdout)
+    assert found["num_runs"] == 3
+    assert found["next"].endswith("--seeds 3")
     assert "# all runs" not in run(*line).stdout
     assert "--seeds cannot be combined with --seed" in refused(2, *line, "--seeds", 3, "--seed", 1)
+
+
+def test_a_dry_run_of_a_sweep_has_the_time_of_each_combination(tiny_data: Path) -> None:
+    line = ["sweep", "--dry-run", "--data-dir", tiny_data, "--model", NETWORK, "--max-steps", 9, "--seeds", 2]
+    line += ["--set", "batch-size=18,36", "--set", "progressive=16:0.5;8:0.3,16:0.6"]
+    text = run(*line).stdout
+    assert re.search("batch_size=18, progressive=8:0.3, 16:0.6 +2 +9 +about ", text)
+    assert re.search("all runs +8, about ", text)
+    found = json.loads(run(*line, "--json").stdout)
+    assert found["seconds"] == pytest.approx(sum(2 * each["seconds"] for each in found["combinations"]))
+    assert [each["settings"]["batch_size"] for each in found["combinations"]] == [18, 18, 36, 36]
+    words = shlex.split(found["next"])
+    assert words[:2] == ["fastcifar", "sweep"]
+    assert set(map(str, line)) - {"--dry-run"} <= set(words)
+    assert "--dry-run" not in words
+    assert refused(2, *line, "--set", "batch-size=18").startswith("--set batch_size is given twice")
+    assert "batch_size" in refused(2, *line[:-4], "--set", "batch-size=18,5000")
+    assert not Path("runs").exists()
 
 
 def test_a_rate_of_a_range_test_is_left_to_the_run(tiny_data: Path) -> None:

@@ -68,7 +68,8 @@ def test_the_data_is_opened_once(tiny_data: Path, tmp_path: Path, monkeypatch: p
     opened: list[Any] = []
     real = choose.open_beton
     monkeypatch.setattr(choose, "open_beton", lambda path, **more: opened.append(path) or real(path, **more))
-    group = create_group(tmp_path, "few", "seeds", tiny(tiny_data, max_steps=1), seed_members([0, 1, 2]))
+    config = tiny(tiny_data, max_steps=1, max_minutes=600)
+    group = create_group(tmp_path, "few", "seeds", config, seed_members([0, 1, 2]))
     train_group(group)
     assert len(opened) == 2
     (group.path / "seed-2" / "metrics.json").unlink()
@@ -120,8 +121,10 @@ def test_a_run_that_diverges_does_not_end_the_group(tiny_data: Path, tmp_path: P
 def test_a_sweep_whose_runs_all_diverged_claims_no_test(tiny_data: Path, tmp_path: Path) -> None:
     common = ["--model", NETWORK, "--batch-size", 36, "--epochs", 1, "--data-dir", tiny_data, "--runs-dir", tmp_path]
     text = invoke("sweep", "--set", "lr=1e30", *common)
-    assert "no test image was scored" in text
-    assert "the test images were scored" not in text
+    page = (tmp_path / "sweep" / "report.html").read_text()
+    for shown in (text, page):
+        assert "no test image was scored" in shown
+        assert "test images were scored" not in shown
 
 
 def test_the_runs_of_a_group_start_from_a_run_in_runs_dir(tiny_data: Path, tmp_path: Path) -> None:
@@ -165,12 +168,21 @@ def test_all_runs_of_a_group_start_from_the_same_weights(tiny_data: Path, tmp_pa
     config = tiny(tiny_data, max_steps=1)
     first, _ = train(config, runs_dir=tmp_path, name="first")
     group = create_group(tmp_path, "few", "seeds", config.with_settings(init="first"), seed_members([0, 1]))
-    assert load_group(group.path).init_sha256 == file_sha256(first.best)
+    assert load_group(group.path).init_sha256 == {str(first.best): file_sha256(first.best)}
     train_group(group)
     (group.path / "seed-1" / "metrics.json").unlink()
     other, _ = train(config.with_settings(seed=1), runs_dir=tmp_path, name="other")
     first.best.write_bytes(other.best.read_bytes())
     with pytest.raises(CheckpointError, match="changed since .*few was created"):
+        train_group(load_group(group.path))
+
+
+def test_the_runs_of_a_sweep_start_from_the_weights_it_was_created_with(tiny_data: Path, tmp_path: Path) -> None:
+    config = tiny(tiny_data, max_steps=1)
+    first, second = (train(config.with_settings(seed=seed), runs_dir=tmp_path, name=f"{seed}")[0] for seed in (1, 2))
+    group = create_group(tmp_path, "s", "sweep", config, sweep_members({"init": [str(first.best), "2"]}, [0]))
+    second.best.write_bytes(first.best.read_bytes())
+    with pytest.raises(CheckpointError, match="2/weights/best.safetensors: changed since .*s was created"):
         train_group(load_group(group.path))
 
 
@@ -317,6 +329,13 @@ def test_train_seeds_and_sweep_print_what_they_show(tiny_data: Path, tmp_path: P
     text = invoke("sweep", "--set", "lr0=0.01,0.1", "--set", "flip=true,false", *common)
     assert "the test images were scored once" in text
     assert re.search(r"lr=0.1, flip=False +\d", text)
+    found = json.loads(invoke("train", "--resume", "sweep", "--runs-dir", tmp_path, "--model", NETWORK, "--json"))
+    assert [effect["settings"] for effect in found["effects"]] == [
+        {"lr": 0.01},
+        {"lr": 0.1},
+        {"flip": True},
+        {"flip": False},
+    ]
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun" / "group.yaml").write_bytes((tmp_path / "few" / "group.yaml").read_bytes())
     for sort in ("date", "accuracy", "seconds", "name"):

@@ -1,8 +1,9 @@
-"""`fastcifar train --dry-run`: the settings as a recipe, and what is expected of the run."""
+"""`--dry-run` of `fastcifar train` and `fastcifar sweep`: what is expected of the runs."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -11,6 +12,7 @@ from fastcifar.cli.settings import as_flags, given_on_command_line
 from fastcifar.config import TrainConfig
 
 if TYPE_CHECKING:
+    from fastcifar.runs.group import Member
     from fastcifar.training.dry_run import RunPlan
 
 
@@ -38,6 +40,40 @@ def show_dry_run(context: click.Context, config: TrainConfig, num_runs: int, as_
     click.echo(recipes.dump(plan.config, title=command).rstrip())
     for line in [*table(rows).splitlines(), f"next: {command}"]:
         click.echo(f"# {line}")
+
+
+def show_sweep_dry_run(context: click.Context, config: TrainConfig, members: Sequence[Member], as_json: bool) -> None:
+    """Measure a run of each combination, and print a table of them, or one JSON object."""
+    from fastcifar.cli.groups import as_text
+    from fastcifar.cli.output import Bars, command_line, show_next, table
+    from fastcifar.runs.sweep import dry_run_sweep
+    from fastcifar.training.progress import duration
+
+    with Bars() as bars:
+        plans = dry_run_sweep(context.params["runs_dir"], config, members, bars)
+    given = given_on_command_line(context, set(context.params) - {"dry_run", "as_json"})
+    command = command_line("fastcifar", "sweep", *as_flags(context, given))
+    seconds = sum(each.num_runs * each.plan.seconds for each in plans)
+    if as_json:
+        combinations = [
+            {"combination": each.settings, "num_runs": each.num_runs, **each.plan.to_dict()} for each in plans
+        ]
+        click.echo(
+            json.dumps({"combinations": combinations, "num_runs": len(members), "seconds": seconds, "next": command})
+        )
+        return
+    lines = [("combination", "runs", "steps of a run", "time of a run")]
+    for each in plans:
+        cells = str(each.num_runs), f"{each.plan.num_steps:,}", f"about {duration(each.plan.seconds)}"
+        lines.append((as_text(each.settings), *cells))
+    click.echo(table(lines) + "\n")
+    largest = max((each.plan for each in plans), key=lambda plan: plan.memory_bytes)
+    rows = [
+        ("all runs", f"{len(members):,}, about {duration(seconds)}"),
+        ("memory", f"{largest.memory_bytes / 2**30:.2f} GiB: {largest.memory_kind}"),
+    ]
+    click.echo(table(rows))
+    show_next(command)
 
 
 def _rows(plan: RunPlan) -> list[tuple[str, str]]:

@@ -93,7 +93,7 @@ def _print_sweep(sweep: Sweep) -> None:
     from fastcifar.runs.scores import VAL_ACCURACY, shown
 
     named: list[tuple[str, list[tuple[str, Effect | Cell]]]] = [
-        ("effects", [(f"{each.name}={each.value}", each) for each in sweep.effects]),
+        ("effects", [(as_text({each.name: each.value}), each) for each in sweep.effects]),
         ("combinations", [(as_text(each.settings), each) for each in sweep.cells]),
     ]
     for title, rows in named:
@@ -112,7 +112,9 @@ def _print_sweep(sweep: Sweep) -> None:
 
 def as_text(settings: dict[str, Any]) -> str:
     """The settings of a combination on one line."""
-    return ", ".join(f"{key}={value}" for key, value in settings.items())
+    from fastcifar.runs.summary import setting_text
+
+    return ", ".join(f"{key}={setting_text(value)}" for key, value in settings.items())
 
 
 def _cells(score: Score, mean: Mean) -> tuple[str, str]:

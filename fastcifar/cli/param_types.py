@@ -74,9 +74,13 @@ class Device(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 class Parsed(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     """A value with a syntax of its own."""
 
-    def __init__(self, name: str, parse: Callable[[str], Any], expected: str) -> None:
-        """name: the syntax, for help texts. parse: raises ValueError for other text than is `expected`."""
+    def __init__(
+        self, name: str, parse: Callable[[str], Any], expected: str, as_text: Callable[[Any], str] | None = None
+    ) -> None:
+        """name: the syntax, for help texts. parse: raises ValueError for other text than is `expected`. as_text: the
+        reverse of it, where that is not the values separated by commas."""
         self.name, self._parse, self._expected = name, parse, expected
+        self.as_text = as_text or value_as_text
 
     def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> Any:
         if not isinstance(value, str):  # of a recipe: the configuration checks it
@@ -85,6 +89,13 @@ class Parsed(click.ParamType):  # type: ignore[type-arg,unused-ignore]
             return self._parse(value)
         except ValueError:
             self.fail(f"{value!r}; expected {self._expected}", param, context)
+
+
+def value_as_text(value: Any) -> str:
+    """'20:0.3,24:0.7' of ((20, 0.3), (24, 0.7))."""
+    if not isinstance(value, tuple):
+        return str(value)
+    return ",".join(":".join(map(str, each)) if isinstance(each, tuple) else str(each) for each in value)
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -121,8 +132,13 @@ def _seeds(text: str) -> tuple[int, ...]:
     return seeds
 
 
+def _seeds_as_text(seeds: tuple[int, ...]) -> str:
+    return str(len(seeds)) if seeds == tuple(range(len(seeds))) else value_as_text(seeds)
+
+
 MAX_SEEDS = 1_000
-SEEDS = Parsed("n|seed,…", _seeds, f"their number, 1..{MAX_SEEDS:,}, or the seeds, each once, e.g. 3,7,11")
+_EXPECTED = f"their number, 1..{MAX_SEEDS:,}, or the seeds, each once, e.g. 3,7,11"
+SEEDS = Parsed("n|seed,…", _seeds, _EXPECTED, _seeds_as_text)
 SEEDS_HELP = "Train one run for each of so many seeds, 0, 1, …; or for each of these, e.g. 3,7,11."
 
 

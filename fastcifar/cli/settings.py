@@ -14,7 +14,7 @@ from click.shell_completion import CompletionItem
 from fastcifar import config
 from fastcifar.cli import options
 from fastcifar.cli.options import Option, SettingOption, option
-from fastcifar.cli.param_types import PATH
+from fastcifar.cli.param_types import PATH, Parsed, value_as_text
 from fastcifar.config import SETTINGS, AugmentConfig, TrainConfig, read_pipeline
 from fastcifar.config.setting import settings_of
 from fastcifar.io.paths import user_path
@@ -127,14 +127,11 @@ def as_flags(context: click.Context, keys: Iterable[str]) -> list[str | os.PathL
         value = context.meta["recipe"] if param.name == "recipe" else context.params[param.name]
         if isinstance(param, click.Option) and param.is_bool_flag:
             arguments.append(param.opts[0] if value else param.secondary_opts[0])
-        else:
-            text = ",".join(map(_as_text, value)) if isinstance(value, tuple) else value
-            arguments += [param.opts[0], text if isinstance(text, os.PathLike) else str(text)]
+            continue
+        as_text = param.type.as_text if isinstance(param.type, Parsed) else value_as_text
+        for each in value if param.multiple else [value]:
+            arguments += [param.opts[0], each if isinstance(each, os.PathLike) else as_text(each)]
     return arguments
-
-
-def _as_text(value: Any) -> str:
-    return ":".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def given_on_command_line(context: click.Context, keys: Iterable[str]) -> list[str]:

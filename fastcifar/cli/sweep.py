@@ -9,6 +9,7 @@ import click
 
 from fastcifar.cli import options, settings
 from fastcifar.cli.command import normalised, options_by_name
+from fastcifar.cli.dry_run import show_sweep_dry_run
 from fastcifar.cli.param_types import SEEDS, SEEDS_HELP, Parsed
 from fastcifar.cli.settings import flags, given_on_command_line
 from fastcifar.config import SETTINGS, require_known
@@ -23,13 +24,31 @@ def _values(text: str) -> tuple[str, tuple[Any, ...]]:
     return name, tuple(part.strip() for part in values.split(";" if ";" in values else ","))
 
 
-VALUES = Parsed("setting=value,…", _values, "a setting and its values, e.g. lr=0.02,0.05,0.1")
+def _as_text(chosen: tuple[str, tuple[str, ...]]) -> str:
+    name, values = chosen
+    return f"{name}={(';' if any(',' in value for value in values) else ',').join(values)}"
+
+
+VALUES = Parsed("setting=value,…", _values, "a setting and its values, e.g. lr=0.02,0.05,0.1", _as_text)
 
 
 @click.command(
     cls=options.SettingsCommand,
     short_help="Train each combination of some settings, and compare them.",
-    common=("chosen", "seeds", "trials", "recipe", "model", "epochs", "val_size", "data_dir", "device", "seed", "name"),
+    common=(
+        "chosen",
+        "seeds",
+        "trials",
+        "recipe",
+        "model",
+        "epochs",
+        "val_size",
+        "data_dir",
+        "device",
+        "seed",
+        "name",
+        "dry_run",
+    ),
 )
 @click.option(
     "--set",
@@ -44,6 +63,11 @@ VALUES = Parsed("setting=value,…", _values, "a setting and its values, e.g. lr
 @click.option("--trials", type=click.IntRange(1), help="Train only so many combinations, drawn at random by --seed.")
 @settings.add(settings.TRAINING)
 @click.option("--name", default="sweep", show_default=True, help="Name of the folder.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Print the combinations, and the expected time of each, measured over a few steps; write nothing.",
+)
 @options.runs_dir
 @options.as_json
 @click.pass_context
@@ -54,6 +78,7 @@ def sweep(
     seeds: tuple[int, ...],
     trials: int | None,
     name: str,
+    dry_run: bool,
     runs_dir: Path,
     as_json: bool,
     **values: Any,
@@ -79,6 +104,9 @@ def sweep(
             raise click.UsageError(f"{flags([name_of_setting])} is also in --set; expected one of them", context)
         swept[name_of_setting] = _parsed(context, name_of_setting, texts)
     members = sweep_members(swept, seeds, trials=trials, seed=config.seed)
+    if dry_run:
+        show_sweep_dry_run(context, config, members, as_json)
+        return
     train_and_print(create_group(runs_dir, name, "sweep", config, members), as_json)
 
 

@@ -16,7 +16,7 @@ from fastcifar.report.run_files import RunFiles, clean
 from fastcifar.runs.group import Group
 from fastcifar.runs.scores import SCORES, VAL_ACCURACY, Score, scores_of, shown, value_of
 from fastcifar.runs.statistics import Mean, mean_of
-from fastcifar.runs.summary import NOT_COMPARED, RunSummary, summaries
+from fastcifar.runs.summary import NOT_COMPARED, RunSummary, setting_text, summaries
 from fastcifar.runs.sweep import Sweep, sweep_results
 
 
@@ -87,7 +87,7 @@ def _cell(score: Score, value: float | None) -> str:
 def _sweep_tables(sweep: Sweep) -> dict[str, Any]:
     effects = [
         {
-            "name": f"{each.name} = {clean(each.value)}",
+            "name": f"{each.name} = {clean(setting_text(each.value))}",
             "link": "",
             "cells": _mean_cells(each.val_accuracy, each.num_diverged),
         }
@@ -95,7 +95,7 @@ def _sweep_tables(sweep: Sweep) -> dict[str, Any]:
     ]
     cells = [
         {
-            "name": ", ".join(f"{key} = {clean(value)}" for key, value in cell.settings.items()),
+            "name": ", ".join(f"{key} = {clean(setting_text(value))}" for key, value in cell.settings.items()),
             "link": "",
             "cells": _mean_cells(cell.val_accuracy, cell.num_diverged),
         }
@@ -122,7 +122,7 @@ def _changed(group: Group) -> list[tuple[str, str]]:
     varied = {key for member in group.members for key in member.settings}
     settings = group.config.to_settings().items()
     return [
-        (key, clean("none" if value is None else value))
+        (key, clean(setting_text(value)))
         for key, value in settings
         if key not in varied and key not in NOT_COMPARED and value != defaults[key]
     ]

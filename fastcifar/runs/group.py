@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -58,8 +58,8 @@ class Group:
     config: TrainConfig
     """What they share."""
     members: tuple[Member, ...]
-    init_sha256: str | None = None
-    """Of the file of `init`, where the runs share it."""
+    init_sha256: Mapping[str, str] = field(default_factory=dict)
+    """SHA-256 of each file of `init`, by its path."""
     betons: tuple[Beton, ...] = field(default=(), compare=False, repr=False)
     """The training and test images, if they are open already."""
 
@@ -81,7 +81,7 @@ class Group:
         settings = {**self.config.to_settings(), "data_dir": str(Path(self.config.data.data_dir).absolute())}
         runs = [{"name": member.name, "settings": member.settings} for member in self.members]
         content = {"fastcifar_group": FORMAT, "kind": self.kind, "runs": runs, "settings": settings}
-        content |= {} if self.init_sha256 is None else {"init_sha256": self.init_sha256}
+        content |= {"init_sha256": self.init_sha256} if self.init_sha256 else {}
         write_text(self.path / FILE, yaml.safe_dump(json.loads(json.dumps(content)), sort_keys=False))
 
 
@@ -99,6 +99,25 @@ def create_group(
     With `max_minutes`, the pace of each combination of settings is measured first, and `max_steps` is set to the steps
     that fit for the slowest one: all runs have the same.
     """
+    config, checked, betons = check_runs(runs_dir, config, members, reporter)
+    inits = {each.init for each in _combinations(config, checked)} - {None}
+    init_sha256 = {init: file_sha256(Path(init)) for init in sorted(map(str, inits))}
+    distributed = Distributed.from_environment()
+    device = choose_device(config.runtime.device, distributed.local_rank if distributed.world_size > 1 else None)
+    with distributed.connect(device):  # of several processes, rank 0 creates it
+        path = distributed.broadcast(create_run(runs_dir, name).path if distributed.is_main else Path())
+        group = Group(path=path, kind=kind, config=config, members=checked, init_sha256=init_sha256, betons=betons)
+        if distributed.is_main:
+            group.write()
+        distributed.barrier()
+    return group
+
+
+def check_runs(
+    runs_dir: str | os.PathLike[str], config: TrainConfig, members: Sequence[Member], reporter: Reporter | None = None
+) -> tuple[TrainConfig, tuple[Member, ...], tuple[Beton, ...]]:
+    """What `create_group` does before it creates a folder. Returns the settings that the runs share, the runs with
+    values as group.yaml stores them, and the open training and test images."""
     if len(members) > MAX_RUNS:
         raise UsageError(f"{len(members):,} runs; expected at most {MAX_RUNS:,}")
     config = _with_path_of_weights(config, runs_dir)
@@ -107,18 +126,9 @@ def create_group(
     distributed = Distributed.from_environment()
     device = choose_device(config.runtime.device, distributed.local_rank if distributed.world_size > 1 else None)
     betons = _check_starts(_combinations(config, checked), device, distributed)
-    init_sha256 = None if config.init is None else file_sha256(Path(config.init))
     if config.max_minutes is not None:
-        config = _with_one_length(config, checked, reporter)
-    with distributed.connect(device):  # of several processes, rank 0 creates it
-        path = distributed.broadcast(create_run(runs_dir, name).path if distributed.is_main else Path())
-        group = Group(
-            path=path, kind=kind, config=config, members=checked, init_sha256=init_sha256, betons=tuple(betons)
-        )
-        if distributed.is_main:
-            group.write()
-        distributed.barrier()
-    return group
+        config = _with_one_length(config, checked, betons, reporter)
+    return config, checked, tuple(betons)
 
 
 def _with_path_of_weights(config: TrainConfig, runs_dir: str | os.PathLike[str]) -> TrainConfig:
@@ -144,12 +154,14 @@ def _require_same_code(own: ModelConfig, shared: ModelConfig) -> None:
         )
 
 
-def _with_one_length(config: TrainConfig, members: Sequence[Member], reporter: Reporter | None) -> TrainConfig:
+def _with_one_length(
+    config: TrainConfig, members: Sequence[Member], betons: Sequence[Beton], reporter: Reporter | None
+) -> TrainConfig:
     """The settings with `max_minutes` replaced by `max_steps`. Raises UsageError if the runs differ in either."""
     for name in ("max_minutes", "max_steps"):
         if any(name in member.settings for member in members):
             raise UsageError(f"{name} cannot be swept with max_minutes, which fixes one number of steps for all runs")
-    max_steps = max_steps_of_all(_combinations(config, members), reporter)
+    max_steps = max_steps_of_all(_combinations(config, members), betons, reporter)
     return config.with_settings(max_minutes=None, max_steps=config.max_steps if max_steps is None else max_steps)
 
 
@@ -218,7 +230,7 @@ def load_group(path: Path) -> Group:
         if not all(isinstance(name, str) and _is_folder_name(name) for name in names) or len(set(names)) < len(names):
             raise ValueError("its runs have names that are no different folders in it")
         config = TrainConfig.from_settings(**content["settings"])
-        init_sha256 = content.get("init_sha256")
+        init_sha256 = {str(path): str(sha256) for path, sha256 in content.get("init_sha256", {}).items()}
         group = Group(path=path, kind=content["kind"], config=config, members=members, init_sha256=init_sha256)
         for member in members:
             _require_same_code(group.config_of(member).model, config.model)

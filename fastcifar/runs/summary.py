@@ -111,9 +111,10 @@ def changed_settings(config: TrainConfig) -> dict[str, Any]:
 
 
 def setting_text(value: Any) -> str:
-    """The value of a setting as text: '0.1', '15, 25', 'none'."""
+    """The value of a setting as text: '0.1', '15, 25', '20:0.3, 24:0.7', 'none'."""
     if isinstance(value, (list, tuple)):
-        return ", ".join(map(setting_text, value)) or "none"
+        texts = [":".join(map(str, each)) if isinstance(each, (list, tuple)) else setting_text(each) for each in value]
+        return ", ".join(texts) or "none"
     return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 

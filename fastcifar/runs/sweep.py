@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,12 +15,13 @@ import numpy as np
 from fastcifar.augment.params import raw_bits
 from fastcifar.config import TrainConfig, require_known
 from fastcifar.errors import DataError, Stopped, UsageError
-from fastcifar.runs.group import Group, Member
+from fastcifar.runs.group import Group, Member, check_runs
 from fastcifar.runs.log_run import train_and_log
 from fastcifar.runs.statistics import Mean, mean_of
 from fastcifar.runs.summary import RunSummary, summaries
 from fastcifar.runs.train_group import config_of, stopped_group, train_group
-from fastcifar.training.progress import Reporter
+from fastcifar.training.dry_run import RunPlan, dry_run
+from fastcifar.training.progress import PrefixedReporter, Reporter, SilentReporter
 
 log = logging.getLogger(__name__)
 NOT_SWEPT = (
@@ -63,6 +65,47 @@ def require_validation(config: TrainConfig) -> None:
     """Raise UsageError if no image is held out: the best of many runs by their test accuracy is a biased estimate."""
     if config.data.val_size == 0:
         raise UsageError("val_size is 0; expected validation images, by which a sweep compares its runs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellPlan:
+    """What the runs of one combination would do."""
+
+    settings: Settings
+    num_runs: int
+    plan: RunPlan
+    """Of each."""
+
+
+def dry_run_sweep(
+    runs_dir: str | os.PathLike[str],
+    config: TrainConfig,
+    members: Sequence[Member],
+    reporter: Reporter | None = None,
+) -> list[CellPlan]:
+    """Check the runs as `create_group` does, and measure each combination as `fastcifar.training.dry_run`; nothing is
+    written."""
+    reporter = reporter or SilentReporter()
+    config, checked, betons = check_runs(runs_dir, config, members, reporter)
+    plans = []
+    cells = _by_cell(checked)
+    for number, runs in enumerate(cells, 1):
+        own = PrefixedReporter(reporter, f"combination {number}/{len(cells)}")
+        plan = dry_run(config.with_settings(**runs[0].settings), own, runs_dir=runs_dir, betons=betons)
+        plans.append(CellPlan(settings=_without_seed(runs[0]), num_runs=len(runs), plan=plan))
+    return plans
+
+
+def _without_seed(member: Member) -> Settings:
+    return {key: value for key, value in member.settings.items() if key != "seed"}
+
+
+def _by_cell(members: Sequence[Member]) -> list[list[Member]]:
+    """The runs of each combination."""
+    cells: dict[str, list[Member]] = {}
+    for member in members:
+        cells.setdefault(str(_without_seed(member)), []).append(member)
+    return list(cells.values())
 
 
 def train_sweep(group: Group, reporter: Reporter | None = None) -> Sweep:
@@ -123,18 +166,16 @@ def sweep_results(group: Group) -> Sweep:
     if group.kind != "sweep":
         raise DataError(f"{group.path}: not a sweep; expected a group that 'fastcifar sweep' made")
     finished = {run.run.path.name: run for run in summaries(group) if run.is_finished}
-    settings = {member.name: {k: v for k, v in member.settings.items() if k != "seed"} for member in group.members}
-    by_cell: dict[str, list[str]] = {}
-    for name, chosen in settings.items():
-        by_cell.setdefault(str(chosen), []).append(name)
+    settings = {member.name: _without_seed(member) for member in group.members}
     cells = [
-        _cell(settings[names[0]], [finished[name] for name in names if name in finished]) for names in by_cell.values()
+        _cell(_without_seed(runs[0]), [finished[run.name] for run in runs if run.name in finished])
+        for runs in _by_cell(group.members)
     ]
     cells.sort(key=lambda cell: (bool(cell.num_diverged), -(cell.val_accuracy.mean if cell.val_accuracy else -1)))
     effects = []
     for key in settings[group.members[0].name]:
-        for value in dict.fromkeys(str(chosen[key]) for chosen in settings.values()):
-            names = [name for name, chosen in settings.items() if str(chosen[key]) == value]
+        for text, value in {str(chosen[key]): chosen[key] for chosen in settings.values()}.items():
+            names = [name for name, chosen in settings.items() if str(chosen[key]) == text]
             cell = _cell({}, [finished[name] for name in names if name in finished])
             effects.append(
                 Effect(name=key, value=value, val_accuracy=cell.val_accuracy, num_diverged=cell.num_diverged)

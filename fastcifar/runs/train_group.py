@@ -45,7 +45,7 @@ def _train_all(group: Group, test: bool, reporter: Reporter) -> None:
     if finished and todo:
         log.info("%s: %d of %d runs are finished", group.path, len(finished), len(group.members))
     if todo:
-        _require_same_init(group)
+        _require_same_init(group, todo)
     betons = (group.betons or _open(group)) if todo else ()
     for member in todo:
         number = group.members.index(member) + 1
@@ -94,16 +94,14 @@ def config_of(group: Group, member: Member) -> TrainConfig:
     return config
 
 
-def _require_same_init(group: Group) -> None:
-    """Raise CheckpointError if the initial weights of the group are not those that its first runs started from."""
-    init = group.config.init
-    if init is None or group.init_sha256 is None:
-        return
-    if Path(init).is_file() and file_sha256(Path(init)) != group.init_sha256:  # a missing file fails when it is read
-        raise CheckpointError(
-            f"{init}: changed since {group.path} was created, so that its runs would start from different weights; "
-            "restore the file, or start a new group"
-        )
+def _require_same_init(group: Group, todo: Sequence[Member]) -> None:
+    """Raise CheckpointError if the initial weights of these runs are not those that the group was created with."""
+    for init in {group.config_of(member).init for member in todo} & group.init_sha256.keys():
+        if Path(init).is_file() and file_sha256(Path(init)) != group.init_sha256[init]:  # a missing one fails when read
+            raise CheckpointError(
+                f"{init}: changed since {group.path} was created, so that its runs would start from different weights; "
+                "restore the file, or start a new group"
+            )
 
 
 def _open(group: Group) -> Sequence[Beton]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 
 from fastcifar.config import TrainConfig
+from fastcifar.data.beton import Beton
 from fastcifar.errors import UsageError
 from fastcifar.models import builder, count_parameters
 from fastcifar.system.memory import peak_memory
@@ -78,13 +80,17 @@ class RunPlan:
 
 @standard_torch_defaults()
 def dry_run(
-    config: TrainConfig, reporter: Reporter | None = None, *, runs_dir: str | os.PathLike[str] = "runs"
+    config: TrainConfig,
+    reporter: Reporter | None = None,
+    *,
+    runs_dir: str | os.PathLike[str] = "runs",
+    betons: Sequence[Beton] | None = None,
 ) -> RunPlan:
     """Open the data, make the network and train it for a few steps on each image size; measure time and memory.
 
-    runs_dir: where `init` may name a run. Nothing is downloaded but the description of a network of the Hugging Face
-    hub. Raises what `train` would raise at its start: DataError (4), CheckpointError (6), UsageError (2); and
-    UsageError under torchrun.
+    runs_dir: where `init` may name a run. betons: the training and test images, if they are open already. Nothing is
+    downloaded but the description of a network of the Hugging Face hub. Raises what `train` would raise at its start:
+    DataError (4), CheckpointError (6), UsageError (2); and UsageError under torchrun.
     """
     distributed, reporter = Distributed.from_environment(), reporter or SilentReporter()
     if distributed.world_size > 1:
@@ -95,7 +101,7 @@ def dry_run(
     initial = None if config.init is None else read_initial_weights(config.init, runs_dir)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    with closing(Loaders(config, device, distributed)) as loaders:
+    with closing(Loaders(config, device, distributed, betons)) as loaders:
         step, notes = make_discarded_step(measured, loaders, device, distributed, initial)
         log_notes(notes)
         num_parameters = count_parameters(step.network)

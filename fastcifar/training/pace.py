@@ -8,16 +8,16 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
 import torch
 
 from fastcifar.config import TrainConfig
+from fastcifar.data.beton import Beton
 from fastcifar.inference.predict import predict
 from fastcifar.loaders import Batch, Loader
-from fastcifar.models import builder
 from fastcifar.models.layers import train_mode
 from fastcifar.models.state import generators_kept
 from fastcifar.training.data import Loaders
@@ -153,18 +153,19 @@ def resolve_max_minutes(
 
 
 @standard_torch_defaults()
-def max_steps_of_all(configs: Iterable[TrainConfig], reporter: Reporter | None = None) -> int | None:
+def max_steps_of_all(
+    configs: Iterable[TrainConfig], betons: Sequence[Beton], reporter: Reporter | None = None
+) -> int | None:
     """The `max_steps` of runs with these settings, the same for all, with which none takes longer than `max_minutes`;
     None if all their steps fit anyway. Logs it.
 
-    Raises what `train` would raise at its start: DataError (4), UsageError (2).
+    betons: the training and test images. Raises what `train` would raise at its start: DataError (4), UsageError (2).
     """
     distributed, reporter = Distributed.from_environment(), reporter or SilentReporter()
     limits: list[tuple[int, list[Note]]] = []
     for config in configs:
         device = prepare_device(config.runtime, distributed)
-        builder(config.model)  # an unknown name fails before the data is read
-        with closing(Loaders(config, device, distributed)) as loaders, distributed.connect(device):
+        with closing(Loaders(config, device, distributed, betons)) as loaders, distributed.connect(device):
             pace = _measure_new_network(config, loaders, device, distributed, reporter)
             num_steps, notes = fit_steps(pace, distributed)
         if num_steps < pace.num_steps:
