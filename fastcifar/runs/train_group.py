@@ -96,7 +96,7 @@ def config_of(group: Group, member: Member) -> TrainConfig:
 
 def _require_same_init(group: Group, todo: Sequence[Member]) -> None:
     """Raise CheckpointError if the initial weights of these runs are not those that the group was created with."""
-    for init in {group.config_of(member).init for member in todo} & group.init_sha256.keys():
+    for init in {str(group.config_of(member).init) for member in todo} & group.init_sha256.keys():
         if Path(init).is_file() and file_sha256(Path(init)) != group.init_sha256[init]:  # a missing one fails when read
             raise CheckpointError(
                 f"{init}: changed since {group.path} was created, so that its runs would start from different weights; "
