@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +33,21 @@ def noisy(num: int, num_classes: int, share: float = 0.1) -> tuple[np.ndarray, n
 
 
 def test_issues_are_the_doubtful_images_the_most_doubtful_first() -> None:
-    probabilities = np.array([[0.9, 0.05, 0.05], [0.3, 0.6, 0.1], [0.01, 0.98, 0.01], [0.1, 0.3, 0.6]], np.float32)
-    issues = label_issues(probabilities, np.array([0, 0, 0, 2]), NAMES, "test")
+    rows = [[0.9, 0.05, 0.05], [0.3, 0.6, 0.1], [0.01, 0.98, 0.01], [0.1, 0.3, 0.6], [0.1, 0.1, 0.8]]
+    issues = label_issues(np.array(rows, np.float32), np.array([0, 0, 0, 2, 2]), NAMES, "test")
     assert [(issue.image.split, issue.image.index, issue.label, issue.suggested) for issue in issues] == [
         ("test", 2, "cat", "dog"),
         ("test", 1, "cat", "dog"),
-        ("test", 3, "owl", "dog"),  # classified as labelled, but doubtful
+        ("test", 3, "owl", "dog"),  # classified as labelled, but less probable than on the average of the owls
     ]
     assert [issue.score for issue in issues] == pytest.approx([0.99, 0.7, 0.4], abs=1e-6)
     assert {(issue.kind, issue.action, issue.other) for issue in issues} == {("label", "", None)}
+
+
+def test_labels_of_equal_probability_are_not_doubtful() -> None:
+    labels = np.arange(1_000) % 3
+    probabilities = np.eye(3, dtype=np.float32)[labels] * np.float32(0.7) + np.float32(0.1)
+    assert label_issues(probabilities, labels, NAMES, "train") == []
 
 
 @pytest.mark.parametrize("num_classes", [2, 100])
@@ -112,6 +119,7 @@ def test_files_of_each_form_are_read(splits: dict[str, Beton], tmp_path: Path) -
     np.savez(tmp_path / "one.npz", pred_probs=probabilities["train"])
     np.savez(tmp_path / "run.npz", logits=logits["test"][order], indices=order, labels=splits["test"].labels[order])
     np.save(tmp_path / "train.npy", logits["train"])
+    np.save(tmp_path / "rounded.npy", probabilities["train"] - 1e-8)
     header = ",".join(names[column] for column in columns)
     np.savetxt(tmp_path / "named.csv", probabilities["test"][:, columns], delimiter=",", header=header, comments="")
     np.savetxt(tmp_path / "plain.csv", probabilities["test"], delimiter=",")
@@ -120,6 +128,7 @@ def test_files_of_each_form_are_read(splits: dict[str, Beton], tmp_path: Path) -
         ("one.npz", ["train"]),
         ("run.npz", ["test"]),
         ("train.npy", ["train"]),
+        ("rounded.npy", ["train"]),
         ("named.csv", ["test"]),
         ("plain.csv", ["test"]),
     ):
@@ -178,6 +187,21 @@ def test_a_file_that_does_not_fit_is_one_line_with_exit_code_4(
     assert "\n" not in str(caught.value)
 
 
+def test_predictions_of_other_data_are_refused_and_those_of_these_data_need_no_name(
+    splits: dict[str, Beton], tmp_path: Path
+) -> None:
+    same_size = {"train": splits["test"], "test": replace(splits["test"], sha256="1" * 64)}
+    logits = logits_of(splits["test"])
+
+    def of(sha256: str) -> Path:
+        np.savez(tmp_path / "predictions.npz", logits=logits, indices=np.arange(40), data_sha256=np.array(sha256))
+        return tmp_path / "predictions.npz"
+
+    assert list(read_probabilities(of("1" * 64), same_size)) == ["test"]
+    with pytest.raises(DataError, match="it is of other data, of SHA-256 2222222222222222…"):
+        read_probabilities(of("2" * 64), same_size)
+
+
 def test_a_missing_file_is_named(splits: dict[str, Beton], tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none\.npz: not predictions of these images \(no such file\)"):
         read_probabilities(tmp_path / "none.npz", splits)
@@ -186,7 +210,11 @@ def test_a_missing_file_is_named(splits: dict[str, Beton], tmp_path: Path) -> No
 def test_predictions_no_better_than_chance_are_a_warning(
     splits: dict[str, Beton], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path = write(tmp_path / "a.npy", np.roll(logits_of(splits["train"]), 1, axis=1))
-    with caplog.at_level(logging.WARNING, "fastcifar"):
-        read_probabilities(path, splits)
-    assert "is it of these images, in this order?" in caplog.text
+    logits = logits_of(splits["train"])
+    shuffled = [np.random.default_rng(seed).permutation(logits) for seed in range(5)]  # some better than 1 in 10
+    for number, content in enumerate([logits, np.roll(logits, 1, axis=1), *shuffled]):
+        path = write(tmp_path / f"{number}.npy", content)
+        with caplog.at_level(logging.WARNING, "fastcifar"):
+            read_probabilities(path, splits)
+        assert ("is it of these images, in this order?" in caplog.text) == bool(number)
+        caplog.clear()

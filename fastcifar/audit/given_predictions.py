@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import math
 import os
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,7 @@ log = logging.getLogger(__name__)
 MAX_BYTES = 2**33
 NAMES = ("train", "test", "probabilities", "pred_probs", "probs", "logits", "predictions", "arr_0")
 """Names of arrays in an .npz file: of both splits, or of one, which is found by its number of rows."""
-SUM_TOLERANCE = 0.01
+SUM_TOLERANCE, ROUNDING = 0.01, 1e-3
 EXPECTED = (
     "a row of probabilities or logits for each image: .npz with 'train' and/or 'test', .npy, or .csv with a column for "
     "each class"
@@ -35,14 +36,14 @@ Floats = npt.NDArray[np.float32]
 def read_probabilities(path: str | os.PathLike[str], splits: Mapping[str, Beton]) -> dict[str, Floats]:
     """The probabilities of each split that the file has, (N, C) float32, in the order of its beton.
 
-    Rows with sum 1 are probabilities, others logits. A predictions.npz of a run is one of the test images; of an .npz
-    file with `indices`, row i belongs to the image indices[i]. Columns of a CSV file with class names are matched by
+    Rows with sum 1 are probabilities, others logits. Of an .npz file with `indices`, such as predictions.npz of a run,
+    row i belongs to the image indices[i]; with `data_sha256`, they are of the beton with that SHA-256. Columns of a CSV file with class names are matched by
     name, without names in the order of the classes. Raises DataError (4) if the file is missing, damaged or does not
     fit the images.
     """
     file = user_path(path, "predictions")
     try:
-        arrays = _arrays(file, splits["train"].class_names)
+        arrays = _arrays(file, splits)
         matched = dict(_match(name, array, splits) for name, array in arrays.items())
     except (OSError, ValueError) as error:
         reason = one_line(error, 300) if file.exists() else why_missing(file)
@@ -50,7 +51,7 @@ def read_probabilities(path: str | os.PathLike[str], splits: Mapping[str, Beton]
     for split, probabilities in matched.items():
         labels = splits[split].labels
         agreement, chance = np.mean(probabilities.argmax(axis=1) == labels), np.bincount(labels).max() / len(labels)
-        if agreement <= chance:
+        if agreement <= chance + 4 * math.sqrt(chance * (1 - chance) / len(labels)):  # 4 standard errors
             log.warning(
                 "%s: its classes are the labels of %.1f%% of the %s images, no more than by chance: is it of these "
                 "images, in this order?",
@@ -59,11 +60,11 @@ def read_probabilities(path: str | os.PathLike[str], splits: Mapping[str, Beton]
     return matched
 
 
-def _arrays(file: Path, class_names: Sequence[str]) -> dict[str, Any]:
-    """The arrays in a file, by name. Raises OSError or ValueError."""
+def _arrays(file: Path, splits: Mapping[str, Beton]) -> dict[str, Any]:
+    """The arrays in a file, by split; '' where the file does not name it. Raises OSError or ValueError."""
     content = read_bytes(file, MAX_BYTES)
     if file.suffix.lower() == ".csv":
-        return {"": _parse_csv(content.decode("utf-8-sig"), class_names)}
+        return {"": _parse_csv(content.decode("utf-8-sig"), splits["train"].class_names)}
     if file.suffix.lower() == ".npy":
         try:
             return {"": np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)}
@@ -76,10 +77,16 @@ def _arrays(file: Path, class_names: Sequence[str]) -> dict[str, Any]:
     names = [name for name in NAMES[:2] if name in present] or [name for name in NAMES[2:] if name in present][:1]
     if not names:
         raise ValueError(f"its arrays are {join_names(present) or 'none'}; none of {', '.join(NAMES)}")
-    if names[0] not in NAMES[:2] and "indices" in present:
-        arrays = load_arrays(content, [names[0], "indices"], MAX_BYTES)
-        return {"": _in_order(arrays[names[0]], arrays["indices"])}
-    return {name if name in NAMES[:2] else "": array for name, array in load_arrays(content, names, MAX_BYTES).items()}
+    about = [name for name in ("indices", "data_sha256") if name in present and names[0] not in NAMES[:2]]
+    arrays = load_arrays(content, [*names, *about], MAX_BYTES)
+    if names[0] in NAMES[:2]:
+        return arrays
+    rows, split, sha256 = arrays[names[0]], "", str(arrays.get("data_sha256", ""))
+    if sha256:
+        split = next((name for name, beton in splits.items() if beton.sha256 == sha256), "")
+        if not split:
+            raise ValueError(f"it is of other data, of SHA-256 {sha256[:16]}…")
+    return {split: _in_order(rows, arrays["indices"]) if "indices" in arrays else rows}
 
 
 def _in_order(rows: Any, indices: Any) -> Any:
@@ -133,8 +140,8 @@ def _match(name: str, array: Any, splits: Mapping[str, Beton]) -> tuple[str, Flo
     values = array.astype(np.float64)
     if not np.isfinite(values).all():
         raise ValueError("a value is not finite")
-    if np.abs(values.sum(axis=1) - 1).max() > SUM_TOLERANCE or values.min() < 0:
-        if values.min() >= 0 and values.max() <= 1:
-            raise ValueError("its values are 0..1, but the sum of a row is not 1; expected probabilities or logits")
-        values = softmax(values, axis=1)
+    is_share = values.min() >= -ROUNDING and values.max() <= 1 + ROUNDING
+    if is_share and np.abs(values.sum(axis=1) - 1).max() > SUM_TOLERANCE:
+        raise ValueError("its values are 0..1, but the sum of a row is not 1; expected probabilities or logits")
+    values = np.maximum(values, 0) if is_share else softmax(values, axis=1)
     return name, (values / values.sum(axis=1, keepdims=True)).astype(np.float32)

@@ -16,11 +16,11 @@ from fastcifar.system.quiet import quiet_package
 
 METHODS = ("self_confidence", "normalized_margin", "confidence_weighted_entropy")
 METHOD = "self_confidence"
-"""Of `METHODS`, that of the best average precision: see benchmarks/label_errors.py."""
+"""cleanlab's default: the probability of the label alone, which is also small for images of no class or of several.
+The others are in the table of benchmarks/label_errors.py."""
 Floats = npt.NDArray[np.float32]
-MIN_DOUBT = 0.3
-"""Images of a smaller score are not listed. Of labels of CIFAR-10 by people, the images that a network classifies as
-labelled are 8% of the wrong ones: leaving them out costs 0.03 of average precision, this limit 0.006."""
+TOLERANCE = 1e-6
+"""Probabilities that differ less are equal: of a class whose images all have one, none is below the mean."""
 
 
 def require_cleanlab() -> None:
@@ -34,13 +34,16 @@ def label_issues(
     """The images whose label is doubtful, the most doubtful first; `suggested` is the most probable other class.
 
     probabilities: (N, C) float32, rows with sum 1, of the N images of a split, by networks that did not see them.
-    labels: (N,) int64. More images are listed than have a wrong label: see `estimate_num_errors`. Raises
-    MissingExtraError.
+    labels: (N,) int64. Doubtful is a label that another class is more probable than, or that is less probable than on
+    the average of its class, the threshold of confident learning. These are more than have a wrong label: see
+    `estimate_num_errors`. Raises MissingExtraError.
     """
-    doubts, others = doubt_scores(probabilities, labels), probabilities.copy()
-    others[np.arange(len(labels)), labels] = -1
+    rows = np.arange(len(labels))
+    doubts, own, others = doubt_scores(probabilities, labels), probabilities[rows, labels], probabilities.copy()
+    thresholds = _cleanlab("count").get_confident_thresholds(labels, probabilities.astype(np.float64))
+    others[rows, labels] = -1
     suggested = others.argmax(axis=1)
-    doubtful = np.flatnonzero((doubts > MIN_DOUBT) | (probabilities.argmax(axis=1) != labels))
+    doubtful = np.flatnonzero((own < thresholds[labels] - TOLERANCE) | (probabilities.argmax(axis=1) != labels))
     return [
         Issue(
             kind="label",
