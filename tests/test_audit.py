@@ -20,10 +20,13 @@ from click.testing import CliRunner
 from fastcifar import convert, open_beton
 from fastcifar.audit import run as audit_run
 from fastcifar.audit.edits import read_left_out
+from fastcifar.audit.folds import fold_config
+from fastcifar.audit.given_predictions import read_probabilities
 from fastcifar.audit.issues import COLUMNS, KINDS, Image, Issue, Pair, lines_of, read_issues, rows_of, write_issues
 from fastcifar.audit.record import NAME, read_record
 from fastcifar.audit.run import Audit, audit
 from fastcifar.cli import main
+from fastcifar.config import TrainConfig
 from fastcifar.data.beton import Beton
 from fastcifar.errors import DataError, UsageError
 from fastcifar.inference.evaluation import evaluate_run
@@ -109,7 +112,7 @@ def _parts(monkeypatch: pytest.MonkeyPatch) -> None:
         "find_pairs": pairs,
         "check_images": odd,
         "out_of_fold": out_of_fold,
-        "fold_config": lambda *given, **named: None,
+        "fold_config": lambda *given, **named: TrainConfig(),
         "read_probabilities": lambda path, splits: probabilities(splits, WRONG[:1]),
         "require_cleanlab": lambda: None,
         "estimate_num_errors": lambda of_split, labels: 10,
@@ -192,7 +195,6 @@ def test_wrong_use_is_named(data: Path, tmp_path: Path) -> None:
     for more, message in (
         ({"only": ["label"]}, "only is 'label'; expected one of: duplicates, labels, images"),
         ({"only": []}, "only is empty"),
-        ({"folds": 1}, "folds is 1; expected 2"),
         ({"seed": -1}, "seed is -1"),
         ({"only": ["images"], "predictions": "a.npz"}, "predictions is given, and only images; expected 'labels'"),
     ):
@@ -225,6 +227,27 @@ def test_betons_that_are_missing_or_do_not_match_are_refused(
     failed = invoke("audit", "--data-dir", data, "--out", tmp_path / "audit")
     assert failed.exit_code == 4
     assert "train.beton: no such file; make it with: fastcifar convert" in failed.output
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "exit_code", "message"),
+    [
+        ("--folds", "21", 2, "folds is 21; expected 2"),
+        ("--recipe", "none", 2, "none"),
+        ("--device", "cuda:99", 2, "cuda:99"),
+        ("--predictions", "none.npz", 4, r"none\.npz: not predictions of these images \(no such file\)"),
+    ],
+)
+def test_wrong_use_is_found_before_anything_is_computed(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str, value: str, exit_code: int, message: str
+) -> None:
+    monkeypatch.setattr(audit_run, "find_pairs", None)
+    monkeypatch.setattr(audit_run, "fold_config", fold_config)
+    monkeypatch.setattr(audit_run, "read_probabilities", read_probabilities)
+    failed = invoke("audit", "--data-dir", data, "--out", tmp_path / "audit", option, value)
+    assert failed.exit_code == exit_code, failed.output
+    assert re.search(message, failed.output)
+    assert not (tmp_path / "audit").exists()
 
 
 # ---- the record next to the data ----------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from fastcifar import open_beton, recipes
 from fastcifar.audit import folds as folds_module
-from fastcifar.audit.assign_folds import assign_folds, single_fold_classes, train_indices
+from fastcifar.audit.assign_folds import assign_folds, require_folds, single_fold_classes, train_indices
 from fastcifar.audit.folds import OutOfFold, fold_config, out_of_fold
 from fastcifar.audit.issues import Image, Pair
 from fastcifar.data.beton import Beton
@@ -86,13 +86,14 @@ def test_a_class_with_fewer_images_than_folds_is_in_each_training() -> None:
 @pytest.mark.parametrize(
     ("num", "folds", "message"),
     [
-        (100, 1, r"folds is 1; expected a whole number, 2\.\.20|folds is 1; expected 2\.\.20"),
+        (100, 1, r"folds is 1; expected 2\.\.20"),
+        (100, 21, r"folds is 21; expected 2\.\.20"),
         (10, 6, "expected at most 5 for 10 training images"),
     ],
 )
 def test_numbers_of_folds_that_do_not_work(num: int, folds: int, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        assign_folds(np.arange(num) % 2, [], folds, 0)
+        require_folds(num, folds)
 
 
 # ---- settings ----------------------------------------------------------------------------------------------------

@@ -18,15 +18,19 @@ GROUPS_PER_FOLD = 10
 """A group of duplicates has at most this share of a fold: pairs that are only alike would join into one group."""
 
 
+def require_folds(num_images: int, num_folds: int) -> None:
+    """Raise UsageError unless the training images can be dealt to that many folds."""
+    require_int("folds", num_folds, 2, MAX_FOLDS)
+    if num_images < 2 * num_folds:
+        raise UsageError(f"folds is {num_folds}; expected at most {num_images // 2} for {num_images} training images")
+
+
 def assign_folds(labels: Ints, pairs: Sequence[Pair], num_folds: int, seed: int) -> Ints:
     """The fold of each training image, (N,) int64, 0..num_folds - 1.
 
     labels: (N,) int64. pairs: best first; those within 'train' are kept in one fold. Each class is spread as evenly as
-    they permit: over two folds at least, if not all its images are duplicates of one. Raises UsageError.
+    they permit: over two folds at least, if not all its images are duplicates of one.
     """
-    require_int("folds", num_folds, 2, MAX_FOLDS)
-    if len(labels) < 2 * num_folds:
-        raise UsageError(f"folds is {num_folds}; expected at most {len(labels) // 2} for {len(labels)} training images")
     group_of = _groups(len(labels), pairs, max(2, len(labels) // (num_folds * GROUPS_PER_FOLD)))
     sizes = np.bincount(group_of, minlength=len(labels))
     # group after group, the largest first, then in random order

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from scipy.special import softmax
 
 from fastcifar import recipes
-from fastcifar.audit.assign_folds import Ints, assign_folds, single_fold_classes, train_indices
+from fastcifar.audit.assign_folds import Ints, assign_folds, require_folds, single_fold_classes, train_indices
 from fastcifar.audit.issues import Pair
 from fastcifar.config import CHANGEABLE, MAX_SEED, TrainConfig
 from fastcifar.data.beton import Beton
@@ -33,7 +33,7 @@ from fastcifar.io.locks import lock_folder
 from fastcifar.io.paths import make_folder
 from fastcifar.io.reading import read_mapping
 from fastcifar.training import RunFolder, train
-from fastcifar.training.device import standard_torch_defaults
+from fastcifar.training.device import choose_device, standard_torch_defaults
 from fastcifar.training.progress import PrefixedReporter, Reporter, SilentReporter
 
 log = logging.getLogger(__name__)
@@ -74,8 +74,10 @@ def fold_config(
     """The settings of the training of a fold: those of `recipe`, without validation; by default those of `fast`, with
     sizes in proportion to the images, and more epochs where there are few. Few or large images come in smaller batches.
 
-    Raises UsageError for an unknown recipe.
+    Raises UsageError for a recipe, a number of folds or a device that cannot be used.
     """
+    require_folds(len(beton), folds)
+    choose_device(device)
     config = recipes.load(RECIPE if recipe is None else recipe).config
     height, width, _ = beton.image_shape
     num_images = len(beton) * (folds - 1) // folds
@@ -133,7 +135,7 @@ def out_of_fold(
     probabilities = np.zeros((len(labels), len(train_beton.class_names)), np.float32)
     of_test = []
     for each in made:
-        # one scale for all networks; label smoothing makes them doubtful (average precision +0.002)
+        # probabilities of all networks are ranked together: one scale for all, without the doubt of label smoothing
         temperature = fit_temperature(each.held_out)
         probabilities[each.held_out.indices] = _probabilities(each.held_out, temperature)
         if each.test is not None:

@@ -22,6 +22,7 @@ from fastcifar.audit.images import check_images
 from fastcifar.audit.issues import KINDS, PARTS, Issue, IssuesFile, Pair, lines_of, write_issues
 from fastcifar.audit.labels import estimate_num_errors, label_issues, require_cleanlab
 from fastcifar.audit.record import leaked_test_images, write_record
+from fastcifar.config import TrainConfig
 from fastcifar.data.beton import Beton, open_beton
 from fastcifar.data.statistics import require_classes
 from fastcifar.errors import DataError, FastcifarError, UsageError, join_names
@@ -33,7 +34,6 @@ from fastcifar.training.progress import Reporter, SilentReporter, duration
 from fastcifar.training.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
-MAX_FOLDS = 100
 MAX_SEED = 2**31 - 1
 
 
@@ -100,7 +100,6 @@ def audit(
     MissingExtraError (3) if labels are judged without cleanlab; FastcifarError (1) if `out` is not writable.
     """
     parts = _require_parts(only)
-    require_int("folds", folds, 2, MAX_FOLDS)
     require_int("seed", seed, 0, MAX_SEED)
     if predictions is not None and "labels" not in parts:
         raise UsageError(f"predictions is given, and only {', '.join(parts)}; expected 'labels' among them")
@@ -108,26 +107,27 @@ def audit(
         require_cleanlab()
     folder, data_dir, reporter = user_path(out, "out"), data_folder(data_dir), reporter or SilentReporter()
     splits = _open(data_dir)
-    make_folder(folder)
     seconds: dict[str, float] = {}
     issues: list[Issue] = []
     probabilities: dict[str, npt.NDArray[np.float32]] = {}
+    config: TrainConfig | None = None
     judged: OutOfFold | None = None
+    # wrong use is found before the search for duplicates
+    if predictions is not None:
+        probabilities = read_probabilities(predictions, splits)
+    elif "labels" in parts:
+        config = fold_config(splits["train"], recipe, folds=folds, seed=seed, device=device, data_dir=data_dir)
+    make_folder(folder)
     with lock_folder(folder, "another audit is writing here; wait for it to end"):
         pairs: list[Pair] = []
-        if "duplicates" in parts or ("labels" in parts and predictions is None):  # duplicates share a fold
+        if "duplicates" in parts or config is not None:  # duplicates share a fold
             with _timed(seconds, "duplicates"):
                 pairs = find_pairs(splits, reporter)
         if "duplicates" in parts:
             issues += pair_issues(pairs, splits)
         if "labels" in parts:
             with _timed(seconds, "labels"):
-                if predictions is not None:
-                    probabilities = read_probabilities(predictions, splits)
-                else:
-                    config = fold_config(
-                        splits["train"], recipe, folds=folds, seed=seed, device=device, data_dir=data_dir
-                    )
+                if config is not None:
                     judged = out_of_fold(splits, pairs, config, folds=folds, out=folder, reporter=reporter)
                     probabilities = {"train": judged.train}
                     probabilities |= {} if judged.test is None else {"test": judged.test}

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--folds",
-    type=click.IntRange(2, 100),
+    type=click.IntRange(2),
     default=4,
     show_default=True,
     help="Number of trainings that judge the labels; each leaves out the images that it judges.",
