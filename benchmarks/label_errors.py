@@ -22,18 +22,17 @@ from typing import Any
 import click
 import numpy as np
 import torch
-from scipy.special import log_softmax, softmax
+from scipy.special import softmax
 
 from benchmarks import Command, options, row, save_rows, show
 from benchmarks.subprocesses import run_json
 from fastcifar import open_beton
-from fastcifar.audit.folds import HELD_OUT, OutOfFold, fold_config, out_of_fold
-from fastcifar.audit.labels import METHOD, METHODS, doubt_scores, require_cleanlab
+from fastcifar.audit.folds import OutOfFold, fold_config, out_of_fold
+from fastcifar.audit.labels import METHODS, doubt_scores, label_issues, require_cleanlab
 from fastcifar.bench.results import environment
 from fastcifar.config import TrainConfig
 from fastcifar.data.beton import Beton
 from fastcifar.errors import DataError
-from fastcifar.inference.calibration import fit_temperature
 from fastcifar.inference.predictions import Predictions
 from fastcifar.inference.trained_run import TrainedRun
 from fastcifar.io.reading import parse_yaml
@@ -73,30 +72,6 @@ def scores_of(given: np.ndarray, probabilities: np.ndarray) -> Iterator[tuple[st
     own = logs[rows, given].copy()
     logs[rows, given] = -np.inf
     yield "log margin", logs.max(axis=1) - own
-
-
-def of_all(result: OutOfFold, beton: Beton, config: TrainConfig, work: Path) -> np.ndarray:
-    """(folds, N, C): log probabilities of every image by the network of every fold, also by those that saw it; each
-    network calibrated on the images that it did not see."""
-    logs = []
-    for fold, run in enumerate(result.runs):
-        kept = work / f"{run.path.name}-all.npz"
-        if not kept.is_file():
-            trained = TrainedRun(run, data_dir=config.data.data_dir, device=config.runtime.device)
-            trained.predict_beton(beton, np.arange(len(beton)), tta=config.tta).save(kept)
-        stored = Predictions.load(kept)
-        temperature = fit_temperature(stored.select(np.flatnonzero(result.folds == fold)))
-        logs.append(log_softmax(stored.logits.astype(np.float64) / temperature, axis=1))
-    return np.array(logs)
-
-
-def held_out_logits(result: OutOfFold) -> np.ndarray:
-    """(N, C) float64: the logits of each image by the network that did not see it."""
-    logits = np.zeros(result.train.shape)
-    for run in result.runs:
-        held_out = Predictions.load(run.path / HELD_OUT)
-        logits[held_out.indices] = held_out.logits
-    return logits
 
 
 def in_sample(beton: Beton, config: TrainConfig, work: Path) -> tuple[Predictions, float]:
@@ -171,16 +146,10 @@ def main(
         predicted = probabilities.argmax(axis=1)
         for name, score in scores_of(given, probabilities):
             add(f"seed {seed}: {name}", score, predicted, seconds)
-        by_fold = of_all(result, beton, config, folder)
-        own = by_fold[result.folds, np.arange(len(beton))]
-        logits = held_out_logits(result)
-        plain_score = 1 - softmax(logits, axis=1)[np.arange(len(given)), given]
-        add(f"seed {seed}: {METHOD}, not calibrated", plain_score, logits.argmax(axis=1), seconds)
-        others = (by_fold.sum(axis=0) - own) / (folds - 1)
-        for weight in (0.25, 0.5, 0.75):
-            mixed = (1 - weight) * own + weight * others
-            score = 1 - softmax(mixed, axis=1)[np.arange(len(given)), given]
-            add(f"seed {seed}: and the networks that saw it, {weight}", score, mixed.argmax(axis=1), seconds)
+        listed = np.zeros(len(given))
+        for issue in label_issues(probabilities, given, beton.class_names, "train"):
+            listed[issue.image.index] = issue.score
+        add(f"seed {seed}: those listed in issues.csv", listed, predicted, seconds)
         if peers and seed == 0:
             plain = plain_folds(result, beton, folder, seconds, device)
             for name, score in scores_of(given, plain):
