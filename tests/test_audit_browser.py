@@ -134,17 +134,21 @@ def test_decisions_are_made_undone_and_saved_with_all_lines(page: Any, file: Pat
     assert page.get_log("browser") == []
 
 
-def test_a_label_that_is_no_class_is_refused_and_escape_changes_nothing(page: Any) -> None:
+def test_a_label_that_is_no_class_is_refused_and_escape_changes_nothing(page: Any, file: Path) -> None:
     from selenium.webdriver.common.keys import Keys
 
-    press(page, *"jjjr", Keys.DELETE, *"unicorn", Keys.ENTER)
+    press(page, *"JJJR", Keys.DELETE, *"unicorn", Keys.ENTER)  # as with Caps Lock
     assert css(page, "#relabel")[0].is_displayed()
+    label = read_issues(file.parent / "issues.csv").lines[2].issue.label
+    assert css(page, "#relabel-name")[0].text == f"New label of train 2, now {label}"
     assert css(page, "#relabel-problem")[0].text == "unicorn: no class of these data"
     press(page, Keys.ESCAPE)
     assert not css(page, "#relabel")[0].is_displayed()
     assert decisions(page)[2] == ""
     press(page, "d")  # the card has the focus again
     assert decisions(page)[2] == "drop"
+    css(page, "#undo")[0].click()
+    assert decisions(page)[2] == ""
 
 
 def test_an_untouched_page_saves_the_file_as_it_was(driver: Any, hostile_file: Path, tmp_path: Path) -> None:

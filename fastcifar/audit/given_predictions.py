@@ -37,9 +37,9 @@ def read_probabilities(path: str | os.PathLike[str], splits: Mapping[str, Beton]
     """The probabilities of each split that the file has, (N, C) float32, in the order of its beton.
 
     Rows with sum 1 are probabilities, others logits. Of an .npz file with `indices`, such as predictions.npz of a run,
-    row i belongs to the image indices[i]; with `data_sha256`, they are of the beton with that SHA-256. Columns of a CSV file with class names are matched by
-    name, without names in the order of the classes. Raises DataError (4) if the file is missing, damaged or does not
-    fit the images.
+    row i belongs to the image indices[i]; with `data_sha256`, they are of the beton with that SHA-256. Columns of a CSV
+    file with class names are matched by name, without names in the order of the classes. Raises DataError (4) if the
+    file is missing, damaged or does not fit the images.
     """
     file = user_path(path, "predictions")
     try:

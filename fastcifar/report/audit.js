@@ -3,6 +3,7 @@
 
 const issues = JSON.parse(document.getElementById("issues").textContent);
 const ACTION = issues.columns.indexOf("action");
+const LABEL = issues.columns.indexOf("label");
 const SUGGESTED = issues.columns.indexOf("suggested");
 const cards = [...document.querySelectorAll("[data-line]")];
 const dialog = document.getElementById("relabel");
@@ -65,7 +66,9 @@ const undo = () => {
 
 const askLabel = (card) => {
   select(card);
-  field.value = rowOf(card)[SUGGESTED];
+  const row = rowOf(card);
+  document.getElementById("relabel-name").textContent = `New label of ${row[0]} ${row[1]}, now ${row[LABEL]}`;
+  field.value = row[SUGGESTED];
   problem.textContent = "";
   dialog.showModal();
   field.select();
@@ -93,7 +96,7 @@ const KEYS = {
 };
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || dialog.open) return;
-  const act = KEYS[event.key];
+  const act = KEYS[event.key.toLowerCase()]; // also with Caps Lock
   if (!act) return;
   event.preventDefault(); // else the r that opens the dialog is typed into it
   act();
@@ -116,6 +119,7 @@ const toolbar = document.getElementById("toolbar");
 if (toolbar) {
   toolbar.hidden = false;
   count();
+  document.getElementById("undo").addEventListener("click", undo);
   document.getElementById("download").addEventListener("click", () => {
     const text = [issues.columns, ...issues.rows].map((row) => `${row.map(cell).join(",")}\n`).join("");
     const link = document.createElement("a");
