@@ -313,6 +313,16 @@ def test_the_page_has_a_section_for_each_kind_and_all_lines(done: Audit) -> None
     assert re.search(r"default-src 'none'; img-src data:; style-src 'sha256-.*?'; script-src 'sha256-", unescape(page))
 
 
+def test_typical_images_are_certain_and_have_no_issue(done: Audit) -> None:
+    train, pictures = done.splits["train"], audit_page._Pictures(done, {})
+    with_issues = {line.issue.image.index for line in done.issues.lines}
+    for label in range(len(train.class_names)):
+        indices = pictures._most_certain(train, label)
+        assert 0 < len(indices) <= audit_page.NUM_TYPICAL
+        assert (train.labels[indices] == label).all()
+        assert not with_issues & set(indices)
+
+
 def test_a_section_shows_what_fits_and_the_table_has_the_others(done: Audit, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(audit_page, "MAX_SECTION_BYTES", 1)
     page = page_of(done)

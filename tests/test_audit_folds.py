@@ -11,15 +11,17 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from scipy.special import softmax
 
 from fastcifar import open_beton, recipes
 from fastcifar.audit import folds as folds_module
 from fastcifar.audit.assign_folds import assign_folds, require_folds, single_fold_classes, train_indices
-from fastcifar.audit.folds import OutOfFold, fold_config, out_of_fold
+from fastcifar.audit.folds import TEST, OutOfFold, fold_config, out_of_fold
 from fastcifar.audit.issues import Image, Pair
 from fastcifar.data.beton import Beton
 from fastcifar.errors import DataError, FastcifarError, Stopped, UsageError
 from fastcifar.inference.calibration import fit_temperature
+from fastcifar.inference.predictions import Predictions
 from fastcifar.inference.trained_run import TrainedRun
 from fastcifar.io.locks import lock_folder
 from fastcifar.training import train
@@ -141,6 +143,7 @@ def test_each_image_is_predicted_by_the_network_that_did_not_see_it(
     assert result.test.shape == (40, 10)
     assert np.abs(result.train.sum(axis=1) - 1).max() < 1e-5
     assert result.folds[0] == result.folds[1]
+    of_test = []
     for fold, run in enumerate(result.runs):
         held_out = np.flatnonzero(result.folds == fold)
         again = TrainedRun(run, data_dir=tiny_data, device="cpu", trusted=NETWORK).predict_beton(
@@ -149,8 +152,10 @@ def test_each_image_is_predicted_by_the_network_that_did_not_see_it(
         logits = again.logits / fit_temperature(again)
         odds = np.exp(logits - logits.max(axis=1, keepdims=True))
         assert np.allclose(result.train[held_out], odds / odds.sum(axis=1, keepdims=True), atol=1e-5)
+        of_test.append(softmax(Predictions.load(run.path / TEST).logits / fit_temperature(again), axis=1))
         assert f"{80 - len(held_out)} training images, 0 validation images" in run.log.read_text()
         assert not run.has_checkpoint
+    assert np.allclose(result.test, np.mean(of_test, axis=0), atol=1e-5)
     assert not (tmp_path / "folds" / "fold-3").exists()
 
 
@@ -237,6 +242,12 @@ def test_finished_folds_are_read_and_those_of_other_data_or_settings_replaced(
         audit(splits, tiny_data, tmp_path, seed=1, reporter=steps)
     assert "2 trainings of other data, folds or settings are replaced" in caplog.text
     assert len(steps.steps) > 2
+
+
+def test_trainings_on_other_labels_of_the_same_beton_are_others(splits: Splits, tiny_data: Path) -> None:
+    changed = {**splits, "train": replace(splits["train"], labels=splits["train"].labels[::-1].copy())}
+    keys = [folds_module._key(each, np.arange(80) % 2, tiny(tiny_data)) for each in (splits, splits, changed)]
+    assert keys[0] == keys[1] != keys[2]
 
 
 def test_train_does_not_resume_the_run_of_a_fold(splits: Splits, tiny_data: Path, tmp_path: Path) -> None:
