@@ -72,7 +72,7 @@ def leaks(files: RunFiles, metrics: Mapping[str, Any]) -> str | None:
         return "no test image is also a training image"
     exact, near, possible = (part.leaked.get(name, 0) for name in ("exact", "near", "possible"))
     more = f"; {possible:,} more may be" if possible else ""
-    return f"{exact + near:,} test images are also training images, {exact:,} of them exactly{more}"
+    return f"test images that are also training images: {exact + near:,}, {exact:,} of them exactly{more}"
 
 
 def environment(files: RunFiles) -> Pairs | None:
