@@ -191,6 +191,19 @@ def test_as_many_labels_are_certain_as_are_expected_to_be_wrong(
     assert (done.counts()["label"]["train"], done.counts(certain=True)["label"]["train"]) == (2, 1)
 
 
+def test_networks_that_doubt_most_labels_are_a_warning(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for num, expected in ((40, 0), (41, 1)):  # of 80 training images, and 40 test images
+        monkeypatch.setattr(audit_run, "estimate_num_errors", lambda of_split, labels, num=num: num * len(labels) // 80)
+        caplog.clear()
+        audit(data, tmp_path / "audit", only=["labels"])
+        assert (
+            caplog.text.count("labels of train are expected to be wrong, and the networks agree with 97.5%") == expected
+        )
+        assert "labels of test" not in caplog.text
+
+
 def test_wrong_use_is_named(data: Path, tmp_path: Path) -> None:
     for more, message in (
         ({"only": ["label"]}, "only is 'label'; expected one of: duplicates, labels, images"),

@@ -216,5 +216,11 @@ def pair_issues(pairs: Sequence[Pair], splits: Mapping[str, Beton]) -> list[Issu
 def _doubtful_labels(probabilities: npt.NDArray[np.float32], beton: Beton, split: str) -> list[Issue]:
     """The doubtful labels of a split; as many as cleanlab expects to be wrong are certain."""
     num_errors = estimate_num_errors(probabilities, beton.labels)
+    if num_errors > len(beton) / 2:
+        log.warning(
+            "%d of %d labels of %s are expected to be wrong, and the networks agree with %.1f%%: they are too weak to "
+            "judge labels; train them longer, with --recipe",
+            *(num_errors, len(beton), split, 100 * np.mean(probabilities.argmax(axis=1) == beton.labels)),
+        )
     issues = label_issues(probabilities, beton.labels, beton.class_names, split)
     return [replace(issue, certain=rank < num_errors) for rank, issue in enumerate(issues)]
