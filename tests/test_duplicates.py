@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,7 @@ from fastcifar.audit.duplicates import find_pairs
 from fastcifar.audit.issues import Pair
 from fastcifar.converters import Sample, Source, convert
 from fastcifar.data.beton import Beton
+from fastcifar.training.progress import SilentReporter
 
 Images = npt.NDArray[np.uint8]
 
@@ -92,6 +94,14 @@ def test_the_same_shot_is_found_after_a_change(
     assert 0.75 <= pairs[0].score < 1
 
 
+@pytest.mark.parametrize("pixels", [(3, -2), (0, 4)])
+def test_a_shift_is_found_among_many_images(tmp_path: Path, pixels: tuple[int, int]) -> None:
+    train = pictures(1_100)  # so many that the features are whitened
+    test = np.stack([np.roll(image, pixels, (0, 1)) for image in train[:10]])
+    found = places(find_pairs(betons(tmp_path, train, test)))
+    assert {("train", index, "test", index) for index in range(10)} <= found
+
+
 def test_equal_images_have_a_pair_less_than_images(tmp_path: Path, images: Images) -> None:
     train, test = images.copy(), pictures(20, 1)
     train[10:40] = 128  # a constant image, 30 times
@@ -99,7 +109,34 @@ def test_equal_images_have_a_pair_less_than_images(tmp_path: Path, images: Image
     pairs = find_pairs(betons(tmp_path, train, test))
     assert all(pair.exact and pair.score == 1 for pair in pairs)
     expected = {("train", 10, "train", index) for index in range(11, 40)} | {("train", 2, "train", 50)}
-    assert places(pairs) == expected | {("test", 3, "test", 5), ("train", 2, "test", 3), ("train", 50, "test", 3)}
+    leaks = {("train", 2, "test", 3), ("train", 50, "test", 3), ("train", 2, "test", 5)}
+    assert places(pairs) == expected | leaks | {("test", 3, "test", 5)}
+
+
+def test_each_copy_of_a_test_image_that_leaks_is_a_leak(tmp_path: Path, images: Images) -> None:
+    train, test = images.copy(), pictures(20, 1)
+    train[10] = train[2]
+    test[[3, 5, 7]] = train[2]
+    test[[4, 6]] = compressed(train[9])
+    pairs = find_pairs(betons(tmp_path, train, test))
+    leaks = {(p.first.index, p.second.index, p.exact) for p in pairs if p.first.split != p.second.split}
+    assert leaks == {(i, j, True) for i, j in ((2, 3), (10, 3), (2, 5), (2, 7))} | {(9, 4, False), (9, 6, False)}
+    assert len({pair.score for pair in pairs if not pair.exact}) == 1
+
+
+def test_progress_ends_at_the_total_of_each_part(tmp_path: Path, images: Images) -> None:
+    parts: list[list[Any]] = []
+
+    class Counting(SilentReporter):
+        def begin(self, name: str, total: int) -> None:
+            parts.append([name, total, 0])
+
+        def advance(self, count: int) -> None:
+            parts[-1][2] += count
+
+    find_pairs(betons(tmp_path, images, np.stack([shifted(image) for image in images[:3]])), Counting())
+    assert [name for name, _, _ in parts] == ["reading images", "comparing images", "aligning images"]
+    assert all(total == done >= 3 for _, total, done in parts)
 
 
 def test_similar_images_are_connected_by_a_pair_less_than_images(tmp_path: Path, images: Images) -> None:

@@ -18,7 +18,7 @@ from fastcifar.audit import pixels
 from fastcifar.augment.numba_kernel import compiled
 from fastcifar.data.beton import Beton
 from fastcifar.system.cpus import available_cpus
-from fastcifar.training.progress import Reporter
+from fastcifar.training.progress import Reporter, SilentReporter
 
 Floats = npt.NDArray[np.float32]
 SIDE = pixels.SIDE
@@ -117,13 +117,20 @@ def _unit(vectors: Floats) -> Floats:
     return (vectors / np.maximum(lengths, 1e-6)).astype(np.float32)
 
 
-def alignment_scores(greys: npt.NDArray[np.uint8], pairs: npt.NDArray[np.int64], refined_from: float = -1.0) -> Floats:
+def alignment_scores(
+    greys: npt.NDArray[np.uint8],
+    pairs: npt.NDArray[np.int64],
+    refined_from: float = -1.0,
+    reporter: Reporter | None = None,
+) -> Floats:
     """How well the images of each pair match, at the best scale and shift: (P,) float32, at most 1.
 
     pairs: (P, 3) int64: the positions of two images in `greys`, and whether the second is mirrored. The score is the
     correlation of their local contrast (luminance minus the local mean, over the local standard deviation). Pairs whose
     score is less than `refined_from` on a coarse grid keep that.
     """
+    reporter = reporter or SilentReporter()
+    reporter.begin("aligning images", len(pairs))
     scores = np.empty(len(pairs), np.float32)
     align = _align()
     for begin in range(0, len(pairs), PAIRS_AT_ONCE):
@@ -132,6 +139,7 @@ def alignment_scores(greys: npt.NDArray[np.uint8], pairs: npt.NDArray[np.int64],
         seconds = np.where(part[:, 2, None, None] == 1, seconds[:, :, ::-1], seconds)
         arrays = [array for greys_of in (firsts, seconds) for array in _local_contrast(greys_of)]
         in_threads(align, (*arrays, scores[begin : begin + PAIRS_AT_ONCE]), refined_from)
+        reporter.advance(len(part))
     return scores
 
 

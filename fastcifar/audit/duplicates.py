@@ -21,6 +21,7 @@ from fastcifar.training.progress import Reporter, SilentReporter
 
 NUM_NEIGHBOURS = 4
 """Of each image in each split, that are looked at in detail."""
+CANDIDATES_PER_IMAGE = 2
 MIN_SIMILARITY = 0.35
 """Of the features of two images, to be looked at in detail; of images at random it is 0 +- 0.1."""
 REFINED_FROM = 0.4
@@ -30,6 +31,8 @@ LISTED_SCORES, CERTAIN_SCORES = (0.75, 0.95), (0.9, 0.999)
 """Bounds of the scores from which on a pair is listed, and is certain."""
 LISTED_EXPECTED, CERTAIN_EXPECTED = 1.0, 1e-4
 """How many pairs of unrelated images of the dataset are expected to have such a score."""
+MAX_NEAR_SCORE = 0.9999
+"""1: the same pixels."""
 TILE = (1_024, 4_096)
 Pairs = npt.NDArray[np.int64]
 
@@ -38,7 +41,8 @@ def find_pairs(splits: Mapping[str, Beton], reporter: Reporter | None = None) ->
     """The pairs of images that show the same shot, the most certain first.
 
     Of n equal images of a split, n - 1 pairs are listed; of similar ones, the pairs that connect them. Across the two
-    splits, the pairs of which one is the other's most similar image. Raises DataError if an image is damaged.
+    splits, the pairs of which one is the other's most similar image; of equal test images, each with that of the first.
+    Raises DataError if an image is damaged.
 
     Each image has a vector (`appearance.features`); its nearest neighbours in each split, over all images, are aligned
     with it (`appearance.alignment_scores`). A pair is listed if its score is one that fewer than LISTED_EXPECTED of all
@@ -52,20 +56,28 @@ def find_pairs(splits: Mapping[str, Beton], reporter: Reporter | None = None) ->
     index_of = np.concatenate([np.arange(count) for count in counts])
     exact, distinct = _exact_pairs(thumbnails.hashes, split_of)
     near, scores, certain = _near_pairs(thumbnails.greys[distinct], split_of[distinct], reporter)
-    near = distinct[near.reshape(-1, 2)]
-    hashes = thumbnails.hashes
-    differ = np.array([hashes[i] != hashes[j] for i, j in near.tolist()], bool)
+    score_of = dict.fromkeys(map(tuple, exact.tolist()), 1.0)
+    for (i, j), score in zip(distinct[near].tolist(), scores.tolist(), strict=True):
+        score_of.setdefault((i, j), min(score, MAX_NEAR_SCORE))
+    leak_of: dict[int, tuple[int, float]] = {}  # of a test image, its most similar training image
+    for (i, j), score in _best_first(score_of):
+        if split_of[i] != split_of[j]:
+            leak_of.setdefault(j, (i, score))
+    for first, copy in exact.tolist():  # only the first of equal test images was compared with the training images
+        if split_of[first] == split_of[copy] and first in leak_of:
+            i, score_of[i, copy] = leak_of[first]
 
     def image(position: int) -> Image:
         return Image(split=names[split_of[position]], index=int(index_of[position]))
 
-    pairs = [Pair(first=image(i), second=image(j), score=1.0, exact=True, certain=True) for i, j in exact.tolist()]
-    for (i, j), score in sorted(
-        zip(near[differ].tolist(), scores[differ].tolist(), strict=True), key=lambda each: (-each[1], each[0])
-    ):
-        score = min(score, 0.9999)  # 1: the same pixels
-        pairs.append(Pair(first=image(i), second=image(j), score=score, exact=False, certain=score >= certain))
-    return pairs
+    return [
+        Pair(first=image(i), second=image(j), score=score, exact=score == 1, certain=score >= certain)
+        for (i, j), score in _best_first(score_of)
+    ]
+
+
+def _best_first(score_of: Mapping[tuple[int, int], float]) -> list[tuple[tuple[int, int], float]]:
+    return sorted(score_of.items(), key=lambda each: (-each[1], each[0]))
 
 
 def _exact_pairs(hashes: list[bytes], split_of: Pairs) -> tuple[Pairs, Pairs]:
@@ -89,8 +101,7 @@ def _near_pairs(greys: npt.NDArray[np.uint8], split_of: Pairs, reporter: Reporte
     if len(greys) < 2:
         return np.empty((0, 2), np.int64), np.empty(0, np.float32), 1.0
     candidates = _neighbours(*features(greys), split_of, reporter)
-    reporter.begin("aligning images", len(candidates))
-    scores = alignment_scores(greys, candidates, REFINED_FROM)
+    scores = alignment_scores(greys, candidates, REFINED_FROM, reporter)
     listed, certain = _score_limits(greys)
     similar = scores >= listed
     pairs, scores = candidates[similar, :2], scores[similar]
@@ -99,8 +110,8 @@ def _near_pairs(greys: npt.NDArray[np.uint8], split_of: Pairs, reporter: Reporte
 
 
 def _neighbours(own: Floats, mirrored: Floats, split_of: Pairs, reporter: Reporter) -> Pairs:
-    """The pairs to look at in detail, (P, 3): i < j, and whether j is mirrored; at most as many as images, the most
-    similar ones. own, mirrored: (N, D) float32."""
+    """The pairs to look at in detail, (P, 3): i < j, and whether j is mirrored; at most CANDIDATES_PER_IMAGE * N: those
+    of each image and its nearest in each split, then the others, both by similarity. own, mirrored: (N, D) float32."""
     count, (height, width) = len(own), TILE
     values = np.full((count, 2, NUM_NEIGHBOURS), -1, np.float32)
     indices = np.full((count, 2, NUM_NEIGHBOURS), -1, np.int64)
@@ -118,14 +129,15 @@ def _neighbours(own: Floats, mirrored: Floats, split_of: Pairs, reporter: Report
                 torch.mm(rows[row : row + height], part, out=tile)
                 keep(tile.numpy(), row, column, is_mirrored, split_of, MIN_SIMILARITY, values, indices)
         reporter.advance(min(height, count - row))
-    first = np.nonzero(indices >= 0)[0]
+    first, _, place = np.nonzero(indices >= 0)
     found = indices[indices >= 0]
     similarity = values[indices >= 0]
     second, is_second_mirrored = found >> 1, found & 1
     triples = np.stack([np.minimum(first, second), np.maximum(first, second), is_second_mirrored], 1)
+    order = np.lexsort((-similarity, place > 0))
+    triples = triples[order]
     _, unique = np.unique(triples[:, 0] * count + triples[:, 1], return_index=True)
-    order = unique[np.argsort(-similarity[unique], kind="stable")]
-    return triples[order[: max(count, 1_000)]]
+    return triples[np.sort(unique)[: max(CANDIDATES_PER_IMAGE * count, 1_000)]]
 
 
 def _score_limits(greys: npt.NDArray[np.uint8]) -> tuple[float, float]:

@@ -21,10 +21,22 @@ MIN_OVERLAP = 0.4
 BLOCK = 32
 
 
+@register_jitable
+def _smooth(line):
+    """Half of each value and a quarter of both neighbours, in place; 0 beyond the ends."""
+    previous = 0.0
+    for k in range(len(line)):
+        value = line[k]
+        following = line[k + 1] if k + 1 < len(line) else 0.0
+        line[k] = 0.25 * previous + 0.5 * value + 0.25 * following
+        previous = value
+
+
 def gradient_histograms(greys, out):
     """greys: (B, SIDE, SIDE) uint8; out: (B, SIDE / CELL, SIDE / CELL, NUM_BINS) float32.
 
-    Histograms of oriented gradients (Dalal and Triggs 2005) of cells that do not overlap, each normalised by itself.
+    Histograms of oriented gradients (Dalal and Triggs 2005) of cells, each a weighted mean with its neighbours, so that
+    they change little with a shift, then normalised by itself.
     """
     cells = SIDE // CELL
     for image in range(len(greys)):
@@ -41,6 +53,12 @@ def gradient_histograms(greys, out):
                 share, first = direction - lower, int(lower) % NUM_BINS
                 histograms[y // CELL, x // CELL, first] += size * (1 - share)
                 histograms[y // CELL, x // CELL, (first + 1) % NUM_BINS] += size * share
+        for k in range(cells):
+            for number in range(NUM_BINS):
+                _smooth(histograms[:, k, number])
+        for k in range(cells):
+            for number in range(NUM_BINS):
+                _smooth(histograms[k, :, number])
         for y in range(cells):
             for x in range(cells):
                 total = 0.0
