@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastcifar.audit.images import check_images
+from fastcifar.audit.images import _outliers, check_images
 from fastcifar.audit.issues import IMAGES
 from tests.test_duplicates import betons, pictures
 
@@ -25,16 +25,22 @@ def test_each_kind_is_found_and_an_ordinary_image_is_not(tmp_path: Path) -> None
     )
 
 
-def test_an_outlier_is_far_from_its_class_in_the_given_features(tmp_path: Path) -> None:
-    splits = betons(tmp_path, pictures(60), pictures(10, 1))
-    vectors = {
-        split: np.random.default_rng(1).normal(size=(len(beton), 8)).astype(np.float32)
-        for split, beton in splits.items()
-    }
-    vectors["train"][13] += 30
-    (issue,) = check_images(splits, vectors)
-    assert (issue.kind, issue.image.index, issue.label) == ("outlier", 13, "b")
-    assert 0 < issue.score < 1
+def test_an_outlier_is_far_from_its_class() -> None:
+    vectors = np.random.default_rng(1).normal(size=(60, 8)).astype(np.float32)
+    vectors[13] += 30
+    labels = np.arange(60) % 2
+    ((index, score),) = _outliers(vectors, labels)
+    assert index == 13
+    assert 0 < score < 1
+    assert _outliers(vectors, np.arange(60)) == []  # a class of one image each
+
+
+def test_copies_of_an_image_do_not_make_the_others_outliers() -> None:
+    vectors = np.random.default_rng(1).normal(size=(200, 8)).astype(np.float32)
+    vectors[:120] = vectors[0]
+    assert _outliers(vectors, np.zeros(200, np.int64)) == []
+    vectors[150] += 30
+    assert [index for index, _ in _outliers(vectors, np.zeros(200, np.int64))] == [150]
 
 
 def test_the_aspect_of_a_padded_image_is_known(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from fastcifar.audit.appearance import Floats, batches, features, to_greys
+from fastcifar.audit.appearance import SIDE, Floats, batches, features, to_greys
 from fastcifar.audit.issues import Image, Issue
 from fastcifar.data.beton import Beton
 from fastcifar.training.progress import Reporter, SilentReporter
@@ -21,35 +21,33 @@ MIN_ASPECT = 2.5
 OUTLIER_DEVIATIONS = 6.0
 """Robust standard deviations from the median of the distances of a class, from which on an image is an outlier."""
 MIN_CLASS = 20
-"""Images of a class without which its outliers are not known."""
+"""Images of a class, other than those with many copies, without which its outliers are not known."""
+MIN_DISTANCE = 0.01
+"""Mean distance to its neighbours up to which an image has as many copies: rounding gives up to 0.001."""
 NUM_NEIGHBOURS = 10
-CHUNK = 512
+CHUNK = 256
 
 
-def check_images(
-    splits: Mapping[str, Beton], features: Mapping[str, Floats] | None = None, reporter: Reporter | None = None
-) -> list[Issue]:
+def check_images(splits: Mapping[str, Beton], reporter: Reporter | None = None) -> list[Issue]:
     """The images with something odd, by kind (of `issues.IMAGES`) and the worst first.
 
-    features: per split (N, D) float32 of a trained network; by default histograms of gradients and mean colours. An
-    outlier is far from its nearest neighbours of its class: the mean distance to NUM_NEIGHBOURS of them is
-    OUTLIER_DEVIATIONS robust standard deviations over the median of its class in the split. The aspect of an original
-    is known only if the images were padded (`convert --fit pad`). An image has one issue, the first of these kinds.
-    Raises DataError if an image is damaged.
+    An outlier is far from its nearest neighbours of its class: the mean distance to NUM_NEIGHBOURS of them, of gradient
+    histograms and mean colours, is OUTLIER_DEVIATIONS robust standard deviations over the median of its class in the
+    split. The aspect of an original is known only if the images were padded (`convert --fit pad`). An image has one
+    issue, the first of these kinds. Raises DataError if an image is damaged.
     """
     reporter = reporter or SilentReporter()
     reporter.begin("checking images", sum(map(len, splits.values())))
     issues: list[Issue] = []
     for split, beton in splits.items():
-        own = None if features is None else features[split]
-        issues += _check_split(split, beton, own, reporter)
+        issues += _check_split(split, beton, reporter)
     return sorted(issues, key=lambda issue: (issue.kind, -issue.score))
 
 
-def _check_split(split: str, beton: Beton, own: Floats | None, reporter: Reporter) -> list[Issue]:
+def _check_split(split: str, beton: Beton, reporter: Reporter) -> list[Issue]:
     means, deviations, aspects = (np.ones(len(beton)) for _ in range(3))
     background = _padding(beton)
-    greys = np.empty((len(beton), 32, 32), np.uint8)
+    greys = np.empty((len(beton), SIDE, SIDE), np.uint8)
     colours = np.empty((len(beton), 3), np.float32)
     for begin, images in batches(beton):
         part = slice(begin, begin + len(images))
@@ -72,9 +70,7 @@ def _check_split(split: str, beton: Beton, own: Floats | None, reporter: Reporte
     for kind, selected, scores in kinds:
         for index in np.flatnonzero(selected).tolist():
             found.setdefault(index, (kind, float(scores[index])))
-    if own is None:
-        own = np.concatenate([features(greys)[0], colours / 255], 1)
-    for index, score in _outliers(own, beton.labels):
+    for index, score in _outliers(np.concatenate([features(greys)[0], colours / 255], 1), beton.labels):
         found.setdefault(index, ("outlier", score))
     return [
         Issue(
@@ -106,12 +102,12 @@ def _outliers(vectors: Floats, labels: npt.NDArray[np.int64]) -> list[tuple[int,
     found: list[tuple[int, float]] = []
     for label in np.unique(labels).tolist():
         members = np.flatnonzero(labels == label)
-        if len(members) < MIN_CLASS:
-            continue
         distances = _neighbour_distances(vectors[members])
-        median = float(np.median(distances))
-        deviation = 1.4826 * float(np.median(np.abs(distances - median)))
-        limit = median + OUTLIER_DEVIATIONS * max(deviation, 1e-6)
+        usual = distances[distances > MIN_DISTANCE]  # many copies of one image do not make the others outliers
+        if len(usual) < MIN_CLASS:
+            continue
+        median = float(np.median(usual))
+        limit = median + OUTLIER_DEVIATIONS * 1.4826 * float(np.median(np.abs(usual - median)))
         far = distances > limit
         found += zip(members[far].tolist(), (1 - limit / distances[far]).tolist(), strict=True)
     return found
@@ -120,7 +116,9 @@ def _outliers(vectors: Floats, labels: npt.NDArray[np.int64]) -> list[tuple[int,
 def _neighbour_distances(vectors: Floats) -> npt.NDArray[np.float64]:
     """The mean distance of each to its nearest neighbours, (N,)."""
     count = min(NUM_NEIGHBOURS, len(vectors) - 1)
-    squares = (vectors.astype(np.float64) ** 2).sum(1)
+    if not count:
+        return np.zeros(len(vectors))
+    squares = (vectors**2).sum(1)
     means = np.empty(len(vectors))
     for begin in range(0, len(vectors), CHUNK):
         part = slice(begin, begin + CHUNK)
