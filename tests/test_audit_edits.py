@@ -93,6 +93,24 @@ def test_an_edited_file_is_kept_when_the_audit_is_repeated(data: Path) -> None:
     assert read_issues(data.parent / "issues.previous.csv").lines[0].issue.action == "drop"
 
 
+def test_each_edited_file_is_kept(data: Path) -> None:
+    file = written(data, [wrong()])
+    for action in ("drop", "keep"):
+        rewritten(file, 2, action=action)
+        written(data, [wrong()])
+    kept = [data.parent / f"issues.previous{number}.csv" for number in ("", "-2")]
+    assert [read_issues(path).lines[0].issue.action for path in kept] == ["drop", "keep"]
+
+
+@pytest.mark.parametrize("name", ["=cmd|' /C calc'!A0", "+1", "-1", "@SUM(A1)", "'quoted'", "'=x", "it's", " a, "])
+def test_no_name_becomes_a_formula_of_a_spreadsheet(data: Path, name: str) -> None:
+    issue = wrong(label=name, suggested=name)
+    file = written(data, [issue])
+    assert all(cell[:1] not in ("=", "+", "-", "@") for cell in table(file)[1])
+    assert read_issues(file).lines[0].issue == issue
+    assert read_issues(rewritten(file, 2, suggested="=typed")).lines[0].issue.suggested == "=typed"
+
+
 def test_what_spreadsheets_write_is_accepted(data: Path) -> None:
     file = written(data, [leak(action="drop"), wrong()])
     expected = read_issues(file).lines

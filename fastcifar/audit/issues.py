@@ -6,9 +6,11 @@ import csv
 import hashlib
 import io
 import math
+import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +45,8 @@ NUM_DIGITS = 16
 MAX_BYTES = 256 * 2**20
 SEPARATORS = ",;\t"
 """Spreadsheets write one or the other, by language."""
+FORMULA, NO_FORMULA = re.compile(r"^(?=[=+@'-])"), re.compile(r"^'(?=[=+@'-])")
+"""A spreadsheet runs a cell that begins so, and strangers name classes and files: an apostrophe goes before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,13 +159,16 @@ def rows_of(lines: Sequence[Line]) -> list[tuple[str, ...]]:
 
 
 def write_issues(path: Path, lines: Sequence[Line]) -> IssuesFile:
-    """Write issues.csv; an existing file with other content is kept as issues.previous.csv: it may hold the work of a
-    person. Raises FastcifarError if that fails."""
+    """Write issues.csv; an existing file with other content is kept as issues.previous.csv, issues.previous-2.csv,
+    …: it may hold the work of a person. Raises FastcifarError if that fails."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([COLUMNS, *rows_of(lines)])
+    rows = [[FORMULA.sub("'", cell) for cell in row] for row in rows_of(lines)]
+    csv.writer(text, lineterminator="\n").writerows([COLUMNS, *rows])
     content = text.getvalue().encode("utf-8", "backslashreplace")
     is_other = path.is_file() and path.read_bytes() != content
-    write_bytes(path, content, backup=path.with_suffix(f".previous{path.suffix}") if is_other else None)
+    names = (f"{path.stem}.previous{f'-{number}' if number > 1 else ''}{path.suffix}" for number in count(1))
+    backup = next(path.with_name(name) for name in names if not os.path.lexists(path.with_name(name)))
+    write_bytes(path, content, backup=backup if is_other else None)
     return IssuesFile(path=path, sha256=hashlib.sha256(content).hexdigest(), lines=tuple(lines))
 
 
@@ -189,7 +196,8 @@ def read_issues(path: Path) -> IssuesFile:
             if len(row) != len(columns):
                 raise ValueError(f"{len(row)} values; expected {len(columns)}, as in the first line")
             cells = dict(zip(columns, row, strict=True))
-            lines.append(_parse(cells | {name: cells[name].strip() for name in COLUMNS if name not in TEXTS}, number))
+            texts = {name: NO_FORMULA.sub("", cells[name]) for name in TEXTS}
+            lines.append(_parse({name: cell.strip() for name, cell in cells.items()} | texts, number))
         except ValueError as error:
             raise DataError(f"{path}: line {number}: {one_line(error)}") from error
     return IssuesFile(path=path, sha256=hashlib.sha256(content).hexdigest(), lines=tuple(lines))

@@ -113,7 +113,8 @@ for (const card of cards) {
   show(card);
 }
 
-const cell = (text) => (/[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
+const quoted = (text) => (/[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
+const cell = (text) => quoted(text.replace(/^(?=[=+@'-])/, "'")); // as in audit/issues.py: a formula in a spreadsheet
 
 const toolbar = document.getElementById("toolbar");
 if (toolbar) {
