@@ -400,6 +400,16 @@ def test_the_command_ends_with_the_next_commands(tmp_path: Path, image_folder: C
     assert len(open_beton(tmp_path / "data-clean" / "train.beton")) == 37
 
 
+def test_the_next_commands_of_data_in_the_current_folder(
+    tmp_path: Path, image_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    convert(image_folder(each=20), tmp_path / "data")
+    monkeypatch.chdir(tmp_path / "data")
+    shown = invoke("audit", "--data-dir", ".", "--out", "../audit")
+    assert shown.exit_code == 0, shown.output
+    assert "--drop ../audit/issues.csv --data-dir data-clean" in shown.output
+
+
 def test_the_command_prints_json_and_no_conversion_of_images_that_cannot_be_found(data: Path, tmp_path: Path) -> None:
     shown = invoke("audit", "--data-dir", data, "--out", tmp_path / "audit")
     assert "convert" not in shown.output

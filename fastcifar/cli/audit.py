@@ -122,7 +122,7 @@ def _show(result: Audit, page: Path) -> None:
     manifest, issues = result.splits["train"].manifest, result.issues.path
     is_default = manifest is not None and manifest.source.endswith("downloaded")
     convert = ["fastcifar", "convert", *([] if is_default else ["--source", "SOURCE"])]
-    clean = result.data_dir.with_name(f"{result.data_dir.resolve().name}-clean")
+    clean = result.data_dir.parent / f"{result.data_dir.resolve().name}-clean"  # also of '.', which has no name
     known = [line.issue for line in result.issues.lines if line.origin]  # else they are not found in the source
     if any(issue.action == "drop" for issue in known):
         show_next(command_line(*convert, "--drop", issues, "--data-dir", clean))
