@@ -41,18 +41,25 @@ from fastcifar.training import RunFolder, train
 COLUMNS = ("name", "average_precision", "precision_at_1000", "accuracy", "train_seconds")
 
 
-def relabelled(beton: Beton, file: Path, name: str, num_images: int | None) -> tuple[Beton, np.ndarray]:
-    """The beton with the labels `name`, and the official labels (N,); `num_images` of its images, all if None."""
-    with np.load(file) as arrays:
-        official, other = arrays["train"].astype(np.int64), arrays[name].astype(np.int64)
+def official_positions(beton: Beton, official: np.ndarray) -> np.ndarray:
+    """(N,) int64: the place in the official archive of each image of CIFAR-10 that was converted from class folders;
+    official: (N,) the labels in that order."""
     numbers = [re.search(r"(\d+)\.\w+$", origin) for origin in beton.origins()]
     if len(official) != len(beton) or not all(numbers):
         raise DataError(f"{beton.path}: not CIFAR-10 with origins such as train/cat/0012.png; convert class folders")
-    position = np.empty(len(beton), np.int64)  # in the official order
+    position = np.empty(len(beton), np.int64)
     for label in range(len(beton.class_names)):
         mine = np.flatnonzero(beton.labels == label)
         position[mine] = np.flatnonzero(official == label)[[int(numbers[index][1]) for index in mine]]  # type: ignore[index]
     assert np.array_equal(np.sort(position), np.arange(len(beton)))
+    return position
+
+
+def relabelled(beton: Beton, file: Path, name: str, num_images: int | None) -> tuple[Beton, np.ndarray]:
+    """The beton with the labels `name`, and the official labels (N,); `num_images` of its images, all if None."""
+    with np.load(file) as arrays:
+        official, other = arrays["train"].astype(np.int64), arrays[name].astype(np.int64)
+    position = official_positions(beton, official)
     chosen = np.arange(len(beton))
     if num_images is not None:
         chosen = np.sort(np.random.default_rng(0).permutation(len(beton))[:num_images])

@@ -140,6 +140,12 @@ def test_bench_shrinks_the_cutout_for_small_images(image_folder: ImageFolder, tm
         ("growth", ["--sizes", "0"], 2, "'0'; expected integers of at least 512"),
         ("duplicates", ["--sizes", "0"], 2, "'0'; expected positive integers"),
         ("duplicates", ["--data-dir", "nowhere"], 4, "nowhere/train.beton: no such file"),
+        (
+            "near_duplicates",
+            ["--pairs", __file__, "--labels-file", __file__, "--data-dir", "nowhere"],
+            4,
+            "nowhere/train.beton: no such file",
+        ),
         ("first_batch", ["--data-dir", "nowhere"], 4, "nowhere/train.beton: no such file"),
         ("export", ["--data-dir", "nowhere"], 4, "nowhere/train.beton: no such file"),
     ],
