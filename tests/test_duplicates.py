@@ -102,6 +102,12 @@ def test_a_shift_is_found_among_many_images(tmp_path: Path, pixels: tuple[int, i
     assert {("train", index, "test", index) for index in range(10)} <= found
 
 
+def test_many_duplicates_in_a_small_dataset_are_found(tmp_path: Path, images: Images) -> None:
+    test = np.stack([shifted(image) for image in images[:20]])
+    found = places(find_pairs(betons(tmp_path, images[:30], test)))
+    assert {("train", index, "test", index) for index in range(20)} <= found
+
+
 def test_equal_images_have_a_pair_less_than_images(tmp_path: Path, images: Images) -> None:
     train, test = images.copy(), pictures(20, 1)
     train[10:40] = 128  # a constant image, 30 times

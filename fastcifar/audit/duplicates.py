@@ -151,7 +151,9 @@ def _score_limits(greys: npt.NDArray[np.uint8]) -> tuple[float, float]:
     first = random.integers(0, len(greys), NUM_RANDOM_PAIRS)
     second = (first + random.integers(1, len(greys), NUM_RANDOM_PAIRS)) % len(greys)
     scores = alignment_scores(greys, np.stack([first, second, np.zeros_like(first)], 1))
-    z90, z99 = np.quantile(np.arctanh(np.clip(scores, -0.999, 0.999)), (0.9, 0.99))
+    unrelated = scores[scores < CERTAIN_SCORES[0]]  # of few images many pairs at random are duplicates
+    unrelated = unrelated if len(unrelated) else scores
+    z90, z99 = np.quantile(np.arctanh(np.clip(unrelated, -0.999, 0.999)), (0.9, 0.99))
     decades = math.log10(len(greys) * (len(greys) - 1) / 2) - 2
 
     def limit(expected: float, bounds: tuple[float, float]) -> float:
