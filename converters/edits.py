@@ -63,13 +63,13 @@ class _EditedSplit:
         return max(len(self._split) - len(self._drop), 0)
 
     def __iter__(self) -> Iterator[Sample | Broken]:
-        found: Counter[str] = Counter()
+        num_seen: Counter[str] = Counter()
         before: Counter[int] = Counter()
         after: Counter[int] = Counter()
         named, num_left = self._drop.keys() | self._labels.keys(), len(self)
         for sample in self._split:
             origin = to_line(sample.origin)[:-1]
-            found.update([origin] if origin in named else [])
+            num_seen.update([origin] if origin in named else [])
             if isinstance(sample, Sample):
                 before[sample.label] += 1
             if origin in self._drop:
@@ -80,17 +80,17 @@ class _EditedSplit:
             num_left -= 1
             if num_left >= 0:  # else an image to drop is missing: which one is known at the end
                 yield sample
-        self._require_found(found)
+        self._require_found(num_seen)
         if emptied := [self._class_names[label] for label in before if not after[label]]:
             raise DataError(
                 f"{self._source}: dropping and relabelling leaves {len(emptied)} classes of {self._name} without "
                 f"images: {join_names(emptied)}; keep some of them"
             )
 
-    def _require_found(self, found: Counter[str]) -> None:
+    def _require_found(self, num_seen: Counter[str]) -> None:
         for origin in (*self._drop, *self._labels):
-            if found[origin] != 1:
-                problem = "is not among" if not found[origin] else f"is {found[origin]:,} times among"
+            if num_seen[origin] != 1:
+                problem = "is not among" if not num_seen[origin] else f"is {num_seen[origin]:,} times among"
                 raise DataError(
                     f"{self._source}: the {self._name} image {shown(origin)}, which is to be dropped or relabelled, "
                     f"{problem} its images; expected the issues.csv of an audit of this source, converted as before"

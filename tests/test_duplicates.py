@@ -12,6 +12,7 @@ import PIL.Image
 import pytest
 
 from fastcifar import open_beton
+from fastcifar.audit import duplicates
 from fastcifar.audit.appearance import alignment_scores, features, to_greys
 from fastcifar.audit.duplicates import find_pairs
 from fastcifar.audit.issues import Pair
@@ -163,6 +164,22 @@ def test_a_copy_is_certain_and_a_frame_in_common_is_no_duplicate(tmp_path: Path,
     test[8] = compressed(train[9])
     (pair,) = find_pairs(betons(tmp_path, train, test))
     assert (pair.first.index, pair.second.index, pair.certain) == (9, 8, True)
+
+
+def test_a_copy_of_a_low_score_is_a_candidate(tmp_path: Path, images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
+    splits = betons(tmp_path, images, compressed(images[9])[None])
+    for limit, is_certain in ((0.9999, False), (0.75, True)):
+        monkeypatch.setattr(duplicates, "_score_limits", lambda greys, limit=limit: (0.5, limit))
+        (pair,) = find_pairs(splits)
+        assert (pair.certain, pair.score < 0.999) == (is_certain, True)
+
+
+def test_images_that_are_alike_need_a_higher_score(images: Images) -> None:
+    alike = (0.8 * images[0] + 0.2 * images).astype(np.uint8)
+    listed, certain = duplicates._score_limits(to_greys(alike))
+    assert duplicates._score_limits(to_greys(images)) == (0.75, 0.9)
+    assert 0.75 < listed <= 0.95
+    assert 0.9 < certain <= 0.999
 
 
 def test_large_and_jpeg_images_are_compared_by_what_they_show(tmp_path: Path) -> None:

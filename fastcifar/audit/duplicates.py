@@ -130,9 +130,9 @@ def _neighbours(own: Floats, mirrored: Floats, split_of: Pairs, reporter: Report
                 keep(tile.numpy(), row, column, is_mirrored, split_of, MIN_SIMILARITY, values, indices)
         reporter.advance(min(height, count - row))
     first, _, place = np.nonzero(indices >= 0)
-    found = indices[indices >= 0]
+    neighbours = indices[indices >= 0]
     similarity = values[indices >= 0]
-    second, is_second_mirrored = found >> 1, found & 1
+    second, is_second_mirrored = neighbours >> 1, neighbours & 1
     triples = np.stack([np.minimum(first, second), np.maximum(first, second), is_second_mirrored], 1)
     order = np.lexsort((-similarity, place > 0))
     triples = triples[order]

@@ -59,7 +59,7 @@ def _check_split(split: str, beton: Beton, reporter: Reporter) -> list[Issue]:
         if background is not None:
             aspects[part] = _aspects(images, background)
         reporter.advance(len(images))
-    found: dict[int, tuple[str, float]] = {}
+    first_of: dict[int, tuple[str, float]] = {}  # by index, kind and score
     kinds = (
         ("blank", deviations <= MAX_BLANK, 1 - deviations / 255),
         ("constant", deviations <= MAX_CONSTANT, 1 - deviations / 255),
@@ -69,14 +69,14 @@ def _check_split(split: str, beton: Beton, reporter: Reporter) -> list[Issue]:
     )
     for kind, selected, scores in kinds:
         for index in np.flatnonzero(selected).tolist():
-            found.setdefault(index, (kind, float(scores[index])))
+            first_of.setdefault(index, (kind, float(scores[index])))
     for index, score in _outliers(np.concatenate([features(greys)[0], colours / 255], 1), beton.labels):
-        found.setdefault(index, ("outlier", score))
+        first_of.setdefault(index, ("outlier", score))
     return [
         Issue(
             kind=kind, image=Image(split=split, index=index), label=beton.class_names[beton.labels[index]], score=score
         )
-        for index, (kind, score) in found.items()
+        for index, (kind, score) in first_of.items()
     ]
 
 
@@ -99,7 +99,7 @@ def _aspects(images: npt.NDArray[np.uint8], background: tuple[int, int, int]) ->
 
 def _outliers(vectors: Floats, labels: npt.NDArray[np.int64]) -> list[tuple[int, float]]:
     """Indices and scores, 0..1: the share of the distance that is over the limit of the class."""
-    found: list[tuple[int, float]] = []
+    outliers: list[tuple[int, float]] = []
     for label in np.unique(labels).tolist():
         members = np.flatnonzero(labels == label)
         distances = _neighbour_distances(vectors[members])
@@ -109,8 +109,8 @@ def _outliers(vectors: Floats, labels: npt.NDArray[np.int64]) -> list[tuple[int,
         median = float(np.median(usual))
         limit = median + OUTLIER_DEVIATIONS * 1.4826 * float(np.median(np.abs(usual - median)))
         far = distances > limit
-        found += zip(members[far].tolist(), (1 - limit / distances[far]).tolist(), strict=True)
-    return found
+        outliers += zip(members[far].tolist(), (1 - limit / distances[far]).tolist(), strict=True)
+    return outliers
 
 
 def _neighbour_distances(vectors: Floats) -> npt.NDArray[np.float64]:

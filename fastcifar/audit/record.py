@@ -71,21 +71,21 @@ def write_record(
     data_sha256 = {name: beton.sha256 for name, beton in splits.items()}
     earlier = read_record(data_dir)
     kept = earlier.parts if earlier is not None and earlier.data_sha256 == data_sha256 else {}
-    made = {}
+    latest = {}
     for part, parameters in parts.items():
         counts: Counts = {}
         for line in issues.lines:
             if line.issue.kind in KINDS_OF[part]:
                 by_split = counts.setdefault(line.issue.kind, {})
                 by_split[line.issue.image.split] = by_split.get(line.issue.image.split, 0) + 1
-        made[part] = PartRecord(
+        latest[part] = PartRecord(
             counts=counts,
             leaked=leaked_test_images(issues) if part == "duplicates" else {},
             parameters=parameters,
             date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             fastcifar=__version__,
         )
-    record = AuditRecord(data_sha256=data_sha256, issues_sha256=issues.sha256, parts={**kept, **made})
+    record = AuditRecord(data_sha256=data_sha256, issues_sha256=issues.sha256, parts={**kept, **latest})
     write_text(data_dir / NAME, json.dumps({"fastcifar_audit": VERSION, **asdict(record)}, indent=1) + "\n")
     return record
 

@@ -140,8 +140,8 @@ def audit(
         file = write_issues(folder / "issues.csv", lines_of(issues, splits))
     parameters: dict[str, dict[str, Any]] = {part: {} for part in parts}
     if "labels" in parts:
-        given = {"folds": folds, "recipe": recipe, "seed": seed}
-        parameters["labels"] = given if predictions is None else {"predictions": os.fspath(predictions)}
+        trainings = {"folds": folds, "recipe": recipe, "seed": seed}
+        parameters["labels"] = trainings if predictions is None else {"predictions": os.fspath(predictions)}
     try:
         write_record(data_dir, splits, file, parameters)
     except FastcifarError as error:  # the data may lie where nothing can be written
