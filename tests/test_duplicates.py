@@ -168,8 +168,8 @@ def test_a_copy_is_certain_and_a_frame_in_common_is_no_duplicate(tmp_path: Path,
 
 def test_a_copy_of_a_low_score_is_a_candidate(tmp_path: Path, images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
     splits = betons(tmp_path, images, compressed(images[9])[None])
-    for limit, is_certain in ((0.9999, False), (0.75, True)):
-        monkeypatch.setattr(duplicates, "_score_limits", lambda greys, limit=limit: (0.5, limit))
+    for limit, is_certain in ((0.9999, False), (0.8, True)):
+        monkeypatch.setattr(duplicates, "_score_limits", lambda greys, limit=limit: (0.75, limit))
         (pair,) = find_pairs(splits)
         assert (pair.certain, pair.score < 0.999) == (is_certain, True)
 

@@ -56,7 +56,7 @@ def find_pairs(splits: Mapping[str, Beton], reporter: Reporter | None = None) ->
     index_of = np.concatenate([np.arange(count) for count in counts])
     exact, distinct = _exact_pairs(thumbnails.hashes, split_of)
     near, scores, certain = _near_pairs(thumbnails.greys[distinct], split_of[distinct], reporter)
-    score_of = dict.fromkeys(map(tuple, exact.tolist()), 1.0)
+    score_of = dict.fromkeys(((i, j) for i, j in exact.tolist()), 1.0)
     for (i, j), score in zip(distinct[near].tolist(), scores.tolist(), strict=True):
         score_of.setdefault((i, j), min(score, MAX_NEAR_SCORE))
     leak_of: dict[int, tuple[int, float]] = {}  # of a test image, its most similar training image
