@@ -13,7 +13,7 @@ import numpy.typing as npt
 from fastcifar.converters.edits import Edits
 from fastcifar.converters.sources import Broken, Labels, Sample
 from fastcifar.data.image_files import CHANGES, Preprocessing
-from fastcifar.data.manifest import MAX_SIZES, Conversion, Manifest
+from fastcifar.data.manifest import MAX_ELONGATED, MAX_SIZES, MIN_ASPECT, Conversion, Manifest
 from fastcifar.data.origins import to_line
 from fastcifar.errors import DataError, join_names, one_line
 
@@ -37,6 +37,7 @@ class Summary:
         self._name, self._preprocessing, self._num_ignored = name, preprocessing, num_ignored
         self._max_broken = int(num_images * MAX_BROKEN)
         self._sizes: Counter[tuple[int, int]] = Counter()
+        self._elongated: list[tuple[int, int, int]] = []
         self._changes: Counter[str] = Counter()
         self.skipped: list[str] = []
         self.hashes: Hashes = np.empty(num_images, np.uint64)
@@ -44,7 +45,12 @@ class Summary:
 
     def add(self, index: int, sample: Sample) -> None:
         """Count image `index`."""
-        self._sizes[sample.size or (sample.image.shape[0], sample.image.shape[1])] += 1
+        height, width = sample.image.shape[:2]
+        before = sample.size or (height, width)
+        self._sizes[before] += 1
+        changed = before[0] * width / (before[1] * height)  # of the proportions
+        if max(changed, 1 / changed) >= MIN_ASPECT and len(self._elongated) < MAX_ELONGATED:
+            self._elongated.append((index, *before))
         self._changes.update(sample.changes)
         self.hashes[index] = hash_image(sample.image)
 
@@ -69,6 +75,7 @@ class Summary:
             fit=self._preprocessing.fit,
             background=self._preprocessing.background,
             sizes=named,
+            elongated=tuple(self._elongated),
             changes={key: self._changes[key] for key in CHANGES if self._changes[key]},
             skipped=tuple(self.skipped),
             num_ignored=self._num_ignored,

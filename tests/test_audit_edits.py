@@ -305,7 +305,7 @@ def test_kinds_that_do_not_exist_are_wrong_use(data: Path) -> None:
 def test_a_manifest_of_version_3_is_still_read(data: Path) -> None:
     file = data / "train.beton.json"
     facts = json.loads(file.read_text())
-    for name in ("dropped", "relabelled", "edits_sha256"):
+    for name in ("dropped", "relabelled", "edits_sha256", "elongated"):
         del facts["conversion"][name]
     facts |= {"fastcifar_manifest": 3}
     del facts["checksum"]
@@ -314,3 +314,14 @@ def test_a_manifest_of_version_3_is_still_read(data: Path) -> None:
     assert manifest is not None
     assert (manifest.conversion.dropped, manifest.conversion.edits_sha256) == ({}, ())
     assert len(open_beton(data / "train.beton")) == 6
+
+
+@pytest.mark.parametrize("rows", [5, [5], [[0, 0, 9]], [[0, 9]], [[0, 9.5, 9]], [[-1, 9, 9]]])
+def test_a_wrong_list_of_elongated_images_is_refused(data: Path, rows: object) -> None:
+    file = data / "train.beton.json"
+    facts = json.loads(file.read_text())
+    facts["conversion"]["elongated"] = rows
+    del facts["checksum"]
+    file.write_text(json.dumps(facts | {"checksum": _checksum(facts)}))
+    with pytest.raises(DataError, match="conversion.elongated is not a list of indices"):
+        read_manifest(data / "train.beton")

@@ -5,9 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
+import pytest
 
+from fastcifar import convert, open_beton
 from fastcifar.audit.images import _outliers, check_images
 from fastcifar.audit.issues import IMAGES
+from fastcifar.data.image_files import FITS
 from tests.test_duplicates import betons, pictures
 
 
@@ -43,9 +47,18 @@ def test_copies_of_an_image_do_not_make_the_others_outliers() -> None:
     assert [index for index, _ in _outliers(vectors, np.zeros(200, np.int64))] == [150]
 
 
-def test_the_aspect_of_a_padded_image_is_known(tmp_path: Path) -> None:
-    train = pictures(30)
-    train[4, :12] = train[4, 20:] = 255
-    wide = betons(tmp_path / "pad", train, pictures(10, 1), size=(32, 32), fit="pad")
-    assert [(issue.kind, issue.image.index) for issue in check_images(wide)] == [("aspect", 4)]
-    assert check_images(betons(tmp_path / "crop", train, pictures(10, 1))) == []
+@pytest.mark.parametrize("fit", FITS)
+def test_the_aspect_of_an_original_is_known(tmp_path: Path, fit: str) -> None:
+    rng = np.random.default_rng(3)
+    for split, number in (("train", 30), ("test", 10)):
+        for index in range(number):
+            shape = {4: (16, 64), 7: (90, 30), 8: (40, 60)}.get(index, (40, 40))
+            path = tmp_path / "source" / split / "ab"[index % 2] / f"{index:02d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            PIL.Image.fromarray(rng.integers(0, 256, (*shape, 3), np.uint8)).resize(shape[::-1]).save(path)
+    convert(str(tmp_path / "source"), tmp_path / "data", size=(32, 32), fit=fit)
+    beton = open_beton(tmp_path / "data" / "train.beton")
+    origins = list(beton.origins())
+    issues = [issue for issue in check_images({"train": beton}) if issue.kind == "aspect"]
+    assert [origins[issue.image.index] for issue in issues] == ["train/a/04.png", "train/b/07.png"]
+    assert [issue.score for issue in issues] == pytest.approx([3 / 4, 2 / 3])

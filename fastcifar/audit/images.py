@@ -16,8 +16,6 @@ MAX_BLANK, MAX_CONSTANT = 1.0, 4.0
 """Standard deviation of a pixel within an image, in grey levels, up to which it is blank, and constant."""
 DARK, BRIGHT = 12.0, 243.0
 """Mean of an image, in grey levels, up to which it is dark, and from which on it is bright."""
-MIN_ASPECT = 2.5
-"""Longer over shorter side of what is within the borders of a padded image, from which on its aspect is unusual."""
 OUTLIER_DEVIATIONS = 6.0
 """Robust standard deviations from the median of the distances of a class, from which on an image is an outlier."""
 MIN_CLASS = 20
@@ -45,8 +43,7 @@ def check_images(splits: Mapping[str, Beton], reporter: Reporter | None = None) 
 
 
 def _check_split(split: str, beton: Beton, reporter: Reporter) -> list[Issue]:
-    means, deviations, aspects = (np.ones(len(beton)) for _ in range(3))
-    background = _padding(beton)
+    means, deviations, aspects = np.empty(len(beton)), np.empty(len(beton)), _aspects(beton)
     greys = np.empty((len(beton), SIDE, SIDE), np.uint8)
     colours = np.empty((len(beton), 3), np.float32)
     for begin, images in batches(beton):
@@ -56,8 +53,6 @@ def _check_split(split: str, beton: Beton, reporter: Reporter) -> list[Issue]:
         colours[part] = pixels.mean(1)
         means[part] = colours[part].mean(1)
         deviations[part] = pixels.std(1).max(1)
-        if background is not None:
-            aspects[part] = _aspects(images, background)
         reporter.advance(len(images))
     first_of: dict[int, tuple[str, float]] = {}  # by index, kind and score
     kinds = (
@@ -65,7 +60,7 @@ def _check_split(split: str, beton: Beton, reporter: Reporter) -> list[Issue]:
         ("constant", deviations <= MAX_CONSTANT, 1 - deviations / 255),
         ("dark", means <= DARK, 1 - means / 255),
         ("bright", means >= BRIGHT, means / 255),
-        ("aspect", aspects >= MIN_ASPECT, 1 - 1 / aspects),
+        ("aspect", aspects > 1, 1 - 1 / aspects),
     )
     for kind, selected, scores in kinds:
         for index in np.flatnonzero(selected).tolist():
@@ -80,21 +75,15 @@ def _check_split(split: str, beton: Beton, reporter: Reporter) -> list[Issue]:
     ]
 
 
-def _padding(beton: Beton) -> tuple[int, int, int] | None:
-    """The colour around padded images; None if they were not padded."""
-    conversion = beton.manifest and beton.manifest.conversion
-    return conversion.background if conversion and conversion.size and conversion.fit == "pad" else None
-
-
-def _aspects(images: npt.NDArray[np.uint8], background: tuple[int, int, int]) -> npt.NDArray[np.float64]:
-    """Longer over shorter side of what differs from the background, (B,): its rows and columns, border to border."""
-    difference = np.abs(images.astype(np.int16) - np.array(background, np.int16)).max(3)  # (B, H, W)
-    lengths = []
-    for axis in (2, 1):
-        lines = difference.max(axis) > MAX_CONSTANT  # (B, H), then (B, W)
-        last = lines.shape[1] - lines[:, ::-1].argmax(1)
-        lengths.append(np.where(lines.any(1), last - lines.argmax(1), 1))
-    return np.maximum(*lengths) / np.minimum(*lengths)
+def _aspects(beton: Beton) -> npt.NDArray[np.float64]:
+    """How much longer, (N,), or shorter than its original an image is in proportion, where the manifest says so; 1 of
+    the others."""
+    aspects = np.ones(len(beton))
+    for index, height, width in beton.manifest.conversion.elongated if beton.manifest else ():
+        if index < len(beton):
+            changed = height * beton.image_shape[1] / (width * beton.image_shape[0])
+            aspects[index] = max(changed, 1 / changed)
+    return aspects
 
 
 def _outliers(vectors: Floats, labels: npt.NDArray[np.int64]) -> list[tuple[int, float]]:

@@ -20,6 +20,7 @@ READABLE = (3, 4)
 MAX_NAME = 255
 """Characters of a class name: a folder's name has no more."""
 MAX_SIZES = 20
+MAX_ELONGATED, MIN_ASPECT = 1_000, 2.5
 MAX_BYTES = 64 * 2**20
 
 
@@ -34,6 +35,9 @@ class Conversion:
     background: tuple[int, int, int] = (255, 255, 255)
     sizes: dict[str, int] = field(default_factory=dict)
     """Number of images of each original size, 'HEIGHTxWIDTH': the MAX_SIZES most frequent, and 'others'."""
+    elongated: tuple[tuple[int, int, int], ...] = ()
+    """Index, original height and width of the first MAX_ELONGATED images that were cropped, padded or stretched to
+    proportions of MIN_ASPECT times their own, or more."""
     changes: dict[str, int] = field(default_factory=dict)
     """Number of images with each change, keys of `fastcifar.data.image_files.CHANGES`."""
     skipped: tuple[str, ...] = ()
@@ -134,7 +138,7 @@ def _parse(raw: Any) -> Manifest:
 
 
 def _parse_conversion(raw: Any) -> Conversion:
-    raw = {"dropped": {}, "relabelled": 0, "edits_sha256": [], **raw}
+    raw = {"dropped": {}, "relabelled": 0, "edits_sha256": [], "elongated": [], **raw}
     size, fit, background = raw["size"], raw["fit"], raw["background"]
     if size is not None and (not _are_counts(size) or len(size) != 2 or not all(size)):
         raise ValueError("conversion.size is not two positive integers")
@@ -149,6 +153,9 @@ def _parse_conversion(raw: Any) -> Conversion:
             raise ValueError(f"conversion.{name} is not a mapping of counts")
     if not _are_counts(list(numbers.values())):
         raise ValueError("conversion has a count that is not an integer")
+    rows = raw["elongated"]
+    if not isinstance(rows, list) or not all(_are_counts(row) and len(row) == 3 and row[1] and row[2] for row in rows):
+        raise ValueError("conversion.elongated is not a list of indices, heights and widths")
     for name in ("skipped", "edits_sha256"):
         if not isinstance(raw[name], list) or not all(isinstance(text, str) for text in raw[name]):
             raise ValueError(f"conversion.{name} is not a list of names")
@@ -157,6 +164,7 @@ def _parse_conversion(raw: Any) -> Conversion:
         fit=fit,
         background=(background[0], background[1], background[2]),
         sizes=raw["sizes"],
+        elongated=tuple((index, height, width) for index, height, width in rows),
         changes=raw["changes"],
         skipped=tuple(raw["skipped"]),
         dropped=raw["dropped"],
