@@ -73,6 +73,31 @@ def test_values_gradients_and_statistics_are_those_of_torch(
     assert norm.num_batches_tracked == 1
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("shape", [(6, 8, 9, 7), (33, 64, 8, 8)], ids=str)
+@pytest.mark.parametrize(
+    ("kind", "pool", "has_shortcut"),
+    [(GELU, True, False), (GELU, False, False), (RELU, False, False), (RELU, False, True)],
+)
+@torch.inference_mode()
+def test_in_evaluation_the_running_statistics_count(
+    dtype: torch.dtype, shape: tuple[int, ...], kind: int, pool: bool, has_shortcut: bool
+) -> None:
+    norm = random_norm(shape[1]).eval()
+    norm.running_mean.copy_(torch.linspace(2, 4, shape[1]))
+    norm.running_var.copy_(torch.linspace(1, 9, shape[1]))
+    norm.weight[0] = -1  # the maximum is taken before it
+    x, shortcut = images(*shape, dtype=dtype, mean=3.0), images(*shape, dtype=dtype) if has_shortcut else None
+    x[1, 2, 1, 0] = torch.nan
+    out = norm_act(x, norm, kind, pool=pool, shortcut=shortcut)
+    norm.double()
+    before = norm(F.max_pool2d(x.double(), 2) if pool else x.double())
+    expected = F.gelu(before) if kind == GELU else F.relu(before if shortcut is None else before + shortcut.double())
+    assert out.dtype == dtype
+    assert torch.equal(out.isnan(), expected.isnan())
+    assert error(out.nan_to_num(), expected.nan_to_num()) < TOLERANCE[dtype]
+
+
 def test_statistics_keep_their_precision_far_from_zero() -> None:
     norm, x = random_norm(4), images(8, 4, 6, 6, mean=3_000.0)
     norm.running_mean.fill_(3_000.0)
@@ -103,7 +128,7 @@ def test_nan_is_not_lost(dtype: torch.dtype, pool: bool, position: tuple[int, in
     assert found.tolist() == [False, True, False]
 
 
-def test_ordinary_training_is_fused_and_nothing_else() -> None:
+def test_ordinary_training_and_evaluation_are_fused_and_nothing_else() -> None:
     norm, x = random_norm(4), images(2, 4, 4, 4)
     assert can_fuse(x, norm, nn.ReLU())
     assert not can_fuse(x.contiguous(), norm)
@@ -112,6 +137,7 @@ def test_ordinary_training_is_fused_and_nothing_else() -> None:
     assert not can_fuse(x, nn.GroupNorm(1, 4))
     assert not can_fuse(x, norm.eval())
     with torch.no_grad():
+        assert can_fuse(x, norm)
         assert not can_fuse(x, norm.train())
     for layer in (norm, nn.ReLU()):
         handle = layer.register_forward_hook(lambda module, given, result: None)
@@ -122,7 +148,7 @@ def test_ordinary_training_is_fused_and_nothing_else() -> None:
 
 @pytest.mark.full_size
 @pytest.mark.parametrize("name", ["small", "resnet18"])
-def test_a_network_has_the_gradients_of_its_layers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_has_the_logits_and_gradients_of_its_layers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     gradients: list[Any] = []
     module = "fastcifar.models.small.can_fuse" if name == "small" else "fastcifar.models.resnet.can_fuse"
     for fuses in (True, False):
@@ -133,6 +159,8 @@ def test_a_network_has_the_gradients_of_its_layers(name: str, monkeypatch: pytes
         F.cross_entropy(model(images(16, 3, 12, 12)), torch.arange(16) % 10).backward()
         gradients.append({key: param.grad for key, param in model.named_parameters() if param.requires_grad})
         gradients[-1] |= {key: value.float() for key, value in model.named_buffers()}
+        with torch.no_grad():
+            gradients[-1]["logits"] = model.eval()(images(16, 3, 12, 12))
     for key, value in gradients[1].items():
         # as a whole: a value near zero may have another sign
         assert (gradients[0][key] - value).norm() < 2e-2 * value.norm(), key

@@ -1,4 +1,4 @@
-"""Batch normalisation in training on a CPU, in one pass with what surrounds it: see `norm_kernels`.
+"""Batch normalisation on a CPU, in one pass with what surrounds it: see `norm_kernels`.
 
 torch reads and writes the images once for each operation; on a CPU, memory is then the limit of all but convolutions.
 """
@@ -24,14 +24,14 @@ MIN_SLICE = 2**15  # values; submitting less to a thread costs more than it save
 
 
 def can_fuse(x: torch.Tensor, *layers: nn.Module) -> bool:
-    """Whether `norm_act` can do what the layers do with x, (N, C, H, W): a batch normalisation in training on a CPU, in
-    channels-last memory, and no hook that expects what is between the layers."""
+    """Whether `norm_act` can do what the layers do with x, (N, C, H, W): a batch normalisation on a CPU, in training
+    with gradients or in evaluation without, in channels-last memory, and no hook that expects what is between the
+    layers."""
     return (
         type(x) is torch.Tensor
         and x.device.type == "cpu"
         and x.dtype in (torch.bfloat16, torch.float32)
         and x.is_contiguous(memory_format=torch.channels_last)
-        and torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
         and all(_is_plain(layer) for layer in layers)
         and len(x) > 1
@@ -47,7 +47,7 @@ def _is_plain(layer: nn.Module) -> bool:
         return True
     return (
         type(layer) is nn.BatchNorm2d
-        and layer.training
+        and layer.training == torch.is_grad_enabled()
         and layer.affine
         and layer.track_running_stats
         and layer.momentum is not None
@@ -61,11 +61,30 @@ def norm_act(
     """activation(norm(max_pool2d(x, 2)) + shortcut), (N, C, H, W) bfloat16 or float32 -> of the same dtype.
 
     kind: GELU or RELU. pool: with the maximum of 2x2 pixels before, for GELU. shortcut: of the shape of x, for RELU.
-    Updates the running statistics. Between x and the result all is float32. See `can_fuse`.
+    Updates the running statistics in training. Between x and the result all is float32. See `can_fuse`.
     """
     if shortcut is not None:
         shortcut = shortcut.to(x.dtype).contiguous(memory_format=torch.channels_last)
+    if not norm.training:
+        return _evaluate(x, norm, kind, pool, shortcut)
     return _NormAct.apply(x, norm.weight, norm.bias, shortcut, norm, kind, pool)
+
+
+def _evaluate(x: torch.Tensor, norm: nn.Module, kind: int, pool: bool, shortcut: torch.Tensor | None) -> torch.Tensor:
+    """`norm_act` with the running statistics."""
+    num, channels, height, width = x.shape
+    scale = _float32(norm.weight) / np.sqrt(_float32(norm.running_var) + np.float32(norm.eps))
+    factors = scale, _float32(norm.bias) - _float32(norm.running_mean) * scale
+    if pool:
+        out = _empty(x, height // 2, width // 2)
+        size = tuple(map(np.uint64, (height, width, channels)))
+        _run("pool_activate", _values(x), size, *factors, _values(out), count=num, size=x[0].numel())
+        return out
+    out, rows = torch.empty_like(x), _values(x)
+    added = rows[:0] if shortcut is None else _values(shortcut)
+    outs = _values(out), rows[:0]
+    _run("activate", rows, added, *factors, kind, *outs, count=num * height * width, size=channels)
+    return out
 
 
 class _NormAct(torch.autograd.Function):

@@ -166,7 +166,7 @@ def activate(
     offset: Any,  # (C,) float32
     kind: int,
     out: Any,  # (rows * C,)
-    slope: Any,  # the same, for GELU: its derivative
+    slope: Any,  # the same, for GELU: its derivative; or empty
     first: int,  # rows first .. last - 1
     last: int,
 ) -> None:
@@ -174,7 +174,11 @@ def activate(
     channels = np.uint64(len(scale))
     for row in range(np.uint64(first), np.uint64(last)):
         at = row * channels
-        if kind == GELU:
+        if kind == GELU and not len(slope):
+            for k in range(channels):
+                z = _load(x[at + k]) * scale[k] + offset[k]
+                _store(out, at + k, z * _normal(z)[0])
+        elif kind == GELU:
             for k in range(channels):
                 z = _load(x[at + k]) * scale[k] + offset[k]
                 below, density = _normal(z)
@@ -187,6 +191,33 @@ def activate(
         else:
             for k in range(channels):
                 _store(out, at + k, max(_load(x[at + k]) * scale[k] + offset[k], np.float32(0)))
+
+
+def pool_activate(
+    x: Any,  # (N * H * W * C,)
+    shape: Any,  # (H, W, C), uint64
+    scale: Any,  # (C,) float32
+    offset: Any,  # (C,) float32
+    out: Any,  # (N * (H // 2) * (W // 2) * C,)
+    first: int,  # images first .. last - 1
+    last: int,
+) -> None:
+    """out = GELU(maximum of 2x2 pixels * scale + offset)."""
+    height, width, channels = shape
+    one, two = np.uint64(1), np.uint64(2)
+    rows, columns = height // two, width // two
+    for n in range(np.uint64(first), np.uint64(last)):
+        for row in range(rows):
+            for column in range(columns):
+                a = ((n * height + two * row) * width + two * column) * channels
+                b, c, d = a + channels, a + width * channels, a + (width + one) * channels
+                to = ((n * rows + row) * columns + column) * channels
+                for k in range(channels):
+                    best = _load(x[a + k])
+                    for value in (_load(x[b + k]), _load(x[c + k]), _load(x[d + k])):
+                        best = value if _replaces(value, best) else best
+                    z = best * scale[k] + offset[k]
+                    _store(out, to + k, z * _normal(z)[0])
 
 
 def gradient_sums(
