@@ -1,9 +1,11 @@
-"""Training time and accuracy: the recipe `fast` next to airbench's 94% script on the same machine and images.
+"""Training time and accuracy: the recipe `fast` next to scripts that train to 94%, on the same machine and images.
 
-    python -m benchmarks.fast --data-dir data --airbench cifar10-airbench --json
+    python -m benchmarks.fast --data-dir data --seeds 5 --airbench cifar10-airbench --hiverge cifar10-speedrun
 
-`--airbench` is a checkout of github.com/KellerJordan/cifar10-airbench; without one its row is left out, by name. Both
-are trained once for each seed, in turn. `train_seconds` is training alone, without evaluation, for both.
+`--airbench` and `--hiverge` are checkouts of github.com/KellerJordan/cifar10-airbench and of
+github.com/hiverge/cifar10-speedrun; without one its row is left out, by name. All are trained once for each seed, in
+turn. `train_seconds` is training alone, without evaluation, for all. Accuracies are means over the seeds, and `ci95`
+is half the width of their 95% interval (Student's t); seconds are the median.
 `--without TRICK` adds the recipe without one of the things that make it fast, to see what that one brings.
 """
 
@@ -20,6 +22,7 @@ import torch
 from benchmarks import Command, options, save_rows, show
 from benchmarks.subprocesses import run_json
 from fastcifar.bench.results import environment
+from fastcifar.runs.statistics import mean_of
 
 WITHOUT = {
     "progressive": "--progressive=",
@@ -32,40 +35,56 @@ WITHOUT = {
 }
 """Flags that replace each trick by the usual method."""
 KEYS = ("train_seconds", "test_accuracy", "tta_accuracy")
+PEERS = {"airbench94_muon": "airbench", "cifar10_speedrun": "hiverge"}
+"""The other scripts, and the option that names a checkout of each."""
+
+
+def summary(name: str, trainings: list[dict[str, Any]]) -> dict[str, Any]:
+    """The row of one way to train."""
+    row: dict[str, Any] = {"name": name, "trainings": len(trainings)}
+    if not trainings:
+        return {**row, **dict.fromkeys(KEYS), "note": f"skipped: no --{PEERS[name]}"}
+    row["train_seconds"] = round(median(each["train_seconds"] for each in trainings), 1)
+    for key in KEYS[1:]:
+        scores = mean_of([each[key] for each in trainings])
+        row[key] = round(scores.mean, 4)
+        row[key.replace("accuracy", "ci95")] = None if scores.half_width is None else round(scores.half_width, 4)
+    row["each"] = [{key: round(each[key], 4) for key in KEYS} for each in trainings]
+    return row
 
 
 @click.command(cls=Command)
 @click.option("--recipe", default="fast", show_default=True)
 @click.option("--airbench", type=click.Path(exists=True, file_okay=False), help="Checkout of cifar10-airbench.")
+@click.option("--hiverge", type=click.Path(exists=True, file_okay=False), help="Checkout of cifar10-speedrun.")
 @click.option("--seeds", default=1, show_default=True, type=click.IntRange(1), help="Trainings of each.")
 @click.option("--without", multiple=True, type=click.Choice([*WITHOUT, "all"]), help="Leave this out, in a row more.")
 @options("data_dir", "device")
 def main(
-    data_dir: str, recipe: str, airbench: str | None, device: str, seeds: int, without: tuple[str, ...], save: bool,
-    as_json: bool,
+    data_dir: str, recipe: str, device: str, seeds: int, without: tuple[str, ...], save: bool, as_json: bool,
+    **checkouts: str | None,
 ) -> None:  # fmt: skip
     """Time and accuracy of trainings."""
     data = str(Path(data_dir).resolve())
     left_out = tuple(WITHOUT) if "all" in without else without
     ways = {f"fastcifar {recipe}": ""}
     ways |= {f"fastcifar {recipe}, without {name}": WITHOUT[name] for name in left_out}
-    results: dict[str, list[dict[str, Any]]] = {name: [] for name in (*ways, "airbench94_muon")}
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in (*ways, *PEERS)}
     with tempfile.TemporaryDirectory() as runs:
         flags = ["--recipe", recipe, "--data-dir", data, "--runs-dir", runs, "--device", device, "--json"]
         for seed in range(seeds):
             for name, changes in ways.items():
                 ours = ["fastcifar", "train", *flags, "--seed", str(seed), *changes.split()]
                 results[name].append(run_json(*ours))
-            if airbench is not None:
-                theirs = ["benchmarks.peers.airbench94", str(Path(airbench).resolve()), data]
-                results["airbench94_muon"].append(run_json(*theirs, device, str(seed)))
-    rows = []
-    for name, metrics in results.items():
-        row: dict[str, Any] = {"name": name, "trainings": len(metrics)}
-        row |= {key: round(median(each[key] for each in metrics), 4) if metrics else None for key in KEYS}
-        rows.append(row if metrics else {**row, "note": "skipped: no --airbench"})
-    columns = ("name", *KEYS, "trainings", "note")
-    show(rows, columns, as_json)
+            for name, option in PEERS.items():
+                if (checkout := checkouts[option]) is not None:
+                    theirs = ["benchmarks.peers.speedrun", str(Path(checkout).resolve()), data, device, str(seed)]
+                    results[name].append(run_json(*theirs))
+            for name, trainings in results.items():  # a long benchmark shows what it has
+                if trainings:
+                    click.echo(f"{name}, seed {seed}: {summary(name, trainings[-1:])['each'][0]}", err=True)
+    rows = [summary(name, trainings) for name, trainings in results.items()]
+    show(rows, ("name", *KEYS, "test_ci95", "tta_ci95", "trainings", "note"), as_json)
     if save:
         save_rows(__file__, rows, environment(data_dir, torch.device(device)))
 

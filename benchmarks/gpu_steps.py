@@ -115,7 +115,7 @@ def _accuracy(plan: Plan) -> list[Step]:
     seeds = 1 if plan.quick else 5
     ours = _benchmark(plan, "accuracy", "accuracy/fast", "fast", "--recipe", recipe, "--seeds", seeds)
     theirs = _step(
-        "accuracy", "accuracy/airbench94_muon", "metrics", "benchmarks.peers.airbench94", plan.airbench, plan.data_dir,
+        "accuracy", "accuracy/airbench94_muon", "metrics", "benchmarks.peers.speedrun", plan.airbench, plan.data_dir,
         plan.device, 0, missing=_no_airbench(plan),
     )  # fmt: skip
     return [ours, theirs]

@@ -15,6 +15,8 @@ import torch
 from click.testing import CliRunner
 
 import benchmarks
+from benchmarks import fast, whole_program
+from benchmarks.peers import speedrun
 from benchmarks.subprocesses import anonymous_memory
 from fastcifar.bench import measure
 from fastcifar.bench.results import environment
@@ -181,3 +183,36 @@ def test_the_benchmark_of_loaders_has_the_rows_that_it_promises(data_dir: Path) 
     for row in rows:
         assert row["images_per_s"] or row["note"].startswith("skipped: "), row
         assert {"images_per_s_min", "images_per_s_max", "first_batch_s"} <= set(row)
+
+
+def test_the_scripts_of_others_get_the_types_and_memory_of_a_cpu(tmp_path: Path) -> None:
+    script = tmp_path / "airbench94_muon.py"
+    body = 'images = torch.device("cuda"), (self.images.half() / 255), mod.half()\n'
+    script.write_text(body + 'if __name__ == "__main__":\n    main()\n')
+    assert speedrun.script_of(tmp_path) == script
+    assert speedrun.source_of(script, torch.device("cuda")) == body
+    expected = 'images = torch.device("cpu"), (self.images.float() / 255), mod.float()\n'
+    assert speedrun.source_of(script, torch.device("cpu")) == expected
+    script.write_text(script.read_text().replace("mod.half()", "mod"))
+    with pytest.raises(AssertionError, match="has changed"):
+        speedrun.source_of(script, torch.device("cpu"))
+
+
+def test_accuracies_are_means_with_an_interval() -> None:
+    trainings = [
+        {"train_seconds": seconds, "test_accuracy": 0.92, "tta_accuracy": accuracy}
+        for seconds, accuracy in ((200.0, 0.93), (190.0, 0.94), (250.0, 0.935))
+    ]
+    row = fast.summary("fastcifar fast", trainings)
+    assert (row["trainings"], row["train_seconds"], row["tta_accuracy"]) == (3, 200.0, 0.935)
+    assert row["tta_ci95"] == pytest.approx(4.303 * 0.005 / 3**0.5, abs=1e-4)
+    assert fast.summary("fastcifar fast", trainings[:1])["tta_ci95"] is None
+    assert fast.summary("cifar10_speedrun", [])["note"] == "skipped: no --hiverge"
+
+
+@pytest.mark.slow
+def test_a_whole_run_is_timed_from_its_start_to_its_exit(data_dir: Path) -> None:
+    flags = ["--model", "small", "--batch-size", "16", "--max-steps", "2", "--data-dir", str(data_dir)]
+    seconds = whole_program.one([*flags, "--tta", "flip"])
+    assert 0 < seconds["test_s"] < seconds["exit_s"]
+    assert seconds["start_s"] > 0

@@ -65,12 +65,15 @@ def norm_act(
     """
     if shortcut is not None:
         shortcut = shortcut.to(x.dtype).contiguous(memory_format=torch.channels_last)
+    assert isinstance(norm, nn.BatchNorm2d)
     if not norm.training:
         return _evaluate(x, norm, kind, pool, shortcut)
     return _NormAct.apply(x, norm.weight, norm.bias, shortcut, norm, kind, pool)
 
 
-def _evaluate(x: torch.Tensor, norm: nn.Module, kind: int, pool: bool, shortcut: torch.Tensor | None) -> torch.Tensor:
+def _evaluate(
+    x: torch.Tensor, norm: nn.BatchNorm2d, kind: int, pool: bool, shortcut: torch.Tensor | None
+) -> torch.Tensor:
     """`norm_act` with the running statistics."""
     num, channels, height, width = x.shape
     scale = _float32(norm.weight) / np.sqrt(_float32(norm.running_var) + np.float32(norm.eps))
