@@ -137,8 +137,12 @@ def test_ordinary_training_and_evaluation_are_fused_and_nothing_else() -> None:
     assert not can_fuse(x, nn.GroupNorm(1, 4))
     assert not can_fuse(x, norm.eval())
     with torch.no_grad():
-        assert can_fuse(x, norm)
+        assert not can_fuse(x, norm)
         assert not can_fuse(x, norm.train())
+    with torch.inference_mode():
+        assert not can_fuse(x, norm)
+        assert can_fuse(x, norm.eval())
+    norm.train()
     for layer in (norm, nn.ReLU()):
         handle = layer.register_forward_hook(lambda module, given, result: None)
         assert not can_fuse(x, norm, layer)
@@ -159,7 +163,7 @@ def test_a_network_has_the_logits_and_gradients_of_its_layers(name: str, monkeyp
         F.cross_entropy(model(images(16, 3, 12, 12)), torch.arange(16) % 10).backward()
         gradients.append({key: param.grad for key, param in model.named_parameters() if param.requires_grad})
         gradients[-1] |= {key: value.float() for key, value in model.named_buffers()}
-        with torch.no_grad():
+        with torch.inference_mode():
             gradients[-1]["logits"] = model.eval()(images(16, 3, 12, 12))
     for key, value in gradients[1].items():
         # as a whole: a value near zero may have another sign

@@ -25,14 +25,16 @@ MIN_SLICE = 2**15  # values; submitting less to a thread costs more than it save
 
 def can_fuse(x: torch.Tensor, *layers: nn.Module) -> bool:
     """Whether `norm_act` can do what the layers do with x, (N, C, H, W): a batch normalisation on a CPU, in training
-    with gradients or in evaluation without, in channels-last memory, and no hook that expects what is between the
-    layers."""
+    with gradients or in evaluation in `torch.inference_mode`, in channels-last memory, and no hook that expects what is
+    between the layers."""
     return (
         type(x) is torch.Tensor
         and x.device.type == "cpu"
         and x.dtype in (torch.bfloat16, torch.float32)
         and x.is_contiguous(memory_format=torch.channels_last)
+        and (torch.is_grad_enabled() or torch.is_inference_mode_enabled())
         and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call,unused-ignore]
         and all(_is_plain(layer) for layer in layers)
         and len(x) > 1
         and min(x.shape[2:]) > 1
@@ -47,7 +49,7 @@ def _is_plain(layer: nn.Module) -> bool:
         return True
     return (
         type(layer) is nn.BatchNorm2d
-        and layer.training == torch.is_grad_enabled()
+        and layer.training != torch.is_inference_mode_enabled()
         and layer.affine
         and layer.track_running_stats
         and layer.momentum is not None
