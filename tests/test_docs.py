@@ -27,7 +27,16 @@ COMMANDS = main.commands
 FOREIGN = {name for names, _, _ in ANSWERS for name in names if name.startswith("--")}
 """Options that no command has, on the page about those."""
 TORCHRUN = {"--nproc-per-node"}
-BENCHMARKS = {"--networks", "--airbench", "--hiverge", "--shorten", "--recipes", "--without", "--no-reference"}
+BENCHMARKS = {
+    "--networks",
+    "--airbench",
+    "--hiverge",
+    "--labels",
+    "--shorten",
+    "--recipes",
+    "--without",
+    "--no-reference",
+}
 
 
 def fenced(page: Path, language: str) -> list[str]:
