@@ -36,7 +36,7 @@ SCRIPTS = {
         "X = torch.stack(grad_list)\n",
     ),
 }
-"""What of each script is for a GPU alone. The names that `replacement` changes in it."""
+"""What of each script is for a GPU alone, with the names in it that FOR_A_CPU replaces."""
 FOR_A_CPU = (
     ("cuda", "cpu"),
     (".half()", ".float()"),

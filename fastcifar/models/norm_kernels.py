@@ -101,6 +101,16 @@ def _replaces(value: Any, best: Any) -> Any:
     return (value > best) | (value != value)
 
 
+@register_jitable
+def _places(shape: Any, n: Any, row: Any, column: Any) -> Any:
+    """Where the four pixels of image n begin that become pixel (row, column), in order, and where that begins."""
+    height, width, channels = shape
+    one, two = np.uint64(1), np.uint64(2)
+    a = ((n * height + two * row) * width + two * column) * channels
+    to = ((n * (height // two) + row) * (width // two) + column) * channels
+    return a, a + channels, a + width * channels, a + (width + one) * channels, to
+
+
 def pool(
     x: Any,  # (N * H * W * C,)
     shape: Any,  # (H, W, C), uint64
@@ -113,16 +123,13 @@ def pool(
 ) -> None:
     """Maximum of 2x2 pixels, without what is left over at the right and bottom, and its sums."""
     height, width, channels = shape
-    one, two = np.uint64(1), np.uint64(2)
-    rows, columns = height // two, width // two
+    rows, columns = height // np.uint64(2), width // np.uint64(2)
     total, squares = np.empty(channels, np.float32), np.empty(channels, np.float32)
     for n in range(np.uint64(first), np.uint64(last)):
         for row in range(rows):
             total[:], squares[:] = np.float32(0), np.float32(0)
             for column in range(columns):
-                a = ((n * height + two * row) * width + two * column) * channels
-                b, c, d = a + channels, a + width * channels, a + (width + one) * channels
-                to = ((n * rows + row) * columns + column) * channels
+                a, b, c, d, to = _places(shape, n, row, column)
                 for k in range(channels):
                     best, which = _load(x[a + k]), np.uint8(0)
                     value = _load(x[b + k])
@@ -204,14 +211,11 @@ def pool_activate(
 ) -> None:
     """out = GELU(maximum of 2x2 pixels * scale + offset)."""
     height, width, channels = shape
-    one, two = np.uint64(1), np.uint64(2)
-    rows, columns = height // two, width // two
+    rows, columns = height // np.uint64(2), width // np.uint64(2)
     for n in range(np.uint64(first), np.uint64(last)):
         for row in range(rows):
             for column in range(columns):
-                a = ((n * height + two * row) * width + two * column) * channels
-                b, c, d = a + channels, a + width * channels, a + (width + one) * channels
-                to = ((n * rows + row) * columns + column) * channels
+                a, b, c, d, to = _places(shape, n, row, column)
                 for k in range(channels):
                     best = _load(x[a + k])
                     for value in (_load(x[b + k]), _load(x[c + k]), _load(x[d + k])):
