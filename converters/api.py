@@ -53,6 +53,13 @@ def convert(
 
     Raises UsageError (exit code 2) for invalid arguments, DataError (4) for images or labels that cannot be converted,
     FastcifarError (1) if `data_dir` is not writable. Existing betons are then unchanged.
+
+    Examples:
+        >>> images = np.zeros((40, 16, 16, 3), np.uint8)
+        >>> pairs = [(image, "cat" if index % 2 else "dog") for index, image in enumerate(images)]
+        >>> manifests = convert(pairs, "blank-data", test_share=0.25)
+        >>> manifests["train"].num_samples, manifests["train"].class_names
+        (30, ('cat', 'dog'))
     """
     if jpeg_quality is not None:
         require_int("jpeg_quality", jpeg_quality, 1, 100)

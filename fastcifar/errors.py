@@ -42,7 +42,15 @@ def join_names(names: Iterable[str], max_names: int = 12) -> str:
 
 
 class FastcifarError(Exception):
-    """The run failed. Base of all errors that a user can cause; the message has no memory addresses."""
+    """The run failed. Base of all errors that a user can cause; the message has no memory addresses.
+
+    Examples:
+        >>> try:
+        ...     open_beton("missing.beton")
+        ... except FastcifarError as error:
+        ...     print(type(error).__name__, error.exit_code)
+        DataError 4
+    """
 
     exit_code = 1
 

@@ -20,11 +20,10 @@ import pytest
 from click.testing import CliRunner
 
 from fastcifar.cli import main
-from fastcifar.cli import output as cli_output
 from fastcifar.config import TrainConfig
 from fastcifar.errors import DataError, FastcifarError, Stopped
 from fastcifar.io import reading
-from fastcifar.report import write_report
+from fastcifar.report import write_report, write_report_or_warn
 from fastcifar.report.classification import classification
 from fastcifar.report.explanations import explanations
 from fastcifar.report.run_files import RunFiles, clean
@@ -549,7 +548,7 @@ def test_a_report_that_cannot_be_written_is_a_warning(
 ) -> None:
     monkeypatch.setattr("fastcifar.report.write_report", raising(error))
     with caplog.at_level(logging.WARNING, "fastcifar"):
-        assert cli_output.write_report(run) is None
+        assert write_report_or_warn(run) is None
     (record,) = caplog.records
     assert record.getMessage().startswith(f"no report: {reason}")
 
@@ -559,7 +558,7 @@ def test_a_signal_while_the_report_is_written_stops_the_program(
 ) -> None:
     monkeypatch.setattr("fastcifar.report.write_report", raising(Stopped(signal.SIGTERM, "now")))
     with pytest.raises(Stopped):
-        cli_output.write_report(run)
+        write_report_or_warn(run)
     make.write_explained(run, NAMES, 1)
     monkeypatch.setattr("PIL.Image.open", raising(Stopped(signal.SIGTERM, "now")))
     with pytest.raises(Stopped):

@@ -71,7 +71,7 @@ def audit(
 
     from fastcifar.audit.issues import PARTS
     from fastcifar.audit.run import audit as audit_data
-    from fastcifar.cli.output import Bars
+    from fastcifar.bars import Bars
     from fastcifar.report.audit import write_audit_page
     from fastcifar.training.device import choose_threads
 

@@ -176,7 +176,8 @@ def convert(
     changed. Existing files are replaced only when both new files are complete.
     """
     from fastcifar.audit.edits import read_edits
-    from fastcifar.cli.output import Bars, command_line, show_next
+    from fastcifar.bars import Bars
+    from fastcifar.cli.output import command_line, show_next
     from fastcifar.converters import SourceOptions, open_source, write_betons
     from fastcifar.converters.edits import edited
     from fastcifar.converters.writer import MixedSizesError

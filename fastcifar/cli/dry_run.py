@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 def show_dry_run(context: click.Context, config: TrainConfig, num_runs: int, as_json: bool) -> None:
     """Measure one run, and print a recipe with everything else as comments, or one JSON object."""
     from fastcifar import recipes
-    from fastcifar.cli.output import Bars, command_line, table
+    from fastcifar.bars import Bars
+    from fastcifar.cli.output import command_line, table
     from fastcifar.training.dry_run import dry_run
     from fastcifar.training.progress import duration
 
@@ -44,8 +45,9 @@ def show_dry_run(context: click.Context, config: TrainConfig, num_runs: int, as_
 
 def show_sweep_dry_run(context: click.Context, config: TrainConfig, members: Sequence[Member], as_json: bool) -> None:
     """Measure a run of each combination, and print a table of them, or one JSON object."""
+    from fastcifar.bars import Bars
     from fastcifar.cli.groups import as_text
-    from fastcifar.cli.output import Bars, command_line, show_next, table
+    from fastcifar.cli.output import command_line, show_next, table
     from fastcifar.runs.sweep import dry_run_sweep
     from fastcifar.training.progress import duration
 

@@ -79,7 +79,8 @@ def evaluate(
     import json
 
     from fastcifar.audit.edits import read_left_out
-    from fastcifar.cli.output import Bars, command_line, show_next, table
+    from fastcifar.bars import Bars
+    from fastcifar.cli.output import command_line, show_next, table
     from fastcifar.inference.evaluation import Evaluation, evaluate_run
     from fastcifar.training import find_run
     from fastcifar.training.device import choose_threads

@@ -70,8 +70,9 @@ def explain(
 
     import json
 
-    from fastcifar.cli.output import Bars, write_report
+    from fastcifar.bars import Bars
     from fastcifar.explain import explain_run
+    from fastcifar.report import write_report_or_warn
     from fastcifar.training import find_run
     from fastcifar.training.device import choose_threads
 
@@ -83,10 +84,10 @@ def explain(
             folder, config, images=given, data_dir=data_dir, device=device, trusted=model, reporter=bars
         )
     found = explanation.own
-    report = write_report(folder) if explanation.files or found is None else None
+    report = write_report_or_warn(folder) if explanation.files or found is None else None
     if as_json:
-        facts = {"run": folder.path, **vars(explanation), "report": report}
-        del facts["own"]
+        keys = ("num_images", "num_wrong", "num_shown", "layers", "files")
+        facts = {"run": folder.path, **{key: getattr(explanation, key) for key in keys}, "report": report}
         click.echo(json.dumps({**facts, **(own.to_json(found) if found is not None else {})}, default=str))
     elif found is None or len(found):
         _show(context, config, folder, explanation, report)

@@ -50,7 +50,8 @@ def export(
     """
     import json
 
-    from fastcifar.cli.output import Bars, command_line, show_next, table
+    from fastcifar.bars import Bars
+    from fastcifar.cli.output import command_line, show_next, table
     from fastcifar.inference.export import export_run
     from fastcifar.training import find_run
     from fastcifar.training.device import choose_threads

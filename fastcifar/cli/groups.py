@@ -26,8 +26,10 @@ def train_and_print(group: Group, as_json: bool) -> None:
 
     Raises DivergedError (5), after that, if a run of a group of seeds diverged.
     """
-    from fastcifar.cli.output import Bars, command_line, show_next, table, write_report
+    from fastcifar.bars import Bars
+    from fastcifar.cli.output import command_line, show_next, table
     from fastcifar.loggers import view_commands
+    from fastcifar.report import write_report_or_warn
     from fastcifar.report.group import write_group_report
     from fastcifar.runs.scores import SCORES, scores_of
     from fastcifar.runs.summary import summaries
@@ -49,7 +51,7 @@ def train_and_print(group: Group, as_json: bool) -> None:
         trained = [run.run for run in runs if run.run.best.is_file()]
         bars.begin("reports", len(trained))
         for run in trained:
-            write_report(run)
+            write_report_or_warn(run)
             bars.advance(1)
         report = write_group_report(group)
     sweep = sweep_results(group) if group.kind == "sweep" else None

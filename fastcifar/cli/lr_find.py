@@ -61,7 +61,8 @@ def lr_find(
 
     import json
 
-    from fastcifar.cli.output import Bars, command_line, show_next, table
+    from fastcifar.bars import Bars
+    from fastcifar.cli.output import command_line, show_next, table
     from fastcifar.training.lr_finder import run_lr_find
 
     optimizer = config.optimizer.name

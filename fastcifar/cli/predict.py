@@ -49,13 +49,15 @@ def predict(
     """
     import json
 
-    from fastcifar.cli.output import Bars, command_line, show_next, table, write_report
+    from fastcifar.bars import Bars
+    from fastcifar.cli.output import command_line, show_next, table
     from fastcifar.config import MAX_EXPLAINED, ExplainConfig
     from fastcifar.errors import UsageError
     from fastcifar.inference import predict_files
     from fastcifar.io.atomic import write_csv
     from fastcifar.io.checks import require_int
     from fastcifar.io.paths import make_folder
+    from fastcifar.report import write_report_or_warn
     from fastcifar.training import find_run
     from fastcifar.training.device import choose_threads
 
@@ -80,7 +82,7 @@ def predict(
             found, files = explanation.own, explanation.files
         else:
             found = predict_files.predict(given, folder, device=device, trusted=model, reporter=bars)
-    report = write_report(folder) if files else None
+    report = write_report_or_warn(folder) if files else None
     if csv_file is not None:
         write_csv(csv_file, *images.to_csv(found, top))
     if as_json:

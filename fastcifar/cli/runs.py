@@ -265,7 +265,8 @@ def log_to(name: str, to: tuple[str, ...], model: str | None, runs_dir: Path, as
 
     import json
 
-    from fastcifar.cli.output import Bars, show_next
+    from fastcifar.bars import Bars
+    from fastcifar.cli.output import show_next
     from fastcifar.loggers import view_commands
     from fastcifar.runs.log_run import log_run
 

@@ -77,9 +77,11 @@ def train(
 
     import json
 
+    from fastcifar.bars import Bars
     from fastcifar.cli.groups import train_and_print
-    from fastcifar.cli.output import Bars, command_line, show_next, table, write_report
+    from fastcifar.cli.output import command_line, show_next, table
     from fastcifar.loggers import view_commands
+    from fastcifar.report import write_report_or_warn
     from fastcifar.runs.group import find_group
     from fastcifar.runs.log_run import train_and_log
     from fastcifar.training import find_run
@@ -114,7 +116,7 @@ def train(
             raise own from None
     if not is_main:
         return
-    report = write_report(run)
+    report = write_report_or_warn(run)
     if as_json:
         click.echo(json.dumps({"run": str(run.path), **metrics, "report": report and str(report)}))
         return

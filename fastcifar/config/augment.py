@@ -19,6 +19,11 @@ MAX_ALPHA = 100.0
 class AugmentConfig(Config):
     """What can happen to a training image; `fastcifar.augment.params` samples what does. The rows of a parameter table
     are applied in this order: crop, flip, rotation, colour, cutout; then normalisation, then mixing with another image.
+
+    Examples:
+        >>> augment = AugmentConfig(crop_padding=2, padding_mode="reflect", cutout_size=0)
+        >>> augment.flip
+        True
     """
 
     crop_padding: int = setting(

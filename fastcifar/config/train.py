@@ -111,6 +111,14 @@ class TrainConfig(Config):
 
     Every setting has one name, unique over all groups: that of its field, but `model`, `optimizer` and `sched` for the
     three fields `name`. See `from_settings`.
+
+    Examples:
+        >>> config = TrainConfig.from_settings(model="small", epochs=8, optimizer="muon", cutout_size=0)
+        >>> config.optimizer.name, config.augment.cutout_size
+        ('muon', 0)
+        >>> longer = config.with_settings(epochs=16)
+        >>> longer.epochs, config.epochs
+        (16, 8)
     """
 
     recipe: str | None = setting(None, Text(), "Name of the recipe that the settings began as.")

@@ -26,7 +26,15 @@ from fastcifar.io.paths import user_path
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Beton(Tables):
-    """A checked beton of N images, open for reading."""
+    """A checked beton of N images, open for reading.
+
+    Examples:
+        >>> beton = open_beton("data/test.beton")
+        >>> beton.images([0, 3]).shape
+        (2, 32, 32, 3)
+        >>> len(beton.class_names), beton.labels.dtype
+        (10, dtype('int64'))
+    """
 
     path: Path
     file: BetonFile
@@ -125,6 +133,11 @@ def open_beton(path: str | os.PathLike[str], *, in_memory: bool = False) -> Beto
 
     Raises DataError (exit code 4) if the file is missing, damaged, not supported, or not the one that its manifest
     describes.
+
+    Examples:
+        >>> beton = open_beton("data/train.beton")
+        >>> len(beton), beton.image_shape
+        (80, (32, 32, 3))
     """
     path = user_path(path, "beton")
     file = open_private_copy(path) if in_memory else open_file(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fastcifar.explain.cam import Activations, CamMaps, best_layer
+from fastcifar.explain.drawing import Maps
 from fastcifar.explain.preview import preview
 from fastcifar.explain.run import Explanation, explain_run
 
@@ -10,6 +11,7 @@ __all__ = [
     "Activations",
     "CamMaps",
     "Explanation",
+    "Maps",
     "best_layer",
     "explain_run",
     "preview",

@@ -7,9 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -20,8 +18,8 @@ from fastcifar.config import CAM_METHODS
 from fastcifar.errors import UsageError
 from fastcifar.io.checks import format_choices, require_choice
 from fastcifar.models import stages_of
-from fastcifar.models.probe import following, gives_maps
-from fastcifar.models.state import evaluating
+from fastcifar.models.feature_maps import MapLayout, Recorder, find_stages, hooked
+from fastcifar.models.state import evaluating, following
 
 MIN_MAP_SIDE = 5
 Size = tuple[int, int]
@@ -40,6 +38,13 @@ class Activations:
     """The outputs of some layers of a network for a batch: one forward pass, for any number of maps.
 
     The network's gradients, mode and hooks are restored, also after an error.
+
+    Examples:
+        >>> model = Run("fast").model()
+        >>> images = next(iter(make_loader("data/test.beton", train=False, batch_size=8))).images
+        >>> activations = Activations(model, images, ["layer2"])
+        >>> activations.maps(methods=["hirescam"])["hirescam"].maps.shape  # (N, layers, H, W)
+        torch.Size([8, 1, 32, 32])
     """
 
     logits: torch.Tensor
@@ -47,19 +52,43 @@ class Activations:
     sizes: tuple[Size, ...]
     """(h, w) of each layer's own maps."""
 
-    def __init__(self, model: nn.Module, images: torch.Tensor, layers: Sequence[str]) -> None:
+    layers: tuple[str, ...]
+
+    def __init__(self, model: nn.Module, images: torch.Tensor, layers: Sequence[str] | None = None) -> None:
         """images: (N, 3, H, W) float, normalised, on the network's device; it is run in float32.
+        layers: names of modules that return feature maps, (N, C, h, w) or (N, h, w, C), or the tokens (N, T, C) of
+        image patches, with or without a class token; by default the network's stages, the deepest module of each size.
 
         Of a module that is called several times, the last output counts.
         Raises UsageError if the network has no such layer, or its output is not a map.
         """
+        if layers is None:
+            layers = stages_of(model) or find_stages(model, images[:2])[1]
+            if not layers:
+                raise UsageError("no module of the network returns maps of the images; expected one that does")
         _require_layers(model, layers)
+        self.layers = tuple(layers)
         self._image_size: Size = (images.shape[2], images.shape[3])
-        with evaluating(model), _captured(model, layers) as outputs, following(model, images) as inputs:
+        outputs: dict[str, Any] = {}
+        recorder = Recorder(tuple(images.shape))
+
+        def keep(name: str, module: nn.Module, output: Any) -> Any:
+            recorder.add(output)
+            if name not in self.layers:
+                return None
+            outputs[name] = output
+            # the network continues with a copy: the next module may work in place
+            return output.clone() if isinstance(output, torch.Tensor) else None
+
+        with evaluating(model), hooked(model, keep), following(model, images) as inputs:
             self._logits = model(inputs)
-        self._outputs = [_require_maps(name, outputs.get(name), tuple(images.shape)) for name in layers]
+        self._outputs = [_require_tensor(name, outputs.get(name), tuple(images.shape)) for name in layers]
+        self._layouts = [
+            _require_maps(name, output, recorder.layout_of(output), tuple(images.shape))
+            for name, output in zip(layers, self._outputs, strict=True)
+        ]
         self.logits = self._logits.detach()
-        self.sizes = tuple((a.shape[2], a.shape[3]) for a in self._outputs)
+        self.sizes = tuple(layout.size for layout in self._layouts)
 
     def maps(
         self, targets: torch.Tensor | None = None, methods: Sequence[str] = ("gradcam", "gradcampp")
@@ -76,7 +105,10 @@ class Activations:
         gradients = torch.autograd.grad(score, self._outputs, retain_graph=True, materialize_grads=True)
         maps = {}
         for method in methods:
-            layers = [_METHODS[method](a.detach(), g) for a, g in zip(self._outputs, gradients, strict=True)]
+            layers = [
+                _METHODS[method](layout.to_maps(output.detach()), layout.to_maps(gradient))
+                for layout, output, gradient in zip(self._layouts, self._outputs, gradients, strict=True)
+            ]
             scaled, has_evidence = zip(*(_scaled(each, self._image_size) for each in layers), strict=True)
             maps[method] = CamMaps(torch.stack(scaled, dim=1), torch.stack(has_evidence, dim=1))
         return maps
@@ -115,24 +147,6 @@ def _scaled(raw: torch.Tensor, size: Size) -> tuple[torch.Tensor, torch.Tensor]:
     return F.interpolate(unit[:, None], size, mode="bilinear", align_corners=False)[:, 0].clamp(0, 1), has_evidence
 
 
-@contextmanager
-def _captured(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """In the block, the output of each of `layers` in a forward pass; the hooks are removed after it."""
-    outputs: dict[str, Any] = {}
-
-    def keep(name: str, module: nn.Module, inputs: Any, output: Any) -> Any:
-        outputs[name] = output
-        # the network continues with a copy: the next module may work in place
-        return output.clone() if isinstance(output, torch.Tensor) else None
-
-    hooks = [model.get_submodule(name).register_forward_hook(partial(keep, name)) for name in layers]
-    try:
-        yield outputs
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
 def _require_layers(model: nn.Module, layers: Sequence[str]) -> None:
     known = {name: module for name, module in model.named_modules() if name}
     for name in layers:
@@ -143,17 +157,26 @@ def _require_layers(model: nn.Module, layers: Sequence[str]) -> None:
             raise UsageError(f"layer {name!r} is scripted, so its output cannot be read; expected one in Python code")
 
 
-def _require_maps(name: str, output: Any, image_shape: tuple[int, ...]) -> torch.Tensor:
-    if not isinstance(output, torch.Tensor) or not gives_maps(output, image_shape):
-        num, _, height, width = image_shape
-        returned = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, torch.Tensor) else "not a tensor"
-        raise UsageError(
-            f"layer {name!r} returns {returned}; expected maps, (N, C, h, w), of {num} images, with the aspect ratio "
-            f"of {height}x{width}"
-        )
+def _require_tensor(name: str, output: Any, image_shape: tuple[int, ...]) -> torch.Tensor:
+    if not isinstance(output, torch.Tensor):
+        raise _not_maps(name, "not a tensor", image_shape)
+    return output
+
+
+def _require_maps(name: str, output: torch.Tensor, layout: MapLayout | None, image_shape: tuple[int, ...]) -> MapLayout:
+    if layout is None:
+        raise _not_maps(name, f"a tensor of shape {tuple(output.shape)}", image_shape)
     if not output.requires_grad:
         raise UsageError(f"layer {name!r} returns maps that do not depend on the images; expected maps that do")
-    return output
+    return layout
+
+
+def _not_maps(name: str, returned: str, image_shape: tuple[int, ...]) -> UsageError:
+    num, _, height, width = image_shape
+    return UsageError(
+        f"layer {name!r} returns {returned}; expected maps, (N, C, h, w) or (N, h, w, C), or tokens of patches, "
+        f"(N, T, C), of {num} images, with the aspect ratio of {height}x{width}"
+    )
 
 
 def best_layer(sizes: Sequence[Size]) -> int:

@@ -52,7 +52,7 @@ class MapTable:
     methods: tuple[str, ...]
     layers: tuple[str, ...]
     sizes: tuple[Size, ...]
-    """(h, w) of each layer's own maps."""
+    """(h, w) of each layer's own maps; empty without images."""
     classes: npt.NDArray[np.int64]
     """(targets, N): the class of each map."""
     maps: npt.NDArray[np.float32]
@@ -67,8 +67,9 @@ def compute_maps(
     """One forward pass for every 50 images, and one backward pass for each target."""
     targets = _target_classes(config.target, trained.info.class_names, explained.predictions)
     classes = np.stack(list(targets.values()))  # (targets, N)
-    maps: list[npt.NDArray[np.float32]] = []
-    has_evidence: list[npt.NDArray[np.bool_]] = []
+    none = (len(targets), len(config.methods), 0, len(layers))
+    maps = [np.empty((*none, *explained.images.shape[1:3]), np.float32)]
+    has_evidence = [np.empty(none, np.bool_)]
     sizes: tuple[Size, ...] = ()
     num_images = len(explained.images)
     trained.reporter.begin("maps", num_images)

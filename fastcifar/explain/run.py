@@ -14,7 +14,8 @@ import numpy as np
 from fastcifar.config import MAX_EXPLAINED, ExplainConfig
 from fastcifar.errors import UsageError
 from fastcifar.explain.cam import Size
-from fastcifar.explain.files import draw_grid, write_explanation
+from fastcifar.explain.drawing import Maps
+from fastcifar.explain.files import write_explanation
 from fastcifar.explain.maps import ExplainedImages, compute_maps
 from fastcifar.inference.predict_files import ImagePredictions, predict_images
 from fastcifar.inference.predictions import UNKNOWN, Predictions, select_images
@@ -37,13 +38,21 @@ class Explanation:
     """Test images, or images of the user that could be read."""
     num_wrong: int | None
     """Misclassified test images."""
-    num_shown: int
-    layers: dict[str, Size]
-    """(h, w) of the maps of each layer; empty if no image was selected."""
-    files: tuple[Path, ...]
+    maps: Maps
+    files: tuple[Path, ...] = ()
     """grid.png, index.csv, maps.npz and the sheets; empty if no image was selected."""
     own: ImagePredictions | None = None
     """The predictions on the user's images; None for test images."""
+
+    @property
+    def num_shown(self) -> int:
+        """Images with maps."""
+        return len(self.maps)
+
+    @property
+    def layers(self) -> dict[str, Size]:
+        """(h, w) of the maps of each layer; empty if no image was selected."""
+        return dict(zip(self.maps.layers, self.maps.table.sizes, strict=False))
 
 
 @standard_torch_defaults()
@@ -59,63 +68,57 @@ def explain_run(
 ) -> Explanation:
     """Explain test images of a run into its folder explain/, or the user's own images into explain/images/.
 
-    images: files, folders, patterns, archives, betons, see `fastcifar.inference.user_images.list_images`. For the other
-    arguments see `TrainedRun`. Raises DataError (4) if test.beton is missing, damaged or does not fit; CheckpointError
-    (6); UsageError (2), also for over MAX_EXPLAINED images.
+    For the arguments and errors see `explain_images` and `TrainedRun`.
+    """
+    trained = TrainedRun(run, data_dir=data_dir, device=device, trusted=trusted, reporter=reporter)
+    explained = explain_images(trained, config, images)
+    maps, files = explained.maps, ()
+    if len(maps):
+        folder = run.explain / "images" if images else run.explain
+        files = write_explanation(run.make_subfolder(folder), maps, trained.reporter)
+    return replace(explained, files=files)
+
+
+def explain_images(
+    trained: TrainedRun, config: ExplainConfig, images: Sequence[str | os.PathLike[str]] = ()
+) -> Explanation:
+    """The maps of test images of a run, or of the user's own images; nothing is written.
+
+    images: files, folders, patterns, archives, betons, see `fastcifar.inference.user_images.list_images`.
+    Raises DataError (4) if test.beton is missing, damaged or does not fit; UsageError (2), also for over MAX_EXPLAINED
+    images.
     """
     if images and config.target in ("true", "both"):
         raise UsageError(f"target is {config.target!r}, but the true class of your images is unknown; expected 'pred'")
-    trained = TrainedRun(run, data_dir=data_dir, device=device, trusted=trusted, reporter=reporter)
     layers = _layers(trained, config)
-    class_names = trained.info.class_names
-    require_choice("target", config.target, ("pred", "true", "both", *class_names))
+    require_choice("target", config.target, ("pred", "true", "both", *trained.info.class_names))
     num_wrong = own = None
     if images:
         own = predict_images(trained, images, max_images=MAX_EXPLAINED)
-        explained, num_images = _explained(own), len(own)
-        folder, selection = run.explain / "images", f"{num_images:,} of your images"
+        explained, num_images, selection = _explained(own), len(own), f"{len(own):,} of your images"
     else:
         predictions, explained, selection = _test_images(trained, config)
         num_images, num_wrong = len(predictions), int((~predictions.is_correct).sum())
-        folder = run.explain
-    sizes: tuple[Size, ...] = ()
-    files: tuple[Path, ...] = ()
-    if len(explained.images):
-        table = compute_maps(trained, explained, layers, config)
-        sizes = table.sizes
-        files = write_explanation(
-            run.make_subfolder(folder), explained, table, class_names, run.path.name, selection, trained.reporter
-        )
-    return Explanation(
-        num_images=num_images,
-        num_wrong=num_wrong,
-        num_shown=len(explained.images),
-        layers=dict(zip(layers, sizes, strict=False)),
-        files=files,
-        own=own,
+    maps = Maps(
+        explained=explained,
+        table=compute_maps(trained, explained, layers, config),
+        class_names=trained.info.class_names,
+        run_name=trained.run.path.name,
+        selection=selection,
     )
+    return Explanation(num_images=num_images, num_wrong=num_wrong, maps=maps, own=own)
 
 
 @standard_torch_defaults()
 def explanation_grid(
-    run: RunFolder,
-    config: ExplainConfig,
-    *,
-    data_dir: str | os.PathLike[str] | None = None,
-    device: str = "auto",
-    trusted: str | None = None,
-    reporter: Reporter | None = None,
+    run: RunFolder, config: ExplainConfig, *, trusted: str | None = None, reporter: Reporter | None = None
 ) -> Figure | None:
     """The figure of grid.png for test images of a run, without writing anything; None if no image is selected.
 
     For arguments and errors see `explain_run`.
     """
-    trained = TrainedRun(run, data_dir=data_dir, device=device, trusted=trusted, reporter=reporter)
-    _, explained, selection = _test_images(trained, config)
-    if not len(explained.images):
-        return None
-    table = compute_maps(trained, explained, _layers(trained, config), config)
-    return draw_grid(explained, table, trained.info.class_names, f"{run.path.name}: {selection}")
+    maps = explain_images(TrainedRun(run, trusted=trusted, reporter=reporter), config).maps
+    return maps.grid() if len(maps) else None
 
 
 def _test_images(trained: TrainedRun, config: ExplainConfig) -> tuple[Predictions, ExplainedImages, str]:

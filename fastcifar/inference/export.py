@@ -83,6 +83,11 @@ def export_run(
     For the other arguments see `TrainedRun`. Raises FastcifarError (1) if the network cannot be exported or the file
     differs; MissingExtraError (3); DataError (4) if test.beton is missing, damaged or does not fit; CheckpointError
     (6); UsageError (2).
+
+    Examples:
+        >>> exported = export("fast", format="torch")
+        >>> exported.path.name, exported.num_agreeing == exported.num_images
+        ('model.pt2', True)
     """
     require_choice("format", format, tuple(FORMATS))
     FORMATS[format].require()

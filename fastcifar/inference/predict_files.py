@@ -111,6 +111,13 @@ def predict(
     be read is in the `errors` of the result. run: its name or path; None for the latest in `runs_dir`. For the other
     arguments see `TrainedRun`.
     Raises CheckpointError (6) if there is no such run, or its weights cannot be used; DataError (4); UsageError (2).
+
+    Examples:
+        >>> found = predict(["cat.png", "photos"], "fast")
+        >>> found.probabilities.shape
+        (3, 10)
+        >>> names = [found.class_names[index] for index in found.predictions.predicted]
+        >>> classes, values = found.top(3)  # of each image the three most probable classes
     """
     folder = run if isinstance(run, RunFolder) else find_run(run, runs_dir, trained=True)
     trained = TrainedRun(folder, device=device, trusted=trusted, reporter=reporter)

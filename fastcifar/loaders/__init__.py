@@ -78,6 +78,16 @@ def make_loader(
     rank, world_size: of each batch, deliver the slice of this process; world_size equal slices are the whole batch.
 
     Raises UsageError for settings that cannot be used, DataError for a damaged beton, MissingExtraError.
+
+    Examples:
+        >>> train = make_loader("data/train.beton", AugmentConfig(crop_padding=4), batch_size=32, seed=1)
+        >>> for images, labels, indices in train.epoch(0):
+        ...     print(tuple(images.shape), images.dtype)
+        (32, 3, 32, 32) torch.float32
+        (32, 3, 32, 32) torch.float32
+        >>> test = make_loader("data/test.beton", train=False, mean=train.mean, std=train.std)
+        >>> sum(len(batch.labels) for batch in test)
+        40
     """
     if unknown:
         raise unknown_setting(next(iter(unknown)), list(signature(make_loader).parameters)[:-1])

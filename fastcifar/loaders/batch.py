@@ -25,8 +25,15 @@ class Mix(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Images, labels, and their indices in the dataset: three values. The caller owns the tensors, and may modify
-    them."""
+    """Images, labels, and their indices in the dataset: three values. The caller owns the tensors, and may modify them.
+
+    Examples:
+        >>> loader = make_loader("data/train.beton", batch_size=32)
+        >>> batch = next(loader.epoch(0))
+        >>> batch.images.shape, batch.labels.shape
+        (torch.Size([32, 3, 32, 32]), torch.Size([32]))
+        >>> images, labels, indices = batch
+    """
 
     images: torch.Tensor
     """(N, 3, H, W), channels_last by default: normalised, or 0..255 if the dtype is uint8."""

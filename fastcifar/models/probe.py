@@ -4,16 +4,14 @@ modules return feature maps?"""
 from __future__ import annotations
 
 import contextlib
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 
 from fastcifar.errors import UsageError, one_line
-from fastcifar.models.state import buffers_kept, evaluating, modes_kept, parameters_frozen
+from fastcifar.models.feature_maps import find_stages
+from fastcifar.models.state import buffers_kept, evaluating, modes_kept, uncompiled
 
 NUM_IMAGES = 2
 
@@ -70,55 +68,7 @@ def _outputs(model: nn.Module, images: torch.Tensor) -> tuple[object, object, tu
     with torch.no_grad(), modes_kept(model), buffers_kept(model):
         model.train()
         trained = model(images)
-    sizes: dict[str, tuple[int, ...] | None] = {}  # in the order of the last call of each module
-
-    def record(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            sizes.pop(name, None)  # the last call counts
-            maps = isinstance(output, torch.Tensor) and output.requires_grad and gives_maps(output, images.shape)
-            sizes[name] = tuple(output.shape[2:]) if maps else None
-
-        return hook
-
-    hooks = [
-        module.register_forward_hook(record(name))
-        for name, module in model.named_modules()
-        if name and not isinstance(module, torch.jit.ScriptModule)
-    ]
-    try:
-        with evaluating(model), following(model, images) as inputs:
-            evaluated = model(inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    deepest = {size: name for name, size in sizes.items() if size is not None and min(size) > 1}
-    return trained, evaluated, tuple(deepest[size] for size in sorted(deepest, reverse=True))
-
-
-@contextmanager
-def following(model: nn.Module, images: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Within the context, only what the network computes from these images, a float32 copy of `images`, requires a
-    gradient; weights that a module returns, as parametrizations do, do not."""
-    autocast = torch.autocast(images.device.type, enabled=False)
-    with torch.inference_mode(False), torch.enable_grad(), autocast, parameters_frozen(model), uncompiled():
-        # cloned: a network may modify its input in place, which a leaf does not allow
-        yield images.detach().to(torch.float32, copy=True).requires_grad_().clone()
-
-
-def uncompiled() -> AbstractContextManager[Any]:
-    """Within the context, compiled modules run eagerly, with their hooks."""
-    if "torch._dynamo" not in sys.modules:  # importing it takes seconds
-        return nullcontext()
-    return torch.compiler.set_stance("force_eager")
-
-
-def gives_maps(output: torch.Tensor, shape: tuple[int, ...]) -> bool:
-    """Whether this is (N, C, h, w) for images (N, 3, H, W), with h : w as H : W; some modules return (N, h, w, C), or a
-    weight."""
-    num, _, height, width = shape
-    if output.ndim != 4 or output.shape[0] != num:
-        return False
-    return abs(output.shape[2] * width - output.shape[3] * height) <= max(height, width)
+    return trained, *find_stages(model, images)
 
 
 def place(model: nn.Module, device: torch.device) -> nn.Module:

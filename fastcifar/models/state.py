@@ -1,10 +1,13 @@
-"""Contexts that restore a network afterwards: modes, buffers, `requires_grad`; or the random generators."""
+"""Contexts that restore a network afterwards: modes, buffers, `requires_grad`, compiled modules; or the random
+generators."""
 
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import numpy as np
 import torch
@@ -71,3 +74,20 @@ def generators_kept(devices: Iterable[torch.device]) -> Iterator[None]:
     finally:
         random.setstate(of_python)
         np.random.set_state(of_numpy)
+
+
+@contextmanager
+def following(model: nn.Module, images: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Within the context, only what the network computes from these images, a float32 copy of `images`, requires a
+    gradient; weights that a module returns, as parametrizations do, do not."""
+    autocast = torch.autocast(images.device.type, enabled=False)
+    with torch.inference_mode(False), torch.enable_grad(), autocast, parameters_frozen(model), uncompiled():
+        # cloned: a network may modify its input in place, which a leaf does not allow
+        yield images.detach().to(torch.float32, copy=True).requires_grad_().clone()
+
+
+def uncompiled() -> AbstractContextManager[Any]:
+    """Within the context, compiled modules run eagerly, with their hooks."""
+    if "torch._dynamo" not in sys.modules:  # importing it takes seconds
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")

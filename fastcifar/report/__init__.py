@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from fastcifar.errors import DataError
+from fastcifar.errors import DataError, describe
 from fastcifar.io.atomic import write_text
 from fastcifar.io.paths import command_line
 from fastcifar.report import training
@@ -17,7 +17,7 @@ from fastcifar.report.page import render
 from fastcifar.report.run_files import RunFiles, clean
 from fastcifar.training.run_folder import RunFolder
 
-__all__ = ["write_report"]
+__all__ = ["write_report", "write_report_or_warn"]
 log = logging.getLogger(__name__)
 
 
@@ -49,3 +49,13 @@ def write_report(run: RunFolder) -> Path:
         run.report, render("template.html", {"name": clean(run.path.resolve().name), "notes": files.notes, **sections})
     )
     return run.report
+
+
+def write_report_or_warn(run: RunFolder) -> Path | None:
+    """Write the report of a run and return its path; None, with a warning, if that fails."""
+    try:
+        return write_report(run)
+    except Exception as error:  # noqa: BLE001 (a report that fails must not make a training run fail)
+        again = command_line("fastcifar", "report", run.path)
+        log.warning("no report: %s; write it with: %s", describe(error), again)
+        return None

@@ -12,7 +12,8 @@ import numpy as np
 from fastcifar import plotting
 from fastcifar.errors import DataError
 from fastcifar.explain.cam import best_layer
-from fastcifar.explain.files import COLUMNS, METHOD_NAMES, target_name
+from fastcifar.explain.drawing import METHOD_NAMES, target_name
+from fastcifar.explain.files import COLUMNS
 from fastcifar.explain.maps import MapTable
 from fastcifar.io.reading import load_arrays, read_bytes
 from fastcifar.report.figures import Picture, png, sheet

@@ -1,0 +1,198 @@
+"""The public names of fastcifar: `train`, `Run`, and the examples in the docstrings of all of them."""
+
+from __future__ import annotations
+
+import doctest
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+import fastcifar
+from fastcifar import Run, TrainConfig
+from fastcifar.errors import CheckpointError, DataError, UsageError
+from fastcifar.training.run_folder import COLUMNS
+from tests.tiny import NETWORK, tiny
+
+pytestmark = pytest.mark.usefixtures("ordinary_algorithms")
+PUBLIC = [name for name in fastcifar.__all__ if not name.startswith("__")]
+PAGES = [*(Path(__file__).parents[1] / "docs").glob("*.md"), Path(__file__).parents[1] / "README.md"]
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with data/, the run runs/fast and three images. Not to be written to."""
+    folder = tmp_path_factory.mktemp("work")
+    (folder / "data").symlink_to(tiny_data)
+    settings: dict[str, Any] = {"model": "small", "epochs": 1, "batch_size": 36, "data_dir": str(tiny_data)}
+    fastcifar.train(TrainConfig.from_settings(**settings), runs_dir=folder / "runs", name="fast", progress=False)
+    (folder / "photos").mkdir()
+    for name in ("cat.png", "photos/1.png", "photos/2.png"):
+        PIL.Image.new("RGB", (40, 40), (200, 100, 50)).save(folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(folder: Path) -> Run:
+    return Run("fast", runs_dir=folder / "runs")
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_the_example_in_its_docstring_runs(
+    name: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name in ("export", "train"):  # they write into runs/
+        shutil.copytree(folder, tmp_path / "work", symlinks=True)
+        folder = tmp_path / "work"
+    elif name == "convert":
+        folder = tmp_path
+    monkeypatch.chdir(folder)
+    names = {**{each: getattr(fastcifar, each) for each in PUBLIC}, "np": np}
+    (test,) = doctest.DocTestFinder(recurse=False).find(getattr(fastcifar, name), name, globs=names)
+    assert test.examples, f"{name} has no example"
+    printed: list[str] = []
+    assert doctest.DocTestRunner().run(test, out=printed.append).failed == 0, "".join(printed)
+
+
+def test_the_star_import_brings_what_the_pages_name() -> None:
+    code = "from fastcifar import *; print(*[name for name in dir() if not name.startswith('__')])"
+    names = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert sorted(names) == sorted(PUBLIC)
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    named = {
+        name for name in PUBLIC if re.search(rf"^from fastcifar import .*\b{name}\b|\bfastcifar\.{name}\b", text, re.M)
+    }
+    assert set(PUBLIC) <= named, set(PUBLIC) - named
+
+
+def test_a_run_knows_its_scores_history_and_settings(run: Run, folder: Path) -> None:
+    assert run.path == folder / "runs" / "fast"
+    assert run.config.model.name == "small"
+    assert run.metrics["test_accuracy"] == run.predictions("test").accuracy == run.scores().accuracy
+    assert tuple(run.history) == COLUMNS
+    assert run.history["epoch"].tolist() == [1.0]
+    assert np.isfinite(run.history["val_accuracy"]).all()
+    assert len(run.class_names) == 10
+    assert f"test_accuracy={run.metrics['test_accuracy']:.4f}" in repr(run)
+    assert (run.path / "report.html").is_file()
+
+
+def test_a_run_without_validation_has_nan_in_those_columns(tiny_data: Path, tmp_path: Path) -> None:
+    trained = fastcifar.train(tiny(tiny_data, val_size=0), runs_dir=tmp_path, progress=False)
+    assert np.isnan(trained.history["val_loss"]).all()
+    assert isinstance(trained.curves(), Figure)
+    assert trained.history["train_loss"].shape == (2,)
+
+
+def test_predictions_and_confusion_are_those_of_the_network(run: Run) -> None:
+    predictions = run.predictions("val")
+    assert len(predictions) == 10
+    images = fastcifar.open_beton(Path(run.config.data.data_dir) / "train.beton").images(predictions.indices)
+    with torch.no_grad():
+        logits = run.model()(run.normalise(images))
+    np.testing.assert_allclose(logits.numpy(), predictions.logits, atol=0.02)  # in training's bf16 where it is fast
+    confusion = run.confusion()
+    test = run.predictions()
+    assert confusion.sum() == len(test) == 40
+    assert confusion.trace() == test.is_correct.sum()
+    assert confusion[3].sum() == (test.labels == 3).sum()
+
+
+def test_explain_gives_arrays_and_figures_and_writes_nothing(run: Run) -> None:
+    before = sorted(run.path.rglob("*"))
+    maps = run.explain(n=3, methods=["gradcam", "hirescam"], layers=["layer1", "layer2"], target="both")
+    assert maps.maps.shape == (2, 2, 3, 2, 32, 32)
+    assert (maps.targets, maps.methods, maps.layers) == (
+        ("pred", "true"),
+        ("gradcam", "hirescam"),
+        ("layer1", "layer2"),
+    )
+    assert maps.images.shape == (3, 32, 32, 3)
+    assert not maps.predictions.is_correct.any()
+    assert isinstance(maps.grid(), Figure)
+    assert isinstance(maps.sheet(2), Figure)
+    assert maps._repr_png_()[:4] == b"\x89PNG"  # type: ignore[index]
+    assert sorted(run.path.rglob("*")) == before
+    direct = fastcifar.Activations(run.model(), run.normalise(maps.images), ["layer1", "layer2"])
+    expected = direct.maps(torch.from_numpy(maps.predictions.predicted), ["hirescam"])["hirescam"].maps
+    np.testing.assert_allclose(maps.maps[0, 1], expected.numpy(), atol=1e-5)
+
+
+def test_explain_takes_images_of_the_user(run: Run, folder: Path) -> None:
+    maps = run.explain([folder / "cat.png", folder / "photos"], methods=("gradcam",), layers=("layer2",))
+    assert len(maps) == 3
+    assert len(run.explain(folder / "cat.png")) == 1
+    assert len(run.predict(folder / "photos")) == 2
+    with pytest.raises(UsageError, match="the true class of your images is unknown"):
+        run.explain(folder / "cat.png", target="true")
+
+
+def test_no_image_is_an_empty_result(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    none = run.explain(tmp_path / "broken.png")
+    assert (len(none), none.maps.shape[2], none._repr_png_()) == (0, 0, None)
+    with pytest.raises(UsageError, match="no image to draw"):
+        none.grid()
+
+
+def test_a_notebook_shows_scores_and_curves(run: Run) -> None:
+    page = run._repr_html_()
+    assert f"{run.metrics['test_accuracy']:.2%}" in page
+    assert "data:image/png;base64," in page
+
+
+def test_names_are_shown_as_text(tiny_data: Path, tmp_path: Path) -> None:
+    trained = fastcifar.train(tiny(tiny_data, epochs=1), runs_dir=tmp_path, name="<b>&", progress=False)
+    page = trained._repr_html_()
+    assert "<b>" not in page
+    assert "&lt;b&gt;&amp;" in page
+
+
+def test_a_run_is_resumed_by_name_or_as_a_run(tiny_data: Path, tmp_path: Path) -> None:
+    first = fastcifar.train(tiny(tiny_data, model="small", epochs=1), runs_dir=tmp_path, name="a", progress=False)
+    again = fastcifar.train(resume="a", runs_dir=tmp_path, progress=False)
+    assert again.metrics["epochs"] == 1
+    longer = fastcifar.train(first.config.with_settings(epochs=2), resume=first, runs_dir=tmp_path, progress=False)
+    assert longer.path == first.path
+    assert longer.metrics["epochs"] == 2
+    assert longer.history["epoch"].tolist() == [1.0, 2.0]
+
+
+def test_a_run_does_not_run_code_that_only_its_folder_names(tiny_data: Path, tmp_path: Path) -> None:
+    fastcifar.train(tiny(tiny_data, epochs=1), runs_dir=tmp_path, name="a", progress=False)
+    with pytest.raises(CheckpointError, match="trust it"):
+        Run("a", runs_dir=tmp_path).model()
+    with pytest.raises(CheckpointError, match="if you trust it"):
+        fastcifar.train(resume="a", runs_dir=tmp_path, progress=False)
+    assert Run("a", runs_dir=tmp_path, trusted=NETWORK).model() is not None
+
+
+def test_a_run_is_a_path(run: Run) -> None:
+    assert Path(run) == run.path
+    assert Run(run).path == run.path
+
+
+def test_errors_are_those_of_the_commands(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such run"):
+        Run("missing", runs_dir=tmp_path)
+    with pytest.raises(CheckpointError, match="no run with a checkpoint"):
+        Run(runs_dir=tmp_path)
+    with pytest.raises(UsageError, match="methods"):
+        run.explain(methods=["magic"])
+    with pytest.raises(UsageError, match="split"):
+        run.predictions("train")
+
+
+def test_an_evaluation_and_a_report_are_written_into_the_folder(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "runs", tmp_path / "runs")
+    copied = Run("fast", runs_dir=tmp_path / "runs")
+    assert all(file.is_relative_to(copied.path) for file in copied.evaluate().files)
+    assert copied.report() == copied.path / "report.html"

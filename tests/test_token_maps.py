@@ -1,0 +1,189 @@
+"""Class activation maps of transformers: their tokens are maps, found in a pass through the network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fastcifar.config import CAM_METHODS, ModelConfig
+from fastcifar.errors import UsageError
+from fastcifar.explain import Activations
+from fastcifar.models import make_model, stages_of
+from tests.test_cam import spread
+
+LABELS = torch.tensor([0, 3, 6])
+
+
+class ToTokens(nn.Module):
+    """(N, C, h, w) -> (N, extra + h * w, C)."""
+
+    def __init__(self, extra: int) -> None:
+        super().__init__()
+        self.extra = extra
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = x.flatten(2).transpose(1, 2)
+        return torch.cat([tokens.new_ones(len(x), self.extra, x.shape[1]), tokens], dim=1)
+
+
+class FromTokens(nn.Module):
+    def __init__(self, extra: int, height: int, width: int) -> None:
+        super().__init__()
+        self.extra, self.size = extra, (height, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x[:, self.extra :].transpose(1, 2).unflatten(2, self.size)
+
+
+class Permute(nn.Module):
+    def __init__(self, *axes: int) -> None:
+        super().__init__()
+        self.axes = axes
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.permute(self.axes)
+
+
+def images(height: int = 32, width: int = 32) -> torch.Tensor:
+    return torch.randn(3, 3, height, width, generator=torch.Generator().manual_seed(1))
+
+
+def convolutional(*between: nn.Module) -> nn.Sequential:
+    torch.manual_seed(0)
+    first, last = nn.Conv2d(3, 12, 4, 4), nn.Conv2d(12, 7, 3, padding=1)
+    return nn.Sequential(first, *between, nn.GELU(), last, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+@pytest.mark.parametrize("method", CAM_METHODS)
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (24, 40)])
+@pytest.mark.parametrize("extra", [0, 1, 5])
+def test_tokens_give_the_maps_of_the_feature_map_that_they_hold(
+    method: str, height: int, width: int, extra: int
+) -> None:
+    model = convolutional(ToTokens(extra), FromTokens(extra, height // 4, width // 4))
+    found = Activations(model, images(height, width), ["0", "1"])
+    assert found.sizes == ((height // 4, width // 4),) * 2
+    maps = found.maps(LABELS, [method])[method].maps
+    assert maps[:, 0].amax() > 0
+    torch.testing.assert_close(maps[:, 1], maps[:, 0])
+
+
+@pytest.mark.parametrize("method", CAM_METHODS)
+def test_maps_with_channels_last_give_the_same(method: str) -> None:
+    found = Activations(convolutional(Permute(0, 2, 3, 1), Permute(0, 3, 1, 2)), images(), ["0", "1"])
+    maps = found.maps(LABELS, [method])[method].maps
+    torch.testing.assert_close(maps[:, 1], maps[:, 0])
+
+
+def test_merged_patches_are_a_grid_of_half_the_size() -> None:
+    class Merge(ToTokens):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(nn.functional.avg_pool2d(x, 2, ceil_mode=True))
+
+    found = Activations(convolutional(Merge(1), FromTokens(1, 3, 5)), images(24, 40), ["1"])
+    assert found.sizes == ((3, 5),)
+
+
+@pytest.mark.parametrize("num_tokens", [3, 200])
+def test_tokens_that_are_no_grid_of_patches_are_refused(num_tokens: int) -> None:
+    class Expand(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.mean(dim=(2, 3))[:, None].expand(-1, num_tokens, -1)
+
+    class Mean(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.mean(dim=1)
+
+    model = nn.Sequential(nn.Conv2d(3, 7, 4, 4), Expand(), Mean())
+    with pytest.raises(UsageError, match=rf"layer '1' returns a tensor of shape \(3, {num_tokens}, 7\); expected maps"):
+        Activations(model, images(), ["1"])
+
+
+def vit(num_classes: int = 7) -> nn.Module:
+    from torchvision.models import VisionTransformer
+
+    return VisionTransformer(32, 8, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=num_classes)
+
+
+def swin(num_classes: int = 7) -> nn.Module:
+    from torchvision.models import SwinTransformer
+
+    return SwinTransformer([4, 4], 12, [2, 2], [2, 2], [4, 4], num_classes=num_classes)
+
+
+def timm_vit(num_classes: int = 7) -> nn.Module:
+    timm = pytest.importorskip("timm")
+    options = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2, "reg_tokens": 4}
+    model: nn.Module = timm.models.vision_transformer.VisionTransformer(num_classes=num_classes, **options)
+    return model
+
+
+def timm_swin(num_classes: int = 7) -> nn.Module:
+    timm = pytest.importorskip("timm")
+    options = {"img_size": 32, "patch_size": 4, "embed_dim": 12, "depths": (2, 2), "num_heads": (2, 2)}
+    model: nn.Module = timm.models.swin_transformer.SwinTransformer(num_classes=num_classes, window_size=4, **options)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("build", "stages"),
+    [
+        (vit, {"encoder.layers.encoder_layer_1.ln_1": (4, 4)}),
+        (swin, {"features.1": (8, 8), "permute": (4, 4)}),
+        (timm_vit, {"blocks.1.norm1": (4, 4)}),
+        (timm_swin, {"layers.0": (8, 8), "norm": (4, 4)}),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_the_default_layers_are_the_last_that_the_prediction_depends_on(
+    build: Callable[[], nn.Module], stages: dict[str, tuple[int, int]]
+) -> None:
+    torch.manual_seed(0)
+    model = make_model(ModelConfig(name=f"{__name__}:{build.__name__}"), 7)
+    assert stages_of(model) == tuple(stages)
+    for found in (Activations(model, images()), Activations(build(), images())):  # with stages, and a plain module
+        assert dict(zip(found.layers, found.sizes, strict=True)) == stages
+    head = next(module for name, module in reversed(list(model.named_modules())) if isinstance(module, nn.Linear))
+    nn.init.normal_(head.weight)  # that of torchvision is 0
+    maps = Activations(model, images()).maps(LABELS, ["gradcam"])["gradcam"]
+    assert maps.maps.shape == (3, len(stages), 32, 32)
+    assert maps.has_evidence.any()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("build", "layer", "extra"),
+    [
+        (vit, "encoder.layers.encoder_layer_1.ln_1", 1),
+        (timm_vit, "blocks.1.norm1", 5),
+        (swin, "features.1", None),
+        (timm_swin, "layers.0", None),
+    ],
+)
+@pytest.mark.parametrize(("method", "theirs"), [("gradcam", "GradCAM"), ("hirescam", "HiResCAM")])
+def test_maps_are_those_of_pytorch_grad_cam_with_its_reshape_transform(
+    build: Callable[[], nn.Module], layer: str, extra: int | None, method: str, theirs: str
+) -> None:
+    peer = pytest.importorskip("pytorch_grad_cam")
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    def reshape(output: Any) -> Any:
+        if extra is not None:
+            output = output[:, extra:].unflatten(1, (4, 4))
+        return output.permute(0, 3, 1, 2)
+
+    torch.manual_seed(0)
+    model = build().eval()
+    for module in model.modules():  # of torchvision, the head is 0
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.3)
+    ours = Activations(model, images(), [layer]).maps(LABELS, [method])[method].maps[:, 0].numpy()
+    with getattr(peer, theirs)(model, [model.get_submodule(layer)], reshape_transform=reshape) as cam:
+        expected = cam(images(), [ClassifierOutputTarget(int(label)) for label in LABELS])
+    assert np.ptp(expected) > 0.5
+    np.testing.assert_allclose(spread(ours), expected, atol=1e-4)
