@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 METHOD_NAMES = {"gradcam": "Grad-CAM", "gradcampp": "Grad-CAM++", "hirescam": "HiResCAM"}
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Maps:
     """Class activation maps of N images of a run."""
 
@@ -33,6 +33,9 @@ class Maps:
 
     def __len__(self) -> int:
         return len(self.explained.images)
+
+    def __repr__(self) -> str:
+        return f"Maps({self.selection}; {', '.join(self.methods)} at {', '.join(self.layers)})"
 
     @property
     def images(self) -> npt.NDArray[np.uint8]:
