@@ -110,11 +110,8 @@ def test_explain_gives_arrays_and_figures_and_writes_nothing(run: Run) -> None:
     before = sorted(run.path.rglob("*"))
     maps = run.explain(n=3, methods=["gradcam", "hirescam"], layers=["layer1", "layer2"], target="both")
     assert maps.maps.shape == (2, 2, 3, 2, 32, 32)
-    assert (maps.targets, maps.methods, maps.layers) == (
-        ("pred", "true"),
-        ("gradcam", "hirescam"),
-        ("layer1", "layer2"),
-    )
+    assert (maps.targets, maps.methods) == (("pred", "true"), ("gradcam", "hirescam"))
+    assert repr(maps).endswith("largest loss first; gradcam, hirescam at layer1, layer2)")
     assert maps.images.shape == (3, 32, 32, 3)
     assert not maps.predictions.is_correct.any()
     assert isinstance(maps.grid(), Figure)
