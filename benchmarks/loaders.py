@@ -3,14 +3,15 @@
     python -m benchmarks.loaders --data-dir data --json
 
 The work: batches of 512, crop 4 + flip + cutout 8 + normalise, float32, every batch a tensor that its receiver may
-keep (FFCV's and DALI's are views of a ring). `limit-copy-cast` copies and casts as many contiguous bytes into such a
-batch, from the same allocator, with as many threads. Peers that are not installed are left out, by name:
-`pip install -r benchmarks/peers.txt`.
+keep (FFCV's and DALI's are views of a ring). `limit-copy-cast` copies and casts as many contiguous bytes into such
+batches, three in turn, from the same allocator, with as many threads. Peers that are not installed are left out, by
+name: `pip install -r benchmarks/peers.txt`.
 """
 
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,8 @@ def ours(name: str, work: Work, dtype: torch.dtype) -> Epoch:
 
 
 def limit(work: Work, dtype: torch.dtype) -> Epoch:
-    """Copy and cast contiguous images into new batches: no loader can be faster."""
+    """Copy and cast contiguous images into three batches in turn, as many as a loader needs at least: one is prepared,
+    one delivered, and the caller may still have the one before."""
     data = torch.from_numpy(work.images).to(work.device)
     if data.device.type == "cpu":
         from fastcifar.augment.numba_kernel import BufferPool
@@ -79,8 +81,11 @@ def limit(work: Work, dtype: torch.dtype) -> Epoch:
             return torch.empty(shape, dtype=dtype, device=data.device)
 
     def epoch() -> Iterator[tuple[torch.Tensor]]:
+        others: deque[torch.Tensor] = deque(maxlen=2)
         for images in data.split(work.batch_size)[: len(data) // work.batch_size]:
-            yield (empty(tuple(images.shape), dtype).copy_(images),)
+            batch = empty(tuple(images.shape), dtype).copy_(images)
+            others.append(batch)
+            yield (batch,)
 
     return epoch
 
