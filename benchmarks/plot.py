@@ -1,6 +1,9 @@
-"""The last line of benchmarks/results/loaders.jsonl as a figure.
+"""The last line of results/loaders.jsonl or of results/fast.jsonl as a figure, by the name of the file.
 
-python -m benchmarks.plot docs/loaders.png
+    python -m benchmarks.plot docs/loaders.png
+    python -m benchmarks.plot docs/fast.png
+
+`fast.png` shows each training, and the mean of each way to train with its 95% interval.
 """
 
 from __future__ import annotations
@@ -12,22 +15,57 @@ from typing import Any
 
 import click
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
 from benchmarks import ROOT, Command
 from fastcifar.config import LOADERS
+from fastcifar.errors import UsageError
 from fastcifar.plotting import own_context, write_png
-from fastcifar.plotting.style import VAL_COLOUR, layout
+from fastcifar.plotting.style import GREY, TRAIN_COLOUR, VAL_COLOUR, layout
 
 
 @click.command(cls=Command)
 @click.argument("figure", type=click.Path(path_type=Path))
 def main(figure: Path) -> None:
-    """Draw the loaders next to those of other libraries."""
-    lines = (ROOT / "benchmarks" / "results" / "loaders.jsonl").read_text(encoding="utf-8").splitlines()
-    about = json.loads(lines[-1])
-    where = about["gpu"] or f"{about['cores']} cores of an {about['machine']}"
+    """Draw the results whose name is that of the figure."""
+    if figure.stem not in DRAWINGS:
+        raise UsageError(f"figure is {figure.name!r}; expected one of: {', '.join(f'{name}.png' for name in DRAWINGS)}")
+    lines = (ROOT / "benchmarks" / "results" / f"{figure.stem}.jsonl").read_text(encoding="utf-8").splitlines()
+    write_png(figure, DRAWINGS[figure.stem](json.loads(lines[-1])))
+
+
+def where(about: dict[str, Any]) -> str:
+    """The machine of a line of results."""
+    return about["gpu"] or f"{about['cores']} cores of an {about['machine']}"
+
+
+def loaders(about: dict[str, Any]) -> Figure:
+    """Images per second of loaders."""
     batch, dtype = about["data"].rsplit(", ", 2)[1:]
-    write_png(figure, throughput(about["rows"], f" ({where}, {batch}, {dtype})"))
+    return throughput(about["rows"], f" ({where(about)}, {batch}, {dtype})")
+
+
+@own_context()
+def fast(about: dict[str, Any]) -> Figure:
+    """Accuracy with test-time augmentation over seconds of training."""
+    rows = [row for row in about["rows"] if row["trainings"]]
+    figure = Figure(figsize=(7, 3.8), layout=layout())
+    axis = figure.subplots()
+    colours = [VAL_COLOUR, TRAIN_COLOUR, GREY, "#117733"]
+    for row, colour in zip(rows, colours, strict=False):
+        seconds = [each["train_seconds"] for each in row["each"]]
+        axis.plot(seconds, [each["tta_accuracy"] for each in row["each"]], ".", color=colour, alpha=0.5, ms=6)
+        mean, reach = (row["train_seconds"], row["tta_accuracy"]), row["tta_ci95"]
+        label = f"{row['name']}: {mean[1]:.2%} in {mean[0]:.0f} s"
+        axis.errorbar(*mean, yerr=reach, color=colour, marker="o", ms=7, capsize=4, label=label)
+    axis.legend(frameon=False, loc="lower left")
+    axis.set_xlim(0, 1.1 * max(row["train_seconds"] for row in rows))
+    axis.margins(y=0.25)
+    axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
+    axis.set(xlabel=f"seconds of training ({where(about)})", ylabel="test accuracy, with augmentation")
+    axis.grid(alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+    return figure
 
 
 @own_context()
@@ -38,16 +76,16 @@ def throughput(rows: Sequence[dict[str, Any]], note: str = "") -> Figure:
     """
     rows = sorted((row for row in rows if row["images_per_s"]), key=lambda row: row["images_per_s"])
     limits = [row for row in rows if row["name"] == "limit-copy-cast"]
-    loaders = [row for row in rows if row not in limits]
-    figure = Figure(figsize=(8, 0.6 + 0.36 * len(loaders)), layout=layout())
+    shown = [row for row in rows if row not in limits]
+    figure = Figure(figsize=(8, 0.6 + 0.36 * len(shown)), layout=layout())
     axis = figure.subplots()
-    for y, row in enumerate(loaders):
+    for y, row in enumerate(shown):
         median, low, high = row["images_per_s"], row["images_per_s_min"], row["images_per_s_max"]
         colour = VAL_COLOUR if row["name"] in LOADERS else "#bbbbbb"
         axis.barh(y, median, color=colour, xerr=[[median - low], [high - median]], ecolor="#555555", capsize=2)
         axis.annotate(f"{median:,}", (high, y), (5, 0), textcoords="offset points", va="center")
-    names = [f"fastcifar: {row['name']}" if row["name"] in LOADERS else row["name"] for row in loaders]
-    axis.set_yticks(range(len(loaders)), names)
+    names = [f"fastcifar: {row['name']}" if row["name"] in LOADERS else row["name"] for row in shown]
+    axis.set_yticks(range(len(shown)), names)
     axis.set_xscale("log")
     axis.set_xlim(right=3 * max(row["images_per_s_max"] for row in rows))
     for row in limits:
@@ -56,6 +94,9 @@ def throughput(rows: Sequence[dict[str, Any]], note: str = "") -> Figure:
     axis.set_xlabel(f"augmented images per second{note}")
     axis.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+DRAWINGS = {"loaders": loaders, "fast": fast}
 
 
 if __name__ == "__main__":

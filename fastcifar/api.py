@@ -148,9 +148,9 @@ class Run:
         `fastcifar.config.ExplainConfig`: n, select, correct, layers, methods, target, seed. Raises UsageError for a
         wrong setting; DataError if test.beton is missing.
         """
-        config = ExplainConfig(**{key: tuple(v) if isinstance(v, list) else v for key, v in settings.items()})
+        plain: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in settings.items()}
         paths = [images] if isinstance(images, (str, os.PathLike)) else images
-        return explain_images(self._trained, config, paths).maps
+        return explain_images(self._trained, ExplainConfig(**plain), paths).maps
 
     @standard_torch_defaults()
     def predict(self, paths: StrPath | Sequence[StrPath]) -> ImagePredictions:

@@ -72,11 +72,10 @@ def explain_run(
     """
     trained = TrainedRun(run, data_dir=data_dir, device=device, trusted=trusted, reporter=reporter)
     explained = explain_images(trained, config, images)
-    maps, files = explained.maps, ()
-    if len(maps):
-        folder = run.explain / "images" if images else run.explain
-        files = write_explanation(run.make_subfolder(folder), maps, trained.reporter)
-    return replace(explained, files=files)
+    if not len(explained.maps):
+        return explained
+    folder = run.explain / "images" if images else run.explain
+    return replace(explained, files=write_explanation(run.make_subfolder(folder), explained.maps, trained.reporter))
 
 
 def explain_images(

@@ -15,7 +15,7 @@ from torch import nn
 
 from fastcifar.augment.kernel import normalisation
 from fastcifar.errors import FastcifarError, describe
-from fastcifar.models.probe import uncompiled
+from fastcifar.models.state import uncompiled
 from fastcifar.training.weights import DatasetInfo
 
 NUM_EXAMPLES = 2

@@ -33,10 +33,10 @@ class MapLayout:
     """Of tokens, (N, T, C): how many come before those of the patches, which are row by row."""
 
     def to_maps(self, output: torch.Tensor) -> torch.Tensor:
-        """The output as (N, C, h, w), a view."""
+        """The output as (N, C, h, w)."""
         if self.num_extra_tokens is not None:
             tokens = output[:, self.num_extra_tokens :].transpose(1, 2)  # (N, T, C) -> (N, C, h * w)
-            return tokens.unflatten(2, self.size)
+            return tokens.reshape(*tokens.shape[:2], *self.size)
         return output.movedim(3, 1) if self.channels_last else output
 
 
