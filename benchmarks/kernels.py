@@ -3,7 +3,8 @@
     python -m benchmarks.kernels --data-dir data --device cuda --batch-size 25000 --json
 
 Ours is Triton on a GPU and Numba on a CPU. The work: crop 4 + flip + cutout 8 + normalise, with the parameters, the
-images and the order of an epoch on the device. `gb_per_s` counts what must be read and written, and nothing else.
+images and the order of an epoch on the device; once more with brightness and contrast. `gb_per_s` counts what must be
+read and written, and nothing else.
 A large batch shows the kernel; with one of 512 a GPU waits for its launches.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +76,10 @@ def main(
             for name, make in (("fastcifar", make_kernel), ("torch", TorchKernel)):
                 label = f"{name}, {dtype}" + ("" if channels_last else ", planar")
                 candidates[label] = lambda make=make, config=config: launches(make, beton, config, batch_size)
+            if channels_last:
+                toned = replace(config, augment=replace(AUGMENT, brightness=20, contrast=0.2))
+                label = f"fastcifar, {dtype}, brightness and contrast"
+                candidates[label] = lambda toned=toned: launches(make_kernel, beton, toned, batch_size)
     log = (lambda line: None) if as_json else (lambda line: click.echo(line, err=True))
     results = measure_throughput(candidates, repeats=repeats, limit_s=limit_s, device=torch_device, log=log)
     rows, copies = [], {}

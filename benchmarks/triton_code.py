@@ -19,6 +19,7 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ SHAPE = (32, 32, 3)
 USUAL = AugmentConfig(crop_padding=4, flip=True, cutout_size=8)
 EVERYTHING = AugmentConfig(
     crop_padding=4, padding_mode="reflect", rotate_degrees=15.0, hue_shift=10, saturation_shift=20, value_shift=20,
-    cutout_size=8, cutout_holes=2,
+    brightness=20, contrast=0.2, cutout_size=8, cutout_holes=2,
 )  # fmt: skip
 CASES = {
     "bfloat16": (USUAL, torch.bfloat16, True),
@@ -50,6 +51,7 @@ CASES = {
     "float32": (USUAL, torch.float32, True),
     "float32, planar": (USUAL, torch.float32, False),
     "uint8": (USUAL, torch.uint8, True),
+    "bfloat16, brightness and contrast": (replace(USUAL, brightness=20, contrast=0.2), torch.bfloat16, True),
     "float16, planar, everything": (EVERYTHING, torch.float16, False),
 }
 """Crop, flip, one cutout and normalisation; in the last one reflection, rotation, colour and two cutouts."""

@@ -14,7 +14,7 @@ from fastcifar.config import AugmentConfig
 
 
 def augment_image(image: np.ndarray, params: np.void, augment: AugmentConfig, fill: np.ndarray) -> np.ndarray:
-    """Crop from the padded image, then flip, rotate, shift colours, cut out."""
+    """Crop from the padded image, then flip, rotate, change colours, cut out."""
     out = crop_image(image, params, augment)
     if params["flip"]:
         out = out[:, ::-1].copy()
@@ -23,6 +23,8 @@ def augment_image(image: np.ndarray, params: np.void, augment: AugmentConfig, fi
     shifts = [int(params[name]) for name in ("hue", "saturation", "value")]
     if any(shifts):
         out = shift_colour(out, *shifts)
+    if params["brightness"] or params["contrast"]:
+        out = adjust_tone(out, int(params["brightness"]), int(params["contrast"]))
     for y, x, height, width in zip(
         *(params[f"cutout_{name}"].tolist() for name in ("y", "x", "height", "width")), strict=True
     ):
@@ -82,6 +84,15 @@ def shift_colour(image: np.ndarray, hue: int, saturation: int, value: int) -> np
         v = min(max(v + value, 0), 255)
         rgb = colorsys.hsv_to_rgb(h / 180, s / 255, v / 255)
         out[y, x] = [math.floor(channel * 255 + 1e-6) for channel in rgb]
+    return out
+
+
+def adjust_tone(image: np.ndarray, brightness: int, contrast: int) -> np.ndarray:
+    """Added to each value; then the distance from 128 times 1 + contrast / 256, rounded to nearest, a half up."""
+    out = np.zeros_like(image)
+    for at in np.ndindex(image.shape):
+        exact = 128 + (int(image[at]) + brightness - 128) * (1 + contrast / 256)
+        out[at] = min(max(math.floor(exact + 0.5), 0), 255)
     return out
 
 

@@ -33,7 +33,9 @@ from fastcifar.training.distributed import Distributed
 from fastcifar.training.progress import Progress, TimeLeft
 from tests.test_loaders import LOADERS
 
-ROTATED = AugmentConfig(crop_padding=4, cutout_size=8, rotate_degrees=15.0, hue_shift=20, saturation_shift=10)
+ROTATED = AugmentConfig(
+    crop_padding=4, cutout_size=8, rotate_degrees=15.0, hue_shift=20, saturation_shift=10, contrast=0.1
+)
 
 
 # ---- variables ---------------------------------------------------------------------------------------------------

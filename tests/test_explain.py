@@ -513,6 +513,7 @@ def test_datasets_with_few_and_with_many_classes(num_classes: int, tmp_path: Pat
 
 def test_preview_shows_what_training_sees(data_dir: Path, tmp_path: Path) -> None:
     augment = {"crop_padding": 4, "cutout_size": 8, "rotate_degrees": 10, "hue_shift": 20, "colour_p": 0.5}
+    augment |= {"brightness": 40, "contrast": 0.5}
     config = TrainConfig.from_settings(data_dir=str(data_dir), seed=3, **augment)
     beton = open_beton(data_dir / "train.beton")
     indices = images_of_each_class(beton, 2, 3, np.arange(100, 500))

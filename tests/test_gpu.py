@@ -47,7 +47,7 @@ def test_the_kernel_is_compiled_for_the_gpu() -> None:
         {"model": "small", "optimizer": "muon", "amp": "fp16"},
         {"model": "resnet18", "deterministic": True},
         {"model": "resnet18", "norm": "layer", "epochs": 1},
-        {"mixup": 0.2, "cutmix": 1.0, "rotate_degrees": 15.0, "hue_shift": 9, "label_smoothing": 0.1},
+        {"mixup": 0.2, "cutmix": 1.0, "rotate_degrees": 15.0, "hue_shift": 9, "contrast": 0.1, "label_smoothing": 0.1},
         {"class_weights": "balanced", "sampler": "balanced"},
         {"lr": "auto"},
         {"compile": True},

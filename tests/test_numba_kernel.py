@@ -22,14 +22,18 @@ from tests.reference import augment_image
 from tests.test_torch_kernel import (
     DTYPES,
     EACH_ONCE,
+    EVERY_VALUE,
     RESAMPLED,
+    TONE,
     augment_with_torch,
+    check_every_value,
     check_pixels,
     check_resampled_pixels,
     kernel_config,
     random_images,
     run_kernel,
     scattered,
+    tolerance,
 )
 
 
@@ -61,6 +65,8 @@ def settings_of(draw: st.DrawFn) -> tuple[AugmentConfig, tuple[int, int, int], i
         rotate_degrees=draw(st.sampled_from([0.0, 0.0, 15.0, 180.0])),
         hue_shift=draw(st.sampled_from([0, 0, 20, 90])),
         value_shift=draw(st.sampled_from([0, 0, 50])),
+        brightness=draw(st.sampled_from([0, 0, 60, 255])),
+        contrast=draw(st.sampled_from([0.0, 0.0, 0.3, 1.0])),
         cutout_size=size,
         cutout_min_size=draw(st.integers(1, size)) if size and draw(st.booleans()) else None,
         cutout_p=draw(st.sampled_from([0.5, 1.0])),
@@ -80,10 +86,9 @@ def test_any_settings_give_the_pixels_of_torch_and_of_the_reference(
     table = sample_params(augment, seed, epoch, num, shape)
     got = run_kernel(make(augment, shape), images, table).permute(0, 2, 3, 1).numpy()
     np.testing.assert_array_equal(got, augment_with_torch(images, table, config))
-    resampled = augment.rotate_degrees > 0 or augment.shifts_colour
     for i in range(num):
         expected = augment_image(images[i], table[i], augment, config.fill).astype(int)
-        assert np.abs(got[i] - expected).max() <= (1 if resampled else 0)
+        assert np.abs(got[i] - expected).max() <= tolerance(augment)
 
 
 @pytest.mark.parametrize(("augment", "shape", "num"), RESAMPLED)
@@ -91,6 +96,10 @@ def test_resampled_pixels_are_within_a_grey_level_of_the_reference_and_equal_to_
     augment: AugmentConfig, shape: tuple[int, int, int], num: int
 ) -> None:
     check_resampled_pixels(make(augment, shape), kernel_config(augment, shape, dtype=torch.uint8), num)
+
+
+def test_brightness_and_contrast_of_every_value() -> None:
+    check_every_value(make(TONE, EVERY_VALUE))
 
 
 @pytest.mark.parametrize("degrees", [180.0, -180.0, 90.0, 0.0, 1e-6])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from fastcifar.augment.params import below, happens, raw_bits, rotation_terms, sample_params
+from fastcifar.augment.params import below, happens, raw_bits, rotation_terms, sample_params, tone_table
 from fastcifar.config import NO_AUGMENT, AugmentConfig
 from fastcifar.errors import UsageError
 
@@ -31,12 +33,17 @@ EVERYTHING = AugmentConfig(
     hue_shift=20,
     saturation_shift=30,
     value_shift=40,
+    brightness=50,
+    contrast=0.3,
     colour_p=0.25,
     cutout_size=16,
     cutout_min_size=4,
     cutout_p=0.75,
     cutout_holes=2,
 )
+
+
+COLOURS = ("hue", "saturation", "value", "brightness", "contrast")
 
 
 def test_golden_rows_of_every_column() -> None:
@@ -53,6 +60,10 @@ def test_probabilities_are_respected() -> None:
     assert abs((table["cutout_height"][:, 1] != 0).mean() - 0.75) < 0.02
     assert np.unique(table["cutout_width"]).tolist() == [0, *range(4, 17)]
     assert np.unique(table["hue"]).tolist() == list(range(-20, 21))
+    assert np.unique(table["brightness"]).tolist() == list(range(-50, 51))
+    assert np.unique(table["contrast"]).tolist() == list(range(-77, 78))  # round(0.3 * 256)
+    changed = np.any([table[name] != 0 for name in COLOURS], axis=0)
+    assert abs(changed.mean() - 0.25) < 0.02, "not all of them, or none"
     assert 14.9 < table["rotation"].max() <= 15
     assert -15 <= table["rotation"].min() < -14.9
     cut = table["cutout_height"][:, 0] > 0
@@ -82,6 +93,14 @@ def test_terms_of_a_rotation() -> None:
     assert rotation_terms(degrees).tolist() == expected
 
 
+def test_terms_of_brightness_and_contrast() -> None:
+    assert tone_table(0, 0).tolist() == list(range(256))
+    assert tone_table(10, 128)[[0, 100, 128, 250]].tolist() == [0, 101, 143, 255]  # 128 + 1.5 * (x + 10 - 128)
+    assert tone_table(0, 128)[[127, 129]].tolist() == [127, 130]  # 126.5 and 129.5: a half is rounded up
+    assert tone_table(255, -256).tolist() == [128] * 256
+    assert tone_table(-255, 0).tolist() == [0] * 256
+
+
 def test_golden_bits() -> None:
     assert raw_bits(0, 0, "flip", 3).tolist() == GOLDEN_BITS
 
@@ -104,6 +123,15 @@ def test_turning_cutout_on_does_not_change_the_crops() -> None:
     for column in ("crop_y", "crop_x", "flip"):
         assert (with_it[column] == without[column]).all()
     assert not without["cutout_y"].any()
+
+
+def test_turning_brightness_on_changes_no_other_column() -> None:
+    table = sample_params(EVERYTHING, 5, 2, 200)
+    for name, off in (("brightness", 0), ("contrast", 0.0), ("hue", 0)):
+        setting = "hue_shift" if name == "hue" else name
+        without = sample_params(replace(EVERYTHING, **{setting: off}), 5, 2, 200)
+        assert not without[name].any()
+        assert all((without[other] == table[other]).all() for other in table.dtype.names or () if other != name)
 
 
 def test_all_allowed_values_occur_and_no_others() -> None:
@@ -170,6 +198,8 @@ def test_settings_that_do_not_fit_the_images_are_refused(settings: dict[str, obj
         ({"hue_shift": 91}, "hue_shift is 91; expected 0..90"),
         ({"saturation_shift": 1.5}, "saturation_shift is 1.5; expected a whole number, 0..255"),
         ({"value_shift": -1}, "value_shift is -1; expected 0..255"),
+        ({"brightness": 256}, "brightness is 256; expected 0..255"),
+        ({"contrast": 1.5}, "contrast is 1.5; expected a number, 0..1"),
         ({"colour_p": "often"}, "colour_p is 'often'; expected a number, 0..1"),
         ({"cutout_size": 4, "cutout_min_size": 5}, "cutout_min_size is 5; expected 1..4"),
         ({"cutout_p": -0.1}, "cutout_p is -0.1; expected a number, 0..1"),
@@ -203,6 +233,8 @@ GOLDEN_EVERYTHING: dict[str, list[object]] = {
     "hue": [0, 0, 0, -19, -16, 0],
     "saturation": [0, 0, 0, 12, 8, 0],
     "value": [0, 0, 0, 28, 2, 0],
+    "brightness": [0, 0, 0, 16, 45, 0],
+    "contrast": [0, 0, 0, 54, 22, 0],
     "cutout_y": [[18, 17], [1, 4], [9, 9], [12, 16], [-6, 27], [4, 27]],
     "cutout_x": [[-3, -1], [10, 12], [10, 21], [26, -5], [20, 4], [16, 7]],
     "cutout_height": [[7, 13], [9, 9], [16, 4], [14, 13], [16, 5], [9, 5]],

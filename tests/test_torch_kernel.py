@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -11,12 +13,22 @@ import torch
 
 from fastcifar.augment import torch_kernel
 from fastcifar.augment.kernel import Kernel, KernelConfig, normalisation
-from fastcifar.augment.params import rotation_terms, sample_params
+from fastcifar.augment.params import params_dtype, rotation_terms, sample_params, tone_table
 from fastcifar.config import NO_AUGMENT, AugmentConfig
-from tests.reference import augment_image, normalise_image, rotate_image
+from tests.reference import adjust_tone, augment_image, normalise_image, rotate_image
 
 MEAN, STD = np.array([125.3, 122.95, 113.87]), np.array([62.99, 62.09, 66.70])
 
+RICH = AugmentConfig(
+    crop_padding=3,
+    brightness=60,
+    contrast=0.4,
+    colour_p=0.8,
+    cutout_size=6,
+    cutout_min_size=1,
+    cutout_holes=3,
+    cutout_p=0.6,
+)
 CASES = [
     (AugmentConfig(), (32, 32, 3), 5),
     (AugmentConfig(padding_mode="reflect"), (32, 32, 3), 5),
@@ -26,17 +38,18 @@ CASES = [
     (AugmentConfig(flip=False, cutout_size=0, crop_padding=1), (1, 1, 3), 20),
     (AugmentConfig(flip=False, cutout_size=1), (3, 2, 3), 1),
     (AugmentConfig(), (32, 32, 3), 0),
-    (AugmentConfig(crop_padding=3, cutout_size=6, cutout_min_size=1, cutout_holes=3, cutout_p=0.6), (9, 11, 3), 30),
+    (RICH, (9, 11, 3), 30),
     (AugmentConfig(crop_padding=2, flip_mode="alternating", cutout_size=0), (6, 7, 3), 20),
+    (AugmentConfig(crop_padding=2, brightness=255, cutout_size=2), (6, 7, 3), 20),
+    (AugmentConfig(crop_padding=2, contrast=1.0, cutout_size=2), (6, 7, 3), 20),
 ]
 """Exact on every pixel."""
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.uint8)
 FORMATS = [(dtype, channels_last) for dtype in DTYPES for channels_last in (True, False)]
-RICH = CASES[8]
 EACH_ONCE = [
     *((*case, torch.float32, True) for case in [*CASES, (NO_AUGMENT, (3, 4, 3), 3)]),
-    *((*RICH, dtype, channels_last) for dtype, channels_last in FORMATS[1:]),
+    *((RICH, (9, 11, 3), 30, dtype, channels_last) for dtype, channels_last in FORMATS[1:]),
 ]
 """Each case in float32 and channels_last; one case in each other dtype and memory format: a kernel chooses them apart
 from what it does to the pixels."""
@@ -50,8 +63,14 @@ RESAMPLED = [
     (COLOUR, (12, 12, 3), 30),
     (AugmentConfig(hue_shift=90, saturation_shift=255, value_shift=255, crop_padding=0, cutout_size=0), (8, 8, 3), 30),
     (replace(COLOUR, rotate_degrees=15.0, cutout_size=8, cutout_min_size=2, cutout_p=0.75), (16, 12, 3), 20),
+    (replace(COLOUR, rotate_degrees=15.0, brightness=30, contrast=0.5, cutout_size=4), (12, 16, 3), 20),
 ]
-"""Within one grey level of the reference: pixels are interpolated, or go through HSV."""
+"""Within `tolerance` of the reference."""
+
+
+def tolerance(augment: AugmentConfig) -> int:
+    """In grey levels: one where pixels are interpolated, or go through HSV, which more contrast stretches."""
+    return math.ceil(1 + augment.contrast) if augment.rotate_degrees or augment.shifts_colour else 0
 
 
 @pytest.mark.parametrize(("name", "expected"), [("mean", [0, 2, 255]), ("zero", [0, 0, 0])])
@@ -113,13 +132,29 @@ def check_pixels(kernel: Kernel, config: KernelConfig, num: int) -> None:
 
 
 def check_resampled_pixels(kernel: Kernel, config: KernelConfig, num: int) -> None:
-    """A uint8 batch is within a grey level of the reference implementation, and equal to the torch kernel's."""
+    """A uint8 batch is within `tolerance` of the reference implementation, and equal to the torch kernel's."""
     images = random_images(num, config.image_shape)
     table = sample_params(config.augment, 2, 5, num, config.image_shape)
     got = run_kernel(kernel, images, table).permute(0, 2, 3, 1).numpy()
     expected = np.stack([augment_image(images[i], table[i], config.augment, config.fill) for i in range(num)])
-    assert np.abs(got.astype(int) - expected).max() <= 1
+    assert np.abs(got.astype(int) - expected).max() <= tolerance(config.augment)
     np.testing.assert_array_equal(got, augment_with_torch(images, table, config))
+
+
+TONE = AugmentConfig(crop_padding=0, flip=False, brightness=255, contrast=1.0, cutout_size=0)
+EVERY_VALUE = (16, 16, 3)
+
+
+def check_every_value(kernel: Kernel) -> None:
+    """Brightness and contrast of each of 256 values, up to their bounds; the kernel is of TONE, EVERY_VALUE, uint8."""
+    changes = np.array(list(itertools.product((-255, -128, -1, 0, 1, 77, 255), (-256, -255, -100, -1, 0, 1, 128, 256))))
+    table = np.zeros(len(changes), dtype=params_dtype())
+    table["brightness"], table["contrast"] = changes.T
+    image = np.arange(768).reshape(EVERY_VALUE).astype(np.uint8)
+    got = run_kernel(kernel, np.repeat(image[None], len(table), axis=0), table).permute(0, 2, 3, 1).numpy()
+    for out, (brightness, contrast) in zip(got, changes.tolist(), strict=True):
+        np.testing.assert_array_equal(out, adjust_tone(image, brightness, contrast), str((brightness, contrast)))
+        np.testing.assert_array_equal(out, tone_table(brightness, contrast)[image], str((brightness, contrast)))
 
 
 def augment_with_torch(images: np.ndarray, table: np.ndarray, config: KernelConfig) -> np.ndarray:
@@ -162,9 +197,13 @@ def test_resampled_pixels_are_within_a_grey_level_of_the_reference(
     config = kernel_config(augment, shape)
     got = augment_with_torch(images, table, config)
     expected = np.stack([augment_image(images[i], table[i], augment, config.fill) for i in range(num)])
-    assert np.abs(got.astype(int) - expected).max() <= 1
+    assert np.abs(got.astype(int) - expected).max() <= tolerance(augment)
     changed = (expected != images).any(axis=(1, 2, 3)).mean()
     assert changed > 0.3 or images[0].size == 3, "the settings change nothing"
+
+
+def test_brightness_and_contrast_of_every_value() -> None:
+    check_every_value(torch_kernel.TorchKernel(kernel_config(TONE, EVERY_VALUE, dtype=torch.uint8)))
 
 
 @pytest.mark.parametrize("border", ["constant", "reflect"])

@@ -22,7 +22,16 @@ from benchmarks import triton_code  # noqa: E402
 from fastcifar.augment import triton_kernel, triton_mixing  # noqa: E402
 from fastcifar.augment.triton_kernel import TritonKernel  # noqa: E402
 from fastcifar.config import AugmentConfig  # noqa: E402
-from tests.test_torch_kernel import EACH_ONCE, RESAMPLED, check_pixels, check_resampled_pixels, kernel_config  # noqa: E402
+from tests.test_torch_kernel import (  # noqa: E402
+    EACH_ONCE,
+    EVERY_VALUE,
+    RESAMPLED,
+    TONE,
+    check_every_value,
+    check_pixels,
+    check_resampled_pixels,
+    kernel_config,
+)
 
 ROOT = Path(__file__).parents[1]
 pytestmark = [pytest.mark.gpu] if DEVICE.type == "cuda" else []
@@ -42,6 +51,10 @@ def test_resampled_pixels_are_within_a_grey_level_of_the_reference_and_equal_to_
 ) -> None:
     config = kernel_config(augment, shape, dtype=torch.uint8, device=DEVICE)
     check_resampled_pixels(TritonKernel(config), config, num)
+
+
+def test_brightness_and_contrast_of_every_value() -> None:
+    check_every_value(TritonKernel(kernel_config(TONE, EVERY_VALUE, dtype=torch.uint8, device=DEVICE)))
 
 
 def test_without_a_compiler_the_kernels_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,10 +100,12 @@ def test_the_kernels_compile_for_every_generation_of_gpus_without_one() -> None:
 
 @pytest.mark.slow
 def test_what_is_used_less_compiles_too() -> None:
-    rows = compiled("--target", "90", "--case", "float16, planar, everything", "--case", "uint8", "--case", "float16")
+    cases = ("float16, planar, everything", "uint8", "float16", "bfloat16, brightness and contrast")
+    rows = compiled("--target", "90", *(word for case in cases for word in ("--case", case)))
     for row in rows:
         assert (row["local_bytes"], row["fused_multiply_adds"], row["branches"]) == (0, 0, 0), row
-    assert [row["loads"]["1"] for row in rows] == [3 * 4 * 8, 8, 8]  # three channels of four neighbours, for 8 values
+    loads = [row["loads"]["1"] for row in rows]
+    assert loads == [3 * 4 * 8, 8, 8, 8]  # for 8 values; the first: three channels of four neighbours
 
 
 def test_code_is_not_read_in_the_interpreter() -> None:

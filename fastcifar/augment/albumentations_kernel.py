@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from fastcifar.augment.kernel import KernelConfig
-from fastcifar.augment.params import AugmentParams, rotation_terms
+from fastcifar.augment.params import AugmentParams, rotation_terms, tone_table
 from fastcifar.augment.torch_kernel import rotate
 from fastcifar.errors import MissingExtraError, UsageError, describe
 
@@ -33,14 +33,14 @@ class AlbumentationsAugment:
     """Crop, flip, rotation, colour and cutout, with our parameters instead of those that each would sample.
 
     If colours change too, our own operation rotates: OpenCV's differs by one grey level, and 8-bit HSV, which is not
-    smooth, turns that into many.
+    smooth, turns that into many. Brightness and contrast are our own look-up: Albumentations has another formula.
     """
 
     def __init__(self, config: KernelConfig) -> None:
         augment = config.augment
         cv2.setNumThreads(0)  # one image is too little work for threads, which do not survive the fork of a worker
         self._padding = augment.crop_padding
-        self._cutout_size, self._shifts_colour = augment.cutout_size, augment.shifts_colour
+        self._cutout_size, self._changes_colour = augment.cutout_size, augment.shifts_colour or augment.adjusts_tone
         border = self._border = cv2.BORDER_REFLECT_101 if augment.padding_mode == "reflect" else cv2.BORDER_CONSTANT
         self._pad = albumentations.Pad(self._padding, border_mode=border, fill=0, p=1.0)
         self._crop = albumentations.RandomCrop(1, 1, p=1.0)  # the coordinates include the size
@@ -58,7 +58,7 @@ class AlbumentationsAugment:
             image = self._crop.apply(image, crop_coords=(x, y, x + width, y + height))
         if row["flip"]:
             image = self._flip.apply(image)
-        if row["rotation"] and self._shifts_colour:
+        if row["rotation"] and self._changes_colour:
             terms = torch.from_numpy(rotation_terms(np.array([row["rotation"]])).astype(np.int64))
             batch = torch.from_numpy(np.ascontiguousarray(image))[None]
             image = rotate(batch, terms, reflect=self._border == cv2.BORDER_REFLECT_101)[0].numpy()
@@ -70,6 +70,9 @@ class AlbumentationsAugment:
         hue, saturation, value = (int(row[name]) for name in ("hue", "saturation", "value"))
         if hue or saturation or value:
             image = self._colour.apply(image, hue_shift=hue, sat_shift=saturation, val_shift=value)
+        brightness, contrast = int(row["brightness"]), int(row["contrast"])
+        if brightness or contrast:
+            image = tone_table(brightness, contrast)[image]
         if self._cutout_size:
             y, x = row["cutout_y"].astype(int), row["cutout_x"].astype(int)
             ends_y = np.minimum(y + row["cutout_height"], height)

@@ -83,7 +83,8 @@ def _columns(params: AugmentParams, rotates: bool) -> tuple[Any, ...]:
 
     rotation = rotation_terms(params["rotation"] if rotates else params["rotation"][:0])
     cutout = group("cutout_y", "cutout_x", "cutout_height", "cutout_width")
-    return group("crop_y", "crop_x"), params["flip"], rotation, group("hue", "saturation", "value"), cutout
+    colour = group("hue", "saturation", "value", "brightness", "contrast")
+    return group("crop_y", "crop_x"), params["flip"], rotation, colour, cutout
 
 
 class BufferPool:

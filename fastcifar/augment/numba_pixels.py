@@ -187,6 +187,16 @@ def shift_colour(buffer: Any, num_pixels: int, hue_shift: int, saturation_shift:
 
 
 @register_jitable
+def adjust_tone(buffer: Any, size: int, brightness: int, contrast: int) -> None:
+    """Brightness and contrast, in place, by `params.tone_table`; a look-up of each value takes longer than this."""
+    factor = np.int32(256 + contrast)
+    added = np.int32((brightness - 128) * factor + 32_896)
+    for at in range(np.uint64(size)):
+        value = np.int32(np.int32(buffer[at] * factor) + added) >> np.int32(8)
+        buffer[at] = np.uint8(min(max(np.int32(value), np.int32(0)), np.int32(255)))
+
+
+@register_jitable
 def cut_out(buffer: Any, height: int, width: int, y: int, x: int, size_y: int, size_x: int, fill: Any) -> None:
     """Fill a box, clipped at the border, in place."""
     for row in range(max(y, 0), min(y + size_y, height)):
@@ -239,7 +249,7 @@ def augment_slice(
     crop: Any,  # two of (N,) int16: crop_y, crop_x; and so on: the columns of `AugmentParams`
     flip: Any,
     rotation: Any,  # (N, 2) int32: `params.rotation_terms`; (0, 2) without rotation
-    colour: Any,  # three of (N,) int16
+    colour: Any,  # five of (N,) int16
     cutout: Any,  # four of (N, holes) int16
     shape: Any,  # (H, W)
     padding: int,
@@ -272,6 +282,9 @@ def augment_slice(
         hue_shift, saturation_shift, value_shift = colour[0][index], colour[1][index], colour[2][index]
         if hue_shift != 0 or saturation_shift != 0 or value_shift != 0:
             shift_colour(buffer, height * width, hue_shift, saturation_shift, value_shift)
+        brightness, contrast = colour[3][index], colour[4][index]
+        if brightness != 0 or contrast != 0:
+            adjust_tone(buffer, size, brightness, contrast)
         y, x, size_y, size_x = cutout
         for hole in range(y.shape[1]):
             top, left = y[index, hole], x[index, hole]

@@ -44,6 +44,8 @@ def params_dtype(num_holes: int = 1, *, mixes: bool = False) -> np.dtype[np.void
             ("hue", "<i2"),  # added to OpenCV's 8-bit hue (0..179), modulo 180
             ("saturation", "<i2"),  # added to the 8-bit saturation, kept within 0..255
             ("value", "<i2"),
+            ("brightness", "<i2"),  # added to red, green and blue
+            ("contrast", "<i2"),  # the change about mid-grey, in units of 1/256: see `tone_table`
             ("cutout_y", "<i2", (num_holes,)),  # top row of the hole; it may reach over each border
             ("cutout_x", "<i2", (num_holes,)),
             ("cutout_height", "<i2", (num_holes,)),  # 0: no hole
@@ -99,11 +101,13 @@ def sample_params(
     if augment.rotate_degrees:
         turned = (below(bits("rotation"), 2**24 + 1) / 2**23 - 1) * augment.rotate_degrees
         table["rotation"] = np.where(happens(bits("rotate"), augment.rotate_p), turned, 0)
-    if augment.shifts_colour:
-        shifted = happens(bits("colour"), augment.colour_p)
-        for name in ("hue", "saturation", "value"):
-            most = getattr(augment, f"{name}_shift")
-            table[name] = np.where(shifted, below(bits(name), 2 * most + 1) - most, 0)
+    if augment.shifts_colour or augment.adjusts_tone:
+        changed = happens(bits("colour"), augment.colour_p)
+        largest = {name: getattr(augment, f"{name}_shift") for name in ("hue", "saturation", "value")}
+        largest |= {"brightness": augment.brightness, "contrast": round(256 * augment.contrast)}
+        for name, most in largest.items():
+            if most:
+                table[name] = np.where(changed, below(bits(name), 2 * most + 1) - most, 0)
     if augment.cutout_size:
         _sample_holes(table, augment, image_shape, bits)
     if augment.mixes:
@@ -194,3 +198,12 @@ def rotation_terms(degrees: npt.NDArray[np.float32]) -> npt.NDArray[np.int32]:
     """Cosine and sine of angles, in units of 2**-16: (N,) degrees -> (N, 2) int32."""
     radians = np.deg2rad(degrees.astype(np.float64))
     return np.rint(np.stack([np.cos(radians), np.sin(radians)], axis=-1) * 2**ROTATION_BITS).astype(np.int32)
+
+
+def tone_table(brightness: int, contrast: int) -> npt.NDArray[np.uint8]:
+    """What each value of 8 bits becomes, (256,) uint8, by the integers that all kernels compute with.
+
+    brightness: added to the value. contrast: the change of its distance from 128, in units of 1/256.
+    """
+    values = np.arange(256, dtype=np.int32)
+    return ((((values + brightness - 128) * (256 + contrast) + 32_896) >> 8).clip(0, 255)).astype(np.uint8)

@@ -28,7 +28,7 @@ def params_to_device(params: AugmentParams, device: torch.device) -> dict[str, t
 def apply_params(
     images: torch.Tensor, params: dict[str, torch.Tensor], augment: AugmentConfig, fill: torch.Tensor
 ) -> torch.Tensor:
-    """Crop, flip, rotate, shift colours, cut out: (N, H, W, 3) uint8 -> (N, H, W, 3) uint8, a new tensor.
+    """Crop, flip, rotate, change colours, cut out: (N, H, W, 3) uint8 -> (N, H, W, 3) uint8, a new tensor.
 
     Row i of `params` is for image i. `fill`, (3,) uint8: what a cutout writes.
     """
@@ -39,6 +39,8 @@ def apply_params(
         shifts = torch.stack([params[name] for name in ("hue", "saturation", "value")])  # (3, N)
         changed = (shifts != 0).any(0)
         out[changed] = _shift_colour(out[changed], shifts[:, changed])
+    if augment.adjusts_tone:
+        out = _adjust_tone(out, params["brightness"], params["contrast"])
     if augment.cutout_size:
         out = _cut_out(out, params, fill.to(images.device))
     return out
@@ -117,6 +119,12 @@ def _shift_colour(images: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
     wheel = torch.stack([value, q, p, p, t, value])  # red in each of the six sectors
     which = torch.stack([sector, (sector + 4) % 6, (sector + 2) % 6])  # green and blue follow it by a third
     return wheel.gather(0, which).movedim(0, -1).to(torch.uint8)
+
+
+def _adjust_tone(images: torch.Tensor, brightness: torch.Tensor, contrast: torch.Tensor) -> torch.Tensor:
+    """Brightness and contrast, (N,) int64 each: the value of `params.tone_table`, the same for the three channels."""
+    added, factor = (column.to(torch.int32)[:, None, None, None] for column in (brightness - 128, contrast + 256))
+    return (((images + added) * factor + 32_896) >> 8).clamp(0, 255).to(torch.uint8)
 
 
 def _cut_out(images: torch.Tensor, params: dict[str, torch.Tensor], fill: torch.Tensor) -> torch.Tensor:

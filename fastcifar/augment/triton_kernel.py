@@ -107,6 +107,13 @@ def _colour_shifted(red, green, blue, hue_shift, saturation_shift, value_shift):
 
 
 @triton.jit
+def _tone_adjusted(value, brightness, contrast):
+    """The value of `params.tone_table`; one multiply-add for a value, the rest once for an image."""
+    factor = 256 + contrast
+    return tl.minimum(tl.maximum((value * factor + ((brightness - 128) * factor + 32896)) >> 8, 0), 255)
+
+
+@triton.jit
 def _wheel(sector, value, q, p, t):
     """The red of a sector of the colour wheel, 0..5."""
     rest = tl.where((sector == 2) | (sector == 3), p, t)
@@ -136,7 +143,7 @@ def _augment(
     data,  # uint8
     offsets,  # (N,) int64
     indices,  # (B,) int64
-    moves,  # (N, 8) int32: crop_y, crop_x, flip, cos, sin, hue, saturation, value
+    moves,  # (N, 8) int32: crop_y, crop_x, flip, cos, sin, hue, saturation, value; and if TONES brightness, contrast
     holes,  # (N, HOLES, 4) int32: y, x, height, width
     out,
     # float32, by channel; arguments cost no load: in memory they would be more than half of all loads
@@ -149,6 +156,7 @@ def _augment(
     REFLECT: tl.constexpr,
     ROTATES: tl.constexpr,
     COLOURS: tl.constexpr,
+    TONES: tl.constexpr,
     HOLES: tl.constexpr,
     NORMALISES: tl.constexpr,
     BFLOAT: tl.constexpr,
@@ -158,7 +166,7 @@ def _augment(
 ):  # fmt: skip
     number = tl.program_id(0)
     index = tl.load(indices + number)
-    image, move = data + tl.load(offsets + index), moves + index * 8
+    image, move = data + tl.load(offsets + index), moves + index * (10 if TONES else 8)
     # (BLOCK / VECTOR, VECTOR), in the order of `out`, so that stores are coalesced: each thread stores vectors
     vector = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK // VECTOR)[:, None] * VECTOR
     element = vector + tl.arange(0, VECTOR)[None, :]
@@ -188,6 +196,8 @@ def _augment(
         pixel_value = tl.where((hue_shift != 0) | (saturation_shift != 0) | (value_shift != 0), shifted, pixel_value)
     else:
         pixel_value = _pixel(image, y, x, channel, top, left, flip, cos, sin, wanted, H, W, REFLECT, ROTATES)
+    if TONES:
+        pixel_value = _tone_adjusted(pixel_value, tl.load(move + 8), tl.load(move + 9))
     value = pixel_value.to(tl.float32)
     if HOLES:
         value = tl.where(cut, _of_element(start, fill_0, fill_1, fill_2, VECTOR, PLANAR), value)
@@ -229,6 +239,7 @@ def constexprs_of(config: KernelConfig) -> dict[str, Any]:
         "REFLECT": augment.padding_mode == "reflect",
         "ROTATES": augment.rotate_degrees > 0,
         "COLOURS": augment.shifts_colour,
+        "TONES": augment.adjusts_tone,
         "HOLES": augment.cutout_holes if augment.cutout_size else 0,
         "NORMALISES": config.dtype != torch.uint8,
         "BFLOAT": config.dtype == torch.bfloat16,
@@ -251,7 +262,9 @@ class TritonKernel(TorchKernel):
 
     def load_params(self, params: AugmentParams) -> Any:
         """`moves` and `holes` of `_augment`."""
-        terms, names = rotation_terms(params["rotation"]), ("hue", "saturation", "value")
+        terms, names = rotation_terms(params["rotation"]), ["hue", "saturation", "value"]
+        if self._config.augment.adjusts_tone:
+            names += ["brightness", "contrast"]
         moves = [params["crop_y"], params["crop_x"], params["flip"], *terms.T, *(params[name] for name in names)]
         holes = [params[f"cutout_{name}"] for name in ("y", "x", "height", "width")]
         arrays = (np.stack(columns, axis=-1).astype(np.int32) for columns in (moves, holes))

@@ -228,7 +228,13 @@ ANSWERS = (
     Answer(("--hflip", "--fliplr"), "half of the images are mirrored; --no-flip: none", (*TRAINING, "preview")),
     Answer(("--reprob", "--random-erase", "--erasing"), "write --cutout-size and --cutout-p", (*TRAINING, "preview")),
     Answer(
-        ("--color-jitter", "--hsv-h", "--hsv-s", "--hsv-v"),
+        ("--color-jitter",),
+        "write --contrast 0.4, --brightness in grey levels, e.g. 50, and --saturation-shift",
+        (*TRAINING, "preview"),
+    ),
+    Answer(("--color-jitter-prob",), "write --colour-p", (*TRAINING, "preview")),
+    Answer(
+        ("--hsv-h", "--hsv-s", "--hsv-v"),
         "write --hue-shift, --saturation-shift and --value-shift",
         (*TRAINING, "preview"),
     ),

@@ -18,7 +18,8 @@ MAX_ALPHA = 100.0
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig(Config):
     """What can happen to a training image; `fastcifar.augment.params` samples what does. The rows of a parameter table
-    are applied in this order: crop, flip, rotation, colour, cutout; then normalisation, then mixing with another image.
+    are applied in this order: crop, flip, rotation, colour (hue, saturation and value, then brightness and contrast),
+    cutout; then normalisation, then mixing with another image.
 
     Examples:
         >>> augment = AugmentConfig(crop_padding=2, padding_mode="reflect", cutout_size=0)
@@ -49,7 +50,17 @@ class AugmentConfig(Config):
     value_shift: int = setting(
         0, Integer(0, 255), "Change the value, the V of HSV (0..255), by up to this, either way."
     )
-    colour_p: float = setting(1.0, Number(0, 1), "Probability of a change of hue, saturation and value.")
+    brightness: int = setting(
+        0, Integer(0, 255), "Add up to this, either way, to each value (0..255) of red, green and blue."
+    )
+    contrast: float = setting(
+        0.0, Number(0, 1), "Change the contrast about mid-grey (128) by up to this share, either way."
+    )
+    colour_p: float = setting(
+        1.0,
+        Number(0, 1),
+        "Probability of a change of hue, saturation, value, brightness and contrast, of all together.",
+    )
     cutout_size: int = setting(
         8,
         Integer(0, MAX_SIDE),
@@ -84,7 +95,7 @@ class AugmentConfig(Config):
     def check(self) -> None:
         if self.cutout_size and self.cutout_min_size is not None:
             require_int("cutout_min_size", self.cutout_min_size, 1, self.cutout_size)
-        others = ("crop_padding", "flip", "rotate_degrees", "shifts_colour", "cutout_size")
+        others = ("crop_padding", "flip", "rotate_degrees", "shifts_colour", "adjusts_tone", "cutout_size")
         if self.pipeline is not None and any(getattr(self, name) for name in others):
             raise UsageError("pipeline is given next to other augmentations; expected it alone: see read_pipeline")
 
@@ -102,6 +113,11 @@ class AugmentConfig(Config):
     def shifts_colour(self) -> bool:
         """True if hue, saturation or value may change."""
         return bool(self.hue_shift or self.saturation_shift or self.value_shift)
+
+    @property
+    def adjusts_tone(self) -> bool:
+        """True if brightness or contrast may change."""
+        return bool(self.brightness or self.contrast)
 
     def check_fits(self, image_shape: tuple[int, int, int]) -> None:
         """Raise UsageError if these settings do not suit images of `image_shape` (H, W, 3)."""
