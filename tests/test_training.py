@@ -348,10 +348,11 @@ def test_the_accuracy_of_mixed_images_counts_the_label_of_larger_weight(
 
 
 def test_test_time_augmentation_is_reported_next_to_the_plain_test(data_dir: Path, tmp_path: Path) -> None:
-    _, metrics = train(tiny(data_dir, max_steps=3, tta="flip-shift"), runs_dir=tmp_path)
+    run, metrics = train(tiny(data_dir, max_steps=3, tta="flip-shift"), runs_dir=tmp_path)
     assert metrics["tta"] == "flip-shift"
-    assert 0 <= metrics["tta_accuracy"] <= 1
     assert metrics["tta_loss"] != metrics["test_loss"]
+    again = TrainedRun(run).predictions("test", tta="flip-shift")
+    assert (again.accuracy, again.loss) == (metrics["tta_accuracy"], metrics["tta_loss"])
 
 
 @pytest.mark.parametrize("tta", ["flip", "flip-shift"])

@@ -27,24 +27,39 @@ def predict(
     *,
     amp: str = "off",
     tta: str = "none",
+    plain: torch.Tensor | None = None,
 ) -> Iterator[Columns]:
     """Run `model` in evaluation mode over one epoch of `loader`, on the loader's device, batch by batch; between them
     its mode is restored.
 
-    amp: 'bf16', 'fp16' or 'off'. tta: test-time augmentation, see `predict_batch`.
+    amp: 'bf16', 'fp16' or 'off'. tta: test-time augmentation, see `predict_batch`. plain: the logits without it, of all
+    images of the loader, if they are known.
     """
+    start = 0
     for batch in loader.epoch(0):
-        yield batch.indices, batch.labels, predict_logits(model, batch.images, amp=amp, tta=tta)
+        end = start + len(batch.labels)
+        known = None if plain is None else plain[start:end].to(batch.images.device)
+        yield batch.indices, batch.labels, predict_logits(model, batch.images, amp=amp, tta=tta, plain=known)
+        start = end
 
 
-def predict_logits(model: nn.Module, images: torch.Tensor, *, amp: str = "off", tta: str = "none") -> torch.Tensor:
-    """(N, 3, H, W) normalised images -> (N, C) float32 logits of `model` in evaluation mode; for amp and tta see
+def predict_logits(
+    model: nn.Module,
+    images: torch.Tensor,
+    *,
+    amp: str = "off",
+    tta: str = "none",
+    plain: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """(N, 3, H, W) normalised images -> (N, C) float32 logits of `model` in evaluation mode; for amp, tta and plain see
     `predict`."""
     amp_dtype = torch.float16 if amp == "fp16" else torch.bfloat16
-    with evaluating(model), torch.inference_mode():
-        with torch.autocast(images.device.type, amp_dtype, enabled=amp != "off"):
-            logits = predict_batch(model, images, tta)
-        return logits.float()
+    with (
+        evaluating(model),
+        torch.inference_mode(),
+        torch.autocast(images.device.type, amp_dtype, enabled=amp != "off"),
+    ):
+        return predict_batch(model, images, tta, plain)
 
 
 def concatenate(batches: Sequence[Columns], distributed: Distributed | None = None) -> Predictions:
@@ -57,15 +72,19 @@ def concatenate(batches: Sequence[Columns], distributed: Distributed | None = No
     return Predictions(indices=columns[0], labels=columns[1], logits=columns[2])
 
 
-def predict_batch(model: nn.Module, images: torch.Tensor, tta: str = "none") -> torch.Tensor:
-    """(N, 3, H, W) normalised images -> (N, C) logits.
+def predict_batch(
+    model: nn.Module, images: torch.Tensor, tta: str = "none", plain: torch.Tensor | None = None
+) -> torch.Tensor:
+    """(N, 3, H, W) normalised images -> (N, C) float32 logits.
 
     tta: 'flip' averages the logits of the images and of their mirror images. 'flip-shift' weights that by half, and by
     a quarter each the same of the images moved by one pixel up and left, and down and right (as airbench).
+    plain: the logits of the images themselves, if they are known.
     """
+    logits = model(images).float() if plain is None else plain
     if tta == "none":
-        return model(images)
-    mirrored = 0.5 * (model(images) + model(images.flip(-1)))
+        return logits
+    mirrored = 0.5 * (logits + model(images.flip(-1)).float())
     if tta == "flip":
         return mirrored
     height, width = images.shape[2:]

@@ -195,13 +195,19 @@ class Trainer:
         self.logger.write_results()
         self.context.loggers.epoch(row)
 
-    def evaluate(self, model: nn.Module, loader: Loader, name: str, tta: str = "none") -> Predictions:
-        """The predictions of `model` on the images of all processes. Raises DivergedError, Stopped."""
+    def evaluate(
+        self, model: nn.Module, loader: Loader, name: str, tta: str = "none", plain: Predictions | None = None
+    ) -> Predictions:
+        """The predictions of `model` on the images of all processes. Raises DivergedError, Stopped.
+
+        plain: those without `tta`, which then are not computed again; a process of several knows its own share alone.
+        """
         world_size, reporter = self.distributed.world_size, self.context.reporter
         self.distributed.broadcast_buffers(model)
         reporter.begin(name, loader.num_images * world_size)
         batches = []
-        for batch in predict(model, loader, amp=self.step.amp, tta=tta):
+        known = None if plain is None or world_size > 1 else torch.from_numpy(plain.logits)
+        for batch in predict(model, loader, amp=self.step.amp, tta=tta, plain=known):
             batches.append(batch)
             reporter.advance(len(batch[0]) * world_size)
             if world_size == 1 and self.stop.signum:
@@ -226,7 +232,7 @@ class Trainer:
             calibration = calibrate(replace(self.evaluate(model, val, "validation"), weights_sha256=weights_sha256))
         scores = self.logger.log_test(predictions, calibration)
         if tta != "none":
-            augmented = self.evaluate(model, test, f"test, {tta}", tta)
+            augmented = self.evaluate(model, test, f"test, {tta}", tta, predictions)
             log.info("with test-time augmentation (%s): %.2f%%", tta, augmented.accuracy * 100)
             scores |= {"tta": tta, "tta_accuracy": augmented.accuracy, "tta_loss": augmented.loss}
         if self.distributed.is_main:
