@@ -1,14 +1,15 @@
 # make setup   install everything into .venv          make lint    ruff and mypy
 # make demo    convert, train and explain             make test    the fast tests
-# make docs    rewrite generated pages               make check   all tests
+# make docs    generated pages, site in build/site    make check   all tests
 # make gpu     all that a GPU is needed for            make soak    the tests of SECURITY.md in full counts
+# make pictures  of docs/, from DATA_DIR and RUN
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 FFCV_NEEDS := pkg-config libopencv-dev libturbojpeg0-dev
 export NO_ALBUMENTATIONS_UPDATE := 1
 
-.PHONY: setup demo demo-cifar docs test check soak gpu lint format clean
+.PHONY: setup demo demo-cifar docs pictures test check soak gpu lint format clean
 
 setup: $(VENV)/.done
 
@@ -27,6 +28,13 @@ demo-cifar: setup
 docs: setup
 	$(BIN)/python scripts/settings_page.py
 	$(BIN)/python scripts/commands_page.py
+	$(BIN)/python scripts/api_page.py
+	$(BIN)/python scripts/site.py
+
+# from a run with validation images; AUDIT, the folder of an audit, and COMPARE, two groups of seeds, are optional
+pictures: setup
+	$(BIN)/python scripts/pictures.py --data-dir "$(DATA_DIR)" --run "$(RUN)" $(and $(AUDIT),--audit "$(AUDIT)") \
+	    $(and $(COMPARE),--compare $(COMPARE))
 
 # one worker per core, one thread each
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal

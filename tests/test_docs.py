@@ -26,7 +26,8 @@ assert isinstance(main, click.Group)
 COMMANDS = main.commands
 FOREIGN = {name for names, _, _ in ANSWERS for name in names if name.startswith("--")}
 """Options that no command has, on the page about those."""
-TORCHRUN = {"--nproc-per-node"}
+TORCHRUN = {"--nproc-per-node", "--node-rank", "--rdzv-endpoint", "--rdzv-id"}
+SLURM = {"--signal"}
 BENCHMARKS = {
     "--networks",
     "--airbench",
@@ -87,7 +88,7 @@ def test_commands_of_examples_have_the_options_that_they_use(page: Path) -> None
 
 @pytest.mark.parametrize("page", [*PAGES, *OTHERS], ids=lambda page: str(page.relative_to(ROOT)))
 def test_options_exist_wherever_they_are_named(page: Path) -> None:
-    known = set().union(*map(flags_of, COMMANDS.values()), flags_of(main), TORCHRUN, BENCHMARKS)
+    known = set().union(*map(flags_of, COMMANDS.values()), flags_of(main), TORCHRUN, SLURM, BENCHMARKS)
     spans = re.findall(r"`([^`\n]+)`", page.read_text(encoding="utf-8"))
     named = {
         flag

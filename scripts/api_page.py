@@ -1,0 +1,160 @@
+"""Write docs/api.md, the reference of the Python API, from signatures and docstrings.
+
+Public is what `fastcifar.__all__` names, and what the examples of the documentation import.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import textwrap
+from collections.abc import Iterator
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import fastcifar
+
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "api.md"
+HEAD = """# Python API
+
+Written by `make docs` from the docstrings. It has every name that `from fastcifar import *` brings, and below those the
+other names that the examples of the documentation import. [From Python](python.md) shows how to use them.
+"""
+MAX_COLUMNS = 100
+
+
+def page() -> str:
+    """The text of docs/api.md."""
+    modules: dict[str, set[str]] = {"fastcifar": {name for name in fastcifar.__all__ if not name.startswith("_")}}
+    for module, name in sorted(imported()):
+        modules.setdefault(module, set()).add(name)
+    parts = [HEAD]
+    for module in modules:
+        parts.append(f"## {module}\n")
+        for name in sorted(modules[module], key=str.lower):
+            parts.append(_entry(module, name, getattr(import_module(module), name)))
+    return "\n".join(parts)
+
+
+def imported() -> set[tuple[str, str]]:
+    """The modules and names that the examples of the pages import, but from `fastcifar` itself."""
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    text = "\n".join(path.read_text(encoding="utf-8") for path in pages if path != PAGE)
+    lines = re.findall(r"^from (fastcifar[\w.]*) import ([\w, ]+)$", text, flags=re.MULTILINE)
+    pairs = {(module, name) for module, names in lines for name in re.findall(r"\w+", names)}
+    return {pair for pair in pairs if pair[0] != "fastcifar"}
+
+
+def _entry(module: str, name: str, item: Any) -> str:
+    if not inspect.isclass(item):
+        return f"### {name}\n\n{_signature(name, item)}\n\n{_text(item)}\n"
+    parts = [f"### {name}\n", _signature(name, item), "", _text(item), ""]
+    if module == "fastcifar.config" or item.__module__.startswith("fastcifar.config"):
+        parts.append("The fields are [settings](settings.md).\n")
+    else:
+        parts += _fields(item)
+    for member, value in _members(item):
+        what = _signature(member, value) if callable(value) else _annotation(value)
+        parts.append(f"#### {name}.{member}\n\n{what}\n\n{_text(value)}\n")
+    return "\n".join(parts)
+
+
+def _members(item: type) -> Iterator[tuple[str, Any]]:
+    """Methods and properties with a docstring, inherited ones of this package too, in the order of the code."""
+    seen = set()
+    for cls in (each for each in item.__mro__ if each.__module__.startswith("fastcifar")):
+        for name, value in vars(cls).items():
+            if name.startswith("_") or name in seen:
+                continue
+            seen.add(name)
+            found = getattr(item, name) if isinstance(value, classmethod | staticmethod) else value
+            is_documented = isinstance(found, property | cached_property) or inspect.isroutine(found)
+            if is_documented and inspect.getdoc(found):
+                yield name, found
+
+
+def _fields(item: type) -> list[str]:
+    """The fields of a class that have a docstring below them."""
+    lines = []
+    for cls in reversed([each for each in item.__mro__ if each.__module__.startswith("fastcifar")]):
+        body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+        assert isinstance(body, ast.ClassDef)
+        for field, below in zip(body.body, body.body[1:], strict=False):
+            is_text = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+            if isinstance(field, ast.AnnAssign) and is_text and isinstance(below.value.value, str):
+                text = " ".join(inspect.cleandoc(below.value.value).split())
+                lines.append(f"- `{ast.unparse(field.target)}: {ast.unparse(field.annotation)}`: {_escaped(text)}")
+    return [*lines, ""] if lines else []
+
+
+def _annotation(value: Any) -> str:
+    function = value.fget if isinstance(value, property) else value.func
+    return f"Property: `{str(function.__annotations__.get('return', '')).strip(chr(39))}`."
+
+
+def _signature(name: str, item: Any) -> str:
+    """A call with types and defaults, on several lines if it is long."""
+    try:
+        signature = inspect.signature(item)
+    except ValueError:
+        return f"```python\n{name}\n```"
+    parameters = [each for each in signature.parameters.values() if each.name not in ("self", "unknown")]
+    words, marked = [], False
+    for each in parameters:
+        if each.kind is each.KEYWORD_ONLY and not marked:
+            words, marked = [*words, "*"], True
+        words.append(_plain(str(each)))
+    returned = signature.return_annotation
+    after = (
+        "" if returned is signature.empty or inspect.isclass(item) else f" -> {_plain(str(returned)).strip(chr(39))}"
+    )
+    line = f"{name}({', '.join(words)}){after}"
+    if len(line) > MAX_COLUMNS:
+        line = f"{name}(\n" + "".join(f"    {word},\n" for word in words) + f"){after}"
+    return f"```python\n{line}\n```"
+
+
+def _plain(annotation: str) -> str:
+    """Without the quotes of annotations that are strings; a default that is made or called as `...`."""
+    text = re.sub(r"^(\W*\w+: )'([^']*)'", r"\1\2", annotation)
+    text = re.sub(r"ForwardRef\('([^']*)'\)", r"\1", text)
+    return re.sub(r"<factory>|<function .*>", "...", text)
+
+
+def _text(item: Any) -> str:
+    """A docstring as Markdown: a list item for each argument that it names, as in 'size: (height, width)'."""
+    try:
+        arguments = "|".join(inspect.signature(item).parameters)
+    except (TypeError, ValueError):
+        arguments = ""
+    names = re.compile(rf"(?:^|(?<=\. ))((?:{arguments})(?:, (?:{arguments}))*(?:=\w+)?):\s", re.MULTILINE)
+    paragraphs = []
+    for paragraph in (inspect.getdoc(item) or "").split("\n\n"):
+        paragraph = re.sub(r"(?<=\.)\s(?=Raises |Returns |For the other arguments )", "\n\n", paragraph)
+        for part in paragraph.split("\n\n"):
+            pieces = names.split(part) if arguments else [part]
+            first, rest = pieces[0].strip(), zip(pieces[1::2], pieces[2::2], strict=True)
+            items = [_wrapped(f"- `{name}`: {_escaped(text)}", "  ") for name, text in rest]
+            paragraphs += [_wrapped(_escaped(first))] if first else []
+            paragraphs += ["\n".join(items)] if items else []
+    return "\n\n".join(paragraphs)
+
+
+def _wrapped(text: str, indent: str = "") -> str:
+    return textwrap.fill(
+        " ".join(text.split()), 120, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
+
+
+def _escaped(text: str) -> str:
+    """Without characters that Markdown or HTML would take for markup, outside of code."""
+    parts = re.split(r"(`[^`]*`)", text)
+    return "".join(part if part.startswith("`") else re.sub(r"([<*])", r"\\\1", part) for part in parts)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

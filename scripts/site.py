@@ -1,0 +1,117 @@
+"""Build the site of the documentation: the pages, copied to build/pages, by Zensical into build/site.
+
+README.md, SECURITY.md and other pages outside docs/ are pages of the site too; their links are made to fit.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+ELSEWHERE = {
+    "README.md": "index.md",
+    "SECURITY.md": "security.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+    "LICENSE": "license.md",
+    "benchmarks/README.md": "benchmarks.md",
+}
+"""Pages outside docs/, and their names on the site."""
+ASSETS = (".png", ".svg", ".css")
+COMMANDS = (
+    "fastcifar",
+    "make",
+    "pip",
+    "apt-get",
+    "torchrun",
+    "tensorboard",
+    "wandb",
+    "trackio",
+    "source",
+    "python",
+    "find",
+)
+"""An indented block that begins with one of these is highlighted as commands."""
+
+
+def sources() -> dict[Path, str]:
+    """Each page in the repository, and its name on the site."""
+    pages = {path: path.name for path in sorted((ROOT / "docs").glob("*.md"))}
+    return pages | {ROOT / name: target for name, target in ELSEWHERE.items()}
+
+
+def converted(page: Path, pages: dict[Path, str]) -> str:
+    """The text of a page, with links to where files are on the site.
+
+    Raises:
+        SystemExit: for a link to a file that is not on the site.
+    """
+    text = page.read_text(encoding="utf-8")
+    if not page.suffix:
+        return f"# {page.name.capitalize()}\n\n{text}"
+
+    def link(match: re.Match[str]) -> str:
+        path, _, anchor = match[1].partition("#")
+        if not path or path.startswith(("http:", "https:")):
+            return match[0]
+        file = (page.parent / path).resolve()
+        name = pages.get(file) or (file.name if file.parent == ROOT / "docs" and file.suffix in ASSETS else None)
+        if name is None or not file.exists():
+            raise SystemExit(f"site: {page.relative_to(ROOT)} links to {match[1]}, which is not on the site")
+        return f"]({name}{'#' + anchor if anchor else ''})"
+
+    text = re.sub(r"\]\(([^)\s]+)\)", link, text)
+    return re.sub(r"(?:^    .*\n|^\n(?=    ))+", _highlighted, text, flags=re.MULTILINE)
+
+
+def _highlighted(match: re.Match[str]) -> str:
+    """An indented block as a fenced one, if it holds commands."""
+    lines = [line[4:] for line in match[0].strip("\n").split("\n")]
+    if not lines[0].startswith(COMMANDS):
+        return match[0]
+    return "\n".join(["", "```bash", *lines, "```", ""])
+
+
+def write_pages(folder: Path) -> None:
+    """Write the pages, as they are on the site, and what they show to a new folder.
+
+    Raises:
+        SystemExit: for a page without an entry in the navigation, an entry without a page, and as `converted`.
+    """
+    folder.mkdir(parents=True)
+    pages = sources()
+    navigation = (ROOT / "docs" / "mkdocs.yml").read_text(encoding="utf-8").split("\nnav:")[1]
+    entries = set(re.findall(r"[\w-]+\.md", navigation))
+    for name in sorted(set(pages.values()) - entries):
+        raise SystemExit(f"site: {name} is not in the navigation: add it to docs/mkdocs.yml")
+    for name in sorted(entries - set(pages.values())):
+        raise SystemExit(f"site: {name} is in the navigation of docs/mkdocs.yml, and not a page")
+    for page, name in pages.items():
+        (folder / name).write_text(converted(page, pages), encoding="utf-8")
+    for file in (ROOT / "docs").iterdir():
+        if file.suffix in ASSETS:
+            shutil.copy(file, folder)
+
+
+def build(folder: Path) -> int:
+    """Write the site to `folder`/site; returns the exit code of Zensical, which is 1 after a warning."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in ("pages", "site"):
+        shutil.rmtree(folder / old, ignore_errors=True)
+    write_pages(folder / "pages")
+    shutil.copy(ROOT / "docs" / "mkdocs.yml", folder)
+    return run_zensical(folder)
+
+
+def run_zensical(folder: Path) -> int:
+    """Build the pages that are in `folder`."""
+    command = [sys.executable, "-m", "zensical", "build", "--clean", "--strict"]
+    return subprocess.run(command, cwd=folder, check=False).returncode
+
+
+if __name__ == "__main__":
+    raise SystemExit(build(ROOT / "build"))

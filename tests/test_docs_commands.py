@@ -1,0 +1,195 @@
+"""The commands of the documentation: those of each page run, in their order, in a folder with everything they name.
+
+In this process, on 80 images: a training has two steps, and the networks are narrow. What is not run is in `NOT_RUN`.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+from fastcifar.cli import main, settings
+from fastcifar.config import TrainConfig
+from fastcifar.converters.synthetic import source as synthetic_source
+from fastcifar.models import resnet
+from tests.test_docs import PAGES, fenced
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ordinary_algorithms")]
+REFERENCE = ("commands.md", "settings.md", "api.md")
+"""Generated pages: usage, not examples. tests/test_docs.py compares them with the program."""
+NOT_RUN = {
+    "make ": "tests/test_scripts.py",
+    "pip install ": "needs a network; tests/test_wheel.py installs the wheel",
+    "apt-get install ": "changes the system",
+    "python -m benchmarks": "each has a test of its own",
+    "tensorboard ": "a server",
+    "torchrun ": "several processes: tests/test_two_machines.py, tests/test_distributed.py",
+    "srun ": "needs SLURM",
+    "fastcifar train --model timm:hf-hub": "a download",
+    "fastcifar convert --source hf:": "a download",
+}
+"""Beginnings of commands that are not run, and the reason, or what runs them."""
+PROGRAMS = (
+    "fastcifar",
+    "find",
+    "source",
+    "export",
+    "make",
+    "pip",
+    "apt-get",
+    "python",
+    "torchrun",
+    "tensorboard",
+    "srun",
+)
+NAMES = {"SOURCE": "my-images", "RUN": "resnet18"}
+"""What stands for a name on the pages."""
+
+
+def commands_of(page: Path) -> list[str]:
+    """The lines of indented blocks and of ```bash blocks that begin with the name of a program."""
+    text = page.read_text(encoding="utf-8")
+    blocks = re.sub(r"^```(?!bash).*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    lines = re.findall(r"^    (.+)$", blocks, flags=re.MULTILINE)
+    lines += "\n".join(fenced(page, "bash")).replace("\\\n", "").splitlines()
+    return [line for line in lines if line.split(" ")[0] in PROGRAMS]
+
+
+PAGES_WITH_COMMANDS = [page for page in PAGES if page.name not in REFERENCE and commands_of(page)]
+
+
+def quick(config: TrainConfig) -> TrainConfig:
+    """The same training, of two steps on sixteen images."""
+    few = {"epochs": min(config.epochs, 2), "max_steps": 2, "batch_size": 16, "progressive": ()}
+    if config.data.val_size:
+        few["val_size"] = min(config.data.val_size, 16)
+    return config.with_settings(**few)
+
+
+@pytest.fixture(scope="module")
+def narrow() -> Iterator[None]:
+    """A ResNet-18 of a sixteenth of the channels, and trainings of two steps by the command line."""
+    train_config = settings.train_config
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resnet, "WIDTHS", (8, 8, 16, 16))
+        patch.setattr(settings, "train_config", lambda *given: quick(train_config(*given)))
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, narrow: None) -> Path:
+    """A folder with what the pages name: images, betons, runs. Not to be written to."""
+    root = tmp_path_factory.mktemp("pages")
+    with synthetic_source(80, 40) as source:
+        for split, samples in source.splits.items():
+            for number, sample in enumerate(samples):
+                path = root / "my-images" / split / source.class_names[int(sample.label)] / f"{number:02d}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(np.asarray(sample.image)).save(path)
+    images = sorted((root / "my-images").glob("train/*/*.png"))
+    shutil.copy(images[0], root / "my-images" / "test" / images[0].parent.name / "leak.png")
+    shutil.copytree(root / "my-images" / "train", root / "photos")
+    (root / "more").mkdir()
+    shutil.copy(images[1], root / "more")
+    for name in ("album.zip", "photos.zip"):
+        with zipfile.ZipFile(root / name, "w") as archive:
+            for path in images:
+                archive.write(path, path.relative_to(root / "my-images" / "train"))
+    (root / "last").touch()
+    (root / "train").mkdir()
+    lines = ["id,label"]
+    for number, path in enumerate(images, 1):
+        shutil.copy(path, root / "train" / f"{number}.png")
+        lines.append(f"{number},{path.parent.name}")
+    (root / "trainLabels.csv").write_text("\n".join(lines) + "\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        patch.setenv("FASTCIFAR_SOURCE", "my-images")
+        run("fastcifar convert", root)
+        for name in ("few", "other"):
+            shutil.copytree(root / "data", root / name)
+        run("fastcifar audit --only duplicates", root)
+        shutil.move(root / "audit" / "issues.csv", root / "issues.csv")
+        shutil.rmtree(root / "audit")
+        (root / "data" / "audit.json").unlink()
+        for name, flags in {"fast": "--recipe fast", "smooth": "--model small", "plain": "--model small"}.items():
+            run(f"fastcifar train {flags} --name {name}", root)
+        run("fastcifar train", root)
+    random = np.random.default_rng(0)
+    probabilities = {name: random.dirichlet(np.ones(10), count) for name, count in {"train": 80, "test": 41}.items()}
+    np.savez(root / "probabilities.npz", **probabilities)
+    corrupted = root / "CIFAR-10-C"
+    corrupted.mkdir()
+    np.save(corrupted / "gaussian_noise.npy", random.integers(0, 256, (50, 32, 32, 3), dtype=np.uint8))
+    np.save(corrupted / "labels.npy", np.tile(np.arange(10, dtype=np.uint8), 5))
+    return root
+
+
+def run(line: str, folder: Path) -> None:
+    """Run a command as a shell in `folder` would: with its comment, a pipe into it, or its output in a file."""
+    for name, value in NAMES.items():
+        line = re.sub(rf"\b{name}\b", value, line)
+    before, piped, after = line.rpartition(" | ")
+    stdin = None
+    if piped:
+        stdin = subprocess.run(before, shell=True, cwd=folder, capture_output=True, check=True).stdout
+        line = after
+    if inner := re.fullmatch(r"source <\((.*)\)", line.partition(" #")[0].strip()):
+        line = inner[1]
+    line, _, target = line.partition(" > ")
+    words = shlex.split(line, comments=True)
+    if words[0] == "export":
+        return
+    assert words[0] == "fastcifar", line
+    assert isinstance(main, click.Group)
+    result = CliRunner().invoke(main, words[1:], input=stdin)
+    assert result.exit_code == 0, f"{line}\n{result.output}\n{result.exception!r}"
+    if target:
+        path = folder / target.replace("~", "home")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(result.stdout)
+
+
+@pytest.mark.parametrize("page", PAGES_WITH_COMMANDS, ids=lambda page: page.parent.name + "/" + page.name)
+@pytest.mark.filterwarnings("default")
+def test_the_commands_of_a_page_run_in_their_order(
+    page: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True, symlinks=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FASTCIFAR_SOURCE", "my-images")
+    for number, example in enumerate(fenced(page, "yaml")):
+        (tmp_path / ("mine.yaml" if number == 0 else f"mine-{number}.yaml")).write_text(example)
+    if page.name == "fine-tuning.md":
+        timm: Any = pytest.importorskip("timm")
+        safetensors: Any = pytest.importorskip("safetensors.torch")
+        safetensors.save_file(timm.create_model("resnet18").state_dict(), "resnet18.safetensors")
+    if page.name == "augmentation.md":  # the lines of Python before the command
+        albumentations: Any = pytest.importorskip("albumentations")
+        albumentations.save(albumentations.Compose([albumentations.HorizontalFlip(p=0.5)]), "pipeline.json")
+    threads = torch.get_num_threads()
+    try:
+        for line in commands_of(page):
+            if not line.startswith(tuple(NOT_RUN)):
+                run(line, tmp_path)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_every_reason_not_to_run_a_command_is_used() -> None:
+    lines = [line for page in PAGES_WITH_COMMANDS for line in commands_of(page)]
+    for start in NOT_RUN:
+        assert any(line.startswith(start) for line in lines), start

@@ -1,0 +1,111 @@
+"""The site of the documentation: every page is on it, links are checked, and a reader's browser loads nothing else."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import runpy
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def site() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("site_script", ROOT / "scripts" / "site.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_reference_of_the_python_api_is_up_to_date() -> None:
+    script = runpy.run_path(str(ROOT / "scripts" / "api_page.py"))
+    written = script["PAGE"].read_text(encoding="utf-8")
+    assert written == script["page"](), "run 'make docs'"
+    public = re.findall(r"^### (\w+)$", written, flags=re.MULTILINE)
+    assert set(script["fastcifar"].__all__) - {"__version__"} <= set(public)
+    assert {name for _, name in script["imported"]()} <= set(public)
+
+
+def test_links_between_pages_in_and_outside_docs_fit_the_site(site: ModuleType, tmp_path: Path) -> None:
+    site.write_pages(tmp_path / "pages")
+    index = (tmp_path / "pages" / "index.md").read_text(encoding="utf-8")
+    assert "](explain.png)" in index
+    assert "](environments.md)" in index
+    assert "](benchmarks.md)" in index
+    assert "](benchmarks.md#recipes)" in (tmp_path / "pages" / "recipes.md").read_text(encoding="utf-8")
+    assert "```bash\nfastcifar convert " in index
+    assert (
+        "```bash"
+        not in (tmp_path / "pages" / "index.md").read_text(encoding="utf-8").split("## Commands")[1].split("##")[0]
+    )
+    pages = {path.name for path in (tmp_path / "pages").glob("*.md")}
+    assert {path.name for path in (ROOT / "docs").glob("*.md")} <= pages
+
+
+@pytest.fixture
+def repository(site: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A repository of two pages, which `site` builds."""
+    folder = tmp_path / "repository"
+    (folder / "docs").mkdir(parents=True)
+    config = (ROOT / "docs" / "mkdocs.yml").read_text(encoding="utf-8").split("\nnav:")[0]
+    (folder / "docs" / "mkdocs.yml").write_text(f"{config}\nnav: [index.md, one.md]\n", encoding="utf-8")
+    (folder / "docs" / "site.css").touch()
+    (folder / "README.md").write_text("# Title\n\n[One](docs/one.md#a-heading)\n")
+    (folder / "docs" / "one.md").write_text("# One\n\n## A heading\n\n[Back](../README.md)\n")
+    monkeypatch.setattr(site, "ROOT", folder)
+    monkeypatch.setattr(site, "ELSEWHERE", {"README.md": "index.md"})
+    return folder
+
+
+def test_a_page_that_the_navigation_lacks_is_an_error(site: ModuleType, repository: Path) -> None:
+    (repository / "docs" / "two.md").write_text("# Two\n")
+    with pytest.raises(SystemExit, match=r"two\.md is not in the navigation"):
+        site.write_pages(repository / "build")
+
+
+def test_an_entry_of_the_navigation_without_a_page_is_an_error(site: ModuleType, repository: Path) -> None:
+    (repository / "docs" / "one.md").unlink()
+    (repository / "README.md").write_text("# Title\n")
+    with pytest.raises(SystemExit, match=r"one\.md is in the navigation of docs/mkdocs\.yml, and not a page"):
+        site.write_pages(repository / "build")
+
+
+@pytest.mark.parametrize("target", ["missing.md", "../LICENSE", "../fastcifar/cli/main.py"])
+def test_a_link_to_what_is_not_on_the_site_is_an_error(site: ModuleType, repository: Path, target: str) -> None:
+    (repository / "LICENSE").touch()
+    (repository / "docs" / "one.md").write_text(f"# One\n\n[x]({target})\n")
+    with pytest.raises(SystemExit, match=re.escape(f"docs/one.md links to {target}, which is not on the site")):
+        site.write_pages(repository / "build")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["", "#no-such-heading", "../README.md#no-such-heading"])
+def test_a_link_to_a_heading_that_is_not_there_is_an_error(
+    site: ModuleType, repository: Path, target: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    link = f"[x]({target})" if target else "x"
+    (repository / "docs" / "one.md").write_text(f"# One\n\n## A heading\n\n{link}\n")
+    code = site.build(repository / "build")
+    assert code == (1 if target else 0)
+    assert ("anchor does not exist" in capfd.readouterr().err) == bool(target)
+    assert target or (repository / "build" / "site" / "one.html").is_file()
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(site: ModuleType, tmp_path: Path) -> None:
+    assert site.build(tmp_path) == 0
+    pages = list((tmp_path / "site").glob("*.html"))
+    assert {f"{Path(name).stem}.html" for name in site.sources().values()} <= {page.name for page in pages}
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        loaded = re.findall(r"<(?:script|img|iframe|source)\b[^>]*\bsrc=\"([^\"]*)", text)
+        loaded += re.findall(r"<link\b[^>]*\brel=\"?(?:stylesheet|icon|preconnect|preload)[^>]*\bhref=\"([^\"]*)", text)
+        assert loaded
+        assert not [url for url in loaded if "//" in url], page.name
