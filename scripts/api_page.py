@@ -153,7 +153,7 @@ def _wrapped(text: str, indent: str = "") -> str:
 def _escaped(text: str) -> str:
     """Without characters that Markdown or HTML would take for markup, outside of code."""
     parts = re.split(r"(`[^`]*`)", text)
-    return "".join(part if part.startswith("`") else re.sub(r"([<*])", r"\\\1", part) for part in parts)
+    return "".join(part if part.startswith("`") else part.replace("<", "&lt;").replace("*", r"\*") for part in parts)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ assert isinstance(main, click.Group)
 COMMANDS = main.commands
 FOREIGN = {name for names, _, _ in ANSWERS for name in names if name.startswith("--")}
 """Options that no command has, on the page about those."""
-TORCHRUN = {"--nproc-per-node", "--node-rank", "--rdzv-endpoint", "--rdzv-id"}
+TORCHRUN = {"--nproc-per-node", "--node-rank", "--rdzv-endpoint"}
 SLURM = {"--signal"}
 BENCHMARKS = {
     "--networks",

@@ -1,6 +1,7 @@
 """The commands of the documentation: those of each page run, in their order, in a folder with everything they name.
 
-In this process, on 80 images: a training has two steps, and the networks are narrow. What is not run is in `NOT_RUN`.
+In this process, on 80 images: a training has two steps, the networks are narrow and figures are empty. What is not run
+is in `NOT_RUN`.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from matplotlib.figure import Figure
 from PIL import Image
 
+from fastcifar import plotting
 from fastcifar.cli import main, settings
 from fastcifar.config import TrainConfig
 from fastcifar.converters.synthetic import source as synthetic_source
@@ -55,6 +58,7 @@ PROGRAMS = (
     "tensorboard",
     "srun",
 )
+FIGURES = ("cam_grid", "cam_sheet", "confusion_matrix", "gallery", "group_curves", "preview", "reliability_diagram")
 NAMES = {"SOURCE": "my-images", "RUN": "resnet18"}
 """What stands for a name on the pages."""
 
@@ -81,10 +85,12 @@ def quick(config: TrainConfig) -> TrainConfig:
 
 @pytest.fixture(scope="module")
 def narrow() -> Iterator[None]:
-    """A ResNet-18 of a sixteenth of the channels, and trainings of two steps by the command line."""
+    """A ResNet-18 with few channels, trainings of two steps by the command line, and empty figures."""
     train_config = settings.train_config
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(resnet, "WIDTHS", (8, 8, 16, 16))
+        for name in FIGURES:
+            patch.setattr(plotting, name, lambda *args, **more: Figure(figsize=(1, 1)))
         patch.setattr(settings, "train_config", lambda *given: quick(train_config(*given)))
         yield
 
@@ -101,12 +107,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory, narrow: None) -> Path:
                 Image.fromarray(np.asarray(sample.image)).save(path)
     images = sorted((root / "my-images").glob("train/*/*.png"))
     shutil.copy(images[0], root / "my-images" / "test" / images[0].parent.name / "leak.png")
-    shutil.copytree(root / "my-images" / "train", root / "photos")
+    for path in [*images[:3], *images[8:11]]:
+        copy = root / "photos" / path.relative_to(root / "my-images" / "train")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, copy)
+    Image.open(images[3]).save(copy.parent / "another.jpg")
+    Image.open(images[4]).resize((64, 48)).save(root / "my-cat.jpg")
     (root / "more").mkdir()
-    shutil.copy(images[1], root / "more")
-    for name in ("album.zip", "photos.zip"):
+    shutil.copy(images[5], root / "more")
+    for name, kept in {"album.zip": images[:2], "photos.zip": images}.items():
         with zipfile.ZipFile(root / name, "w") as archive:
-            for path in images:
+            for path in kept:
                 archive.write(path, path.relative_to(root / "my-images" / "train"))
     (root / "last").touch()
     (root / "train").mkdir()
