@@ -65,13 +65,15 @@ def converted(page: Path, pages: dict[Path, str]) -> str:
         return f"]({name}{'#' + anchor if anchor else ''})"
 
     text = re.sub(r"\]\(([^)\s]+)\)", link, text)
-    return re.sub(r"(?:^    .*\n|^\n(?=    ))+", _highlighted, text, flags=re.MULTILINE)
+    parts = re.split(r"(^```.*?^```$)", text, flags=re.DOTALL | re.MULTILINE)  # every second one is a block
+    parts[::2] = [re.sub(r"(?:^    .*\n|^\n(?=    ))+", _highlighted, part, flags=re.MULTILINE) for part in parts[::2]]
+    return "".join(parts)
 
 
 def _highlighted(match: re.Match[str]) -> str:
     """An indented block as a fenced one, if it holds commands."""
     lines = [line[4:] for line in match[0].strip("\n").split("\n")]
-    if not lines[0].startswith(COMMANDS):
+    if lines[0].split(" ")[0] not in COMMANDS:
         return match[0]
     return "\n".join(["", "```bash", *lines, "```", ""])
 

@@ -12,6 +12,7 @@ from types import ModuleType
 import pytest
 
 ROOT = Path(__file__).parents[1]
+PYTHON = "```python\nif 1:\n    find = 1\n```\n"
 
 
 @pytest.fixture
@@ -40,13 +41,18 @@ def test_links_between_pages_in_and_outside_docs_fit_the_site(site: ModuleType, 
     assert "](environments.md)" in index
     assert "](benchmarks.md)" in index
     assert "](benchmarks.md#recipes)" in (tmp_path / "pages" / "recipes.md").read_text(encoding="utf-8")
-    assert "```bash\nfastcifar convert " in index
-    assert (
-        "```bash"
-        not in (tmp_path / "pages" / "index.md").read_text(encoding="utf-8").split("## Commands")[1].split("##")[0]
-    )
     pages = {path.name for path in (tmp_path / "pages").glob("*.md")}
     assert {path.name for path in (ROOT / "docs").glob("*.md")} <= pages
+
+
+def test_indented_commands_are_highlighted_and_nothing_else(site: ModuleType, tmp_path: Path) -> None:
+    blocks = ["# One", "    fastcifar convert", "    make", "More:", "    runs/  a folder", PYTHON]
+    (tmp_path / "one.md").write_text("\n\n".join(blocks))
+    converted = site.converted(tmp_path / "one.md", {})
+    assert converted.count("```bash\n") == 1
+    assert "```bash\nfastcifar convert\n\nmake\n```\n" in converted
+    assert "\n    runs/  a folder\n" in converted
+    assert PYTHON in converted
 
 
 @pytest.fixture
