@@ -41,12 +41,12 @@ def page() -> str:
 
 
 def imported() -> set[tuple[str, str]]:
-    """The modules and names that the examples of the pages import, but from `fastcifar` itself."""
+    """The modules and names that the examples of the pages import, but those of `fastcifar` itself."""
     pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
     text = "\n".join(path.read_text(encoding="utf-8") for path in pages if path != PAGE)
     lines = re.findall(r"^from (fastcifar[\w.]*) import ([\w, ]+)$", text, flags=re.MULTILINE)
     pairs = {(module, name) for module, names in lines for name in re.findall(r"\w+", names)}
-    return {pair for pair in pairs if pair[0] != "fastcifar"}
+    return {(module, name) for module, name in pairs if module != "fastcifar" and name not in fastcifar.__all__}
 
 
 def _entry(module: str, name: str, item: Any) -> str:
