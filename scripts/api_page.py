@@ -25,6 +25,8 @@ Written by `make docs` from the docstrings. It has every name that `from fastcif
 other names that the examples of the documentation import. [From Python](python.md) shows how to use them.
 """
 MAX_COLUMNS = 100
+EXAMPLE = re.compile(r"(^```python\n(?:.*\n)*?```$|^ {4}.*(?:\n+ {4}.*)*|^>>> .*(?:\n.+)*)", re.MULTILINE)
+"""An example in a docstring: a block, indented lines, or a session of the interpreter."""
 
 
 def page() -> str:
@@ -97,11 +99,11 @@ def _annotation(value: Any) -> str:
 
 
 def _signature(name: str, item: Any) -> str:
-    """A call with types and defaults, on several lines if it is long."""
+    """A call with types and defaults, on several lines if it is long; as `py`, for tests run blocks of `python`."""
     try:
         signature = inspect.signature(item)
     except ValueError:
-        return f"```python\n{name}\n```"
+        return f"```py\n{name}\n```"
     parameters = [each for each in signature.parameters.values() if each.name not in ("self", "unknown")]
     words, marked = [], False
     for each in parameters:
@@ -115,7 +117,7 @@ def _signature(name: str, item: Any) -> str:
     line = f"{name}({', '.join(words)}){after}"
     if len(line) > MAX_COLUMNS:
         line = f"{name}(\n" + "".join(f"    {word},\n" for word in words) + f"){after}"
-    return f"```python\n{line}\n```"
+    return f"```py\n{line}\n```"
 
 
 def _plain(annotation: str) -> str:
@@ -133,15 +135,27 @@ def _text(item: Any) -> str:
         arguments = ""
     names = re.compile(rf"(?:^|(?<=\. ))((?:{arguments})(?:, (?:{arguments}))*(?:=\w+)?):\s", re.MULTILINE)
     paragraphs = []
-    for paragraph in (inspect.getdoc(item) or "").split("\n\n"):
+    for number, block in enumerate(EXAMPLE.split(inspect.getdoc(item) or "")):
+        if number % 2:
+            code = textwrap.dedent(block).strip().removeprefix("```python").removesuffix("```").strip()
+            paragraphs.append(f"```python\n{code}\n```")
+        else:
+            paragraphs += _prose(block.strip(), names if arguments else None)
+    return "\n\n".join(paragraphs)
+
+
+def _prose(block: str, names: re.Pattern[str] | None) -> list[str]:
+    """Paragraphs and lists."""
+    paragraphs = []
+    for paragraph in block.split("\n\n"):
         paragraph = re.sub(r"(?<=\.)\s(?=Raises |Returns |For the other arguments )", "\n\n", paragraph)
         for part in paragraph.split("\n\n"):
-            pieces = names.split(part) if arguments else [part]
+            pieces = names.split(part) if names else [part]
             first, rest = pieces[0].strip(), zip(pieces[1::2], pieces[2::2], strict=True)
             items = [_wrapped(f"- `{name}`: {_escaped(text)}", "  ") for name, text in rest]
             paragraphs += [_wrapped(_escaped(first))] if first else []
             paragraphs += ["\n".join(items)] if items else []
-    return "\n\n".join(paragraphs)
+    return paragraphs
 
 
 def _wrapped(text: str, indent: str = "") -> str:

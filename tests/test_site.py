@@ -34,6 +34,25 @@ def test_the_reference_of_the_python_api_is_up_to_date() -> None:
     assert {name for _, name in script["imported"]()} <= set(public)
 
 
+def test_docstrings_become_paragraphs_lists_and_examples() -> None:
+    def documented(size: int, *, fit: str = "crop") -> None:
+        """Do <it>.
+
+        size: in pixels,
+        of a side. fit: how. Returns nothing.
+
+        Example:
+
+            documented(1)
+
+            documented(2)
+        """
+
+    lines = runpy.run_path(str(ROOT / "scripts" / "api_page.py"))["_text"](documented).split("\n\n")
+    assert lines[:3] == ["Do &lt;it>.", "- `size`: in pixels, of a side.\n- `fit`: how.", "Returns nothing."]
+    assert lines[3:] == ["Example:", "```python\ndocumented(1)", "documented(2)\n```"]
+
+
 def test_links_between_pages_in_and_outside_docs_fit_the_site(site: ModuleType, tmp_path: Path) -> None:
     site.write_pages(tmp_path / "pages")
     index = (tmp_path / "pages" / "index.md").read_text(encoding="utf-8")
