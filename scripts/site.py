@@ -67,7 +67,14 @@ def converted(page: Path, pages: dict[Path, str]) -> str:
     text = re.sub(r"\]\(([^)\s]+)\)", link, text)
     parts = re.split(r"(^```.*?^```$)", text, flags=re.DOTALL | re.MULTILINE)  # every second one is a block
     parts[::2] = [re.sub(r"(?:^    .*\n|^\n(?=    ))+", _highlighted, part, flags=re.MULTILINE) for part in parts[::2]]
-    return "".join(parts)
+    # in the code of a table GitHub wants a backslash before |, and Zensical shows it
+    return re.sub(
+        r"^\|.*$", lambda row: re.sub(r"`[^`]+`", _without_escapes, row[0]), "".join(parts), flags=re.MULTILINE
+    )
+
+
+def _without_escapes(code: re.Match[str]) -> str:
+    return code[0].replace("\\|", "|")
 
 
 def _highlighted(match: re.Match[str]) -> str:

@@ -9,20 +9,55 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+import click
+import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 PYTHON = "```python\nif 1:\n    find = 1\n```\n"
 
 
-@pytest.fixture
-def site() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("site_script", ROOT / "scripts" / "site.py")
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"{name}_script", ROOT / "scripts" / f"{name}.py")
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def site() -> ModuleType:
+    return script("site")
+
+
+def test_every_picture_is_made_by_make_pictures_and_small() -> None:
+    text = (ROOT / "scripts" / "pictures.py").read_text(encoding="utf-8")
+    pages = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md"))
+    for picture in (ROOT / "docs").glob("*.png"):
+        assert re.sub("-(light|dark)$", "-{scheme}", picture.stem) in text, picture.name
+        assert f"]({picture.name})" in pages, picture.name
+        assert picture.stat().st_size <= script("pictures").MAX_BYTES, picture.name
+
+
+def test_a_picture_of_too_many_bytes_is_rounded_and_then_refused(tmp_path: Path) -> None:
+    pictures = script("pictures")
+    (tmp_path / "to").mkdir()
+    publish = pictures.Publisher(tmp_path / "to")
+    noise = np.random.default_rng(0).integers(0, 256, (400, 400, 3), dtype=np.uint8)
+    for name, pixels in {
+        "large": noise,
+        "huge": np.tile(noise, (3, 3, 1)) ^ np.arange(1200, dtype=np.uint8)[:, None],
+    }.items():
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    pictures.MAX_BYTES = 450_000  # the first has 480,000 as it is
+    publish(tmp_path / "large.png", "small.png")
+    written = np.asarray(Image.open(tmp_path / "to" / "small.png"))
+    assert np.abs(written.astype(int) - noise).max() <= pictures.LEVEL // 2 + 1
+    assert not (written % pictures.LEVEL).any()
+    with pytest.raises(click.ClickException, match=r"huge\.png: .* bytes; expected at most 450,000"):
+        publish(tmp_path / "huge.png")
 
 
 def test_the_reference_of_the_python_api_is_up_to_date() -> None:
@@ -65,12 +100,13 @@ def test_links_between_pages_in_and_outside_docs_fit_the_site(site: ModuleType, 
 
 
 def test_indented_commands_are_highlighted_and_nothing_else(site: ModuleType, tmp_path: Path) -> None:
-    blocks = ["# One", "    fastcifar convert", "    make", "More:", "    runs/  a folder", PYTHON]
+    blocks = ["# One", "    fastcifar convert", "    make", "More:", "    runs/  a folder", "| `a\\|b` \\| c |", PYTHON]
     (tmp_path / "one.md").write_text("\n\n".join(blocks))
     converted = site.converted(tmp_path / "one.md", {})
     assert converted.count("```bash\n") == 1
     assert "```bash\nfastcifar convert\n\nmake\n```\n" in converted
     assert "\n    runs/  a folder\n" in converted
+    assert "\n| `a|b` \\| c |\n" in converted
     assert PYTHON in converted
 
 

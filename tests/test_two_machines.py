@@ -42,7 +42,7 @@ def test_two_launches_that_meet_train_as_one_process_does(
     processes = []
     for line in launches():
         words = shlex.split(line.replace("first:29500", f"localhost:{port}"))[1:]
-        command = [sys.executable, "-m", "torch.distributed.run", *words, *flags]
+        command = [sys.executable, "-m", "torch.distributed.run", *words, *flags, "--name", "both"]
         with (tmp_path / f"{len(processes)}.log").open("w") as log:
             processes.append(subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True))
     assert len(processes) == 2
