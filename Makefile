@@ -31,10 +31,11 @@ docs: setup
 	$(BIN)/python scripts/api_page.py
 	$(BIN)/python scripts/site.py
 
-# from a run with validation images; AUDIT, the folder of an audit, and COMPARE, two groups of seeds, are optional
+# from a run with validation images; optional: AUDIT, the folder of an audit, ISSUES, its issues.csv with 'keep' where a
+# label is right, and COMPARE, two groups of seeds
 pictures: setup
 	$(BIN)/python scripts/pictures.py --data-dir "$(DATA_DIR)" --run "$(RUN)" $(and $(AUDIT),--audit "$(AUDIT)") \
-	    $(and $(COMPARE),--compare $(COMPARE))
+	    $(and $(ISSUES),--issues "$(ISSUES)") $(and $(COMPARE),--compare $(COMPARE))
 
 # one worker per core, one thread each
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal

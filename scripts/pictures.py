@@ -1,6 +1,6 @@
 """Make the pictures of docs/ again, from real images and finished runs: `make pictures`.
 
-    python scripts/pictures.py --data-dir data --run runs/fast --compare runs/a runs/b --audit audit
+    python scripts/pictures.py --data-dir data --run runs/fast --compare runs/a runs/b --audit audit --issues judged.csv
 
 Each is what a command of the documentation writes, or a page of it in Chromium, reduced to at most 500 kB. Nothing is
 trained, and the folders that are named are not written to.
@@ -26,6 +26,7 @@ ROOT = Path(__file__).parent.parent
 MAX_BYTES = 500_000
 LEVEL = 5
 """Values of larger pictures are rounded to multiples of this: it halves them, and is not seen."""
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 AUGMENTATION = "--rotate-degrees 15 --rotate-p 0.5 --hue-shift 10 --saturation-shift 30 --value-shift 20 --colour-p 0.5"
 
@@ -35,16 +36,19 @@ AUGMENTATION = "--rotate-degrees 15 --rotate-p 0.5 --hue-shift 10 --saturation-s
 @click.option("--run", required=True, type=FOLDER, help="A run on these data, with validation images.")
 @click.option("--compare", nargs=2, type=FOLDER, help="Two groups of seeds.")
 @click.option("--audit", type=FOLDER, help="The folder of an audit of these data.")
+@click.option("--issues", type=FILE, help="Its issues.csv, with 'keep' where a label is right.")
 @click.option("--to", default=ROOT / "docs", type=FOLDER, help="Where the pictures go.")
-def main(data_dir: Path, run: Path, compare: tuple[Path, Path] | None, audit: Path | None, to: Path) -> None:
+def main(
+    data_dir: Path, run: Path, compare: tuple[Path, Path] | None, audit: Path | None, issues: Path | None, to: Path
+) -> None:
     """Make the pictures of the documentation."""
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         (work / "data").symlink_to(data_dir.resolve())
         copy = shutil.copytree(run, work / "runs" / run.name)
 
-        def fastcifar(*words: str, env: str = "fastcifar") -> None:
-            command = [sys.executable, "-m", *env.split(), *words]
+        def fastcifar(*words: str, module: str = "fastcifar") -> None:
+            command = [sys.executable, "-m", module, *words]
             paths = {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
             subprocess.run(command, cwd=work, env={**os.environ, **paths}, check=True, stdout=subprocess.DEVNULL)
 
@@ -72,11 +76,11 @@ def main(data_dir: Path, run: Path, compare: tuple[Path, Path] | None, audit: Pa
                 shutil.copytree(group, work / "runs" / f"group-{group.name}")
             fastcifar("runs", "compare", *(f"group-{group.name}" for group in compare), "--output", "compared")
             publish(work / "compared" / "curves.png", "compare.png")
-        if audit:
-            issues = str((audit / "issues.csv").resolve())
-            fastcifar("audit.png", "--issues", issues, "--data-dir", "data", env="benchmarks.audit_picture")
+        if issues:
+            words = ("--issues", str(issues.resolve()), "--data-dir", "data")
+            fastcifar("audit.png", *words, module="benchmarks.audit_picture")
             publish(work / "audit.png")
-        fastcifar("loaders.png", env="benchmarks.plot")
+        fastcifar("loaders.png", module="benchmarks.plot")
         publish(work / "loaders.png")
 
 
