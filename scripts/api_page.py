@@ -138,7 +138,8 @@ def _text(item: Any) -> str:
     for number, block in enumerate(EXAMPLE.split(inspect.getdoc(item) or "")):
         if number % 2:
             code = textwrap.dedent(block).strip().removeprefix("```python").removesuffix("```").strip()
-            paragraphs.append(f"```python\n{code}\n```")
+            language = "pycon" if code.startswith(">>>") else "python"  # tests/test_api.py runs the sessions
+            paragraphs.append(f"```{language}\n{code}\n```")
         else:
             paragraphs += _prose(block.strip(), names if arguments else None)
     return "\n\n".join(paragraphs)
