@@ -59,7 +59,7 @@ ANSWERED = {
     "train --model-ema": "write --ema with the decay per step, e.g. 0.999",
     "train --amp": "Expected one of: auto, bf16, fp16, off",
     "train --reprob 0.25": "write --cutout-size and --cutout-p",
-    "train --color-jitter 0.4": "write --contrast 0.4, --brightness in grey levels",
+    "train --color-jitter 0.4": "write --contrast with that number, --brightness in grey levels",
     "train --output runs --model small": "write --runs-dir FOLDER for the folder of all runs",
     "validate": "No such command 'validate': write 'fastcifar eval'",
     "fit_one_cycle 5": "No such command 'fit-one-cycle': write 'fastcifar train --sched onecycle'",

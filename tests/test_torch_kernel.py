@@ -62,8 +62,7 @@ RESAMPLED = [
     (AugmentConfig(rotate_degrees=15.0, crop_padding=0, flip=False, cutout_size=1), (1, 1, 3), 4),
     (COLOUR, (12, 12, 3), 30),
     (AugmentConfig(hue_shift=90, saturation_shift=255, value_shift=255, crop_padding=0, cutout_size=0), (8, 8, 3), 30),
-    (replace(COLOUR, rotate_degrees=15.0, cutout_size=8, cutout_min_size=2, cutout_p=0.75), (16, 12, 3), 20),
-    (replace(COLOUR, rotate_degrees=15.0, brightness=30, contrast=0.5, cutout_size=4), (12, 16, 3), 20),
+    (replace(RICH, rotate_degrees=15.0, hue_shift=20, saturation_shift=90, value_shift=60), (16, 12, 3), 20),
 ]
 """Within `tolerance` of the reference."""
 

@@ -229,7 +229,7 @@ ANSWERS = (
     Answer(("--reprob", "--random-erase", "--erasing"), "write --cutout-size and --cutout-p", (*TRAINING, "preview")),
     Answer(
         ("--color-jitter",),
-        "write --contrast 0.4, --brightness in grey levels, e.g. 50, and --saturation-shift",
+        "write --contrast with that number, --brightness in grey levels, e.g. 50, and --saturation-shift",
         (*TRAINING, "preview"),
     ),
     Answer(("--color-jitter-prob",), "write --colour-p", (*TRAINING, "preview")),
