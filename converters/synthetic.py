@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from fastcifar.converters.sources import Sample, Source
 from fastcifar.data.image_files import Image
+from fastcifar.data.manifest import SYNTHETIC
 
 CLASS_NAMES = ("disc", "ring", "square", "frame", "triangle", "plus", "cross", "rows", "columns", "checks")
 SIDE = 32
@@ -54,7 +55,7 @@ class SyntheticSplit:
 def source(num_train: int = NUM_TRAIN, num_test: int = NUM_TEST, seed: int = 0) -> Source:
     """The synthetic dataset."""
     return Source(
-        description=f"synthetic, seed {seed}",
+        description=f"{SYNTHETIC}{seed}",
         class_names=CLASS_NAMES,
         splits={"train": SyntheticSplit(num_train, seed, 0), "test": SyntheticSplit(num_test, seed, 1)},
     )

@@ -22,6 +22,8 @@ MAX_NAME = 255
 MAX_SIZES = 20
 MAX_ELONGATED, MIN_ASPECT = 1_000, 2.5
 MAX_BYTES = 64 * 2**20
+SYNTHETIC = "synthetic, seed "
+"""Begins the `source` of images that `fastcifar.converters.synthetic` drew."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from fastcifar.plotting.context import dark, own_context
 
 # isort: on
 from fastcifar.plotting.groups import group_curves
-from fastcifar.plotting.images import SheetRow, cam_grid, cam_sheet, captions, gallery, overlay, preview
+from fastcifar.plotting.images import SheetRow, cam_grid, cam_sheet, captions, gallery, mask, overlay, preview
 from fastcifar.plotting.metrics import confusion_matrix, corruption_curves, reliability_diagram
 from fastcifar.plotting.style import png, svg, write_png
 from fastcifar.plotting.text import class_labels
@@ -24,6 +24,7 @@ __all__ = [
     "gallery",
     "group_curves",
     "lr_curve",
+    "mask",
     "overlay",
     "own_context",
     "png",

@@ -11,6 +11,7 @@ from fastcifar.io.atomic import write_text
 from fastcifar.io.paths import command_line
 from fastcifar.report import training
 from fastcifar.report.classification import classification
+from fastcifar.report.dataset import dataset
 from fastcifar.report.explanations import explanations
 from fastcifar.report.other_sets import other_sets
 from fastcifar.report.page import render
@@ -29,12 +30,14 @@ def write_report(run: RunFolder) -> Path:
     """
     files = RunFiles(run.path)
     sections: dict[str, Any] = {
+        "dataset": files.attempt(dataset),
         "headline": files.attempt(training.headline),
         "environment": files.attempt(training.environment),
+        "command": files.attempt(training.command),
         "curves": files.attempt(training.curves),
-        "classification": files.attempt(classification),
+        "classification": (test := files.attempt(classification)),
         "other_sets": files.attempt(other_sets),
-        "explanations": files.attempt(explanations),
+        "explanations": files.attempt(lambda files: explanations(files, class_names=test["names"] if test else ())),
         "own_images": files.attempt(lambda files: explanations(files, "explain/images")),
         "lr_range_test": files.attempt(training.lr_range_test),
         "settings": files.attempt(training.settings),
@@ -45,9 +48,9 @@ def write_report(run: RunFolder) -> Path:
         command = command_line("fastcifar", "report", run.path)
         num, reason = len(files.not_drawn), files.not_drawn[0]
         log.warning("%s: %d of its figures not drawn (%s); draw them with: %s", run.report, num, reason, command)
-    write_text(
-        run.report, render("template.html", {"name": clean(run.path.resolve().name), "notes": files.notes, **sections})
-    )
+    name, explained = clean(run.path.resolve().name), sections["explanations"]
+    names = explained["names"] if explained else test["names"] if test else ()
+    write_text(run.report, render("template.html", {"name": name, "names": names, "notes": files.notes, **sections}))
     return run.report
 
 

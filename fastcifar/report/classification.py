@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Any
+
+import numpy as np
 
 from fastcifar import plotting
 from fastcifar.errors import DataError
@@ -10,6 +13,7 @@ from fastcifar.inference.calibration import NOT_HELD_OUT, Calibration
 from fastcifar.inference.evaluation import draw_reliability
 from fastcifar.inference.metrics import Metrics, compute_metrics
 from fastcifar.inference.predictions import Predictions
+from fastcifar.io.paths import command_line
 from fastcifar.report.figures import drawing
 from fastcifar.report.run_files import METRICS, WEIGHTS, RunFiles, clean
 from fastcifar.training.run_folder import RunFolder
@@ -17,12 +21,16 @@ from fastcifar.training.weights import read_info
 
 PREDICTIONS = "predictions.npz"
 MAX_CLASSES = 1_000
+MAX_CELLS, NUM_COLOURS = 20, 8
+"""Above so many classes, the confusion matrix is a picture."""
+MAX_EXAMPLES, MAX_COMMAND = 8, 300
+Examples = dict[tuple[int, int], list[int]]
 
 
 def classification(files: RunFiles) -> dict[str, Any] | None:
     """The metrics of predictions.npz, with the class names of the weights, or numbers where those cannot be read.
 
-    confused: (true class, predicted class, number of images), the most frequent first.
+    confused: the most frequent mistakes, each as `_cell`. cells: see `_cells`; empty for many classes.
     """
     predictions = files.load(PREDICTIONS, Predictions.load)
     if predictions is None:
@@ -39,7 +47,9 @@ def classification(files: RunFiles) -> dict[str, Any] | None:
     metrics = compute_metrics(predictions)
     calibration = files.attempt(lambda files: _calibration(files, weights_sha256))
     calibrated = compute_metrics(predictions.with_temperature(calibration.temperature)) if calibration else None
-    confused = [(names[true], names[predicted], count) for true, predicted, count in metrics.most_confused()]
+    examples = _examples(predictions)
+    confused = [_cell(metrics, examples, true, predicted) for true, predicted, _ in metrics.most_confused()]
+    cells, max_share = _cells(metrics, examples) if num_classes <= MAX_CELLS else ([], 0.0)
     return {
         "num_images": len(predictions),
         "metrics": metrics,
@@ -47,19 +57,73 @@ def classification(files: RunFiles) -> dict[str, Any] | None:
         "calibration": calibration,
         "not_calibrated": _not_calibrated(files),
         "classes": [{"name": name, **row} for name, row in zip(names, metrics.per_class(), strict=True)],
+        "names": names,
         "confused": confused,
-        "confusion": drawing(
-            files,
-            lambda: plotting.confusion_matrix(metrics.confusion, names, ""),
-            f"Confusion matrix of {num_classes} classes: {metrics.describe_confused(names) or 'no mistakes'}",
-        ),
-        "reliability": drawing(
-            files,
-            lambda: draw_reliability(metrics, calibrated, ""),
-            f"Accuracy by confidence; expected calibration error {metrics.ece:.2%}"
-            + (f", {calibrated.ece:.2%} after calibration" if calibrated else ""),
-        ),
+        "cells": cells,
+        "max_share": max_share,
+        "confusion": None if cells else _draw_confusion(files, metrics, names),
+        "explain_command": _explain_command(files),
+        "reliability": [
+            _draw_reliability(files, metrics, "before calibration" if calibrated else ""),
+            *([_draw_reliability(files, calibrated, "after calibration")] if calibrated else []),
+        ],
     }
+
+
+def _draw_confusion(files: RunFiles, metrics: Metrics, names: list[str]) -> dict[str, Any] | None:
+    alt = f"Confusion matrix of {len(names)} classes: {metrics.describe_confused(names) or 'no mistakes'}"
+    return drawing(files, lambda: plotting.confusion_matrix(metrics.confusion, names, ""), alt)
+
+
+def _draw_reliability(files: RunFiles, metrics: Metrics, title: str) -> dict[str, Any] | None:
+    alt = f"Accuracy by confidence{title and f' {title}'}; expected calibration error {metrics.ece:.2%}"
+    return drawing(files, lambda: draw_reliability(metrics, None, title), alt)
+
+
+def _cells(metrics: Metrics, examples: Examples) -> tuple[list[list[dict[str, Any]]], float]:
+    """The rows of the confusion matrix, and the largest share of a class that is a mistake of one kind.
+
+    colour: 'hit' on the diagonal; else m0 (no image) to m8, by the share of the true class.
+    """
+    num_classes, share = len(metrics.confusion), metrics.confusion / np.maximum(metrics.num_images[:, None], 1)
+    np.fill_diagonal(share, 0)
+    max_share = float(share.max())
+    levels = np.ceil(NUM_COLOURS * share / (max_share or 1)).astype(int)
+    rows = [
+        [
+            {**_cell(metrics, examples, i, j), "colour": "hit" if i == j else f"m{levels[i, j]}"}
+            for j in range(num_classes)
+        ]
+        for i in range(num_classes)
+    ]
+    return rows, max_share
+
+
+def _cell(metrics: Metrics, examples: Examples, true: int, predicted: int) -> dict[str, Any]:
+    """images: indices of some of the images, for `explain --select`."""
+    return {
+        "true": true,
+        "predicted": predicted,
+        "count": int(metrics.confusion[true, predicted]),
+        "total": int(metrics.num_images[true]),
+        "images": ",".join(map(str, examples[true, predicted])),
+    }
+
+
+def _examples(predictions: Predictions) -> Examples:
+    """By true and predicted class, the test images of largest loss."""
+    examples: Examples = defaultdict(list)
+    for i in np.argsort(-predictions.losses, kind="stable").tolist():
+        images = examples[int(predictions.labels[i]), int(predictions.predicted[i])]
+        if len(images) < MAX_EXAMPLES and predictions.indices[i] >= 0:
+            images.append(int(predictions.indices[i]))
+    return examples
+
+
+def _explain_command(files: RunFiles) -> str:
+    """What explains some test images, without their indices; empty if it is too long to be shown."""
+    command = command_line("fastcifar", "explain", files.root, "--select")
+    return command if len(command) <= MAX_COMMAND else ""
 
 
 def _scores(metrics: Metrics, calibrated: Metrics | None) -> list[tuple[str, str]]:

@@ -13,17 +13,13 @@ import numpy.typing as npt
 import PIL.Image
 
 from fastcifar import plotting
-from fastcifar.errors import one_line
 from fastcifar.report.run_files import RunFiles
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MAX_PIXELS = 30_000_000
-SHEET_QUALITY = 90
-"""Of WebP: a sheet of 330 KiB becomes one of 70, in 0.1 s; lossless it is 200 and takes 0.5 s."""
-
-
+QUALITY = 90
+"""Of WebP."""
 LOSSLESS_SIDE = 48
 
 
@@ -55,9 +51,18 @@ def _svg(figure: Figure) -> Picture:
 
 def png(image: npt.NDArray[np.uint8], max_side: int) -> Picture:
     """(H, W, 3) uint8 as PNG, reduced to `max_side` pixels if it is larger."""
+    return _encode(_reduced(image, max_side), "PNG")
+
+
+def webp(image: npt.NDArray[np.uint8], max_side: int) -> Picture:
+    """(H, W, 3) uint8 as WebP, reduced to `max_side` pixels if it is larger."""
+    return _encode(_reduced(image, max_side), "WEBP", quality=QUALITY, method=1)
+
+
+def _reduced(image: npt.NDArray[np.uint8], max_side: int) -> PIL.Image.Image:
     picture = PIL.Image.fromarray(image)
     picture.thumbnail((max_side, max_side), PIL.Image.Resampling.LANCZOS)
-    return _encode(picture, "PNG")
+    return picture
 
 
 def thumbnail(images: Sequence[npt.NDArray[np.uint8]], max_side: int) -> Picture:
@@ -70,18 +75,7 @@ def thumbnail(images: Sequence[npt.NDArray[np.uint8]], max_side: int) -> Picture
     whole = PIL.Image.fromarray(np.concatenate([np.asarray(part) for part in parts], axis=1))
     if max(whole.size) <= LOSSLESS_SIDE:
         return _encode(whole, "PNG")
-    return _encode(whole, "WEBP", quality=SHEET_QUALITY, method=1)
-
-
-def sheet(content: bytes) -> Picture:
-    """A sheet, stored as WebP. Raises ValueError unless `content` is a PNG of at most 30 million pixels."""
-    try:
-        with PIL.Image.open(io.BytesIO(content), formats=("PNG",)) as picture:
-            if picture.width * picture.height > MAX_PIXELS:
-                raise ValueError(f"over {MAX_PIXELS:,} pixels")
-            return _encode(picture.convert("RGB"), "WEBP", quality=SHEET_QUALITY, method=1)
-    except Exception as error:  # Pillow raises many types
-        raise ValueError(one_line(error)) from error
+    return _encode(whole, "WEBP", quality=QUALITY, method=1)
 
 
 def _encode(picture: PIL.Image.Image, form: str, **settings: int) -> Picture:

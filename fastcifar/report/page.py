@@ -22,6 +22,7 @@ def render(template: str, report: dict[str, Any], script: str = "script.js") -> 
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["breakable"] = lambda path: Markup("/<wbr>").join(str(path).split("/"))
     environment.filters["percent"] = lambda share: "–" if share is None else f"{share:.2%}"
     page = environment.get_template(template).render(
         report=report,

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fastcifar import plotting
-from fastcifar.audit.record import read_record
 from fastcifar.config import AUTO_SUGGESTIONS, TrainConfig
 from fastcifar.errors import DataError
 from fastcifar.io.paths import command_line
+from fastcifar.report.dataset import leaks
 from fastcifar.report.figures import drawing
-from fastcifar.report.run_files import METRICS, RunFiles, clean, interval, number
+from fastcifar.report.run_files import CONFIG, METRICS, RunFiles, clean, interval, number
 from fastcifar.training.lr_curve import LrCurve
 from fastcifar.training.progress import duration
 from fastcifar.training.run_folder import COLUMNS
 
-ENVIRONMENT, CONFIG, RESULTS = "env.json", "config.yaml", "results.csv"
+ENVIRONMENT, RESULTS = "env.json", "results.csv"
 RANGE_TEST = "lr_find/lr_find.csv"
+MAX_COMMAND = 1_000
 Pairs = list[tuple[str, str]]
 
 
@@ -55,32 +55,12 @@ def headline(files: RunFiles) -> dict[str, Pairs] | None:
     return {"scores": _known(scores), "facts": _known(facts)}
 
 
-def leaks(files: RunFiles, metrics: Mapping[str, Any]) -> str | None:
-    """How many test images are also training images, as an audit of the data found; or why that is not known. None if
-    the run does not say which data it used."""
-    sha256 = {name: metrics.get(key) for name, key in (("train", "data_sha256"), ("test", "test_data_sha256"))}
-    folder = (files.attempt(lambda files: files.mapping(CONFIG)) or {}).get("data_dir")
-    if not all(sha256.values()) or not isinstance(folder, str):
-        return None
-    if not Path(folder).is_dir():
-        return "unknown: the data are not where the run used them"
-    record = read_record(Path(folder))
-    part = record.parts.get("duplicates") if record is not None and record.data_sha256 == sha256 else None
-    if part is None:
-        return f"the data were not audited: {clean(command_line('fastcifar', 'audit', '--data-dir', folder), 300)}"
-    if not sum(part.leaked.values()):
-        return "no test image is also a training image"
-    exact, near, possible = (part.leaked.get(name, 0) for name in ("exact", "near", "possible"))
-    more = f"; {possible:,} more may be" if possible else ""
-    return f"test images that are also training images: {exact + near:,}, {exact:,} of them exactly{more}"
-
-
 def environment(files: RunFiles) -> Pairs | None:
     """When and where the run was trained: env.json."""
     env = files.mapping(ENVIRONMENT)
     if env is None:
         return None
-    started, command, threads = _text(env, "started"), env.get("command"), _text(env, "num_threads")
+    started, threads = _text(env, "started"), _text(env, "num_threads")
     with suppress(KeyError, TypeError, ValueError):
         started = f"{datetime.fromisoformat(env['started']):%-d %B %Y, %H:%M %Z}".strip()
     processor = " · ".join(part for part in (_text(env, "processor"), threads and f"{threads} threads") if part)
@@ -91,9 +71,18 @@ def environment(files: RunFiles) -> Pairs | None:
             ("Device", _text(env, "gpu") or processor),
             ("System", _text(env, "system")),
             ("Versions", versions),
-            ("Command", clean(command_line(*map(str, command)), 1_000) if isinstance(command, list) else None),
         ]
     )
+
+
+def command(files: RunFiles) -> dict[str, Any] | None:
+    """The command that started the run: `text`, and whether that is all of it; from env.json."""
+    words = (files.mapping(ENVIRONMENT) or {}).get("command")
+    if not isinstance(words, list) or not words:
+        return None
+    whole = command_line(*map(str, words))
+    text = clean(whole, MAX_COMMAND)
+    return {"text": text, "is_whole": text == whole}
 
 
 def settings(files: RunFiles) -> dict[str, Pairs] | None:

@@ -167,7 +167,7 @@ class MetricLogger:
     def write_metrics(self, scores: dict[str, Any]) -> dict[str, Any]:
         """Write metrics.json, on rank 0: `scores` of the test images and facts about the run; return its content."""
         context, config, progress, loaders = self.context, self.config, self.progress, self.context.loaders
-        validated = loaders.val is not None
+        validated, test_images = loaders.val is not None, loaders.test.beton
         metrics = {
             **scores,
             "weights": "of the best validation accuracy" if validated else "of the last epoch",
@@ -186,7 +186,8 @@ class MetricLogger:
             "amp": self.step.amp,
             "lr": config.optimizer.lr,
             "data_sha256": loaders.info.sha256,
-            "test_data_sha256": loaders.test.beton.sha256,
+            "test_data_sha256": test_images.sha256,
+            "data_source": test_images.manifest.source if test_images.manifest else None,
             "seed": config.seed,
         }
         if config.schedule.name == "plateau":

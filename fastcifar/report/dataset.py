@@ -1,0 +1,67 @@
+"""The images that a run was trained and tested on: what they are, and whether its test is a fair one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fastcifar.audit.record import read_record
+from fastcifar.data.manifest import SYNTHETIC, read_manifest
+from fastcifar.errors import DataError
+from fastcifar.io.paths import command_line
+from fastcifar.report.run_files import CONFIG, METRICS, RunFiles, clean
+
+
+class Dataset(NamedTuple):
+    """A dataset by its name."""
+
+    name: str
+    """What it was converted from, e.g. 'CIFAR-10, official archive'."""
+    is_synthetic: bool
+    """Whether `convert --source synthetic` drew the images."""
+
+
+def dataset(files: RunFiles) -> Dataset | None:
+    """That of metrics.json; of a run which does not name it, that of the manifest next to its test images, if those are
+    still the ones. None if it is unknown."""
+    metrics = files.mapping(METRICS) or {}
+    source = metrics.get("data_source")
+    if not isinstance(source, str) or not source:
+        source = _source_of(files, metrics.get("test_data_sha256"))
+    return Dataset(clean(source), source.startswith(SYNTHETIC)) if source else None
+
+
+def _source_of(files: RunFiles, test_sha256: object) -> str:
+    folder = _data_dir(files)
+    try:
+        manifest = read_manifest(folder / "test.beton") if folder is not None and folder.is_dir() else None
+    except DataError:
+        return ""
+    return manifest.source if manifest is not None and manifest.sha256 == test_sha256 else ""
+
+
+def _data_dir(files: RunFiles) -> Path | None:
+    """The data folder of the run, as its settings name it; it may no longer exist."""
+    folder = (files.attempt(lambda files: files.mapping(CONFIG)) or {}).get("data_dir")
+    return Path(folder) if isinstance(folder, str) else None
+
+
+def leaks(files: RunFiles, metrics: Mapping[str, Any]) -> str | None:
+    """How many test images are also training images, as an audit of the data found; or why that is not known. None if
+    the run does not say which data it used."""
+    sha256 = {name: metrics.get(key) for name, key in (("train", "data_sha256"), ("test", "test_data_sha256"))}
+    folder = _data_dir(files)
+    if not all(sha256.values()) or folder is None:
+        return None
+    if not folder.is_dir():
+        return "unknown: the data are not where the run used them"
+    record = read_record(folder)
+    part = record.parts.get("duplicates") if record is not None and record.data_sha256 == sha256 else None
+    if part is None:
+        return f"the data were not audited: {clean(command_line('fastcifar', 'audit', '--data-dir', folder), 300)}"
+    if not sum(part.leaked.values()):
+        return "no test image is also a training image"
+    exact, near, possible = (part.leaked.get(name, 0) for name in ("exact", "near", "possible"))
+    more = f"; {possible:,} more may be" if possible else ""
+    return f"{exact + near:,} test images are also training images, {exact:,} of them exactly{more}"
