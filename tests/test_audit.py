@@ -544,7 +544,7 @@ def test_the_report_of_a_run_says_how_many_test_images_leak(run: RunFolder, data
     audit(data, tmp_path / "audit", only=["images"])
     assert leaks_in_report(run).startswith("the data were not audited")
     audit(data, tmp_path / "audit")
-    expected = "test images that are also training images: 2, 1 of them exactly; 1 more may be"
+    expected = "2 test images are also training images, 1 of them exactly; 1 more may be"
     assert leaks_in_report(run) == expected
     assert expected in write_report(run).read_text(encoding="utf-8")
 

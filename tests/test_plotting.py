@@ -63,8 +63,8 @@ def test_titles_of_the_grid_do_not_overlap(n: int, name: str) -> None:
     assert check_texts(figure) >= 2 * n + 4
     guesses = [text.get_text() for text in figure.texts if "100%" in text.get_text()]
     assert len(guesses) == n  # none is cut off
-    assert sum(text.get_text().endswith(" · 9999") for text in figure.texts) == n
-    assert sum(guess.endswith(" 100%: no evidence") for guess in guesses) == n // 2
+    assert sum(text.get_text() == "9999" for text in figure.texts) == n
+    assert sum(text.get_text() == "no evidence" for text in figure.texts) == n // 2 + 1  # and the colour scale
 
 
 @pytest.mark.parametrize("n", [1, 25, 100])
@@ -239,7 +239,7 @@ def test_the_reliability_diagram_shows_the_calibration_error() -> None:
     counts = np.array([0, 10, 30])
     figure = plotting.reliability_diagram(np.array([0, 0.5, 0.9]), np.array([0, 0.4, 1.0]), counts, "run")
     FigureCanvasAgg(figure).draw()
-    assert figure.axes[0].get_title() == "run\nexpected calibration error (ECE) 10.00%"
+    assert figure.axes[0].get_title() == "run\ncalibration error (ECE) 10.00%"
     bars = [bar.get_height() for bar in figure.axes[0].containers[0]]
     assert bars == [0.4, 1.0]
 
@@ -251,8 +251,8 @@ def test_the_reliability_diagrams_before_and_after_calibration_are_side_by_side(
     FigureCanvasAgg(figure).draw()
     assert figure.get_suptitle() == "run"
     assert [axis.get_title() for axis in figure.axes[:2]] == [
-        "before calibration\nexpected calibration error (ECE) 10.00%",
-        "after calibration\nexpected calibration error (ECE) 0.00%",
+        "before calibration\ncalibration error (ECE) 10.00%",
+        "after calibration\ncalibration error (ECE) 0.00%",
     ]
     assert [bar.get_height() for bar in figure.axes[0].containers[0]] == [0.4, 1.0]
     assert [bar.get_height() for bar in figure.axes[1].containers[0]] == [0, 0]

@@ -151,6 +151,140 @@ def test_a_sheet_opens_by_a_click_on_the_card(driver: Any, file: Path) -> None:
     assert not css(driver, "#own-image-1")[0].is_displayed()
 
 
+def test_previous_and_next_go_round_the_images_that_the_filter_shows(driver: Any, file: Path) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    opened(driver, file)
+    choose(driver, "predicted", "dog")  # images 1, 5 and 6
+    css(driver, "#test-image-cards .open")[0].send_keys(Keys.ENTER)
+
+    def place() -> str:
+        (dialog,) = [each for each in css(driver, "dialog") if each.is_displayed()]
+        assert driver.execute_script("return arguments[0].contains(document.activeElement)", dialog)
+        return f"{dialog.get_attribute('id')}: {dialog.find_element('css selector', '.position').text}"
+
+    assert place() == "test-image-1: 1 of 3"
+    press(driver, Keys.ARROW_RIGHT)
+    assert place() == "test-image-5: 2 of 3"
+    next_button = [each for each in css(driver, "#test-image-5 [data-step='1']") if each.is_displayed()]
+    next_button[0].click()
+    assert place() == "test-image-6: 3 of 3"
+    press(driver, Keys.ENTER)  # the button of the next image has the focus
+    assert place() == "test-image-1: 1 of 3"
+    press(driver, Keys.ARROW_LEFT)
+    assert place() == "test-image-6: 3 of 3"
+    press(driver, Keys.ESCAPE)
+    assert [each for each in css(driver, "dialog") if each.is_displayed()] == []
+    assert driver.switch_to.active_element == css(driver, "#test-image-cards .open")[5]
+    assert "open" not in css(driver, "html")[0].get_attribute("class")
+    assert driver.get_log("browser") == []
+
+
+def cell(driver: Any, true: str, predicted: str) -> Any:
+    return css(driver, f"#matrix td[data-true='{NAMES.index(true)}'][data-predicted='{NAMES.index(predicted)}']")[0]
+
+
+def selected_cells(driver: Any) -> list[Any]:
+    return css(driver, "#matrix [aria-selected='true']")
+
+
+def test_a_cell_of_the_confusion_matrix_filters_the_images(driver: Any, file: Path) -> None:
+    opened(driver, file)
+    chosen = cell(driver, "cat", "dog")
+    chosen.click()
+    assert shown(driver) == ["cat→dog"] * 2
+    assert selected_cells(driver) == [chosen]
+    count = chosen.get_attribute("data-count")
+    assert css(driver, "#cell-text")[0].text == f"{count} of 15 images of cat are predicted as dog."
+    thumbs = css(driver, "#cell-images button")
+    assert len(thumbs) == 2
+    thumbs[1].click()
+    assert css(driver, "#test-image-5")[0].is_displayed()
+    css(driver, "#test-image-5 [data-close]")[0].click()
+    assert driver.switch_to.active_element == thumbs[1]
+    css(driver, "#cell-all button")[0].click()
+    assert len(shown(driver)) == 6
+    assert selected_cells(driver) == []
+    assert not css(driver, "#cell")[0].is_displayed()
+    chosen.click()
+    chosen.click()  # a second click takes it back
+    assert len(shown(driver)) == 6
+    chosen.click()
+    choose(driver, "true", "any")  # the form and the matrix agree
+    assert selected_cells(driver) == []
+    assert driver.get_log("browser") == []
+
+
+def test_a_cell_without_explained_images_says_so_with_the_command_that_explains_some(driver: Any, file: Path) -> None:
+    opened(driver, file)
+    chosen = cell(driver, "cat", "cat")
+    chosen.click()
+    assert shown(driver) == []
+    panel = css(driver, "#cell")[0].text
+    assert "images of cat are correctly classified." in panel
+    assert "None of them is among the explained images of this report." in panel
+    assert f"--select {chosen.get_attribute('data-images')}" in css(driver, "#cell-command")[0].text
+    assert css(driver, "#cell-images button") == []
+    assert "has-images" in cell(driver, "cat", "dog").get_attribute("class")
+    assert "has-images" not in chosen.get_attribute("class")
+
+
+def test_the_cells_are_reached_by_the_keyboard(driver: Any, file: Path) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    opened(driver, file)
+    assert len(css(driver, "#matrix [tabindex='0']")) == 1  # one stop of Tab
+    driver.execute_script("arguments[0].focus()", cell(driver, "cat", "cat"))
+    press(driver, Keys.ARROW_RIGHT, Keys.ARROW_DOWN, Keys.ARROW_DOWN, Keys.ARROW_LEFT, Keys.ARROW_UP, Keys.HOME)
+    assert driver.switch_to.active_element == cell(driver, "dog", "cat")
+    press(driver, Keys.ARROW_LEFT, Keys.END, Keys.ARROW_LEFT, Keys.ENTER)  # it stops at the edge
+    assert selected_cells(driver) == [cell(driver, "dog", "ship")]
+    assert shown(driver) == ["dog→ship"]
+    press(driver, Keys.SPACE)
+    assert selected_cells(driver) == []
+    assert len(css(driver, "#matrix [tabindex='0']")) == 1
+
+
+def test_a_frequent_mistake_selects_its_cell(driver: Any, file: Path) -> None:
+    opened(driver, file)
+    button = css(driver, ".confused button")[0]
+    button.click()
+    assert button.get_attribute("aria-pressed") == "true"
+    (chosen,) = selected_cells(driver)
+    for key in ("data-true", "data-predicted"):
+        assert chosen.get_attribute(key) == button.get_attribute(key)
+
+
+@pytest.mark.parametrize("clipboard", ["", "Object.defineProperty(navigator, 'clipboard', {value: undefined});"])
+def test_the_command_is_copied_or_at_least_selected(driver: Any, file: Path, clipboard: str) -> None:
+    opened(driver, file)
+    driver.execute_script(clipboard)
+    css(driver, "[data-copy=command]")[0].click()
+    label = css(driver, "[data-copy=command] span")[0]
+    for _ in range(50):
+        if label.text != "Copy":
+            break
+    assert label.text in ("Copied", "Selected: copy with Ctrl+C")
+    command = css(driver, "#command")[0].text
+    assert driver.execute_script("return getSelection().toString()") == command
+    assert driver.get_log("browser") == []
+
+
+def test_nothing_is_white_in_the_dark(driver: Any, file: Path) -> None:
+    opened(driver, file, scheme="dark")
+    css(driver, "#test-image-cards .open")[0].click()
+    brightness = """
+        const rgb = getComputedStyle(arguments[0]).backgroundColor.match(/\\d+/g).map(Number);
+        return rgb.length === 4 && rgb[3] === 0 ? 0 : Math.max(...rgb.slice(0, 3));"""
+    for element in css(driver, "body, .figure, .sheet, .sheet td, .matrix .m0, dialog, .cell, code, .card"):
+        assert driver.execute_script(brightness, element) < 200
+    drawn = driver.execute_script("return [...document.querySelectorAll('picture img')].map(i => i.currentSrc)")
+    dark = driver.execute_script("return [...document.querySelectorAll('picture source')].map(s => s.srcset)")
+    assert drawn == dark
+    others = driver.execute_script("return [...document.images].filter(i => !i.closest('picture')).map(i => i.width)")
+    assert max(others) <= 200  # images and their maps, no sheet of paper
+
+
 def test_the_skip_link_is_the_first_stop_and_leads_to_the_report(driver: Any, file: Path) -> None:
     from selenium.webdriver.common.keys import Keys
 

@@ -36,7 +36,16 @@ def test_the_wheel_installs_and_runs_elsewhere(tmp_path: Path) -> None:
         inside = set(archive.namelist())
     sources = {f"fastcifar/{p.relative_to(ROOT / 'fastcifar').as_posix()}" for p in (ROOT / "fastcifar").rglob("*.py")}
     sources |= {f"fastcifar/converters/{p.name}" for p in (ROOT / "converters").glob("*.py")}
-    names = ("template.html", "group.html", "head.html", "macros.html", "style.css", "script.js")
+    names = (
+        "template.html",
+        "cards.html",
+        "confusion.html",
+        "group.html",
+        "head.html",
+        "macros.html",
+        "style.css",
+        "script.js",
+    )
     page = {f"fastcifar/report/{name}" for name in names}
     assert sources | page | {"fastcifar/py.typed"} <= inside
     assert not [name for name in inside if name.startswith(("tests/", "benchmarks/", "converters/"))]

@@ -51,11 +51,13 @@ def inspect(beton: Path, as_json: bool) -> None:
         click.echo(json.dumps(facts))
         return
     named = zip(opened.class_names, counts, strict=True)
-    classes = "\n".join(f"  {name:<20} {count:>8,}" for name, count in named if count or opened.verified)
+    width = max(20, *map(len, opened.class_names))
+    classes = "\n".join(f"  {name:<{width}} {count:>8,}" for name, count in named if count or opened.verified)
     rows = [
         ("images", f"{len(opened):,}"),
         ("image shape", "{} x {} x {}".format(*opened.image_shape)),
         ("encoding", opened.encoding),
+        *([("source", opened.manifest.source)] if opened.manifest else []),
         ("mean (R, G, B)", ", ".join(f"{v:.2f}" for v in opened.mean)),
         ("std (R, G, B)", ", ".join(f"{v:.2f}" for v in opened.std)),
         ("SHA-256", opened.sha256),

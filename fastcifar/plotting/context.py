@@ -71,6 +71,11 @@ _DARK: dict[Any, Any] = {
 _is_dark = ContextVar("_is_dark", default=False)
 
 
+def is_dark() -> bool:
+    """Whether figures are now made light on a dark ground."""
+    return _is_dark.get()
+
+
 @contextmanager
 def own_context() -> Iterator[None]:
     """In the block, or in a decorated function, figures are made and written with our settings; the user's are restored

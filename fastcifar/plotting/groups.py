@@ -10,35 +10,42 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fastcifar.plotting.context import own_context
+from fastcifar.plotting.context import is_dark, own_context
 from fastcifar.plotting.style import layout
 from fastcifar.plotting.text import families, printable
 
-COLOURS = ("#332288", "#cc6677", "#117733", "#88ccee", "#999933", "#aa4499")
-"""Paul Tol's "muted" scheme: distinct for the colour-blind, also as thin lines."""
+COLOURS = {
+    False: ("#332288", "#cc6677", "#117733", "#4477aa", "#7f7f1f", "#aa4499"),
+    True: ("#88ccee", "#e08795", "#44aa99", "#ddcc77", "#b59ae0", "#c4c8cf"),
+}
+"""On white, and on dark: after Paul Tol's "muted" scheme, at least 3:1 as thin lines; markers tell them apart, too."""
+MARKERS = "os^Dv*"
+PANELS = ("loss", "accuracy")
 History = Sequence[Mapping[str, float]]
 
 
 @own_context()
-def group_curves(histories: Mapping[str, Sequence[History]]) -> Figure:
-    """Loss and accuracy by epoch of each entry: the mean of its runs, and a band of one standard deviation if there are
-    several. Those of validation where all runs have it, else those of training.
+def group_curves(histories: Mapping[str, Sequence[History]], panels: Sequence[str] = PANELS) -> Figure:
+    """Loss and accuracy by epoch of each entry, or one of these: the mean of its runs, and a band of one standard
+    deviation if there are several. Those of validation where all runs have it, else those of training.
 
     histories: by name, the rows of results.csv of each of its runs.
     """
     runs = [history for entry in histories.values() for history in entry if history]
     split = "val" if runs and all("val_loss" in history[0] for history in runs) else "train"
-    figure = Figure(figsize=(9, 3.8), layout=layout())
-    axes = figure.subplots(1, 2)
-    for axis, metric in zip(axes, ("loss", "accuracy"), strict=True):
-        for (name, entry), colour in zip(histories.items(), cycle(COLOURS), strict=False):
-            _plot(axis, [history for history in entry if history], f"{split}_{metric}", printable(name), colour)
+    figure = Figure(figsize=(4.5 * len(panels), 3.8), layout=layout())
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    styles = list(zip(COLOURS[is_dark()], MARKERS, strict=True))
+    for axis, metric in zip(axes, panels, strict=True):
+        for (name, entry), style in zip(histories.items(), cycle(styles), strict=False):
+            _plot(axis, [history for history in entry if history], f"{split}_{metric}", printable(name), *style)
         axis.set_title(f"{'Validation' if split == 'val' else 'Training'} {metric}")
         axis.set_xlabel("epoch")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[1].yaxis.set_major_formatter(lambda value, _: f"{value * 100:.4g}%")
+        if metric == "accuracy":
+            axis.yaxis.set_major_formatter(lambda value, _: f"{value * 100:.4g}%")
     if runs:
         figure.legend(
             *axes[0].get_legend_handles_labels(),
@@ -49,7 +56,7 @@ def group_curves(histories: Mapping[str, Sequence[History]]) -> Figure:
     return figure
 
 
-def _plot(axis: Any, runs: Sequence[History], key: str, name: str, colour: str) -> None:
+def _plot(axis: Any, runs: Sequence[History], key: str, name: str, colour: str, marker: str) -> None:
     """Up to the last epoch that all runs have."""
     if not runs:
         return
@@ -57,7 +64,7 @@ def _plot(axis: Any, runs: Sequence[History], key: str, name: str, colour: str) 
     values = np.array([[row[key] for row in history[:num_epochs]] for history in runs])  # (runs, epochs)
     epochs, mean = np.arange(1, num_epochs + 1), values.mean(axis=0)
     label = name if len(runs) == 1 else f"{name}: mean of {len(runs)} runs, ± 1 standard deviation"
-    axis.plot(epochs, mean, "o-", ms=3, color=colour, label=label)
+    axis.plot(epochs, mean, marker=marker, ms=3.5, color=colour, label=label)
     if len(runs) > 1:
         std = values.std(axis=0, ddof=1)
         axis.fill_between(epochs, mean - std, mean + std, color=colour, alpha=0.2, lw=0)

@@ -13,7 +13,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from fastcifar.plotting.context import own_context
-from fastcifar.plotting.style import HEAT, LUMINANCE, TRAIN_COLOUR, VAL_COLOUR
+from fastcifar.plotting.style import CORRECT_TEXT, HEAT, LUMINANCE, WRONG_TEXT
 from fastcifar.plotting.text import class_labels
 from fastcifar.plotting.tiles import MAX_SIDE, Tile, table
 
@@ -115,11 +115,16 @@ def cam_grid(
         heading += f"\nthe first {MAX_GRID_IMAGES} of {len(images):,}"
     tiles = []
     for image, heat, evidence, caption in zip(images[:MAX_GRID_IMAGES], maps, has_evidence, captions, strict=False):
-        name = (f"true: {caption.true}", f" · {caption.name}") if caption.true else (caption.name,)
-        suffix = f" {caption.confidence:.0%}" if evidence else f" {caption.confidence:.0%}: no evidence"
-        colour = "" if not caption.true else TRAIN_COLOUR if caption.is_correct else VAL_COLOUR
-        tiles.append(Tile(enlarged(image, TILE), *name))
-        tiles.append(Tile(overlay(image, heat), caption.predicted, suffix, colour))
+        colour = "" if not caption.true else CORRECT_TEXT if caption.is_correct else WRONG_TEXT
+        name = _end_of(caption.name)
+        first = (
+            Tile(enlarged(image, TILE), f"true: {caption.true}", detail=name)
+            if caption.true
+            else Tile(enlarged(image, TILE), name)
+        )
+        tiles.append(first)
+        detail = "" if evidence else "no evidence"
+        tiles.append(Tile(overlay(image, heat), caption.predicted, f" {caption.confidence:.0%}", colour, detail))
     columns = 2 * min(math.ceil((len(tiles) / 2) ** 0.5), MAX_GRID_COLUMNS)
     return table(_in_rows(tiles, columns), heading, group=2, scale=SCALE)
 
@@ -144,7 +149,7 @@ def cam_sheet(image: Images, rows: Sequence[SheetRow], methods: Sequence[str], h
             tiles = [Tile(tile.pixels) for tile in tiles]
         for j, has_evidence in enumerate(row.has_evidence):
             if not has_evidence:
-                tiles[1 + j] = tiles[1 + j]._replace(caption=f"{methods[j]}: no evidence", colour=VAL_COLOUR)
+                tiles[1 + j] = tiles[1 + j]._replace(caption=f"{methods[j]}: no evidence", colour=WRONG_TEXT)
         lines.append(tiles)
     return table(lines, heading, labels=[row.label for row in rows], scale=SCALE)
 

@@ -100,12 +100,14 @@ def reliability_diagram(
     columns = [(f"{title}\n" if title else "", (confidence, accuracy, counts))]
     if calibrated is not None:
         columns = [("before calibration\n", columns[0][1]), ("after calibration\n", calibrated)]
-    figure = Figure(figsize=(5 if len(columns) == 1 else 8.4, 5), layout=layout())
+    figure = Figure(figsize=(4.2 if len(columns) == 1 else 8.4, 4.6), layout=layout())
     axes = figure.subplots(2, len(columns), height_ratios=[3, 1], sharex=True, sharey="row", squeeze=False)
     for (upper, lower), (heading, bins) in zip(axes.T, columns, strict=True):
         _set_title(upper, heading + _draw_reliability(upper, lower, *bins))
         lower.set(xlabel="confidence")
+        lower.xaxis.set_major_formatter(PercentFormatter(1.0))
         for axis in (upper, lower):
+            axis.yaxis.set_major_formatter(PercentFormatter(1.0))
             axis.grid(alpha=0.25)
             axis.spines[["top", "right"]].set_visible(False)
     axes[0, 0].set(ylim=(0, 1), xlim=(0, 1), ylabel="accuracy")
@@ -138,7 +140,7 @@ def _draw_reliability(
     text_colour = matplotlib.rcParams["text.color"]
     upper.plot([0, 1], [0, 1], "--", lw=1, color=text_colour, alpha=0.6, label="perfect calibration")
     lower.bar(left, counts[filled] / counts.sum(), width, align="edge", color=GREY)
-    return f"expected calibration error (ECE) {ece:.2%}"
+    return f"calibration error (ECE) {ece:.2%}"
 
 
 @own_context()
@@ -160,7 +162,7 @@ def corruption_curves(
         text = printable(names[index] if len(names[index]) <= 24 else f"{names[index][:23]}…")
         style: dict[str, Any] = {"size": 8, "family": families(text), "parse_math": False}
         place: dict[str, Any] = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
-        axis.annotate(text, (severities[-1], accuracy[index, -1]), color=GREY, **place, **style)
+        axis.annotate(text, (severities[-1], accuracy[index, -1]), **place, **style)
     axis.set(xlabel="severity", ylabel="accuracy", xticks=severities, ylim=(0, 1))
     axis.yaxis.set_major_formatter(PercentFormatter(1.0))
     _set_title(axis, title)

@@ -14,7 +14,8 @@ from fastcifar.plotting.context import own_context
 
 HEAT = "inferno"  # perceptually uniform, also for the colour-blind
 TRAIN_COLOUR, VAL_COLOUR = "#4477aa", "#cc6677"  # Paul Tol's "muted" scheme
-GREY = "#808080"  # legible on white and on dark
+GREY = "#808080"  # of lines and bars, on white and on dark
+CORRECT_TEXT, WRONG_TEXT, MUTED_TEXT = "#2f5f94", "#a8364a", "#595e66"  # at least 6:1 on white (WCAG AA: 4.5:1)
 LUMINANCE = np.array([0.2126, 0.7152, 0.0722])  # of red, green and blue; ITU-R BT.709
 DPI = 120
 

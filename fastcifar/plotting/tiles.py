@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 
-from fastcifar.plotting.style import DPI, GREY, HEAT
+from fastcifar.plotting.style import DPI, HEAT, MUTED_TEXT
 from fastcifar.plotting.text import LEFT_TO_RIGHT, families, printable
 
 MARGIN, GAP, GROUP_GAP, LINE = 16, 20, 4, 17  # pixels
@@ -69,10 +69,10 @@ def table(
     total_width = max(xs[-1] + column + MARGIN, MIN_WIDTH)
     paragraphs, heading_width = map(printable, heading.split("\n")), total_width - 2 * MARGIN
     heading_lines = [line for text in paragraphs for line in wrapped(text, heading_width, HEADING_POINTS)]
-    tops, bottom = [], MARGIN + HEADING_LINE * len(heading_lines) + 4
-    for row in rows:
-        num_lines = any(tile.caption for tile in row) + any(tile.detail for tile in row)
-        tops.append(bottom + LINE * num_lines)
+    tops, bottom = [], MARGIN + HEADING_LINE * len(heading_lines) + 8
+    num_lines = [any(tile.caption for tile in row) + any(tile.detail for tile in row) for row in rows]
+    for num, _ in zip(num_lines, rows, strict=True):
+        tops.append(bottom + LINE * num)
         bottom = tops[-1] + height + GAP // 2
     total_height = bottom + (LINE + 14 if scale else 6)
     canvas = np.zeros((total_height, total_width, 4), np.uint8)  # transparent: the figure's own colour shows
@@ -84,7 +84,7 @@ def table(
 
     for i, line in enumerate(heading_lines):
         write(MARGIN, MARGIN + HEADING_LINE * (i + 0.5), line, HEADING_POINTS)
-    for i, (y, row) in enumerate(zip(tops, rows, strict=True)):
+    for i, (y, num, row) in enumerate(zip(tops, num_lines, rows, strict=True)):
         if labels:
             write(MARGIN, y + height / 2, labels[i], CAPTION_POINTS)
         for x, tile in zip(xs, row, strict=False):
@@ -92,12 +92,11 @@ def table(
             canvas[y : y + height, x : x + width, :3] = np.rint(tile.pixels * 255)
             if tile.caption:
                 colour = tile.colour or matplotlib.rcParams["text.color"]
-                caption_y = y - LINE * (1.5 if tile.detail else 0.5)
+                caption_y = y - LINE * (num - 0.5)
                 write(x, caption_y, captioned(tile, column), CAPTION_POINTS, color=colour)
             if tile.detail:
-                write(
-                    x, y - LINE / 2, fitting(printable(tile.detail), column, CAPTION_POINTS), CAPTION_POINTS, color=GREY
-                )
+                detail = fitting(printable(tile.detail), column, CAPTION_POINTS)
+                write(x, y - LINE / 2, detail, CAPTION_POINTS, color=MUTED_TEXT)
     if scale:
         y, bar = bottom + 4, 220
         x = (total_width - bar) // 2

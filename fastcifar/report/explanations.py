@@ -29,9 +29,7 @@ Maps = dict[str, Any]
 ARRAYS = ("selection", "indices", "images", *(field.name for field in fields(MapTable)))  # of maps.npz
 
 
-def explanations(
-    files: RunFiles, folder: str = "explain", class_names: Sequence[str] = ()
-) -> dict[str, Any] | None:
+def explanations(files: RunFiles, folder: str = "explain", class_names: Sequence[str] = ()) -> dict[str, Any] | None:
     """The first 200 images of a folder's index.csv. Cards have neither images nor a table without maps.npz.
 
     names: `class_names` and those of other classes, to which true_index ("" if unknown) and predicted_index of each
@@ -49,7 +47,9 @@ def explanations(
     for i, row in enumerate(rows[:MAX_CARDS]):
         cards.append(_card(files, name, row, maps, i, with_sheet=num_bytes < MAX_SHEET_BYTES))
         num_bytes += _size_of(cards[-1]["sheet"])
-    names = list(dict.fromkeys([*class_names, *sorted({c[key] for c in cards for key in ("true", "predicted")} - {""})]))
+    names = list(
+        dict.fromkeys([*class_names, *sorted({c[key] for c in cards for key in ("true", "predicted")} - {""})])
+    )
     for card in cards:
         card |= {f"{key}_index": names.index(card[key]) if card[key] else "" for key in ("true", "predicted")}
     return {

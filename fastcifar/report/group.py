@@ -10,14 +10,18 @@ from urllib.parse import quote
 from fastcifar import plotting
 from fastcifar.config import TrainConfig
 from fastcifar.io.atomic import write_text
+from fastcifar.report.dataset import Dataset, dataset
 from fastcifar.report.figures import drawing
 from fastcifar.report.page import render
 from fastcifar.report.run_files import RunFiles, clean
+from fastcifar.report.training import shown_setting
 from fastcifar.runs.group import Group
 from fastcifar.runs.scores import SCORES, VAL_ACCURACY, Score, scores_of, shown, value_of
 from fastcifar.runs.statistics import Mean, mean_of
-from fastcifar.runs.summary import NOT_COMPARED, RunSummary, setting_text, summaries
+from fastcifar.runs.summary import NOT_COMPARED, Row, RunSummary, setting_text, summaries
 from fastcifar.runs.sweep import Sweep, sweep_results
+
+Histories = dict[str, list[tuple[Row, ...]]]
 
 
 def write_group_report(group: Group) -> Path:
@@ -32,10 +36,10 @@ def write_group_report(group: Group) -> Path:
     if group.kind == "seeds" and any(histories.values()):
         with plotting.figure_writer(group.path, "repeat the command to draw it") as write:
             write("curves.png", lambda: plotting.group_curves(histories))
-        alt = "Loss and accuracy by epoch: mean of the runs, and a band of one standard deviation"
-        curves = drawing(files, lambda: plotting.group_curves(histories), alt)
+        curves = [_curve(files, histories, panel) for panel in ("loss", "accuracy")]
     page: dict[str, Any] = {
         "name": clean(group.path.resolve().name),
+        "dataset": _dataset(runs),
         "kind": "sweep" if group.kind == "sweep" else f"{len(group.members)} seeds",
         "facts": _facts(group, runs),
         "scores": [],
@@ -53,6 +57,17 @@ def write_group_report(group: Group) -> Path:
     path = group.path / "report.html"
     write_text(path, render("group.html", page))
     return path
+
+
+def _curve(files: RunFiles, histories: Histories, panel: str) -> dict[str, Any] | None:
+    alt = f"{panel.capitalize()} by epoch: mean of the runs, and a band of one standard deviation"
+    return drawing(files, lambda: plotting.group_curves(histories, (panel,)), alt)
+
+
+def _dataset(runs: Sequence[RunSummary]) -> Dataset | None:
+    """That of all runs that name one; None if they do not, or if it is not the same."""
+    found = {dataset(RunFiles(run.run.path)) for run in runs if run.metrics} - {None}
+    return found.pop() if len(found) == 1 else None
 
 
 def _facts(group: Group, runs: Sequence[RunSummary]) -> list[tuple[str, str]]:
@@ -122,7 +137,7 @@ def _changed(group: Group) -> list[tuple[str, str]]:
     varied = {key for member in group.members for key in member.settings}
     settings = group.config.to_settings().items()
     return [
-        (key, clean(setting_text(value)))
+        (key, shown_setting(value))
         for key, value in settings
         if key not in varied and key not in NOT_COMPARED and value != defaults[key]
     ]

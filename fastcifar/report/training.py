@@ -91,21 +91,26 @@ def settings(files: RunFiles) -> dict[str, Pairs] | None:
     if config is None:
         return None
     try:
-        rows = [(clean(key, 80), _shown(value)) for key, value in config.items()]
+        rows = [(clean(key, 80), shown_setting(value)) for key, value in config.items()]
     except (RecursionError, ValueError) as error:
         raise DataError(f"{CONFIG}: damaged: {clean(error)}") from error
-    defaults = {key: _shown(value) for key, value in TrainConfig().to_settings().items()}
+    defaults = {key: shown_setting(value) for key, value in TrainConfig().to_settings().items()}
     changed = [(key, value) for key, value in rows if key != "data_dir" and defaults.get(key) != value]
     return {"changed": changed, "all": rows}
 
 
-def _shown(value: object) -> str:
+def shown_setting(value: object) -> str:
+    """The value of a setting in words."""
     if value is None or value == [] or value == ():
         return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, (list, tuple)):
-        return clean(", ".join(":".join(map(_shown, v)) if isinstance(v, (list, tuple)) else _shown(v) for v in value))
+        return clean(
+            ", ".join(
+                ":".join(map(shown_setting, v)) if isinstance(v, (list, tuple)) else shown_setting(v) for v in value
+            )
+        )
     return clean(f"{value:g}" if isinstance(value, float) else value)
 
 

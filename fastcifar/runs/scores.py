@@ -49,7 +49,9 @@ def shown(score: Score, mean: Mean) -> str:
     """The mean, and its 95% interval if there are several runs: '93.12% ± 0.21'."""
     if score.key == "train_seconds":
         text = duration(mean.mean)
-        return text if mean.half_width is None else f"{text} ± {mean.half_width:.1f} s"
+        if mean.half_width is None:
+            return text
+        return f"{text} ± {duration(mean.half_width) if mean.half_width >= 60 else f'{mean.half_width:.1f} s'}"
     factor, unit, digits = (100, "%", 2) if score.is_share else (1, "", 4)
     text = f"{factor * mean.mean:.{digits}f}{unit}"
     return text if mean.half_width is None else f"{text} ± {factor * mean.half_width:.{digits}f}"
