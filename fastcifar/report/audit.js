@@ -18,6 +18,9 @@ const rowOf = (card) => issues.rows[Number(card.dataset.line)];
 const show = (card) => {
   const row = rowOf(card);
   card.dataset.action = row[ACTION];
+  for (const button of card.querySelectorAll("[data-do]")) {
+    button.setAttribute("aria-pressed", button.dataset.do === row[ACTION]);
+  }
   card.querySelector(".decision").textContent = row[ACTION] === "relabel" ? `relabel: ${row[SUGGESTED]}` : row[ACTION];
 };
 

@@ -107,6 +107,7 @@ def _facts(audit: Audit) -> list[tuple[str, str]]:
         ("Images", f"{images} · {height}x{width}"),
         ("Classes", f"{len(train.class_names):,}"),
         ("Data", clean(audit.data_dir)),
+        *([("Source", clean(train.manifest.source))] if train.manifest else []),
     ]
     if "duplicates" in audit.parts and "test" in audit.splits:
         facts.append(("Leaks", ", ".join(f"{count:,} {name}" for name, count in audit.leaked.items())))
