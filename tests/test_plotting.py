@@ -9,10 +9,13 @@ import numpy as np
 import PIL.Image
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from fastcifar import plotting
+from fastcifar.plotting.groups import COLOURS
 from fastcifar.plotting.images import Caption, SheetRow, enlarged, mask, overlay
+from fastcifar.plotting.style import CORRECT_TEXT, LUMINANCE, MUTED_TEXT, WRONG_TEXT
 from fastcifar.plotting.tiles import fitting, text_width, wrapped
 
 
@@ -283,3 +286,31 @@ def test_dark_figures_have_a_dark_ground() -> None:
     with plotting.dark():
         assert brightness() < 40
     assert brightness() == 255
+
+
+def contrast(first: str, second: str) -> float:
+    """The contrast ratio of two colours by WCAG 2.1."""
+
+    def luminance(colour: str) -> float:
+        rgb = np.array(to_rgb(colour))
+        return float(np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4) @ LUMINANCE)
+
+    dark, light = sorted(map(luminance, (first, second)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_lines_and_small_text_can_be_told_from_their_ground() -> None:
+    for is_dark, ground in ((False, "#ffffff"), (True, "#16181d")):
+        assert min(contrast(colour, ground) for colour in COLOURS[is_dark]) >= 3
+    assert min(contrast(colour, "#ffffff") for colour in (CORRECT_TEXT, WRONG_TEXT, MUTED_TEXT)) >= 4.5
+
+
+def test_curves_of_groups_are_drawn_in_one_panel_or_two_in_the_colours_of_the_ground() -> None:
+    history = [{f"{split}_{name}": 0.5 for split in ("train", "val") for name in ("loss", "accuracy")}] * 2
+    both = plotting.group_curves({"a": [history, history], "b": [history]})
+    assert [axis.get_title() for axis in both.axes] == ["Validation loss", "Validation accuracy"]
+    with plotting.dark():
+        (axis,) = plotting.group_curves({"a": [history, history]}, ("accuracy",)).axes
+    assert axis.get_title() == "Validation accuracy"
+    assert [line.get_color() for line in axis.lines] == [COLOURS[True][0]]
+    assert [line.get_marker() for line in both.axes[0].lines] == ["o", "s"]  # not told by colour alone

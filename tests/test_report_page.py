@@ -92,7 +92,7 @@ def test_a_command_that_is_not_shown_as_a_whole_cannot_be_copied(run: RunFolder)
     write_command(run, "fastcifar", "train", "--name", "x" * 2_000)
     page = report_of(run)
     assert "…</code>" in page
-    assert "data-copy" not in page
+    assert 'data-copy="' not in page
 
 
 # ---- the confusion matrix -----------------------------------------------------------------------------------------

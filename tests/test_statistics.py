@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from fastcifar.runs.scores import SCORES, shown
 from fastcifar.runs.statistics import mcnemar, mean_of, num_seeds_needed, welch
 
 
@@ -75,3 +76,11 @@ def test_equal_scores_have_no_spread_however_their_mean_is_rounded() -> None:
     assert mean_of([0.1] * 3).interval == (pytest.approx(0.1), pytest.approx(0.1))
     assert mean_of([0.1] * 3).std == 0
     assert welch([0.1] * 3, [0.2] * 3).p_value == 0.0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [((10.0, 11.0, 12.0), "11 s ± 2.5 s"), ((200.0, 260.0, 320.0), "4 min 20 s ± 2 min 29 s")]
+)
+def test_a_time_and_its_interval_have_the_same_units(seconds: tuple[float, ...], text: str) -> None:
+    score = next(score for score in SCORES if score.key == "train_seconds")
+    assert shown(score, mean_of(seconds)) == text

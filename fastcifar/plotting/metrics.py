@@ -107,7 +107,7 @@ def reliability_diagram(
         lower.set(xlabel="confidence")
         lower.xaxis.set_major_formatter(PercentFormatter(1.0))
         for axis in (upper, lower):
-            axis.yaxis.set_major_formatter(PercentFormatter(1.0))
+            axis.yaxis.set_major_formatter(lambda value, _: f"{value * 100:.4g}%")
             axis.grid(alpha=0.25)
             axis.spines[["top", "right"]].set_visible(False)
     axes[0, 0].set(ylim=(0, 1), xlim=(0, 1), ylabel="accuracy")

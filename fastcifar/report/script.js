@@ -94,9 +94,9 @@ const thumbOf = (card) => {
   button.append(image ? image.cloneNode() : card.querySelector("h3").textContent);
   button.addEventListener("click", () => {
     const dialog = card.querySelector("dialog");
+    if (!dialog) return card.scrollIntoView({ block: "center" });
     opener = button;
-    if (dialog) open(dialog);
-    else card.scrollIntoView({ block: "center" });
+    open(dialog);
   });
   const item = document.createElement("li");
   item.append(button);
@@ -151,7 +151,7 @@ if (form) {
   form.addEventListener("submit", (event) => event.preventDefault());
   form.querySelector("button").addEventListener("click", () => select("", ""));
   form.hidden = false;
-  read(); // a reloaded page may have kept its selection
+  for (const kind of Object.keys(selected)) selected[kind] = form.elements[kind].value; // a reloaded page may keep them
 }
 
 byId("cell-all")?.querySelector("button").addEventListener("click", () => {
@@ -184,7 +184,6 @@ if (matrix) {
   grid.forEach((row, i) =>
     row.forEach((cell, j) => {
       cell.tabIndex = i || j ? -1 : 0;
-      cell.setAttribute("aria-selected", false);
       cell.classList.toggle("has-images", explained.has(`${i} ${j}`));
       cell.addEventListener("focus", () => go(i, j));
       cell.addEventListener("keydown", (event) => {
@@ -198,3 +197,5 @@ if (matrix) {
     }),
   );
 }
+
+filter();
