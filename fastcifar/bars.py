@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+MIN_COLUMNS = 80
+
+
 class Bars:
     """Progress bars, one after the other, in a terminal or a notebook. A `Reporter` of training runs."""
 
@@ -18,12 +21,12 @@ class Bars:
         from rich.console import Console
 
         console = Console(stderr=True)
+        times = [progress.TimeElapsedColumn(), progress.TimeRemainingColumn()]
         self._progress = progress.Progress(
             "{task.description}",
             progress.BarColumn(),
             progress.MofNCompleteColumn(),
-            progress.TimeElapsedColumn(),
-            progress.TimeRemainingColumn(),
+            *(times if console.width >= MIN_COLUMNS else []),  # else all columns would be cut
             "{task.fields[note]}",
             console=console,
             transient=True,
@@ -60,4 +63,4 @@ class Bars:
         """Show the loss and the remaining time of the run next to the bar."""
         from fastcifar.training.progress import duration
 
-        self._progress.update(self._task, note=f"loss {loss:.3f}, {duration(remaining_s)} left in all")
+        self._progress.update(self._task, note=f"loss {loss:.3f}, {duration(remaining_s)} left")

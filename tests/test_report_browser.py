@@ -278,10 +278,11 @@ def test_nothing_is_white_in_the_dark(driver: Any, file: Path) -> None:
         return rgb.length === 4 && rgb[3] === 0 ? 0 : Math.max(...rgb.slice(0, 3));"""
     for element in css(driver, "body, .figure, .sheet, .sheet td, .matrix .m0, dialog, .cell, code, .card"):
         assert driver.execute_script(brightness, element) < 200
-    drawn = driver.execute_script("return [...document.querySelectorAll('picture img')].map(i => i.currentSrc)")
-    dark = driver.execute_script("return [...document.querySelectorAll('picture source')].map(s => s.srcset)")
-    assert drawn == dark
-    others = driver.execute_script("return [...document.images].filter(i => !i.closest('picture')).map(i => i.width)")
+    visible = "return [...document.querySelectorAll('.drawing img')].filter(i => i.offsetWidth).map(i => i.className)"
+    assert set(driver.execute_script(visible)) == {"dark"}
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    assert set(driver.execute_script(visible)) == {"light"}
+    others = driver.execute_script("return [...document.images].filter(i => !i.closest('.drawing')).map(i => i.width)")
     assert max(others) <= 200  # images and their maps, no sheet of paper
 
 
@@ -351,7 +352,7 @@ def test_text_has_contrast_in_both_colour_schemes(driver: Any, file: Path) -> No
         assert len(found) > 100
         assert [row for row in found if row[0] < 4.5] == []
         grounds.append(driver.execute_script("return getComputedStyle(document.body).backgroundColor"))
-        picture = "return document.querySelector('.curves img').currentSrc"
+        picture = "return [...document.querySelectorAll('.curves img')].find(i => i.offsetWidth).src"
         grounds.append(driver.execute_script(picture))
     assert len(set(grounds)) == 4
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -16,6 +18,9 @@ from fastcifar.io.paths import command_line as command_line  # which the layers 
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+MIN_WRAPPED = 20
 
 
 class _StderrHandler(logging.Handler):
@@ -55,11 +60,31 @@ def log_to_stderr(debug: bool = False) -> Iterator[None]:
         logger.setLevel(level)
 
 
-def table(rows: Sequence[Sequence[Any]]) -> str:
-    """Columns of text."""
+def table(rows: Sequence[Sequence[Any]], optional: Sequence[int] = ()) -> str:
+    """Columns of text. On a terminal that is too narrow for them, the columns `optional` are left out, one after the
+    other, until the rest fits; then the last column is wrapped."""
     texts = [list(map(str, row)) for row in rows]
     widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in texts)
+    available = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+    shown = list(range(len(widths)))
+    for column in optional:
+        if sum(widths[i] + 2 for i in shown) - 2 > available:
+            shown.remove(column)
+    *first, last = shown
+    indent = sum(widths[i] + 2 for i in first)
+    lines = []
+    for row in texts:
+        end = _wrapped(row[last], available - indent)
+        lines.append("".join(row[i].ljust(widths[i] + 2) for i in first) + end[0])
+        lines += [" " * indent + text for text in end[1:]]
+    return "\n".join(map(str.rstrip, lines))
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """In lines of at most `width`, unless that is very narrow; words, and thus paths, are not broken."""
+    if len(text) <= width or width < MIN_WRAPPED:
+        return [text]
+    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) or [text]
 
 
 def show_next(*commands: str) -> None:

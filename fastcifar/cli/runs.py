@@ -177,7 +177,8 @@ def _table(rows: list[dict[str, Any]]) -> str:
     from fastcifar.runs.summary import setting_text
     from fastcifar.training.progress import duration
 
-    lines = [("run", "runs", "recipe", "epochs", "accuracy", "95% interval", "time", "date", "changed settings")]
+    columns = ("run", "runs", "recipe", "epochs", "accuracy", "95% interval", "time", "date", "changed settings")
+    lines = [columns]
     for row in rows:
         accuracy, interval, seconds = row["test_accuracy"], row["interval"], row["train_seconds"]
         changed = ", ".join(f"{key}={setting_text(value)}" for key, value in row["changed"].items())
@@ -194,7 +195,7 @@ def _table(rows: list[dict[str, Any]]) -> str:
                 changed if len(changed) <= 100 else f"{changed[:99]}…",
             )
         )
-    return table(lines)
+    return table(lines, [columns.index(name) for name in ("date", "95% interval", "time", "recipe")])
 
 
 @runs.command(cls=Command)

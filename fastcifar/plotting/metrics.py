@@ -112,7 +112,8 @@ def reliability_diagram(
             axis.spines[["top", "right"]].set_visible(False)
     axes[0, 0].set(ylim=(0, 1), xlim=(0, 1), ylabel="accuracy")
     axes[1, 0].set(ylabel="share of images")
-    axes[0, 0].legend(frameon=False, fontsize=8, loc="upper left")
+    handles = axes[0, 0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=3, frameon=False, fontsize=8)  # not over the bars
     if calibrated is not None and title:
         text = _wrapped(title, 0.9 * figure.get_figwidth())
         figure.suptitle(text, size=TITLE_POINTS, family=families(title), parse_math=False)
