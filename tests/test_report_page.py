@@ -119,7 +119,7 @@ def test_a_cell_has_its_number_its_colour_and_some_images(run: RunFolder) -> Non
     ]
     assert cells[0][1]["images"] == "13,11"  # the largest loss first
     assert (cells[0][1]["total"], found["max_share"]) == (4, 0.5)
-    assert found["confused"] == [cells[0][1]]
+    assert [{**cell, "colour": "m8"} for cell in found["confused"]] == [cells[0][1]]
 
 
 def test_every_cell_of_the_page_filters(run: RunFolder) -> None:

@@ -50,6 +50,7 @@ def confusion_matrix(counts: npt.NDArray[np.int64], names: Sequence[str], title:
     _set_title(axis, title)
     bar = figure.colorbar(image, ax=axis, shrink=0.7, format=PercentFormatter(1.0))
     bar.set_label("mistakes, share of the true class")
+    bar.ax.tick_params(labelsize=8)
     diagonal: list[Artist] = [Patch(facecolor=correct, label="diagonal: correctly classified, not on the colour scale")]
     figure.legend(handles=diagonal, loc="outside lower right", frameon=False, fontsize=8)
     return figure
@@ -58,15 +59,16 @@ def confusion_matrix(counts: npt.NDArray[np.int64], names: Sequence[str], title:
 def _write_counts(axis: Any, counts: npt.NDArray[np.int64], cells: npt.NDArray[np.float64]) -> None:
     """cells: (C, C, 3), the colour of each cell."""
     is_light = cells @ LUMINANCE > 0.46  # where black has more contrast than white
+    size = 9 if counts.max() < 10_000 else 7
     for (row, column), count in np.ndenumerate(counts):
         colour = "black" if is_light[row, column] else "white"
-        alpha = 1.0 if count else 0.4
-        axis.text(column, row, f"{count:,}", ha="center", va="center", size=7, color=colour, alpha=alpha)
+        alpha = 1.0 if count else 0.6
+        axis.text(column, row, f"{count:,}", ha="center", va="center", size=size, color=colour, alpha=alpha)
 
 
 def _write_names(axis: Any, names: Sequence[str]) -> None:
     short = [printable(name if len(name) <= 16 else f"{name[:15]}…") for name in names]
-    size, rotation = (8, 45) if len(names) <= MAX_LARGE else (5, 90)
+    size, rotation = (9 if len(names) <= MAX_NUMBERED else 8, 45) if len(names) <= MAX_LARGE else (5, 90)
     style: dict[str, Any] = {"size": size, "family": families("".join(short)), "parse_math": False}
     rotated: dict[str, Any] = {"rotation": rotation, "va": "top" if rotation == 45 else "center"}
     axis.set_xticks(range(len(names)), short, ha="right", rotation_mode="anchor", **rotated, **style)

@@ -29,16 +29,18 @@ def write_report(run: RunFolder) -> Path:
     page. Raises DataError (4) if the folder has no results; FastcifarError (1) if the page cannot be written.
     """
     files = RunFiles(run.path)
+    test = files.attempt(classification)
+    names = test["names"] if test else []
     sections: dict[str, Any] = {
         "dataset": files.attempt(dataset),
         "headline": files.attempt(training.headline),
         "environment": files.attempt(training.environment),
         "command": files.attempt(training.command),
         "curves": files.attempt(training.curves),
-        "classification": (test := files.attempt(classification)),
+        "classification": test,
         "other_sets": files.attempt(other_sets),
-        "explanations": files.attempt(lambda files: explanations(files, class_names=test["names"] if test else ())),
-        "own_images": files.attempt(lambda files: explanations(files, "explain/images")),
+        "explanations": files.attempt(lambda files: explanations(files, class_names=names)),
+        "own_images": files.attempt(lambda files: explanations(files, "explain/images", names)),
         "lr_range_test": files.attempt(training.lr_range_test),
         "settings": files.attempt(training.settings),
     }
@@ -48,9 +50,9 @@ def write_report(run: RunFolder) -> Path:
         command = command_line("fastcifar", "report", run.path)
         num, reason = len(files.not_drawn), files.not_drawn[0]
         log.warning("%s: %d of its figures not drawn (%s); draw them with: %s", run.report, num, reason, command)
-    name, explained = clean(run.path.resolve().name), sections["explanations"]
-    names = explained["names"] if explained else test["names"] if test else ()
-    write_text(run.report, render("template.html", {"name": name, "names": names, "notes": files.notes, **sections}))
+    names = (sections["explanations"] or {"names": names})["names"]
+    facts = {"name": clean(run.path.resolve().name), "names": names, "notes": files.notes}
+    write_text(run.report, render("template.html", {**facts, **sections}))
     return run.report
 
 
