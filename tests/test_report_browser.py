@@ -71,6 +71,12 @@ def press(driver: Any, *keys: str) -> None:
     ActionChains(driver).send_keys(*keys).perform()
 
 
+def click(driver: Any, element: Any) -> None:
+    """After a jump to it: the page scrolls smoothly, and a click would miss."""
+    driver.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", element)
+    element.click()
+
+
 def choose(driver: Any, field: str, name: str) -> None:
     from selenium.webdriver.support.ui import Select
 
@@ -110,7 +116,7 @@ def test_filters_show_the_matching_cards_and_count_them(driver: Any, file: Path)
     choose(driver, "predicted", "ship")
     assert shown(driver) == []
     assert count(driver) == "0 of 6 images"
-    assert css(driver, "#empty")[0].text == "No image has this true and predicted class."
+    assert css(driver, "#empty")[0].text == "None of these images has this true and predicted class."
     css(driver, "#filters button")[0].send_keys(Keys.ENTER)  # the page moves while it becomes shorter
     assert len(shown(driver)) == 6
     assert count(driver) == "6 of 6 images"
@@ -191,25 +197,25 @@ def selected_cells(driver: Any) -> list[Any]:
 def test_a_cell_of_the_confusion_matrix_filters_the_images(driver: Any, file: Path) -> None:
     opened(driver, file)
     chosen = cell(driver, "cat", "dog")
-    chosen.click()
+    click(driver, chosen)
     assert shown(driver) == ["cat→dog"] * 2
     assert selected_cells(driver) == [chosen]
     count = chosen.get_attribute("data-count")
     assert css(driver, "#cell-text")[0].text == f"{count} of 15 images of cat are predicted as dog."
     thumbs = css(driver, "#cell-images button")
     assert len(thumbs) == 2
-    thumbs[1].click()
+    click(driver, thumbs[1])
     assert css(driver, "#test-image-5")[0].is_displayed()
-    css(driver, "#test-image-5 [data-close]")[0].click()
+    click(driver, css(driver, "#test-image-5 [data-close]")[0])
     assert driver.switch_to.active_element == thumbs[1]
-    css(driver, "#cell-all button")[0].click()
+    click(driver, css(driver, "#cell-all button")[0])
     assert len(shown(driver)) == 6
     assert selected_cells(driver) == []
     assert not css(driver, "#cell")[0].is_displayed()
-    chosen.click()
-    chosen.click()  # a second click takes it back
+    click(driver, chosen)
+    click(driver, chosen)  # a second click takes it back
     assert len(shown(driver)) == 6
-    chosen.click()
+    click(driver, chosen)
     choose(driver, "true", "any")  # the form and the matrix agree
     assert selected_cells(driver) == []
     assert driver.get_log("browser") == []
@@ -218,7 +224,7 @@ def test_a_cell_of_the_confusion_matrix_filters_the_images(driver: Any, file: Pa
 def test_a_cell_without_explained_images_says_so_with_the_command_that_explains_some(driver: Any, file: Path) -> None:
     opened(driver, file)
     chosen = cell(driver, "cat", "cat")
-    chosen.click()
+    click(driver, chosen)
     assert shown(driver) == []
     panel = css(driver, "#cell")[0].text
     assert "images of cat are correctly classified." in panel
@@ -248,7 +254,7 @@ def test_the_cells_are_reached_by_the_keyboard(driver: Any, file: Path) -> None:
 def test_a_frequent_mistake_selects_its_cell(driver: Any, file: Path) -> None:
     opened(driver, file)
     button = css(driver, ".confused button")[0]
-    button.click()
+    click(driver, button)
     assert button.get_attribute("aria-pressed") == "true"
     (chosen,) = selected_cells(driver)
     for key in ("data-true", "data-predicted"):
@@ -259,7 +265,7 @@ def test_a_frequent_mistake_selects_its_cell(driver: Any, file: Path) -> None:
 def test_the_command_is_copied_or_at_least_selected(driver: Any, file: Path, clipboard: str) -> None:
     opened(driver, file)
     driver.execute_script(clipboard)
-    css(driver, "[data-copy=command]")[0].click()
+    click(driver, css(driver, "[data-copy=command]")[0])
     label = css(driver, "[data-copy=command] span")[0]
     for _ in range(50):
         if label.text != "Copy":
@@ -272,7 +278,7 @@ def test_the_command_is_copied_or_at_least_selected(driver: Any, file: Path, cli
 
 def test_nothing_is_white_in_the_dark(driver: Any, file: Path) -> None:
     opened(driver, file, scheme="dark")
-    css(driver, "#test-image-cards .open")[0].click()
+    click(driver, css(driver, "#test-image-cards .open")[0])
     brightness = """
         const rgb = getComputedStyle(arguments[0]).backgroundColor.match(/\\d+/g).map(Number);
         return rgb.length === 4 && rgb[3] === 0 ? 0 : Math.max(...rgb.slice(0, 3));"""
