@@ -66,10 +66,10 @@ def test_a_run_is_complete_if_its_figures_fail(trained: tuple[RunFolder, Result]
         f"draw it with: fastcifar train --resume {run.path}"
     )
     assert page == (
-        f"warning: {run.report}: 4 of its figures not drawn (MemoryError: std::bad_alloc); "
+        f"warning: {run.report}: 5 of its figures not drawn (MemoryError: std::bad_alloc); "
         f"draw them with: fastcifar report {run.path}"
     )
-    assert run.report.read_text(encoding="utf-8").count("This figure could not be drawn") == 1
+    assert run.report.read_text(encoding="utf-8").count("This figure could not be drawn") == 2
 
 
 def test_the_printed_command_draws_what_failed(
