@@ -19,11 +19,11 @@ import pytest
 import torch
 
 from fastcifar import make_loader, open_beton
-from fastcifar.config import CAM_METHODS, ExplainConfig, TrainConfig
+from fastcifar.config import CAM_METHODS, AugmentConfig, ExplainConfig, TrainConfig
 from fastcifar.converters import Sample, Source, convert
 from fastcifar.errors import CheckpointError, DataError, FastcifarError, UsageError
 from fastcifar.explain import explain_run, preview
-from fastcifar.explain.preview import augmented_versions, images_of_each_class
+from fastcifar.explain.preview import augmented_versions, images_of_each_class, in_words
 from fastcifar.inference.evaluation import evaluate_run
 from fastcifar.inference.predictions import Predictions
 from fastcifar.training import RunFolder, find_run, train, weights
@@ -547,3 +547,18 @@ def test_preview_mixes_with_other_training_images(data_dir: Path, tmp_path: Path
 @pytest.mark.parametrize("module", ["inference.evaluation", "inference.predict", "training", "explain", "report"])
 def test_each_module_can_be_imported_first(module: str) -> None:
     subprocess.run([sys.executable, "-c", f"import fastcifar.{module}"], check=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({}, "crop padding 4, flip, cutout 8"),
+        ({"crop_padding": 0, "flip": False, "cutout_size": 0}, "none"),
+        (
+            {"cutout_size": 0, "rotate_degrees": 15.0, "hue_shift": 5, "cutmix": 1.0},
+            "crop padding 4, flip, rotation up to 15°, colour, CutMix",
+        ),
+    ],
+)
+def test_the_heading_of_a_preview_names_the_augmentations(settings: dict[str, Any], text: str) -> None:
+    assert in_words(AugmentConfig(**settings)) == text

@@ -527,7 +527,7 @@ def test_a_signal_while_the_report_is_written_stops_the_program(
     with pytest.raises(Stopped):
         write_report_or_warn(run)
     make.write_explained(run, NAMES, 1)
-    monkeypatch.setattr("PIL.Image.open", raising(Stopped(signal.SIGTERM, "now")))
+    monkeypatch.setattr("PIL.Image.Image.save", raising(Stopped(signal.SIGTERM, "now")))
     with pytest.raises(Stopped):
         explanations(RunFiles(run.path))
 

@@ -13,7 +13,7 @@ import torch
 
 from fastcifar import plotting
 from fastcifar.augment.params import raw_bits
-from fastcifar.config import TrainConfig
+from fastcifar.config import AugmentConfig, TrainConfig
 from fastcifar.data.beton import Beton
 from fastcifar.errors import FastcifarError, UsageError, describe
 from fastcifar.io.checks import require_int
@@ -40,11 +40,10 @@ def preview(config: TrainConfig, path: str | os.PathLike[str], *, n: int = 8, ea
     train_indices, _ = hold_out(beton.labels, len(beton.class_names), config.data.val_size, config.seed)
     indices = images_of_each_class(beton, each, config.seed, train_indices)
     versions = augmented_versions(beton, indices, config, n, train_indices)
-    heading = f"Augmentations of {config.recipe or 'these settings'}, seed {config.seed}, on {beton.path.name}"
+    of_recipe = f" of {config.recipe}" if config.recipe else ""
+    heading = f"Augmentation{of_recipe}: {in_words(config.augment)}\nseed {config.seed}, {beton.path.name}"
     for side, until in config.progressive:
         heading += f"\nreduced to {side} pixels until {until:.0%} of the steps"
-    if config.augment.mixes:
-        heading += "\nmixed with other training images"
     images = beton.images(indices)
     try:
         labels = plotting.class_labels(beton.class_names)
@@ -55,6 +54,21 @@ def preview(config: TrainConfig, path: str | os.PathLike[str], *, n: int = 8, ea
     except Exception as error:  # whatever matplotlib, Pillow or the memory fail with
         raise FastcifarError(f"{path}: cannot be drawn ({describe(error)})") from error
     return len(indices)
+
+
+def in_words(augment: AugmentConfig) -> str:
+    """What happens to a training image, in a few words: 'crop padding 4, flip, cutout 8'."""
+    parts = {
+        f"crop padding {augment.crop_padding}": augment.crop_padding,
+        "flip": augment.flip,
+        f"rotation up to {augment.rotate_degrees:g}°": augment.rotate_degrees,
+        "colour": augment.shifts_colour,
+        f"cutout {augment.cutout_size}": augment.cutout_size,
+        str(augment.pipeline): augment.pipeline,
+        "MixUp": augment.mixup,
+        "CutMix": augment.cutmix,
+    }
+    return ", ".join(part for part, is_on in parts.items() if is_on) or "none"
 
 
 def images_of_each_class(

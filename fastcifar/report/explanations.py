@@ -101,7 +101,7 @@ def _sheet(maps: Maps, i: int, target_classes: dict[str, str]) -> dict[str, Any]
     """A row for each layer and target: its heatmap and its mask by each method. columns: of the tiles."""
     image, methods = maps["images"][i], range(min(len(maps["methods"]), MAX_METHODS))
     parts = (("heatmap", plotting.overlay), ("mask", plotting.mask))
-    rows = []
+    rows: list[dict[str, Any]] = []
     for layer, target in product(range(len(maps["layers"])), range(len(maps["targets"]))):
         if len(rows) == MAX_SHEET_ROWS:
             break
