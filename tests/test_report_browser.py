@@ -182,7 +182,7 @@ def test_previous_and_next_go_round_the_images_that_the_filter_shows(driver: Any
     press(driver, Keys.ESCAPE)
     assert [each for each in css(driver, "dialog") if each.is_displayed()] == []
     assert driver.switch_to.active_element == css(driver, "#test-image-cards .open")[5]
-    assert "open" not in css(driver, "html")[0].get_attribute("class")
+    assert "has-dialog" not in css(driver, "html")[0].get_attribute("class")
     assert driver.get_log("browser") == []
 
 

@@ -32,7 +32,7 @@ const open = (dialog) => {
   dialog.querySelector(".position").textContent = `${sheets.indexOf(dialog) + 1} of ${sheets.length}`;
   for (const button of dialog.querySelectorAll("[data-step]")) button.hidden = sheets.length < 2;
   dialog.showModal();
-  document.documentElement.classList.add("open");
+  document.documentElement.classList.add("has-dialog");
 };
 
 const step = (dialog, by) => {
@@ -49,7 +49,7 @@ for (const button of document.querySelectorAll("[data-open]")) {
   button.addEventListener("click", () => open(dialog));
   dialog.addEventListener("close", () => {
     if (document.querySelector("dialog[open]")) return; // the next one
-    document.documentElement.classList.remove("open");
+    document.documentElement.classList.remove("has-dialog");
     (opener?.isConnected ? opener : button).focus();
     opener = null;
   });
