@@ -505,7 +505,7 @@ def test_the_report_shows_both_calibration_errors_and_the_other_sets(run: RunFol
     calibration = Calibration.load(run)
     assert found.calibrated is not None
     assert f"Temperature {calibration.temperature:.3f}, fitted on 30 validation images" in page
-    assert f"{found.calibrated.ece:.2%} after calibration" in page
+    assert f"after calibration; expected calibration error {found.calibrated.ece:.2%}" in page
     assert f"<bdi>{tiny_data.name}-test</bdi>" in page
     low, high = found.metrics.interval
     assert page.count(f"{low:.2%} to {high:.2%}") == 3  # headline, test, other sets
