@@ -5,6 +5,7 @@ Each payload leaves a file `ran` if it is executed, in whatever way.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
@@ -26,6 +27,7 @@ from safetensors.torch import save_file
 
 from fastcifar.cli import main
 from fastcifar.training import RunFolder, weights
+from fastcifar.training.checkpoint import load_state
 from tests.trust.cases import count, error_line, run_cli, with_checksum
 
 ALLOWED = (0, 1, 2, 3, 4, 6)
@@ -245,6 +247,38 @@ def test_no_input_file_runs_code(
     assert not marker.exists()
     assert "hostile_module" not in sys.modules
     tally(f"{name}: not executed")
+
+
+class Overwritten:
+    """A tensor whose pickle writes into it."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        rebuild, arguments = torch.zeros(4).__reduce_ex__(2)[:2]
+        return rebuild, arguments, None, None, iter([(0, 1.0)])
+
+
+def written_into() -> bytes:
+    torch.save({"w": Overwritten()}, file := io.BytesIO())
+    return file.getvalue()
+
+
+def shorter_than_its_tensor() -> bytes:
+    torch.save({"w": torch.zeros(1_000)}, whole := io.BytesIO())
+    with zipfile.ZipFile(whole) as before, zipfile.ZipFile(file := io.BytesIO(), "w") as after:
+        for name in before.namelist():
+            content = before.read(name)
+            after.writestr(name, content[:16] if name.endswith("data/0") else content)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(written_into, "SETITEM"), (shorter_than_its_tensor, "does not match expected size")],
+)
+def test_torch_refuses_weights_that_corrupt_memory(content: Callable[[], bytes], reason: str) -> None:
+    """The reason for `torch>=2.10` in setup.cfg: earlier versions read both (CVE-2026-24747)."""
+    with pytest.raises((pickle.UnpicklingError, RuntimeError), match=reason):
+        load_state(content())
 
 
 def test_a_payload_would_be_noticed(marker: Path) -> None:
