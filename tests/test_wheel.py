@@ -1,4 +1,4 @@
-"""The package as others get it: built, installed elsewhere, and run from there."""
+"""The package as others get it: sdist and wheel, checked for PyPI, installed elsewhere, and run from there."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import venv
 import zipfile
 from pathlib import Path
@@ -22,16 +23,21 @@ def call(*command: object, **settings: object) -> str:
 
 
 @pytest.mark.slow
-def test_the_wheel_installs_and_runs_elsewhere(tmp_path: Path) -> None:
+def test_the_package_installs_and_runs_elsewhere(tmp_path: Path) -> None:
+    """The wheel is built from the sdist, as pip does with an sdist."""
     copy = tmp_path / "checkout"
     tracked = call("git", "-C", ROOT, "ls-files", "--cached", "--others", "--exclude-standard").splitlines()
     for name in tracked:
         if (ROOT / name).is_file():
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             (copy / name).write_bytes((ROOT / name).read_bytes())
-    pip = (sys.executable, "-m", "pip", "--quiet")
-    call(*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path, copy)
-    (wheel,) = tmp_path.glob("fastcifar-*.whl")
+    dist = tmp_path / "dist"
+    call(sys.executable, "-m", "build", "--no-isolation", "--outdir", dist, copy, cwd=tmp_path)
+    (wheel,), (sdist,) = dist.glob("fastcifar-*.whl"), dist.glob("fastcifar-*.tar.gz")
+    call(sys.executable, "-m", "twine", "check", "--strict", wheel, sdist)
+    with tarfile.open(sdist) as archive:
+        packed = {name.partition("/")[2] for name in archive.getnames()}
+    assert {name for name in tracked if (ROOT / name).is_file()} - packed <= {".gitignore"}
     with zipfile.ZipFile(wheel) as archive:
         inside = set(archive.namelist())
     sources = {f"fastcifar/{p.relative_to(ROOT / 'fastcifar').as_posix()}" for p in (ROOT / "fastcifar").rglob("*.py")}
@@ -50,6 +56,7 @@ def test_the_wheel_installs_and_runs_elsewhere(tmp_path: Path) -> None:
     assert sources | page | {"fastcifar/py.typed"} <= inside
     assert not [name for name in inside if name.startswith(("tests/", "benchmarks/", "converters/"))]
 
+    pip = (sys.executable, "-m", "pip", "--quiet")
     elsewhere = tmp_path / "env"
     venv.create(elsewhere)
     python = elsewhere / "bin" / "python"
