@@ -3,13 +3,14 @@
 # make docs    generated pages, site in build/site    make check   all tests
 # make gpu     all that a GPU is needed for            make soak    the tests of SECURITY.md in full counts
 # make pictures  of docs/, from DATA_DIR and RUN
+# make test-lowest  the fast tests with the lowest versions that setup.cfg allows
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 FFCV_NEEDS := pkg-config libopencv-dev libturbojpeg0-dev
 export NO_ALBUMENTATIONS_UPDATE := 1
 
-.PHONY: setup demo demo-cifar docs pictures test check soak gpu lint format clean
+.PHONY: setup demo demo-cifar docs pictures test test-lowest check soak gpu lint format clean
 
 setup: $(VENV)/.done
 
@@ -43,6 +44,20 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 # without processes, signals, browsers or real images: under 4 minutes on two cores
 test: setup
 	$(PYTEST) -m "not slow and not real_data"
+
+# with the lowest version of each package that setup.cfg allows. PYTHON must be one that all of them have wheels for: 3.10
+# or 3.11. Albumentations is left out: its OpenCV needs a later NumPy
+LOWEST := .venv-lowest
+LOWEST_TOOLS := hypothesis pytest pytest-xdist torchmetrics
+$(LOWEST)/.done: setup.cfg scripts/lowest.py
+	test -x $(LOWEST)/bin/pip || $(PYTHON) -m venv $(LOWEST)
+	$(PYTHON) scripts/lowest.py >$(LOWEST)/constraints.txt
+	$(LOWEST)/bin/pip install $(and $(TORCH_INDEX),--extra-index-url "$(TORCH_INDEX)") -c $(LOWEST)/constraints.txt \
+	    -e '.[audit,export,hf,tensorboard,timm,trackio,wandb]' $(LOWEST_TOOLS)
+	@touch $@
+
+test-lowest: $(LOWEST)/.done
+	$(subst $(BIN),$(LOWEST)/bin,$(PYTEST)) -m "not slow and not real_data"
 
 # all tests: under 15 minutes on two cores
 check: setup

@@ -37,7 +37,7 @@ else
     echo "setup: torch comes with its CUDA libraries, 5 GB on the disk; TORCH_INDEX=URL selects another build (docs/environments.md)"
 fi
 install --upgrade pip 'setuptools>=77' wheel
-install --editable '.[albumentations,dev]'
+install --editable '.[dev]'
 
 if have_ffcv_needs || apt_install $FFCV_NEEDS; then
     echo "setup: building FFCV"
