@@ -21,6 +21,7 @@ from click.testing import CliRunner
 
 from fastcifar.cli import main
 from fastcifar.config import TrainConfig
+from fastcifar.data.manifest import read_manifest
 from fastcifar.errors import DataError, FastcifarError, Stopped
 from fastcifar.io import reading
 from fastcifar.report import write_report, write_report_or_warn
@@ -545,6 +546,9 @@ def test_train_and_explain_write_a_report(data_dir: Path, tmp_path: Path) -> Non
     trained = json.loads(CliRunner().invoke(main, ["train", "--data-dir", str(data_dir), *args, *runs]).stdout)
     page = Path(trained["report"])
     assert page == tmp_path / "small" / "report.html"
+    manifest = read_manifest(data_dir / "test.beton")
+    assert manifest
+    assert json.loads((page.parent / "metrics.json").read_text())["data_source"] == manifest.source
     assert "Class activation maps" not in page.read_text(encoding="utf-8")
     explained = json.loads(CliRunner().invoke(main, ["explain", "--n", "2", "--json", *runs]).stdout)
     assert explained["report"] == str(page)
