@@ -22,6 +22,8 @@ ELSEWHERE = {
 }
 """Pages outside docs/, and their names on the site."""
 ASSETS = (".png", ".svg", ".css")
+DOWNLOADS = (ROOT / "CITATION.cff", *sorted((ROOT / "examples").iterdir()))
+"""Files that pages link to, as they are."""
 COMMANDS = (
     "fastcifar",
     "make",
@@ -59,7 +61,8 @@ def converted(page: Path, pages: dict[Path, str]) -> str:
         if not path or path.startswith(("http:", "https:")):
             return match[0]
         file = (page.parent / path).resolve()
-        name = pages.get(file) or (file.name if file.parent == ROOT / "docs" and file.suffix in ASSETS else None)
+        is_copied = (file.parent == ROOT / "docs" and file.suffix in ASSETS) or file in DOWNLOADS
+        name = pages.get(file) or (file.name if is_copied else None)
         if name is None or not file.exists():
             raise SystemExit(f"site: {page.relative_to(ROOT)} links to {match[1]}, which is not on the site")
         return f"]({name}{'#' + anchor if anchor else ''})"
@@ -101,8 +104,8 @@ def write_pages(folder: Path) -> None:
         raise SystemExit(f"site: {name} is in the navigation of docs/mkdocs.yml, and not a page")
     for page, name in pages.items():
         (folder / name).write_text(converted(page, pages), encoding="utf-8")
-    for file in (ROOT / "docs").iterdir():
-        if file.suffix in ASSETS:
+    for file in (*(ROOT / "docs").iterdir(), *DOWNLOADS):
+        if file.suffix in ASSETS or file in DOWNLOADS:
             shutil.copy(file, folder)
 
 

@@ -37,7 +37,6 @@ REFERENCE = ("commands.md", "settings.md", "api.md")
 NOT_RUN = {
     "make ": "tests/test_scripts.py",
     "pip install ": "needs a network; tests/test_wheel.py installs the wheel",
-    "apt-get install ": "changes the system",
     "python -m benchmarks": "each has a test of its own",
     "tensorboard ": "a server",
     "torchrun ": "several processes: tests/test_two_machines.py, tests/test_distributed.py",

@@ -6,7 +6,8 @@ import io
 
 import pytest
 
-from fastcifar.cli.output import Bars, table
+from fastcifar.bars import Bars
+from fastcifar.cli.output import table
 
 ROWS = [
     ("run", "date", "settings"),
