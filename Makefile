@@ -48,7 +48,7 @@ test: setup
 # with the lowest version of each package that setup.cfg allows. PYTHON must be one that all of them have wheels for: 3.10
 # or 3.11. Albumentations is left out: its OpenCV needs a later NumPy
 LOWEST := .venv-lowest
-LOWEST_TOOLS := hypothesis pytest pytest-xdist torchmetrics
+LOWEST_TOOLS := hypothesis markdown-it-py pytest pytest-xdist torchmetrics
 $(LOWEST)/.done: setup.cfg scripts/lowest.py
 	test -x $(LOWEST)/bin/pip || $(PYTHON) -m venv $(LOWEST)
 	$(PYTHON) scripts/lowest.py >$(LOWEST)/constraints.txt
@@ -57,7 +57,7 @@ $(LOWEST)/.done: setup.cfg scripts/lowest.py
 	@touch $@
 
 test-lowest: $(LOWEST)/.done
-	$(subst $(BIN),$(LOWEST)/bin,$(PYTEST)) -m "not slow and not real_data"
+	$(subst $(BIN),$(LOWEST)/bin,$(PYTEST)) -m "not slow and not real_data" -W ignore::DeprecationWarning
 
 # all tests: under 15 minutes on two cores
 check: setup

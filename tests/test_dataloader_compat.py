@@ -23,8 +23,7 @@ from torch.utils.data import DataLoader
 
 from fastcifar import FastcifarError, make_loader
 from fastcifar.errors import UsageError
-from fastcifar.loaders import Batch, Loader, albumentations_loader
-from fastcifar.loaders.albumentations_loader import AlbumentationsLoader, remedy_for
+from fastcifar.loaders import Batch, Loader
 
 LONGEST_S = 60
 
@@ -169,13 +168,13 @@ def test_indices_may_be_a_mask(data_dir: Path) -> None:
             make_loader(data_dir / "train.beton", batch_size=10, indices=indices)
 
 
-def failing(data_dir: Path, monkeypatch: pytest.MonkeyPatch, work: Callable[..., Any]) -> AlbumentationsLoader:
+def failing(data_dir: Path, monkeypatch: pytest.MonkeyPatch, work: Callable[..., Any]) -> Loader:
     """A loader whose worker does `work` in place of its own."""
     pytest.importorskip("albumentations")
+    from fastcifar.loaders import albumentations_loader
+
     monkeypatch.setattr(albumentations_loader, "augment_batch", work)
-    loader = make_loader(data_dir / "train.beton", batch_size=20, loader="albumentations")
-    assert isinstance(loader, AlbumentationsLoader)
-    return loader
+    return make_loader(data_dir / "train.beton", batch_size=20, loader="albumentations")
 
 
 def end_by(signum: int) -> Callable[..., None]:
@@ -209,6 +208,7 @@ def test_the_error_says_how_a_worker_exited(
 
 def test_full_shared_memory_is_an_error_at_once(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """torch does this in a thread of the worker, where the error is lost: it took 120 seconds."""
+    pytest.importorskip("albumentations")
 
     def full(*arguments: object) -> None:
         raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
@@ -241,6 +241,9 @@ def test_the_exit_of_a_worker_is_noticed_in_any_thread(data_dir: Path, monkeypat
 
 
 def test_the_remedy_is_available(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("albumentations")
+    from fastcifar.loaders.albumentations_loader import remedy_for
+
     assert "--loader" not in remedy_for("failed (No space left on device)", False)  # a pipeline has no other loader
     monkeypatch.setattr("shutil.disk_usage", refuse)
     assert remedy_for("failed (unable to open shm)", True).startswith("there is no /dev/shm: give it more")

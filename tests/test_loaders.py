@@ -49,8 +49,7 @@ FFCV_SLOW = each_loader(ffcv=pytest.mark.slow)  # it compiles each pipeline agai
 LOADERS_AND_DTYPES = [
     *(pytest.param(*each.values, torch.float32, marks=each.marks) for each in FFCV_SLOW),
     *(("resident", dtype) for dtype in (torch.bfloat16, torch.float16, torch.uint8)),
-    ("albumentations", torch.bfloat16),
-    ("albumentations", torch.uint8),
+    *(pytest.param("albumentations", dtype, marks=LOADERS[2].marks) for dtype in (torch.bfloat16, torch.uint8)),
 ]
 """Each loader in float32; other dtypes where they take another path. The ffcv loader has the kernels of resident."""
 needs_ffcv = pytest.mark.skipif(missing_part("ffcv") is not None, reason="ffcv is not installed")

@@ -34,7 +34,7 @@ from fastcifar.errors import UsageError  # noqa: E402
 from fastcifar.loaders import Batch, Mix, MixedBatch  # noqa: E402
 from fastcifar.training.loss import cross_entropy  # noqa: E402
 from tests.reference import mix_image  # noqa: E402
-from tests.test_loaders import FFCV_SLOW, epoch_of  # noqa: E402
+from tests.test_loaders import FFCV_SLOW, LOADERS, epoch_of  # noqa: E402
 from tests.test_torch_kernel import FORMATS, kernel_config  # noqa: E402
 
 MIXUP, CUTMIX, BOTH = (
@@ -276,7 +276,7 @@ def test_every_loader_mixes_alike_and_as_the_reference(data_dir: Path, name: str
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.uint8])
-@pytest.mark.parametrize("name", ["resident", "albumentations"])
+@pytest.mark.parametrize("name", LOADERS[::2])  # resident and albumentations
 def test_half_precision_is_rounded_once_and_uint8_mixes_grey_levels(
     data_dir: Path, name: str, dtype: torch.dtype
 ) -> None:

@@ -111,8 +111,8 @@ def _power(difference: float, std: float, num: int) -> float:
         return 1.0
     freedom, shift = 2 * num - 2, abs(difference) / std * math.sqrt(num / 2)
     critical = stats.t.ppf(1 - LEVEL / 2, freedom)
-    power = float(stats.nct.sf(critical, freedom, shift))
-    # scipy's distribution is undefined far from the centre, where the power is 1
+    with np.errstate(invalid="ignore"):  # scipy's distribution is undefined far from the centre, where the power is 1
+        power = float(stats.nct.sf(critical, freedom, shift))
     return 1.0 if math.isnan(power) else power
 
 
