@@ -62,7 +62,8 @@ def _plot_metric(axis: Any, history: Sequence[dict[str, Any]], name: str) -> Non
 def _plot_lr(axis: Any, history: Sequence[dict[str, Any]]) -> None:
     lrs = [row["lr"] for row in history]
     axis.plot([row["epoch"] for row in history], lrs, "o-", ms=3, color=matplotlib.rcParams["text.color"])
-    is_wide = bool(lrs) and min(lrs) > 0 and max(lrs) / min(lrs) > 10
+    # not of a schedule that falls evenly, and ends near 0
+    is_wide = bool(lrs) and min(lrs) > 0 and max(lrs) >= 10 * float(np.median(lrs))
     axis.set(title="Learning rate at the end of the epoch", yscale="log" if is_wide else "linear")
     if not is_wide:
         axis.set_ylim(bottom=0)
