@@ -169,7 +169,7 @@ def _connecting(pairs: Pairs, scores: Floats, split_of: Pairs) -> Pairs:
     kept = np.zeros(len(pairs), bool)
     within = np.flatnonzero(~across)
     if len(within):
-        first, second = pairs[within].T
+        first, second = pairs[within].astype(np.int32).T  # scipy before 1.17 takes no others
         shape = (len(split_of), len(split_of))
         graph = coo_array((2.0 - scores[within].astype(np.float64), (first, second)), shape).tocsr()
         forest = minimum_spanning_tree(graph).tocoo()

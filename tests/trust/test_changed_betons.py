@@ -23,9 +23,9 @@ from fastcifar.inference.trained_run import TrainedRun
 from fastcifar.loaders import Loader, choose
 from fastcifar.training import RunFolder, train
 from fastcifar.training.progress import SilentReporter
+from tests.test_loaders import LOADERS
 from tests.trust.cases import LONGEST_S, count, is_refused
 
-LOADERS = ("resident", "ffcv", "albumentations")
 WHEN = ("before", "during", "between")
 NUM_EPOCHS = 2
 

@@ -18,10 +18,10 @@ import torch
 from fastcifar import AugmentConfig, FastcifarError, make_loader
 from fastcifar.data.beton import open_beton
 from fastcifar.errors import DataError
-from fastcifar.loaders import Loader
+from fastcifar.loaders import Loader, missing_part
+from tests.test_loaders import LOADERS, needs_ffcv
 from tests.trust.cases import count
 
-LOADERS = ("resident", "ffcv", "albumentations")
 WITHIN_S = 2.0
 
 
@@ -57,6 +57,7 @@ def test_an_operation_that_raises_is_an_error_at_once(
     tally(f"{name}: an operation that raises was an error after {took:.2f} s")
 
 
+@needs_ffcv
 def test_a_damaged_jpeg_image_is_an_error(data_dir: Path, tmp_path: Path) -> None:
     from fastcifar.converters import convert
     from fastcifar.converters.synthetic import source
@@ -126,7 +127,7 @@ def test_two_loaders_may_run_at_once(data_dir: Path, name: str) -> None:
 
 def test_batches_that_are_kept_outlive_their_loader(data_dir: Path) -> None:
     kept: list[torch.Tensor] = []
-    for name in LOADERS:
+    for name in ("resident", *(name for name in ("ffcv", "albumentations") if missing_part(name) is None)):
         with closing(make_loader(data_dir / "train.beton", batch_size=20, loader=name)) as loader:
             kept.append(next(loader.epoch(0)).images)
     gc.collect()
