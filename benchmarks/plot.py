@@ -42,7 +42,7 @@ def where(about: dict[str, Any]) -> str:
 def loaders(about: dict[str, Any]) -> Figure:
     """Images per second of loaders."""
     batch, dtype = about["data"].rsplit(", ", 2)[1:]
-    return throughput(about["rows"], f" ({where(about)}, {batch}, {dtype})")
+    return throughput(about["rows"], f"\n{where(about)}, {batch}, {dtype}")
 
 
 @own_context()
@@ -83,13 +83,14 @@ def throughput(rows: Sequence[dict[str, Any]], note: str = "") -> Figure:
         median, low, high = row["images_per_s"], row["images_per_s_min"], row["images_per_s_max"]
         colour = VAL_COLOUR if row["name"] in LOADERS else "#bbbbbb"
         axis.barh(y, median, color=colour, xerr=[[median - low], [high - median]], ecolor="#555555", capsize=2)
-        axis.annotate(f"{median:,}", (high, y), (5, 0), textcoords="offset points", va="center")
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # above the line of the limit
+        axis.annotate(f"{median:,}", (high, y), (5, 0), textcoords="offset points", va="center", bbox=box)
     names = [f"fastcifar: {row['name']}" if row["name"] in LOADERS else row["name"] for row in shown]
     axis.set_yticks(range(len(shown)), names)
     axis.set_xscale("log")
     axis.set_xlim(right=3 * max(row["images_per_s_max"] for row in rows))
     for row in limits:
-        axis.axvline(row["images_per_s"], color="#555555", linestyle="--", linewidth=1)
+        axis.axvline(row["images_per_s"], color="#555555", linestyle="--", linewidth=1, zorder=0)
         axis.text(row["images_per_s"] * 1.08, -0.3, "copy and cast alone", rotation=90, va="bottom")
     axis.set_xlabel(f"augmented images per second{note}")
     axis.spines[["top", "right"]].set_visible(False)
