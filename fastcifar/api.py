@@ -155,7 +155,7 @@ class Run:
     @standard_torch_defaults()
     def predict(self, paths: StrPath | Sequence[StrPath]) -> ImagePredictions:
         """Classify images of any size: files, folders, patterns, archives, betons. See `fastcifar.predict`."""
-        return predict_images(self._trained, [paths] if isinstance(paths, (str, os.PathLike)) else paths)
+        return predict_images(self._trained, paths)
 
     def evaluate(self, split: str = "test", *, tta: str = "none") -> Evaluation:
         """Write metrics, predictions.csv and figures to eval/ in the folder, as `fastcifar eval` does."""

@@ -313,4 +313,4 @@ def test_curves_of_groups_are_drawn_in_one_panel_or_two_in_the_colours_of_the_gr
         (axis,) = plotting.group_curves({"a": [history, history]}, ("accuracy",)).axes
     assert axis.get_title() == "Validation accuracy"
     assert [line.get_color() for line in axis.lines] == [COLOURS[True][0]]
-    assert [line.get_marker() for line in both.axes[0].lines] == ["o", "s"]  # not told by colour alone
+    assert [line.get_marker() for line in both.axes[0].lines] == ["o", "s"]  # distinguishable without colour

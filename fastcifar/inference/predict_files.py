@@ -121,13 +121,17 @@ def predict(
     """
     folder = run if isinstance(run, RunFolder) else find_run(run, runs_dir, trained=True)
     trained = TrainedRun(folder, device=device, trusted=trusted, reporter=reporter)
-    return predict_images(trained, [paths] if isinstance(paths, (str, os.PathLike)) else paths)
+    return predict_images(trained, paths)
 
 
 def predict_images(
-    trained: TrainedRun, paths: Iterable[str | os.PathLike[str]], *, max_images: int | None = None
+    trained: TrainedRun,
+    paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+    *,
+    max_images: int | None = None,
 ) -> ImagePredictions:
     """See `predict`. max_images: keep the pixels of all images in memory. Raises UsageError if there are more."""
+    paths = [paths] if isinstance(paths, (str, os.PathLike)) else paths
     read: list[UserImage] = []
     errors: list[tuple[str, str]] = []
     logits = [np.empty((0, len(trained.info.class_names)), np.float32)]

@@ -47,10 +47,12 @@ class Recorder:
         self._num, _, self._height, self._width = images_shape
         self._sizes: set[Size] = set()
 
-    def add(self, output: object) -> None:
-        """Take the output of the next module into account."""
-        if isinstance(output, torch.Tensor) and (layout := self.layout_of(output)) is not None:
+    def add(self, output: object) -> MapLayout | None:
+        """Take the output of the next module into account; returns its layout, as `layout_of`."""
+        layout = self.layout_of(output) if isinstance(output, torch.Tensor) else None
+        if layout is not None:
             self._sizes.add(layout.size)
+        return layout
 
     def layout_of(self, output: torch.Tensor) -> MapLayout | None:
         """The layout of the maps in an output; None if it is not a map of the images.
@@ -118,10 +120,9 @@ def find_stages(model: nn.Module, images: torch.Tensor) -> tuple[object, tuple[s
 
     def record(name: str, module: nn.Module, output: Any) -> None:
         sizes.pop(name, None)  # the last call counts
-        recorder.add(output)
-        layout = None
-        if isinstance(output, torch.Tensor) and output.requires_grad and not isinstance(module, PARTS_OF_BLOCKS):
-            layout = recorder.layout_of(output)
+        layout = recorder.add(output)
+        if layout is not None and (not output.requires_grad or isinstance(module, PARTS_OF_BLOCKS)):
+            layout = None
         if layout is not None and layout.num_extra_tokens is not None:
             tokens[name] = (output, layout)
         sizes[name] = None if layout is None else layout.size
@@ -148,9 +149,8 @@ def _unused_tokens(features: list[Any], tokens: dict[str, tuple[torch.Tensor, Ma
     if not tokens or not isinstance(features[0], torch.Tensor):
         return set()
     last = features[0].float()
-    weights = torch.linspace(1, 2, last.numel(), device=last.device).view_as(
-        last
-    )  # the sum of a layer norm is constant
+    # not the plain sum: that of a layer norm is constant
+    weights = torch.linspace(1, 2, last.numel(), device=last.device).view_as(last)
     unused: set[str] = set()
     with contextlib.suppress(RuntimeError):  # an output that was modified in place has no gradient
         outputs = [output for output, _ in tokens.values()]
