@@ -80,9 +80,10 @@ def downloaded(driver: Any, folder: Path) -> Path:
     settings = {"behavior": "allow", "downloadPath": str(folder)}
     driver.execute_cdp_cmd("Browser.setDownloadBehavior", settings)
     css(driver, "#download")[0].click()
-    for _ in range(100):
-        if (folder / "issues.csv").is_file():
-            return folder / "issues.csv"
+    saved = folder / "issues.csv"
+    for _ in range(300):
+        if saved.is_file() and saved.stat().st_size:  # the browser makes an empty file, then moves the whole one over it
+            return saved
         time.sleep(0.1)
     raise AssertionError(list(folder.iterdir()))
 
