@@ -1,10 +1,11 @@
-"""From 10,000 to 500,000 images: rate and memory of `resident`, and of `ffcv` by window (`--shuffle window`).
+"""By number of images and of processes: rate and memory of `resident`, and of `ffcv` by window (`--shuffle window`).
 
-    python -m benchmarks.growth --json
+    python -m benchmarks.growth --sizes 10000,100000,1000000 --processes 1,2,4
 
-`memory_mib` is what RssAnon + RssShmem of a fresh process grew by, from after its imports to its largest during an
-epoch: the beton for `resident`, the pages of a window for `ffcv`. Images are random bytes of 32x32, written to a
-temporary folder (1.6 GB).
+Several processes deliver their slices of the same batches at the same time, one thread each; one has two threads. Rates
+and memory are sums over the processes. `memory_mib` is what RssAnon + RssShmem of a fresh process grew by, from after
+its imports to its largest during an epoch: the beton for `resident`, the pages of a window for `ffcv`. Images are
+random bytes of 32x32, written to a temporary folder (3 GB for a million).
 """
 
 from __future__ import annotations
@@ -29,28 +30,36 @@ MIN_IMAGES = 512  # one batch
 RUN = """if True:
     import json, sys, time
     import torch
-    torch.set_num_threads(2)
+    name, path, rank, world_size = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+    torch.set_num_threads(2 if world_size == 1 else 1)
     from fastcifar import AugmentConfig, make_loader, open_beton
     from fastcifar.loaders import missing_part
     from benchmarks.subprocesses import anonymous_memory
-    name, path = sys.argv[1:]
     if missing_part(name) is not None:
         sys.exit(3)
     import fastcifar.augment.numba_kernel
     before = anonymous_memory()
     beton = open_beton(path, in_memory=name == "resident")
-    loader = make_loader(beton, AugmentConfig(), loader=name, shuffle="full" if name == "resident" else "window")
+    shuffle = "full" if name == "resident" else "window"
+    loader = make_loader(beton, AugmentConfig(), loader=name, shuffle=shuffle, rank=rank, world_size=world_size)
     peak, rates = 0, []
-    for epoch in range(4):
+    def run(epoch):
+        global peak
         begin, count = time.perf_counter(), 0
         for number, batch in enumerate(loader.epoch(epoch)):
             count += len(batch.labels)
             if number % 50 == 0:
                 peak = max(peak, anonymous_memory() - before)
-        rates.append(count / (time.perf_counter() - begin))
-    rates = sorted(rates[1:])
-    print(json.dumps({"images_per_s": round(rates[1]), "images_per_s_min": round(rates[0]),
-                      "images_per_s_max": round(rates[2]), "memory_mib": round(peak / 2**20)}), flush=True)
+        return count / (time.perf_counter() - begin)
+    run(0)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    begin = time.perf_counter()
+    while len(rates) < 3 or time.perf_counter() - begin < 2:
+        rates.append(run(len(rates) + 1))
+    rates.sort()
+    print(json.dumps({"images_per_s": rates[len(rates) // 2], "images_per_s_min": rates[0],
+                      "images_per_s_max": rates[-1], "memory_mib": peak / 2**20}), flush=True)
     import os
     os._exit(0)
 """
@@ -73,38 +82,61 @@ class RandomSplit:
                 yield Sample(image, i % 10)
 
 
-def parse_sizes(context: click.Context, parameter: click.Parameter, text: str) -> list[int]:
-    """The value of --sizes."""
+def measure(name: str, path: Path, processes: int) -> dict[str, Any]:
+    """The sums over `processes` processes that begin together."""
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", RUN, name, str(path), str(rank), str(processes)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(processes)
+    ]  # fmt: skip
+    ready = [process for process in started if process.stdout and process.stdout.readline()]
+    for process in ready:
+        print(file=process.stdin, flush=True)
+    answers = []
+    for process in started:
+        stdout, stderr = process.communicate()
+        if process.returncode == 3:
+            return {"note": "skipped: not installed"}
+        if process.returncode:
+            raise failure(name, stderr)
+        answers.append(json.loads(stdout.splitlines()[-1]))
+    return {key: round(sum(answer[key] for answer in answers)) for key in answers[0]}
+
+
+def parse_counts(context: click.Context, parameter: click.Parameter, text: str) -> list[int]:
+    """The value of --sizes or --processes."""
+    least, example = (MIN_IMAGES, "10000,50000") if parameter.name == "sizes" else (1, "1,2")
     try:
-        sizes = [int(part) for part in text.split(",")]
+        counts = [int(part) for part in text.split(",")]
     except ValueError:
-        sizes = [0]
-    if min(sizes) < MIN_IMAGES:
-        raise click.BadParameter(f"{text!r}; expected integers of at least {MIN_IMAGES}, e.g. 10000,50000")
-    return sizes
+        counts = [0]
+    if min(counts) < least:
+        raise click.BadParameter(f"{text!r}; expected integers of at least {least}, e.g. {example}")
+    return counts
 
 
 @click.command(cls=Command)
-@click.option("--sizes", default="10000,50000,200000,500000", show_default=True, callback=parse_sizes)
+@click.option("--sizes", default="10000,100000,1000000", show_default=True, callback=parse_counts)
+@click.option("--processes", default="1,2,4", show_default=True, callback=parse_counts)
 @options()
-def main(sizes: list[int], save: bool, as_json: bool) -> None:
-    """Rate and memory by number of images."""
+def main(sizes: list[int], processes: list[int], save: bool, as_json: bool) -> None:
+    """Rate and memory by number of images and of processes."""
     rows: list[dict[str, Any]] = []
     for size in sizes:
         with tempfile.TemporaryDirectory() as folder:
             splits = {"train": RandomSplit(size), "test": RandomSplit(10)}
             convert(Source(description="random", class_names=tuple("abcdefghij"), splits=splits), folder)
             path = Path(folder) / "train.beton"
+            beton_mib = round(path.stat().st_size / 2**20)
             for name in ("resident", "ffcv"):
-                answer = subprocess.run([sys.executable, "-c", RUN, name, str(path)], capture_output=True, text=True)
-                if answer.returncode not in (0, 3):
-                    raise failure(name, answer.stderr)
-                values = {"note": "skipped: not installed"} if answer.returncode else json.loads(answer.stdout)
-                beton_mib = round(path.stat().st_size / 2**20)
-                rows.append(row(name, num_images=size, beton_mib=beton_mib, **values))
-                click.echo(json.dumps(rows[-1]), err=True)
-    columns = ("name", "num_images", "images_per_s", "images_per_s_min", "images_per_s_max", "memory_mib", "beton_mib")
-    show(rows, columns, as_json)
+                for count in processes:
+                    values = measure(name, path, count)
+                    rows.append(row(name, num_images=size, processes=count, beton_mib=beton_mib, **values))
+                    click.echo(json.dumps(rows[-1]), err=True)
+    rates = ("images_per_s", "images_per_s_min", "images_per_s_max")
+    show(rows, ("name", "num_images", "processes", *rates, "memory_mib", "beton_mib"), as_json)
     if save:
         save_rows(__file__, rows, environment("random images of 32x32"))
 

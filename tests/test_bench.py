@@ -140,6 +140,7 @@ def test_bench_shrinks_the_cutout_for_small_images(image_folder: ImageFolder, tm
         ("loaders", ["--only", "nonsense"], 2, "--only is 'nonsense'; expected one of: resident, ffcv"),
         ("growth", ["--sizes", "abc"], 2, "'abc'; expected integers of at least 512"),
         ("growth", ["--sizes", "0"], 2, "'0'; expected integers of at least 512"),
+        ("growth", ["--processes", "0"], 2, "'0'; expected integers of at least 1"),
         ("duplicates", ["--sizes", "0"], 2, "'0'; expected positive integers"),
         ("duplicates", ["--data-dir", "nowhere"], 4, "nowhere/train.beton: no such file"),
         (
