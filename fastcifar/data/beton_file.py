@@ -8,6 +8,7 @@ import mmap
 import os
 import tempfile
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, TypeAlias
 
@@ -18,15 +19,15 @@ from fastcifar.errors import DataError
 from fastcifar.io.paths import SPLIT_FILES, command_line, why_missing
 from fastcifar.io.reading import open_regular
 
-CHUNK_BYTES = 8 * 2**20
+CHUNK_BYTES = 2**20
 Bytes: TypeAlias = "npt.NDArray[np.uint8]"
 
 
 class BetonFile:
     """An open file, closed when nothing refers to it. Threads and forked processes may share it."""
 
-    def __init__(self, path: Path, descriptor: int, *, in_memory: bool = False) -> None:
-        self.path, self.descriptor = path, descriptor
+    def __init__(self, path: Path, descriptor: int, *, in_memory: bool = False, sha256: str | None = None) -> None:
+        self.path, self.descriptor, self._sha256 = path, descriptor, sha256
         self.size, self._modified_ns = self._stat()  # when it was opened
         self.memory: Bytes | None = None
         """The whole file, (size,) uint8, read-only, if this is a private copy."""
@@ -55,12 +56,7 @@ class BetonFile:
 
     def sha256(self) -> str:
         """SHA-256 of the content, in hexadecimal."""
-        digest, buffer = hashlib.sha256(), np.empty(2**20, np.uint8)
-        for start in range(0, self.size, len(buffer)):
-            chunk = buffer[: self.size - start]
-            self.read_into(chunk, start)
-            digest.update(chunk.data)
-        return digest.hexdigest()
+        return self._sha256 or _copy(self)
 
     def check_unchanged(self) -> None:
         """Raise DataError if size or modification time are not those at opening. A private copy never changes."""
@@ -96,16 +92,27 @@ def open_private_copy(path: Path) -> BetonFile:
     original = open_file(path)
     try:
         with _create_unnamed(path.name) as copy:
-            buffer = np.empty(CHUNK_BYTES, np.uint8)
-            for start in range(0, original.size, CHUNK_BYTES):  # a file that grows is not followed
-                chunk = buffer[: original.size - start]
-                original.read_into(chunk, start)
-                copy.write(chunk.data)
+            sha256 = _copy(original, copy)
             copy.flush()
             original.check_unchanged()
-            return BetonFile(path, os.dup(copy.fileno()), in_memory=True)
+            return BetonFile(path, os.dup(copy.fileno()), in_memory=True, sha256=sha256)
     except (OSError, MemoryError) as error:
         raise DataError(f"{path}: cannot be copied into memory ({error}); use --loader ffcv for large files") from error
+
+
+def _copy(file: BetonFile, copy: IO[bytes] | None = None) -> str:
+    """Write a file into `copy`, while a second thread computes the SHA-256 of the same bytes, which is returned."""
+    digest, buffers = hashlib.sha256(), np.empty((2, CHUNK_BYTES), np.uint8)
+    with ThreadPoolExecutor(1) as hashing:
+        hashed = hashing.submit(digest.update, b"")
+        for number, start in enumerate(range(0, file.size, CHUNK_BYTES)):  # a file that grows is not followed
+            chunk = buffers[number % 2, : file.size - start]
+            file.read_into(chunk, start)
+            hashed.result()  # of the chunk before: its buffer is free for the next
+            hashed = hashing.submit(digest.update, chunk.data)
+            if copy is not None:
+                copy.write(chunk.data)
+    return digest.hexdigest()
 
 
 def _create_unnamed(name: str) -> IO[bytes]:
