@@ -15,13 +15,24 @@ from typing import Any
 
 import click
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 
 from benchmarks import ROOT, Command
 from fastcifar.config import LOADERS
 from fastcifar.errors import UsageError
 from fastcifar.plotting import own_context, write_png
 from fastcifar.plotting.style import GREY, TRAIN_COLOUR, VAL_COLOUR, layout
+
+PEERS = {
+    "stock-ffcv": "FFCV",
+    "dali": "DALI, on the CPU",
+    "airbench": "torch, whole epochs",
+    "kornia": "Kornia",
+    "albumentations-dataloader": "Albumentations",
+    "torchvision-v1": "torchvision v1",
+    "torchvision-v2": "torchvision v2",
+}
+"""Names of rows, as the figure shows them."""
 
 
 @click.command(cls=Command)
@@ -83,15 +94,15 @@ def throughput(rows: Sequence[dict[str, Any]], note: str = "") -> Figure:
         median, low, high = row["images_per_s"], row["images_per_s_min"], row["images_per_s_max"]
         colour = VAL_COLOUR if row["name"] in LOADERS else "#bbbbbb"
         axis.barh(y, median, color=colour, xerr=[[median - low], [high - median]], ecolor="#555555", capsize=2)
-        box = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # above the line of the limit
-        axis.annotate(f"{median:,}", (high, y), (5, 0), textcoords="offset points", va="center", bbox=box)
+        axis.annotate(f"{median:,}", (high, y), (5, 0), textcoords="offset points", va="center")
     names = [f"fastcifar: {row['name']}" if row["name"] in LOADERS else row["name"] for row in shown]
-    axis.set_yticks(range(len(shown)), names)
-    axis.set_xscale("log")
-    axis.set_xlim(right=3 * max(row["images_per_s_max"] for row in rows))
+    axis.set_yticks(range(len(shown)), [PEERS.get(name, name) for name in names])
+    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axis.set_xlim(0, 1.15 * max(row["images_per_s_max"] for row in rows))
     for row in limits:
         axis.axvline(row["images_per_s"], color="#555555", linestyle="--", linewidth=1, zorder=0)
-        axis.text(row["images_per_s"] * 1.08, -0.3, "copy and cast alone", rotation=90, va="bottom")
+        place = {"xytext": (-4, 0), "textcoords": "offset points", "ha": "right"}
+        axis.annotate("copy and cast alone", (row["images_per_s"], -0.3), rotation=90, va="bottom", **place)
     axis.set_xlabel(f"augmented images per second{note}")
     axis.spines[["top", "right"]].set_visible(False)
     return figure

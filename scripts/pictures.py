@@ -22,6 +22,9 @@ from typing import Any
 import click
 from PIL import Image
 
+from fastcifar import Run
+from fastcifar.plotting import write_png
+
 ROOT = Path(__file__).parent.parent
 MAX_BYTES = 500_000
 LEVEL = 5
@@ -60,7 +63,8 @@ def main(
         fastcifar("eval", str(copy), "--data-dir", "data")
         for figure in ("confusion", "reliability"):
             publish(copy / "eval" / "test" / f"{figure}.png")
-        publish(copy / "curves.png")
+        write_png(work / "curves.png", Run(copy).curves())
+        publish(work / "curves.png")
         methods = ("--methods", "hirescam,gradcam,gradcampp")
         fastcifar("explain", str(copy), "--n", "25", *methods, "--data-dir", "data")
         publish(copy / "explain" / "grid.png", "explain.png")
@@ -73,8 +77,9 @@ def main(
                 publish(screenshot(driver, audit / "index.html", "light", work / "audit-page.png"))
         if compare:
             for group in compare:
-                shutil.copytree(group, work / "runs" / f"group-{group.name}")
-            fastcifar("runs", "compare", *(f"group-{group.name}" for group in compare), "--output", "compared")
+                shutil.copytree(group, work / "groups" / group.name)
+            names = [group.name for group in compare]
+            fastcifar("runs", "compare", *names, "--runs-dir", "groups", "--output", "compared")
             publish(work / "compared" / "curves.png", "compare.png")
         if issues:
             words = ("--issues", str(issues.resolve()), "--data-dir", "data")
