@@ -27,9 +27,9 @@ from fastcifar.config.train import GROUPS
 PAGE = Path(__file__).parent.parent / "docs" / "settings.md"
 HEAD = """# Settings
 
-Every setting has one name in recipes, in `config.yaml` and in Python, where `TrainConfig.from_settings(batch_size=256)`
-takes them and the result has them in groups: `config.optimizer.lr`. Lists are written here as in YAML and Python; their
-flags take `15,25` or `24:0.5`. `--augment` takes the file of a pipeline, `pipeline` is its text.
+Every setting has one name in recipes, in `config.yaml` and in `TrainConfig.from_settings(batch_size=256)`, and a flag.
+In Python the settings are grouped: `config.optimizer.lr`. Lists are written here as in YAML and Python; their flags
+take `15,25` or `24:0.5`. `pipeline` is the text of a pipeline, `--augment` takes its file.
 A recipe cannot set {not_in_recipes}. This page is written by `make docs`.
 """
 FLAGS = {param.name: [*param.opts, *param.secondary_opts] for param in train.params}
