@@ -16,11 +16,12 @@ from fastcifar.config import SETTINGS
 PAGE = Path(__file__).parent.parent / "docs" / "commands.md"
 HEAD = """# Commands
 
-Written by `make docs` from the command line itself; `fastcifar COMMAND --help` shows the same, `--help-all` for `train`
-and `lr-find`. Results go to stdout, progress and log to stderr. `fastcifar --version` shows the version;
-`fastcifar --debug COMMAND` shows a traceback when something fails. `fastcifar val` is `fastcifar eval --split val`, and
-`fastcifar test` is `fastcifar eval --split test`. [Coming from timm, fastai or Ultralytics](coming-from.md) has the
-options that have other names there.
+Written by `make docs` from the command line itself. `fastcifar COMMAND --help`, or `-h`, describes the same options;
+that of `train`, `lr-find` and `sweep` only the common ones, and `--help-all` all of them. Results go to stdout,
+progress and log to stderr. `fastcifar --version`, or `-V`, shows the version; `fastcifar --debug COMMAND` shows a
+traceback when something fails. `fastcifar val` is `fastcifar eval --split val`, and `fastcifar test` is
+`fastcifar eval --split test`. [Coming from timm, fastai or Ultralytics](coming-from.md) has the options that have other
+names there.
 """
 
 MIN_SETTINGS = 10

@@ -99,7 +99,7 @@ def group() -> Iterator[WorkerGroup]:
 
 def torchrun(count: int, *args: object) -> subprocess.Popen[str]:
     program = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "-m"]
-    command = [*program, "fastcifar", "train", *map(str, args)]
+    command = [*program, "--", "fastcifar", "train", *map(str, args)]  # as docs/distributed.md says for --log
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -127,13 +127,15 @@ def test_two_processes_train_as_one_does(data_dir: Path, tmp_path: Path, group: 
     ((code, out, errors),) = group.run(1, "train", *arguments[0])
     assert code == 0, errors
     runs = {1: json.loads(out)}
-    out, errors = ended(process := torchrun(2, *arguments[1]))
+    pytest.importorskip("tensorboard")
+    out, errors = ended(process := torchrun(2, *arguments[1], "--log", "tensorboard"))
     assert process.returncode == 0, errors
     assert len(out.strip().splitlines()) == 1  # only rank 0 prints
     runs[2] = json.loads(out)
     one, two = (RunFolder(Path(runs[count]["run"])) for count in (1, 2))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["of1", "of2"]  # only rank 0 writes
     assert runs[2]["processes"] == 2
+    assert len(list((two.path / "tensorboard").glob("events.*"))) == 1  # of rank 0
     weights = [torch.load(run.last, weights_only=True)["model"] for run in (one, two)]
     for key, value in weights[0].items():  # torch sums its own statistics in float32, to 1e-4, and it adds up
         torch.testing.assert_close(weights[1][key], value, rtol=1e-2, atol=1e-2)

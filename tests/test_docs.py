@@ -5,14 +5,18 @@ from __future__ import annotations
 import re
 import runpy
 import shlex
+import zipfile
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
+from PIL import Image
 
 from fastcifar import recipes
-from fastcifar.cli import main
+from fastcifar.cli import main, settings
 from fastcifar.cli.command import aliases_of
 from fastcifar.cli.familiar import ANSWERS
 from fastcifar.cli.familiar import COMMANDS as OTHER_COMMANDS
@@ -70,6 +74,8 @@ def test_python_examples_run(
     threads = torch.get_num_threads()
     try:
         for number, example in enumerate(fenced(page, "python")):  # later examples of a page continue the earlier ones
+            if "import albumentations" in example:
+                pytest.importorskip("albumentations")
             exec(compile(example, f"{page.name}, example {number}", "exec"), names)
     finally:
         torch.set_num_threads(threads)
@@ -119,6 +125,8 @@ def test_the_page_of_commands_is_up_to_date() -> None:
     for name, command in COMMANDS.items():
         section = written.split(f"## fastcifar {name}\n")[1].split("\n## ")[0]
         assert all(flag in section for flag in flags_of(command) - {"--help"}), name
+        # an option that its help hides would be on the page alone
+        assert not any(option.hidden for option in command.params if isinstance(option, click.Option)), name
 
 
 def test_the_readme_is_short_and_names_every_command() -> None:
@@ -127,6 +135,35 @@ def test_the_readme_is_short_and_names_every_command() -> None:
     assert len(fenced(ROOT / "README.md", "python")[0].splitlines()) <= 10
     listed = text.split("## Commands")[1].split("\n## ")[0]
     assert set(COMMANDS) <= set(re.findall(r"[\w-]+", listed))
+
+
+@pytest.mark.slow
+def test_the_readme_trains_on_a_hundred_photos_with_the_settings_that_it_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ordinary_algorithms: None
+) -> None:
+    random = np.random.default_rng(0)
+
+    def photo() -> Image.Image:
+        height, width = random.integers(50, 100, 2)
+        return Image.fromarray(random.integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+        for number in range(105):
+            with archive.open(f"{('cat', 'dog', 'owl')[number % 3]}/{number}.jpg", "w") as file:
+                photo().save(file, "JPEG")
+    photo().save(tmp_path / "my-cat.jpg")
+    train_config = settings.train_config
+    monkeypatch.setattr(settings, "train_config", lambda *given: train_config(*given).with_settings(epochs=1))
+    monkeypatch.chdir(tmp_path)
+    section = (ROOT / "README.md").read_text(encoding="utf-8").split("## Your own images\n")[1].split("\n## ")[0]
+    lines = re.findall(r"^    fastcifar (.*)$", section, flags=re.MULTILINE)
+    assert [line.split()[0] for line in lines] == ["convert", "train", "predict", "export"]
+    for line in lines:
+        result = CliRunner().invoke(main, shlex.split(line, comments=True))
+        assert result.exit_code == 0, f"{line}\n{result.output}\n{result.exception!r}"
+        if line.startswith("predict"):
+            assert "not calibrated" not in result.output
+    assert list(tmp_path.glob("runs/*/export/model.onnx"))
 
 
 def test_the_recipe_of_the_documentation_loads(tmp_path: Path) -> None:

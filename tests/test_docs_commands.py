@@ -6,6 +6,7 @@ is in `NOT_RUN`.
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import shlex
@@ -37,36 +38,40 @@ REFERENCE = ("commands.md", "settings.md", "api.md")
 NOT_RUN = {
     "make ": "tests/test_scripts.py",
     "pip install ": "needs a network; tests/test_wheel.py installs the wheel",
-    "python -m benchmarks": "each has a test of its own",
+    "python -m benchmarks": "minutes to hours; a test below imports them all",
     "tensorboard ": "a server",
     "torchrun ": "several processes: tests/test_two_machines.py, tests/test_distributed.py",
     "srun ": "needs SLURM",
+    "first=$(scontrol ": "needs SLURM",
 }
 """Beginnings of commands that are not run, and the reason, or what runs them."""
-PROGRAMS = (
-    "fastcifar",
-    "find",
-    "source",
-    "make",
-    "pip",
-    "apt-get",
-    "python",
-    "torchrun",
-    "tensorboard",
-    "srun",
+NOT_COMMANDS = (
+    "convert    write images",  # README.md: the list of commands, the figure
+    "images ─convert─▶",
+    "cli, api ->",  # design.md: the layers
+    "y = clip(",  # augmentation.md: a formula
+    "train: 312 images",  # own-images.md: output, files
+    "data/  train.beton",
+    "loader: resident",  # quickstart.md: a log
+    "runs/resnet18/",  # training.md: files
 )
+"""Beginnings of indented blocks that are not commands."""
 FIGURES = ("cam_grid", "cam_sheet", "confusion_matrix", "gallery", "group_curves", "preview", "reliability_diagram")
 NAMES = {"SOURCE": "my-images", "RUN": "resnet18"}
 """What stands for a name on the pages."""
 
 
+def indented(page: Path) -> list[str]:
+    """The indented blocks, without their indentation."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    return [block.replace("\n    ", "\n").strip() for block in re.findall(r"(?:^    .+\n)+", text, flags=re.MULTILINE)]
+
+
 def commands_of(page: Path) -> list[str]:
-    """The lines of indented blocks and of ```bash blocks that begin with the name of a program."""
-    text = page.read_text(encoding="utf-8")
-    blocks = re.sub(r"^```(?!bash).*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
-    lines = re.findall(r"^    (.+)$", blocks, flags=re.MULTILINE)
-    lines += "\n".join(fenced(page, "bash")).replace("\\\n", "").splitlines()
-    return [line for line in lines if line.split(" ")[0] in PROGRAMS]
+    """The lines of indented blocks, but for those of `NOT_COMMANDS`, and of ```bash blocks."""
+    blocks = [block for block in indented(page) if not block.startswith(NOT_COMMANDS)]
+    blocks += [block.replace("\\\n", "") for block in fenced(page, "bash")]
+    return [line for block in blocks for line in block.splitlines() if line and not line.startswith("#")]
 
 
 PAGES_WITH_COMMANDS = [page for page in PAGES if page.name not in REFERENCE and commands_of(page)]
@@ -186,8 +191,8 @@ def test_the_commands_of_a_page_run_in_their_order(
     if page.name == "explain.md":
         shutil.copy("my-cat.jpg", "photos")
     if page.name == "augmentation.md":  # the lines of Python before the command
-        albumentations: Any = pytest.importorskip("albumentations")
-        albumentations.save(albumentations.Compose([albumentations.HorizontalFlip(p=0.5)]), "pipeline.json")
+        pytest.importorskip("albumentations")
+        exec(next(block for block in fenced(page, "python") if "pipeline.json" in block), {})
     threads = torch.get_num_threads()
     try:
         for line in commands_of(page):
@@ -197,7 +202,19 @@ def test_the_commands_of_a_page_run_in_their_order(
         torch.set_num_threads(threads)
 
 
-def test_every_reason_not_to_run_a_command_is_used() -> None:
+def test_every_exception_is_used() -> None:
     lines = [line for page in PAGES_WITH_COMMANDS for line in commands_of(page)]
+    blocks = [block for page in PAGES for block in indented(page)]
     for start in NOT_RUN:
         assert any(line.startswith(start) for line in lines), start
+    for start in NOT_COMMANDS:
+        assert any(block.startswith(start) for block in blocks), start
+
+
+def test_every_benchmark_has_a_line_on_its_page_and_can_be_imported() -> None:
+    page = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    for path in (ROOT / "benchmarks").glob("[a-z]*.py"):
+        module = importlib.import_module(f"benchmarks.{path.stem}")
+        if hasattr(module, "main"):
+            assert f"| `benchmarks.{path.stem}` |" in page
+            assert CliRunner().invoke(module.main, ["--help"]).exit_code == 0, path.stem

@@ -298,7 +298,7 @@ def test_the_time_left_follows_the_pace_of_the_last_half_minute(monkeypatch: pyt
     assert left.seconds(Progress(step=200)) == pytest.approx(training_s + 2 * 7.0)
 
 
-# ---- what a reviewer found ---------------------------------------------------------------------------------------
+# ---- waiting for others, sharing CPUs with others ----------------------------------------------------------------
 
 
 @pytest.mark.slow

@@ -1,4 +1,7 @@
-"""The commands of docs/distributed.md for two machines, as two launches of torchrun that meet on one machine."""
+"""The commands of docs/distributed.md for two machines, as two launches of torchrun that meet on one machine.
+
+Each starts two processes.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,7 @@ def test_two_launches_that_meet_train_as_one_process_does(
     flags += ["--amp", "off", "--deterministic", "--data-dir", str(data_dir)]
     processes = []
     for line in launches():
-        words = shlex.split(line.replace("first:29500", f"localhost:{port}"))[1:]
+        words = ["--nproc-per-node", "2", *shlex.split(line.replace("first:29500", f"localhost:{port}"))[1:]]
         command = [sys.executable, "-m", "torch.distributed.run", *words, *flags, "--name", "both"]
         with (tmp_path / f"{len(processes)}.log").open("w") as log:
             processes.append(subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True))
@@ -60,7 +63,7 @@ def test_two_launches_that_meet_train_as_one_process_does(
     result = CliRunner().invoke(main, ["train", *flags, "--name", "one"])
     assert result.exit_code == 0, result.output
     both, one = (RunFolder(tmp_path / "runs" / name) for name in ("both", "one"))
-    assert "2 processes" in both.log.read_text()
+    assert "4 processes" in both.log.read_text()
     states = [torch.load(run.last, weights_only=True)["model"] for run in (one, both)]
     for key, value in states[0].items():
         torch.testing.assert_close(states[1][key], value, rtol=1e-4, atol=1e-4)

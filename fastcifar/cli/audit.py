@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="Judge the labels by these probabilities or logits (.npz, .npy, .csv) of networks that did not see them.",
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the trainings.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of trainings and folds.")
 @options.device
 @options.threads
 @options.as_json

@@ -90,7 +90,7 @@ COLOUR = Parsed("colour", _colour, "a colour, e.g. white, black or '#7f7f7f'")
     metavar="SHARE",
     help="Make this share of each class test images, where the source has none, e.g. 0.2.",
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of --test-share.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the choice of test images.")
 @click.option("--skip-broken", is_flag=True, help="Skip images that cannot be read, up to 1%; an error otherwise.")
 @click.option(
     "--skip-empty-classes",

@@ -178,7 +178,7 @@ def complete_runs_and_groups(
 
 
 run_option = click.option(
-    "--run", "named_run", hidden=True, metavar="RUN", shell_complete=complete_runs, help="The same as RUN."
+    "--run", "named_run", metavar="RUN", shell_complete=complete_runs, help="Another way to write RUN."
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 

@@ -62,7 +62,8 @@ def runs(
     """List the runs: recipe, settings that differ from it, accuracy.
 
     A group of seeds is one line, with the mean and Student's 95% interval over its runs; a sweep shows its best
-    settings. The interval of a single run is that of Wilson, over draws of the test images.
+    settings. The interval of a single run is that of Wilson, over other test images of the same kind; it says nothing
+    about other seeds.
     """
     if context.invoked_subcommand is not None:
         if given_on_command_line(context, context.params):

@@ -60,7 +60,7 @@ VALUES = Parsed("setting=value,…", _values, "a setting and its values, e.g. lr
     "by semicolons.",
 )
 @click.option("--seeds", type=SEEDS, default="1", show_default=True, help=SEEDS_HELP)
-@click.option("--trials", type=click.IntRange(1), help="Train only so many combinations, drawn at random by --seed.")
+@click.option("--trials", type=click.IntRange(1), help="Train only so many combinations, chosen at random by --seed.")
 @settings.add(settings.TRAINING)
 @click.option("--name", default="sweep", show_default=True, help="Name of the folder.")
 @click.option(

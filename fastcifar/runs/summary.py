@@ -64,7 +64,7 @@ class RunSummary:
 
     @cached_property
     def interval(self) -> tuple[float, float] | None:
-        """The 95% interval of its test accuracy over draws of the test images (Wilson); None if it is unknown."""
+        """The 95% interval of its test accuracy, over other test images of the same kind (Wilson); None if unknown."""
         accuracy, num = self.score("test_accuracy"), self.score("num_test_images")
         if accuracy is None or num is None or not 0 <= accuracy <= 1 or not 1 <= num < 2**53:
             return None
