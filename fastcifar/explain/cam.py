@@ -76,8 +76,8 @@ class Activations:
         outputs: dict[str, tuple[Any, MapLayout | None]] = {}
         recorder = Recorder(tuple(images.shape))
 
-        def keep(name: str, module: nn.Module, output: Any) -> Any:
-            layout = recorder.add(output)
+        def keep(name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+            layout = recorder.add(inputs, output)
             if name not in self.layers:
                 return None
             outputs[name] = (output, layout)
@@ -153,9 +153,9 @@ def _scaled(raw: torch.Tensor, size: Size) -> tuple[torch.Tensor, torch.Tensor]:
     return F.interpolate(unit[:, None], size, mode="bilinear", align_corners=False)[:, 0].clamp(0, 1), has_evidence
 
 
-def _require_images(images: object) -> None:
-    fits = isinstance(images, torch.Tensor) and images.ndim == 4 and images.shape[1] == 3 and images.numel() > 0
-    if not fits or not torch.is_floating_point(images):
+def _require_images(images: Any) -> None:
+    floats = isinstance(images, torch.Tensor) and images.is_floating_point()
+    if not floats or images.ndim != 4 or images.shape[1] != 3 or not images.numel():
         raise UsageError(
             f"images is {_described(images)}; expected a normalised floating point tensor, (N, 3, H, W), as of "
             "Run.normalise or make_loader"
