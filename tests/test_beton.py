@@ -16,7 +16,7 @@ from fastcifar.data.beton import open_beton
 from fastcifar.data.manifest import manifest_path
 from fastcifar.data.statistics import channel_histogram, channel_statistics
 from fastcifar.data.tables import ALLOCATION, HEADER, RECORD, TABLES_START
-from fastcifar.errors import DataError
+from fastcifar.errors import DataError, UsageError
 from tests.trust.cases import write_matching_manifest
 
 Damage = Callable[[Any, Any, Any], None]
@@ -36,6 +36,31 @@ def test_reads_what_was_written(data_dir: Path, in_memory: bool) -> None:
     assert opened.in_memory == in_memory
     assert opened.read_all().tobytes() == (data_dir / "train.beton").read_bytes()
     assert not in_memory or not opened.read_all().flags.writeable
+
+
+def test_images_are_selected_by_indices_or_a_mask(data_dir: Path) -> None:
+    opened = open_beton(data_dir / "train.beton")
+    mask = opened.labels == 3
+    np.testing.assert_array_equal(opened.images(mask), opened.images(np.flatnonzero(mask)))
+    assert len(opened.images([])) == len(opened.origins([])) == 0
+    assert len(opened.origins(mask)) == mask.sum()
+
+
+@pytest.mark.parametrize(
+    ("indices", "message"),
+    [
+        ([True, False], r"indices is a mask of shape \(2,\); expected \(600,\), one bool per image"),
+        ([0.0, 1.9], r"indices is float64 of shape \(2,\); expected a list of integers, or a mask"),
+        (3, r"indices is int64 of shape \(\); expected a list"),
+        ([-1, 3], r"indices is -1\.\.3; expected 0\.\.599"),
+        ([600], r"indices is 600\.\.600; expected 0\.\.599"),
+    ],
+)
+def test_other_indices_are_refused(data_dir: Path, indices: Any, message: str) -> None:
+    opened = open_beton(data_dir / "train.beton")
+    for select in (opened.images, opened.origins):
+        with pytest.raises(UsageError, match=message):
+            select(indices)
 
 
 def test_mean_and_std_are_those_of_the_pixels(data_dir: Path) -> None:

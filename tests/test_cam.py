@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,6 +39,10 @@ def trained(data_dir: Path) -> Trained:
     batch = next(iter(test))
     model.zero_grad(set_to_none=True)
     return model.eval(), batch.images, batch.labels
+
+
+def small() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
 def unit(heat: np.ndarray) -> np.ndarray:
@@ -150,11 +156,69 @@ def test_the_network_is_unchanged(trained: Trained) -> None:
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_hooks_are_removed_after_an_error(trained: Trained) -> None:
-    model, _, _ = trained
+def test_hooks_are_removed_after_an_error() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(5, 4, 3))
     with pytest.raises(RuntimeError):
-        Activations(model, torch.randn(2, 5, 32, 32), LAYERS)
+        Activations(model, torch.randn(2, 3, 32, 32), ["0"])
     assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.zeros(3, 32, 32), r"a tensor of shape \(3, 32, 32\), float32"),
+        (torch.zeros(2, 5, 32, 32), r"a tensor of shape \(2, 5, 32, 32\), float32"),
+        (torch.zeros(0, 3, 32, 32), r"a tensor of shape \(0, 3, 32, 32\), float32"),
+        (torch.zeros(2, 3, 32, 32, dtype=torch.uint8), r"a tensor of shape \(2, 3, 32, 32\), uint8"),
+        (np.zeros((2, 3, 32, 32)), r"array\(.*…, not a tensor"),
+    ],
+)
+def test_other_images_are_refused(images: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=rf"images is {message}; expected a normalised floating point tensor, \(N, 3"):
+        Activations(nn.Sequential(nn.Conv2d(3, 4, 3)), images)
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (3, "3, not a tensor"),
+        ([0, 1], r"\[0, 1\], not a tensor"),
+        (torch.tensor([0]), r"a tensor of shape \(1,\), int64"),
+        (torch.tensor([0, 1], dtype=torch.int32), r"a tensor of shape \(2,\), int32"),
+        (torch.tensor([-1, 4]), r"-1\.\.4"),
+        (torch.tensor([0, 4]), r"0\.\.4"),
+    ],
+)
+def test_other_targets_are_refused(targets: Any, message: str) -> None:
+    kept = Activations(small(), torch.zeros(2, 3, 8, 8), ["0"])
+    with pytest.raises(
+        UsageError, match=rf"targets is {message}; expected an int64 tensor, \(2,\), of classes in 0..3"
+    ):
+        kept.maps(targets)
+
+
+def test_one_name_is_no_list_of_names() -> None:
+    with pytest.raises(UsageError, match="layers is '0'; expected a list of names, at least one"):
+        Activations(small(), torch.zeros(2, 3, 8, 8), "0")
+    with pytest.raises(UsageError, match="methods is 'gradcam'; expected a list of names, at least one"):
+        Activations(small(), torch.zeros(2, 3, 8, 8), ["0"]).maps(methods="gradcam")
+
+
+@pytest.mark.parametrize(
+    ("wrap", "message"),
+    [
+        (lambda logits: (logits, logits), r"\(tensor\(.*…, not a tensor"),
+        (lambda logits: {"logits": logits}, r"{'logits': .*…, not a tensor"),
+        (lambda logits: logits.argmax(dim=1), r"a tensor of shape \(2,\), int64"),
+    ],
+)
+def test_a_network_without_logits_is_refused(wrap: Callable[[torch.Tensor], Any], message: str) -> None:
+    class Wrapped(nn.Sequential):
+        def forward(self, x: torch.Tensor) -> Any:
+            return wrap(super().forward(x))
+
+    with pytest.raises(UsageError, match=f"returns {message} for 2 images; expected logits, .*: wrap it in a module"):
+        Activations(Wrapped(small()), torch.zeros(2, 3, 8, 8))
 
 
 def test_a_frozen_network_gives_maps_too(trained: Trained) -> None:
@@ -195,13 +259,13 @@ def test_layers_without_maps_are_refused(trained: Trained) -> None:
     model, images, _ = trained
     with pytest.raises(UsageError, match="layer is 'layer9'; expected one of: layer1, layer2, layer3, layer4; or an"):
         Activations(model, images, ["layer1", "layer9"])
-    with pytest.raises(UsageError, match=r"layer 'head' returns a tensor of shape \(12, 10\); expected maps"):
+    with pytest.raises(UsageError, match=r"layer 'head' returns a tensor of shape \(12, 10\), float32; expected maps"):
         Activations(model, images, ["head"])
     with pytest.raises(UsageError, match="method is 'cam'; expected one of: gradcam, gradcampp, hirescam"):
         Activations(model, images, ["layer1"]).maps(None, ["cam"])
     unused = copy.deepcopy(model)
     unused.add_module("spare", nn.Conv2d(3, 3, 1))
-    with pytest.raises(UsageError, match="layer 'spare' returns not a tensor; expected maps"):
+    with pytest.raises(UsageError, match="layer 'spare' returns None, not a tensor; expected maps"):
         Activations(unused, images, ["spare"])
 
 

@@ -78,7 +78,7 @@ def test_explain_shows_the_misclassified_images_of_largest_loss(run: RunFolder, 
 
 
 def test_the_stored_maps_match_the_reference(run: RunFolder) -> None:
-    explain_run(run, ExplainConfig(n=3, methods=CAM_METHODS, target="both"))
+    maps = explain_run(run, ExplainConfig(n=3, methods=CAM_METHODS, target="both")).maps
     model, info, _ = weights.load_weights(run.best)
     beton = open_beton(Path(run.read_config().data.data_dir) / "test.beton")
     with np.load(run.explain / "maps.npz") as found:
@@ -95,6 +95,8 @@ def test_the_stored_maps_match_the_reference(run: RunFolder) -> None:
         reference.label[kept["indices"]].tolist(),
     ]
     assert np.array_equal(kept["images"], beton.images(kept["indices"]))
+    for name in ("maps", "sizes", "classes", "has_evidence"):
+        assert np.array_equal(kept[name], getattr(maps, name))
     inputs = (beton.images(kept["indices"]) - np.array(info.mean)) / np.array(info.std)
     for position in np.ndindex(2, 3, 3, 3):
         target, method, image, layer = position

@@ -756,7 +756,7 @@ def test_auto_chooses_by_size(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -
         ({"dtype": torch.int64}, r"dtype is torch\.int64; expected one of"),
         ({"indices": [600]}, r"indices is 600\.\.600; expected 0\.\.599"),
         ({"indices": [1, 1]}, "indices has duplicates"),
-        ({"indices": []}, "indices is float64 of shape"),
+        ({"indices": []}, "indices is empty; expected at least one image"),
         ({"augment": AugmentConfig(cutout_size=40)}, "cutout_size is 40; the images are 32x32"),
         ({"train": False, "augment": AugmentConfig()}, "augment is given with train=False"),
         ({"sampler": "even"}, "sampler is 'even'; expected one of: none, balanced"),

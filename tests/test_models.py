@@ -70,7 +70,7 @@ def test_only_what_is_in_proportion_to_the_images_is_a_stage() -> None:
     model = make_model(ModelConfig(name=f"{__name__}:channels_last"), 5, (32, 32, 3))
     assert model.stages == ("norm",)  # (N, h, w, C), after 'maps', (N, C, h, w)
     assert Activations(model, torch.zeros(2, 3, 32, 32), ["maps", "norm"]).sizes == ((32, 32), (32, 32))
-    with pytest.raises(UsageError, match=r"layer 'head' returns a tensor of shape \(2, 5\); expected maps"):
+    with pytest.raises(UsageError, match=r"layer 'head' returns a tensor of shape \(2, 5\), float32; expected maps"):
         Activations(model, torch.zeros(2, 3, 32, 32), ["head"])
 
 

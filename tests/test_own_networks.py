@@ -164,8 +164,12 @@ def test_a_stage_gives_maps_of_the_images(name: str, stages: tuple[str, ...]) ->
     model = place(make_model(own(name), 5), torch.device("cpu"))
     assert stages_of(model) == stages
     images = IMAGES.contiguous(memory_format=torch.channels_last)
-    kept = Activations(model, images, stages)
-    assert kept.maps()["gradcam"].maps.shape == (2, len(stages), 32, 32) if stages else kept.logits.shape == (2, 5)
+    if stages:
+        maps = Activations(model, images, stages).maps()["gradcam"].maps
+        assert maps.shape == (2, len(stages), 32, 32)
+    else:
+        with pytest.raises(UsageError, match="no module of the network returns maps of the images"):
+            Activations(model, images)
     nn.functional.cross_entropy(model(images.clone()), torch.tensor([0, 1])).backward()  # trainable as it was
     assert all(param.requires_grad for param in model.parameters())
 

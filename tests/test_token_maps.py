@@ -89,19 +89,83 @@ def test_merged_patches_are_a_grid_of_half_the_size() -> None:
     assert found.sizes == ((3, 5),)
 
 
-@pytest.mark.parametrize("num_tokens", [3, 200])
-def test_tokens_that_are_no_grid_of_patches_are_refused(num_tokens: int) -> None:
-    class Expand(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x.mean(dim=(2, 3))[:, None].expand(-1, num_tokens, -1)
+class Attention(nn.Module):
+    """Each token depends on all."""
 
-    class Mean(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x.mean(dim=1)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + torch.softmax(x @ x.transpose(1, 2), dim=2) @ x
 
-    model = nn.Sequential(nn.Conv2d(3, 7, 4, 4), Expand(), Mean())
-    with pytest.raises(UsageError, match=rf"layer '1' returns a tensor of shape \(3, {num_tokens}, 7\); expected maps"):
+
+class MergeTokens(nn.Module):
+    """(N, 64, C) -> (N, 16, C), the patches of 2x2 into one."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.avg_pool2d(x.transpose(1, 2).unflatten(2, (8, 8)), 2).flatten(2).transpose(1, 2)
+
+
+def test_tokens_keep_their_grid_through_attention_and_merge_into_half_of_it() -> None:
+    between = ToTokens(0), Attention(), MergeTokens(), Attention(), FromTokens(0, 4, 4)
+    found = Activations(convolutional(*between), images(), [str(i) for i in range(1, 6)])
+    assert found.sizes == ((8, 8), (8, 8), (4, 4), (4, 4), (4, 4))
+    maps = found.maps(LABELS, ["hirescam"])["hirescam"].maps
+    torch.testing.assert_close(maps[:, 3], maps[:, 4])
+
+
+class Pooled(nn.Module):
+    def __init__(self, pool: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.pool = pool
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.pool(x)
+
+
+def from_all(num_tokens: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """As queries that attend to all patches."""
+    return lambda x: x.flatten(2).mean(dim=2)[:, None].expand(-1, num_tokens, -1)
+
+
+def behind(x: torch.Tensor) -> torch.Tensor:
+    """The class token behind the patches."""
+    return ToTokens(1)(x).roll(-1, dims=1)
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "pool"),
+    [
+        *((num, from_all(num)) for num in (3, 10, 16, 21, 64, 65, 70, 200)),
+        (65, behind),
+        (64, lambda x: x.transpose(2, 3).flatten(2).transpose(1, 2)),  # column by column
+        (8, lambda x: x.mean(dim=3).transpose(1, 2)),  # one for each row
+    ],
+)
+def test_tokens_that_are_no_grid_of_patches_are_refused(
+    num_tokens: int, pool: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 7, 4, 4), Pooled(pool), Pooled(lambda x: x.mean(dim=1)))
+    message = rf"layer '1' returns a tensor of shape \(3, {num_tokens}, 7\), float32; expected maps"
+    with pytest.raises(UsageError, match=message):
         Activations(model, images(), ["1"])
+    assert Activations(model, images()).layers == ("0",)
+
+
+class Encoder(nn.Module):
+    """Its first module mixes the tokens: attention, before a norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 8, 8)
+        self.encoder = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.head = nn.Linear(8, 7)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens: torch.Tensor = self.encoder(ToTokens(1)(self.patches(x)))
+        return self.head(tokens[:, 0])  # type: ignore[no-any-return]
+
+
+def test_a_transformer_of_torch_has_tokens_from_its_first_attention_on() -> None:
+    torch.manual_seed(0)
+    assert Activations(Encoder(), images(), ["encoder.norm1", "encoder"]).sizes == ((4, 4), (4, 4))
 
 
 def vit(num_classes: int = 7) -> nn.Module:

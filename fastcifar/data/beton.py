@@ -20,7 +20,7 @@ from fastcifar.data.manifest import Manifest, manifest_path, read_manifest
 from fastcifar.data.origins import read_origins
 from fastcifar.data.statistics import channel_histogram, channel_statistics, describe_empty_classes
 from fastcifar.data.tables import Tables, read_tables
-from fastcifar.errors import DataError, one_line
+from fastcifar.errors import DataError, UsageError, one_line
 from fastcifar.io.paths import user_path
 
 
@@ -84,11 +84,11 @@ class Beton(Tables):
         return content
 
     def images(self, indices: npt.ArrayLike) -> Bytes:
-        """Copies of the images `indices`, (B,) integers -> (B, H, W, 3) uint8.
+        """Copies of the images `indices`, (B,) integers in 0..N-1 or a mask, (N,) bool -> (B, H, W, 3) uint8.
 
-        Raises DataError if a JPEG image cannot be decoded, or the file was modified.
+        Raises UsageError for other indices; DataError if a JPEG image cannot be decoded, or the file was modified.
         """
-        selected = np.asarray(indices, dtype=np.int64).ravel()
+        selected = checked_indices(indices, len(self))
         if self.encoding == "raw" and self.file.memory is not None:
             # every window of one image's size, without a copy; indexing copies those that are selected
             size, memory = int(np.prod(self.image_shape)), self.file.memory
@@ -106,9 +106,10 @@ class Beton(Tables):
     def origins(self, indices: npt.ArrayLike | None = None) -> list[str]:
         """Where the images `indices` (all by default) came from: a path within the source, or a row; '' if unknown.
 
-        Read from a file of its own, at each call. Raises DataError if that is damaged.
+        indices: (B,) integers in 0..N-1, or a mask, (N,) bool.
+        Read from a file of its own, at each call. Raises DataError if that is damaged, UsageError for other indices.
         """
-        positions = np.arange(len(self)) if indices is None else np.asarray(indices, dtype=np.int64).ravel()
+        positions = np.arange(len(self)) if indices is None else checked_indices(indices, len(self))
         if self.manifest is None or not self.manifest.origins_sha256:
             return [""] * len(positions)
         origins = read_origins(manifest_path(self.path), self.manifest.origins_sha256, len(self))
@@ -123,6 +124,29 @@ class Beton(Tables):
             return image
         except Exception as error:  # Pillow raises many types for a damaged image
             raise DataError(f"{self.path}: image {index} is damaged ({one_line(error)}); convert again") from error
+
+
+def checked_indices(indices: npt.ArrayLike, num_images: int) -> npt.NDArray[np.int64]:
+    """Indices of images, (B,) integers or a mask, (num_images,) bool, as (B,) int64; B may be 0.
+
+    Raises UsageError for anything else, also for negative indices.
+    """
+    try:
+        array = np.asarray(indices)
+    except (TypeError, ValueError, RuntimeError):  # of tensors that are not on the CPU, or lists of unequal length
+        raise UsageError(
+            f"indices is a {type(indices).__name__}; expected integers or a boolean mask, on the CPU"
+        ) from None
+    if array.dtype.kind == "b":
+        if array.shape != (num_images,):
+            raise UsageError(f"indices is a mask of shape {array.shape}; expected ({num_images},), one bool per image")
+        return np.flatnonzero(array)
+    if array.ndim != 1 or (array.dtype.kind not in "iu" and len(array)):
+        raise UsageError(f"indices is {array.dtype} of shape {array.shape}; expected a list of integers, or a mask")
+    array = array.astype(np.int64)
+    if len(array) and (array.min() < 0 or array.max() >= num_images):
+        raise UsageError(f"indices is {array.min()}..{array.max()}; expected 0..{num_images - 1}")
+    return array
 
 
 def open_beton(path: str | os.PathLike[str], *, in_memory: bool = False) -> Beton:

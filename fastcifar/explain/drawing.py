@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from fastcifar import plotting
 from fastcifar.errors import UsageError
-from fastcifar.explain.cam import best_layer
+from fastcifar.explain.cam import Size, best_layer
 from fastcifar.explain.maps import ExplainedImages, MapTable
 from fastcifar.inference.predictions import UNKNOWN, Predictions
 
@@ -66,6 +66,21 @@ class Maps:
     def layers(self) -> tuple[str, ...]:
         """Names of modules."""
         return self.table.layers
+
+    @property
+    def sizes(self) -> tuple[Size, ...]:
+        """(h, w) of each layer's own maps, before they are enlarged; empty without images."""
+        return self.table.sizes
+
+    @property
+    def classes(self) -> npt.NDArray[np.int64]:
+        """(targets, N): the class that each map is of."""
+        return self.table.classes
+
+    @property
+    def has_evidence(self) -> npt.NDArray[np.bool_]:
+        """(targets, methods, N, layers): False where a map is 0 everywhere, without evidence for the class."""
+        return self.table.has_evidence
 
     def grid(self) -> Figure:
         """The images with their maps of the first target and method at the best layer. Raises UsageError without

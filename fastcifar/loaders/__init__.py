@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 
 from fastcifar.config import LOADERS, MAX_SEED, NO_AUGMENT, SAMPLERS, SHUFFLES, AugmentConfig
-from fastcifar.data.beton import Beton
+from fastcifar.data.beton import Beton, checked_indices
 from fastcifar.errors import UsageError, one_line
 from fastcifar.io.checks import require_bool, require_choice, require_int, shown
 from fastcifar.loaders.base import Indices, Loader, LoaderConfig, usable_device
@@ -136,27 +136,15 @@ def make_loader(
         rank=rank,
         world_size=world_size,
     )
-    return loader_class(choice.name)(beton, config, _checked_indices(indices, len(beton)))
+    return loader_class(choice.name)(beton, config, _distinct_indices(indices, len(beton)))
 
 
-def _checked_indices(indices: npt.ArrayLike | None, num_images: int) -> Indices:
+def _distinct_indices(indices: npt.ArrayLike | None, num_images: int) -> Indices:
     if indices is None:
         return np.arange(num_images)
-    try:
-        array = np.asarray(indices)
-    except (TypeError, ValueError, RuntimeError):  # of tensors that are not on the CPU, or lists of unequal length
-        raise UsageError(
-            f"indices is a {type(indices).__name__}; expected integers or a boolean mask, on the CPU"
-        ) from None
-    if array.dtype.kind == "b":
-        if array.shape != (num_images,):
-            raise UsageError(f"indices is a mask of shape {array.shape}; expected ({num_images},), one bool per image")
-        array = np.flatnonzero(array)
-    if array.ndim != 1 or array.dtype.kind not in "iu" or not len(array):
-        raise UsageError(f"indices is {array.dtype} of shape {array.shape}; expected a list of integers, at least one")
-    array = array.astype(np.int64)
-    if array.min() < 0 or array.max() >= num_images:
-        raise UsageError(f"indices is {array.min()}..{array.max()}; expected 0..{num_images - 1}")
+    array = checked_indices(indices, num_images)
+    if not len(array):
+        raise UsageError("indices is empty; expected at least one image")
     if len(np.unique(array)) != len(array):
         raise UsageError("indices has duplicates; expected each image at most once")
     return array

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import dis
-import sys
-from collections.abc import Iterator
 from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch.nn import functional as F
 
 from fastcifar.errors import UsageError
-
-UNPACK = dis.opmap["UNPACK_SEQUENCE"]
 
 
 class Mix(NamedTuple):
@@ -51,24 +46,6 @@ class Batch(NamedTuple):
     def main_labels(self) -> torch.Tensor:
         """(N,) int64: the labels; of a mixed image the one with the larger weight, its own if both are 0.5."""
         return self.labels
-
-    def __iter__(self) -> Iterator[torch.Tensor]:
-        """The three tensors. Raises UsageError if they are unpacked into another number of names.
-
-        Many write `for images, labels in loader`, as with torch's DataLoader. Unpacking calls this method first, so the
-        calling instruction has the number of names. Iteration in C whose result is unpacked, as in
-        `a, b = map(list, batches)`, is mistaken for unpacking.
-        """
-        if torch.compiler.is_compiling():
-            return tuple.__iter__(self)
-        caller = sys._getframe(1)
-        code, at = caller.f_code.co_code, caller.f_lasti
-        if code[at] == UNPACK and code[at + 1] != 3:
-            raise UsageError(
-                f"a batch holds three values, unpacked into {code[at + 1]}; write 'for images, labels, indices in "
-                "loader', or use batch.images and batch.labels"
-            )
-        return tuple.__iter__(self)
 
 
 class MixedBatch(Batch):

@@ -40,26 +40,72 @@ class MapLayout:
         return output.movedim(3, 1) if self.channels_last else output
 
 
+class _Grid:
+    """Maps or patches, from which later tokens may be made."""
+
+    def __init__(self, output: torch.Tensor, layout: MapLayout) -> None:
+        self._output, self._layout = output, layout
+        self._refused: set[int] = set()  # numbers of tokens: attention does not undo what it mixed
+
+    def find_patches(self, tokens: torch.Tensor) -> MapLayout | None:
+        """The layout of tokens (N, T, C) whose patches are made from this grid: each from its own place alone, or from
+        its own 2x2 places. None for others."""
+        num_tokens = tokens.shape[1]
+        if num_tokens in self._refused:
+            return None
+        height, width = self._layout.size
+        for factor in (1, 2):
+            size = -(-height // factor), -(-width // factor)
+            layout = MapLayout(size, num_extra_tokens=num_tokens - size[0] * size[1])
+            if min(size) > 1 and self._are_patches(tokens, layout, factor):
+                return layout
+        self._refused.add(num_tokens)
+        return None
+
+    def _are_patches(self, tokens: torch.Tensor, layout: MapLayout, factor: int) -> bool:
+        if layout.num_extra_tokens not in range(MAX_EXTRA_TOKENS + 1):
+            return False
+        height, width = layout.size
+        order = torch.randperm(height * width, generator=torch.Generator().manual_seed(0), device="cpu")
+        half = (order < height * width // 2).view(layout.size)
+        with contextlib.suppress(RuntimeError):  # no gradient: modified in place, or not made from the images
+            for chosen in (half, ~half):
+                score = _weighted_sum(layout.to_maps(tokens[:1])[..., chosen.to(tokens.device)])
+                gradient = torch.autograd.grad(score, self._output, retain_graph=True, materialize_grads=True)[0]
+                reached = (self._layout.to_maps(gradient) != 0).any(dim=0).any(dim=0).cpu()
+                own = chosen.repeat_interleave(factor, 0).repeat_interleave(factor, 1)
+                if not reached.any() or (reached & ~own[: reached.shape[0], : reached.shape[1]]).any():
+                    return False
+            return True
+        return False
+
+
 class Recorder:
-    """Learns the grid of the patches in a forward pass: the sizes of the maps that its modules return."""
+    """Learns in a forward pass which outputs are maps of the images, and where in tokens the grid of patches is."""
 
     def __init__(self, images_shape: tuple[int, ...]) -> None:
         self._num, _, self._height, self._width = images_shape
-        self._sizes: set[Size] = set()
+        self._grids: dict[Size, _Grid] = {}  # the last output with each size
+        self._tokens: dict[int, MapLayout] = {}  # by the number of tokens
 
-    def add(self, output: object) -> MapLayout | None:
-        """Take the output of the next module into account; returns its layout, as `layout_of`."""
-        layout = self.layout_of(output) if isinstance(output, torch.Tensor) else None
-        if layout is not None:
-            self._sizes.add(layout.size)
+    def add(self, inputs: tuple[Any, ...], output: object) -> MapLayout | None:
+        """Take the call of a module into account, in the order in which they end; returns the layout of its output,
+        None if that is not a map of the images.
+
+        Maps have the aspect ratio of the images. Tokens are patches, behind up to 16 others, if they were made from the
+        maps or patches before, place by place, as patch embeddings and mergers do. After attention each depends on all:
+        those of the same number are the same patches.
+        """
+        grids = list(self._grids.values())
+        given = inputs[0] if inputs else None  # perhaps the only sight of tokens before attention mixes them
+        if isinstance(given, torch.Tensor) and (layout := self._layout_of(given, grids)) is not None:
+            grids.append(_Grid(given, layout))
+        if not isinstance(output, torch.Tensor) or (layout := self._layout_of(output, grids)) is None:
+            return None
+        self._grids[layout.size] = _Grid(output, layout)
         return layout
 
-    def layout_of(self, output: torch.Tensor) -> MapLayout | None:
-        """The layout of the maps in an output; None if it is not a map of the images.
-
-        Maps have the aspect ratio of the images. Tokens are those of a grid that a module before returned as maps, as
-        patch embeddings do, or of one that was merged from it, 2x2 patches into one, with up to 16 other tokens before.
-        """
+    def _layout_of(self, output: torch.Tensor, grids: list[_Grid]) -> MapLayout | None:
         if output.ndim not in (3, 4) or output.shape[0] != self._num:
             return None
         if output.ndim == 4:
@@ -68,34 +114,32 @@ class Recorder:
                 if self._has_aspect(height, width):
                     return MapLayout((height, width), channels_last)
             return None
-        extra = {size: output.shape[1] - size[0] * size[1] for size in self._grids()}
-        extra = {size: num for size, num in extra.items() if 0 <= num <= MAX_EXTRA_TOKENS}
-        if not extra:
-            return None
-        size = min(extra, key=lambda each: extra[each])
-        return MapLayout(size, num_extra_tokens=extra[size])
+        num_tokens = output.shape[1]
+        if num_tokens not in self._tokens:
+            for grid in grids:
+                if (layout := grid.find_patches(output)) is not None:
+                    self._tokens[num_tokens] = layout
+                    return layout
+        return self._tokens.get(num_tokens)
 
     def _has_aspect(self, height: int, width: int) -> bool:
         fits = height <= self._height and width <= self._width  # attention has (N, heads, T, d), and T may be near d
         return fits and abs(height * self._width - width * self._height) <= max(self._height, self._width)
 
-    def _grids(self) -> set[Size]:
-        """The sizes of maps so far, and those after mergers."""
-        grids = set(self._sizes)
-        for height, width in self._sizes:
-            while min(height, width) > 2:
-                height, width = -(-height // 2), -(-width // 2)
-                grids.add((height, width))
-        return {size for size in grids if min(size) > 1}
+
+def _weighted_sum(features: torch.Tensor) -> torch.Tensor:
+    """Not the plain sum: that of a layer norm is constant."""
+    weights = torch.linspace(1, 2, features.numel(), device=features.device).view_as(features)
+    return (features * weights).sum()
 
 
 @contextmanager
-def hooked(model: nn.Module, hook: Callable[[str, nn.Module, Any], Any]) -> Iterator[None]:
-    """In the block, `hook(name, module, output)` after each call of a module that is not scripted; what it returns, if
-    not None, takes the place of the output."""
+def hooked(model: nn.Module, hook: Callable[[str, nn.Module, tuple[Any, ...], Any], Any]) -> Iterator[None]:
+    """In the block, `hook(name, module, inputs, output)` after each call of a module that is not scripted; what it
+    returns, if not None, takes the place of the output."""
 
     def of(name: str) -> Callable[[nn.Module, Any, Any], Any]:
-        return lambda module, inputs, output: hook(name, module, output)
+        return lambda module, inputs, output: hook(name, module, inputs, output)
 
     modules = [(n, m) for n, m in model.named_modules() if n and not isinstance(m, torch.jit.ScriptModule)]
     handles = [module.register_forward_hook(of(name)) for name, module in modules]
@@ -118,9 +162,9 @@ def find_stages(model: nn.Module, images: torch.Tensor) -> tuple[object, tuple[s
     tokens: dict[str, tuple[torch.Tensor, MapLayout]] = {}
     features: list[torch.Tensor] = []
 
-    def record(name: str, module: nn.Module, output: Any) -> None:
+    def record(name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         sizes.pop(name, None)  # the last call counts
-        layout = recorder.add(output)
+        layout = recorder.add(inputs, output)
         if layout is not None and (not output.requires_grad or isinstance(module, PARTS_OF_BLOCKS)):
             layout = None
         if layout is not None and layout.num_extra_tokens is not None:
@@ -148,13 +192,10 @@ def _unused_tokens(features: list[Any], tokens: dict[str, tuple[torch.Tensor, Ma
     weights may be 0 before training."""
     if not tokens or not isinstance(features[0], torch.Tensor):
         return set()
-    last = features[0].float()
-    # not the plain sum: that of a layer norm is constant
-    weights = torch.linspace(1, 2, last.numel(), device=last.device).view_as(last)
     unused: set[str] = set()
     with contextlib.suppress(RuntimeError):  # an output that was modified in place has no gradient
         outputs = [output for output, _ in tokens.values()]
-        gradients = torch.autograd.grad((last * weights).sum(), outputs, allow_unused=True)
+        gradients = torch.autograd.grad(_weighted_sum(features[0].float()), outputs, allow_unused=True)
         for (name, (_, layout)), gradient in zip(tokens.items(), gradients, strict=True):
             if gradient is None or not bool(layout.to_maps(gradient).any()):
                 unused.add(name)
