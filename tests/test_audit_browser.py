@@ -82,7 +82,7 @@ def downloaded(driver: Any, folder: Path) -> Path:
     css(driver, "#download")[0].click()
     saved = folder / "issues.csv"
     for _ in range(300):
-        if saved.is_file() and saved.stat().st_size:  # the browser makes an empty file, then moves the whole one over it
+        if saved.is_file() and saved.stat().st_size:  # not yet the empty one that the browser makes first
             return saved
         time.sleep(0.1)
     raise AssertionError(list(folder.iterdir()))

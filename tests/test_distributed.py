@@ -29,7 +29,7 @@ from fastcifar.training.distributed import Distributed
 from fastcifar.training.sync_norm import SyncBatchNorm2d, convert_sync_batchnorm
 from tests.workers import WorkerGroup, worker_group
 
-LIMIT_S = 120
+LIMIT_S = 300
 
 
 @pytest.mark.parametrize("loader", ["resident", pytest.param("ffcv", marks=pytest.mark.slow), "albumentations"])
