@@ -66,7 +66,7 @@ class Activations:
             layers = stages_of(model) or find_stages(model, images[:2])[1]
             if not layers:
                 raise UsageError("no module of the network returns maps of the images; expected one that does")
-        _require_layers(model, layers)
+        require_layers(model, layers)
         self.layers = tuple(layers)
         self._image_size: Size = (images.shape[2], images.shape[3])
         outputs: dict[str, Any] = {}
@@ -147,7 +147,8 @@ def _scaled(raw: torch.Tensor, size: Size) -> tuple[torch.Tensor, torch.Tensor]:
     return F.interpolate(unit[:, None], size, mode="bilinear", align_corners=False)[:, 0].clamp(0, 1), has_evidence
 
 
-def _require_layers(model: nn.Module, layers: Sequence[str]) -> None:
+def require_layers(model: nn.Module, layers: Sequence[str]) -> None:
+    """Raise UsageError if the network has no such layer, or its output cannot be read."""
     known = {name: module for name, module in model.named_modules() if name}
     for name in layers:
         if name not in known:
