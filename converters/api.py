@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
+from fastcifar.bars import Bars
 from fastcifar.converters.edits import Edits, edited
 from fastcifar.converters.open_source import open_source, prepare
 from fastcifar.converters.sources import Source, SourceOptions
@@ -15,14 +16,14 @@ from fastcifar.data.image_files import Preprocessing
 from fastcifar.data.manifest import Manifest
 from fastcifar.data.statistics import require_classes
 from fastcifar.errors import UsageError
-from fastcifar.io.checks import require_int
+from fastcifar.io.checks import require_int, shown
 from fastcifar.io.paths import data_folder
 
 
 def convert(
     source: Any,
     data_dir: str | os.PathLike[str] = "data",
-    progress: Progress | None = None,
+    progress: bool | Progress | None = True,
     *,
     test: Any = None,
     class_names: Sequence[str] | None = None,
@@ -49,7 +50,8 @@ def convert(
     size: (height, width), or the side of a square, to which images are resized; see `Preprocessing` for `fit` and
     `background`. skip_broken: skip images that cannot be read, up to 1% of a split. jpeg_quality: 1..100, to store
     images as JPEG. edits: images to leave out or relabel, e.g. those of `fastcifar.audit.edits.read_edits`. options:
-    the other fields of `SourceOptions`, e.g. `test_share=0.2`.
+    the other fields of `SourceOptions`, e.g. `test_share=0.2`. progress: show a progress bar, in a terminal or a
+    notebook; or a function that is called with the name of a split and a number of images whenever they are done.
 
     Raises UsageError (exit code 2) for invalid arguments, DataError (4) for images or labels that cannot be converted,
     FastcifarError (1) if `data_dir` is not writable. Existing betons are then unchanged.
@@ -61,6 +63,8 @@ def convert(
         >>> manifests["train"].num_samples, manifests["train"].class_names
         (30, ('cat', 'dog'))
     """
+    if not isinstance(progress, bool) and progress is not None and not callable(progress):
+        raise UsageError(f"progress is {shown(progress)}; expected True, False or a function")
     if jpeg_quality is not None:
         require_int("jpeg_quality", jpeg_quality, 1, 100)
     names = [field.name for field in fields(SourceOptions) if field.name != "preprocessing"]
@@ -69,19 +73,25 @@ def convert(
     sides = size if size is None or isinstance(size, (tuple, list)) else (size, size)
     options.setdefault("download_dir", str(data_folder(data_dir)))
     chosen = SourceOptions(preprocessing=Preprocessing(size=sides, fit=fit, background=background), **options)
+    with Bars(shown=progress is True) as bars:
+        bars.begin("opening")
+        with _open(source, test, class_names, chosen) as opened:
+            require_classes(opened.name, opened.class_names)
+            if edits is not None:
+                opened = edited(opened, edits)
+            bars.begin("images", 2 * sum(map(len, opened.splits.values())))  # each is written, then compared
+            report = progress if callable(progress) else lambda split, count: bars.advance(count)
+            return write_betons(opened, data_dir, report, jpeg_quality=jpeg_quality, skip_broken=skip_broken)
+
+
+def _open(source: Any, test: Any, class_names: Sequence[str] | None, options: SourceOptions) -> Source:
     if isinstance(source, (Source, str, os.PathLike)):
         if test is not None or class_names is not None:
             name = "test" if test is not None else "class_names"
             raise UsageError(
                 f"{name} is given, but the source is a path, a name or a Source; expected it for a dataset of Python"
             )
-        opened = prepare(source, chosen) if isinstance(source, Source) else open_source(source, chosen)
-    else:
-        from fastcifar.converters.python_dataset import open_dataset
+        return prepare(source, options) if isinstance(source, Source) else open_source(source, options)
+    from fastcifar.converters.python_dataset import open_dataset
 
-        opened = prepare(open_dataset(source, test, class_names, chosen), chosen)
-    with opened:
-        require_classes(opened.name, opened.class_names)
-        if edits is not None:
-            opened = edited(opened, edits)
-        return write_betons(opened, data_dir, progress, jpeg_quality=jpeg_quality, skip_broken=skip_broken)
+    return prepare(open_dataset(source, test, class_names, options), options)

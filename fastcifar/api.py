@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import base64
+import copy
 import html
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -16,10 +17,10 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from fastcifar import plotting, report
+from fastcifar import plotting, recipes, report
 from fastcifar.bars import Bars
 from fastcifar.config import SPLITS, TTA_MODES, ExplainConfig, TrainConfig
-from fastcifar.errors import CheckpointError, describe
+from fastcifar.errors import CheckpointError, DataError, UsageError, describe
 from fastcifar.explain import Maps
 from fastcifar.explain.run import explain_images
 from fastcifar.inference.evaluation import Evaluation, evaluate_run
@@ -28,12 +29,14 @@ from fastcifar.inference.metrics import Metrics, compute_metrics
 from fastcifar.inference.predict_files import ImagePredictions, predict_images
 from fastcifar.inference.predictions import Predictions
 from fastcifar.inference.trained_run import TrainedRun
-from fastcifar.io.checks import require_choice
+from fastcifar.io.checks import require_choice, shown
+from fastcifar.io.paths import user_path
 from fastcifar.runs.log_run import train_and_log
-from fastcifar.runs.summary import RunSummary
+from fastcifar.runs.summary import RunSummary, read_history, read_metrics
 from fastcifar.training.device import standard_torch_defaults
 from fastcifar.training.distributed import Distributed
-from fastcifar.training.run_folder import COLUMNS, find_run
+from fastcifar.training.run_folder import COLUMNS, RunFolder, find_run
+from fastcifar.training.weights import read_info
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,7 +48,7 @@ StrPath: TypeAlias = "str | os.PathLike[str]"
 class Run:
     """A trained run: the files of its folder, and its network.
 
-    Nothing is read before it is used; the network is loaded once.
+    The files are read whenever they are asked for, so they grow with a training; the network is loaded once.
 
     Examples:
         >>> run = Run("fast")  # or Run("runs/fast"); Run() is the latest in runs/
@@ -75,8 +78,9 @@ class Run:
 
         Raises DataError if there is no such run; CheckpointError if it has no weights.
         """
-        self._folder = find_run(run, runs_dir, trained=True)
-        self._summary = RunSummary(self._folder, self._folder.path.name)
+        # absolute: the run stays the same when the working folder changes
+        self._folder = RunFolder(find_run(run, runs_dir, trained=True).path.absolute())
+        data_dir = None if data_dir is None else user_path(data_dir, "data_dir").absolute()
         self._options: dict[str, Any] = {"data_dir": data_dir, "device": device, "trusted": trusted}
 
     @property
@@ -88,45 +92,54 @@ class Run:
         """The folder: a run can be given wherever the path of one is expected."""
         return str(self.path)
 
-    @cached_property
+    @property
     def config(self) -> TrainConfig:
         """Its settings. Raises DataError if they are damaged."""
         return self._folder.read_config()
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """The content of metrics.json: test_accuracy (0..1), test_loss (nats), …; empty before training has ended."""
-        return dict(self._summary.metrics)
+        """The content of metrics.json: test_accuracy (0..1), test_loss (nats), …; empty before training has ended.
+        Raises DataError if it is damaged."""
+        return read_metrics(self._folder)
 
     @property
     def history(self) -> dict[str, npt.NDArray[np.float64]]:
         """The columns of results.csv by name: epoch, lr, train_loss, …, (epochs,) float64 each; NaN where there is no
-        value. `pandas.DataFrame(run.history)` is a table."""
-        rows = self._summary.history
+        value. `pandas.DataFrame(run.history)` is a table. Raises DataError if the file is damaged."""
+        rows = read_history(self._folder)
         return {name: np.array([row.get(name, np.nan) for row in rows], np.float64) for name in COLUMNS}
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """The names of the C classes, in the order of the logits."""
-        return self._trained.info.class_names
+        return read_info(self._folder.best).class_names
 
+    @standard_torch_defaults()
     def model(self) -> nn.Module:
-        """The network with the best weights, (N, 3, H, W) float32 -> (N, C) logits, in evaluation mode, on the device.
+        """A copy of the network with the best weights, (N, 3, H, W) float32 -> (N, C) logits, in evaluation mode, on
+        the device.
 
         Images are normalised first: `normalise`.
         """
-        return self._trained.model
+        return copy.deepcopy(self._trained.model)
 
+    @standard_torch_defaults()
     def normalise(self, images: npt.NDArray[np.uint8]) -> torch.Tensor:
-        """(N, H, W, 3) uint8 -> (N, 3, H, W) float32 on the device, with the mean and std of the training images."""
-        return self._trained.normalise(images)
+        """(N, H, W, 3) uint8 -> (N, 3, H, W) float32 on the device, with the mean and std of the training images.
+        Raises UsageError for other arrays."""
+        if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.shape[3:] != (3,):
+            is_array = isinstance(images, np.ndarray)
+            given = f"{images.dtype} of shape {images.shape}" if is_array else type(images).__name__
+            raise UsageError(f"images is {given}; expected a NumPy array, uint8 of shape (N, H, W, 3)")
+        return self._trained.normalise(images if images.flags.writeable else images.copy())  # else torch warns
 
     @standard_torch_defaults()
     def predictions(self, split: str = "test", *, tta: str = "none") -> Predictions:
         """The predictions on 'test', or on 'val', the images held out from training; stored ones where there are.
 
         tta: test-time augmentation, 'none', 'flip' or 'flip-shift'. Raises DataError if the beton is missing or does
-        not fit; UsageError if no image was held out.
+        not fit; UsageError if no image was held out. Nothing is written.
         """
         require_choice("split", split, SPLITS)
         require_choice("tta", tta, TTA_MODES)
@@ -136,24 +149,29 @@ class Run:
         """Accuracy with its interval, precision, recall, F1 and calibration error of `predictions`."""
         return compute_metrics(self.predictions(split, tta=tta))
 
-    def confusion(self, split: str = "test") -> npt.NDArray[np.int64]:
+    def confusion(self, split: str = "test", *, tta: str = "none") -> npt.NDArray[np.int64]:
         """(C, C): number of images by true class (row) and predicted class (column)."""
-        return self.scores(split).confusion
+        return self.scores(split, tta=tta).confusion
 
     @standard_torch_defaults()
-    def explain(self, images: StrPath | Sequence[StrPath] = (), **settings: Any) -> Maps:
+    def explain(self, images: StrPath | Iterable[StrPath] | None = None, **settings: Any) -> Maps:
         """Class activation maps of misclassified test images, or of your own; no file is written.
 
-        images: files, folders, patterns, archives or betons; by default test images. settings: those of
-        `fastcifar.config.ExplainConfig`: n, select, correct, layers, methods, target, seed. Raises UsageError for a
-        wrong setting; DataError if test.beton is missing.
+        images: files, folders, patterns, archives or betons; None: test images. What cannot be read is left out, with a
+        warning. settings: those of `fastcifar.config.ExplainConfig`: n, select, correct, layers, methods, target, seed.
+        Raises UsageError for a wrong setting; DataError if test.beton is missing, or none of the images can be read.
         """
-        plain: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in settings.items()}
-        paths = [images] if isinstance(images, (str, os.PathLike)) else images
-        return explain_images(self._trained, ExplainConfig(**plain), paths).maps
+        explanation = explain_images(self._trained, ExplainConfig(**settings), images)
+        errors = () if explanation.own is None else explanation.own.errors
+        if errors and not len(explanation.maps):
+            name, reason = errors[0]
+            raise DataError(f"{name}: {reason}" + f"; none of the {len(errors):,} can be read" * (len(errors) > 1))
+        for name, reason in errors:
+            log.warning("%s: %s; left out", name, reason)
+        return explanation.maps
 
     @standard_torch_defaults()
-    def predict(self, paths: StrPath | Sequence[StrPath]) -> ImagePredictions:
+    def predict(self, paths: StrPath | Iterable[StrPath]) -> ImagePredictions:
         """Classify images of any size: files, folders, patterns, archives, betons. See `fastcifar.predict`."""
         return predict_images(self._trained, paths)
 
@@ -177,10 +195,15 @@ class Run:
 
     @cached_property
     def _trained(self) -> TrainedRun:
-        return TrainedRun(self._folder, **self._options)
+        return TrainedRun(self._folder, is_read_only=True, **self._options)
 
     def _rows(self) -> list[dict[str, Any]]:
-        return [{name: row.get(name) for name in COLUMNS} for row in self._summary.history]
+        rows = read_history(self._folder)
+        return [{**{name: row.get(name) for name in COLUMNS}, "epoch": int(row["epoch"])} for row in rows]
+
+    @property
+    def _summary(self) -> RunSummary:
+        return RunSummary(self._folder, self._folder.path.name)
 
     def __repr__(self) -> str:
         accuracy = self._summary.score("test_accuracy")
@@ -229,7 +252,8 @@ def train(
     """Train a network; returns the finished run, whose folder holds weights, predictions, curves and report.html.
 
     config: all settings, by default those of a run that is resumed, otherwise the defaults. name: of the folder in
-    `runs_dir`, by default that of the recipe or the network. resume: continue this run, from where it was saved.
+    `runs_dir`, by default that of the recipe or the network. resume: continue this run, from where it was saved;
+    `Run()` is the latest.
     progress: show a progress bar, in a terminal or a notebook.
     Raises DataError, DivergedError, CheckpointError, UsageError, MissingExtraError, all of them FastcifarError; and
     Stopped after a signal, once all is saved.
@@ -240,8 +264,14 @@ def train(
         >>> 0 <= run.metrics["test_accuracy"] <= 1
         True
     """
+    if config is not None:
+        _check_config(config)
     folder = None
     if resume is not None:
+        if name is not None:
+            raise UsageError(
+                f"name is {name!r}, and resume continues a run, which keeps its name; expected one of them"
+            )
         folder = find_run(resume, runs_dir)
         if config is None:
             config = folder.read_config()
@@ -251,8 +281,24 @@ def train(
                     "its settings: config"
                 )
     is_main = Distributed.from_environment().is_main
+    config = config or TrainConfig()
     with Bars(shown=progress and is_main) as bars:
-        folder, _ = train_and_log(config or TrainConfig(), runs_dir=runs_dir, name=name, resume=folder, reporter=bars)
+        folder, _ = train_and_log(config, runs_dir=runs_dir, name=name, resume=folder, reporter=bars)
     if is_main:
         report.write_report_or_warn(folder)
-    return Run(folder.path)
+    trusted = config.model.name if config.model.names_code else None
+    return Run(folder.path, device=config.runtime.device, trusted=trusted)
+
+
+def _check_config(config: TrainConfig) -> None:
+    """Raise UsageError for another type, or a config with the name of a recipe and none of its settings."""
+    if not isinstance(config, TrainConfig):
+        raise UsageError(f"config is {shown(config)}; expected a TrainConfig, e.g. TrainConfig.from_settings(epochs=3)")
+    if config.recipe in recipes.names():
+        recipe, settings = recipes.load(str(config.recipe)), config.to_settings()
+        usual = TrainConfig().to_settings()
+        if all(settings[name] == usual[name] for name in recipe.settings):
+            raise UsageError(
+                f"recipe is {config.recipe!r}, but config has none of its settings; start from it: "
+                f"fastcifar.recipes.load({config.recipe!r}).config"
+            )

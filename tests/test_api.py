@@ -45,6 +45,12 @@ def run(folder: Path) -> Run:
     return Run("fast", runs_dir=folder / "runs")
 
 
+def copy_of(folder: Path, tmp_path: Path) -> Run:
+    """The run, for a test to change."""
+    shutil.copytree(folder / "runs", tmp_path / "runs")
+    return Run("fast", runs_dir=tmp_path / "runs")
+
+
 @pytest.mark.parametrize("name", PUBLIC)
 def test_the_example_in_its_docstring_runs(
     name: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -104,9 +110,44 @@ def test_predictions_and_confusion_are_those_of_the_network(run: Run) -> None:
     assert confusion.sum() == len(test) == 40
     assert confusion.trace() == test.is_correct.sum()
     assert confusion[3].sum() == (test.labels == 3).sum()
+    assert run.confusion("val", tta="flip").sum() == 10
 
 
-def test_explain_gives_arrays_and_figures_and_writes_nothing(run: Run) -> None:
+def test_the_network_of_a_run_is_not_shared(run: Run) -> None:
+    before = run.predictions("val").logits
+    model = run.model().half()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert np.array_equal(run.predictions("val").logits, before)
+
+
+def test_a_network_is_float32_whatever_the_default(folder: Path) -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        model = Run("fast", runs_dir=folder / "runs").model()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("images", "given"),
+    [
+        (np.zeros((8, 8, 3), np.uint8), r"uint8 of shape \(8, 8, 3\)"),
+        (np.zeros((1, 8, 8, 3), np.float32), r"float32 of shape \(1, 8, 8, 3\)"),
+        (torch.zeros(1, 8, 8, 3, dtype=torch.uint8), "Tensor"),
+    ],
+)
+def test_images_that_are_not_uint8_arrays_are_not_normalised(run: Run, images: Any, given: str) -> None:
+    with pytest.raises(UsageError, match=f"images is {given}; expected a NumPy array, uint8 of shape"):
+        run.normalise(images)
+    assert run.normalise(np.asarray(PIL.Image.new("RGB", (8, 8)))[None]).shape == (1, 3, 8, 8)
+
+
+def test_explain_gives_arrays_and_figures_and_writes_nothing(folder: Path, tmp_path: Path) -> None:
+    run = copy_of(folder, tmp_path)
+    (run.path / "predictions.npz").unlink()
     before = sorted(run.path.rglob("*"))
     maps = run.explain(n=3, methods=["gradcam", "hirescam"], layers=["layer1", "layer2"], target="both")
     assert maps.maps.shape == (2, 2, 3, 2, 32, 32)
@@ -116,6 +157,9 @@ def test_explain_gives_arrays_and_figures_and_writes_nothing(run: Run) -> None:
     assert not maps.predictions.is_correct.any()
     assert isinstance(maps.grid(), Figure)
     assert isinstance(maps.sheet(2), Figure)
+    for position in (3, -1):
+        with pytest.raises(UsageError, match=rf"position is {position}; expected 0\.\.2"):
+            maps.sheet(position)
     assert maps._repr_png_()[:4] == b"\x89PNG"  # type: ignore[index]
     assert sorted(run.path.rglob("*")) == before
     direct = fastcifar.Activations(run.model(), run.normalise(maps.images), ["layer1", "layer2"])
@@ -132,18 +176,78 @@ def test_explain_takes_images_of_the_user(run: Run, folder: Path) -> None:
         run.explain(folder / "cat.png", target="true")
 
 
-def test_no_image_is_an_empty_result(run: Run, tmp_path: Path) -> None:
+def test_images_that_cannot_be_read_are_named(
+    run: Run, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "broken.png").write_bytes(b"no image")
-    none = run.explain(tmp_path / "broken.png")
+    assert len(run.explain([tmp_path / "broken.png", folder / "cat.png"])) == 1
+    assert f"{tmp_path / 'broken.png'}: not a readable image" in caplog.text
+    with pytest.raises(DataError, match=r"broken\.png: not a readable image.*; none of the 2 can be read"):
+        run.explain([tmp_path / "broken.png", tmp_path / "missing.png"])
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ([], "no image is given; expected paths"),
+        (PIL.Image.new("RGB", (8, 8)), "image is of type Image; expected the path of a file"),
+        (np.zeros((2, 8, 8, 3), np.uint8), "image is of type ndarray; expected the path of a file"),
+        (5, "image is of type int; expected the path of a file"),
+    ],
+    ids=["none", "Pillow", "array", "int"],
+)
+def test_what_is_not_a_path_is_refused(run: Run, images: Any, message: str) -> None:
+    for ask in (run.explain, run.predict):
+        with pytest.raises(UsageError, match=message):
+            ask(images)
+
+
+def test_no_image_is_an_empty_result(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastcifar.explain.run.select_images", lambda predictions, config: predictions.select([]))
+    with pytest.raises(UsageError, match="layer is 'nope'"):
+        run.explain(layers=["nope"])
+    none = run.explain()
     assert (len(none), none.maps.shape[2], none._repr_png_()) == (0, 0, None)
     with pytest.raises(UsageError, match="no image to draw"):
         none.grid()
+    with pytest.raises(UsageError, match="no image to draw"):
+        none.sheet(0)
 
 
 def test_a_notebook_shows_scores_and_curves(run: Run) -> None:
     page = run._repr_html_()
     assert f"{run.metrics['test_accuracy']:.2%}" in page
     assert "data:image/png;base64," in page
+
+
+@pytest.mark.full_size
+def test_the_curves_are_those_of_the_history(run: Run) -> None:
+    loss, accuracy, _ = run.curves().axes
+    assert [text.get_text() for text in loss.get_legend().get_texts()] == ["training", "validation", "best: epoch 1"]
+    assert [line.get_ydata()[0] for line in loss.lines[:2]] == [run.history[f"{s}_loss"][0] for s in ("train", "val")]
+    assert accuracy.get_title() == "Accuracy"
+
+
+def test_a_run_shows_what_its_folder_now_holds(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(folder / "runs", tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    run = Run("runs/fast")
+    monkeypatch.chdir(folder)  # of a notebook
+    scores, rows = run.path / "metrics.json", (run.path / "results.csv").read_text()
+    assert run.metrics["epochs"] == len(run.history["epoch"]) == 1
+    (run.path / "results.csv").write_text(rows + rows.splitlines()[1].replace("1", "2", 1) + "\n")
+    assert run.history["epoch"].tolist() == [1.0, 2.0]
+    scores.unlink()
+    assert run.metrics == {}
+    scores.write_text("[")
+    (run.path / "results.csv").write_text("epoch\nx\n")
+    for read in (lambda: run.metrics, lambda: run.history, run.curves):
+        with pytest.raises(DataError, match=r"(metrics\.json|results\.csv): not the (scores|epochs) of a run \("):
+            read()
+    shutil.rmtree(run.path)
+    for read in (lambda: run.metrics, lambda: run.history):
+        with pytest.raises(DataError, match="fast: no such file; expected the folder of a run"):
+            read()
 
 
 def test_names_are_shown_as_text(tiny_data: Path, tmp_path: Path) -> None:
@@ -155,6 +259,8 @@ def test_names_are_shown_as_text(tiny_data: Path, tmp_path: Path) -> None:
 
 def test_a_run_is_resumed_by_name_or_as_a_run(tiny_data: Path, tmp_path: Path) -> None:
     first = fastcifar.train(tiny(tiny_data, model="small", epochs=1), runs_dir=tmp_path, name="a", progress=False)
+    with pytest.raises(UsageError, match="name is 'b', and resume continues a run, which keeps its name"):
+        fastcifar.train(resume="a", name="b", runs_dir=tmp_path)
     again = fastcifar.train(resume="a", runs_dir=tmp_path, progress=False)
     assert again.metrics["epochs"] == 1
     longer = fastcifar.train(first.config.with_settings(epochs=2), resume=first, runs_dir=tmp_path, progress=False)
@@ -164,12 +270,23 @@ def test_a_run_is_resumed_by_name_or_as_a_run(tiny_data: Path, tmp_path: Path) -
 
 
 def test_a_run_does_not_run_code_that_only_its_folder_names(tiny_data: Path, tmp_path: Path) -> None:
-    fastcifar.train(tiny(tiny_data, epochs=1), runs_dir=tmp_path, name="a", progress=False)
+    trained = fastcifar.train(tiny(tiny_data, epochs=1), runs_dir=tmp_path, name="a", progress=False)
+    assert len(trained.explain(n=1, layers=["6"])) == 1  # the code that was named to `train`
     with pytest.raises(CheckpointError, match="trust it"):
         Run("a", runs_dir=tmp_path).model()
     with pytest.raises(CheckpointError, match="if you trust it"):
         fastcifar.train(resume="a", runs_dir=tmp_path, progress=False)
     assert Run("a", runs_dir=tmp_path, trusted=NETWORK).model() is not None
+    assert Run("a", runs_dir=tmp_path).class_names == trained.class_names  # of the data, not of the code
+
+
+@pytest.mark.parametrize("progress", [True, False, None])
+def test_convert_takes_progress_as_train_does(progress: bool | None, tmp_path: Path) -> None:
+    pairs = [(np.full((8, 8, 3), index, np.uint8), index % 2) for index in range(8)]
+    manifests = fastcifar.convert(pairs, tmp_path, progress=progress, test_share=0.25)
+    assert manifests["train"].num_samples == 6
+    with pytest.raises(UsageError, match="progress is 'yes'; expected True, False or a function"):
+        fastcifar.convert(pairs, tmp_path, progress="yes", test_share=0.25)  # type: ignore[arg-type]
 
 
 def test_a_run_is_a_path(run: Run) -> None:
@@ -182,14 +299,33 @@ def test_errors_are_those_of_the_commands(run: Run, tmp_path: Path) -> None:
         Run("missing", runs_dir=tmp_path)
     with pytest.raises(CheckpointError, match="no run with a checkpoint"):
         Run(runs_dir=tmp_path)
+    with pytest.raises(CheckpointError, match=f"{tmp_path}: no run with a checkpoint"):
+        fastcifar.export(runs_dir=tmp_path, format="torch")  # the latest
     with pytest.raises(UsageError, match="methods"):
         run.explain(methods=["magic"])
     with pytest.raises(UsageError, match="split"):
         run.predictions("train")
+    with pytest.raises(UsageError, match="unknown setting 'layer'; did you mean 'layers'"):
+        run.explain(layer="layer2")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"epochs": 3}, r"config is \{'epochs': 3\}; expected a TrainConfig"),
+        ("fast", "config is 'fast'; expected a TrainConfig"),
+        (TrainConfig(recipe="fast"), "recipe is 'fast', but config has none of its settings"),
+    ],
+    ids=["dict", "str", "label"],
+)
+def test_what_is_not_a_config_is_refused(config: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=message):
+        fastcifar.train(config, runs_dir=tmp_path)
 
 
 def test_an_evaluation_and_a_report_are_written_into_the_folder(folder: Path, tmp_path: Path) -> None:
-    shutil.copytree(folder / "runs", tmp_path / "runs")
-    copied = Run("fast", runs_dir=tmp_path / "runs")
-    assert all(file.is_relative_to(copied.path) for file in copied.evaluate().files)
+    copied = copy_of(folder, tmp_path)
+    files = copied.evaluate().files
+    assert len(files) > 3
+    assert all(file.is_relative_to(copied.path) for file in files)
     assert copied.report() == copied.path / "report.html"

@@ -229,12 +229,12 @@ def test_explain_refuses_in_one_line(data_dir: Path) -> None:
     assert refused(2, "explain", "--methods", "x") == "methods is 'x'; expected one of: gradcam, gradcampp, hirescam"
     assert "'3;4'; expected one of: loss, confidence, random; or indices" in refused(2, "explain", "--select", "3;4")
     assert refused(4, "explain", "--image", "a.txt").startswith("a.txt: not a readable image")
-    assert "--n selects test images; cannot be combined with a.jpg" in refused(2, "explain", "a.jpg", "--n", 3)
+    assert "n selects test images; expected it without images of your own" in refused(2, "explain", "a.jpg", "--n", 3)
     assert "target is 'true', but the true class of your images is unknown" in refused(
         2, "explain", "--image", "a.txt", "--target", "true"
     )
-    assert "--n cannot be combined with images named by --select" in refused(2, "explain", "--select", "1", "--n", 3)
-    assert "--seed needs --select random" in refused(2, "explain", "--seed", 3)
+    assert "n is 3, and select names images; expected one of them" in refused(2, "explain", "--select", "1", "--n", 3)
+    assert "seed is 3, and select not 'random'" in refused(2, "explain", "--seed", 3)
     assert refused(2, "explain", "--target", "unicorn").startswith("target is 'unicorn'; expected one of: pred, true")
 
 

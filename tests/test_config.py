@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fastcifar import recipes
 from fastcifar.cli import main
 from fastcifar.cli.settings import train_config
 from fastcifar.config import SETTINGS, AugmentConfig, ExplainConfig, LrRangeTestConfig, OptimizerConfig, TrainConfig
@@ -37,6 +38,21 @@ def test_settings_by_name_are_those_of_the_groups() -> None:
     changed = config.with_settings(lr=0.2, epochs=3)
     assert (changed.optimizer.lr, changed.epochs, changed.optimizer.name) == (0.2, 3, "adamw")
     assert TrainConfig(optimizer=OptimizerConfig(lr=0.3), augment=AugmentConfig(flip=False)).peak_lr == 0.3
+
+
+def test_the_name_of_a_recipe_alone_is_refused() -> None:
+    """Its settings would silently be the defaults."""
+    for make in (TrainConfig.from_settings, TrainConfig().with_settings):
+        with pytest.raises(UsageError, match=r"recipe is 'fast'.* recipes\.load\('fast'\)\.config\.with_settings"):
+            make(recipe="fast", epochs=4)
+    recipe = recipes.load("fast").config.with_settings(epochs=4)
+    assert (recipe.recipe, recipe.epochs) == ("fast", 4)
+    assert recipe.with_settings(recipe="fast", epochs=4) == recipe == TrainConfig.from_settings(**recipe.to_settings())
+    assert TrainConfig.from_stored(recipe="fast", epochs=4) == TrainConfig(recipe="fast", epochs=4)
+
+
+def test_an_array_of_indices_is_a_list() -> None:
+    assert ExplainConfig(select=np.array([3, 1])).select == (3, 1)
 
 
 def test_an_unknown_name_is_answered_with_the_nearest() -> None:
@@ -84,11 +100,18 @@ def test_numbers_of_numpy_become_those_of_python() -> None:
         ),
         (lambda: TrainConfig.from_settings(seed=None), "seed is None; expected a whole number"),
         (lambda: TrainConfig.from_settings(factor=1.0), "factor is 1.0; expected a number above 0 and below 1"),
-        (lambda: TrainConfig.from_settings(lr=np.ones(2)), "lr is array([1., 1.]); expected a number above 0"),
+        (lambda: TrainConfig.from_settings(lr=np.ones((1, 2))), "lr is array([[1., 1.]]); expected a number above 0"),
+        (lambda: TrainConfig.from_settings(amp=np.array(["off"])), "amp is ('off',); expected one of"),
+        (lambda: ExplainConfig(select=np.array([True, False])), "select is True; expected a whole number"),
+        (lambda: ExplainConfig(select=(1,), n=3), "n is 3, and select names images; expected one of them"),
+        (lambda: ExplainConfig(seed=3), "seed is 3, and select not 'random'; expected a seed for select 'random'"),
+        (lambda: ExplainConfig(method="x"), "ExplainConfig: unknown setting 'method'; did you mean 'methods'?"),
         (
-            lambda: TrainConfig.from_settings(amp=np.array(["off"])),
-            "amp is array(['off'], dtype='<U3'); expected one of",
+            lambda: TrainConfig(lr=0.1),
+            "TrainConfig: unknown setting 'lr'; TrainConfig.from_settings takes all settings by name",
         ),
+        (lambda: TrainConfig(model="small"), "model is 'small'; expected ModelConfig(…); TrainConfig.from_settings"),
+        (lambda: TrainConfig(augment=None), "augment is None; expected AugmentConfig(…); TrainConfig.from_settings"),
         (lambda: TrainConfig.from_settings(device=5), "device is 5; expected text"),
         (lambda: TrainConfig.from_settings(recipe=[1]), "recipe is (1,); expected text"),
         (lambda: TrainConfig.from_settings(data_dir=3), "data_dir is 3; expected a path"),

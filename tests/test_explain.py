@@ -203,6 +203,12 @@ def test_an_unknown_layer_is_refused_with_the_known_ones(run: RunFolder) -> None
         explain_run(run, ExplainConfig(layers=("layer1", "layer9")))
 
 
+@pytest.mark.parametrize("setting", [{"n": 3}, {"select": "random"}, {"select": (1,)}, {"correct": True}])
+def test_settings_that_select_test_images_are_refused_with_own_images(run: RunFolder, setting: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=f"{next(iter(setting))} selects test images; expected it without"):
+        explain_run(run, ExplainConfig(**setting), images=["a.png"])
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [

@@ -200,8 +200,8 @@ def test_words_of_explain_are_runs_and_images(home: Path, monkeypatch: pytest.Mo
 
     seen: list[object] = []
 
-    def stop(run: RunFolder, config: object, *, images: list[Path], **more: object) -> None:
-        seen.append((run.path.name, [str(path) for path in images]))
+    def stop(run: RunFolder, config: object, *, images: list[Path] | None, **more: object) -> None:
+        seen.append((run.path.name, [str(path) for path in images or ()]))
         raise DataError("seen")
 
     monkeypatch.setattr(explain, "explain_run", stop)

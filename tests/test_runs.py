@@ -36,7 +36,7 @@ def write_run(path: Path, num_wrong: Sequence[int], data_sha256: str = "d" * 64,
     run.best.parent.mkdir(exist_ok=True)
     run.best.touch()
     run.last.touch()
-    run.write_config(TrainConfig.from_settings(**{"model": "small", "epochs": 3, **settings}))
+    run.write_config(TrainConfig.from_stored(**{"model": "small", "epochs": 3, **settings}))
     labels = np.arange(N) % 4
     predicted = labels.copy()
     predicted[list(num_wrong)] = (predicted[list(num_wrong)] + 1) % 4

@@ -9,7 +9,7 @@ import click
 
 from fastcifar.cli import images as own
 from fastcifar.cli import options, settings
-from fastcifar.cli.settings import as_flags, flags, given_on_command_line
+from fastcifar.cli.settings import as_flags, given_on_command_line
 from fastcifar.config import ExplainConfig
 
 if TYPE_CHECKING:
@@ -56,17 +56,11 @@ def explain(
     own images to explain/images/. PATH names them as for 'fastcifar predict'.
     """
     config = ExplainConfig(**overrides)
-    if not isinstance(config.select, str) and given_on_command_line(context, ("n",)):
-        raise click.UsageError("--n cannot be combined with images named by --select", context)
-    if config.select != "random" and given_on_command_line(context, ("seed",)):
-        raise click.UsageError("--seed needs --select random", context)
     runs, more_images = own.split_words(words, runs_dir, context)
     runs += [] if named_run is None else [named_run]
     images += tuple(more_images)
     if len(runs) > 1:
         raise click.UsageError(f"got {len(runs)} runs, {', '.join(map(repr, runs))}; expected at most one", context)
-    if images and (unused := given_on_command_line(context, ("n", "select", "correct", "seed"))):
-        raise click.UsageError(f"{flags(unused)} selects test images; cannot be combined with {images[0]}", context)
 
     import json
 
@@ -81,7 +75,7 @@ def explain(
     given = own.with_stdin(images)
     with Bars() as bars:
         explanation = explain_run(
-            folder, config, images=given, data_dir=data_dir, device=device, trusted=model, reporter=bars
+            folder, config, images=given or None, data_dir=data_dir, device=device, trusted=model, reporter=bars
         )
     found = explanation.own
     report = write_report_or_warn(folder) if explanation.files or found is None else None

@@ -112,10 +112,10 @@ def train_config(context: click.Context, values: dict[str, Any]) -> TrainConfig:
         if also := given_on_command_line(context, AUGMENT):
             raise click.UsageError(f"{flags(also)} cannot be combined with --augment, which replaces all of them")
         values = {key: value for key, value in values.items() if key not in AUGMENT}
-        config = TrainConfig.from_settings(**values)
+        config = TrainConfig.from_stored(**values)
         mixing = {name: getattr(config.augment, name) for name in ("mixup", "cutmix")}
         return replace(config, augment=replace(read_pipeline(pipeline), **mixing))
-    return TrainConfig.from_settings(**values)
+    return TrainConfig.from_stored(**values)
 
 
 def as_flags(context: click.Context, keys: Iterable[str]) -> list[str | os.PathLike[str]]:

@@ -118,7 +118,7 @@ def _setting(context: click.Context, name: str) -> str:
 
 def _parsed(context: click.Context, name: str, texts: tuple[str, ...]) -> tuple[Any, ...]:
     """The values of a setting, as its option reads them."""
-    require_known([name])
+    require_known([name], SETTINGS)
     param = next(param for param in context.command.params if param.name == name)
     if isinstance(param, click.Option) and param.is_bool_flag:
         return tuple(click.BOOL.convert(text, param, context) for text in texts)

@@ -18,6 +18,7 @@ from fastcifar.config.optimizer import DEFAULT_LR as DEFAULT_LR
 from fastcifar.config.optimizer import OPTIMIZERS as OPTIMIZERS
 from fastcifar.config.optimizer import OptimizerConfig as OptimizerConfig
 from fastcifar.config.schedule import ScheduleConfig as ScheduleConfig
+from fastcifar.config.setting import require_known as require_known
 from fastcifar.config.train import CHANGEABLE as CHANGEABLE
 from fastcifar.config.train import LOADERS as LOADERS
 from fastcifar.config.train import LOGGERS as LOGGERS
@@ -30,4 +31,3 @@ from fastcifar.config.train import TTA_MODES as TTA_MODES
 from fastcifar.config.train import DataConfig as DataConfig
 from fastcifar.config.train import RuntimeConfig as RuntimeConfig
 from fastcifar.config.train import TrainConfig as TrainConfig
-from fastcifar.config.train import require_known as require_known

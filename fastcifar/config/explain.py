@@ -26,7 +26,7 @@ class ExplainConfig(Config):
     correct: bool = setting(False, Switch(), "Correctly classified images instead of misclassified ones.")
     layers: tuple[str, ...] = setting(("all",), Names(), "Modules of the network; all: its stages.")
     methods: tuple[str, ...] = setting(
-        ("gradcam", "gradcampp"), Names(CAM_METHODS), f"Of {', '.join(CAM_METHODS)}; the grid shows the first."
+        ("hirescam", "gradcam"), Names(CAM_METHODS), f"Of {', '.join(CAM_METHODS)}; the grid shows the first."
     )
     target: str = setting(
         "pred",
@@ -38,3 +38,13 @@ class ExplainConfig(Config):
     def check(self) -> None:
         if not isinstance(self.select, str) and self.correct:
             raise UsageError("select names images; expected that or correct, not both")
+        if not isinstance(self.select, str) and self.n != ExplainConfig.n:
+            raise UsageError(f"n is {self.n}, and select names images; expected one of them")
+        if self.select != "random" and self.seed != ExplainConfig.seed:
+            raise UsageError(f"seed is {self.seed}, and select not 'random'; expected a seed for select 'random' alone")
+
+    def require_no_selection(self) -> None:
+        """Raise UsageError if a setting selects test images."""
+        for name in ("n", "select", "correct", "seed"):
+            if getattr(self, name) != getattr(ExplainConfig, name):
+                raise UsageError(f"{name} selects test images; expected it without images of your own")

@@ -5,9 +5,10 @@ Checks, flags, help texts, recipes and the settings page of the documentation ar
 
 from __future__ import annotations
 
+import difflib
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
@@ -173,8 +174,22 @@ class Config:
     """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
+    by_name: ClassVar[str] = ""
+    """For messages: how the settings of all groups are given by their names."""
+
+    def __new__(cls, **values: Any) -> Config:
+        try:
+            require_known(values, cls.__dataclass_fields__)
+        except UsageError as error:
+            raise UsageError(f"{cls.__name__}: {error}{cls.by_name}") from None
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
+        for each in fields(self):
+            group, expected = getattr(self, each.name), each.default_factory
+            if "setting" not in each.metadata and not isinstance(group, expected):  # type: ignore[arg-type]
+                name = getattr(expected, "__name__", "")
+                raise UsageError(f"{each.name} is {shown(group)}; expected {name}(…){self.by_name}")
         for name, field_name, declared in settings_of(type(self)):
             value = _plain(getattr(self, field_name))
             if value is not None or getattr(type(self), field_name, None) is not None:
@@ -194,10 +209,21 @@ def settings_of(config_class: type) -> Iterator[tuple[str, str, Setting]]:
             yield declared.name or each.name, each.name, declared
 
 
+def require_known(names: Iterable[Any], known: Collection[str]) -> None:
+    """Raise UsageError if one of `names` is not the name of a setting."""
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise UsageError(f"unknown setting {name!r}{hint}")
+
+
 def _plain(value: Any) -> Any:
-    """Lists as tuples; numbers of NumPy, which YAML cannot write, as those of Python."""
+    """Lists and arrays of one dimension as tuples; numbers of NumPy, which YAML cannot write, as those of Python."""
     if isinstance(value, (list, tuple)):
         return tuple(map(_plain, value))
+    if hasattr(value, "tolist") and value.ndim == 1:
+        return tuple(value.tolist())
     return value.item() if hasattr(value, "item") and value.ndim == 0 else value
 
 

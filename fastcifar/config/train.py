@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from dataclasses import MISSING, dataclass, field, fields, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from fastcifar.config.augment import AugmentConfig
 from fastcifar.config.model import ModelConfig
@@ -22,6 +21,7 @@ from fastcifar.config.setting import (
     SizesUntil,
     Switch,
     Text,
+    require_known,
     setting,
     settings_of,
 )
@@ -121,6 +121,8 @@ class TrainConfig(Config):
         (16, 8)
     """
 
+    by_name: ClassVar[str] = "; TrainConfig.from_settings takes all settings by name"
+
     recipe: str | None = setting(None, Text(), "Name of the recipe that the settings began as.")
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -175,9 +177,15 @@ class TrainConfig(Config):
     def from_settings(cls, **values: Any) -> TrainConfig:
         """The configuration with these settings, by name; the others have their defaults.
 
-        Raises UsageError for an unknown name or a value that is not allowed.
+        Raises UsageError for an unknown name or a value that is not allowed; also for a recipe by its name alone, which
+        `fastcifar.recipes.load` reads.
         """
         return cls().with_settings(**values)
+
+    @classmethod
+    def from_stored(cls, *, recipe: str | None = None, **values: Any) -> TrainConfig:
+        """`from_settings`, of values that have those of their recipe among them: in a recipe, config.yaml, flags."""
+        return replace(cls.from_settings(**values), recipe=recipe)
 
     def to_settings(self) -> dict[str, Any]:
         """All settings by name, as in config.yaml: plain values, tuples as lists."""
@@ -188,7 +196,13 @@ class TrainConfig(Config):
 
     def with_settings(self, **values: Any) -> TrainConfig:
         """A copy with these settings changed, by name. Raises UsageError, see `from_settings`."""
-        require_known(values)
+        require_known(values, SETTINGS)
+        recipe = values.get("recipe")
+        if isinstance(recipe, str) and recipe != self.recipe and SETTINGS.keys() - values.keys():
+            raise UsageError(
+                f"recipe is {recipe!r}, which only names where settings come from; start from the recipe itself: "
+                f"'from fastcifar import recipes', then recipes.load({recipe!r}).config.with_settings(…)"
+            )
         by_group: dict[str | None, dict[str, Any]] = {}
         for name, value in values.items():
             group, key, _ = SETTINGS[name]
@@ -212,15 +226,6 @@ SETTINGS: dict[str, tuple[str | None, str, Setting]] = {
     for name, key, declared in settings_of(config_class)
 }
 """By name: its group in TrainConfig (None: TrainConfig itself), its field there, its declaration."""
-
-
-def require_known(names: Any, known: Any = SETTINGS) -> None:
-    """Raise UsageError if one of `names` is not the name of a setting."""
-    for name in names:
-        if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise UsageError(f"unknown setting {name!r}{hint}")
 
 
 def _plain(value: Any) -> Any:

@@ -70,7 +70,7 @@ class Activations:
             if not layers:
                 raise UsageError("no module of the network returns maps of the images; expected one that does")
         _require_names("layers", layers)
-        _require_layers(model, layers)
+        require_layers(model, layers)
         self.layers = tuple(layers)
         self._image_size: Size = (images.shape[2], images.shape[3])
         outputs: dict[str, tuple[Any, MapLayout | None]] = {}
@@ -92,7 +92,7 @@ class Activations:
         self.sizes = tuple(layout.size for layout in self._layouts)
 
     def maps(
-        self, targets: torch.Tensor | None = None, methods: Sequence[str] = ("gradcam", "gradcampp")
+        self, targets: torch.Tensor | None = None, methods: Sequence[str] = ("hirescam", "gradcam")
     ) -> dict[str, CamMaps]:
         """The maps of each method, (N, layers, H, W) float32 in 0..1, on the network's device; from one backward pass
         for all layers and methods.
@@ -193,7 +193,8 @@ def _described(value: object) -> str:
     return f"{shown(value)}, not a tensor"
 
 
-def _require_layers(model: nn.Module, layers: Sequence[str]) -> None:
+def require_layers(model: nn.Module, layers: Sequence[str]) -> None:
+    """Raise UsageError if the network has no such layer, or its output cannot be read."""
     known = {name: module for name, module in model.named_modules() if name}
     for name in layers:
         if name not in known:

@@ -13,6 +13,7 @@ from fastcifar.errors import UsageError
 from fastcifar.explain.cam import Size, best_layer
 from fastcifar.explain.maps import ExplainedImages, MapTable
 from fastcifar.inference.predictions import UNKNOWN, Predictions
+from fastcifar.io.checks import require_int
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -85,8 +86,7 @@ class Maps:
     def grid(self) -> Figure:
         """The images with their maps of the first target and method at the best layer. Raises UsageError without
         images."""
-        if not len(self):
-            raise UsageError(f"no image to draw: {self.selection}; expected at least one")
+        self._require_images()
         table, best = self.table, best_layer(self.table.sizes)
         target, labels = table.targets[0], plotting.class_labels(self.class_names)
         target = labels[self.class_names.index(target)] if target in self.class_names else target_name(target)
@@ -99,8 +99,11 @@ class Maps:
         )
 
     def sheet(self, position: int) -> Figure:
-        """One image with its maps by every layer, target and method. position: 0..N-1."""
-        i, table, explained, predictions = position, self.table, self.explained, self.predictions
+        """One image with its maps by every layer, target and method. position: 0..N-1. Raises UsageError if there is
+        no such image."""
+        self._require_images()
+        i = require_int("position", position, 0, len(self) - 1)
+        table, explained, predictions = self.table, self.explained, self.predictions
         labels = plotting.class_labels(self.class_names)
         rows = [
             plotting.SheetRow(
@@ -120,6 +123,10 @@ class Maps:
             heading += f", loss {predictions.losses[i]:.2f}"
             heading += f"\n{explained.origins[i]}" if explained.origins[i] else ""
         return plotting.cam_sheet(explained.images[i], rows, [METHOD_NAMES[m] for m in table.methods], heading)
+
+    def _require_images(self) -> None:
+        if not len(self):
+            raise UsageError(f"no image to draw: {self.selection}; expected at least one")
 
     def _layer(self, k: int) -> str:
         height, width = self.table.sizes[k]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -13,7 +13,7 @@ import numpy as np
 
 from fastcifar.config import MAX_EXPLAINED, ExplainConfig
 from fastcifar.errors import UsageError
-from fastcifar.explain.cam import Size
+from fastcifar.explain.cam import Size, require_layers
 from fastcifar.explain.drawing import Maps
 from fastcifar.explain.files import write_explanation
 from fastcifar.explain.maps import ExplainedImages, compute_maps
@@ -60,7 +60,7 @@ def explain_run(
     run: RunFolder,
     config: ExplainConfig,
     *,
-    images: Sequence[str | os.PathLike[str]] = (),
+    images: Sequence[str | os.PathLike[str]] | None = None,
     data_dir: str | os.PathLike[str] | None = None,
     device: str = "auto",
     trusted: str | None = None,
@@ -74,25 +74,31 @@ def explain_run(
     explained = explain_images(trained, config, images)
     if not len(explained.maps):
         return explained
-    folder = run.explain / "images" if images else run.explain
+    folder = run.explain if images is None else run.explain / "images"
     return replace(explained, files=write_explanation(run.make_subfolder(folder), explained.maps, trained.reporter))
 
 
 def explain_images(
-    trained: TrainedRun, config: ExplainConfig, images: Sequence[str | os.PathLike[str]] = ()
+    trained: TrainedRun,
+    config: ExplainConfig,
+    images: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | None = None,
 ) -> Explanation:
     """The maps of test images of a run, or of the user's own images; nothing is written.
 
-    images: files, folders, patterns, archives, betons, see `fastcifar.inference.user_images.list_images`.
-    Raises DataError (4) if test.beton is missing, damaged or does not fit; UsageError (2), also for over MAX_EXPLAINED
-    images.
+    images: files, folders, patterns, archives, betons, see `fastcifar.inference.user_images.list_images`; None: test
+    images. Raises DataError (4) if test.beton is missing, damaged or does not fit; UsageError (2), also for over
+    MAX_EXPLAINED images.
     """
-    if images and config.target in ("true", "both"):
-        raise UsageError(f"target is {config.target!r}, but the true class of your images is unknown; expected 'pred'")
+    if images is not None:
+        config.require_no_selection()
+        if config.target in ("true", "both"):
+            raise UsageError(
+                f"target is {config.target!r}, but the true class of your images is unknown; expected 'pred'"
+            )
     layers = _layers(trained, config)
     require_choice("target", config.target, ("pred", "true", "both", *trained.info.class_names))
     num_wrong = own = None
-    if images:
+    if images is not None:
         own = predict_images(trained, images, max_images=MAX_EXPLAINED)
         explained, num_images, selection = _explained(own), len(own), f"{len(own):,} of your images"
     else:
@@ -142,7 +148,9 @@ def _layers(trained: TrainedRun, config: ExplainConfig) -> tuple[str, ...]:
             f"{trained.config.model.name} has no stage that gives maps; name a layer that does and is not scripted"
         )
     names = [stages if name == "all" else (name,) for name in config.layers]
-    return tuple(dict.fromkeys(chain.from_iterable(names)))
+    layers = tuple(dict.fromkeys(chain.from_iterable(names)))
+    require_layers(trained.model, layers)  # also where no image is selected
+    return layers
 
 
 def _describe(config: ExplainConfig, num_shown: int, num_images: int, num_wrong: int) -> str:

@@ -63,8 +63,9 @@ class Export:
 
 @standard_torch_defaults()
 def export_run(
-    run: RunFolder | str | os.PathLike[str],
+    run: RunFolder | str | os.PathLike[str] | None = None,
     *,
+    runs_dir: str | os.PathLike[str] = "runs",
     format: str = "onnx",
     output: str | os.PathLike[str] | None = None,
     model_card: bool = False,
@@ -78,11 +79,11 @@ def export_run(
     Before the file gets its name, it is compared with the network in float32 torch on all test images; if they differ,
     there is no file, or the earlier one.
 
-    run: the folder of a run, or its name in runs/. format: 'onnx', or 'torch' for `torch.export.load`. output: by
-    default export/model.onnx (or .pt2) in the run folder. model_card: write a description in Markdown next to the file.
-    For the other arguments see `TrainedRun`. Raises FastcifarError (1) if the network cannot be exported or the file
-    differs; MissingExtraError (3); DataError (4) if test.beton is missing, damaged or does not fit; CheckpointError
-    (6); UsageError (2).
+    run: its name or path; None for the latest in `runs_dir`. format: 'onnx', or 'torch' for `torch.export.load`.
+    output: by default export/model.onnx (or .pt2) in the run folder. model_card: write a description in Markdown next
+    to the file. For the other arguments see `TrainedRun`. Raises FastcifarError (1) if the network cannot be exported
+    or the file differs; MissingExtraError (3); DataError (4) if test.beton is missing, damaged or does not fit;
+    CheckpointError (6); UsageError (2).
 
     Examples:
         >>> exported = export("fast", format="torch")
@@ -92,7 +93,7 @@ def export_run(
     require_choice("format", format, tuple(FORMATS))
     FORMATS[format].require()
     path = None if output is None else _output_path(output, FORMATS[format].suffix)
-    folder = run if isinstance(run, RunFolder) else find_run(run, "runs", trained=True)
+    folder = run if isinstance(run, RunFolder) else find_run(run, runs_dir, trained=True)
     trained = TrainedRun(folder, data_dir=data_dir, device="cpu", trusted=trusted, reporter=reporter)
     beton = trained.beton("test")
     evaluated = trained.predictions("test")

@@ -131,7 +131,7 @@ def predict_images(
     max_images: int | None = None,
 ) -> ImagePredictions:
     """See `predict`. max_images: keep the pixels of all images in memory. Raises UsageError if there are more."""
-    paths = [paths] if isinstance(paths, (str, os.PathLike)) else paths
+    paths = _path_list(paths)
     read: list[UserImage] = []
     errors: list[tuple[str, str]] = []
     logits = [np.empty((0, len(trained.info.class_names)), np.float32)]
@@ -166,6 +166,20 @@ def predict_images(
         not_calibrated=trained.not_calibrated,
         pixels=np.concatenate(pixels) if max_images is not None else None,
     )
+
+
+def _path_list(paths: Any) -> list[str | os.PathLike[str]]:
+    """Raises UsageError for something else, and for none."""
+    listed = [paths] if isinstance(paths, (str, os.PathLike)) or not isinstance(paths, Iterable) else list(paths)
+    if not listed:
+        raise UsageError("no image is given; expected paths of files, folders, patterns, archives or betons")
+    for path in listed:
+        if not isinstance(path, (str, bytes, os.PathLike)):
+            raise UsageError(
+                f"image is of type {type(path).__name__}; expected the path of a file, or a list of them: save what is "
+                "in memory to files first"
+            )
+    return listed
 
 
 def _decode(images: Sequence[UserImage], trained: TrainedRun) -> Iterator[tuple[UserImage, Sample | Broken]]:

@@ -46,9 +46,10 @@ class TrainedRun:
         device: str = "auto",
         trusted: str | None = None,
         reporter: Reporter | None = None,
+        is_read_only: bool = False,
     ) -> None:
         """data_dir: where the betons are; by default where they were in training. trusted: 'package.module:function',
-        the code of the run's network, if you trust it.
+        the code of the run's network, if you trust it. is_read_only: `predictions` writes nothing.
 
         Raises CheckpointError (6) if the weights are missing or cannot be read; DataError (4) if they know one class;
         UsageError (2).
@@ -61,6 +62,7 @@ class TrainedRun:
         place(self.model, self.device)
         self.config = run.read_config()
         self.reporter = reporter or SilentReporter()
+        self._is_read_only = is_read_only
         self._is_given = data_dir is not None
         self._data_dir = Path(self.config.data.data_dir if data_dir is None else data_folder(data_dir))
         self._betons: dict[str, Beton] = {}
@@ -124,7 +126,7 @@ class TrainedRun:
         if is_cached and (cached := self._load_predictions(beton)) is not None:
             return cached
         predictions = self.predict_beton(beton, self._indices(split, beton), tta=tta)
-        if is_cached:
+        if is_cached and not self._is_read_only:
             predictions.save(self.run.predictions)
         return predictions
 

@@ -68,7 +68,7 @@ def load(name: str | os.PathLike[str]) -> Recipe:
             if key in NOT_IN_RECIPES:
                 raise UsageError(f"{key} cannot be set in a recipe; give it with {NOT_IN_RECIPES[key]}")
         require_known(settings, SETTINGS.keys() - NOT_IN_RECIPES)
-        config = TrainConfig.from_settings(recipe=name, **settings)
+        config = TrainConfig.from_stored(recipe=name, **settings)
         if config.model.names_code:
             raise UsageError(
                 f"model is {config.model.name!r}; a recipe cannot name code or a download: give it with --model"

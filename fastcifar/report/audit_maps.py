@@ -67,7 +67,7 @@ def _maps(trained: TrainedRun, audit: Audit, named: Sequence[tuple[Image, str]])
         # the target 'pred' is the class of the largest logit
         predictions=Predictions(np.arange(len(named)), targets, np.eye(len(names), dtype=np.float32)[targets]),
     )
-    table = compute_maps(trained, explained, layers, ExplainConfig(target="pred", methods=("gradcam",)))
+    table = compute_maps(trained, explained, layers, ExplainConfig(target="pred", methods=("hirescam",)))
     best = best_layer(table.sizes)
     return [
         np.rint(plotting.overlay(image, table.maps[0, 0, i, best], TILE) * 255).astype(np.uint8)

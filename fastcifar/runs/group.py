@@ -229,7 +229,7 @@ def load_group(path: Path) -> Group:
         names = [member.name for member in members]
         if not all(isinstance(name, str) and _is_folder_name(name) for name in names) or len(set(names)) < len(names):
             raise ValueError("its runs have names that are no different folders in it")
-        config = TrainConfig.from_settings(**content["settings"])
+        config = TrainConfig.from_stored(**content["settings"])
         init_sha256 = {str(path): str(sha256) for path, sha256 in content.get("init_sha256", {}).items()}
         group = Group(path=path, kind=content["kind"], config=config, members=members, init_sha256=init_sha256)
         for member in members:

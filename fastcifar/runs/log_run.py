@@ -114,5 +114,5 @@ def _confusion(run: RunFolder) -> bytes:
 
 def _maps(run: RunFolder, trusted: str | None, reporter: Reporter | None) -> bytes | None:
     """None if no image is misclassified."""
-    figure = explanation_grid(run, ExplainConfig(methods=("gradcam",)), trusted=trusted, reporter=reporter)
+    figure = explanation_grid(run, ExplainConfig(methods=("hirescam",)), trusted=trusted, reporter=reporter)
     return None if figure is None else plotting.png(figure)

@@ -17,6 +17,7 @@ from fastcifar.config import TrainConfig
 from fastcifar.config.optimizer import default_lr
 from fastcifar.errors import DataError, one_line
 from fastcifar.inference.metrics import wilson_interval
+from fastcifar.io.paths import why_missing
 from fastcifar.io.reading import read_bytes, read_mapping
 from fastcifar.runs.group import Group, is_group, load_group
 from fastcifar.training.run_folder import COLUMNS, RunFolder
@@ -45,9 +46,9 @@ class RunSummary:
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
-        """metrics.json; empty before the training has ended."""
-        with contextlib.suppress(OSError, ValueError):
-            return read_mapping(self.run.metrics, MAX_BYTES)
+        """metrics.json; empty before the training has ended, or if it is damaged."""
+        with contextlib.suppress(DataError):
+            return read_metrics(self.run)
         return {}
 
     def score(self, key: str) -> float | None:
@@ -73,12 +74,8 @@ class RunSummary:
     @cached_property
     def history(self) -> tuple[Row, ...]:
         """The rows of results.csv, without empty cells; () if it is missing or damaged."""
-        with contextlib.suppress(OSError, ValueError, csv.Error, KeyError):
-            text = read_bytes(self.run.results, MAX_BYTES).decode("utf-8")
-            rows = list(csv.DictReader(io.StringIO(text), strict=True))
-            parsed = tuple({key: float(row[key]) for key in COLUMNS if row[key] not in ("", None)} for row in rows)
-            if all(map(math.isfinite, (value for row in parsed for value in row.values()))):
-                return parsed
+        with contextlib.suppress(DataError):
+            return read_history(self.run)
         return ()
 
     @cached_property
@@ -97,6 +94,39 @@ class RunSummary:
     def changed(self) -> dict[str, Any]:
         """The settings that differ from those of its recipe, or from the defaults; by name."""
         return {} if self.config is None else changed_settings(self.config)
+
+
+def read_metrics(run: RunFolder) -> dict[str, Any]:
+    """metrics.json; empty before the training has ended. Raises DataError if it is damaged, or there is no
+    such folder."""
+    with _reading(run, run.metrics, "the scores"):
+        return read_mapping(run.metrics, MAX_BYTES)
+    return {}
+
+
+def read_history(run: RunFolder) -> tuple[Row, ...]:
+    """The rows of results.csv, without empty cells; () before the first epoch has ended. Raises DataError if it is
+    damaged, or the folder is missing."""
+    with _reading(run, run.results, "the epochs"):
+        text = read_bytes(run.results, MAX_BYTES).decode("utf-8")
+        rows = list(csv.DictReader(io.StringIO(text), strict=True))
+        parsed = tuple({key: float(row[key]) for key in COLUMNS if row[key] not in ("", None)} for row in rows)
+        if not all(map(math.isfinite, (value for row in parsed for value in row.values()))):
+            raise ValueError("a number is not finite")
+        return parsed
+    return ()
+
+
+@contextlib.contextmanager
+def _reading(run: RunFolder, file: Path, content: str) -> Iterator[None]:
+    """In the block a file that is not there yet is no error; any other raises DataError."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        if not run.path.is_dir():
+            raise DataError(f"{run.path}: {why_missing(run.path)}; expected the folder of a run") from error
+    except (OSError, ValueError, csv.Error, KeyError) as error:
+        raise DataError(f"{file}: not {content} of a run ({one_line(error)}); restore it from a copy") from error
 
 
 def changed_settings(config: TrainConfig) -> dict[str, Any]:

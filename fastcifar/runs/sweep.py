@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from fastcifar.augment.params import raw_bits
-from fastcifar.config import TrainConfig, require_known
+from fastcifar.config import SETTINGS, TrainConfig, require_known
 from fastcifar.errors import DataError, Stopped, UsageError
 from fastcifar.runs.group import Group, Member, check_runs
 from fastcifar.runs.log_run import train_and_log
@@ -39,7 +39,7 @@ def sweep_members(
 
     trials: draw so many combinations at random, by `seed`. Raises UsageError for a setting that cannot be swept.
     """
-    require_known(values)
+    require_known(values, SETTINGS)
     for name, options in values.items():
         if name in NOT_SWEPT:
             raise UsageError(f"{name} cannot be swept; expected a setting of the network or the training")

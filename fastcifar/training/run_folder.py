@@ -110,7 +110,7 @@ class RunFolder:
     def read_config(self) -> TrainConfig:
         """The settings of the run. Raises DataError if they are damaged."""
         try:
-            return TrainConfig.from_settings(**read_mapping(self.config, MAX_TEXT_BYTES))
+            return TrainConfig.from_stored(**read_mapping(self.config, MAX_TEXT_BYTES))
         except (OSError, TypeError, KeyError, ValueError, AttributeError) as error:
             raise DataError(f"{self.config}: not the settings of a run ({one_line(error)})") from error
 
