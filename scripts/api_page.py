@@ -31,7 +31,7 @@ EXAMPLE = re.compile(r"(^```python\n(?:.*\n)*?```$|^ {4}.*(?:\n+ {4}.*)*|^>>> .*
 
 def page() -> str:
     """The text of docs/api.md."""
-    modules: dict[str, set[str]] = {"fastcifar": {name for name in fastcifar.__all__ if not name.startswith("_")}}
+    modules: dict[str, set[str]] = {"fastcifar": set(fastcifar.__all__)}
     for module, name in sorted(imported()):
         modules.setdefault(module, set()).add(name)
     parts = [HEAD]
