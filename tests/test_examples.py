@@ -21,9 +21,11 @@ SCRIPTS = {
     "lightning.py": (FLAGS, r"test accuracy \d+\.\d%"),
     "timm_model.py": (
         (*FLAGS, "--model", "timm:test_resnet"),
-        r"\d+\.\d% of the test images are correctly classified\n"
-        r"9 mistakes, at the layers \S.*: runs/test_resnet/mistakes\.png\n"
-        r"for other programs: runs/test_resnet/export/model\.onnx",
+        (
+            r"\d+\.\d% of the test images are correctly classified\n"
+            r"9 mistakes, at the layers \S.*: runs/test_resnet/mistakes\.png\n"
+            r"for other programs: runs/test_resnet/export/model\.onnx"
+        ),
     ),
 }
 """Of each script, flags for a short run and what it prints at the end."""

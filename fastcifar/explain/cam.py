@@ -40,9 +40,9 @@ class Activations:
     The network's gradients, mode and hooks are restored, also after an error.
 
     Examples:
-        >>> model = Run("fast").model()
-        >>> images = next(iter(make_loader("data/test.beton", train=False, batch_size=8))).images
-        >>> activations = Activations(model, images, ["layer2"])
+        >>> run = Run("fast")
+        >>> images = run.normalise(open_beton("data/test.beton").images(range(8)))  # as in training
+        >>> activations = Activations(run.model(), images, ["layer2"])
         >>> activations.maps(methods=["hirescam"])["hirescam"].maps.shape  # (N, layers, H, W)
         torch.Size([8, 1, 32, 32])
     """
