@@ -73,6 +73,7 @@ def test_the_documentation_names_each_optional_part_and_the_lowest_versions() ->
         ("github-issue-forms", ".github/ISSUE_TEMPLATE/bug_report.yml"),
         ("github-issue-forms", ".github/ISSUE_TEMPLATE/feature_request.yml"),
         ("github-issue-config", ".github/ISSUE_TEMPLATE/config.yml"),
+        ("github-workflows", ".github/workflows/checks.yml"),
     ],
 )
 def test_files_of_the_repository_follow_their_schema(schema: str, path: str) -> None:
