@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import fastcifar
+from fastcifar.config import SETTINGS
+from fastcifar.config.setting import Config, settings_of
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "api.md"
@@ -52,6 +54,8 @@ RESULTS = {
     "fastcifar.training.lr_curve": {"LrCurve"},
 }
 """Classes that only fastcifar makes: they are shown without their constructor."""
+ARGUMENTS = {"fastcifar.config": {"ExplainConfig", "LrRangeTestConfig"}}
+"""Classes whose fields are arguments, e.g. of `Run.explain`."""
 INTERNAL = {"Calibration": {"load", "save"}, "Loader": {"make_batch", "mixed", "plan"}, "Predictions": {"load", "save"}}
 """Members that other modules of fastcifar use."""
 
@@ -74,7 +78,8 @@ def page() -> str:
 def documented() -> dict[str, set[str]]:
     """The names in each module."""
     modules = {"fastcifar": set(fastcifar.__all__)}
-    for module, name in sorted(imported() | {(module, name) for module, names in RESULTS.items() for name in names}):
+    listed = {(module, name) for each in (RESULTS, ARGUMENTS) for module, names in each.items() for name in names}
+    for module, name in sorted(imported() | listed):
         modules.setdefault(module, set()).add(name)
     return modules
 
@@ -93,14 +98,22 @@ def _entry(module: str, name: str, item: Any) -> str:
         return f"### {name}\n\n{_signature(name, item)}\n\n{_text(item)}\n"
     is_result = name in RESULTS.get(module, ())
     parts = [f"### {name}\n", *([] if is_result else [_signature(name, item), ""]), _text(item), ""]
-    if module == "fastcifar.config" or item.__module__.startswith("fastcifar.config"):
-        parts.append("The fields are [settings](settings.md).\n")
+    if issubclass(item, Config):
+        parts += _settings(item)
     else:
         parts += _fields(item)
     for member, value in _members(item):
         what = _signature(member, value) if callable(value) else _annotation(value)
         parts.append(f"#### {name}.{member}\n\n{what}\n\n{_text(value)}\n")
     return "\n".join(parts)
+
+
+def _settings(item: type) -> list[str]:
+    """The fields of a configuration, or the page that has those of training runs."""
+    declared = list(settings_of(item))
+    if all(name in SETTINGS for name, _, _ in declared):
+        return ["The fields are [settings](settings.md).\n"]
+    return [*(f"- `{field}`: {_escaped(each.description)}" for _, field, each in declared), ""]
 
 
 def _members(item: type) -> Iterator[tuple[str, Any]]:
