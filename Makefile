@@ -3,7 +3,7 @@
 # make docs    generated pages, site in build/site    make check   all tests
 # make gpu     all that a GPU is needed for            make soak    the tests of SECURITY.md in full counts
 # make pictures  of docs/, from DATA_DIR and RUN
-# make test-lowest  the fast tests with the lowest versions that setup.cfg allows
+# make test-lowest  the fast tests with the lowest versions that setup.cfg allows, without Albumentations
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -46,14 +46,14 @@ test: setup
 	$(PYTEST) -m "not slow and not real_data"
 
 # with the lowest version of each package that setup.cfg allows. PYTHON must be one that all of them have wheels for: 3.10
-# or 3.11. Albumentations is left out: its OpenCV needs a later NumPy
+# or 3.11. Albumentations is left out: OpenCV 5, which it is installed with, needs a later NumPy than the lowest
 LOWEST := .venv-lowest
 LOWEST_TOOLS := hypothesis markdown-it-py pytest pytest-xdist torchmetrics
 $(LOWEST)/.done: setup.cfg scripts/lowest.py
 	test -x $(LOWEST)/bin/pip || $(PYTHON) -m venv $(LOWEST)
 	$(PYTHON) scripts/lowest.py >$(LOWEST)/constraints.txt
 	$(LOWEST)/bin/pip install $(and $(TORCH_INDEX),--extra-index-url "$(TORCH_INDEX)") -c $(LOWEST)/constraints.txt \
-	    -e '.[audit,export,hf,tensorboard,timm,trackio,wandb]' $(LOWEST_TOOLS)
+	    -e '.[audit,export,hf,notebook,tensorboard,timm,trackio,wandb]' $(LOWEST_TOOLS)
 	@touch $@
 
 test-lowest: $(LOWEST)/.done

@@ -25,7 +25,7 @@ from fastcifar.bench import measure
 from fastcifar.bench.results import environment
 from fastcifar.config import TrainConfig
 from fastcifar.errors import FastcifarError, describe
-from fastcifar.inference.export import export_run
+from fastcifar.inference.export import export
 from fastcifar.inference.export_formats import FORMATS
 from fastcifar.inference.export_graph import Classifier
 from fastcifar.inference.trained_run import TrainedRun
@@ -70,7 +70,7 @@ def measured(name: str, data_dir: Path, folder: Path, repeats: int) -> dict[str,
     )
     run, _ = train(config, runs_dir=folder / "runs")
     try:
-        exported = export_run(run)
+        exported = export(run)
     except FastcifarError as error:
         return row(name, repeats=0, note=f"failed: {describe(error)}")
     values: dict[str, Any] = {

@@ -47,11 +47,15 @@ def convert(
     test: the test images, likewise; without them give `test_share`.
     class_names: of labels 0, 1, …; by default those of `source.classes` (or of the dataset in a `Subset` or
     `ConcatDataset`, or of a Hugging Face `ClassLabel`), else the labels that occur in the training images, sorted.
-    size: (height, width), or the side of a square, to which images are resized; see `Preprocessing` for `fit` and
-    `background`. skip_broken: skip images that cannot be read, up to 1% of a split. jpeg_quality: 1..100, to store
-    images as JPEG. edits: images to leave out or relabel, e.g. those of `fastcifar.audit.edits.read_edits`. options:
-    the other fields of `SourceOptions`, e.g. `test_share=0.2`. progress: show a progress bar, in a terminal or a
-    notebook; or a function that is called with the name of a split and a number of images whenever they are done.
+    size: (height, width), or the side of a square, to which images are resized. fit: 'crop' covers the size and cuts
+    at the sides, 'pad' fits into it, on the background, 'stretch' changes the aspect ratio. background: (red, green,
+    blue), 0..255, also under transparent pixels. skip_broken: skip images that cannot be read, up to 1% of a split.
+    jpeg_quality: 1..100, to store images as JPEG. edits: images to leave out or relabel, e.g. those of
+    `fastcifar.audit.edits.read_edits`. options: how the source is read, as by the flags of `fastcifar convert`:
+    dataset, test_share (0..1, of each class, where the source has no test images), seed, skip_empty_classes,
+    images_root, image_column, label_column, split_column, labels_file, channels, max_value; and download_dir.
+    progress: show a progress bar, in a terminal or a notebook; or a function that is called with the name of a split
+    and a number of images whenever they are done.
 
     Raises UsageError (exit code 2) for invalid arguments, DataError (4) for images or labels that cannot be converted,
     FastcifarError (1) if `data_dir` is not writable. Existing betons are then unchanged.

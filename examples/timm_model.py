@@ -12,18 +12,25 @@ import argparse
 import fastcifar
 from fastcifar import TrainConfig
 
-parser = argparse.ArgumentParser()
-parser.add_argument("--model", default="timm:resnet10t")
-parser.add_argument("--data-dir", default="data")
-parser.add_argument("--epochs", type=int, default=10)
-parser.add_argument("--batch-size", type=int, default=256)
-args = parser.parse_args()
 
-settings = {"model": args.model, "data_dir": args.data_dir, "epochs": args.epochs, "batch_size": args.batch_size}
-run = fastcifar.train(TrainConfig.from_settings(**settings, optimizer="adamw", sched="cosine", warmup_epochs=1))
-print(f"{run.metrics['test_accuracy']:.1%} of the test images are correctly classified")
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", default="timm:resnet10t")
+    parser.add_argument("--data-dir", default="data")
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--batch-size", type=int, default=256)
+    args = parser.parse_args()
 
-maps = run.explain(n=9, methods=["gradcam"])
-maps.grid().savefig(run.path / "mistakes.png")
-print(f"{len(maps)} mistakes, at the layers {', '.join(maps.layers)}: {run.path / 'mistakes.png'}")
-print(f"for other programs: {run.export().path}")
+    settings = {"model": args.model, "data_dir": args.data_dir, "epochs": args.epochs, "batch_size": args.batch_size}
+    run = fastcifar.train(TrainConfig.from_settings(**settings, optimizer="adamw", sched="cosine", warmup_epochs=1))
+    print(f"{run.metrics['test_accuracy']:.1%} of the test images are correctly classified")
+
+    maps = run.explain(n=9, methods=["gradcam"])
+    if len(maps):
+        maps.grid().savefig(run.path / "mistakes.png")
+        print(f"{len(maps)} mistakes, at the layers {', '.join(maps.layers)}: {run.path / 'mistakes.png'}")
+    print(f"for other programs: {run.export().path}")
+
+
+if __name__ == "__main__":
+    main()

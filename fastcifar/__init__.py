@@ -48,7 +48,6 @@ __all__ = [
     "FastcifarError",
     "Run",
     "TrainConfig",
-    "__version__",
     "convert",
     "export",
     "make_loader",
@@ -65,4 +64,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*__all__, "__version__"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -14,13 +15,17 @@ MIN_COLUMNS = 80
 
 
 class Bars:
-    """Progress bars, one after the other, in a terminal or a notebook. A `Reporter` of training runs."""
+    """Progress bars, one after the other, in a terminal or a notebook. A `Reporter` of training runs.
+
+    A notebook without ipywidgets, which rich needs to draw a bar there, gets one line per epoch instead.
+    """
 
     def __init__(self, shown: bool = True) -> None:
         from rich import progress
         from rich.console import Console
 
         console = Console(stderr=True)
+        self._prints_lines = shown and console.is_jupyter and find_spec("ipywidgets") is None
         times = [progress.TimeElapsedColumn(), progress.TimeRemainingColumn()]
         self._progress = progress.Progress(
             "{task.description}",
@@ -30,7 +35,7 @@ class Bars:
             "{task.fields[note]}",
             console=console,
             transient=True,
-            disable=not (shown and (sys.stderr.isatty() or console.is_jupyter)),
+            disable=self._prints_lines or not (shown and (sys.stderr.isatty() or console.is_jupyter)),
         )
         self._task = self._progress.add_task("", total=None, visible=False, note="")
 
@@ -41,6 +46,7 @@ class Bars:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._write_line()
         if not self._progress.disable:
             self._set_console(None)
             self._progress.stop()
@@ -53,6 +59,7 @@ class Bars:
 
     def begin(self, name: str, total: int | None = None) -> None:
         """Start again at 0 of `total`; without a total, which only the first may lack, it shows activity."""
+        self._write_line()
         self._progress.reset(self._task, description=name, total=total, visible=True, note="")
 
     def advance(self, count: int) -> None:
@@ -64,3 +71,9 @@ class Bars:
         from fastcifar.training.progress import duration
 
         self._progress.update(self._task, note=f"loss {loss:.3f}, {duration(remaining_s)} left")
+
+    def _write_line(self) -> None:
+        """Where there is no bar: the last step of what ends here, an epoch."""
+        (task,) = self._progress.tasks
+        if self._prints_lines and task.fields["note"]:
+            sys.stderr.write(f"{task.description}: {task.fields['note']}\n")

@@ -1,6 +1,7 @@
 """Write docs/api.md, the reference of the Python API, from signatures and docstrings.
 
-Public is what `fastcifar.__all__` names, and what the examples of the documentation import.
+Public is what `fastcifar.__all__` names, what the examples of the documentation import, and the classes that those
+return or raise.
 """
 
 from __future__ import annotations
@@ -12,18 +13,52 @@ import textwrap
 from collections.abc import Iterator
 from functools import cached_property
 from importlib import import_module
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import fastcifar
+from fastcifar.config import SETTINGS
+from fastcifar.config.setting import Config, settings_of
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "api.md"
 HEAD = """# Python API
 
-Written by `make docs` from the docstrings. It has every name that `from fastcifar import *` brings, and below those the
-other names that the examples of the documentation import. [From Python](python.md) shows how to use them.
+Written by `make docs` from the docstrings. It has every name that `from fastcifar import *` brings; and below those, by
+module, the other names that the examples of the documentation import, and the classes that all of them return or raise.
+[From Python](python.md) shows how to use them. `Floats`, `Ints` and `Bytes` are NumPy arrays of float64, int64
+and uint8, `AugmentParams` structured ones.
 """
+RESULTS = {
+    "fastcifar.audit.run": {"Audit"},
+    "fastcifar.converters.edits": {"Edits"},
+    "fastcifar.data.manifest": {"Manifest"},
+    "fastcifar.errors": {
+        "CheckpointError",
+        "DataError",
+        "DivergedError",
+        "MissingExtraError",
+        "Stopped",
+        "UsageError",
+    },
+    "fastcifar.explain": {"CamMaps", "Maps"},
+    "fastcifar.inference.calibration": {"Calibration"},
+    "fastcifar.inference.corruption_scores": {"CorruptionEvaluation"},
+    "fastcifar.inference.evaluation": {"Evaluation"},
+    "fastcifar.inference.export": {"Export"},
+    "fastcifar.inference.metrics": {"Metrics"},
+    "fastcifar.inference.predict_files": {"ImagePredictions"},
+    "fastcifar.inference.predictions": {"Predictions"},
+    "fastcifar.loaders": {"Loader", "Mix", "MixedBatch"},
+    "fastcifar.training.lr_curve": {"LrCurve"},
+}
+"""Classes that only fastcifar makes: they are shown without their constructor."""
+ARGUMENTS = {"fastcifar.config": {"ExplainConfig", "LrRangeTestConfig"}}
+"""Classes whose fields are arguments, e.g. of `Run.explain`."""
+INTERNAL = {"Calibration": {"load", "save"}, "Loader": {"make_batch", "mixed", "plan"}, "Predictions": {"load", "save"}}
+"""Members that other modules of fastcifar use."""
+
 MAX_COLUMNS = 100
 EXAMPLE = re.compile(r"(^```python\n(?:.*\n)*?```$|^ {4}.*(?:\n+ {4}.*)*|^>>> .*(?:\n.+)*)", re.MULTILINE)
 """An example in a docstring: a block, indented lines, or a session of the interpreter."""
@@ -31,15 +66,22 @@ EXAMPLE = re.compile(r"(^```python\n(?:.*\n)*?```$|^ {4}.*(?:\n+ {4}.*)*|^>>> .*
 
 def page() -> str:
     """The text of docs/api.md."""
-    modules: dict[str, set[str]] = {"fastcifar": {name for name in fastcifar.__all__ if not name.startswith("_")}}
-    for module, name in sorted(imported()):
-        modules.setdefault(module, set()).add(name)
+    modules = documented()
     parts = [HEAD]
     for module in modules:
         parts.append(f"## {module}\n")
-        for name in sorted(modules[module], key=str.lower):
+        for name in sorted(modules[module], key=lambda name: (name.lower(), name)):
             parts.append(_entry(module, name, getattr(import_module(module), name)))
     return "\n".join(parts)
+
+
+def documented() -> dict[str, set[str]]:
+    """The names in each module."""
+    modules = {"fastcifar": set(fastcifar.__all__)}
+    listed = {(module, name) for each in (RESULTS, ARGUMENTS) for module, names in each.items() for name in names}
+    for module, name in sorted(imported() | listed):
+        modules.setdefault(module, set()).add(name)
+    return modules
 
 
 def imported() -> set[tuple[str, str]]:
@@ -54,9 +96,10 @@ def imported() -> set[tuple[str, str]]:
 def _entry(module: str, name: str, item: Any) -> str:
     if not inspect.isclass(item):
         return f"### {name}\n\n{_signature(name, item)}\n\n{_text(item)}\n"
-    parts = [f"### {name}\n", _signature(name, item), "", _text(item), ""]
-    if module == "fastcifar.config" or item.__module__.startswith("fastcifar.config"):
-        parts.append("The fields are [settings](settings.md).\n")
+    is_result = name in RESULTS.get(module, ())
+    parts = [f"### {name}\n", *([] if is_result else [_signature(name, item), ""]), _text(item), ""]
+    if issubclass(item, Config):
+        parts += _settings(item)
     else:
         parts += _fields(item)
     for member, value in _members(item):
@@ -65,12 +108,20 @@ def _entry(module: str, name: str, item: Any) -> str:
     return "\n".join(parts)
 
 
+def _settings(item: type) -> list[str]:
+    """The fields of a configuration, or the page that has those of training runs."""
+    declared = list(settings_of(item))
+    if all(name in SETTINGS for name, _, _ in declared):
+        return ["The fields are [settings](settings.md).\n"]
+    return [*(f"- `{field}`: {_escaped(each.description)}" for _, field, each in declared), ""]
+
+
 def _members(item: type) -> Iterator[tuple[str, Any]]:
     """Methods and properties with a docstring, inherited ones of this package too, in the order of the code."""
     seen = set()
     for cls in (each for each in item.__mro__ if each.__module__.startswith("fastcifar")):
         for name, value in vars(cls).items():
-            if name.startswith("_") or name in seen:
+            if name.startswith("_") or name in seen or name in INTERNAL.get(item.__name__, ()):
                 continue
             seen.add(name)
             found = getattr(item, name) if isinstance(value, classmethod | staticmethod) else value
@@ -80,16 +131,18 @@ def _members(item: type) -> Iterator[tuple[str, Any]]:
 
 
 def _fields(item: type) -> list[str]:
-    """The fields of a class that have a docstring below them."""
+    """The public fields of a class, each with the docstring below it, if there is one."""
     lines = []
     for cls in reversed([each for each in item.__mro__ if each.__module__.startswith("fastcifar")]):
         body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
         assert isinstance(body, ast.ClassDef)
-        for field, below in zip(body.body, body.body[1:], strict=False):
-            is_text = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
-            if isinstance(field, ast.AnnAssign) and is_text and isinstance(below.value.value, str):
-                text = " ".join(inspect.cleandoc(below.value.value).split())
-                lines.append(f"- `{ast.unparse(field.target)}: {ast.unparse(field.annotation)}`: {_escaped(text)}")
+        for field, below in zip_longest(body.body, body.body[1:]):
+            if not isinstance(field, ast.AnnAssign) or ast.unparse(field.target).startswith("_"):
+                continue
+            line = f"- `{ast.unparse(field.target)}: {ast.unparse(field.annotation)}`"
+            if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
+                line += f": {_escaped(' '.join(inspect.cleandoc(str(below.value.value)).split()))}"
+            lines.append(line)
     return [*lines, ""] if lines else []
 
 

@@ -7,6 +7,8 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +20,27 @@ from matplotlib.figure import Figure
 
 import fastcifar
 from fastcifar import Run, TrainConfig
+from fastcifar.config import LrRangeTestConfig, ModelConfig
 from fastcifar.errors import CheckpointError, DataError, UsageError
 from fastcifar.training.run_folder import COLUMNS
 from tests.tiny import NETWORK, tiny
 
 pytestmark = pytest.mark.usefixtures("ordinary_algorithms")
-PUBLIC = [name for name in fastcifar.__all__ if not name.startswith("__")]
-PAGES = [*(Path(__file__).parents[1] / "docs").glob("*.md"), Path(__file__).parents[1] / "README.md"]
+PUBLIC = fastcifar.__all__
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *(page for page in (ROOT / "docs").glob("*.md") if page.name != "api.md")]
+"""Those that are written by hand."""
+EXAMPLES = [("fastcifar", name) for name in PUBLIC] + [
+    ("fastcifar.augment.params", "sample_params"),
+    ("fastcifar.explain", "Maps"),
+    ("fastcifar.inference.metrics", "Metrics"),
+    ("fastcifar.inference.predictions", "Predictions"),
+    ("fastcifar.loaders", "Loader"),
+    ("fastcifar.loaders", "MixedBatch"),
+    ("fastcifar.models", "make_model"),
+    ("fastcifar.training.lr_finder", "find_lr"),
+]
+"""Names whose docstring has an example."""
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +67,9 @@ def copy_of(folder: Path, tmp_path: Path) -> Run:
     return Run("fast", runs_dir=tmp_path / "runs")
 
 
-@pytest.mark.parametrize("name", PUBLIC)
+@pytest.mark.parametrize(("module", "name"), EXAMPLES, ids=lambda part: part.removeprefix("fastcifar."))
 def test_the_example_in_its_docstring_runs(
-    name: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    module: str, name: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if name in ("export", "train"):  # they write into runs/
         shutil.copytree(folder, tmp_path / "work", symlinks=True)
@@ -61,22 +77,27 @@ def test_the_example_in_its_docstring_runs(
     elif name == "convert":
         folder = tmp_path
     monkeypatch.chdir(folder)
-    names = {**{each: getattr(fastcifar, each) for each in PUBLIC}, "np": np}
-    (test,) = doctest.DocTestFinder(recurse=False).find(getattr(fastcifar, name), name, globs=names)
+    item = getattr(import_module(module), name)
+    names = {each: getattr(fastcifar, each) for each in PUBLIC} | {"np": np, "torch": torch, name: item}
+    names |= {each.__name__: each for each in (LrRangeTestConfig, ModelConfig)}
+    (test,) = doctest.DocTestFinder(recurse=False).find(item, name, globs=names)
     assert test.examples, f"{name} has no example"
     printed: list[str] = []
     assert doctest.DocTestRunner().run(test, out=printed.append).failed == 0, "".join(printed)
 
 
-def test_the_star_import_brings_what_the_pages_name() -> None:
-    code = "from fastcifar import *; print(*[name for name in dir() if not name.startswith('__')])"
-    names = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert sorted(names) == sorted(PUBLIC)
+def test_the_star_import_brings_what_the_pages_name_and_nothing_else() -> None:
+    code = "before = __version__ = 'mine'; from fastcifar import *; print(__version__, *dir())"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    own, *names = process.stdout.split()
+    assert own == "mine"
+    assert sorted(name for name in names if not name.startswith("__")) == sorted([*PUBLIC, "before"])
+    assert all(getattr(fastcifar, name).__name__ == name for name in PUBLIC)
     text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
-    named = {
-        name for name in PUBLIC if re.search(rf"^from fastcifar import .*\b{name}\b|\bfastcifar\.{name}\b", text, re.M)
-    }
-    assert set(PUBLIC) <= named, set(PUBLIC) - named
+    named = set(re.findall(r"(?<!/)\bfastcifar\.([a-zA-Z]\w*)", text))
+    for names_imported in re.findall(r"^from fastcifar import ([\w, ]+)$", text, re.M):
+        named.update(re.findall(r"\w+", names_imported))
+    assert set(PUBLIC) == {name for name in named if find_spec(f"fastcifar.{name}") is None}
 
 
 def test_a_run_knows_its_scores_history_and_settings(run: Run, folder: Path) -> None:

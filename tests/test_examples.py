@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import re
+import runpy
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from PIL import Image
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 FLAGS = ("--epochs", "1", "--batch-size", "40", "--data-dir", "data")
 SCRIPTS = {
-    "own_loop.py": FLAGS,
-    "lightning.py": FLAGS,
-    "timm_model.py": (*FLAGS, "--model", "timm:test_resnet"),
+    "own_loop.py": (FLAGS, r"epoch 1: loss \d\.\d{3}, test accuracy \d+\.\d%"),
+    "lightning.py": (FLAGS, r"test accuracy \d+\.\d%"),
+    "timm_model.py": (
+        (*FLAGS, "--model", "timm:test_resnet"),
+        (
+            r"\d+\.\d% of the test images are correctly classified\n"
+            r"9 mistakes, at the layers \S.*: runs/test_resnet/mistakes\.png\n"
+            r"for other programs: runs/test_resnet/export/model\.onnx"
+        ),
+    ),
 }
+"""Of each script, flags for a short run and what it prints at the end."""
 pytestmark = pytest.mark.slow
 
 
@@ -30,13 +44,28 @@ def test_every_example_is_here() -> None:
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_script_trains_and_prints_its_accuracy(name: str, folder: Path) -> None:
-    command = [sys.executable, str(EXAMPLES / name), *SCRIPTS[name]]
+    flags, printed = SCRIPTS[name]
+    command = [sys.executable, str(EXAMPLES / name), *flags]
     process = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stderr
-    assert "%" in process.stdout
+    assert re.search(rf"^{printed}\n\Z", process.stdout, re.MULTILINE), process.stdout
     if name == "timm_model.py":
         assert (folder / "runs" / "test_resnet" / "export" / "model.onnx").is_file()
         assert (folder / "runs" / "test_resnet" / "mistakes.png").is_file()
+
+
+def test_a_network_without_mistakes_has_no_picture_of_them(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export = SimpleNamespace(path="model.onnx")
+    run = SimpleNamespace(metrics={"test_accuracy": 1.0}, explain=lambda **_: [], export=lambda: export)
+    monkeypatch.setattr("fastcifar.train", lambda config: run)
+    monkeypatch.setattr("sys.argv", ["timm_model.py"])
+    runpy.run_path(str(EXAMPLES / "timm_model.py"), run_name="__main__")
+    assert capsys.readouterr().out.splitlines() == [
+        "100.0% of the test images are correctly classified",
+        "for other programs: model.onnx",
+    ]
 
 
 def test_the_loop_of_your_own_is_short() -> None:
@@ -44,16 +73,65 @@ def test_the_loop_of_your_own_is_short() -> None:
     assert len(code) <= 45
 
 
+def read_notebook() -> Any:
+    return pytest.importorskip("nbformat").read(EXAMPLES / "quickstart.ipynb", as_version=4)
+
+
 def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path) -> None:
-    nbformat = pytest.importorskip("nbformat")
     nbclient = pytest.importorskip("nbclient")
-    notebook = nbformat.read(EXAMPLES / "quickstart.ipynb", as_version=4)
+    notebook = read_notebook()
     (parameters,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ())]
-    assert parameters.source == "SOURCE = None\nMINUTES = 2"
-    parameters.source = "SOURCE, MINUTES = 'synthetic', 0.1"
+    assert parameters.source == "SOURCE = None\nMINUTES = 2\nPICTURES = []"
+    parameters.source = "SOURCE, MINUTES, PICTURES = 'synthetic', 0.1, []"
+    *_, pictures = (cell for cell in notebook.cells if cell.cell_type == "code")
+    Image.new("RGB", (60, 40)).save(tmp_path / "mine.png")
+    again = {**pictures, "id": "again", "source": f"PICTURES = ['mine.png']\n{pictures.source}"}
+    notebook.cells.append(type(pictures)(again))
     nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": tmp_path}}).execute()
-    text = str([cell.get("outputs") for cell in notebook.cells])
-    assert "test accuracy" in text  # of the run
-    assert text.count("image/png") >= 3  # images, maps of mistakes, maps of the picture
-    assert "picture.png" in text
+    shown = [
+        (
+            "".join(output.text for output in cell.outputs if output.get("name") == "stdout"),
+            {kind: text for output in cell.outputs for kind, text in output.get("data", {}).items()},
+        )
+        for cell in notebook.cells
+        if cell.cell_type == "code"
+    ]
+    _, _, (_, converted), (_, images), (_, run), (_, maps), (confused, _), (named, own), (mine, _) = shown
+    assert re.fullmatch(r"\{'train': \d+, 'test': \d+\}", converted["text/plain"])
+    assert "image/png" in images
+    assert "test accuracy" in run["text/html"]
+    assert "data:image/png" in run["text/html"]
+    assert "image/png" in maps
+    assert re.fullmatch(r"(\w+ predicted as \w+: \d+ times\n){5}", confused)
+    assert re.fullmatch(r"data/picture\.png (\w+ \d+%(, )?){3}\n", named)
+    assert "image/png" in own
+    assert mine.startswith("mine.png ")
     assert (tmp_path / "runs" / "fast" / "report.html").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "mine.png", "runs"]
+
+
+PIP = """
+import sys
+from IPython.core.interactiveshell import InteractiveShell
+shell = InteractiveShell.instance()
+shell.register_magic_function(print, magic_name="pip")
+sys.modules["fastcifar"] = None
+shell.run_cell(sys.stdin.read()).raise_error()
+"""
+
+
+def test_the_first_cell_of_the_notebook_installs_what_the_documentation_says(tmp_path: Path) -> None:
+    pytest.importorskip("IPython")
+    first = next(cell for cell in read_notebook().cells if cell.cell_type == "code")
+    process = subprocess.run(
+        [sys.executable, "-c", PIP],
+        input=first.source,
+        cwd=tmp_path,
+        env={"IPYTHONDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert shlex.split(process.stdout) == ["install", "-q", "fastcifar[all]"]
+    page = (EXAMPLES.parent / "docs" / "environments.md").read_text(encoding="utf-8")
+    assert "`INSTALL` names where fastcifar is missing: `fastcifar[all]` by default" in page

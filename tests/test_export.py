@@ -34,7 +34,7 @@ from fastcifar.errors import CheckpointError, DataError, FastcifarError, Missing
 from fastcifar.inference import export as module
 from fastcifar.inference import export_graph
 from fastcifar.inference.calibration import Calibration, calibrate
-from fastcifar.inference.export import Export, compare, export_run
+from fastcifar.inference.export import Export, compare, export
 from fastcifar.inference.export_formats import FORMATS
 from fastcifar.inference.model_card import RESIZE, USE_ONNX
 from fastcifar.inference.trained_run import TrainedRun
@@ -60,7 +60,7 @@ def run(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 
 @pytest.fixture(scope="module")
 def exported(run: RunFolder) -> Export:
-    return export_run(run, trusted=NETWORK, model_card=True)
+    return export(run, trusted=NETWORK, model_card=True)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def expected(trained: TrainedRun) -> npt.NDArray[np.float64]:
 
 def as_torch(run: RunFolder, **more: Any) -> Export:
     """An export that takes a tenth of the time of ONNX."""
-    return export_run(run, trusted=NETWORK, format="torch", **more)
+    return export(run, trusted=NETWORK, format="torch", **more)
 
 
 # ---- the file ----------------------------------------------------------------------------------------------------
@@ -174,7 +174,7 @@ def test_a_run_gives_the_same_file_again(run: RunFolder, tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_a_run_gives_the_same_onnx_file_again(exported: Export, run: RunFolder, tmp_path: Path) -> None:
-    again = export_run(run, trusted=NETWORK, output=tmp_path / "model.onnx")
+    again = export(run, trusted=NETWORK, output=tmp_path / "model.onnx")
     assert again.path.read_bytes() == exported.path.read_bytes()
 
 
@@ -369,11 +369,11 @@ def test_the_command_names_the_model_card_and_prints_one_object(
 ) -> None:
     called: list[dict[str, Any]] = []
 
-    def export_run(folder: RunFolder, **more: Any) -> Export:
+    def stub(folder: RunFolder, **more: Any) -> Export:
         called.append({**more, "run": folder, "reporter": None})
         return exported
 
-    monkeypatch.setattr(module, "export_run", export_run)
+    monkeypatch.setattr(module, "export", stub)
     printed = invoke(run.path, "--model", NETWORK, "--model-card", "--data-dir", "data").stdout.splitlines()
     assert printed[-3:] == [
         str(exported.path),
@@ -404,7 +404,7 @@ def test_a_mistake_is_one_line(args: list[str], code: int, message: str, run: Ru
 
 def test_the_code_of_a_network_runs_only_if_it_is_named(run: RunFolder, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="if you trust it, add --model"):
-        export_run(run, format="torch", output=tmp_path / "net.pt2")
+        export(run, format="torch", output=tmp_path / "net.pt2")
 
 
 def test_without_the_test_images_there_is_no_file(
@@ -423,7 +423,7 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(
 ) -> None:
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(MissingExtraError, match=rf"{name}.*pip install 'fastcifar\[export\]'"):
-        export_run(run, trusted=NETWORK)
+        export(run, trusted=NETWORK)
 
 
 # ---- the example and the model card ------------------------------------------------------------------------------

@@ -1,8 +1,9 @@
-"""What commands print on a terminal that is narrow."""
+"""What is printed where there is little room: on a terminal that is narrow, and in a notebook without widgets."""
 
 from __future__ import annotations
 
 import io
+import sys
 
 import pytest
 
@@ -55,3 +56,28 @@ def test_the_bar_on_a_narrow_terminal_has_no_times(
 ) -> None:
     use_terminal(monkeypatch, width)
     assert len(Bars()._progress.columns) == num_columns
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_a_notebook_without_ipywidgets_gets_a_line_per_epoch_in_place_of_the_bar(
+    shown: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)  # rich warns at each refresh of a bar
+    with Bars(shown) as bars:
+        for epoch in (1, 2):
+            bars.begin(f"epoch {epoch}/2", 8)
+            for step in (1, 2):
+                bars.step(step, 1 / epoch / step, 4 - 2 * epoch)
+                bars.advance(4)
+            bars.begin("validation", 4)
+            bars.advance(4)
+    lines = ["epoch 1/2: loss 0.500, 2 s left\n", "epoch 2/2: loss 0.250, 0 s left\n"]
+    assert capsys.readouterr() == ("", "".join(lines) * shown)
+
+
+def test_a_notebook_with_ipywidgets_has_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ipywidgets")
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    assert not Bars()._progress.disable
+    assert Bars(shown=False)._progress.disable

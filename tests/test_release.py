@@ -33,13 +33,29 @@ def test_all_is_every_optional_part_that_pip_can_install_alone() -> None:
     assert {"all"} <= set().union(*map(names, EXTRAS["dev"]))
 
 
-def test_each_requirement_of_users_has_a_lowest_version_that_is_tried() -> None:
+def test_each_requirement_of_users_has_a_lowest_version() -> None:
     lowest = runpy.run_path(str(ROOT / "scripts" / "lowest.py"))["lowest_versions"]()
     required = SETUP["options"]["install_requires"].split()
     required += [line for name in EXTRAS.keys() - TOOLS - {"all", "ffcv"} for line in EXTRAS[name]]
     assert {re.split("[>=]=", line)[0] for line in required} == {line.partition("==")[0] for line in lowest}
     assert "torch==2.10" in lowest
     assert "albumentations==2.0.8" in lowest  # `>=2.0.8,<2.1`
+
+
+def test_the_lowest_versions_are_tried_of_all_optional_parts_but_albumentations() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (installed,) = re.findall(r"-e '\.\[(.+)\]' \$\(LOWEST_TOOLS\)", makefile)
+    (requirement,) = EXTRAS["all"]
+    assert set(installed.split(",")) == names(requirement) - {"albumentations"}
+
+
+def test_the_description_on_an_index_has_no_links_to_files_of_the_repository() -> None:
+    """There they lead nowhere; `twine check` does not see it."""
+    text = SETUP["metadata"]["long_description"]
+    if text.startswith("file:"):
+        text = (ROOT / text.removeprefix("file:").strip()).read_text(encoding="utf-8")
+    assert "fastcifar train" in text
+    assert [link for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith("https://")] == []
 
 
 def test_the_documentation_names_each_optional_part_and_the_lowest_versions() -> None:
@@ -57,6 +73,7 @@ def test_the_documentation_names_each_optional_part_and_the_lowest_versions() ->
         ("github-issue-forms", ".github/ISSUE_TEMPLATE/bug_report.yml"),
         ("github-issue-forms", ".github/ISSUE_TEMPLATE/feature_request.yml"),
         ("github-issue-config", ".github/ISSUE_TEMPLATE/config.yml"),
+        ("github-workflows", ".github/workflows/checks.yml"),
     ],
 )
 def test_files_of_the_repository_follow_their_schema(schema: str, path: str) -> None:

@@ -15,6 +15,10 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
+ALIASES = {"AugmentParams", "Bytes", "Floats", "Ints"}
+FOREIGN = {"Any", "Figure", "Generator", "Module", "NDArray", "None", "Path", "Tensor"}
+PASSED_ON = {"Images", "RunFolder"}
+"""Types that are of no use but to be given to another function."""
 PYTHON = "```python\nif 1:\n    find = 1\n```\n"
 
 
@@ -64,9 +68,20 @@ def test_the_reference_of_the_python_api_is_up_to_date() -> None:
     script = runpy.run_path(str(ROOT / "scripts" / "api_page.py"))
     written = script["PAGE"].read_text(encoding="utf-8")
     assert written == script["page"](), "run 'make docs'"
-    public = re.findall(r"^### (\w+)$", written, flags=re.MULTILINE)
-    assert set(script["fastcifar"].__all__) - {"__version__"} <= set(public)
-    assert {name for _, name in script["imported"]()} <= set(public)
+    public = set(re.findall(r"^### (\w+)$", written, flags=re.MULTILINE))
+    assert set().union(*script["documented"]().values()) == public
+    assert set(script["fastcifar"].__all__) <= public
+
+
+def test_the_reference_has_the_classes_that_functions_return_or_raise() -> None:
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    names = set(re.findall(r"^### (\w+)$", page, flags=re.MULTILINE))
+    calls = re.findall(r"^```py\n(?:.*\n)*?.*\) -> (.+)\n```$", page, flags=re.MULTILINE)
+    properties = re.findall(r"^Property: `(.+)`\.$", page, flags=re.MULTILINE)
+    returned = set(re.findall(r"[A-Z]\w+", " ".join(calls + properties)))
+    assert {"Run", "Predictions", "Maps"} <= returned
+    assert returned <= names | ALIASES | FOREIGN | PASSED_ON
+    assert set(re.findall(r"\b[A-Z]\w+Error\b", page)) <= names
 
 
 def test_docstrings_become_paragraphs_lists_and_examples() -> None:

@@ -46,7 +46,7 @@ class Audit:
     splits: Mapping[str, Beton]
     """'train', and 'test' if there is one."""
     parts: tuple[str, ...]
-    """Those of PARTS that were done."""
+    """Those of `only` that were done."""
     issues: IssuesFile
     """The worst first, by kind."""
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -60,7 +60,8 @@ class Audit:
 
     @cached_property
     def leaked(self) -> dict[str, int]:
-        """See `leaked_test_images`."""
+        """The number of test images that are also training images, 'exact', 'near', or, as uncertain near-leaks,
+        'possible'; each is counted once."""
         return leaked_test_images(self.issues)
 
     def counts(self, *, certain: bool = False) -> dict[str, dict[str, int]]:
@@ -91,10 +92,11 @@ def audit(
     """Look for duplicates, wrong labels and odd images in train.beton and test.beton of a folder; test.beton may be
     missing. The lines go to issues.csv in `out`, what reports need to know to audit.json in `data_dir`.
 
-    only: some of PARTS. Labels are judged by networks that did not see the images: `folds` trainings with the settings
-    of `recipe`, by default those of a short `fast`; or by `predictions`, see
+    only: some of 'duplicates', 'labels', 'images'. Labels are judged by networks that did not see the images: `folds`
+    trainings with the settings of `recipe`, by default those of a short `fast`; or by `predictions`, see
     `fastcifar.audit.given_predictions.read_probabilities`. A training that was interrupted continues; those that are
-    complete are not repeated.
+    complete are not repeated. seed: of the trainings. device: 'auto', 'cpu', 'cuda', … reporter: shows progress, e.g. a
+    `fastcifar.bars.Bars`.
 
     Raises DataError (exit code 4) for betons that are missing, damaged or do not match; UsageError (2);
     MissingExtraError (3) if labels are judged without cleanlab; FastcifarError (1) if `out` is not writable.

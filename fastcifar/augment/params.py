@@ -84,6 +84,11 @@ def sample_params(
 
     Operations that are turned off are the identity. Raises UsageError if `augment` does not fit `image_shape`
     (H, W, 3).
+
+    Examples:
+        >>> params = sample_params(AugmentConfig(crop_padding=4), seed=0, epoch=1, num_images=100)
+        >>> params.shape, bool((params["crop_x"] <= 8).all())
+        ((100,), True)
     """
     augment.check_fits(image_shape)
     table = np.zeros(num_images, dtype=params_dtype(augment.cutout_holes, mixes=augment.mixes))

@@ -52,7 +52,7 @@ def export(
 
     from fastcifar.bars import Bars
     from fastcifar.cli.output import command_line, show_next, table
-    from fastcifar.inference.export import export_run
+    from fastcifar.inference.export import export as export_run
     from fastcifar.training import find_run
     from fastcifar.training.device import choose_threads
 

@@ -63,8 +63,11 @@ class Manifest:
     """The facts about a beton that its own format does not hold."""
 
     num_samples: int
+    """Images."""
     image_shape: tuple[int, int, int]
+    """(H, W, 3)."""
     class_names: tuple[str, ...]
+    """Of the labels 0, 1, …"""
     mean: tuple[float, float, float]
     """Per channel (red, green, blue), over all pixels, 0..255."""
     std: tuple[float, float, float]
@@ -72,8 +75,11 @@ class Manifest:
     sha256: str
     """Of the beton."""
     source: str
+    """What was converted."""
     versions: dict[str, str]
+    """Of the packages that converted it, by name."""
     conversion: Conversion = field(default_factory=Conversion)
+    """What happened to the images."""
     origins_sha256: str = ""
     """Of the file of origins, see `fastcifar.data.origins`; empty if there is none."""
 

@@ -42,7 +42,7 @@ class Activations:
 
     Examples:
         >>> run = Run("fast")
-        >>> images = run.normalise(open_beton("data/test.beton").images(range(8)))
+        >>> images = run.normalise(open_beton("data/test.beton").images(range(8)))  # as in training
         >>> activations = Activations(run.model(), images, ["layer2"])
         >>> activations.maps(methods=["hirescam"])["hirescam"].maps.shape  # (N, layers, H, W)
         torch.Size([8, 1, 32, 32])

@@ -23,7 +23,14 @@ METHOD_NAMES = {"gradcam": "Grad-CAM", "gradcampp": "Grad-CAM++", "hirescam": "H
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Maps:
-    """Class activation maps of N images of a run."""
+    """Class activation maps of N images of a run; a notebook shows `grid`.
+
+    Examples:
+        >>> maps = Run("fast").explain(n=4, methods=["gradcam", "hirescam"], layers=["layer2"])
+        >>> maps.maps.shape, maps.methods, len(maps)
+        ((1, 2, 4, 1, 32, 32), ('gradcam', 'hirescam'), 4)
+        >>> one = maps.sheet(0)  # a figure of matplotlib
+    """
 
     explained: ExplainedImages
     table: MapTable
@@ -40,17 +47,17 @@ class Maps:
 
     @property
     def images(self) -> npt.NDArray[np.uint8]:
-        """(N, H, W, 3)."""
+        """(N, H, W, 3) uint8, as stored."""
         return self.explained.images
 
     @property
     def predictions(self) -> Predictions:
-        """Of these images."""
+        """Those on these images."""
         return self.explained.predictions
 
     @property
     def maps(self) -> npt.NDArray[np.float32]:
-        """(targets, methods, N, layers, H, W) in 0..1; the names are `targets`, `methods` and `layers`."""
+        """(targets, methods, N, layers, H, W) float32 in 0..1; the names are `targets`, `methods` and `layers`."""
         return self.table.maps
 
     @property

@@ -39,7 +39,7 @@ MAX_DIFFERENCE = 1e-3
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """The result of `export_run`."""
+    """The result of `export`."""
 
     path: Path
     format: str
@@ -62,7 +62,7 @@ class Export:
 
 
 @standard_torch_defaults()
-def export_run(
+def export(
     run: RunFolder | str | os.PathLike[str] | None = None,
     *,
     runs_dir: str | os.PathLike[str] = "runs",
@@ -121,10 +121,6 @@ def export_run(
     if exported.model_card is not None:
         write_text(exported.model_card, card(exported, trained, predictions))
     return exported
-
-
-export = export_run
-"""Its name in `fastcifar`."""
 
 
 def compare(classify: Classify, trained: TrainedRun, beton: Beton) -> tuple[Predictions, int, float]:

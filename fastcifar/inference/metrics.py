@@ -25,14 +25,23 @@ TOP = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Metrics:
-    """Of N images and C classes."""
+    """The scores of `predictions`, on N images of C classes.
+
+    Examples:
+        >>> scores = Run("fast").scores("test")
+        >>> low, high = scores.interval
+        >>> low <= scores.accuracy <= high
+        True
+        >>> scores.recall.shape, int(scores.confusion.sum())
+        ((10,), 40)
+    """
 
     predictions: Predictions
-    """Which these are of."""
+    """The predictions that are scored; each has a label."""
     accuracy: float
     """Share of images that are correctly classified, 0..1."""
     interval: tuple[float, float]
-    """The 95% confidence interval of the accuracy, see `wilson_interval`."""
+    """The 95% confidence interval of the accuracy (Wilson 1927), 0..1."""
     top5_accuracy: float | None
     """Share of images whose class is one of the five of largest logit, 0..1; None where there are at most five."""
     balanced_accuracy: float
@@ -42,14 +51,14 @@ class Metrics:
     loss: float
     """Mean cross-entropy in nats; never negative."""
     precision: Floats
-    """(C,): the share of the images predicted as a class that belong to it; NaN where none is predicted as it."""
+    """(C,) float64: the share of the images predicted as a class that belong to it; NaN where none is predicted so."""
     recall: Floats
-    """(C,): the share of the images of a class that are predicted as it; NaN where the class has no image."""
+    """(C,) float64: the share of the images of a class that are predicted as it; NaN where the class has no image."""
     f1: Floats
-    """(C,): the harmonic mean of precision and recall, 2 TP / (2 TP + FP + FN); NaN where the class has no image and
-    none is predicted as it."""
+    """(C,) float64: the harmonic mean of precision and recall, 2 TP / (2 TP + FP + FN); NaN where the class has no
+    image and none is predicted as it."""
     num_images: Ints
-    """(C,): number of images of each class."""
+    """(C,) int64: number of images of each class."""
     ece: float
     """Expected calibration error over 15 bins of equal width (Guo et al. 2017), 0..1."""
     bins: tuple[Floats, Floats, Ints]
@@ -57,7 +66,7 @@ class Metrics:
 
     @cached_property
     def confusion(self) -> Ints:
-        """(C, C): number of images by true class (row) and predicted class (column)."""
+        """(C, C) int64: number of images by true class (row) and predicted class (column)."""
         num_classes = self.predictions.logits.shape[1]
         pairs = self.predictions.labels * num_classes + self.predictions.predicted
         return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)

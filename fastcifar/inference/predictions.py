@@ -31,6 +31,14 @@ class Predictions:
     """Logits of N images and C classes, and the weights and the data they belong to.
 
     What derives from the logits is computed in float64.
+
+    Examples:
+        >>> predictions = Run("fast").predictions("test")
+        >>> predictions.logits.shape, predictions.predicted.shape, predictions.losses.dtype
+        ((40, 10), (40,), dtype('float64'))
+        >>> wrong = predictions.select(np.flatnonzero(~predictions.is_correct))
+        >>> wrong.accuracy
+        0.0
     """
 
     indices: Ints
@@ -40,7 +48,9 @@ class Predictions:
     logits: npt.NDArray[np.float32]
     """(N, C) float32."""
     weights_sha256: str = ""
+    """SHA-256 of the file of the weights; empty if unknown."""
     data_sha256: str = ""
+    """SHA-256 of the beton; empty if unknown, or if images come from elsewhere."""
 
     def __len__(self) -> int:
         return len(self.logits)

@@ -115,7 +115,18 @@ def plan_epoch(beton: Beton, config: LoaderConfig, selected: npt.NDArray[np.bool
 
 
 class Loader(Conventions, ABC):
-    """Batches of a beton: `epoch(n)` iterates over epoch n; plain iteration over epoch 0, then 1, and so on."""
+    """Batches of a beton: `epoch(n)` iterates over epoch n; plain iteration over epoch 0, then 1, and so on.
+
+    `len` is the number of batches in an epoch.
+
+    Examples:
+        >>> loader = make_loader("data/train.beton", AugmentConfig(crop_padding=4), batch_size=32)
+        >>> len(loader), loader.num_images
+        (2, 64)
+        >>> batches = list(loader.epoch(3, start=1))  # the last batch of epoch 3
+        >>> offsets = loader.params(3)["crop_x"][batches[0].indices]  # how it was cropped
+        >>> loader.close()
+    """
 
     name: str
     """Its name for `--loader`."""
@@ -166,7 +177,8 @@ class Loader(Conventions, ABC):
         return self.epoch(number)
 
     def params(self, epoch: int) -> AugmentParams:
-        """The augmentation parameters of an epoch, one row per image of the beton."""
+        """The augmentation parameters of an epoch, one row per image of the beton: see
+        `fastcifar.augment.params.sample_params`."""
         return epoch_params(self.beton, self.config, epoch)
 
     def plan(self, epoch: int) -> EpochPlan:

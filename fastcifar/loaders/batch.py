@@ -52,6 +52,11 @@ class MixedBatch(Batch):
     """A batch of mixed images, each with two labels: `labels` of the image itself, and those in `mix`.
 
     It cannot be unpacked or sliced, as its labels alone are not those of the images.
+
+    Examples:
+        >>> batch = next(make_loader("data/train.beton", AugmentConfig(mixup=0.2), batch_size=32).epoch(0))
+        >>> batch.images.shape, batch.soft_labels(10).shape, batch.mix.weights.shape
+        (torch.Size([32, 3, 32, 32]), torch.Size([32, 10]), torch.Size([32, 2]))
     """
 
     _mix: Mix
@@ -71,7 +76,7 @@ class MixedBatch(Batch):
 
     @property
     def main_labels(self) -> torch.Tensor:
-        """See `Batch`."""
+        """(N,) int64: of each image the label with the larger weight, its own if both are 0.5."""
         own, partner = self._mix.weights.unbind(1)
         return torch.where(own >= partner, self.labels, self._mix.partner_labels)
 

@@ -29,12 +29,18 @@ def make_model(
 ) -> nn.Module:
     """The network of `config`, (N, 3, H, W) -> (N, num_classes), newly initialised.
 
-    Other names than `MODELS` are looked up in `torchvision.models`; 'timm:NAME' in timm; 'package.module:function' is
-    imported and called with `num_classes=`, so never pass a name from an untrusted file: see `ModelConfig.names_code`.
-    Such a network is checked on images of `image_shape` (H, W, 3): see `check_network`.
+    Other names than 'resnet18' and 'small' are looked up in `torchvision.models`; 'timm:NAME' in timm;
+    'package.module:function' is imported and called with `num_classes=`, so never pass a name from an untrusted file:
+    see `ModelConfig.names_code`. Such a network is checked on images of `image_shape` (H, W, 3): it must return logits,
+    and can be trained and saved.
     pretrained: with the weights of the Hugging Face hub, if the network is from there.
     Raises UsageError if there is no such network, it does not support an option, or it does not fit the images;
     MissingExtraError if timm is needed and missing.
+
+    Examples:
+        >>> network = make_model(ModelConfig(name="small"), num_classes=10)
+        >>> network(torch.zeros(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
     """
     model = _call(builder(config, image_shape, pretrained), config.name, num_classes)
     smallest = getattr(model, "smallest_side", 1)

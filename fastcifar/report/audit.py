@@ -55,7 +55,9 @@ TEXTS = {
 
 def write_audit_page(audit: Audit, reporter: Reporter | None = None) -> Path:
     """Write index.html into the folder of an audit; returns its path. Maps are drawn by the networks of the audit, if
-    it trained some. Raises FastcifarError (1) if the page cannot be written."""
+    it trained some.
+
+    reporter: shows progress, e.g. a `fastcifar.bars.Bars`. Raises FastcifarError (1) if the page cannot be written."""
     path = audit.out / "index.html"
     numbered = list(enumerate(audit.issues.lines))
     groups = {kind: list(group) for kind, group in groupby(numbered, lambda each: each[1].issue.kind)}

@@ -34,7 +34,9 @@ def train_and_log(
 ) -> tuple[RunFolder, dict[str, Any]]:
     """`fastcifar.training.train`, with pictures of the run in its logs at the end.
 
-    group: the name of its group. arguments: the other arguments of `train`.
+    group: the name of its group. reporter: shows progress, e.g. a `fastcifar.bars.Bars`. arguments: runs_dir, name and
+    resume, as of `fastcifar.train`, but `resume` is a run folder. Returns the folder of the run, and the content of its
+    metrics.json.
     """
     is_main = Distributed.from_environment().is_main
     with open_loggers(config.runtime.log, group=group, is_main=is_main) as loggers:
@@ -53,10 +55,11 @@ def log_run(
 ) -> tuple[Path, list[str]]:
     """Log the epochs, settings, final scores and pictures of a run, or of each run of a group, to dashboards.
 
-    name: of the run or group, or its path. to: of `fastcifar.config.LOGGERS`. trusted: see `TrainedRun`. Returns the
-    path, and the names of the runs. Existing TensorBoard events of steps are kept, all others replaced; in the other
-    dashboards it is a new run. Raises MissingExtraError (3); DataError (4) if there is no such run, or it is damaged;
-    CheckpointError (6); FastcifarError (1) if a dashboard fails, or a run is being trained.
+    name: of the run or group, or its path. to: 'tensorboard', 'wandb', 'trackio'. trusted: 'package.module:function',
+    the code of the run's network, if you trust it. reporter: shows progress, e.g. a `fastcifar.bars.Bars`.
+    Returns the path, and the names of the runs. Existing TensorBoard events of steps are kept, all others replaced; in
+    the other dashboards it is a new run. Raises MissingExtraError (3); DataError (4) if there is no such run, or it is
+    damaged; CheckpointError (6); FastcifarError (1) if a dashboard fails, or a run is being trained.
     """
     open_loggers(to)  # a missing package fails before anything is written
     path = group_path(name, runs_dir)

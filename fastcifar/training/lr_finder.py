@@ -60,12 +60,22 @@ def find_lr(
     """Run the range test; `model`, its gradients, `optimizer` and the generators of torch, NumPy and Python are
     restored.
 
+    Parameter groups keep the ratios of their rates to that of the first.
+
     batches: (images, labels) on the device of the model; repeated from the start if they end early.
+    test: from which rate to which, in how many steps.
     step: one training step, (images, labels) -> the loss before it; by default with cross-entropy alone. For a
     `MixedBatch`, (images, labels, mix).
     advance: called with 1 after each step.
-    Parameter groups keep the ratios of their rates to that of the first.
     Raises UsageError if there are no batches.
+
+    Examples:
+        >>> model = Run("fast").model()
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> test = LrRangeTestConfig(num_steps=20)
+        >>> curve = find_lr(model, optimizer, make_loader("data/train.beton", batch_size=32), test=test)
+        >>> len(curve.rates) == len(curve.losses)
+        True
     """
     test = test or LrRangeTestConfig()
     step = step or _plain_step(model, optimizer)
