@@ -125,7 +125,9 @@ def _members(item: type) -> Iterator[tuple[str, Any]]:
                 continue
             seen.add(name)
             found = getattr(item, name) if isinstance(value, classmethod | staticmethod) else value
-            is_documented = isinstance(found, property | cached_property) or inspect.isroutine(found)
+            is_documented = (
+                isinstance(found, property | cached_property) or inspect.isfunction(found) or inspect.ismethod(found)
+            )
             if is_documented and inspect.getdoc(found):
                 yield name, found
 
