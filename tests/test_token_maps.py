@@ -125,6 +125,25 @@ def from_all(num_tokens: int) -> Callable[[torch.Tensor], torch.Tensor]:
     return lambda x: x.flatten(2).mean(dim=2)[:, None].expand(-1, num_tokens, -1)
 
 
+class PooledAttention(nn.Module):
+    """Attention to 16 tokens, added to the maps pooled to 4x4, as in MViT."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shortcut, self.attention = nn.AvgPool2d(2), Pooled(from_all(16))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        shortcut = self.shortcut(x)
+        return self.attention(x) + shortcut.flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
+
+
+def test_tokens_of_another_branch_do_not_hide_the_patches() -> None:
+    model = convolutional(PooledAttention(), FromTokens(0, 4, 4))
+    assert Activations(model, images(), ["1"]).sizes == ((4, 4),)
+    with pytest.raises(UsageError, match="layer '1.attention' returns a tensor of shape"):
+        Activations(model, images(), ["1.attention"])
+
+
 def behind(x: torch.Tensor) -> torch.Tensor:
     """The class token behind the patches."""
     return ToTokens(1)(x).roll(-1, dims=1)

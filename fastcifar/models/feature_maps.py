@@ -45,13 +45,13 @@ class _Grid:
 
     def __init__(self, output: torch.Tensor, layout: MapLayout) -> None:
         self._output, self._layout = output, layout
-        self._refused: set[int] = set()  # numbers of tokens: attention does not undo what it mixed
+        self._mixed: set[int] = set()  # by the number of tokens; later ones are mixed as well
 
     def find_patches(self, tokens: torch.Tensor) -> MapLayout | None:
         """The layout of tokens (N, T, C) whose patches are made from this grid: each from its own place alone, or from
         its own 2x2 places. None for others."""
         num_tokens = tokens.shape[1]
-        if num_tokens in self._refused:
+        if num_tokens in self._mixed:
             return None
         height, width = self._layout.size
         for factor in (1, 2):
@@ -59,7 +59,6 @@ class _Grid:
             layout = MapLayout(size, num_extra_tokens=num_tokens - size[0] * size[1])
             if min(size) > 1 and self._are_patches(tokens, layout, factor):
                 return layout
-        self._refused.add(num_tokens)
         return None
 
     def _are_patches(self, tokens: torch.Tensor, layout: MapLayout, factor: int) -> bool:
@@ -74,7 +73,10 @@ class _Grid:
                 gradient = torch.autograd.grad(score, self._output, retain_graph=True, materialize_grads=True)[0]
                 reached = (self._layout.to_maps(gradient) != 0).any(dim=0).any(dim=0).cpu()
                 own = chosen.repeat_interleave(factor, 0).repeat_interleave(factor, 1)
-                if not reached.any() or (reached & ~own[: reached.shape[0], : reached.shape[1]]).any():
+                if (reached & ~own[: reached.shape[0], : reached.shape[1]]).any():
+                    self._mixed.add(tokens.shape[1])
+                    return False
+                if not reached.any():  # tokens of another branch
                     return False
             return True
         return False
