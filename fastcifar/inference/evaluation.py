@@ -101,7 +101,10 @@ def evaluate_run(
 
     split: 'test', or 'val' for the images held out from training. tta: test-time augmentation. A run without a
     calibration of these weights is calibrated, if its validation images are there. without: test images that a second
-    score leaves out, e.g. those of `fastcifar.audit.edits.read_left_out`. For the other arguments see `TrainedRun`.
+    score leaves out, e.g. those of `fastcifar.audit.edits.read_left_out`.
+    data_dir: the folder of the betons, by default where they were in training. device: 'auto', 'cpu', 'cuda', …
+    trusted: 'package.module:function', the code of the run's network, if you trust it. reporter: shows progress, e.g. a
+    `fastcifar.bars.Bars`.
     Raises DataError (4) if a beton is missing, damaged or does not fit; CheckpointError (6); UsageError (2).
     """
     require_choice("split", split, SPLITS)

@@ -81,9 +81,11 @@ def export(
 
     run: its name or path; None for the latest in `runs_dir`. format: 'onnx', or 'torch' for `torch.export.load`.
     output: by default export/model.onnx (or .pt2) in the run folder. model_card: write a description in Markdown next
-    to the file. For the other arguments see `TrainedRun`. Raises FastcifarError (1) if the network cannot be exported
-    or the file differs; MissingExtraError (3); DataError (4) if test.beton is missing, damaged or does not fit;
-    CheckpointError (6); UsageError (2).
+    to the file. data_dir: the folder of test.beton, by default where it was in training. trusted:
+    'package.module:function', the code of the run's network, if you trust it. reporter: shows progress, e.g. a
+    `fastcifar.bars.Bars`. Raises FastcifarError (1) if the network cannot be exported or the file differs;
+    MissingExtraError (3); DataError (4) if test.beton is missing, damaged or does not fit; CheckpointError (6);
+    UsageError (2).
 
     Examples:
         >>> exported = export("fast", format="torch")

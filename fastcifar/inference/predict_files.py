@@ -107,9 +107,10 @@ def predict(
 ) -> ImagePredictions:
     """Classify images of any size with the best weights of a run.
 
-    paths: files, folders, patterns, archives, betons, see `fastcifar.inference.user_images.list_images`. What cannot
-    be read is in the `errors` of the result. run: its name or path; None for the latest in `runs_dir`. For the other
-    arguments see `TrainedRun`.
+    paths: image files, folders of them, patterns as 'photos/*.jpg', archives, betons. What cannot be read is in the
+    `errors` of the result. run: its name or path; None for the latest in `runs_dir`. device: 'auto', 'cpu', 'cuda', …
+    trusted: 'package.module:function', the code of the run's network, if you trust it. reporter: shows progress, e.g. a
+    `fastcifar.bars.Bars`.
     Raises CheckpointError (6) if there is no such run, or its weights cannot be used; DataError (4); UsageError (2).
 
     Examples:
