@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
-ALIASES = {"AugmentParams", "Bytes", "Floats", "Ints"}
+ALIASES = {"AugmentParams", "Bytes", "Floats", "Ints", "Size"}
 FOREIGN = {"Any", "Figure", "Generator", "Module", "NDArray", "None", "Path", "Tensor"}
 PASSED_ON = {"Images", "RunFolder"}
 """Types that are of no use but to be given to another function."""

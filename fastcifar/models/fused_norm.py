@@ -92,10 +92,15 @@ def _evaluate(
     return out
 
 
+NOT_FINITE = np.errstate(over="ignore", invalid="ignore", divide="ignore")
+"""Inf and NaN pass through, as in torch: the training says that its loss is not finite."""
+
+
 class _NormAct(torch.autograd.Function):
     """The formulas of batch normalisation and its gradient (Ioffe and Szegedy 2015)."""
 
     @staticmethod
+    @NOT_FINITE
     def forward(
         context: Any,
         x: torch.Tensor,
@@ -139,6 +144,7 @@ class _NormAct(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @NOT_FINITE
     def backward(context: Any, grad: torch.Tensor) -> tuple[Any, ...]:
         x, gate = context.saved_tensors
         shape, chosen, mean, inv_std, scale, kind, has_shortcut = context.facts
