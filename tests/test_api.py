@@ -176,8 +176,9 @@ def test_explain_gives_arrays_and_figures_and_writes_nothing(folder: Path, tmp_p
     assert repr(maps).endswith("largest loss first; gradcam, hirescam at layer1, layer2)")
     assert maps.images.shape == (3, 32, 32, 3)
     assert not maps.predictions.is_correct.any()
-    assert isinstance(maps.grid(), Figure)
-    assert isinstance(maps.sheet(2), Figure)
+    for figure in (maps.grid(), maps.sheet(2), run.curves()):
+        assert isinstance(figure, Figure)
+        assert figure._repr_png_()[:4] == b"\x89PNG"  # type: ignore[attr-defined]
     for position in (3, -1):
         with pytest.raises(UsageError, match=rf"position is {position}; expected 0\.\.2"):
             maps.sheet(position)

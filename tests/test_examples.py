@@ -86,7 +86,7 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path) -> None:
     *_, pictures = (cell for cell in notebook.cells if cell.cell_type == "code")
     Image.new("RGB", (60, 40)).save(tmp_path / "mine.png")
     again = {**pictures, "id": "again", "source": f"PICTURES = ['mine.png']\n{pictures.source}"}
-    notebook.cells.append(type(pictures)(again))
+    notebook.cells += [type(pictures)(cell) for cell in (again, {**again, "id": "figures", "source": "run.curves()\nmaps.grid()"})]
     nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": tmp_path}}).execute()
     shown = [
         (
