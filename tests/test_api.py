@@ -23,7 +23,7 @@ import fastcifar
 from fastcifar import Run, TrainConfig
 from fastcifar.config import LrRangeTestConfig, ModelConfig
 from fastcifar.errors import CheckpointError, DataError, UsageError
-from fastcifar.training.run_folder import COLUMNS
+from fastcifar.training.run_folder import COLUMNS, RunFolder
 from tests.tiny import NETWORK, tiny
 
 pytestmark = pytest.mark.usefixtures("ordinary_algorithms")
@@ -125,14 +125,28 @@ def test_predictions_and_confusion_are_those_of_the_network(run: Run) -> None:
     assert len(predictions) == 10
     images = fastcifar.open_beton(Path(run.config.data.data_dir) / "train.beton").images(predictions.indices)
     with torch.no_grad():
-        logits = run.model()(run.normalise(images))
+        logits, mirrored = (run.model()(run.normalise(each)) for each in (images, images[:, :, ::-1].copy()))
     np.testing.assert_allclose(logits.numpy(), predictions.logits, atol=0.02)  # in training's bf16 where it is fast
+    flipped, mean = run.predictions("val", tta="flip"), (logits + mirrored).numpy() / 2
+    np.testing.assert_allclose(flipped.logits, mean, atol=0.02)
+    assert not np.array_equal(flipped.logits, predictions.logits)
     confusion = run.confusion()
     test = run.predictions()
     assert confusion.sum() == len(test) == 40
     assert confusion.trace() == test.is_correct.sum()
     assert confusion[3].sum() == (test.labels == 3).sum()
-    assert run.confusion("val", tta="flip").sum() == 10
+    expected = np.zeros((10, 10), np.int64)
+    np.add.at(expected, (flipped.labels, flipped.predicted), 1)
+    assert run.confusion("val", tta="flip").tolist() == expected.tolist()
+
+
+def test_an_evaluation_has_the_options_of_the_run_and_its_own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr("fastcifar.api.evaluate_run", lambda *run, **options: calls.append((run, options)))
+    options: dict[str, Any] = {"data_dir": folder / "data", "device": "cpu", "trusted": NETWORK}
+    run = Run("fast", runs_dir=folder / "runs", **options)
+    run.evaluate("val", tta="flip")
+    assert calls == [((RunFolder(run.path),), {**options, "split": "val", "tta": "flip"})]
 
 
 def test_the_network_of_a_run_is_not_shared(run: Run) -> None:
