@@ -82,7 +82,13 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path) -> None:
     notebook = read_notebook()
     (parameters,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ())]
     assert parameters.source == "SOURCE = None\nMINUTES = 2\nPICTURES = []"
-    parameters.source = "SOURCE, MINUTES, PICTURES = 'synthetic', 0.1, []"
+    for index in range(160):  # so few that seconds are enough for several steps
+        path = tmp_path / "images" / ("test" if index % 4 == 3 else "train") / "abcde"[index % 5] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((32, 32), 60).convert("RGB").save(path)
+    parameters.source = "SOURCE, MINUTES, PICTURES = 'images', 0.3, []"
+    (training,) = [cell for cell in notebook.cells if "fastcifar.train(" in cell.source]
+    training.source = training.source.replace('tta="none"', 'tta="none", batch_size=30, lr=0.02, bias_lr=1')
     *_, pictures = (cell for cell in notebook.cells if cell.cell_type == "code")
     Image.new("RGB", (60, 40)).save(tmp_path / "mine.png")
     again = {**pictures, "id": "again", "source": f"PICTURES = ['mine.png']\n{pictures.source}"}
@@ -110,7 +116,7 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path) -> None:
     assert mine.startswith("mine.png ")
     assert ["image/png" in output.data for output in notebook.cells[-1].outputs] == [True, True]
     assert (tmp_path / "runs" / "fast" / "report.html").is_file()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "mine.png", "runs"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "images", "mine.png", "runs"]
 
 
 PIP = """
