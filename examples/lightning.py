@@ -21,7 +21,8 @@ from fastcifar.models import make_model
 class Classifier(pl.LightningModule):
     def __init__(self, num_classes: int) -> None:
         super().__init__()
-        self.model = make_model(ModelConfig(name="small"), num_classes)
+        model = make_model(ModelConfig(name="small"), num_classes)
+        self.model = model.to(memory_format=torch.channels_last)  # as the images
 
     def training_step(self, batch: Batch, batch_index: int) -> torch.Tensor:
         images, labels, _ = batch
@@ -40,11 +41,12 @@ def main() -> None:
     parser.add_argument("--data-dir", default="data")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=250)
+    parser.add_argument("--precision", default="bf16-mixed", help="32-true where the device is slow at bf16")
     args = parser.parse_args()
 
     train = make_loader(f"{args.data_dir}/train.beton", AugmentConfig(cutout_size=8), batch_size=args.batch_size)
     test = make_loader(f"{args.data_dir}/test.beton", train=False, mean=train.mean, std=train.std)
-    trainer = pl.Trainer(max_epochs=args.epochs, logger=False, enable_checkpointing=False)
+    trainer = pl.Trainer(max_epochs=args.epochs, precision=args.precision, logger=False, enable_checkpointing=False)
     trainer.fit(Classifier(len(train.beton.class_names)), train, test)
     print(f"test accuracy {trainer.callback_metrics['accuracy']:.1%}")
 

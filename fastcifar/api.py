@@ -7,7 +7,8 @@ import copy
 import html
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -254,7 +255,8 @@ def train(
     config: all settings, by default those of a run that is resumed, otherwise the defaults. name: of the folder in
     `runs_dir`, by default that of the recipe or the network. resume: continue this run, from where it was saved;
     `Run()` is the latest.
-    progress: show a progress bar, in a terminal or a notebook.
+    progress: show a progress bar, in a terminal or a notebook; elsewhere what log.txt records. Warnings are shown in
+    any case. If the program has configured `logging`, that alone says what is shown next to the bar.
     Raises DataError, DivergedError, CheckpointError, UsageError, MissingExtraError, all of them FastcifarError; and
     Stopped after a signal, once all is saved.
 
@@ -282,12 +284,30 @@ def train(
                 )
     is_main = Distributed.from_environment().is_main
     config = config or TrainConfig()
-    with Bars(shown=progress and is_main) as bars:
+    shown = progress and is_main
+    with Bars(shown) as bars, _log_to_stderr(logging.INFO if shown and not bars.is_shown else logging.WARNING):
         folder, _ = train_and_log(config, runs_dir=runs_dir, name=name, resume=folder, reporter=bars)
     if is_main:
         report.write_report_or_warn(folder)
     trusted = config.model.name if config.model.names_code else None
     return Run(folder.path, device=config.runtime.device, trusted=trusted)
+
+
+@contextmanager
+def _log_to_stderr(level: int) -> Iterator[None]:
+    """In the block, messages from `level` on are shown, unless the program has configured `logging`, which by itself
+    shows no warning while a run has its log file."""
+    logger = logging.getLogger("fastcifar")
+    if logger.hasHandlers():
+        yield
+        return
+    handler = logging.StreamHandler()
+    handler.setLevel(level)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def _check_config(config: TrainConfig) -> None:

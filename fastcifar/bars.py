@@ -17,7 +17,7 @@ MIN_COLUMNS = 80
 class Bars:
     """Progress bars, one after the other, in a terminal or a notebook. A `Reporter` of training runs.
 
-    A notebook without ipywidgets, which rich needs to draw a bar there, gets one line per epoch instead.
+    A notebook without ipywidgets, which rich needs to draw a bar there, has none.
     """
 
     def __init__(self, shown: bool = True) -> None:
@@ -25,7 +25,7 @@ class Bars:
         from rich.console import Console
 
         console = Console(stderr=True)
-        self._prints_lines = shown and console.is_jupyter and find_spec("ipywidgets") is None
+        can_draw = find_spec("ipywidgets") is not None if console.is_jupyter else sys.stderr.isatty()
         times = [progress.TimeElapsedColumn(), progress.TimeRemainingColumn()]
         self._progress = progress.Progress(
             "{task.description}",
@@ -35,19 +35,23 @@ class Bars:
             "{task.fields[note]}",
             console=console,
             transient=True,
-            disable=self._prints_lines or not (shown and (sys.stderr.isatty() or console.is_jupyter)),
+            disable=not (shown and can_draw),
         )
         self._task = self._progress.add_task("", total=None, visible=False, note="")
 
+    @property
+    def is_shown(self) -> bool:
+        """Whether there is a bar."""
+        return not self._progress.disable
+
     def __enter__(self) -> Bars:
-        if not self._progress.disable:
+        if self.is_shown:
             self._progress.start()
             self._set_console(self._progress.console)
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._write_line()
-        if not self._progress.disable:
+        if self.is_shown:
             self._set_console(None)
             self._progress.stop()
 
@@ -59,7 +63,6 @@ class Bars:
 
     def begin(self, name: str, total: int | None = None) -> None:
         """Start again at 0 of `total`; without a total, which only the first may lack, it shows activity."""
-        self._write_line()
         self._progress.reset(self._task, description=name, total=total, visible=True, note="")
 
     def advance(self, count: int) -> None:
@@ -71,9 +74,3 @@ class Bars:
         from fastcifar.training.progress import duration
 
         self._progress.update(self._task, note=f"loss {loss:.3f}, {duration(remaining_s)} left")
-
-    def _write_line(self) -> None:
-        """Where there is no bar: the last step of what ends here, an epoch."""
-        (task,) = self._progress.tasks
-        if self._prints_lines and task.fields["note"]:
-            sys.stderr.write(f"{task.description}: {task.fields['note']}\n")

@@ -97,6 +97,13 @@ class CheckpointError(FastcifarError):
 class Stopped(BaseException):
     """A signal ended the run, after it was saved. As KeyboardInterrupt, no `except Exception` catches it."""
 
-    def __init__(self, signum: int, message: str) -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name}: {message}")
+    def __init__(self, signum: int, message: str, *, in_notebook: str | None = None) -> None:
+        """in_notebook: the message there, where the remedy is not a command."""
+        begin = f"stopped by {signal.Signals(signum).name}: "
+        super().__init__(begin + message)
         self.exit_code = 128 + signum
+        self._in_notebook = begin + (in_notebook or message)
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows in place of a traceback: whoever interrupts a cell needs none."""
+        return [self._in_notebook]

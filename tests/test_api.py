@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import logging
 import re
 import shutil
 import subprocess
@@ -22,7 +23,7 @@ import fastcifar
 from fastcifar import Run, TrainConfig
 from fastcifar.config import LrRangeTestConfig, ModelConfig
 from fastcifar.errors import CheckpointError, DataError, UsageError
-from fastcifar.training.run_folder import COLUMNS
+from fastcifar.training.run_folder import COLUMNS, RunFolder
 from tests.tiny import NETWORK, tiny
 
 pytestmark = pytest.mark.usefixtures("ordinary_algorithms")
@@ -124,14 +125,28 @@ def test_predictions_and_confusion_are_those_of_the_network(run: Run) -> None:
     assert len(predictions) == 10
     images = fastcifar.open_beton(Path(run.config.data.data_dir) / "train.beton").images(predictions.indices)
     with torch.no_grad():
-        logits = run.model()(run.normalise(images))
+        logits, mirrored = (run.model()(run.normalise(each)) for each in (images, images[:, :, ::-1].copy()))
     np.testing.assert_allclose(logits.numpy(), predictions.logits, atol=0.02)  # in training's bf16 where it is fast
+    flipped, mean = run.predictions("val", tta="flip"), (logits + mirrored).numpy() / 2
+    np.testing.assert_allclose(flipped.logits, mean, atol=0.02)
+    assert not np.array_equal(flipped.logits, predictions.logits)
     confusion = run.confusion()
     test = run.predictions()
     assert confusion.sum() == len(test) == 40
     assert confusion.trace() == test.is_correct.sum()
     assert confusion[3].sum() == (test.labels == 3).sum()
-    assert run.confusion("val", tta="flip").sum() == 10
+    expected = np.zeros((10, 10), np.int64)
+    np.add.at(expected, (flipped.labels, flipped.predicted), 1)
+    assert run.confusion("val", tta="flip").tolist() == expected.tolist()
+
+
+def test_an_evaluation_has_the_options_of_the_run_and_its_own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr("fastcifar.api.evaluate_run", lambda *run, **options: calls.append((run, options)))
+    options: dict[str, Any] = {"data_dir": folder / "data", "device": "cpu", "trusted": NETWORK}
+    run = Run("fast", runs_dir=folder / "runs", **options)
+    run.evaluate("val", tta="flip")
+    assert calls == [((RunFolder(run.path),), {**options, "split": "val", "tta": "flip"})]
 
 
 def test_the_network_of_a_run_is_not_shared(run: Run) -> None:
@@ -176,8 +191,9 @@ def test_explain_gives_arrays_and_figures_and_writes_nothing(folder: Path, tmp_p
     assert repr(maps).endswith("largest loss first; gradcam, hirescam at layer1, layer2)")
     assert maps.images.shape == (3, 32, 32, 3)
     assert not maps.predictions.is_correct.any()
-    assert isinstance(maps.grid(), Figure)
-    assert isinstance(maps.sheet(2), Figure)
+    for figure in (maps.grid(), maps.sheet(2)):
+        assert isinstance(figure, Figure)
+        assert figure._repr_png_()[:4] == b"\x89PNG"  # type: ignore[attr-defined]
     for position in (3, -1):
         with pytest.raises(UsageError, match=rf"position is {position}; expected 0\.\.2"):
             maps.sheet(position)
@@ -205,6 +221,19 @@ def test_images_that_cannot_be_read_are_named(
     assert f"{tmp_path / 'broken.png'}: not a readable image" in caplog.text
     with pytest.raises(DataError, match=r"broken\.png: not a readable image.*; none of the 2 can be read"):
         run.explain([tmp_path / "broken.png", tmp_path / "missing.png"])
+
+
+def test_predictions_of_images_are_shown_as_a_table(run: Run, folder: Path, tmp_path: Path) -> None:
+    Path(tmp_path / "a<b>.png").write_bytes((folder / "cat.png").read_bytes())
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    found = run.predict(tmp_path)
+    assert repr(found) == "ImagePredictions(1 images, 1 could not be read)"
+    page, (_, (value,)) = found._repr_html_(), found.top(1)
+    assert f"a&lt;b&gt;.png</td><td style='text-align:left'>{found.class_names[found.predictions.predicted[0]]}" in page
+    assert f" {value[0]:.0%}, " in page
+    assert "broken.png</td><td style='text-align:left'>not read: not a readable image" in page
+    assert np.isnan(found.predictions.accuracy)
+    assert found.accuracy is None
 
 
 @pytest.mark.parametrize(
@@ -243,7 +272,9 @@ def test_a_notebook_shows_scores_and_curves(run: Run) -> None:
 
 @pytest.mark.full_size
 def test_the_curves_are_those_of_the_history(run: Run) -> None:
-    loss, accuracy, _ = run.curves().axes
+    figure = run.curves()
+    assert figure._repr_png_()[:4] == b"\x89PNG"  # type: ignore[attr-defined]
+    loss, accuracy, _ = figure.axes
     assert [text.get_text() for text in loss.get_legend().get_texts()] == ["training", "validation", "best: epoch 1"]
     assert [line.get_ydata()[0] for line in loss.lines[:2]] == [run.history[f"{s}_loss"][0] for s in ("train", "val")]
     assert accuracy.get_title() == "Accuracy"
@@ -269,6 +300,25 @@ def test_a_run_shows_what_its_folder_now_holds(folder: Path, tmp_path: Path, mon
     for read in (lambda: run.metrics, lambda: run.history):
         with pytest.raises(DataError, match="fast: no such file; expected the folder of a run"):
             read()
+
+
+@pytest.mark.parametrize(("progress", "configured"), [(True, False), (False, False), (True, True)])
+def test_a_training_shows_its_warnings_and_without_a_bar_its_log(
+    progress: bool,
+    configured: bool,
+    tiny_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    logger = logging.getLogger("fastcifar")
+    monkeypatch.setattr(logger, "handlers", [logging.NullHandler()] if configured else [])
+    monkeypatch.setattr(logger, "propagate", False)  # pytest has handlers, too
+    fastcifar.train(tiny(tiny_data, epochs=1, max_minutes=1e-9), runs_dir=tmp_path, progress=progress)
+    lines = capsys.readouterr().err.splitlines()
+    assert any("training 1 step" in line for line in lines) == (not configured)
+    assert any(line.startswith("epoch 1/1") for line in lines) == (progress and not configured)
+    assert len(logger.handlers) == configured
 
 
 def test_names_are_shown_as_text(tiny_data: Path, tmp_path: Path) -> None:

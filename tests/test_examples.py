@@ -23,8 +23,8 @@ SCRIPTS = {
         (*FLAGS, "--model", "timm:test_resnet"),
         (
             r"\d+\.\d% of the test images are correctly classified\n"
-            r"9 mistakes, at the layers \S.*: runs/test_resnet/mistakes\.png\n"
-            r"for other programs: runs/test_resnet/export/model\.onnx"
+            r"9 mistakes, at the layers \S.*: \S+/runs/test_resnet/mistakes\.png\n"
+            r"for other programs: \S+/runs/test_resnet/export/model\.onnx"
         ),
     ),
 }
@@ -82,11 +82,19 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path) -> None:
     notebook = read_notebook()
     (parameters,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ())]
     assert parameters.source == "SOURCE = None\nMINUTES = 2\nPICTURES = []"
-    parameters.source = "SOURCE, MINUTES, PICTURES = 'synthetic', 0.1, []"
+    for index in range(160):  # so few that seconds are enough for several steps
+        path = tmp_path / "images" / ("test" if index % 4 == 3 else "train") / "abcde"[index % 5] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((32, 32), 60).convert("RGB").save(path)
+    parameters.source = "SOURCE, MINUTES, PICTURES = 'images', 0.3, []"
+    (training,) = [cell for cell in notebook.cells if "fastcifar.train(" in cell.source]
+    training.source = training.source.replace('tta="none"', 'tta="none", batch_size=30, lr=0.02, bias_lr=1')
     *_, pictures = (cell for cell in notebook.cells if cell.cell_type == "code")
     Image.new("RGB", (60, 40)).save(tmp_path / "mine.png")
     again = {**pictures, "id": "again", "source": f"PICTURES = ['mine.png']\n{pictures.source}"}
-    notebook.cells.append(type(pictures)(again))
+    shown_last = "display(run.curves(), maps.grid())\nassert run.metrics['steps'] > 1, run.metrics"
+    figures = {**again, "id": "figures", "source": shown_last}
+    notebook.cells += [type(pictures)(again), type(pictures)(figures)]
     nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": tmp_path}}).execute()
     shown = [
         (
@@ -96,7 +104,7 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path) -> None:
         for cell in notebook.cells
         if cell.cell_type == "code"
     ]
-    _, _, (_, converted), (_, images), (_, run), (_, maps), (confused, _), (named, own), (mine, _) = shown
+    _, _, (_, converted), (_, images), (_, run), (_, maps), (confused, _), (named, own), (mine, _), _ = shown
     assert re.fullmatch(r"\{'train': \d+, 'test': \d+\}", converted["text/plain"])
     assert "image/png" in images
     assert "test accuracy" in run["text/html"]
@@ -106,8 +114,9 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path) -> None:
     assert re.fullmatch(r"data/picture\.png (\w+ \d+%(, )?){3}\n", named)
     assert "image/png" in own
     assert mine.startswith("mine.png ")
+    assert ["image/png" in output.data for output in notebook.cells[-1].outputs] == [True, True]
     assert (tmp_path / "runs" / "fast" / "report.html").is_file()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "mine.png", "runs"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "images", "mine.png", "runs"]
 
 
 PIP = """

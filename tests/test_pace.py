@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import random
 import signal
 from pathlib import Path
@@ -128,8 +129,9 @@ def test_the_number_is_logged_and_stored(tiny_data: Path, tmp_path: Path, hour_s
 
 def test_a_resumed_run_keeps_its_number(tiny_data: Path, tmp_path: Path, hour_steps: list[TrainConfig]) -> None:
     config = tiny(tiny_data, epochs=9, sched="onecycle", max_minutes=4 * HOURS + 10)
-    with pytest.raises(Stopped):
+    with pytest.raises(Stopped) as caught:
         train(config, runs_dir=tmp_path, name="stopped", reporter=Interrupts(2, signal.SIGINT))
+    assert "fastcifar.train(config, resume=" in caught.value._render_traceback_()[0]  # its network is code
     stopped = RunFolder(tmp_path / "stopped")
     # by Python also with the settings that it was started with
     assert train(config, runs_dir=tmp_path, resume=stopped)[1]["steps"] == 4
@@ -145,6 +147,16 @@ def test_the_log_line_shows_milliseconds() -> None:
     assert fit_steps(usual, Distributed())[1][0][1] == "max_minutes 10: 1,194 steps (3.0 epochs) at 410 ms a step"
     faster = Pace(config=config, validation_s=0.0, test_s=0.0, step_seconds={None: (0.00123,)}, steps_per_epoch=398)
     assert fit_steps(faster, Distributed())[1][0][1].endswith("steps (50.0 epochs) at 1.23 ms a step")
+
+
+@pytest.mark.parametrize(("max_steps", "level"), [(None, "WARNING"), (2, "INFO")])
+def test_less_than_an_epoch_is_a_warning(max_steps: int | None, level: str) -> None:
+    config = TrainConfig.from_settings(max_minutes=1.0, max_steps=max_steps)
+    pace = Pace(config=config, validation_s=0.0, test_s=0.0, step_seconds={None: (8.0,)}, steps_per_epoch=10)
+    ((number, message),) = fit_steps(pace, Distributed())[1]
+    assert logging.getLevelName(number) == level
+    expected = "max_minutes 1: 7 steps (0.7 epochs) at 8,000 ms a step: not all images; allow more minutes"
+    assert (message == expected) == (level == "WARNING")
 
 
 @pytest.mark.usefixtures("hour_steps")

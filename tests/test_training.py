@@ -33,6 +33,7 @@ from fastcifar.inference.metrics import compute_metrics
 from fastcifar.inference.predict import predict_batch
 from fastcifar.inference.predictions import Predictions
 from fastcifar.inference.trained_run import TrainedRun
+from fastcifar.io.locks import lock_folder
 from fastcifar.training import RunFolder, find_run, train, trainer, weights
 from fastcifar.training import checkpoint as checkpoints
 from fastcifar.training.data import Loaders
@@ -127,6 +128,9 @@ def test_resume_gives_the_same_weights(data_dir: Path, tmp_path: Path, at_step: 
         train(config, runs_dir=tmp_path, name="cut", reporter=Interrupts(at_step, signal.SIGINT))
     assert caught.value.exit_code == 130
     assert f"resume with: fastcifar train --resume {tmp_path}/cut" in str(caught.value)
+    assert caught.value._render_traceback_() == [
+        f"stopped by SIGINT: saved at step {at_step}; resume with: fastcifar.train(resume={str(tmp_path / 'cut')!r})"
+    ]
     assert signal.getsignal(signal.SIGINT) is handler
     cut = RunFolder(tmp_path / "cut")
     train(config, runs_dir=tmp_path, resume=cut)
@@ -546,6 +550,8 @@ def test_the_latest_run_is_the_one_saved_last(data_dir: Path, tmp_path: Path) ->
     with pytest.raises(
         CheckpointError, match="stopped in its first epoch, or the file was removed; resume with: .* --resume .*/early"
     ):
+        find_run("early", tmp_path, trained=True)
+    with lock_folder(tmp_path / "early"), pytest.raises(CheckpointError, match="early: is being trained, and has no"):
         find_run("early", tmp_path, trained=True)
 
 

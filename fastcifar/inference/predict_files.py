@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -25,6 +26,9 @@ from fastcifar.training.data import EVAL_BATCH_SIZE
 from fastcifar.training.device import standard_torch_defaults
 from fastcifar.training.progress import Reporter
 from fastcifar.training.run_folder import RunFolder, find_run
+
+MAX_SHOWN = 50
+"""Images in a notebook."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -50,6 +54,23 @@ class ImagePredictions:
     def __len__(self) -> int:
         return len(self.files)
 
+    def __repr__(self) -> str:
+        errors = f", {len(self.errors):,} could not be read" if self.errors else ""
+        return f"ImagePredictions({len(self):,} images{errors})"
+
+    def _repr_html_(self) -> str:
+        """In notebooks: the most probable classes of the first images, and what could not be read."""
+        cells = [
+            [name, ", ".join(f"{self.class_names[i]} {value:.0%}" for i, value in zip(*row, strict=True))]
+            for name, *row in zip(self.files[:MAX_SHOWN], *self.top(), strict=False)
+        ]
+        cells += [[name, f"not read: {reason}"] for name, reason in self.errors[:MAX_SHOWN]]
+        rows = "".join(
+            "<tr>" + "".join(f"<td style='text-align:left'>{html.escape(text)}</td>" for text in row) + "</tr>"
+            for row in cells
+        )
+        return f"{html.escape(repr(self))}<table>{rows}</table>"
+
     @property
     def probabilities(self) -> Floats:
         """(N, C) float64, each row of sum 1."""
@@ -63,8 +84,7 @@ class ImagePredictions:
     @property
     def accuracy(self) -> float | None:
         """Share of those that are correctly classified, 0..1; None if there is none."""
-        known = np.flatnonzero(self.predictions.labels != UNKNOWN)
-        return self.predictions.select(known).accuracy if len(known) else None
+        return self.predictions.accuracy if self.num_labelled else None
 
     def top(self, num_classes: int = 3) -> tuple[Ints, Floats]:
         """The most probable classes of each image, the most probable first, and their probabilities: (N, K) each, where

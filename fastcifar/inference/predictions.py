@@ -79,8 +79,9 @@ class Predictions:
 
     @cached_property
     def accuracy(self) -> float:
-        """Share of images that are correctly classified, 0..1."""
-        return int(self.is_correct.sum()) / len(self)
+        """Share of the images with a label that are correctly classified, 0..1; NaN if there is none."""
+        num_labelled = int((self.labels != UNKNOWN).sum())
+        return int(self.is_correct.sum()) / num_labelled if num_labelled else float("nan")
 
     @cached_property
     def loss(self) -> float:

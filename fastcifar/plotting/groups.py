@@ -7,11 +7,10 @@ from itertools import cycle
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fastcifar.plotting.context import is_dark, own_context
-from fastcifar.plotting.style import layout
+from fastcifar.plotting.style import Figure, layout
 from fastcifar.plotting.text import families, printable
 
 COLOURS = {

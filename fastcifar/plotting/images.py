@@ -10,10 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import PIL.Image
 from matplotlib import colormaps
-from matplotlib.figure import Figure
 
 from fastcifar.plotting.context import own_context
-from fastcifar.plotting.style import CORRECT_TEXT, HEAT, LUMINANCE, WRONG_TEXT
+from fastcifar.plotting.style import CORRECT_TEXT, HEAT, LUMINANCE, WRONG_TEXT, Figure
 from fastcifar.plotting.text import class_labels
 from fastcifar.plotting.tiles import MAX_SIDE, Tile, table
 

@@ -10,12 +10,11 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.artist import Artist
 from matplotlib.colors import LinearSegmentedColormap, to_hex, to_rgb
-from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
 
 from fastcifar.plotting.context import own_context
-from fastcifar.plotting.style import DPI, GREY, LUMINANCE, TRAIN_COLOUR, VAL_COLOUR, layout
+from fastcifar.plotting.style import DPI, GREY, LUMINANCE, TRAIN_COLOUR, VAL_COLOUR, Figure, layout
 from fastcifar.plotting.text import class_labels, families, printable
 from fastcifar.plotting.tiles import wrapped
 

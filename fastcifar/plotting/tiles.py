@@ -13,11 +13,10 @@ import matplotlib
 import numpy as np
 import numpy.typing as npt
 from matplotlib import colormaps
-from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 
-from fastcifar.plotting.style import DPI, HEAT, MUTED_TEXT
+from fastcifar.plotting.style import DPI, HEAT, MUTED_TEXT, Figure
 from fastcifar.plotting.text import LEFT_TO_RIGHT, families, printable
 
 MARGIN, GAP, GROUP_GAP, LINE = 16, 20, 4, 17  # pixels

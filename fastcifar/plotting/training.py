@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fastcifar.plotting.context import own_context
-from fastcifar.plotting.style import GREY, TRAIN_COLOUR, VAL_COLOUR, layout
+from fastcifar.plotting.style import GREY, TRAIN_COLOUR, VAL_COLOUR, Figure, layout
 
 if TYPE_CHECKING:
     from fastcifar.training.lr_curve import LrCurve

@@ -191,9 +191,10 @@ def fit_steps(pace: Pace, distributed: Distributed, elapsed_s: float = 0.0) -> t
     step_s = pace.training_s(num_steps) / num_steps
     each = f"{step_s:,.0f} s" if step_s >= 10 else f"{step_s * 1_000:,.{0 if step_s >= 0.01 else 2}f} ms"
     epochs = num_steps / pace.steps_per_epoch
-    return num_steps, [
-        (logging.INFO, f"max_minutes {minutes:g}: {num_steps:,} steps ({epochs:,.1f} epochs) at {each} a step")
-    ]
+    message = f"max_minutes {minutes:g}: {num_steps:,} steps ({epochs:,.1f} epochs) at {each} a step"
+    if num_steps < min(pace.steps_per_epoch, pace.num_steps):
+        return num_steps, [(logging.WARNING, f"{message}: not all images; allow more minutes")]
+    return num_steps, [(logging.INFO, message)]
 
 
 def _measure_new_network(

@@ -23,6 +23,7 @@ import fastcifar
 from fastcifar.config import ModelConfig, TrainConfig
 from fastcifar.errors import CheckpointError, DataError, FastcifarError, UsageError, one_line
 from fastcifar.io.atomic import open_append, wrap_write_errors, write_csv, write_text
+from fastcifar.io.locks import lock_folder
 from fastcifar.io.paths import command_line, make_folder, user_path, why_missing
 from fastcifar.io.reading import read_mapping
 from fastcifar.system.cpus import cpu_name
@@ -188,6 +189,11 @@ def find_run(
             )
         raise CheckpointError(f"{folder.path}: has no checkpoint yet; train it further or choose another run")
     if trained:
+        try:
+            with lock_folder(folder.path, "is being trained, and has no completed epoch yet; wait for the first"):
+                pass
+        except FastcifarError as error:
+            raise CheckpointError(str(error)) from None
         command = command_line("fastcifar", "train", "--resume", folder.path)
         raise CheckpointError(
             f"{folder.path}: has no {folder.best.relative_to(folder.path)}: it was stopped in its first epoch, or the "

@@ -279,8 +279,11 @@ class Trainer:
         """Save, and end the run if `signum` is not 0."""
         self.checkpointer.save()
         if signum:
-            command = self.context.run.resume_command(self.config.model, self.distributed)
-            raise Stopped(signum, f"saved at step {self.progress.step}; resume with: {command}")
+            run, model = self.context.run, self.config.model
+            saved = f"saved at step {self.progress.step}; resume with: "
+            config = "config, " * model.names_code
+            call = f"fastcifar.train({config}resume={str(run.path)!r})"
+            raise Stopped(signum, saved + run.resume_command(model, self.distributed), in_notebook=saved + call)
 
     def _require_finite(self, loss: float, name: str) -> None:
         if not math.isfinite(loss):
