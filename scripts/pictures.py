@@ -65,7 +65,7 @@ def main(
             publish(copy / "eval" / "test" / f"{figure}.png")
         write_png(work / "curves.png", Run(copy).curves())
         publish(work / "curves.png")
-        methods = ("--methods", "hirescam,gradcam,gradcampp")
+        methods = ("--methods", "hirescam,gradcam,gradcampp")  # the sheet shows all
         fastcifar("explain", str(copy), "--n", "25", *methods, "--data-dir", "data")
         publish(copy / "explain" / "grid.png", "explain.png")
         publish(sorted((copy / "explain" / "sheets").iterdir())[0], "sheet.png")

@@ -82,6 +82,7 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path) -> None:
     notebook = read_notebook()
     (parameters,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ())]
     assert parameters.source == "SOURCE = None\nMINUTES = 2\nPICTURES = []"
+    assert any('convert("download" if SOURCE is None else SOURCE' in cell.source for cell in notebook.cells)
     for index in range(160):  # so few that seconds are enough for several steps
         path = tmp_path / "images" / ("test" if index % 4 == 3 else "train") / "abcde"[index % 5] / f"{index}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
