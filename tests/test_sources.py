@@ -193,6 +193,9 @@ def test_empty_and_missing_places_are_refused(tmp_path: Path, image_folder: Imag
     with pytest.raises(DataError, match=r"empty: no images; expected train/<class>/\*"):
         open_source(tmp_path / "empty")
     folder = image_folder()
+    image = next((folder / "train/cat").iterdir())
+    with pytest.raises(DataError, match=f"{image.name}: one image; expected a folder or an archive of images, in a"):
+        open_source(image)
     shutil.rmtree(folder / "test")
     with pytest.raises(DataError, match=r"has no test images; .* with --test-share 0\.2"):
         open_source(folder)
