@@ -181,7 +181,7 @@ def test_convert_drops_what_the_file_says_and_records_it(data: Path) -> None:
     file = written(data, [leak(action="drop"), wrong(), duplicate(4, 3)])
     done = converted(data, "--drop", file)
     assert done.exit_code == 0, done.output
-    assert "train: 1 images dropped: near-leak (1)" in done.output
+    assert "train: 1 image dropped: near-leak (1)" in done.output
     before, after = (open_beton(folder / "train.beton") for folder in (data, data.parent / "clean"))
     assert after.origins() == before.origins()[1:]
     assert np.array_equal(after.images(range(5)), before.images(range(1, 6)))
@@ -191,7 +191,7 @@ def test_convert_drops_what_the_file_says_and_records_it(data: Path) -> None:
     assert facts.edits_sha256 == (read_issues(file).sha256,)
     assert len(open_beton(data.parent / "clean" / "test.beton")) == 6
     shown = CliRunner().invoke(main, ["inspect", str(data.parent / "clean" / "train.beton")])
-    assert "train.beton: 1 images dropped: near-leak (1)" in shown.output
+    assert "train.beton: 1 image dropped: near-leak (1)" in shown.output
 
 
 def test_drop_kinds_take_all_lines_but_those_to_keep(data: Path) -> None:
