@@ -221,6 +221,16 @@ def test_convert_relabels_and_records_it(data: Path) -> None:
     only = converted(data, "--relabel", file, out="only")
     assert only.exit_code == 0, only.output
     assert open_beton(data.parent / "only" / "train.beton").labels.tolist() == [1, 0, 1, 1, 1, 1]
+    assert ": 0 images" not in done.output + only.output
+
+
+def test_convert_warns_of_an_unedited_file(data: Path) -> None:
+    file = written(data, [wrong(1), wrong(2)])
+    done = converted(data, "--relabel", file, "--drop", file)
+    assert f"--drop {file}: 0 images; expected 'drop' in the column action: edit the file first" in done.stderr
+    assert f"--relabel {file}: 0 images; expected 'relabel' in the column action" in done.stderr
+    done = converted(data, "--drop", file, "--drop-kinds", "blank", out="again")
+    assert f"--drop {file}: 0 images; expected lines of these kinds" in done.stderr
 
 
 @pytest.mark.parametrize(
