@@ -20,6 +20,7 @@ ARCHIVE_EXTENSIONS = (".zip", ".tar", ".tgz", ".tbz2", ".txz", ".gz", ".bz2", ".
 MAX_DEPTH = 2
 """Folders around train/ and test/, e.g. in an archive that was packed twice."""
 LAYOUT = f"expected train/<class>/* and test/<class>/*, or <class>/*: {FORMAT_NAMES}"
+HEIC_REMEDY = "convert HEIC to JPEG first"
 _SYSTEM_NAMES = {"__macosx", "__pycache__", "@eadir", "@recycle", "@recently-snapshot", "#recycle", "#snapshot"}
 _SYSTEM_NAMES |= {"$recycle.bin", "system volume information", "lost+found", "network trash folder", "temporary items"}
 _SYSTEM_NAMES |= {"thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "picasa.ini", "icon\r"}
@@ -63,6 +64,7 @@ def group_by_class(
         )
     root, folders = _find_root(path, listing)
     files_of: dict[str, dict[str, list[str]]] = {split: {} for split in folders.values() or ("train",)}
+    not_images, too_deep = [], []
     for name in listing.files:
         location = _locate(name, root, folders)
         if location is None:
@@ -71,9 +73,15 @@ def group_by_class(
                 raise DataError(f"{path}: {escape(name)} is next to another dataset in {above}; {LAYOUT}")
             continue  # a README next to train/ and test/
         split, parts = location
-        if len(parts) != 2 or not _is_image(name):
+        if not _is_image(name):
+            not_images.append(name)
+        elif len(parts) > 2:
+            too_deep.append(name)
+        elif len(parts) == 1:
             raise DataError(f"{path}: {escape(name)}: {LAYOUT}; found {_summarise(listing)}")
-        files_of[split].setdefault(parts[0], []).append(name)
+        else:
+            files_of[split].setdefault(parts[0], []).append(name)
+    _check_strays(path, not_images, too_deep)
     located = [
         location
         for name in listing.folders
@@ -181,7 +189,7 @@ def _find_class_folders(path: Path, images: list[tuple[str, ...]], listing: List
     while len(root) < MAX_DEPTH and len({parts[len(root)] for parts in images}) == 1 and len(images[0]) > len(root) + 2:
         root = images[0][: len(root) + 1]
     names = {parts[len(root)].lower() for parts in images if len(parts) > len(root) + 1}
-    if len(names) < 2 or names <= set(SPLIT_OF) or any(len(parts) != len(root) + 2 for parts in images):
+    if len(names) < 2 or names <= set(SPLIT_OF) or min(map(len, images)) != len(root) + 2:
         raise DataError(f"{path}: {LAYOUT}; found {_summarise(listing)}")
     return root
 
@@ -204,6 +212,21 @@ def _is_another_dataset(name: str, root: tuple[str, ...]) -> bool:
     parts = PurePosixPath(name).parts
     split_depths = [depth for depth, part in enumerate(parts[: MAX_DEPTH + 1]) if part.lower() in SPLIT_OF]
     return bool(split_depths) and not (parts[: len(root)] == root and len(root) in split_depths)
+
+
+def _check_strays(path: Path, not_images: list[str], too_deep: list[str]) -> None:
+    for names, problem in (
+        (_heic_images(not_images), f"not {FORMAT_NAMES}; {HEIC_REMEDY}"),
+        (not_images, f"not an image; expected {FORMAT_NAMES}: remove it"),
+        (too_deep, "in a folder within a class folder; expected <class>/*: move it to the class folder"),
+    ):
+        if names:
+            others = f" (and {len(names) - 1:,} more)" if len(names) > 1 else ""
+            raise DataError(f"{path}: {escape(min(names))}{others}: {problem}")
+
+
+def _heic_images(names: Iterable[str]) -> list[str]:
+    return [name for name in names if name.lower().endswith((".heic", ".heif"))]
 
 
 def _check_empty(path: Path, empty: list[str], skip: bool) -> None:
@@ -243,4 +266,6 @@ def _summarise(listing: Listing) -> str:
         text += f"; unpack {escape(inner[0])} first"
     if any(parts[-1].lower().endswith((".csv", ".tsv")) for parts in names if parts):
         text += "; give the table of labels as the source, and this folder as --images-root"
+    if _heic_images(listing.files):
+        text += f"; {HEIC_REMEDY}"
     return text

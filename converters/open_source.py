@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastcifar.converters.sources import IndexedSplit, Labels, Source, SourceOptions, resized
+from fastcifar.data.image_files import EXTENSIONS
 from fastcifar.data.statistics import draw_by_class
 from fastcifar.errors import DataError, UsageError
 from fastcifar.io.paths import data_folder, user_path, why_missing
@@ -109,6 +110,8 @@ def open_path(path: Path, options: SourceOptions) -> Source:
             return arrays.open_file(path, resources, options)
         if suffix in TABLES or suffix == ".arrow":
             return _open_table(path, resources, options)
+        if suffix in EXTENSIONS:
+            raise DataError(f"{path}: one image; expected a folder or an archive of images, in a folder for each class")
         official.refuse_single_file(path)
         listing = read_archive(path, resources)
         return official.open_archive(path, listing, resources) or images.open_listing(path, listing, resources, options)

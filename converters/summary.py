@@ -100,6 +100,10 @@ def warn_of_imbalance(class_names: Sequence[str], labels: Labels) -> None:
         log.warning("class %s has %d times as many images as %s", class_names[largest], ratio, class_names[smallest])
 
 
+def _images(count: int, adjective: str = "") -> str:
+    return f"{count:,} {adjective}{'image' if count == 1 else 'images'}"
+
+
 def describe(manifests: Mapping[str, Manifest]) -> Iterator[str]:
     """Lines about what was changed, skipped and found twice."""
     for name, manifest in manifests.items():
@@ -109,18 +113,18 @@ def describe(manifests: Mapping[str, Manifest]) -> Iterator[str]:
             more = ", and others" if "others" in facts.sizes or len(sizes) > 4 else ""
             yield f"{name}: original sizes (height x width), most frequent first: {', '.join(sizes[:4])}{more}"
         for key, count in facts.changes.items():
-            yield f"{name}: {count:,} {'image' if count == 1 else 'images'} {CHANGES.get(key, key)}"
+            yield f"{name}: {_images(count)} {CHANGES.get(key, key)}"
         if facts.skipped:
             origins = join_names((f"{origin:.300}" for origin in facts.skipped), 3)
-            yield f"{name}: {len(facts.skipped):,} broken images skipped: {origins}"
+            yield f"{name}: {_images(len(facts.skipped), 'broken ')} skipped: {origins}"
         if facts.dropped:
             kinds = ", ".join(f"{kind} ({count:,})" for kind, count in facts.dropped.items())
-            yield f"{name}: {sum(facts.dropped.values()):,} images dropped: {kinds}"
+            yield f"{name}: {_images(sum(facts.dropped.values()))} dropped: {kinds}"
         if facts.relabelled:
-            yield f"{name}: {facts.relabelled:,} {'image' if facts.relabelled == 1 else 'images'} relabelled"
+            yield f"{name}: {_images(facts.relabelled)} relabelled"
         if facts.num_duplicates:
             yield f"{name}: {facts.num_duplicates:,} of {num:,} images are copies of an earlier one"
         if facts.num_in_other_split:
             yield f"{name}: {facts.num_in_other_split:,} of {num:,} images are also in the other split"
     if ignored := max((manifest.conversion.num_ignored for manifest in manifests.values()), default=0):
-        yield f"{ignored:,} files or folders of operating systems ignored"
+        yield f"{ignored:,} {'file or folder' if ignored == 1 else 'files or folders'} of operating systems ignored"

@@ -11,7 +11,7 @@ import logging
 import os
 import platform
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -35,10 +35,10 @@ from fastcifar.converters.summary import Hashes, Summary, hash_image, warn_of_im
 from fastcifar.data import jpeg, tables
 from fastcifar.data.beton_file import open_file
 from fastcifar.data.image_files import quiet_pillow
-from fastcifar.data.manifest import Manifest
+from fastcifar.data.manifest import Manifest, read_manifest
 from fastcifar.data.origins import to_line
 from fastcifar.data.statistics import channel_histogram, channel_statistics, describe_empty_classes
-from fastcifar.errors import DataError, FastcifarError, one_line
+from fastcifar.errors import DataError, FastcifarError, join_names, one_line
 from fastcifar.io.atomic import create_file, fsync
 from fastcifar.io.locks import lock_folder
 from fastcifar.io.paths import data_folder, make_folder
@@ -118,14 +118,30 @@ def write_betons(
             for name, other in (SPLITS, SPLITS[::-1]):
                 sha256 = _compare(written[name], partials[name], partial(report, name))
                 manifests[name] = _manifest(source, name, written[name], written[other], sha256)
+            former = _former_manifests(folder)
             for name in SPLITS:
                 replace_with_manifest(partials[name], targets[name], manifests[name], manifests_of[name])
                 replaced.append(f"{name}.beton")
+            if former and any(manifests[name].sha256 != each.sha256 for name, each in former.items()):
+                sources = join_names(dict.fromkeys(each.source for each in former.values()))
+                num_classes = max(len(each.class_names) for each in former.values())
+                num_images = sum(each.num_samples for each in former.values())
+                log.info("%s: replaced %d classes, %s images, from %s", folder, num_classes, f"{num_images:,}", sources)
             return manifests
     except OSError as error:
         result = f"only {replaced[0]} was replaced: convert again" if replaced else "nothing was replaced"
         path = error.filename or folder
         raise FastcifarError(f"{path}: cannot be written ({error.strerror or error}); {result}") from error
+
+
+def _former_manifests(folder: Path) -> dict[str, Manifest]:
+    """The manifests of the betons that are to be replaced; without those that are missing or damaged."""
+    former = {}
+    for name in SPLITS:
+        with suppress(DataError):
+            if os.path.lexists(folder / f"{name}.beton") and (manifest := read_manifest(folder / f"{name}.beton")):
+                former[name] = manifest
+    return former
 
 
 def _manifest(source: Source, name: str, written: _Written, other: _Written, sha256: str) -> Manifest:

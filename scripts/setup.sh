@@ -47,3 +47,4 @@ else
 fi
 done=yes
 echo "setup: done in $SECONDS s; the program is $VENV/bin/fastcifar"
+echo "next: source $VENV/bin/activate"

@@ -380,20 +380,21 @@ def test_maps_of_the_suggested_class_come_from_the_network_that_did_not_see_the_
 # ---- the command --------------------------------------------------------------------------------------------------
 
 
-def test_the_command_ends_with_the_next_commands(tmp_path: Path, image_folder: Callable[..., Path]) -> None:
+def test_the_command_ends_with_the_next_commands(
+    tmp_path: Path, image_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     source, data, issues = image_folder(each=20), tmp_path / "data", tmp_path / "audit" / "issues.csv"
-    convert(source, data)
+    convert(source, data, size=(8, 10), fit="pad", background=(0, 0, 9))
+    monkeypatch.setenv("FASTCIFAR_RUNS_DIR", str(tmp_path / "runs"))
     shown = invoke("audit", "--data-dir", data, "--out", tmp_path / "audit")
     assert shown.exit_code == 0, shown.output
     assert re.search(r"near-leak +2 +0 +1$", shown.output, re.MULTILINE)
     assert "2 of 40 test images (5.00%) are also training images, 1 of them exactly; 1 more may be" in shown.output
     following = [line.removeprefix("next: ") for line in shown.output.splitlines() if line.startswith("next: ")]
-    dropped = f"fastcifar convert --source SOURCE --drop {issues}"
-    assert following == [
-        f"{dropped} --data-dir {data}-clean",
-        f"{dropped} --relabel {issues} --data-dir {data}-clean",
-        f"fastcifar eval --without {issues}",
-    ]
+    dropped = f"fastcifar convert --source SOURCE --size 8x10 --fit pad --background 0,0,9 --drop {issues}"
+    relabelled = f"{dropped} --relabel {issues} --data-dir {data}-clean"
+    assert following == [f"{dropped} --data-dir {data}-clean", relabelled]
+    assert "repeat its --test-share and other options" in shown.output
     done = invoke(*shlex.split(following[0].removeprefix("fastcifar ").replace("SOURCE", str(source))))
     assert done.exit_code == 0, done.output
     assert "train: 3 images dropped: exact-duplicate (1), exact-leak (1), near-leak (1)" in done.output
@@ -405,8 +406,11 @@ def test_the_next_commands_of_data_in_the_current_folder(
 ) -> None:
     convert(image_folder(each=20), tmp_path / "data")
     monkeypatch.chdir(tmp_path / "data")
+    (tmp_path / "data/runs/a/weights").mkdir(parents=True)
+    (tmp_path / "data/runs/a/weights/best.safetensors").touch()
     shown = invoke("audit", "--data-dir", ".", "--out", "../audit")
     assert shown.exit_code == 0, shown.output
+    assert "next: fastcifar eval --without ../audit/issues.csv" in shown.output
     assert "--drop ../audit/issues.csv --data-dir data-clean" in shown.output
 
 

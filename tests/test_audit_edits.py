@@ -181,7 +181,7 @@ def test_convert_drops_what_the_file_says_and_records_it(data: Path) -> None:
     file = written(data, [leak(action="drop"), wrong(), duplicate(4, 3)])
     done = converted(data, "--drop", file)
     assert done.exit_code == 0, done.output
-    assert "train: 1 images dropped: near-leak (1)" in done.output
+    assert "train: 1 image dropped: near-leak (1)" in done.output
     before, after = (open_beton(folder / "train.beton") for folder in (data, data.parent / "clean"))
     assert after.origins() == before.origins()[1:]
     assert np.array_equal(after.images(range(5)), before.images(range(1, 6)))
@@ -191,7 +191,7 @@ def test_convert_drops_what_the_file_says_and_records_it(data: Path) -> None:
     assert facts.edits_sha256 == (read_issues(file).sha256,)
     assert len(open_beton(data.parent / "clean" / "test.beton")) == 6
     shown = CliRunner().invoke(main, ["inspect", str(data.parent / "clean" / "train.beton")])
-    assert "train.beton: 1 images dropped: near-leak (1)" in shown.output
+    assert "train.beton: 1 image dropped: near-leak (1)" in shown.output
 
 
 def test_drop_kinds_take_all_lines_but_those_to_keep(data: Path) -> None:
@@ -221,6 +221,16 @@ def test_convert_relabels_and_records_it(data: Path) -> None:
     only = converted(data, "--relabel", file, out="only")
     assert only.exit_code == 0, only.output
     assert open_beton(data.parent / "only" / "train.beton").labels.tolist() == [1, 0, 1, 1, 1, 1]
+    assert ": 0 images" not in done.output + only.output
+
+
+def test_convert_warns_of_an_unedited_file(data: Path) -> None:
+    file = written(data, [wrong(1), wrong(2)])
+    done = converted(data, "--relabel", file, "--drop", file)
+    assert f"--drop {file}: 0 images; expected 'drop' in the column action: edit the file first" in done.stderr
+    assert f"--relabel {file}: 0 images; expected 'relabel' in the column action" in done.stderr
+    done = converted(data, "--drop", file, "--drop-kinds", "blank", out="again")
+    assert f"--drop {file}: 0 images; expected lines of these kinds" in done.stderr
 
 
 @pytest.mark.parametrize(

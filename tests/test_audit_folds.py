@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -180,6 +181,17 @@ def test_the_held_out_images_have_no_effect_on_their_network(splits: Splits, tin
 
 def test_without_a_test_split_there_are_no_test_probabilities(splits: Splits, tiny_data: Path, tmp_path: Path) -> None:
     assert audit({"train": splits["train"]}, tiny_data, tmp_path).test is None
+
+
+def test_the_log_says_how_long_the_other_folds_take_and_advises_no_other_rate(
+    splits: Splits, tiny_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "fastcifar")
+    audit(splits, tiny_data, tmp_path, epochs=11, lr=50.0, label_smoothing=0.1)
+    assert re.search(r"fold 1 of 2: done in \d+ s; about \d+ s for the other 1\n", caplog.text)
+    assert re.search(r"fold 2 of 2: done in \d+ s\n", caplog.text)
+    assert "epoch 11/11" in caplog.text
+    assert "uniform guess" not in caplog.text
 
 
 def test_a_signal_stops_and_the_same_call_continues_with_the_same_result(

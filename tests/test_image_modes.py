@@ -362,5 +362,5 @@ def test_the_summary_counts_every_change(image_folder: ImageFolder, tmp_path: Pa
     assert "train: original sizes (height x width), most frequent first: 4x4 (5), 9x7 (5), 7x9 (1)" in lines
     assert "train: 1 image grey: converted to RGB" in lines
     assert "train: 6 images resized" in lines
-    assert "1 files or folders of operating systems ignored" in lines
+    assert "1 file or folder of operating systems ignored" in lines
     assert open_beton(tmp_path / "data/train.beton").image_shape == (4, 4, 3)

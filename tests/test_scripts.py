@@ -87,4 +87,5 @@ def test_set_up_goes_on_where_it_was_left_without_pip(tmp_path: Path, before: st
     calls = tmp_path / "calls"
     output = run("setup.sh", cwd=tmp_path, CALLS=str(calls), FFCV_NEEDS="", TORCH_INDEX="", **settings)
     assert "done in" in output
+    assert output.endswith("next: source .venv/bin/activate\n")
     assert "install --disable-pip-version-check --editable .[dev]" in calls.read_text()

@@ -193,6 +193,9 @@ def test_empty_and_missing_places_are_refused(tmp_path: Path, image_folder: Imag
     with pytest.raises(DataError, match=r"empty: no images; expected train/<class>/\*"):
         open_source(tmp_path / "empty")
     folder = image_folder()
+    image = next((folder / "train/cat").iterdir())
+    with pytest.raises(DataError, match=f"{image.name}: one image; expected a folder or an archive of images, in a"):
+        open_source(image)
     shutil.rmtree(folder / "test")
     with pytest.raises(DataError, match=r"has no test images; .* with --test-share 0\.2"):
         open_source(folder)
@@ -202,13 +205,40 @@ def test_empty_and_missing_places_are_refused(tmp_path: Path, image_folder: Imag
         open_source(folder)
 
 
-@pytest.mark.parametrize("name", ["train/stray.png", "train/cat/deep/0.png", "train/cat/notes.txt", "train/cat/0.heic"])
-def test_a_file_outside_the_layout_is_an_error_that_names_it(image_folder: ImageFolder, name: str) -> None:
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["cat/deep/0.png"], "cat/deep/0.png: in a folder within a class folder; expected <class>/*: move it to the"),
+        (["cat/a.txt"], "cat/a.txt: not an image; expected JPEG, PNG, WebP, BMP, GIF or TIFF: remove it"),
+        (["dog/z.mov", "cat/a.txt"], "cat/a.txt (and 1 more): not an image; expected JPEG, PNG"),
+        (["cat/a.mov", "dog/0.HEIC"], "dog/0.HEIC: not JPEG, PNG, WebP, BMP, GIF or TIFF; convert HEIC to JPEG first"),
+    ],
+)
+@pytest.mark.parametrize("splits", [True, False])
+def test_a_file_outside_the_layout_is_an_error_that_names_it(
+    image_folder: ImageFolder, names: list[str], message: str, splits: bool
+) -> None:
     folder = image_folder()
-    (folder / name).parent.mkdir(exist_ok=True)
-    (folder / name).write_bytes(b"x")
-    with pytest.raises(DataError, match=f"{name}: expected train/<class>"):
+    for name in names:
+        (folder / "train" / name).parent.mkdir(exist_ok=True)
+        (folder / "train" / name).write_bytes(b"x")
+    with pytest.raises(DataError) as caught:
+        pixels(folder if splits else folder / "train")
+    assert f": {'train/' if splits else ''}{message}" in str(caught.value)
+
+
+def test_an_image_without_a_class_is_an_error_that_names_it(image_folder: ImageFolder) -> None:
+    folder = image_folder()
+    (folder / "train/stray.png").touch()
+    with pytest.raises(DataError, match="train/stray.png: expected train/<class>"):
         pixels(folder)
+
+
+def test_a_folder_of_heic_images_is_an_error_that_names_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat/0.HEIC").touch()
+    with pytest.raises(DataError, match=r"no images; .*; found in cat/ 0.HEIC; convert HEIC to JPEG first"):
+        open_source(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["tar", "tar.gz", "tar.xz", "tar.bz2", "zip"])

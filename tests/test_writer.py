@@ -118,6 +118,19 @@ def test_the_same_source_gives_the_same_files(tmp_path: Path) -> None:
     assert len(list((tmp_path / "a").iterdir())) == 4
 
 
+def test_replacing_another_dataset_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "fastcifar")
+    for num in (20, 20, 30):
+        assert "replaced" not in caplog.text
+        convert(source_of(random_split(num)), tmp_path)
+    assert f"{tmp_path}: replaced 10 classes, 23 images, from test" in caplog.text
+    caplog.clear()
+    (tmp_path / "train.beton.json").write_text("damaged")
+    (tmp_path / "test.beton.json").unlink()
+    convert(source_of(random_split(20)), tmp_path)
+    assert "replaced" not in caplog.text
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 

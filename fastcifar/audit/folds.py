@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ from fastcifar.io.paths import make_folder
 from fastcifar.io.reading import read_mapping
 from fastcifar.training import RunFolder, train
 from fastcifar.training.device import choose_device, standard_torch_defaults
-from fastcifar.training.progress import PrefixedReporter, Reporter, SilentReporter
+from fastcifar.training.progress import PrefixedReporter, Reporter, SilentReporter, duration
 
 log = logging.getLogger(__name__)
 Floats = npt.NDArray[np.float32]
@@ -162,13 +163,14 @@ def _one_fold(
 ) -> _Fold:
     """The predictions of one fold, from its files, or made now."""
     run, beton, test = RunFolder(folder / f"fold-{fold + 1}"), splits["train"], splits.get("test")
-    held_out = np.flatnonzero(assigned == fold)
+    held_out, num_folds, begin = np.flatnonzero(assigned == fold), int(assigned.max()) + 1, time.monotonic()
     stored = _load(run.path / HELD_OUT, beton, held_out)
     stored_test = None if test is None else _load(run.path / TEST, test, np.arange(len(test)))
     if stored is not None and (test is None or stored_test is not None):
         return _Fold(run=run, held_out=stored, test=stored_test)
+    is_new = not run.path.is_dir()
     if not (run.metrics.is_file() and run.best.is_file()):
-        log.info("fold %d of %d: %s images are held out", fold + 1, assigned.max() + 1, f"{len(held_out):,}")
+        log.info("fold %d of %d: %s images are held out", fold + 1, num_folds, f"{len(held_out):,}")
         own = config.with_settings(seed=(config.seed + fold) % (MAX_SEED + 1))
         _train(
             run, own, [beton, beton if test is None else test], train_indices(beton.labels, assigned, fold), reporter
@@ -187,6 +189,9 @@ def _one_fold(
     predictions.save(run.path / HELD_OUT)
     for checkpoint in (run.last, run.previous):  # several times the size of the weights
         checkpoint.unlink(missing_ok=True)
+    elapsed_s, num_left = time.monotonic() - begin, num_folds - fold - 1
+    left = f"; about {duration(elapsed_s * num_left)} for the other {num_left}" if num_left and is_new else ""
+    log.info("fold %d of %d: done in %s%s", fold + 1, num_folds, duration(elapsed_s), left)
     return _Fold(run=run, held_out=predictions, test=of_test)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +17,7 @@ from fastcifar.config import setting as kinds
 
 if TYPE_CHECKING:
     from fastcifar.audit.run import Audit
+    from fastcifar.data.manifest import Manifest
 
 
 @click.command(cls=Command, short_help="Find duplicates, leaks, wrong labels and odd images.")
@@ -100,7 +103,9 @@ def audit(
 
 def _show(result: Audit, page: Path) -> None:
     from fastcifar.cli.output import command_line, show_next, table
+    from fastcifar.errors import FastcifarError
     from fastcifar.training.progress import duration
+    from fastcifar.training.run_folder import find_run
 
     names = list(result.splits)
     certain = result.counts(certain=True)
@@ -120,13 +125,36 @@ def _show(result: Audit, page: Path) -> None:
     click.echo(page)
     click.echo(result.issues.path)
     manifest, issues = result.splits["train"].manifest, result.issues.path
-    is_default = manifest is not None and manifest.source.endswith("downloaded")
-    convert = ["fastcifar", "convert", *([] if is_default else ["--source", "SOURCE"])]
     clean = result.data_dir.parent / f"{result.data_dir.resolve().name}-clean"  # also of '.', which has no name
+    convert = ["fastcifar", "convert", *_convert_flags(manifest)]
     known = [line.issue for line in result.issues.lines if line.origin]  # else they are not found in the source
-    if any(issue.action == "drop" for issue in known):
+    to_drop, labels = any(issue.action == "drop" for issue in known), any(issue.kind == "label" for issue in known)
+    if (to_drop or labels) and "SOURCE" in convert:
+        click.echo("SOURCE: that of the first conversion; repeat its --test-share and other options too")
+    if to_drop:
         show_next(command_line(*convert, "--drop", issues, "--data-dir", clean))
-    if any(issue.kind == "label" for issue in known):
+    if labels:
+        click.echo(f"decide about the labels first: 'relabel', 'drop' or 'keep' in the column action of {issues}")
         show_next(command_line(*convert, "--drop", issues, "--relabel", issues, "--data-dir", clean))
     if "test" in result.splits:
-        show_next(command_line("fastcifar", "eval", "--without", issues))
+        with suppress(FastcifarError):  # there is no run yet
+            find_run(None, os.environ.get("FASTCIFAR_RUNS_DIR", "runs"), trained=True)
+            show_next(command_line("fastcifar", "eval", "--without", issues))
+
+
+def _convert_flags(manifest: Manifest | None) -> list[str]:
+    """What the manifest knows of the flags of the conversion; --test-share and --seed are not in it."""
+    is_default = manifest is not None and manifest.source.endswith("downloaded")
+    flags = [] if is_default else ["--source", "SOURCE"]
+    if manifest is None:
+        return flags
+    from fastcifar.data.manifest import Conversion
+
+    facts, default = manifest.conversion, Conversion()
+    if facts.size is not None:
+        flags += ["--size", "x".join(map(str, facts.size))]
+    if facts.fit != default.fit:
+        flags += ["--fit", facts.fit]
+    if facts.background != default.background:
+        flags += ["--background", ",".join(map(str, facts.background))]
+    return flags + ["--skip-broken"] * bool(facts.skipped)

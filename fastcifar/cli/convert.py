@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -20,6 +21,8 @@ from fastcifar.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from fastcifar.data.manifest import Manifest
+
+log = logging.getLogger(__name__)
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -187,6 +190,10 @@ def convert(
     if encode != "jpeg" and given_on_command_line(context, ["quality"]):
         raise UsageError(f"--quality is {quality}, and --encode {encode}; expected --encode jpeg")
     edits = read_edits(drop, drop_kinds or (), relabel) if drop or drop_kinds or relabel else None
+    for action, file, found in (("drop", drop, edits and edits.drop), ("relabel", relabel, edits and edits.relabel)):
+        if file is not None and not found:
+            expected = "lines of these kinds" if action == "drop" and drop_kinds else f"{action!r} in the column action"
+            log.warning("--%s %s: 0 images; expected %s: edit the file first", action, file, expected)
     preprocessing = Preprocessing(size=size, fit=fit, background=background)
     chosen = SourceOptions(download_dir=str(data_dir), preprocessing=preprocessing, **settings)
     with Bars() as bars:

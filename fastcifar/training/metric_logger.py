@@ -32,7 +32,7 @@ class MetricLogger:
         loaders = context.loaders
         self.time_left = TimeLeft(context.config, context.num_steps, len(loaders.train), loaders.info.image_shape)
         self._num_steps_here = 0  # since this process began or resumed the run
-        self._warned = False
+        self._warned = context.is_fold
         dtype = torch.float32 if context.device.type == "mps" else torch.float64
         self._sums = torch.zeros(2, dtype=dtype, device=context.device)  # loss, correctly classified
         self._begin = 0.0

@@ -72,6 +72,8 @@ class RunContext:
     reporter: Reporter
     loggers: Loggers = field(default_factory=Loggers)
     is_resumed: bool = False
+    is_fold: bool = False
+    """Whether an audit trains it; advice about settings is for the runs of users."""
 
     @cached_property
     def num_steps(self) -> int:

@@ -108,6 +108,7 @@ def train(
                 reporter=reporter,
                 loggers=loggers,
                 is_resumed=resume is not None,
+                is_fold=indices is not None,
             )
             trainer = Trainer(context, network, stop)
             if resume is not None:
