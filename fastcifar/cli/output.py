@@ -9,6 +9,7 @@ import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -85,6 +86,21 @@ def _wrapped(text: str, width: int) -> list[str]:
     if len(text) <= width or width < MIN_WRAPPED:
         return [text]
     return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) or [text]
+
+
+def train_command(class_counts: Sequence[int], *arguments: str | Path) -> str:
+    """The command that trains on images of which each class has so many: with a batch size where the default is too
+    large for them."""
+    import numpy as np
+
+    from fastcifar.config import TrainConfig
+    from fastcifar.data.statistics import fitting_batch_size, held_out_by_default
+
+    counts = np.array(class_counts)
+    num_train = int((counts - held_out_by_default(counts)).sum())
+    fits = num_train >= TrainConfig.batch_size
+    batch_size = () if fits else ("--batch-size", str(fitting_batch_size(num_train)))
+    return command_line("fastcifar", "train", *arguments, *batch_size)
 
 
 def show_next(*commands: str) -> None:
