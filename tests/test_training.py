@@ -404,10 +404,10 @@ def test_val_size_0_trains_on_all_images(data_dir: Path, tmp_path: Path) -> None
     assert metrics["weights"] == "of the last epoch"
     assert metrics["best"]["epoch"] == 2
     assert {row["val_loss"] for row in results_of(run)} == {""}
-    assert metrics["not_calibrated"] == "no image was held out; train with --val-size"
+    assert metrics["not_calibrated"] == "no image was held out; train with --val-size 60"
     assert not {"temperature", "test_calibrated_loss", "test_calibrated_ece"} & metrics.keys()
     assert not run.calibration.exists()
-    assert "not calibrated: no image was held out; train with --val-size" in run.log.read_text()
+    assert "not calibrated: no image was held out; train with --val-size 60" in run.log.read_text()
 
 
 def test_the_best_weights_are_calibrated_on_the_validation_images(data_dir: Path, tmp_path: Path) -> None:
