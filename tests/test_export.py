@@ -375,9 +375,10 @@ def test_the_command_names_the_model_card_and_prints_one_object(
 
     monkeypatch.setattr(module, "export", stub)
     printed = invoke(run.path, "--model", NETWORK, "--model-card", "--data-dir", "data").stdout.splitlines()
-    assert printed[-3:] == [
+    assert printed[-4:] == [
         str(exported.path),
         str(exported.model_card),
+        f"next: fastcifar explain {run.path} --model {NETWORK} --data-dir data",
         f"next: fastcifar eval {run.path} --model {NETWORK} --data-dir data",
     ]
     given = {"format": "onnx", "output": None, "model_card": True, "data_dir": Path("data"), "trusted": NETWORK}
