@@ -53,6 +53,17 @@ def opened(path: Path, options: SourceOptions = SHARE) -> dict[str, list[tuple[s
         return origins(source)
 
 
+def test_the_train_command_after_convert_and_inspect_has_a_batch_size_that_fits(tmp_path: Path) -> None:
+    source, data = class_folders(tmp_path / "photos", cats=21, dogs=14), tmp_path / "data"
+    result = CliRunner().invoke(
+        main, ["convert", "--source", str(source), "--test-share", "0.2", "--data-dir", str(data)]
+    )
+    following = f"next: fastcifar train --data-dir {data} --batch-size 2"  # 17 + 12 images, 2 of them held out
+    assert result.stdout.splitlines()[-1] == following
+    result = CliRunner().invoke(main, ["inspect", str(data / "train.beton")])
+    assert result.stdout.splitlines()[-1] == following
+
+
 # ---- validation sets ---------------------------------------------------------------------------------------------
 
 

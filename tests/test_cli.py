@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ from fastcifar import open_beton
 from fastcifar.cli import main
 from fastcifar.data.manifest import manifest_path
 from fastcifar.errors import MissingExtraError
+from fastcifar.inference.predictions import Predictions
+from fastcifar.training import RunFolder
 from tests.conftest import ImageFolder
 from tests.test_loaders import LOADERS
 
@@ -192,13 +196,42 @@ def test_train_and_explain_as_json(data_dir: Path) -> None:
     assert evaluated["files"][0] == "runs/a/eval/test/metrics.json"
 
 
-def test_the_next_command_on_a_run_has_its_data_too(data_dir: Path, tmp_path: Path) -> None:
+def following(*args: object) -> list[str]:
+    """The commands that a command says are next."""
+    return re.findall(r"^next: fastcifar (.*)$", run(*args).stdout, flags=re.MULTILINE)
+
+
+def test_the_next_commands_on_a_run_have_its_data_and_leave_out_what_is_done(data_dir: Path, tmp_path: Path) -> None:
     run(*train_args(data_dir, "--name", "a"))
     config = Path("runs/a/config.yaml")
     config.write_text(config.read_text().replace(str(data_dir), str(tmp_path / "moved away")))
-    common = ["--data-dir", data_dir]
-    assert f"next: fastcifar eval runs/a --data-dir {data_dir}" in run("explain", "a", "--n", 1, *common).stdout
-    assert f"next: fastcifar explain runs/a --data-dir {data_dir}" in run("eval", "a", *common).stdout
+    data = f" --data-dir {data_dir}"
+    predict, export = "predict IMAGES --run runs/a", "export runs/a"
+    assert following("report", "a") == ["explain runs/a", "eval runs/a"]
+    assert following("explain", "a", "--n", 1, "--data-dir", data_dir) == [f"eval runs/a{data}"]
+    assert following("eval", "a", "--data-dir", data_dir) == [predict, export + data]
+    PIL.Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save("a.png")
+    assert following("predict", "a.png", "--run", "a", "--maps") == [export]
+    Path("runs/a/export").mkdir()
+    Path("runs/a/export/model.onnx").touch()
+    assert following("report", "a") == [predict]
+
+
+def test_without_a_mistake_the_correct_images_are_explained(data_dir: Path) -> None:
+    run(*train_args(data_dir, "--name", "a"))
+    folder = RunFolder(Path("runs/a"))
+    found = Predictions.load(folder.predictions)
+    logits = np.eye(10, dtype=np.float32)[found.labels]
+    replace(found, logits=logits).save(folder.predictions)
+    total = len(found)
+    lines = run("explain", "a", "--n", 2).stdout.splitlines()
+    assert lines[:2] == [f"0 of {total} test images misclassified by runs/a", "2 requested, 0 found"]
+    assert lines[-2:] == ["next: fastcifar explain runs/a --correct", "next: fastcifar eval runs/a"]
+    assert following("eval", "a") == ["explain runs/a --correct"]
+    lines = run("explain", "a", "--n", 2, "--correct").stdout.splitlines()
+    assert lines[0] == f"{total} of {total} test images correctly classified by runs/a"
+    assert lines[1] == "runs/a/explain/grid.png"
+    assert "2 requested, 0 found; the earlier explanation stays" in run("explain", "a", "--n", 2).stdout
 
 
 def test_eval_prints_the_metrics_of_every_class(data_dir: Path) -> None:

@@ -36,7 +36,7 @@ from fastcifar.inference import export_graph
 from fastcifar.inference.calibration import Calibration, calibrate
 from fastcifar.inference.export import Export, compare, export
 from fastcifar.inference.export_formats import FORMATS
-from fastcifar.inference.model_card import RESIZE, USE_ONNX
+from fastcifar.inference.model_card import RESIZE, USE, USE_ONNX
 from fastcifar.inference.trained_run import TrainedRun
 from fastcifar.models import make_model
 from fastcifar.models.probe import place
@@ -375,9 +375,10 @@ def test_the_command_names_the_model_card_and_prints_one_object(
 
     monkeypatch.setattr(module, "export", stub)
     printed = invoke(run.path, "--model", NETWORK, "--model-card", "--data-dir", "data").stdout.splitlines()
-    assert printed[-3:] == [
+    assert printed[-4:] == [
         str(exported.path),
         str(exported.model_card),
+        f"next: fastcifar explain {run.path} --model {NETWORK} --data-dir data",
         f"next: fastcifar eval {run.path} --model {NETWORK} --data-dir data",
     ]
     given = {"format": "onnx", "output": None, "model_card": True, "data_dir": Path("data"), "trusted": NETWORK}
@@ -433,21 +434,22 @@ def test_the_example_of_the_documentation_runs_on_its_own(
     exported: Export, trained: TrainedRun, expected: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     (example,) = [text for text in fenced(ROOT / "docs" / "export.md", "python") if "onnxruntime" in text]
-    assert len(example.splitlines()) <= 21
+    assert len(example.splitlines()) <= 23
     imported = {
         alias.name for node in ast.walk(ast.parse(example)) if isinstance(node, ast.Import) for alias in node.names
     }
     assert imported == {"json", "numpy", "onnxruntime"}
-    (tmp_path / "model.onnx").write_bytes(exported.path.read_bytes())
+    file = tmp_path / "runs/small/export/model.onnx"  # as `export` writes it, for the run `small` of the page
+    file.parent.mkdir(parents=True)
+    file.write_bytes(exported.path.read_bytes())
     PIL.Image.fromarray(trained.beton("test").images([7])[0]).save(tmp_path / "picture.png")
     monkeypatch.chdir(tmp_path)
     exec(compile(example, "example", "exec"), {})
     best = np.argsort(expected[7])[::-1][:3]
     names = trained.info.class_names
     assert capsys.readouterr().out.splitlines() == [f"{names[i]}: {expected[7, i]:.1%}" for i in best]
-    assert example == USE_ONNX.format(file="model.onnx", resize=RESIZE["crop"]).replace("'model", '"model').replace(
-        "onnx')", 'onnx")'
-    )
+    text = USE_ONNX.format(file="FILE", resize=RESIZE["crop"])
+    assert example == text.replace("'FILE'", '"runs/small/export/model.onnx"')
 
 
 @pytest.mark.parametrize("size", [(40, 24), (24, 40), (90, 90)])
@@ -460,6 +462,24 @@ def test_the_example_resizes_as_the_images_were(fit: str, size: tuple[int, int])
     names: dict[str, Any] = {"image": PIL.Image.fromarray(pixels), "size": (20, 16)}
     exec(f"from PIL import Image, ImageOps\nimage = {RESIZE[fit].format(background=rule.background)}", names)
     assert np.array_equal(np.asarray(names["image"]), decode_image(file.getvalue(), rule).pixels)
+
+
+@pytest.mark.parametrize("use", USE.values(), ids=USE)
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P"])
+def test_the_example_draws_on_the_background_as_predict_does(
+    use: str, mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 16, 4), dtype=np.uint8)
+    picture = PIL.Image.fromarray(pixels).convert("RGB" if mode == "P" else mode).convert(mode)
+    picture.save(tmp_path / "picture.png", **({"transparency": picture.getpixel((0, 0))} if mode == "P" else {}))
+    monkeypatch.chdir(tmp_path)
+    lines = use.format(file="", resize=RESIZE["stretch"]).partition("\nwith Image")[2].partition("\nimages =")[0]
+    names: dict[str, Any] = {"metadata": {"background": "[1, 2, 3]"}, "size": (16, 20)}
+    exec(f"import json\nfrom PIL import Image, ImageOps\nwith Image{lines}", names)
+    rule = Preprocessing(size=(20, 16), fit="stretch", background=(1, 2, 3))
+    decoded = decode_image((tmp_path / "picture.png").read_bytes(), rule)
+    assert ("transparent" in decoded.changes) == (mode != "RGB")
+    assert np.array_equal(np.asarray(names["image"]), decoded.pixels)
 
 
 def test_the_model_card_has_the_scores_and_where_they_come_from(exported: Export, run: RunFolder) -> None:

@@ -486,7 +486,7 @@ def test_the_command_writes_the_report_of_a_run(tmp_path: Path) -> None:
     run = make.whole_run(tmp_path / "runs" / "a", NAMES)
     command = ["report", "--runs-dir", str(tmp_path / "runs")]
     result = CliRunner().invoke(main, [*command, "a"])
-    assert (result.exit_code, result.stdout) == (0, f"{run.report}\nnext: fastcifar explain {run.path}\n")
+    assert (result.exit_code, result.stdout) == (0, f"{run.report}\nnext: fastcifar eval {run.path}\n")
     facts = json.loads(CliRunner().invoke(main, [*command, "--json"]).stdout)
     assert facts == {"run": str(run.path), "file": str(run.report)}
     assert run.report.read_text(encoding="utf-8").startswith("<!doctype html>")

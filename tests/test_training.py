@@ -12,6 +12,7 @@ import signal
 import threading
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +24,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 
 from fastcifar.cli import main
-from fastcifar.config import TrainConfig
+from fastcifar.config import AugmentConfig, TrainConfig
 from fastcifar.converters import convert
 from fastcifar.converters.synthetic import source as synthetic_source
 from fastcifar.data.manifest import manifest_path
@@ -34,6 +35,7 @@ from fastcifar.inference.predict import predict_batch
 from fastcifar.inference.predictions import Predictions
 from fastcifar.inference.trained_run import TrainedRun
 from fastcifar.io.locks import lock_folder
+from fastcifar.loaders import make_loader
 from fastcifar.training import RunFolder, find_run, train, trainer, weights
 from fastcifar.training import checkpoint as checkpoints
 from fastcifar.training.data import Loaders
@@ -406,10 +408,10 @@ def test_val_size_0_trains_on_all_images(data_dir: Path, tmp_path: Path) -> None
     assert metrics["weights"] == "of the last epoch"
     assert metrics["best"]["epoch"] == 2
     assert {row["val_loss"] for row in results_of(run)} == {""}
-    assert metrics["not_calibrated"] == "no image was held out; train with --val-size"
+    assert metrics["not_calibrated"] == "no image was held out; train with --val-size 60"
     assert not {"temperature", "test_calibrated_loss", "test_calibrated_ece"} & metrics.keys()
     assert not run.calibration.exists()
-    assert "not calibrated: no image was held out; train with --val-size" in run.log.read_text()
+    assert "not calibrated: no image was held out; train with --val-size 60" in run.log.read_text()
 
 
 def test_the_best_weights_are_calibrated_on_the_validation_images(data_dir: Path, tmp_path: Path) -> None:
@@ -643,8 +645,22 @@ def test_impossible_settings_are_refused(settings: dict[str, Any], message: str)
 
 
 def test_a_batch_larger_than_the_data_is_refused(data_dir: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="batch_size is 541; expected at most 540"):
+    with pytest.raises(UsageError, match="batch_size is 541; expected at most 540") as caught:
         train(tiny(data_dir, batch_size=541), runs_dir=tmp_path)
+    assert str(caught.value).endswith("; give --batch-size 64 (in Python batch_size=64)")
+
+
+@pytest.mark.parametrize(("num_images", "mixup", "suggested"), [(244, 0, 16), (20, 0, 2), (20, 1, 16), (1, 0, 0)])
+def test_the_batch_size_that_is_suggested_can_be_used(
+    data_dir: Path, num_images: int, mixup: float, suggested: int
+) -> None:
+    make = partial(make_loader, data_dir / "train.beton", AugmentConfig(mixup=mixup), indices=np.arange(num_images))
+    with pytest.raises(UsageError, match=rf"expected at most {num_images}\b") as caught:
+        make(batch_size=512)
+    assert re.findall(r"--batch-size (\d+)", str(caught.value)) == ([str(suggested)] if suggested else [])
+    if suggested:
+        with closing(make(batch_size=suggested)) as loader:
+            assert len(loader) > 0
 
 
 def test_an_unknown_device_is_refused(data_dir: Path, tmp_path: Path) -> None:

@@ -180,7 +180,7 @@ def convert(
     """
     from fastcifar.audit.edits import read_edits
     from fastcifar.bars import Bars
-    from fastcifar.cli.output import command_line, show_next
+    from fastcifar.cli.output import command_line, show_next, train_command
     from fastcifar.converters import SourceOptions, open_source, write_betons
     from fastcifar.converters.edits import edited
     from fastcifar.converters.writer import MixedSizesError
@@ -219,13 +219,14 @@ def convert(
     if as_json:
         click.echo(json.dumps({name: asdict(manifest) for name, manifest in manifests.items()}))
         return
-    _show(manifests, data_dir)
+    class_counts = _show(manifests, data_dir)
     inspect = command_line("fastcifar", "inspect", data_dir / "train.beton")
     folder = as_flags(context, given_on_command_line(context, ["data_dir"]))
-    show_next(inspect, command_line("fastcifar", "train", *folder))
+    show_next(inspect, train_command(class_counts["train"], *folder))
 
 
-def _show(manifests: Mapping[str, Manifest], data_dir: Path) -> None:
+def _show(manifests: Mapping[str, Manifest], data_dir: Path) -> dict[str, list[int]]:
+    """Print what was written; return the number of images of each class, by split."""
     import numpy as np
 
     from fastcifar.converters.summary import describe
@@ -234,6 +235,7 @@ def _show(manifests: Mapping[str, Manifest], data_dir: Path) -> None:
     from fastcifar.errors import join_names
     from fastcifar.io.paths import data_folder
 
+    class_counts = {}
     for name, manifest in manifests.items():
         height, width, _ = manifest.image_shape
         click.echo(
@@ -241,8 +243,9 @@ def _show(manifests: Mapping[str, Manifest], data_dir: Path) -> None:
             f"{len(manifest.class_names)} classes, from {manifest.source}"
         )
         labels = read_tables(open_file(data_folder(data_dir) / f"{name}.beton")).labels
-        counts = np.bincount(labels, minlength=len(manifest.class_names)).tolist()
+        class_counts[name] = counts = np.bincount(labels, minlength=len(manifest.class_names)).tolist()
         by_class = (f"{class_name} ({count:,})" for class_name, count in zip(manifest.class_names, counts, strict=True))
         click.echo(f"{name}: images of each class: {join_names(by_class)}")
     for line in describe(manifests):
         click.echo(line)
+    return class_counts

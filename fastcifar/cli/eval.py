@@ -12,7 +12,6 @@ from fastcifar.cli import options
 from fastcifar.cli.command import Command
 from fastcifar.cli.familiar import VALUES
 from fastcifar.cli.param_types import PATH, Choice
-from fastcifar.cli.settings import as_flags, given_on_command_line
 from fastcifar.errors import escape
 
 if TYPE_CHECKING:
@@ -80,7 +79,7 @@ def evaluate(
 
     from fastcifar.audit.edits import read_left_out
     from fastcifar.bars import Bars
-    from fastcifar.cli.output import command_line, show_next, table
+    from fastcifar.cli.output import command_line, show_next, show_next_on_run, table
     from fastcifar.inference.evaluation import Evaluation, evaluate_run
     from fastcifar.training import find_run
     from fastcifar.training.device import choose_threads
@@ -112,9 +111,9 @@ def evaluate(
         _show_severities(evaluation)
     for file in evaluation.files:
         click.echo(file)
-    needed = as_flags(context, given_on_command_line(context, ["model", "data_dir"]))
     if on is None:
-        show_next(command_line("fastcifar", "explain", folder.path, *needed))
+        all_correct = split == "test" and isinstance(evaluation, Evaluation) and not evaluation.worst
+        show_next_on_run(context, folder, all_correct=all_correct)
     else:
         show_next(command_line("fastcifar", "report", folder.path))
 

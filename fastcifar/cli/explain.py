@@ -9,7 +9,6 @@ import click
 
 from fastcifar.cli import images as own
 from fastcifar.cli import options, settings
-from fastcifar.cli.settings import as_flags, given_on_command_line
 from fastcifar.config import ExplainConfig
 
 if TYPE_CHECKING:
@@ -92,20 +91,20 @@ def explain(
 def _show(
     context: click.Context, config: ExplainConfig, folder: RunFolder, explanation: Explanation, report: Path | None
 ) -> None:
-    from fastcifar.cli.output import command_line, show_next, table
+    from fastcifar.cli.output import show_next_on_run, table
 
     if explanation.num_wrong is not None:
-        wrong = f"{explanation.num_wrong:,} of {explanation.num_images:,} test images"
-        click.echo(f"{wrong} misclassified by {folder.path}")
+        count, kind = explanation.num_wrong, "misclassified"
+        if config.correct:
+            count, kind = explanation.num_images - explanation.num_wrong, "correctly classified"
+        click.echo(f"{count:,} of {explanation.num_images:,} test images {kind} by {folder.path}")
         if isinstance(config.select, str) and explanation.num_shown < config.n:
-            nothing = "" if explanation.num_shown else ": nothing drawn; an earlier explanation stays"
-            click.echo(f"{config.n:,} requested, {explanation.num_shown:,} found{nothing}")
+            has_earlier = not explanation.num_shown and (folder.explain / "index.csv").is_file()
+            stays = "; the earlier explanation stays" if has_earlier else ""
+            click.echo(f"{config.n:,} requested, {explanation.num_shown:,} found{stays}")
     if explanation.own is not None:
         own.show_images(explanation.own)
         click.echo()
         click.echo(table([("run", folder.path), *own.summary(explanation.own)]))
     own.show_files(*explanation.files, report)
-    needed = as_flags(context, given_on_command_line(context, ["model", "data_dir"]))
-    if explanation.num_wrong == 0 and not explanation.num_shown:
-        show_next(command_line("fastcifar", "explain", folder.path, "--correct", *needed))
-    show_next(command_line("fastcifar", "eval", folder.path, *needed))
+    show_next_on_run(context, folder, all_correct=explanation.num_wrong == 0 and not explanation.num_shown)

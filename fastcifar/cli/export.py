@@ -51,7 +51,7 @@ def export(
     import json
 
     from fastcifar.bars import Bars
-    from fastcifar.cli.output import command_line, show_next, table
+    from fastcifar.cli.output import command_line, show_next, show_next_on_run, table
     from fastcifar.inference.export import export as export_run
     from fastcifar.training import find_run
     from fastcifar.training.device import choose_threads
@@ -88,11 +88,11 @@ def export(
     ]
     click.echo(table(rows))
     click.echo(exported.path)
-    needed = as_flags(context, given_on_command_line(context, ["model", "data_dir"]))
     if exported.model_card is not None:
         click.echo(exported.model_card)
-        show_next(command_line("fastcifar", "eval", folder.path, *needed))
+        show_next_on_run(context, folder)
     else:
+        needed = as_flags(context, given_on_command_line(context, ["model", "data_dir"]))
         needed += as_flags(context, given_on_command_line(context, ["format", "output"]))
         show_next(command_line("fastcifar", "export", folder.path, *needed, "--model-card"))
 

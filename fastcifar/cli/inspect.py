@@ -21,7 +21,7 @@ def inspect(beton: Path, as_json: bool) -> None:
     """Show the content of BETON; its structure is checked, and its SHA-256 against the manifest."""
     import numpy as np
 
-    from fastcifar.cli.output import command_line, show_next, table
+    from fastcifar.cli.output import command_line, show_next, table, train_command
     from fastcifar.converters.summary import describe
     from fastcifar.data.beton import empty_classes, open_beton
     from fastcifar.data.manifest import manifest_path
@@ -68,4 +68,4 @@ def inspect(beton: Path, as_json: bool) -> None:
         click.echo(line)
     folder: list[str | Path] = [] if beton.parent == Path(DataConfig.data_dir) else ["--data-dir", beton.parent]
     if beton.name == "train.beton":
-        show_next(command_line("fastcifar", "preview", *folder), command_line("fastcifar", "train", *folder))
+        show_next(command_line("fastcifar", "preview", *folder), train_command(counts, *folder))

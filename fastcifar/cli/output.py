@@ -19,8 +19,11 @@ from fastcifar.io.paths import command_line as command_line  # which the layers 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from fastcifar.training import RunFolder
 
 MIN_WRAPPED = 20
+DONE_FILES = {"explain": "explain/index.csv", "eval": "eval/*/metrics.json", "export": "export/*"}
+"""In the folder of a run, by the command that writes them."""
 
 
 class _StderrHandler(logging.Handler):
@@ -87,7 +90,46 @@ def _wrapped(text: str, width: int) -> list[str]:
     return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) or [text]
 
 
+def train_command(class_counts: Sequence[int], *arguments: str | os.PathLike[str]) -> str:
+    """The command that trains on images of which each class has so many: with a batch size where the default is too
+    large for them."""
+    import numpy as np
+
+    from fastcifar.config import TrainConfig
+    from fastcifar.data.statistics import fitting_batch_size, held_out_by_default
+
+    counts = np.array(class_counts)
+    num_train = int((counts - held_out_by_default(counts)).sum())
+    fits = num_train >= TrainConfig.batch_size
+    batch_size = () if fits else ("--batch-size", str(fitting_batch_size(num_train)))
+    return command_line("fastcifar", "train", *arguments, *batch_size)
+
+
 def show_next(*commands: str) -> None:
-    """Print the commands that usually come next, each ready to be pasted into a shell."""
+    """Print the commands that usually come next, each ready to be pasted into a shell once a word in capitals, which
+    stands for files of the user, is replaced."""
     for command in commands:
         click.echo(f"next: {command}")
+
+
+def show_next_on_run(context: click.Context, run: RunFolder, *, all_correct: bool = False) -> None:
+    """Print what is left to do with a trained run: explain and eval, then predict and export.
+
+    all_correct: whether no test image is misclassified, so that explain draws others.
+    """
+    from fastcifar.cli.settings import as_flags, given_on_command_line
+
+    model = as_flags(context, given_on_command_line(context, ["model"]))
+    needed = as_flags(context, given_on_command_line(context, ["model", "data_dir"]))
+    done = {name for name, files in DONE_FILES.items() if any(run.path.glob(files))}
+    commands = {
+        "explain": [run.path, *(["--correct"] if all_correct else []), *needed],
+        "eval": [run.path, *needed],
+        "predict": ["IMAGES", "--run", run.path, *model],
+        "export": [run.path, *needed],
+    }
+    if not (all_correct and context.info_name == "explain"):  # which has drawn nothing
+        done.add(context.info_name or "")
+    left = [name for name in commands if name not in done]
+    first = [name for name in left if name in ("explain", "eval")]
+    show_next(*(command_line("fastcifar", name, *commands[name]) for name in first or left))

@@ -50,7 +50,7 @@ def predict(
     import json
 
     from fastcifar.bars import Bars
-    from fastcifar.cli.output import command_line, show_next, table
+    from fastcifar.cli.output import command_line, show_next, show_next_on_run, table
     from fastcifar.config import MAX_EXPLAINED, ExplainConfig
     from fastcifar.errors import UsageError
     from fastcifar.inference import predict_files
@@ -94,9 +94,8 @@ def predict(
             click.echo()
         click.echo(table([("run", folder.path), *images.summary(found)]))
         images.show_files(csv_file, *files, report)
-        needed = as_flags(context, given_on_command_line(context, ["model"]))
         if maps or len(found) > MAX_EXPLAINED or len(paths) > MAX_SHOWN or images.STDIN in paths:
-            show_next(command_line("fastcifar", "eval", folder.path, *needed))
+            show_next_on_run(context, folder)
         else:
             needed = as_flags(context, given_on_command_line(context, ["run", "model", "runs_dir"]))
             show_next(command_line("fastcifar", "predict", *paths, "--maps", *needed))

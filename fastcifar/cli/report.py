@@ -14,14 +14,15 @@ from fastcifar.cli.command import Command
 @options.run
 @options.runs_dir
 @options.as_json
-def report(run: str | None, runs_dir: Path, as_json: bool) -> None:
+@click.pass_context
+def report(context: click.Context, /, run: str | None, runs_dir: Path, as_json: bool) -> None:
     """Write report.html of RUN (a name or path; by default the latest) into its folder.
 
     Settings, curves, test metrics, and the explained images with their sheets, in one self-contained file.
     """
     import json
 
-    from fastcifar.cli.output import command_line, show_next
+    from fastcifar.cli.output import show_next_on_run
     from fastcifar.report import write_report
     from fastcifar.training import find_run
 
@@ -31,4 +32,4 @@ def report(run: str | None, runs_dir: Path, as_json: bool) -> None:
         click.echo(json.dumps({"run": str(folder.path), "file": str(file)}))
         return
     click.echo(file)
-    show_next(command_line("fastcifar", "explain", folder.path))
+    show_next_on_run(context, folder)

@@ -11,6 +11,10 @@ import numpy.typing as npt
 from fastcifar.data.tables import MAX_CLASSES
 from fastcifar.errors import DataError, join_names
 
+HELD_OUT_SHARE = 10  # one in ten, which is 5,000 of CIFAR's 50,000
+MIN_STEPS = 8
+"""Of an epoch, with a batch size that is suggested."""
+
 
 def channel_histogram(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
     """How often each value occurs in each channel: (..., 3) uint8 -> (3, 256) int64."""
@@ -35,6 +39,17 @@ def describe_empty_classes(class_names: Sequence[str], labels: npt.NDArray[np.in
     counts = np.bincount(labels, minlength=len(class_names))
     empty = [name for name, count in zip(class_names, counts, strict=True) if not count]
     return f"no image of {len(empty):,} of {len(counts):,} classes: {join_names(empty)}" if empty else ""
+
+
+def held_out_by_default(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """How many images of each class are held out for validation: a tenth, rounded down, but at least one of a class
+    with two. counts: training images of each class, (num_classes,) int64."""
+    return np.minimum(np.maximum(counts // HELD_OUT_SHARE, 1), np.maximum(counts - 1, 0))
+
+
+def fitting_batch_size(num_images: int) -> int:
+    """The largest power of two with which an epoch has MIN_STEPS or more steps, but at least 2."""
+    return max(2, 1 << (num_images // MIN_STEPS).bit_length() >> 1)
 
 
 def draw_by_class(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional as F
 
+from fastcifar.data.statistics import HELD_OUT_SHARE
 from fastcifar.inference.metrics import compute_metrics
 from fastcifar.inference.predictions import Predictions
 from fastcifar.io.atomic import write_text
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 MAX_BYTES = 2**16
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
 """Where every validation image is correctly classified, the likelihood rises until the temperature is 0."""
-NOT_HELD_OUT = "no image was held out; train with --val-size"
-"""Why a run has no calibration."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +61,16 @@ class Calibration:
         if type(loaded.num_images) is not int or not isinstance(loaded.weights_sha256, str):
             raise ValueError("num_images or weights_sha256 has the wrong type")
         return loaded
+
+
+def not_held_out(num_train_images: object, num_classes: int) -> str:
+    """Why a run has no calibration: the message has a number of images to hold out, a tenth, or one of each class.
+
+    num_train_images: as its metrics.json has it; anything but a number is unknown.
+    """
+    if type(num_train_images) is not int:
+        return "no image was held out; train with --val-size N, a tenth of the training images"
+    return f"no image was held out; train with --val-size {max(num_train_images // HELD_OUT_SHARE, num_classes)}"
 
 
 def calibrate(predictions: Predictions) -> Calibration:

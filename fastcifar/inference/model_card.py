@@ -48,7 +48,9 @@ class_names = json.loads(metadata["class_names"])
 size = int(metadata["image_width"]), int(metadata["image_height"])
 
 with Image.open("picture.png") as file:
-    image = ImageOps.exif_transpose(file).convert("RGB")
+    image = ImageOps.exif_transpose(file).convert("RGBA")
+background = Image.new("RGBA", image.size, tuple(json.loads(metadata["background"])))
+image = Image.alpha_composite(background, image).convert("RGB")
 image = {resize}
 images = np.asarray(image)[None]  # (1, H, W, 3) uint8: as it is, not normalised
 (probabilities,) = session.run(None, {{"images": images}})  # (1, number of classes) float32
@@ -69,7 +71,9 @@ class_names = json.loads(metadata["class_names"])
 size = int(metadata["image_width"]), int(metadata["image_height"])
 
 with Image.open("picture.png") as file:
-    image = ImageOps.exif_transpose(file).convert("RGB")
+    image = ImageOps.exif_transpose(file).convert("RGBA")
+background = Image.new("RGBA", image.size, tuple(json.loads(metadata["background"])))
+image = Image.alpha_composite(background, image).convert("RGB")
 image = {resize}
 images = torch.from_numpy(np.array(image))[None]  # (1, H, W, 3) uint8: as it is, not normalised
 with torch.inference_mode():
@@ -93,7 +97,8 @@ def card(exported: Export, trained: TrainedRun, predictions: Predictions) -> str
     )
     takes = (
         "The file takes uint8 images (N, height, width, 3), any number of them, and returns probabilities: "
-        "normalisation, calibration and softmax are inside."
+        "normalisation, calibration and softmax are inside. Of grey images of 16 bits, which Pillow cuts off at 255, "
+        "give the high 8."
     )
     sections = [
         f"# {_text(trained.run.path.resolve().name)}",

@@ -19,7 +19,7 @@ from fastcifar.augment.torch_kernel import normalise
 from fastcifar.data.beton import Beton
 from fastcifar.data.statistics import require_classes
 from fastcifar.errors import CheckpointError, DataError, FastcifarError, UsageError, escape, join_names, one_line
-from fastcifar.inference.calibration import NOT_HELD_OUT, Calibration, calibrate
+from fastcifar.inference.calibration import Calibration, calibrate, not_held_out
 from fastcifar.inference.predict import concatenate, predict, predict_logits
 from fastcifar.inference.predictions import Predictions
 from fastcifar.io.paths import command_line, data_folder, why_missing
@@ -85,7 +85,7 @@ class TrainedRun:
         if self.calibration is not None:
             return ""
         if self.config.data.val_size == 0:
-            return NOT_HELD_OUT
+            return self._not_held_out()
         return f"calibrate the run with: {command_line('fastcifar', 'eval', self.run.path)}"
 
     def find_calibration(self) -> tuple[Calibration | None, str]:
@@ -94,13 +94,16 @@ class TrainedRun:
             return self.calibration, ""
         try:
             if not len(self.held_out()):
-                return None, NOT_HELD_OUT
+                return None, self._not_held_out()
             calibration = calibrate(self.predictions("val"))
         except FastcifarError as error:
             return None, f"the validation images cannot be used: {error}"
         with suppress(FastcifarError):  # the folder may be read-only
             calibration.save(self.run)
         return calibration, ""
+
+    def _not_held_out(self) -> str:
+        return not_held_out(self.run.metric("num_train_images"), len(self.info.class_names))
 
     def beton(self, split: str) -> Beton:
         """The beton of 'test' or 'val'. Raises DataError if it is missing, damaged or does not fit the network."""

@@ -16,10 +16,11 @@ import numpy.typing as npt
 import torch
 
 from fastcifar.augment.kernel import KernelConfig
-from fastcifar.augment.mixing import MixPlan, make_mixer, plan_mix, require_mixable
+from fastcifar.augment.mixing import NUM_PARTS, MixPlan, make_mixer, plan_mix, require_mixable
 from fastcifar.augment.params import AugmentParams, sample_params
 from fastcifar.config import LOADERS, MAX_SEED
 from fastcifar.data.beton import Beton
+from fastcifar.data.statistics import fitting_batch_size
 from fastcifar.errors import FastcifarError, UsageError
 from fastcifar.io.checks import require_int
 from fastcifar.loaders.batch import Batch, Mix, MixedBatch
@@ -114,6 +115,17 @@ def plan_epoch(beton: Beton, config: LoaderConfig, selected: npt.NDArray[np.bool
     return EpochPlan(batches, images, epoch_params(beton, config, epoch))
 
 
+def _too_large(config: LoaderConfig, num_images: int) -> str:
+    """The message for a batch size above the number of training images."""
+    per_process = fitting_batch_size(num_images // config.world_size)
+    suggested = max(config.world_size * per_process, 2 * NUM_PARTS if config.augment.mixes else 0)
+    remedy = f"; give --batch-size {suggested} (in Python batch_size={suggested})" if suggested <= num_images else ""
+    return (
+        f"batch_size is {config.batch_size}; expected at most {num_images}, the number of training images "
+        f"(incomplete batches are dropped){remedy}"
+    )
+
+
 class Loader(Conventions, ABC):
     """Batches of a beton: `epoch(n)` iterates over epoch n; plain iteration over epoch 0, then 1, and so on.
 
@@ -145,10 +157,7 @@ class Loader(Conventions, ABC):
         if config.augment.pipeline is not None and self.name != "albumentations":
             raise UsageError(f"a pipeline of Albumentations is for loader 'albumentations'; this is {self.name!r}")
         if config.drop_last and len(indices) < config.batch_size:
-            raise UsageError(
-                f"batch_size is {config.batch_size}; expected at most {len(indices)}, the number of training images "
-                "(incomplete batches are dropped)"
-            )
+            raise UsageError(_too_large(config, len(indices)))
         if config.augment.mixes:
             require_mixable(config.batch_size, config.world_size)
         self.beton, self.config = beton, config

@@ -9,7 +9,7 @@ import numpy as np
 
 from fastcifar import plotting
 from fastcifar.errors import DataError
-from fastcifar.inference.calibration import NOT_HELD_OUT, Calibration
+from fastcifar.inference.calibration import Calibration, not_held_out
 from fastcifar.inference.evaluation import draw_reliability
 from fastcifar.inference.metrics import Metrics, compute_metrics
 from fastcifar.inference.predictions import Predictions
@@ -55,7 +55,7 @@ def classification(files: RunFiles) -> dict[str, Any] | None:
         "metrics": metrics,
         "scores": _scores(metrics, calibrated),
         "calibration": calibration,
-        "not_calibrated": _not_calibrated(files),
+        "not_calibrated": _not_calibrated(files, len(names)),
         "classes": [{"name": name, **row} for name, row in zip(names, metrics.per_class(), strict=True)],
         "names": names,
         "confused": confused,
@@ -148,10 +148,12 @@ def _calibration(files: RunFiles, weights_sha256: str) -> Calibration | None:
     return loaded if loaded is not None and loaded.weights_sha256 == weights_sha256 else None
 
 
-def _not_calibrated(files: RunFiles) -> str:
+def _not_calibrated(files: RunFiles, num_classes: int) -> str:
     """Why a run without a calibration has none, as far as metrics.json says."""
-    num_val_images = (files.attempt(lambda files: files.mapping(METRICS)) or {}).get("num_val_images")
-    return NOT_HELD_OUT if num_val_images == 0 else "'fastcifar eval' calibrates on the validation images"
+    metrics = files.attempt(lambda files: files.mapping(METRICS)) or {}
+    if metrics.get("num_val_images") == 0:
+        return not_held_out(metrics.get("num_train_images"), num_classes)
+    return "'fastcifar eval' calibrates on the validation images"
 
 
 def _class_names(files: RunFiles, num_classes: int, weights_sha256: str) -> list[str] | None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fastcifar import plotting
-from fastcifar.inference.calibration import NOT_HELD_OUT, Calibration
+from fastcifar.inference.calibration import Calibration, not_held_out
 from fastcifar.inference.metrics import compute_metrics
 from fastcifar.inference.predictions import Predictions
 from fastcifar.models import count_parameters
@@ -146,8 +146,10 @@ class MetricLogger:
         scores = {f"test_{name}": value for name, value in metrics.scores().items()}
         scores["num_test_images"] = len(predictions)
         if calibration is None:
-            log.info("not calibrated: %s", NOT_HELD_OUT)
-            return {**scores, "not_calibrated": NOT_HELD_OUT}
+            loaders = self.context.loaders
+            reason = not_held_out(loaders.num_train, len(loaders.info.class_names))
+            log.info("not calibrated: %s", reason)
+            return {**scores, "not_calibrated": reason}
         calibrated = compute_metrics(predictions.with_temperature(calibration.temperature))
         log.info(
             "calibrated on %d validation images: temperature %.3f", calibration.num_images, calibration.temperature
@@ -174,6 +176,7 @@ class MetricLogger:
             "best": progress.best,
             "epochs": progress.epoch,
             "steps": progress.step,
+            "num_train_images": loaders.num_train,
             "num_val_images": loaders.num_val,
             "train_seconds": round(sum(row["seconds"] for row in progress.history), 3),
             "recipe": config.recipe,

@@ -121,9 +121,13 @@ class RunFolder:
 
     def tested_on(self) -> str | None:
         """SHA-256 of the test beton of metrics.json; None if it is unknown."""
+        sha256 = self.metric("test_data_sha256")
+        return sha256 if isinstance(sha256, str) else None
+
+    def metric(self, name: str) -> object:
+        """A value in metrics.json; None if it is unknown."""
         with contextlib.suppress(OSError, ValueError):
-            sha256 = read_mapping(self.metrics, MAX_TEXT_BYTES).get("test_data_sha256")
-            return sha256 if isinstance(sha256, str) else None
+            return read_mapping(self.metrics, MAX_TEXT_BYTES).get(name)
         return None
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:

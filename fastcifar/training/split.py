@@ -8,11 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fastcifar.augment.params import raw_bits
-from fastcifar.data.statistics import draw_by_class
+from fastcifar.data.statistics import draw_by_class, held_out_by_default
 from fastcifar.errors import UsageError, join_names
 
 log = logging.getLogger(__name__)
-DEFAULT_SHARE = 10  # one in ten, which is 5,000 of CIFAR's 50,000
 MIN_VAL_SIZE = 100
 """With fewer images the standard error of an accuracy of 50% exceeds 5 points: too much to select weights by."""
 
@@ -30,7 +29,7 @@ def hold_out(
     high = np.maximum(counts - 1, 0)
     low = np.minimum(high, 1)
     if val_size is None:
-        num_held = np.clip(counts // DEFAULT_SHARE, low, high)
+        num_held = held_out_by_default(counts)
     elif val_size == 0:
         num_held = np.zeros_like(counts)
     else:
