@@ -10,7 +10,7 @@ from fastcifar.audit.record import read_record
 from fastcifar.data.manifest import SYNTHETIC, read_manifest
 from fastcifar.errors import DataError
 from fastcifar.io.paths import command_line
-from fastcifar.report.run_files import CONFIG, METRICS, RunFiles, clean
+from fastcifar.report.run_files import CONFIG, ENVIRONMENT, METRICS, RunFiles, clean
 
 
 class Dataset(NamedTuple):
@@ -47,6 +47,18 @@ def _data_dir(files: RunFiles) -> Path | None:
     return Path(folder) if isinstance(folder, str) else None
 
 
+def shown_data_dir(files: RunFiles, folder: Path) -> Path:
+    """The data folder as the command of the run named it, while the run is near it: a reader of the report elsewhere has
+    no use for the whole path."""
+    words = (files.attempt(lambda files: files.mapping(ENVIRONMENT)) or {}).get("command")
+    for word in (*(words if isinstance(words, list) else ()), "data"):
+        typed = Path(str(word).removeprefix("--data-dir="))
+        base = Path(*folder.parts[: -len(typed.parts)])
+        if base / typed == folder and files.root.absolute().is_relative_to(base):
+            return typed
+    return folder
+
+
 def leaks(files: RunFiles, metrics: Mapping[str, Any]) -> str | None:
     """How many test images are also training images, as an audit of the data found; or why that is not known. None if
     the run does not say which data it used."""
@@ -59,7 +71,8 @@ def leaks(files: RunFiles, metrics: Mapping[str, Any]) -> str | None:
     record = read_record(folder)
     part = record.parts.get("duplicates") if record is not None and record.data_sha256 == sha256 else None
     if part is None:
-        return f"the data were not audited: {clean(command_line('fastcifar', 'audit', '--data-dir', folder), 300)}"
+        command = command_line("fastcifar", "audit", "--data-dir", shown_data_dir(files, folder))
+        return f"the data were not audited: {clean(command, 300)}"
     if not sum(part.leaked.values()):
         return "no test image is also a training image"
     exact, near, possible = (part.leaked.get(name, 0) for name in ("exact", "near", "possible"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,14 +14,14 @@ from fastcifar import plotting
 from fastcifar.config import AUTO_SUGGESTIONS, TrainConfig
 from fastcifar.errors import DataError
 from fastcifar.io.paths import command_line
-from fastcifar.report.dataset import leaks
+from fastcifar.report.dataset import leaks, shown_data_dir
 from fastcifar.report.figures import drawing
-from fastcifar.report.run_files import CONFIG, METRICS, RunFiles, clean, interval, number
+from fastcifar.report.run_files import CONFIG, ENVIRONMENT, METRICS, RunFiles, clean, interval, number
 from fastcifar.training.lr_curve import LrCurve
 from fastcifar.training.progress import duration
 from fastcifar.training.run_folder import COLUMNS
 
-ENVIRONMENT, RESULTS = "env.json", "results.csv"
+RESULTS = "results.csv"
 RANGE_TEST = "lr_find/lr_find.csv"
 MAX_COMMAND = 1_000
 Pairs = list[tuple[str, str]]
@@ -90,6 +91,8 @@ def settings(files: RunFiles) -> dict[str, Pairs] | None:
     config = files.mapping(CONFIG)
     if config is None:
         return None
+    if isinstance(config.get("data_dir"), str):
+        config["data_dir"] = str(shown_data_dir(files, Path(config["data_dir"])))
     try:
         rows = [(clean(key, 80), shown_setting(value)) for key, value in config.items()]
     except (RecursionError, ValueError) as error:
