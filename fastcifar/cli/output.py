@@ -30,7 +30,7 @@ class _StderrHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         message = one_line(record.getMessage())  # it may quote a file: no control characters
-        text = message if record.levelno < logging.WARNING else f"warning: {message}"
+        text = _between_fields(message) if record.levelno < logging.WARNING else f"warning: {message}"
         try:
             if self.console is None:
                 click.echo(text, err=True)
@@ -85,6 +85,19 @@ def _wrapped(text: str, width: int) -> list[str]:
     if len(text) <= width or width < MIN_WRAPPED:
         return [text]
     return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) or [text]
+
+
+def _between_fields(text: str) -> str:
+    """A line of fields, with two spaces between them, on as many lines as a narrow terminal needs."""
+    available = shutil.get_terminal_size().columns if sys.stderr.isatty() else sys.maxsize
+    line, *fields = text.split("  ")
+    lines = [line]
+    for each in fields:
+        if len(lines[-1]) + 2 + len(each) <= available:
+            lines[-1] += f"  {each}"
+        else:
+            lines.append(f"  {each}")
+    return "\n".join(lines)
 
 
 def show_next(*commands: str) -> None:
