@@ -540,7 +540,10 @@ def leaks_in_report(run: RunFolder) -> str:
 
 
 def test_the_report_of_a_run_says_how_many_test_images_leak(run: RunFolder, data: Path, tmp_path: Path) -> None:
-    assert leaks_in_report(run) == "the data were not audited: fastcifar audit --data-dir data"
+    assert (
+        leaks_in_report(run)
+        == "the data were not audited for test images that are also training images: fastcifar audit --data-dir data"
+    )
     audit(data, tmp_path / "audit", only=["images"])
     assert leaks_in_report(run).startswith("the data were not audited")
     audit(data, tmp_path / "audit")
@@ -556,7 +559,7 @@ def test_the_report_shows_the_data_folder_as_the_command_named_it(run: RunFolder
     (run.path / "env.json").write_text(json.dumps({"command": ["fastcifar", "train", f"--data-dir={typed}"]}))
     folder.mkdir(exist_ok=True)
     shown = command_line("fastcifar", "audit", "--data-dir", typed or folder)
-    assert leaks_in_report(run) == f"the data were not audited: {shown}"
+    assert leaks_in_report(run) == f"the data were not audited for test images that are also training images: {shown}"
     assert settings(RunFiles(run.path)) == {"changed": [], "all": [("data_dir", clean(typed or folder))]}
 
 

@@ -76,7 +76,7 @@ def leaks(files: RunFiles, metrics: Mapping[str, Any]) -> str | None:
     part = record.parts.get("duplicates") if record is not None and record.data_sha256 == sha256 else None
     if part is None:
         command = command_line("fastcifar", "audit", "--data-dir", shown_data_dir(files, folder))
-        return f"the data were not audited: {clean(command, 300)}"
+        return f"the data were not audited for test images that are also training images: {clean(command, 300)}"
     if not sum(part.leaked.values()):
         return "no test image is also a training image"
     exact, near, possible = (part.leaked.get(name, 0) for name in ("exact", "near", "possible"))
