@@ -38,6 +38,8 @@ COMMANDS = (
     "find",
 )
 """An indented block that begins with one of these is highlighted as commands."""
+MAX_WHOLE = 36
+"""Characters of a word that fits on the screen of a phone."""
 
 
 def sources() -> dict[Path, str]:
@@ -109,6 +111,19 @@ def write_pages(folder: Path) -> None:
             shutil.copy(file, folder)
 
 
+def keep_options_whole(html: str) -> str:
+    """The text of a page of the site, whose code within text is not broken at hyphens, as in --/help-all."""
+
+    def marked(code: re.Match[str]) -> str:
+        return re.sub(r"[^\s<>]*-[^\s<>]*", _nowrap, code[1]).join(("<code>", "</code>"))
+
+    return re.sub(r"(?<!<pre>)(?<!<pre><span></span>)<code>([^<]*)</code>", marked, html)
+
+
+def _nowrap(word: re.Match[str]) -> str:
+    return f'<span class="nowrap">{word[0]}</span>' if len(word[0]) <= MAX_WHOLE else word[0]
+
+
 def build(folder: Path) -> int:
     """Write the site to `folder`/site; returns the exit code of Zensical, which is 1 after a warning."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -116,7 +131,10 @@ def build(folder: Path) -> int:
         shutil.rmtree(folder / old, ignore_errors=True)
     write_pages(folder / "pages")
     shutil.copy(ROOT / "docs" / "mkdocs.yml", folder)
-    return run_zensical(folder)
+    result = run_zensical(folder)
+    for page in (folder / "site").glob("*.html"):
+        page.write_text(keep_options_whole(page.read_text(encoding="utf-8")), encoding="utf-8")
+    return result
 
 
 def run_zensical(folder: Path) -> int:

@@ -51,10 +51,10 @@ def write_results(run: RunFolder, validated: bool = True) -> None:
     run.write_results(rows)
 
 
-def write_weights(run: RunFolder, names: Sequence[str], model: str = "small") -> None:
+def write_weights(run: RunFolder, names: Sequence[str], model: str = "small", sha256: str = "0" * 64) -> None:
     run.best.parent.mkdir(parents=True, exist_ok=True)
     info = DatasetInfo(
-        class_names=tuple(names), image_shape=(32, 32, 3), mean=(1.0,) * 3, std=(1.0,) * 3, sha256="0" * 64
+        class_names=tuple(names), image_shape=(32, 32, 3), mean=(1.0,) * 3, std=(1.0,) * 3, sha256=sha256
     )
     save_weights(run.best, nn.Linear(2, 2), ModelConfig(name=model), info)
     run.last.touch()

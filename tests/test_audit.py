@@ -31,11 +31,12 @@ from fastcifar.data.beton import Beton
 from fastcifar.errors import DataError, UsageError
 from fastcifar.inference.evaluation import evaluate_run
 from fastcifar.inference.metrics import wilson_interval
+from fastcifar.io.paths import command_line
 from fastcifar.report import audit as audit_page
 from fastcifar.report import write_report
 from fastcifar.report.audit import write_audit_page
-from fastcifar.report.run_files import RunFiles
-from fastcifar.report.training import headline
+from fastcifar.report.run_files import RunFiles, clean
+from fastcifar.report.training import headline, settings
 from fastcifar.training import RunFolder, train
 from tests.conftest import synthetic_data
 from tests.tiny import NETWORK, tiny
@@ -543,14 +544,27 @@ def leaks_in_report(run: RunFolder) -> str:
 
 
 def test_the_report_of_a_run_says_how_many_test_images_leak(run: RunFolder, data: Path, tmp_path: Path) -> None:
-    command = shlex.join(["fastcifar", "audit", "--data-dir", str(data)])
-    assert leaks_in_report(run) == f"the data were not audited: {command}"
+    assert (
+        leaks_in_report(run)
+        == "the data were not audited for test images that are also training images: fastcifar audit --data-dir data"
+    )
     audit(data, tmp_path / "audit", only=["images"])
     assert leaks_in_report(run).startswith("the data were not audited")
     audit(data, tmp_path / "audit")
     expected = "2 test images are also training images, 1 of them exactly; 1 more may be"
     assert leaks_in_report(run) == expected
     assert expected in write_report(run).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("typed", ["data", "../data", ""])
+def test_the_report_shows_the_data_folder_as_the_command_named_it(run: RunFolder, tmp_path: Path, typed: str) -> None:
+    folder = tmp_path / (typed or "images")
+    (run.path / "config.yaml").write_text(f"data_dir: {folder}\n")
+    (run.path / "env.json").write_text(json.dumps({"command": ["fastcifar", "train", f"--data-dir={typed}"]}))
+    folder.mkdir(exist_ok=True)
+    shown = command_line("fastcifar", "audit", "--data-dir", typed or folder)
+    assert leaks_in_report(run) == f"the data were not audited for test images that are also training images: {shown}"
+    assert settings(RunFiles(run.path)) == {"changed": [], "all": [("data_dir", clean(typed or folder))]}
 
 
 def test_the_report_says_when_there_is_no_leak_or_nothing_is_known(

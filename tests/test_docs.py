@@ -104,6 +104,12 @@ def test_options_exist_wherever_they_are_named(page: Path) -> None:
     }
     known |= FOREIGN if page.name == "coming-from.md" else set()
     assert named <= known, f"{page.name}: {sorted(named - known)}"
+    for span in spans if page.name != "coming-from.md" else ():  # `train --epochs 3`, with or without fastcifar
+        name, _, rest = span.removeprefix("fastcifar ").partition(" ")
+        name, *_ = OTHER_COMMANDS.get(name, (name,))
+        if name in COMMANDS:
+            flags = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", rest.partition("&&")[0]))
+            assert flags <= flags_of(COMMANDS[name]), f"{page.name}: {span}"
 
 
 @pytest.mark.parametrize("page", [*PAGES, *OTHERS], ids=lambda page: str(page.relative_to(ROOT)))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import logging
 import sys
+from contextlib import nullcontext
 
 import pytest
 
 from fastcifar.bars import Bars
-from fastcifar.cli.output import table
+from fastcifar.cli.output import log_to_stderr, table
 
 ROWS = [
     ("run", "date", "settings"),
@@ -48,6 +50,14 @@ def test_a_table_leaves_out_columns_and_then_wraps_the_last(monkeypatch: pytest.
 def test_a_table_that_fits_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     use_terminal(monkeypatch, 90)
     assert len(table(ROWS, [1]).splitlines()) == 2
+
+
+@pytest.mark.parametrize("is_bar", [False, True])
+def test_a_log_line_is_broken_between_its_fields(monkeypatch: pytest.MonkeyPatch, is_bar: bool) -> None:
+    use_terminal(monkeypatch, 60)
+    with log_to_stderr(), Bars() if is_bar else nullcontext():
+        logging.getLogger("fastcifar.test").info("epoch 1/2  train loss 2.3595 accuracy 8.33%  lr 0.05  1538 images/s")
+    assert "lr 0.05\n  1538 images/s\n" in sys.stderr.getvalue()  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(("width", "num_columns"), [(60, 4), (120, 6)])

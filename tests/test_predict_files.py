@@ -152,6 +152,13 @@ def test_probabilities_are_calibrated_where_the_run_has_a_calibration(run: RunFo
     assert (facts["calibrated"], facts["calibration"]["temperature"]) == (True, 4)
 
 
+def test_a_run_whose_training_is_not_finished_is_used_with_a_warning(run: RunFolder, files: Path) -> None:
+    assert "not finished" not in invoke(files).stderr
+    run.last.touch()
+    warning = "runs/a: its training is not finished; finish it with: fastcifar train --resume runs/a"
+    assert f"warning: {warning}\n" in invoke(files).stderr
+
+
 def test_of_equal_logits_the_first_class_is_the_predicted_one() -> None:
     logits = np.tile(np.array([0, 2, 2, 1], np.float32), 20)[None]
     unknown = np.array([-1])

@@ -553,4 +553,21 @@ def test_train_and_explain_write_a_report(data_dir: Path, tmp_path: Path) -> Non
     explained = json.loads(CliRunner().invoke(main, ["explain", "--n", "2", "--json", *runs]).stdout)
     assert explained["report"] == str(page)
     assert len(re.findall(r'<li class="card"', page.read_text(encoding="utf-8"))) == 2
+    assert "not finished" not in page.read_text(encoding="utf-8")
     assert TrainConfig().model != "small"
+
+
+def test_the_report_of_an_unfinished_run_says_so_and_names_its_data(run: RunFolder, data_dir: Path) -> None:
+    run.metrics.unlink(missing_ok=True)
+    run.write_config(TrainConfig.from_settings(model="my.code:network", epochs=8, data_dir=data_dir))
+    make.write_results(run)
+    make.write_weights(run, NAMES)
+    unknown = text_of(report_of(run))
+    assert "3 epochs of 8; training loss from" in unknown
+    command = f"fastcifar train --resume {run.path} --model my.code:network"
+    assert f"The training is not finished Finish it with: {command}" in " ".join(unknown.split())
+    manifest = read_manifest(data_dir / "train.beton")
+    assert manifest
+    assert manifest.source not in unknown  # the weights are from other images
+    make.write_weights(run, NAMES, sha256=manifest.sha256)
+    assert manifest.source in text_of(report_of(run))

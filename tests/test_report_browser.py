@@ -145,6 +145,18 @@ def test_a_sheet_opens_and_closes_by_the_keyboard(driver: Any, file: Path) -> No
     assert driver.get_log("browser") == []
 
 
+def test_a_sheet_is_as_wide_as_its_maps_and_its_layers_are_above_them_on_a_phone(driver: Any, file: Path) -> None:
+    width = "const [sheet] = document.querySelectorAll('dialog[open] .sheet'); return sheet.offsetWidth"
+    for screen in (1400, 390):
+        opened(driver, file, screen)
+        click(driver, css(driver, "[data-open]")[0])
+        dialog = css(driver, "dialog[open]")[0].size["width"]
+        assert dialog <= max(driver.execute_script(width), 450) + 2 * 16 + 2 or screen == 390
+        name, tile = (css(driver, f"dialog[open] .sheet tbody {each}")[0] for each in ("th", "td:last-child img"))
+        assert (name.rect["y"] + name.rect["height"] <= tile.rect["y"] + 1) == (screen == 390)
+        assert screen == 1400 or name.rect["height"] < 40  # one line
+
+
 def test_a_sheet_opens_by_a_click_on_the_card(driver: Any, file: Path) -> None:
     opened(driver, file)
     card = css(driver, "#own-image-cards > .card")[0]

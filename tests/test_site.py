@@ -125,6 +125,13 @@ def test_indented_commands_are_highlighted_and_nothing_else(site: ModuleType, tm
     assert PYTHON in converted
 
 
+def test_options_within_text_are_not_broken_at_their_hyphens(site: ModuleType) -> None:
+    block = "<pre><span></span><code>make --x-y\n</code></pre>"
+    html = f"<code>train --help-all</code> <code>{'a-' * 40}</code> {block}"
+    whole = '<code>train <span class="nowrap">--help-all</span></code>'
+    assert site.keep_options_whole(html) == html.replace("<code>train --help-all</code>", whole)
+
+
 @pytest.fixture
 def repository(site: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A repository of two pages, which `site` builds."""

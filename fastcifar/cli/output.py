@@ -33,7 +33,7 @@ class _StderrHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         message = one_line(record.getMessage())  # it may quote a file: no control characters
-        text = message if record.levelno < logging.WARNING else f"warning: {message}"
+        text = _between_fields(message) if record.levelno < logging.WARNING else f"warning: {message}"
         try:
             if self.console is None:
                 click.echo(text, err=True)
@@ -103,6 +103,19 @@ def train_command(class_counts: Sequence[int], *arguments: str | os.PathLike[str
     fits = num_train >= TrainConfig.batch_size
     batch_size = () if fits else ("--batch-size", str(fitting_batch_size(num_train)))
     return command_line("fastcifar", "train", *arguments, *batch_size)
+
+
+def _between_fields(text: str) -> str:
+    """A line of fields, with two spaces between them, on as many lines as a narrow terminal needs."""
+    available = shutil.get_terminal_size().columns if sys.stderr.isatty() else sys.maxsize
+    line, *fields = text.split("  ")
+    lines = [line]
+    for each in fields:
+        if len(lines[-1]) + 2 + len(each) <= available:
+            lines[-1] += f"  {each}"
+        else:
+            lines.append(f"  {each}")
+    return "\n".join(lines)
 
 
 def show_next(*commands: str) -> None:

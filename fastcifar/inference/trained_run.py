@@ -61,6 +61,9 @@ class TrainedRun:
         self.device = choose_device(device)
         place(self.model, self.device)
         self.config = run.read_config()
+        if run.is_unfinished:
+            command = run.resume_command(self.config.model)
+            log.warning("%s: its training is not finished; finish it with: %s", run.path, command)
         self.reporter = reporter or SilentReporter()
         self._is_read_only = is_read_only
         self._is_given = data_dir is not None

@@ -51,8 +51,13 @@ def write_report(run: RunFolder) -> Path:
         num, reason = len(files.not_drawn), files.not_drawn[0]
         log.warning("%s: %d of its figures not drawn (%s); draw them with: %s", run.report, num, reason, command)
     names = (sections["explanations"] or {"names": names})["names"]
-    facts = {"name": clean(run.path.resolve().name), "names": names, "notes": files.notes}
-    write_text(run.report, render("template.html", {**facts, **sections}))
+    facts = {
+        "name": clean(run.path.resolve().name),
+        "names": names,
+        "notes": files.notes,
+        "unfinished": training.unfinished(files),
+    }
+    write_text(run.report, render("template.html", {**facts, **sections, "notes": files.notes}))
     return run.report
 
 

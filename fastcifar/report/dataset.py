@@ -10,7 +10,8 @@ from fastcifar.audit.record import read_record
 from fastcifar.data.manifest import SYNTHETIC, read_manifest
 from fastcifar.errors import DataError
 from fastcifar.io.paths import command_line
-from fastcifar.report.run_files import CONFIG, METRICS, RunFiles, clean
+from fastcifar.report.run_files import CONFIG, ENVIRONMENT, METRICS, WEIGHTS, RunFiles, clean
+from fastcifar.training.weights import read_info
 
 
 class Dataset(NamedTuple):
@@ -23,28 +24,43 @@ class Dataset(NamedTuple):
 
 
 def dataset(files: RunFiles) -> Dataset | None:
-    """That of metrics.json; of a run which does not name it, that of the manifest next to its test images, if those are
+    """That of metrics.json; of a run which does not name it, that of the manifest next to its images, if those are
     still the ones. None if it is unknown."""
-    metrics = files.mapping(METRICS) or {}
-    source = metrics.get("data_source")
-    if not isinstance(source, str) or not source:
-        source = _source_of(files, metrics.get("test_data_sha256"))
+    metrics = files.mapping(METRICS)
+    source = (metrics or {}).get("data_source")
+    if metrics is None:  # not finished
+        info = files.load(WEIGHTS, read_info)
+        source = _source_of(files, "train.beton", info.sha256) if info else ""
+    elif not isinstance(source, str) or not source:
+        source = _source_of(files, "test.beton", metrics.get("test_data_sha256"))
     return Dataset(clean(source), source.startswith(SYNTHETIC)) if source else None
 
 
-def _source_of(files: RunFiles, test_sha256: object) -> str:
+def _source_of(files: RunFiles, beton: str, sha256: object) -> str:
     folder = _data_dir(files)
     try:
-        manifest = read_manifest(folder / "test.beton") if folder is not None and folder.is_dir() else None
+        manifest = read_manifest(folder / beton) if folder is not None and folder.is_dir() else None
     except DataError:
         return ""
-    return manifest.source if manifest is not None and manifest.sha256 == test_sha256 else ""
+    return manifest.source if manifest is not None and manifest.sha256 == sha256 else ""
 
 
 def _data_dir(files: RunFiles) -> Path | None:
     """The data folder of the run, as its settings name it; it may no longer exist."""
     folder = (files.attempt(lambda files: files.mapping(CONFIG)) or {}).get("data_dir")
     return Path(folder) if isinstance(folder, str) else None
+
+
+def shown_data_dir(files: RunFiles, folder: Path) -> Path:
+    """The data folder as the command of the run named it, while the run is near it: a reader of the report elsewhere
+    has no use for the whole path."""
+    words = (files.attempt(lambda files: files.mapping(ENVIRONMENT)) or {}).get("command")
+    for word in (*(words if isinstance(words, list) else ()), "data"):
+        typed = Path(str(word).removeprefix("--data-dir="))
+        base = Path(*folder.parts[: -len(typed.parts)])
+        if base / typed == folder and files.root.absolute().is_relative_to(base):
+            return typed
+    return folder
 
 
 def leaks(files: RunFiles, metrics: Mapping[str, Any]) -> str | None:
@@ -59,7 +75,8 @@ def leaks(files: RunFiles, metrics: Mapping[str, Any]) -> str | None:
     record = read_record(folder)
     part = record.parts.get("duplicates") if record is not None and record.data_sha256 == sha256 else None
     if part is None:
-        return f"the data were not audited: {clean(command_line('fastcifar', 'audit', '--data-dir', folder), 300)}"
+        command = command_line("fastcifar", "audit", "--data-dir", shown_data_dir(files, folder))
+        return f"the data were not audited for test images that are also training images: {clean(command, 300)}"
     if not sum(part.leaked.values()):
         return "no test image is also a training image"
     exact, near, possible = (part.leaked.get(name, 0) for name in ("exact", "near", "possible"))

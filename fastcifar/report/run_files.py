@@ -17,7 +17,8 @@ from fastcifar.training.weights import file_sha256
 
 MAX_TEXT = 8 * 2**20
 MAX_ROWS = 100_000
-METRICS, CONFIG, WEIGHTS = "metrics.json", "config.yaml", "weights/best.safetensors"
+METRICS, CONFIG, ENVIRONMENT = "metrics.json", "config.yaml", "env.json"
+WEIGHTS = "weights/best.safetensors"
 MAX_LENGTH, MAX_NOTES = 120, 20
 JOINERS = "\u200c\u200d"  # within Persian and Indic words, and emoji
 T = TypeVar("T")

@@ -5,22 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fastcifar import plotting
-from fastcifar.config import AUTO_SUGGESTIONS, TrainConfig
-from fastcifar.errors import DataError
+from fastcifar.config import AUTO_SUGGESTIONS, ModelConfig, TrainConfig
+from fastcifar.errors import DataError, FastcifarError
 from fastcifar.io.paths import command_line
-from fastcifar.report.dataset import leaks
+from fastcifar.report.dataset import leaks, shown_data_dir
 from fastcifar.report.figures import drawing
-from fastcifar.report.run_files import CONFIG, METRICS, RunFiles, clean, interval, number
+from fastcifar.report.run_files import CONFIG, ENVIRONMENT, METRICS, RunFiles, clean, interval, number
 from fastcifar.training.lr_curve import LrCurve
 from fastcifar.training.progress import duration
-from fastcifar.training.run_folder import COLUMNS
+from fastcifar.training.run_folder import COLUMNS, RunFolder
 
-ENVIRONMENT, RESULTS = "env.json", "results.csv"
+RESULTS = "results.csv"
 RANGE_TEST = "lr_find/lr_find.csv"
 MAX_COMMAND = 1_000
 Pairs = list[tuple[str, str]]
@@ -85,11 +86,23 @@ def command(files: RunFiles) -> dict[str, Any] | None:
     return {"text": text, "is_whole": text == whole}
 
 
+def unfinished(files: RunFiles) -> str | None:
+    """The command that finishes the run; None if its training has ended."""
+    run, model = RunFolder(files.root), ModelConfig()
+    if not run.is_unfinished:
+        return None
+    with suppress(FastcifarError):  # `settings` says that they are damaged
+        model = run.read_config().model
+    return clean(run.resume_command(model), MAX_COMMAND)
+
+
 def settings(files: RunFiles) -> dict[str, Pairs] | None:
     """The settings of config.yaml, and those of them that differ from the defaults."""
     config = files.mapping(CONFIG)
     if config is None:
         return None
+    if isinstance(config.get("data_dir"), str):
+        config["data_dir"] = str(shown_data_dir(files, Path(config["data_dir"])))
     try:
         rows = [(clean(key, 80), shown_setting(value)) for key, value in config.items()]
     except (RecursionError, ValueError) as error:
@@ -123,10 +136,12 @@ def curves(files: RunFiles) -> dict[str, Any] | None:
     is_validated = rows[0]["val_loss"] != ""
     history = [_epoch(row, is_validated) for row in rows]
     first, last = history[0], history[-1]
-    if len(history) > 1:
-        summary = f"{len(history)} epochs; training loss from {first['train_loss']:.3f} to {last['train_loss']:.3f}"
-    else:
-        summary = f"1 epoch; training loss {first['train_loss']:.3f}"
+    num_epochs = f"{len(history)} epoch{'s' * (len(history) > 1)}"
+    if RunFolder(files.root).is_unfinished:
+        planned = (files.attempt(lambda files: files.mapping(CONFIG)) or {}).get("epochs", "unknown")
+        num_epochs += f" of {clean(planned)}"
+    since = f"from {first['train_loss']:.3f} to " if len(history) > 1 else ""
+    summary = f"{num_epochs}; training loss {since}{last['train_loss']:.3f}"
     if is_validated:
         best = max(history, key=lambda row: row["val_accuracy"])
         summary += f"; best validation accuracy {best['val_accuracy']:.2%}, in epoch {best['epoch']}"

@@ -54,7 +54,7 @@ class MetricLogger:
         loaders, world_size, amp = self.context.loaders, self.context.distributed.world_size, self.step.amp
         log.info("loader: %s", loaders.choice)
         log.info(
-            "%s, %s parameters, on %s%s%s; %s training images, %s validation images",
+            "%s, %s parameters, on %s%s%s  %s training images, %s validation images",
             self.config.model.name,
             f"{self._num_parameters:,}",
             self.context.device,

@@ -134,11 +134,16 @@ class RunFolder:
         """Write metrics.json."""
         write_text(self.metrics, json.dumps(metrics, indent=1, allow_nan=False) + "\n")
 
-    def resume_command(self, model: ModelConfig, distributed: Distributed) -> str:
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether training was stopped, or goes on: there is a checkpoint, and no result."""
+        return self.has_checkpoint and not self.metrics.is_file()
+
+    def resume_command(self, model: ModelConfig, distributed: Distributed | None = None) -> str:
         """The command that resumes the run; after its last step, it repeats the test."""
         arguments: list[Any] = ["fastcifar", "train", "--resume", self.path]
         arguments += ["--model", model.name] if model.names_code else []
-        if distributed.world_size > 1:
+        if distributed is not None and distributed.world_size > 1:
             arguments[:1] = ["torchrun", "--nproc-per-node", str(distributed.local_world_size), "-m", "fastcifar"]
         return command_line(*arguments)
 
