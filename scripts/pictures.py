@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -49,6 +50,9 @@ def main(
         work = Path(name)
         (work / "data").symlink_to(data_dir.resolve())
         copy = shutil.copytree(run, work / "runs" / run.name)
+        settings = (copy / "config.yaml").read_text(encoding="utf-8")
+        settings = re.sub("^data_dir: .*$", f"data_dir: {work / 'data'}", settings, flags=re.MULTILINE)
+        (copy / "config.yaml").write_text(settings, encoding="utf-8")
 
         def fastcifar(*words: str, module: str = "fastcifar") -> None:
             command = [sys.executable, "-m", module, *words]
