@@ -57,7 +57,7 @@ def write_report(run: RunFolder) -> Path:
         "notes": files.notes,
         "unfinished": training.unfinished(files),
     }
-    write_text(run.report, render("template.html", {**facts, **sections, "notes": files.notes}))
+    write_text(run.report, render("template.html", {**facts, **sections}))
     return run.report
 
 
