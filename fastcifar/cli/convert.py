@@ -179,13 +179,9 @@ def convert(
     changed. Existing files are replaced only when both new files are complete.
     """
     from fastcifar.audit.edits import read_edits
-    from fastcifar.bars import Bars
     from fastcifar.cli.output import command_line, show_next, train_command
-    from fastcifar.converters import SourceOptions, open_source, write_betons
-    from fastcifar.converters.edits import edited
+    from fastcifar.converters import convert as write
     from fastcifar.converters.writer import MixedSizesError
-    from fastcifar.data.image_files import Preprocessing
-    from fastcifar.data.statistics import require_classes
 
     if encode != "jpeg" and given_on_command_line(context, ["quality"]):
         raise UsageError(f"--quality is {quality}, and --encode {encode}; expected --encode jpeg")
@@ -194,28 +190,22 @@ def convert(
         if file is not None and not found:
             expected = "lines of these kinds" if action == "drop" and drop_kinds else f"{action!r} in the column action"
             log.warning("--%s %s: 0 images; expected %s: edit the file first", action, file, expected)
-    preprocessing = Preprocessing(size=size, fit=fit, background=background)
-    chosen = SourceOptions(download_dir=str(data_dir), preprocessing=preprocessing, **settings)
-    with Bars() as bars:
-        bars.begin("opening")
-        with open_source(source, chosen) as opened:
-            require_classes(source, opened.class_names)
-            if edits is not None:
-                opened = edited(opened, edits)
-            bars.begin("images", 2 * sum(map(len, opened.splits.values())))  # each is written, then compared
-            jpeg_quality = quality if encode == "jpeg" else None
-            try:
-                manifests = write_betons(
-                    opened,
-                    data_dir,
-                    lambda split, count: bars.advance(count),
-                    jpeg_quality=jpeg_quality,
-                    skip_broken=skip_broken,
-                )
-            except MixedSizesError as error:
-                flags = as_flags(context, given_on_command_line(context, context.params))
-                command = command_line("fastcifar", "convert", *flags, "--size", str(error.side))
-                raise DataError(f"{error.problem}; resize them with: {command}") from error
+    try:
+        manifests = write(
+            source,
+            data_dir,
+            size=size,
+            fit=fit,
+            background=background,
+            skip_broken=skip_broken,
+            jpeg_quality=quality if encode == "jpeg" else None,
+            edits=edits,
+            **settings,
+        )
+    except MixedSizesError as error:
+        flags = as_flags(context, given_on_command_line(context, context.params))
+        command = command_line("fastcifar", "convert", *flags, "--size", str(error.side))
+        raise DataError(f"{error.problem}; resize them with: {command}") from error
     if as_json:
         click.echo(json.dumps({name: asdict(manifest) for name, manifest in manifests.items()}))
         return
