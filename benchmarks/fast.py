@@ -6,11 +6,14 @@
 github.com/hiverge/cifar10-speedrun; without one its row is left out, by name. All are trained once for each seed, in
 turn. `train_seconds` is training alone, without evaluation, for all. Accuracies are means over the seeds, and `ci95`
 is half the width of their 95% interval (Student's t); seconds are the median.
-`--without TRICK` adds the recipe without one of the things that make it fast, to see what that one brings.
+With `--trainings FILE` each training is appended to FILE when it ends, and those in it are not repeated: the same
+command goes on where it stopped. `--without TRICK` adds the recipe without one of the things that make it fast, to see
+what that one brings.
 """
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 from statistics import median
@@ -53,16 +56,23 @@ def summary(name: str, trainings: list[dict[str, Any]]) -> dict[str, Any]:
     return row
 
 
+def finished(path: Path | None) -> dict[tuple[str, int], dict[str, Any]]:
+    """The trainings in a file of earlier calls, by name and seed."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path is not None and path.exists() else []
+    return {(each["name"], each["seed"]): each for each in map(json.loads, lines)}
+
+
 @click.command(cls=Command)
 @click.option("--recipe", default="fast", show_default=True)
 @click.option("--airbench", type=click.Path(exists=True, file_okay=False), help="Checkout of cifar10-airbench.")
 @click.option("--hiverge", type=click.Path(exists=True, file_okay=False), help="Checkout of cifar10-speedrun.")
 @click.option("--seeds", default=1, show_default=True, type=click.IntRange(1), help="Trainings of each.")
+@click.option("--trainings", type=click.Path(dir_okay=False, path_type=Path), help="File to go on from.")
 @click.option("--without", multiple=True, type=click.Choice([*WITHOUT, "all"]), help="Leave this out, in a row more.")
 @options("data_dir", "device")
 def main(
-    data_dir: str, recipe: str, device: str, seeds: int, without: tuple[str, ...], save: bool, as_json: bool,
-    **checkouts: str | None,
+    data_dir: str, recipe: str, device: str, seeds: int, trainings: Path | None, without: tuple[str, ...], save: bool,
+    as_json: bool, **checkouts: str | None,
 ) -> None:  # fmt: skip
     """Time and accuracy of trainings."""
     data = str(Path(data_dir).resolve())
@@ -70,19 +80,28 @@ def main(
     ways = {f"fastcifar {recipe}": ""}
     ways |= {f"fastcifar {recipe}, without {name}": WITHOUT[name] for name in left_out}
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in (*ways, *PEERS)}
+    done = finished(trainings)
+
+    def run(name: str, seed: int, *command: str) -> None:
+        training = done.get((name, seed))
+        if training is None:
+            printed = run_json(*command)
+            training = {"name": name, "seed": seed, **{key: printed[key] for key in KEYS}}
+            if trainings is not None:
+                with trainings.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(training) + "\n")
+        results[name].append(training)
+        click.echo(f"{name}, seed {seed}: {summary(name, [training])['each'][0]}", err=True)
+
     with tempfile.TemporaryDirectory() as runs:
         flags = ["--recipe", recipe, "--data-dir", data, "--runs-dir", runs, "--device", device, "--json"]
         for seed in range(seeds):
             for name, changes in ways.items():
-                ours = ["fastcifar", "train", *flags, "--seed", str(seed), *changes.split()]
-                results[name].append(run_json(*ours))
+                run(name, seed, "fastcifar", "train", *flags, "--seed", str(seed), *changes.split())
             for name, option in PEERS.items():
                 if (checkout := checkouts[option]) is not None:
-                    theirs = ["benchmarks.peers.speedrun", str(Path(checkout).resolve()), data, device, str(seed)]
-                    results[name].append(run_json(*theirs))
-            for name, trainings in results.items():  # a long benchmark shows what it has
-                if trainings:
-                    click.echo(f"{name}, seed {seed}: {summary(name, trainings[-1:])['each'][0]}", err=True)
+                    script = ["benchmarks.peers.speedrun", str(Path(checkout).resolve())]
+                    run(name, seed, *script, data, device, str(seed))
     rows = [summary(name, trainings) for name, trainings in results.items()]
     show(rows, ("name", *KEYS, "test_ci95", "tta_ci95", "trainings", "note"), as_json)
     if save:

@@ -124,7 +124,7 @@ def _accuracy(plan: Plan) -> list[Step]:
 def _both_in_turn(plan: Plan) -> Step:
     """Three seeds of each, in one call; last, because airbench's network is compiled for each."""
     missing = "left out of a quick test" if plan.quick else _no_airbench(plan)
-    flags = ["--seeds", 3, "--airbench", plan.airbench]
+    flags = ["--seeds", 3, "--airbench", plan.airbench, "--trainings", plan.out / "trainings.jsonl"]
     return _benchmark(plan, "both in turn", "both in turn", "fast", *flags, missing=missing)
 
 
