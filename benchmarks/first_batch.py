@@ -100,7 +100,7 @@ def main(data_dir: str, repeats: int, save: bool, as_json: bool) -> None:
     columns = ("name", "first_batch_s", "first_batch_s_min", "first_batch_s_max", "first_batch_cold_s", "note")
     show(rows, columns, as_json)
     if save:
-        save_rows(__file__, rows, environment(str(path)))
+        save_rows(__file__, rows, environment(data_dir))
 
 
 if __name__ == "__main__":

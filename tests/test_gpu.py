@@ -37,6 +37,7 @@ def test_the_kernel_is_compiled_for_the_gpu() -> None:
     assert type(kernel).__name__ == "TritonKernel"
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # of torch 2.11 itself, when it compiles
 @pytest.mark.parametrize(
     "settings",
     [
@@ -66,10 +67,10 @@ def test_a_training_of_each_kind(tiny_data: Path, tmp_path: Path, settings: dict
 
 
 def test_a_stopped_run_resumes_to_the_same_weights(tiny_data: Path, tmp_path: Path) -> None:
-    config = tiny(tiny_data, device=DEVICE, epochs=3, deterministic=True, dropout=0.0)
+    config = tiny(tiny_data, device=DEVICE, batch_size=2, epochs=2, deterministic=True)  # 70 steps
     whole, _ = train(config, runs_dir=tmp_path, name="whole")
     with pytest.raises(Stopped):
-        train(config, runs_dir=tmp_path, name="cut", reporter=Interrupts(3, signal.SIGINT))
+        train(config, runs_dir=tmp_path, name="cut", reporter=Interrupts(40, signal.SIGINT))  # a GPU reports every 20th
     cut = RunFolder(tmp_path / "cut")
     train(cut.read_config(), resume=cut)
     weights = [torch.load(run.last, weights_only=True, map_location="cpu")["model"] for run in (whole, cut)]
