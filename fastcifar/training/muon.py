@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -11,17 +11,41 @@ import torch
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of Jordan: steepest at zero; singular values end in about 0.7..1.2
 
 
-def orthogonalise(matrix: torch.Tensor, num_steps: int) -> torch.Tensor:
-    """(M, N) -> (M, N) bfloat16: near the closest matrix with singular values of 1, by Newton-Schulz steps."""
+def orthogonalise(matrices: Sequence[torch.Tensor], num_steps: int) -> list[torch.Tensor]:
+    """(M, N) each -> (M, N) bfloat16: near the closest matrix with singular values of 1, by Newton-Schulz steps.
+    Matrices of one shape, or its transpose, are computed together."""
+    same: dict[tuple[int, ...], list[int]] = {}
+    for index, matrix in enumerate(matrices):
+        same.setdefault(tuple(sorted(matrix.shape)), []).append(index)
+    result = list(matrices)
+    for indices in same.values():
+        wide = [result[index] if len(result[index]) <= result[index].shape[1] else result[index].T for index in indices]
+        for index, x in zip(indices, _orthogonalise(torch.stack(wide).bfloat16(), num_steps), strict=True):
+            result[index] = x if x.shape == result[index].shape else x.T
+    return result
+
+
+def _orthogonalise(x: torch.Tensor, num_steps: int) -> torch.Tensor:
+    """(B, M, N) with M <= N -> (B, M, N)."""
     a, b, c = COEFFICIENTS
-    x = matrix.bfloat16()
-    if matrix.shape[0] > matrix.shape[1]:
-        x = x.T
-    x = x / x.norm().clamp(min=1e-7)  # so that no singular value exceeds 1
+    x = x / torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True).clamp(min=1e-7)  # no singular value exceeds 1
     for _ in range(num_steps):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.T if matrix.shape[0] > matrix.shape[1] else x
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x
+
+
+def _as_matrix(weight: torch.Tensor) -> torch.Tensor:
+    """(O, I, h, w) -> (O, h w I), without a copy if it is channels_last; a matrix as it is."""
+    return weight if weight.ndim == 2 else weight.permute(0, 2, 3, 1).reshape(len(weight), -1)
+
+
+def _as_weight(matrix: torch.Tensor, param: torch.Tensor) -> torch.Tensor:
+    """The inverse, in the dtype of the parameter."""
+    if param.ndim == 4:
+        num_out, num_in, height, width = param.shape
+        matrix = matrix.reshape(num_out, height, width, num_in).permute(0, 3, 1, 2)
+    return matrix.to(param.dtype)
 
 
 class Muon(torch.optim.Optimizer):
@@ -62,20 +86,28 @@ class Muon(torch.optim.Optimizer):
         """One step along the orthogonalised momentum of each parameter that has a gradient."""
         assert closure is None
         for group in self.param_groups:
-            for param in group["params"]:
-                if param.grad is not None:
-                    self._update(param, param.grad, group)
+            params = [param for param in group["params"] if param.grad is not None]
+            if params:
+                self._update(params, group)
 
-    def _update(self, param: torch.Tensor, grad: torch.Tensor, group: dict[str, Any]) -> None:
-        state, momentum = self.state[param], group["momentum"]
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(grad)
-        average = state["momentum_buffer"].lerp_(grad, 1 - momentum)
-        direction = grad.lerp(average, momentum) if group["nesterov"] else average
-        num_rows = len(param)
-        update = orthogonalise(direction.reshape(num_rows, -1), group["num_steps"])  # (O, I, h, w) -> (O, I h w)
-        rate = group["lr"] * math.sqrt(max(1.0, num_rows / update.shape[1]))
+    def _update(self, params: list[torch.Tensor], group: dict[str, Any]) -> None:
+        lr, momentum = group["lr"], group["momentum"]
+        grads = [param.grad for param in params if param.grad is not None]
+        for param in params:
+            if "momentum_buffer" not in self.state[param]:
+                self.state[param]["momentum_buffer"] = torch.zeros_like(param)
+        averages = [self.state[param]["momentum_buffer"] for param in params]
+        torch._foreach_lerp_(averages, grads, 1 - momentum)
+        directions = torch._foreach_lerp(grads, averages, momentum) if group["nesterov"] else averages
+        matrices = list(map(_as_matrix, directions))
+        rates = [-lr * math.sqrt(max(1.0, len(matrix) / matrix.shape[1])) for matrix in matrices]
+        updates = list(map(_as_weight, orthogonalise(matrices, group["num_steps"]), params))
         if group["normalise"]:
-            param.mul_(math.sqrt(num_rows) / param.norm().clamp(min=1e-7))
-        param.mul_(1 - group["lr"] * group["weight_decay"])
-        param.add_(update.view(param.shape).to(param.dtype), alpha=-rate)
+            scales = torch._foreach_clamp_min(torch._foreach_norm(params), 1e-7)
+            torch._foreach_reciprocal_(scales)
+            torch._foreach_mul_(scales, [math.sqrt(len(param)) for param in params])
+            torch._foreach_mul_(params, scales)
+        if group["weight_decay"]:
+            torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
+        torch._foreach_mul_(updates, rates)
+        torch._foreach_add_(params, updates)
