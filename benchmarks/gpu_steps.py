@@ -80,7 +80,9 @@ def _not_installed(package: str) -> str:
 def _tests(plan: Plan) -> list[Step]:
     files = [f"tests/{name}.py" for name in (GPU_TESTS[:1] if plan.quick else GPU_TESTS)]
     report = plan.out / "logs" / "tests.xml"
-    arguments = ["-m", "gpu", "-p", "no:cacheprovider", "-rs", f"--junitxml={report}", *files]
+    arguments = ["-m", "gpu", "-p", "no:cacheprovider", "-p", "no:benchmark", "-rs", f"--junitxml={report}", *files]
+    if not plan.quick and not _not_installed("xdist"):
+        arguments += ["-n", "8", "--dist", "worksteal"]
     return [_step("tests", "tests", "tests", "pytest", *arguments, missing=_not_installed("pytest"))]
 
 
