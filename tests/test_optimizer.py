@@ -50,6 +50,26 @@ def test_muon_treats_filters_as_matrices() -> None:
         Muon([torch.nn.Parameter(torch.zeros(3))], 0.1)
 
 
+@pytest.mark.parametrize("normalise", [False, True])
+def test_muon_updates_each_matrix_as_if_it_were_alone(normalise: bool) -> None:
+    """Those of one shape, or its transpose, are computed together; one has no gradient."""
+    torch.manual_seed(0)
+    shapes = [(4, 6), (6, 4), (4, 6), (4, 2, 1, 3), (3, 3), (4, 6)]
+    together = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
+    alone = [torch.nn.Parameter(param.detach().clone()) for param in together]
+    settings: dict[str, Any] = {"lr": 0.1, "weight_decay": 0.05, "normalise": normalise}
+    optimizers = [Muon(together, **settings), *(Muon([param], **settings) for param in alone)]
+    for _ in range(2):
+        for param, other in list(zip(together, alone, strict=True))[:-1]:
+            param.grad = torch.randn(param.shape)
+            other.grad = param.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for param, other in zip(together, alone, strict=True):
+        torch.testing.assert_close(param, other, rtol=1e-5, atol=1e-6)
+    assert len({param.flatten()[0].item() for param in together}) == len(shapes)
+
+
 def test_orthogonalised_has_singular_values_near_one() -> None:
     torch.manual_seed(0)
     values = torch.linalg.svdvals(orthogonalise([torch.randn(32, 100)], 5)[0].float())

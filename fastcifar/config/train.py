@@ -91,7 +91,7 @@ class RuntimeConfig(Config):
         "Autocast; auto: bf16 where the device is fast at it; fp16 scales the loss.",
     )
     compile: bool = setting(
-        False, Switch("--no-compile"), "Compile the network (torch.compile): pays off in long runs on a GPU."
+        False, Switch("--no-compile"), "Compile the network (torch.compile); for long runs on a GPU."
     )
     sync_bn: bool = setting(
         False, Switch("--no-sync-bn"), "With several processes: batch normalisation over the images of all."
