@@ -6,7 +6,8 @@ Here: what the scripts share. An error is one line and an exit code, as in `fast
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,3 +67,21 @@ def save_rows(script: str, rows: list[dict[str, Any]], about: dict[str, Any]) ->
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{Path(script).stem}.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps({**about, "rows": rows}) + "\n")
+
+
+def lines_of(path: Path) -> Iterator[dict[str, Any]]:
+    """The JSON objects of a file, one in a line; a line that was cut off is left out, as is a missing file."""
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            continue
+
+
+def append_line(path: Path, entry: dict[str, Any]) -> None:
+    """Append a line, on the disk when this returns: the machine may be taken away at any time."""
+    cut = path.exists() and not path.read_bytes().endswith(b"\n") and path.stat().st_size > 0
+    with path.open("a", encoding="utf-8") as file:
+        file.write("\n" * cut + json.dumps(entry) + "\n")
+        file.flush()
+        os.fsync(file.fileno())

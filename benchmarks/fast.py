@@ -7,13 +7,12 @@ github.com/hiverge/cifar10-speedrun; without one its row is left out, by name. A
 turn. `train_seconds` is training alone, without evaluation, for all. Accuracies are means over the seeds, and `ci95`
 is half the width of their 95% interval (Student's t); seconds are the median.
 With `--trainings FILE` each training is appended to FILE when it ends, and those in it are not repeated: the same
-command goes on where it stopped. `--without TRICK` adds the recipe without one of the things that make it fast, to see
-what that one brings.
+command goes on where it stopped, on the same machine; `commits` are those of all calls. `--without TRICK` adds the
+recipe without one of the things that make it fast, to see what that one brings.
 """
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 from statistics import median
@@ -22,9 +21,10 @@ from typing import Any
 import click
 import torch
 
-from benchmarks import Command, options, save_rows, show
+from benchmarks import Command, append_line, lines_of, options, save_rows, show
 from benchmarks.subprocesses import run_json
 from fastcifar.bench.results import environment
+from fastcifar.errors import UsageError
 from fastcifar.runs.statistics import mean_of
 
 WITHOUT = {
@@ -38,6 +38,8 @@ WITHOUT = {
 }
 """Flags that replace each trick by the usual method."""
 KEYS = ("train_seconds", "test_accuracy", "tta_accuracy")
+SAME = ("machine", "cores", "threads", "gpu", "versions", "data")
+"""What the trainings of one row have in common."""
 PEERS = {"airbench94_muon": "airbench", "cifar10_speedrun": "hiverge"}
 """The other scripts, and the option that names a checkout of each."""
 
@@ -52,14 +54,23 @@ def summary(name: str, trainings: list[dict[str, Any]]) -> dict[str, Any]:
         scores = mean_of([each[key] for each in trainings])
         row[key] = round(scores.mean, 4)
         row[key.replace("accuracy", "ci95")] = None if scores.half_width is None else round(scores.half_width, 4)
+    row["commits"] = sorted({each["commit"] for each in trainings if each.get("commit")})
     row["each"] = [{key: round(each[key], 4) for key in KEYS} for each in trainings]
     return row
 
 
-def finished(path: Path | None) -> dict[tuple[str, int], dict[str, Any]]:
-    """The trainings in a file of earlier calls, by name and seed."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path is not None and path.exists() else []
-    return {(each["name"], each["seed"]): each for each in map(json.loads, lines)}
+def finished(path: Path, about: dict[str, Any]) -> dict[tuple[str, int], dict[str, Any]]:
+    """The trainings in a file of earlier calls, by name and seed. Raises UsageError if one was made elsewhere."""
+    path.touch()  # fails here if it cannot be written
+    trainings = {(each["name"], each["seed"]): each for each in lines_of(path)}
+    for name, seed in trainings:
+        training = trainings[name, seed]
+        if differs := [key for key in SAME if training.get(key) != about[key]]:
+            old, new = (source.get(differs[0]) for source in (training, about))
+            raise UsageError(
+                f"{path}: {name}, seed {seed} has {differs[0]} {old!r}; expected {new!r}: use another file"
+            )
+    return trainings
 
 
 @click.command(cls=Command)
@@ -80,21 +91,22 @@ def main(
     ways = {f"fastcifar {recipe}": ""}
     ways |= {f"fastcifar {recipe}, without {name}": WITHOUT[name] for name in left_out}
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in (*ways, *PEERS)}
-    done = finished(trainings)
+    about = environment(data_dir, torch.device(device))
+    done = {} if trainings is None else finished(trainings, about)
 
     def run(name: str, seed: int, *command: str) -> None:
         training = done.get((name, seed))
         if training is None:
             printed = run_json(*command)
-            training = {"name": name, "seed": seed, **{key: printed[key] for key in KEYS}}
+            made = {key: about[key] for key in (*SAME, "time", "commit")}
+            training = {"name": name, "seed": seed, **{key: printed[key] for key in KEYS}, **made}
             if trainings is not None:
-                with trainings.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(training) + "\n")
+                append_line(trainings, training)
         results[name].append(training)
         click.echo(f"{name}, seed {seed}: {summary(name, [training])['each'][0]}", err=True)
 
-    with tempfile.TemporaryDirectory() as runs:
-        flags = ["--recipe", recipe, "--data-dir", data, "--runs-dir", runs, "--device", device, "--json"]
+    with tempfile.TemporaryDirectory() as folder:
+        flags = ["--recipe", recipe, "--data-dir", data, "--runs-dir", folder, "--device", device, "--json"]
         for seed in range(seeds):
             for name, changes in ways.items():
                 run(name, seed, "fastcifar", "train", *flags, "--seed", str(seed), *changes.split())
@@ -102,10 +114,10 @@ def main(
                 if (checkout := checkouts[option]) is not None:
                     script = ["benchmarks.peers.speedrun", str(Path(checkout).resolve())]
                     run(name, seed, *script, data, device, str(seed))
-    rows = [summary(name, trainings) for name, trainings in results.items()]
+    rows = [summary(name, runs) for name, runs in results.items()]
     show(rows, ("name", *KEYS, "test_ci95", "tta_ci95", "trainings", "note"), as_json)
     if save:
-        save_rows(__file__, rows, environment(data_dir, torch.device(device)))
+        save_rows(__file__, rows, about)
 
 
 if __name__ == "__main__":

@@ -20,14 +20,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
-from benchmarks import ROOT, Command
+from benchmarks import ROOT, Command, append_line, lines_of
 from benchmarks.gpu_steps import Plan, Step, plan_steps, rows_in
 from benchmarks.subprocesses import last_line
 from fastcifar.errors import DataError, UsageError
@@ -100,28 +99,7 @@ def end_group(process: subprocess.Popen[bytes]) -> None:
 
 def finished_steps(path: Path) -> set[str]:
     """The names of the steps that are done, by the results of earlier calls."""
-    if not path.exists():
-        return set()
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return {entry["step"] for entry in parsed(lines) if entry["status"] == "done"}
-
-
-def parsed(lines: list[str]) -> Iterator[dict[str, Any]]:
-    """The JSON objects in these lines; a line that was cut off is left out, and its step repeated."""
-    for line in lines:
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            continue
-
-
-def append(path: Path, entry: dict[str, Any]) -> None:
-    """Append a line, on the disk when this returns: the machine may be taken away at any time."""
-    cut = path.exists() and not path.read_bytes().endswith(b"\n") and path.stat().st_size > 0
-    with path.open("a", encoding="utf-8") as file:
-        file.write("\n" * cut + json.dumps(entry) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    return {entry["step"] for entry in lines_of(path) if entry["status"] == "done"}
 
 
 def about_machine(device: str, data: str) -> dict[str, Any]:
@@ -158,7 +136,7 @@ def run_steps(plan: Plan, steps: list[Step], about: dict[str, Any], minutes: flo
         outcomes.append(outcome)
         entry = {"step": step.name, "part": step.part, "status": outcome.status, "reason": outcome.reason}
         command = {"step_command": shlex.join(["python", *step.command[1:]]), "seconds": round(seconds, 1)}
-        append(results, {**about, **entry, **command, "rows": outcome.rows})
+        append_line(results, {**about, **entry, **command, "rows": outcome.rows})
         click.echo(f"{step.name}: {outcome.status} after {seconds:.0f} s {outcome.reason}".rstrip(), err=True)
         if step.part == "data" and outcome.status != "done":
             break  # without images nothing can be measured

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from benchmarks import lines_of
 from fastcifar import recipes
 
 GPU_LOADERS = ("resident", "limit-copy-cast", "airbench", "dali", "kornia")
@@ -178,6 +179,8 @@ def rows_in(step: Step, output: Path, *, complete: bool) -> list[dict[str, Any]]
         report = next((Path(word.partition("=")[2]) for word in step.command if word.startswith("--junitxml=")), None)
         return [test_counts(report)] if report is not None and report.exists() else []
     lines = output.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    if not complete and "--trainings" in step.command:  # those that ended
+        return list(lines_of(Path(step.command[step.command.index("--trainings") + 1])))
     if step.reads == "nothing" or not (complete and lines):
         return []
     printed = json.loads(lines[-1])

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 import torch
 from click.testing import CliRunner
@@ -217,3 +218,30 @@ def test_a_whole_run_is_timed_from_its_start_to_its_exit(data_dir: Path) -> None
     seconds = whole_program.one([*flags, "--tta", "flip"])
     assert 0 < seconds["test_s"] < seconds["exit_s"]
     assert seconds["start_s"] > 0
+
+
+def test_a_long_comparison_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, seeds = tmp_path / "trainings.jsonl", []
+
+    def train(module: str, *arguments: str) -> dict[str, float]:
+        seeds.append(arguments[arguments.index("--seed") + 1])
+        if len(seeds) == 2:
+            raise click.ClickException("out of luck")
+        return {"train_seconds": 2.0, "test_accuracy": 0.5, "tta_accuracy": 0.6, "loss": 1.0}
+
+    monkeypatch.setattr(fast, "run_json", train)
+    command = ["--data-dir", str(tmp_path), "--seeds", "3", "--trainings", str(file), "--no-save", "--json"]
+    assert CliRunner().invoke(fast.main, command).exit_code == 1
+    with file.open("a") as cut:
+        cut.write('{"name": "fastcifar fa')
+    result = CliRunner().invoke(fast.main, command)
+    assert result.exit_code == 0, result.output
+    assert seeds == ["0", "1", "1", "2"]
+    row = json.loads(result.stdout)[0]
+    assert (row["trainings"], row["train_seconds"], row["tta_accuracy"], len(row["each"])) == (3, 2.0, 0.6, 3)
+    result = CliRunner().invoke(fast.main, [*command[:1], str(ROOT), *command[2:]])
+    assert result.exit_code == 2
+    assert "fastcifar fast, seed 0 has data " in result.stderr
+    result = CliRunner().invoke(fast.main, [*command[:-3], str(tmp_path / "none" / "file"), *command[-2:]])
+    assert result.exit_code == 1
+    assert len(seeds) == 4, "trained for a file that cannot be written"

@@ -122,6 +122,15 @@ def test_the_counts_of_tests_are_read_from_the_report(tmp_path: Path) -> None:
     ]
 
 
+def test_the_trainings_that_ended_before_their_step_was_killed_are_kept(tmp_path: Path) -> None:
+    file, output = tmp_path / "trainings.jsonl", tmp_path / "output"
+    file.write_text('{"name": "fast", "seed": 0}\n{"name": "fa')
+    output.write_text("")
+    step = Step(part="a", name="both", command=["python", "--trainings", str(file)], reads="rows")
+    assert rows_in(step, output, complete=False) == [{"name": "fast", "seed": 0}]
+    assert rows_in(step_of("other", GOOD), output, complete=False) == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

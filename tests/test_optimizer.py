@@ -45,7 +45,7 @@ def test_muon_treats_filters_as_matrices() -> None:
     filters.grad, matrix.grad = gradient.clone(memory_format=torch.channels_last), gradient.reshape(6, 36).clone()
     Muon([filters], 0.1).step()
     Muon([matrix], 0.1).step()
-    torch.testing.assert_close(filters.reshape(6, 36), matrix)
+    torch.testing.assert_close(filters.reshape(6, 36), matrix, rtol=0, atol=2e-3)  # products are rounded to bfloat16
     with pytest.raises(ValueError, match=r"got a parameter of shape \(3,\)"):
         Muon([torch.nn.Parameter(torch.zeros(3))], 0.1)
 
@@ -66,7 +66,7 @@ def test_muon_updates_each_matrix_as_if_it_were_alone(normalise: bool) -> None:
         for optimizer in optimizers:
             optimizer.step()
     for param, other in zip(together, alone, strict=True):
-        torch.testing.assert_close(param, other, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(param, other, rtol=0, atol=2e-3)  # products are rounded to bfloat16
     assert len({param.flatten()[0].item() for param in together}) == len(shapes)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from fastcifar.augment.kernel import make_kernel
+from fastcifar.augment.mixing import MixPlan
 from fastcifar.data.beton import Beton
 from fastcifar.loaders.base import Indices, Loader, LoaderConfig
 from fastcifar.loaders.batch import Batch
@@ -33,20 +34,21 @@ class ResidentLoader(Loader):
         offsets = self._offsets if plan.images is None else kernel.to_device(self.beton.offsets[plan.images])
         order = np.concatenate(plan.batches)
         slots, images = map(kernel.to_device, (order, plan.images_in(order)))  # one copy for the epoch
-        indices, labels = map(torch.as_tensor, (images, self._labels[images]))
         bounds = np.cumsum([0, *map(len, plan.batches)]).tolist()
-        launched: deque[tuple[Any, ...]] = deque()
+        launched: deque[tuple[Any, Callable[[], torch.Tensor], MixPlan | None]] = deque()
         for first, last in list(pairwise(bounds))[start:]:
             wait = kernel.launch(self._data, offsets, slots[first:last], loaded)
-            wait, mix = self.mixed(wait, plan, order[first:last])
-            launched.append((wait, labels[first:last], indices[first:last], mix))
+            launched.append((images[first:last], *self.mixed(wait, plan, order[first:last])))
             if len(launched) > kernel.num_ahead:
-                yield self._awaited(*launched.popleft())
+                yield self._batch(*launched.popleft())
         while launched:
-            yield self._awaited(*launched.popleft())
+            yield self._batch(*launched.popleft())
 
-    def _awaited(self, wait: Callable[[], torch.Tensor], *rest: Any) -> Batch:
-        return self.make_batch(wait(), *rest)
+    def _batch(self, indices: Any, wait: Callable[[], torch.Tensor], mix: MixPlan | None) -> Batch:
+        labels = self._labels[indices]
+        if isinstance(indices, torch.Tensor):
+            return self.make_batch(wait(), labels, indices.clone(), mix)
+        return self.make_batch(wait(), torch.from_numpy(labels), torch.from_numpy(indices.copy()), mix)
 
     def close(self) -> None:
         super().close()

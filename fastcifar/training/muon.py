@@ -49,7 +49,7 @@ def _as_weight(matrix: torch.Tensor, param: torch.Tensor) -> torch.Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """SGD with momentum that orthogonalises the update of each matrix, or filter bank (O, I, h, w) as (O, I h w).
+    """SGD with momentum that orthogonalises the update of each matrix, or filter bank (O, I, h, w) as (O, h w I).
 
     On matrices it equals `torch.optim.Muon`. lr: scaled by sqrt(max(1, rows / columns)). weight_decay: decoupled.
     normalise: scale each bank to the norm sqrt(O) before a step, as airbench does, instead of weight decay; for
