@@ -73,7 +73,7 @@ def fast(about: dict[str, Any]) -> Figure:
     axis.set_xlim(0, 1.1 * max(row["train_seconds"] for row in rows))
     axis.margins(y=0.25)
     axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
-    axis.set(xlabel=f"seconds of training ({where(about)})", ylabel="test accuracy, with augmentation")
+    axis.set(xlabel=f"seconds of training ({where(about)})", ylabel="with test-time augmentation")
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
     return figure
