@@ -36,6 +36,7 @@ BENCHMARKS = {
     "--networks",
     "--airbench",
     "--hiverge",
+    "--trainings",
     "--labels",
     "--shorten",
     "--recipes",
