@@ -62,14 +62,13 @@ def summary(name: str, trainings: list[dict[str, Any]]) -> dict[str, Any]:
 def finished(path: Path, about: dict[str, Any]) -> dict[tuple[str, int], dict[str, Any]]:
     """The trainings in a file of earlier calls, by name and seed. Raises UsageError if one was made elsewhere."""
     path.touch()  # fails here if it cannot be written
-    trainings = {(each["name"], each["seed"]): each for each in lines_of(path)}
-    for name, seed in trainings:
-        training = trainings[name, seed]
-        if differs := [key for key in SAME if training.get(key) != about[key]]:
-            old, new = (source.get(differs[0]) for source in (training, about))
-            raise UsageError(
-                f"{path}: {name}, seed {seed} has {differs[0]} {old!r}; expected {new!r}: use another file"
-            )
+    trainings = {}
+    for each in lines_of(path):
+        name, seed = each.get("name"), each.get("seed")
+        if (differs := next((key for key in SAME if each.get(key) != about[key]), None)) is not None:
+            what = f"{name}, seed {seed} has {differs} {each.get(differs)!r}"
+            raise UsageError(f"{path}: {what}; expected {about[differs]!r}: use another file")
+        trainings[name, seed] = each
     return trainings
 
 

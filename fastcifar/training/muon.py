@@ -14,14 +14,14 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of Jordan: steepest at zero; singula
 def orthogonalise(matrices: Sequence[torch.Tensor], num_steps: int) -> list[torch.Tensor]:
     """(M, N) each -> (M, N) bfloat16: near the closest matrix with singular values of 1, by Newton-Schulz steps.
     Matrices of one shape, or its transpose, are computed together."""
-    same: dict[tuple[int, ...], list[int]] = {}
+    together: dict[tuple[int, ...], list[int]] = {}
     for index, matrix in enumerate(matrices):
-        same.setdefault(tuple(sorted(matrix.shape)), []).append(index)
+        together.setdefault(tuple(sorted(matrix.shape)), []).append(index)
     result = list(matrices)
-    for indices in same.values():
-        wide = [result[index] if len(result[index]) <= result[index].shape[1] else result[index].T for index in indices]
+    for shape, indices in together.items():
+        wide = [matrix if matrix.shape == shape else matrix.T for matrix in (matrices[index] for index in indices)]
         for index, x in zip(indices, _orthogonalise(torch.stack(wide).bfloat16(), num_steps), strict=True):
-            result[index] = x if x.shape == result[index].shape else x.T
+            result[index] = x if x.shape == matrices[index].shape else x.T
     return result
 
 
