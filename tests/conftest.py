@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import re
@@ -18,6 +19,7 @@ import torch
 from matplotlib.figure import Figure
 
 from fastcifar import plotting
+from fastcifar.audit import duplicates
 from fastcifar.converters import Sample, Source, convert
 from fastcifar.converters.synthetic import source as synthetic_source
 from fastcifar.errors import FastcifarError
@@ -28,10 +30,11 @@ REAL_SOURCE = os.environ.pop("FASTCIFAR_SOURCE", "")  # the tests that want it t
 
 
 def quick_training() -> None:
-    """In this process `small` has seven thousand parameters, a run's curves and a report's drawings are empty, and no
-    file is synced."""
+    """In this process `small` has seven thousand parameters, a run's curves and a report's drawings are empty, an audit
+    draws few pairs at random, and no file is synced."""
     QUICK.setattr(os, "fsync", lambda descriptor: None)
     QUICK.setattr(small, "WIDTHS", (8, 8, 16))
+    QUICK.setattr(duplicates, "NUM_RANDOM_PAIRS", 400)
     curves, svg = plotting.curves, plotting.svg
     QUICK.setattr(plotting, "curves", lambda *given: curves(*given) if len(given) > 1 else Figure(figsize=(1, 1)))
     QUICK.setattr(plotting, "svg", lambda figure: svg(Figure(figsize=(1, 1))))
@@ -42,6 +45,10 @@ def pytest_configure() -> None:
     # a shell's background jobs, and what they start, ignore Ctrl-C; the programs that tests start must not inherit that
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # what was imported is not searched for garbage again
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -503,6 +503,7 @@ main(["work"])
     assert (done.returncode, done.stderr) == (4, "Error: the disk is gone\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&- <&-"])
 def test_closed_streams_are_not_an_error(image_folder: ImageFolder, tmp_path: Path, closed: str) -> None:
     line = f"{sys.executable} -m fastcifar convert --source {image_folder()} --data-dir data {closed}"

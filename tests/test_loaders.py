@@ -126,12 +126,12 @@ EVERYTHING = AugmentConfig(
 )
 @pytest.mark.parametrize("name", FFCV_SLOW)
 def test_rotation_and_colour_are_the_same_to_a_grey_level(
-    data_dir: Path, name: str, augment: AugmentConfig, mode: str, levels: int
+    tiny_data: Path, name: str, augment: AugmentConfig, mode: str, levels: int
 ) -> None:
     augment = replace(augment, padding_mode=mode)
-    settings: dict[str, Any] = {"batch_size": 100, "seed": 3, "dtype": torch.uint8}
-    got = epoch_of(make_loader(data_dir / "train.beton", augment, loader=name, **settings), 1)[0]
-    loader = make_loader(data_dir / "train.beton", augment, loader="resident", **settings)
+    settings: dict[str, Any] = {"batch_size": 80, "seed": 3, "dtype": torch.uint8}
+    (got,) = epoch_of(make_loader(tiny_data / "train.beton", augment, loader=name, **settings), 1)
+    loader = make_loader(tiny_data / "train.beton", augment, loader="resident", **settings)
     table, fill = loader.params(1), loader.config.fill
     for image, row in zip(got.images, got.indices.tolist(), strict=True):
         expected = augment_image(loader.beton.images([row])[0], table[row], augment, fill).astype(int)
@@ -283,7 +283,7 @@ def test_plain_iteration_goes_from_epoch_to_epoch(data_dir: Path, name: str) -> 
     assert torch.equal(second[0], expected[0])
 
 
-@pytest.mark.parametrize("name", FFCV_SLOW)
+@pytest.mark.parametrize("name", FFCV_SLOW[1:])
 def test_window_shuffle_is_the_same_on_every_loader(tmp_path: Path, name: str) -> None:
     source = Source(
         description="",
@@ -343,7 +343,7 @@ def paged_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @needs_ffcv
-@pytest.mark.parametrize("shuffle", ["window", "full"])
+@pytest.mark.parametrize("shuffle", ["window", pytest.param("full", marks=pytest.mark.slow)])
 def test_pages_read_on_demand_give_the_same_batches(
     paged_dir: Path, shuffle: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -561,11 +561,13 @@ def use_briefly(data_dir: Path, name: str) -> None:
 def test_leaving_early_leaves_no_thread_descriptor_or_process(data_dir: Path, name: str) -> None:
     use_briefly(data_dir, name)  # created once per process
     gc.collect()
-    threads, descriptors, processes = threading.active_count(), len(os.listdir("/proc/self/fd")), children()
+    threads, descriptors, processes = threading.enumerate(), len(os.listdir("/proc/self/fd")), children()
     for _ in range(3):
         use_briefly(data_dir, name)
     gc.collect()
-    assert threading.active_count() == threads
+    for thread in set(threading.enumerate()).difference(threads):
+        thread.join(5)  # that of a closed queue ends by itself
+    assert set(threading.enumerate()) <= set(threads)
     assert len(os.listdir("/proc/self/fd")) == descriptors
     assert children() == processes
 

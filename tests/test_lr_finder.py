@@ -295,7 +295,9 @@ def test_no_batches_are_refused() -> None:
         find_lr(model, torch.optim.SGD(model.parameters(), lr=0.1), [])
 
 
-@pytest.mark.parametrize(("optimizer", "suggestion"), [("sgd", "minimum"), ("adamw", "valley")])
+@pytest.mark.parametrize(
+    ("optimizer", "suggestion"), [("sgd", "minimum"), pytest.param("adamw", "valley", marks=pytest.mark.slow)]
+)
 def test_the_command_writes_the_curve_and_the_next_command(
     data_dir: Path, tmp_path: Path, optimizer: str, suggestion: str
 ) -> None:

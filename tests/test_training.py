@@ -242,6 +242,7 @@ def test_every_loader_trains_to_the_same_weights(data_dir: Path, tmp_path: Path)
         same_weights(runs[0], run)
 
 
+@pytest.mark.slow
 def test_resume_gives_the_same_dropout_on_the_albumentations_loader(data_dir: Path, tmp_path: Path) -> None:
     pytest.importorskip("albumentations")
     config = tiny(data_dir, deterministic=True, dropout=0.3, loader="albumentations")

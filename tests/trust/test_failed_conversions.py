@@ -115,6 +115,7 @@ def test_a_conversion_killed_at_any_change_of_the_disk_leaves_the_old_files_or_t
     assert num > 10
 
 
+@pytest.mark.slow
 def test_a_failing_source_is_an_error_within_seconds(own_data_dir: Path, images: Path) -> None:
     old = contents(own_data_dir)
     (images / "test/dog/39.png").write_bytes((images / "test/dog/39.png").read_bytes()[:100])  # the last one
@@ -126,6 +127,7 @@ def test_a_failing_source_is_an_error_within_seconds(own_data_dir: Path, images:
     assert contents(own_data_dir) == old
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_old_files(own_data_dir: Path, images: Path, tmp_path: Path, tally: Tally) -> None:
     old = contents(own_data_dir)
     sizes = (33_200, 34_000, 36_000, 38_000, 40_000, 41_200, 42_000, 44_000, 46_000, 48_000)
@@ -147,6 +149,7 @@ def test_a_full_disk_leaves_the_old_files(own_data_dir: Path, images: Path, tmp_
     tally(f"{num} full disks: the old files whole")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kib", [100, 9_000])
 def test_a_limit_to_the_size_of_files_is_a_full_disk(own_data_dir: Path, images: Path, kib: int) -> None:
     old = contents(own_data_dir)
@@ -162,6 +165,7 @@ def test_a_limit_to_the_size_of_files_is_a_full_disk(own_data_dir: Path, images:
     assert contents(own_data_dir) == old
 
 
+@pytest.mark.slow
 def test_one_source_gives_one_file(images: Path, tmp_path: Path, tally: Tally) -> None:
     num, found = count(2, 10), set()
     for i in range(num):

@@ -27,6 +27,8 @@ KILLS = count(1, 50)
 EPOCHS = count(6, 12)
 LANES = count(1, 2)
 """Concurrent runs, of one thread each."""
+EVERY = 4
+"""Of the changes of the disk, one in so many is in the fast tests."""
 
 
 @pytest.mark.slow
@@ -82,7 +84,10 @@ def test_a_run_killed_many_times_ends_with_the_same_weights(
 
 
 @pytest.mark.usefixtures("ordinary_algorithms")
-def test_a_run_killed_at_any_change_of_the_disk_resumes_to_the_same_end(tiny_data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("first", [0, *(pytest.param(first, marks=pytest.mark.slow) for first in range(1, EVERY))])
+def test_a_run_killed_at_any_change_of_the_disk_resumes_to_the_same_end(
+    tiny_data: Path, tmp_path: Path, first: int
+) -> None:
     config = tiny(tiny_data, deterministic=True, ema=0.9, val_size=20)
 
     def train_once(runs: Path, fatal: int | None = None, resume: RunFolder | None = None) -> Changes:
@@ -100,7 +105,7 @@ def test_a_run_killed_at_any_change_of_the_disk_resumes_to_the_same_end(tiny_dat
 
     num = len(train_once(tmp_path / "whole").seen)
     whole, begun = outcome(tmp_path / "whole"), 0
-    for fatal in range(num):
+    for fatal in range(first, num, EVERY):
         runs = tmp_path / str(fatal)
         assert train_once(runs, fatal).died
         run = RunFolder(runs / "run")
@@ -116,7 +121,7 @@ def test_a_run_killed_at_any_change_of_the_disk_resumes_to_the_same_end(tiny_dat
         assert all(torch.equal(a, b) for a, b in zip(again[0], whole[0], strict=True)), fatal
         assert again[1:] == whole[1:], fatal
         shutil.rmtree(runs)
-    assert begun > 20
+    assert begun > 5
 
 
 def _killed_again_and_again(
