@@ -43,7 +43,9 @@ class Step:
     name: str
     command: list[str]
     reads: str
-    """What it prints: `rows` (a list), `metrics` (an object), `tests` (nothing; it writes a report), `nothing`."""
+    """What it prints: `rows` (a list), `metrics` (an object), `tests` (nothing; it writes `file`), `nothing`."""
+    file: Path | None = None
+    """What it writes while it runs: the report of the tests, or trainings as they end."""
     missing: str = ""
     """Why it cannot run, if it cannot."""
 
@@ -61,17 +63,17 @@ def plan_steps(plan: Plan) -> list[Step]:
         steps.append(_step("data", "data", "nothing", *convert))
     for part in (_tests, _kernels, _loaders, _accuracy, _step_rate, _epochs):
         steps += part(plan)
-    return [*steps, _both_in_turn(plan)]
+    return [*steps, _airbench(plan)]
 
 
-def _step(part: str, name: str, reads: str, module: str, *arguments: object, missing: str = "") -> Step:
+def _step(part: str, name: str, reads: str, module: str, *arguments: object, **more: Any) -> Step:
     command = [sys.executable, "-m", module, *map(str, arguments)]
-    return Step(part=part, name=name, command=command, reads=reads, missing=missing)
+    return Step(part=part, name=name, command=command, reads=reads, **more)
 
 
-def _benchmark(plan: Plan, part: str, name: str, module: str, *arguments: object, missing: str = "") -> Step:
+def _benchmark(plan: Plan, part: str, name: str, module: str, *arguments: object, **more: Any) -> Step:
     common = ("--data-dir", plan.data_dir, "--device", plan.device, "--json", "--no-save")
-    return _step(part, name, "rows", f"benchmarks.{module}", *common, *arguments, missing=missing)
+    return _step(part, name, "rows", f"benchmarks.{module}", *common, *arguments, **more)
 
 
 def _not_installed(package: str) -> str:
@@ -84,7 +86,7 @@ def _tests(plan: Plan) -> list[Step]:
     arguments = ["-m", "gpu", "-p", "no:cacheprovider", "-p", "no:benchmark", "-rs", f"--junitxml={report}", *files]
     if not plan.quick and not _not_installed("xdist"):
         arguments += ["-n", "8", "--dist", "worksteal"]
-    return [_step("tests", "tests", "tests", "pytest", *arguments, missing=_not_installed("pytest"))]
+    return [_step("tests", "tests", "tests", "pytest", *arguments, missing=_not_installed("pytest"), file=report)]
 
 
 def _kernels(plan: Plan) -> list[Step]:
@@ -107,28 +109,28 @@ def _loaders(plan: Plan) -> list[Step]:
     ]
 
 
-def _no_airbench(plan: Plan) -> str:
-    if plan.airbench is None:
-        return "no checkout of cifar10-airbench: set FASTCIFAR_AIRBENCH=DIR"
-    return "" if (plan.airbench / "airbench94_muon.py").is_file() else f"{plan.airbench}: has no airbench94_muon.py"
+def _trainings(plan: Plan, part: str, *arguments: object, missing: str = "") -> Step:
+    """Of `benchmarks.fast`; those that ended are kept, for all steps."""
+    file = plan.out / "trainings.jsonl"
+    return _benchmark(plan, part, part, "fast", *arguments, "--trainings", file, missing=missing, file=file)
 
 
 def _accuracy(plan: Plan) -> list[Step]:
-    recipe = str(_tiny_recipe(plan)) if plan.quick else "fast"
-    seeds = 1 if plan.quick else 5
-    ours = _benchmark(plan, "accuracy", "accuracy/fast", "fast", "--recipe", recipe, "--seeds", seeds)
-    theirs = _step(
-        "accuracy", "accuracy/airbench94_muon", "metrics", "benchmarks.peers.speedrun", plan.airbench, plan.data_dir,
-        plan.device, 0, missing=_no_airbench(plan),
-    )  # fmt: skip
-    return [ours, theirs]
+    if plan.quick:
+        return [_trainings(plan, "accuracy", "--recipe", _tiny_recipe(plan))]
+    return [_trainings(plan, "accuracy", "--seeds", 5)]
 
 
-def _both_in_turn(plan: Plan) -> Step:
-    """Three seeds of each, in one call; last, because airbench's network is compiled for each."""
-    missing = "left out of a quick test" if plan.quick else _no_airbench(plan)
-    flags = ["--seeds", 3, "--airbench", plan.airbench, "--trainings", plan.out / "trainings.jsonl"]
-    return _benchmark(plan, "both in turn", "both in turn", "fast", *flags, missing=missing)
+def _airbench(plan: Plan) -> Step:
+    """Last, because its network is compiled for each training, for minutes."""
+    missing = ""
+    if plan.airbench is None:
+        missing = "no checkout of cifar10-airbench: set FASTCIFAR_AIRBENCH=DIR"
+    elif not (plan.airbench / "airbench94_muon.py").is_file():
+        missing = f"{plan.airbench}: has no airbench94_muon.py"
+    elif plan.quick:
+        missing = "left out of a quick test"
+    return _trainings(plan, "airbench", "--seeds", 3, "--airbench", plan.airbench, missing=missing)
 
 
 def _step_rate(plan: Plan) -> list[Step]:
@@ -176,11 +178,10 @@ def _tiny_recipe(plan: Plan) -> Path:
 def rows_in(step: Step, output: Path, *, complete: bool) -> list[dict[str, Any]]:
     """The rows of a step. output: what it printed; complete: whether it ended well, and must have printed them."""
     if step.reads == "tests":
-        report = next((Path(word.partition("=")[2]) for word in step.command if word.startswith("--junitxml=")), None)
-        return [test_counts(report)] if report is not None and report.exists() else []
+        return [test_counts(step.file)] if step.file is not None and step.file.exists() else []
+    if not complete and step.file is not None:
+        return list(lines_of(step.file))
     lines = output.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    if not complete and "--trainings" in step.command:  # those that ended
-        return list(lines_of(Path(step.command[step.command.index("--trainings") + 1])))
     if step.reads == "nothing" or not (complete and lines):
         return []
     printed = json.loads(lines[-1])
