@@ -59,7 +59,7 @@ $(LOWEST)/.done: setup.cfg scripts/lowest.py
 test-lowest: $(LOWEST)/.done
 	$(subst $(BIN),$(LOWEST)/bin,$(PYTEST)) -m "not slow and not real_data" -W ignore::DeprecationWarning
 
-# all tests: under 15 minutes on two cores
+# all tests: about 20 minutes on two cores
 check: setup
 	$(PYTEST)
 

@@ -5,9 +5,9 @@
 
 Each step is a benchmark of this folder, or a command, in a process of its own. When it ends, a line with its rows is
 appended to OUT/results.jsonl, with GPU, driver and versions; its log is in OUT/logs/. Started again with the same OUT,
-it repeats what failed, was killed at its time limit, or was left out, and goes on. Nothing is downloaded: what is not
-installed is left out, by name. 25 minutes together (`--minutes`); what does not fit is left for another call.
-`--quick --device cpu` goes through the same steps with tiny counts, to test this command.
+it repeats what failed, was killed at its time limit, or was left out, and goes on; another machine needs another OUT.
+Nothing is downloaded: what is not installed is left out, by name. 25 minutes together (`--minutes`); what does not fit
+is left for another call. `--quick --device cpu` goes through the same steps with tiny counts, to test this command.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ class Step:
     reads: str
     """What it prints: `rows` (a list), `metrics` (an object), `tests` (nothing; it writes `file`), `nothing`."""
     file: Path | None = None
-    """What it writes while it runs: the report of the tests, or trainings as they end."""
+    """The file that it writes: a report of tests, or trainings, each when it ends."""
     missing: str = ""
     """Why it cannot run, if it cannot."""
 
@@ -61,19 +61,21 @@ def plan_steps(plan: Plan) -> list[Step]:
     if plan.source is not None:
         convert = ["fastcifar", "convert", "--source", plan.source, "--data-dir", plan.data_dir]
         steps.append(_step("data", "data", "nothing", *convert))
-    for part in (_tests, _kernels, _loaders, _accuracy, _step_rate, _epochs):
+    for part in (_tests, _kernels, _loaders, _accuracy, _step_rate, _epochs, _airbench):
         steps += part(plan)
-    return [*steps, _airbench(plan)]
+    return steps
 
 
-def _step(part: str, name: str, reads: str, module: str, *arguments: object, **more: Any) -> Step:
+def _step(
+    part: str, name: str, reads: str, module: str, *arguments: object, missing: str = "", file: Path | None = None
+) -> Step:
     command = [sys.executable, "-m", module, *map(str, arguments)]
-    return Step(part=part, name=name, command=command, reads=reads, **more)
+    return Step(part=part, name=name, command=command, reads=reads, missing=missing, file=file)
 
 
-def _benchmark(plan: Plan, part: str, name: str, module: str, *arguments: object, **more: Any) -> Step:
+def _benchmark(plan: Plan, part: str, name: str, module: str, *arguments: object, file: Path | None = None) -> Step:
     common = ("--data-dir", plan.data_dir, "--device", plan.device, "--json", "--no-save")
-    return _step(part, name, "rows", f"benchmarks.{module}", *common, *arguments, **more)
+    return _step(part, name, "rows", f"benchmarks.{module}", *common, *arguments, file=file)
 
 
 def _not_installed(package: str) -> str:
@@ -109,19 +111,13 @@ def _loaders(plan: Plan) -> list[Step]:
     ]
 
 
-def _trainings(plan: Plan, part: str, *arguments: object, missing: str = "") -> Step:
-    """Of `benchmarks.fast`; those that ended are kept, for all steps."""
-    file = plan.out / "trainings.jsonl"
-    return _benchmark(plan, part, part, "fast", *arguments, "--trainings", file, missing=missing, file=file)
-
-
 def _accuracy(plan: Plan) -> list[Step]:
-    if plan.quick:
-        return [_trainings(plan, "accuracy", "--recipe", _tiny_recipe(plan))]
-    return [_trainings(plan, "accuracy", "--seeds", 5)]
+    flags = ["--recipe", _tiny_recipe(plan)] if plan.quick else ["--seeds", 5]
+    file = plan.out / "trainings.jsonl"
+    return [_benchmark(plan, "accuracy", "accuracy", "fast", *flags, "--trainings", file, file=file)]
 
 
-def _airbench(plan: Plan) -> Step:
+def _airbench(plan: Plan) -> list[Step]:
     """Last, because its network is compiled for each training, for minutes."""
     missing = ""
     if plan.airbench is None:
@@ -130,7 +126,19 @@ def _airbench(plan: Plan) -> Step:
         missing = f"{plan.airbench}: has no airbench94_muon.py"
     elif plan.quick:
         missing = "left out of a quick test"
-    return _trainings(plan, "airbench", "--seeds", 3, "--airbench", plan.airbench, missing=missing)
+    arguments = (plan.airbench, plan.data_dir, plan.device)
+    return [
+        _step(
+            "airbench",
+            f"airbench/airbench94_muon, seed {s}",
+            "metrics",
+            "benchmarks.peers.speedrun",
+            *arguments,
+            s,
+            missing=missing,
+        )
+        for s in range(3)
+    ]
 
 
 def _step_rate(plan: Plan) -> list[Step]:

@@ -174,6 +174,7 @@ def test_a_copy_of_a_low_score_is_a_candidate(tmp_path: Path, images: Images, mo
         assert (pair.certain, pair.score < 0.999) == (is_certain, True)
 
 
+@pytest.mark.full_size
 def test_images_that_are_alike_need_a_higher_score(images: Images) -> None:
     alike = (0.8 * images[0] + 0.2 * images).astype(np.uint8)
     listed, certain = duplicates._score_limits(to_greys(alike))

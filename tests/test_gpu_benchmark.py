@@ -46,7 +46,9 @@ def test_the_most_valuable_part_comes_first_and_every_benchmark_takes_the_device
         if step.command[2].startswith("benchmarks.") and not step.missing:
             assert step.command[step.command.index("--device") + 1] == "cuda"
             assert "--no-save" in step.command, "results belong into OUT"
-    assert [step.name for step in steps if "airbench" in step.missing] == ["airbench"]
+    assert {step.part for step in steps if "airbench" in step.missing} == {"airbench"}
+    (accuracy,) = (step for step in steps if step.part == "accuracy")
+    assert accuracy.command[-2:] == ["--trainings", str(accuracy.file)]
 
 
 def test_a_row_is_on_the_disk_when_its_step_ends_and_what_failed_is_repeated(tmp_path: Path) -> None:

@@ -549,29 +549,6 @@ def test_an_error_in_a_rare_transform_is_one_line_too(data_dir: Path, tmp_path: 
     loader.close()
 
 
-def use_briefly(data_dir: Path, name: str) -> None:
-    loader = make_loader(data_dir / "train.beton", batch_size=20, loader=name)
-    for _ in range(3):
-        for _batch in loader.epoch(0):
-            break
-    loader.close()
-
-
-@pytest.mark.parametrize("name", FFCV_SLOW)
-def test_leaving_early_leaves_no_thread_descriptor_or_process(data_dir: Path, name: str) -> None:
-    use_briefly(data_dir, name)  # created once per process
-    gc.collect()
-    threads, descriptors, processes = threading.enumerate(), len(os.listdir("/proc/self/fd")), children()
-    for _ in range(3):
-        use_briefly(data_dir, name)
-    gc.collect()
-    for thread in set(threading.enumerate()).difference(threads):
-        thread.join(5)  # that of a closed queue ends by itself
-    assert set(threading.enumerate()) <= set(threads)
-    assert len(os.listdir("/proc/self/fd")) == descriptors
-    assert children() == processes
-
-
 FORK = """if True:
     import os, signal, sys, torch
     from fastcifar import AugmentConfig, FastcifarError, make_loader
@@ -662,10 +639,6 @@ def test_a_closed_loader_says_so(data_dir: Path, name: str) -> None:
     for use in (lambda: next(batches), lambda: loader.epoch(1), lambda: iter(loader)):
         with pytest.raises(FastcifarError, match="^the loader is closed; create a new one with make_loader$"):
             use()
-
-
-def children() -> list[str]:
-    return Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
 
 
 def test_an_error_in_ffcvs_thread_reaches_the_caller(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,7 +59,9 @@ def test_names_in_a_script_that_no_font_covers_are_drawn_without_a_warning(tmp_p
 
 
 @pytest.mark.parametrize(
-    ("name", "n"), [*product(["automobile", "W" * 60, "$\\frac{$ <script>"], [1, 25]), ("automobile", 100)]
+    ("name", "n"),
+    [*product(["automobile", "W" * 60, "$\\frac{$ <script>"], [1, 25]), ("automobile", 100)]
+    + [pytest.param(name, 100, marks=pytest.mark.slow) for name in ("W" * 60, "$\\frac{$ <script>")],
 )
 def test_titles_of_the_grid_do_not_overlap(name: str, n: int) -> None:
     names = [Caption(name, name, False, "9999", 1.0)] * n
