@@ -70,8 +70,8 @@ def fast(about: dict[str, Any]) -> Figure:
         label = f"{row['name']}: {mean[1]:.2%} in {mean[0]:.0f} s"
         axis.errorbar(*mean, yerr=reach, color=colour, marker="o", ms=7, capsize=4, label=label)
     axis.legend(frameon=False, loc="lower left")
-    axis.set_xlim(0, 1.1 * max(row["train_seconds"] for row in rows))
-    axis.margins(y=0.25)
+    axis.margins(x=0.05, y=0.25)
+    axis.set_xlim(left=0)
     axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
     axis.set(xlabel=f"seconds of training ({where(about)})", ylabel="with test-time augmentation")
     axis.grid(alpha=0.25)
