@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import re
@@ -45,10 +44,6 @@ def pytest_configure() -> None:
     # a shell's background jobs, and what they start, ignore Ctrl-C; the programs that tests start must not inherit that
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def pytest_collection_finish() -> None:
-    gc.freeze()  # what was imported is not searched for garbage again
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
