@@ -126,17 +126,9 @@ def _airbench(plan: Plan) -> list[Step]:
         missing = f"{plan.airbench}: has no airbench94_muon.py"
     elif plan.quick:
         missing = "left out of a quick test"
-    arguments = (plan.airbench, plan.data_dir, plan.device)
+    command: list[Any] = ["benchmarks.peers.speedrun", plan.airbench, plan.data_dir, plan.device]
     return [
-        _step(
-            "airbench",
-            f"airbench/airbench94_muon, seed {s}",
-            "metrics",
-            "benchmarks.peers.speedrun",
-            *arguments,
-            s,
-            missing=missing,
-        )
+        _step("airbench", f"airbench/airbench94_muon, seed {s}", "metrics", *command, s, missing=missing)
         for s in range(3)
     ]
 

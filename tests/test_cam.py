@@ -63,7 +63,7 @@ def test_maps_are_the_formula_of_the_paper(trained: Trained, method: str) -> Non
     found = Activations(model, images, LAYERS).maps(labels, [method])[method]
     assert found.maps.shape == (12, 4, 32, 32)
     assert found.maps.dtype == torch.float32
-    for i in range(2):
+    for i in range(4):
         for k, layer in enumerate(LAYERS):
             raw = cam_image(model, images[i], layer, int(labels[i]), method)
             np.testing.assert_allclose(found.maps[i, k].numpy(), enlarge(unit(raw), (32, 32)), atol=1e-4)

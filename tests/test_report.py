@@ -11,7 +11,6 @@ import os
 import re
 import signal
 from collections.abc import Callable
-from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 
@@ -451,12 +450,12 @@ def test_a_card_shows_the_map_of_the_first_target_and_method_at_the_best_layer(r
     assert "2 of 60 test images." in text_of(report_of(run))
 
 
-def test_the_first_images_are_shown_and_the_page_says_so(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(import_module("fastcifar.report.explanations"), "MAX_CARDS", 5)
-    make.write_explained(run, NAMES, 8, sheets=False)
+@pytest.mark.slow
+def test_at_most_200_images_are_shown_and_the_page_says_so(run: RunFolder) -> None:
+    make.write_explained(run, NAMES, 203, sheets=False)
     page = report_of(run)
-    assert len(re.findall(r'<li class="card"', page)) == 5
-    assert "The first 5 of 8 are shown" in text_of(page)
+    assert len(re.findall(r'<li class="card"', page)) == 200
+    assert "The first 200 of 203 are shown" in text_of(page)
 
 
 def test_an_image_larger_than_its_card_is_reduced(run: RunFolder) -> None:
