@@ -479,6 +479,25 @@ main(["work"])
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_the_exec_of_a_string(signum: signal.Signals) -> None:
+    """As when a module with a dataclass is imported: Python ended by SIGINT, with no exit code."""
+    code = f"""
+from fastcifar.cli import main
+
+@main.command()
+def work():
+    exec("import os; os.kill(os.getpid(), {int(signum)})")
+
+main(["work"])
+"""
+    Path("worker.py").write_text(code, encoding="utf-8")
+    command = [sys.executable, "-m", "worker"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 128 + signum, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_an_error_is_reported_even_if_a_signal_arrives(signum: signal.Signals) -> None:
     code = f"""
 import os, click

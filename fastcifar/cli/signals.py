@@ -14,6 +14,11 @@ from typing import Any
 from fastcifar.errors import Stopped
 
 
+class _Interrupted(KeyboardInterrupt):
+    """A SIGINT. After a plain KeyboardInterrupt in the exec() of a string (`dataclasses`, `collections.namedtuple`),
+    `python -m` ends by SIGINT whatever the exit code is: python/cpython, `run_eval_code_obj` and `Py_RunMain`."""
+
+
 @contextmanager
 def signals_as_exceptions() -> Iterator[list[signal.Signals]]:
     """In the block, SIGINT raises KeyboardInterrupt and SIGTERM raises Stopped, also where Python would drop the
@@ -45,7 +50,7 @@ def _raise(signum: int, frame: FrameType | None) -> None:
     if getattr(torch, "_initializing", False):  # an exception during the import of torch aborts the process
         _send_later(signum)
     elif signum == signal.SIGINT:
-        raise KeyboardInterrupt
+        raise _Interrupted
     else:
         raise Stopped(signum, "no file was left incomplete")
 
