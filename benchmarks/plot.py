@@ -1,7 +1,7 @@
-"""The last line of results/loaders.jsonl or of results/fast.jsonl as a figure, by the name of the file.
+"""A line of results/loaders.jsonl or of results/fast.jsonl as a figure, by the name of the file.
 
-    python -m benchmarks.plot docs/loaders.png
-    python -m benchmarks.plot docs/fast.png
+    python -m benchmarks.plot docs/loaders.png --of Xeon
+    python -m benchmarks.plot docs/fast.png --of hiverge
 
 `fast.png` shows each training, and the mean of each way to train with its 95% interval.
 """
@@ -37,11 +37,15 @@ PEERS = {
 
 @click.command(cls=Command)
 @click.argument("figure", type=click.Path(path_type=Path))
-def main(figure: Path) -> None:
+@click.option("--of", "text", default="", help="The last line that contains this text, such as a machine or an option.")
+def main(figure: Path, text: str) -> None:
     """Draw the results whose name is that of the figure."""
     if figure.stem not in DRAWINGS:
         raise UsageError(f"figure is {figure.name!r}; expected one of: {', '.join(f'{name}.png' for name in DRAWINGS)}")
-    lines = (ROOT / "benchmarks" / "results" / f"{figure.stem}.jsonl").read_text(encoding="utf-8").splitlines()
+    results = ROOT / "benchmarks" / "results" / f"{figure.stem}.jsonl"
+    lines = [line for line in results.read_text(encoding="utf-8").splitlines() if text in line]
+    if not lines:
+        raise UsageError(f"--of {text!r}: not in any line of {results.name}")
     write_png(figure, DRAWINGS[figure.stem](json.loads(lines[-1])))
 
 

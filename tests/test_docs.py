@@ -33,15 +33,10 @@ FOREIGN = {name for names, _, _ in ANSWERS for name in names if name.startswith(
 TORCHRUN = {"--nproc-per-node", "--node-rank", "--rdzv-endpoint"}
 SLURM = {"--signal"}
 BENCHMARKS = {
-    "--networks",
-    "--airbench",
-    "--hiverge",
-    "--trainings",
-    "--labels",
-    "--shorten",
-    "--recipes",
-    "--without",
-    "--no-reference",
+    flag
+    for module in (ROOT / "benchmarks").glob("*.py")
+    for option in re.findall(r'@click\.option\(\s*"([^"]+)"', module.read_text(encoding="utf-8"))
+    for flag in option.split("/")
 }
 
 
