@@ -37,16 +37,17 @@ PEERS = {
 
 @click.command(cls=Command)
 @click.argument("figure", type=click.Path(path_type=Path))
-@click.option("--of", "text", default="", help="The last line that contains this text, such as a machine or an option.")
+@click.option("--of", "text", default="", help="The last line with this text in its command or machine.")
 def main(figure: Path, text: str) -> None:
     """Draw the results whose name is that of the figure."""
     if figure.stem not in DRAWINGS:
         raise UsageError(f"figure is {figure.name!r}; expected one of: {', '.join(f'{name}.png' for name in DRAWINGS)}")
     results = ROOT / "benchmarks" / "results" / f"{figure.stem}.jsonl"
-    lines = [line for line in results.read_text(encoding="utf-8").splitlines() if text in line]
-    if not lines:
-        raise UsageError(f"--of {text!r}: not in any line of {results.name}")
-    write_png(figure, DRAWINGS[figure.stem](json.loads(lines[-1])))
+    lines = map(json.loads, results.read_text(encoding="utf-8").splitlines())
+    found = [about for about in lines if text in about["command"] or text in about["machine"]]
+    if not found:
+        raise UsageError(f"--of {text!r}: not in the command or machine of any line of {results.name}")
+    write_png(figure, DRAWINGS[figure.stem](found[-1]))
 
 
 def where(about: dict[str, Any]) -> str:
