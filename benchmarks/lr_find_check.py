@@ -9,7 +9,6 @@ row is saved at once, and saved rows are not measured again.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import click
 import torch
 
-from benchmarks import ROOT, Command, options, save_rows, show
+from benchmarks import ROOT, Command, lines_of, options, save_rows, show
 from benchmarks.subprocesses import run_json
 from fastcifar.bench.results import environment
 from fastcifar.config import AUTO_SUGGESTIONS, OPTIMIZERS
@@ -29,8 +28,7 @@ KEYS = ("name", "optimizer", "seed", "steps", "batch_size", "epochs", "factor")
 def known_rows(data_dir: str) -> list[dict[str, Any]]:
     """Those that were saved for this data."""
     path = ROOT / "benchmarks" / "results" / f"{Path(__file__).stem}.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [row for line in map(json.loads, lines) if line["data"] == data_dir for row in line["rows"]]
+    return [row for line in lines_of(path) if line["data"] == data_dir for row in line["rows"]]
 
 
 def accuracy(flags: list[str], lr: float, epochs: int) -> float | None:

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import click
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 
-from benchmarks import ROOT, Command
+from benchmarks import ROOT, Command, lines_of
 from fastcifar.config import LOADERS
 from fastcifar.errors import UsageError
 from fastcifar.plotting import own_context, write_png
@@ -43,8 +42,7 @@ def main(figure: Path, text: str) -> None:
     if figure.stem not in DRAWINGS:
         raise UsageError(f"figure is {figure.name!r}; expected one of: {', '.join(f'{name}.png' for name in DRAWINGS)}")
     results = ROOT / "benchmarks" / "results" / f"{figure.stem}.jsonl"
-    lines = map(json.loads, results.read_text(encoding="utf-8").splitlines())
-    found = [about for about in lines if text in about["command"] or text in about["machine"]]
+    found = [about for about in lines_of(results) if text in about["command"] or text in about["machine"]]
     if not found:
         raise UsageError(f"--of {text!r}: not in the command or machine of any line of {results.name}")
     write_png(figure, DRAWINGS[figure.stem](found[-1]))
