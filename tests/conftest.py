@@ -21,6 +21,7 @@ from fastcifar import plotting
 from fastcifar.audit import duplicates
 from fastcifar.converters import Sample, Source, convert
 from fastcifar.converters.synthetic import source as synthetic_source
+from fastcifar.data import tables
 from fastcifar.errors import FastcifarError
 from fastcifar.models import small
 
@@ -30,10 +31,11 @@ REAL_SOURCE = os.environ.pop("FASTCIFAR_SOURCE", "")  # the tests that want it t
 
 def quick_training() -> None:
     """In this process `small` has seven thousand parameters, a run's curves and a report's drawings are empty, an audit
-    draws few pairs at random, and no file is synced."""
+    draws few pairs at random, betons have the smallest pages that FFCV reads, and no file is synced."""
     QUICK.setattr(os, "fsync", lambda descriptor: None)
     QUICK.setattr(small, "WIDTHS", (8, 8, 16))
     QUICK.setattr(duplicates, "NUM_RANDOM_PAIRS", 400)
+    QUICK.setattr(tables, "PAGE_SIZE", tables.MIN_PAGE_SIZE)
     curves, svg = plotting.curves, plotting.svg
     QUICK.setattr(plotting, "curves", lambda *given: curves(*given) if len(given) > 1 else Figure(figsize=(1, 1)))
     QUICK.setattr(plotting, "svg", lambda figure: svg(Figure(figsize=(1, 1))))

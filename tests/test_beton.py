@@ -15,7 +15,7 @@ from fastcifar.converters.synthetic import SyntheticSplit
 from fastcifar.data.beton import open_beton
 from fastcifar.data.manifest import manifest_path
 from fastcifar.data.statistics import channel_histogram, channel_statistics
-from fastcifar.data.tables import ALLOCATION, HEADER, RECORD, TABLES_START
+from fastcifar.data.tables import ALLOCATION, HEADER, MIN_PAGE_SIZE, RECORD, TABLES_START
 from fastcifar.errors import DataError, UsageError
 from tests.trust.cases import write_matching_manifest
 
@@ -173,6 +173,7 @@ HOSTILE: dict[str, tuple[Damage, str]] = {
 }
 
 
+@pytest.mark.full_size
 @pytest.mark.parametrize("in_memory", [False, True])
 @pytest.mark.parametrize("name", list(HOSTILE))
 def test_a_hostile_field_is_refused(own_data_dir: Path, name: str, in_memory: bool) -> None:
@@ -208,7 +209,7 @@ def test_any_flipped_bit_is_detected_with_the_manifest(own_data_dir: Path) -> No
 
 
 @pytest.mark.parametrize("with_manifest", [True, False])
-@pytest.mark.parametrize("length", [0, 1, 23, 24, TABLES_START, TABLES_START + 100, 8 * 2**20, -1, -24, -720])
+@pytest.mark.parametrize("length", [0, 1, 23, 24, TABLES_START, TABLES_START + 100, MIN_PAGE_SIZE, -1, -24, -720])
 def test_a_truncated_file_is_refused(own_data_dir: Path, length: int, with_manifest: bool) -> None:
     path = own_data_dir / "train.beton"
     content = path.read_bytes()

@@ -62,6 +62,7 @@ def write_with_ffcv(path: Path, split: Any, num_workers: int) -> None:
     ffcv_writer.DatasetWriter(str(path), fields, num_workers=num_workers).from_indexed_dataset(dataset)
 
 
+@pytest.mark.full_size
 @pytest.mark.parametrize(
     "num", [1, pytest.param(2_730, marks=pytest.mark.slow), 2_731, pytest.param(6_000, marks=pytest.mark.slow)]
 )
@@ -89,6 +90,7 @@ def test_ffcv_reads_what_fastcifar_wrote(data_dir: Path) -> None:
     assert reader.field_names == ["image", "label"]
 
 
+@pytest.mark.full_size
 @pytest.mark.parametrize("shape", [(5, 9, 3), (1, 1, 3), (1672, 1672, 3)])
 def test_images_of_any_one_size(tmp_path: Path, shape: tuple[int, int, int]) -> None:
     images = list(np.random.default_rng(0).integers(0, 256, (3, *shape), dtype=np.uint8))

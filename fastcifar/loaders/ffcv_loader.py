@@ -10,6 +10,7 @@ from __future__ import annotations
 import queue
 from collections.abc import Callable, Generator
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +25,9 @@ from fastcifar.loaders.batch import Batch
 
 NUM_THREADS = torch.get_num_threads()
 try:
-    import ffcv.loader
+    # importing FFCV fills a typed dictionary, which Numba compiles for 2.5 s; compiled code never reads it
+    with patch("numba.typed.Dict", dict):
+        import ffcv.loader
     from ffcv.fields.rgb_image import SimpleRGBImageDecoder
     from ffcv.libffcv import imdecode
     from ffcv.loader.epoch_iterator import EpochIterator

@@ -16,6 +16,7 @@ import torch
 
 from fastcifar import AugmentConfig, make_loader, open_beton
 from fastcifar.config import ExplainConfig, TrainConfig
+from fastcifar.data.tables import MIN_PAGE_SIZE
 from fastcifar.errors import DataError
 from fastcifar.explain import explain_run
 from fastcifar.inference.evaluation import evaluate_run
@@ -47,7 +48,7 @@ def truncated(path: Path) -> None:
 def overwritten(path: Path) -> None:
     """Other pixels, the same size."""
     with path.open("r+b") as file:
-        file.seek(8 * 2**20)
+        file.seek(MIN_PAGE_SIZE)
         file.write(os.urandom(2**20))
 
 

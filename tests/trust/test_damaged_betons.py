@@ -17,8 +17,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fastcifar import make_loader
-from fastcifar.converters import convert
-from fastcifar.converters.synthetic import source
 from fastcifar.data import tables
 from fastcifar.data.beton import Beton, open_beton
 from fastcifar.data.manifest import manifest_path
@@ -33,12 +31,9 @@ NUM = 30
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
+def path(own_data_dir: Path) -> Path:
     """A beton with pages of 2 MiB, which is soon hashed."""
-    with pytest.MonkeyPatch.context() as patch, source(NUM, 20) as images:
-        patch.setattr(tables, "PAGE_SIZE", tables.MIN_PAGE_SIZE)
-        convert(images, tmp_path)
-    return tmp_path / "train.beton"
+    return own_data_dir / "train.beton"
 
 
 def flip(path: Path, position: int, bit: int) -> None:
@@ -218,9 +213,7 @@ def test_any_values_in_the_tables_are_refused_or_harmless(path: Path, changes: l
 @pytest.mark.parametrize("name", list(HOSTILE))
 def test_a_hostile_field_never_reaches_a_loader(path: Path, name: str, with_manifest: bool) -> None:
     damage, _ = HOSTILE[name]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tables, "PAGE_SIZE", tables.MIN_PAGE_SIZE)
-        rewrite(path, damage)
+    rewrite(path, damage)
     if with_manifest:
         write_matching_manifest(path)
     else:
