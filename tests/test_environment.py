@@ -23,7 +23,9 @@ from fastcifar.cli import main
 from fastcifar.cli.output import log_to_stderr
 from fastcifar.cli.program import OPENMP, _prepare_streams
 from fastcifar.config import TrainConfig
-from fastcifar.errors import UsageError
+from fastcifar.converters import convert
+from fastcifar.converters.synthetic import source as synthetic_source
+from fastcifar.errors import FastcifarError, UsageError
 from fastcifar.inference.evaluation import evaluate_run
 from fastcifar.loaders import missing_part
 from fastcifar.system.cpus import OtherLoad, available_cpus
@@ -31,7 +33,7 @@ from fastcifar.training import train
 from fastcifar.training.device import CpuThreads, choose_threads
 from fastcifar.training.distributed import Distributed
 from fastcifar.training.progress import Progress, TimeLeft
-from tests.test_loaders import LOADERS
+from tests.test_loaders import LOADERS, needs_ffcv
 
 ROTATED = AugmentConfig(
     crop_padding=4, cutout_size=8, rotate_degrees=15.0, hue_shift=20, saturation_shift=10, contrast=0.1
@@ -87,6 +89,17 @@ def test_a_numba_that_cannot_compile_leaves_the_pixels_to_torch(
     images = next(iter(make_loader(data_dir / "train.beton", batch_size=4))).images
     assert torch.equal(images, expected)
     assert reason in caplog.text
+
+
+@needs_ffcv
+def test_a_numba_that_cannot_compile_decodes_no_jpeg_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import numba
+
+    with synthetic_source(40, 20) as images:
+        convert(images, tmp_path, jpeg_quality=90)
+    monkeypatch.setattr(numba.config, "DISABLE_JIT", True)
+    with pytest.raises(FastcifarError, match="JPEG images cannot be decoded .NUMBA_DISABLE_JIT is set; unset it"):
+        make_loader(tmp_path / "train.beton", batch_size=4, loader="ffcv")
 
 
 def _raising(error: Exception) -> Any:

@@ -24,6 +24,7 @@ from fastcifar.augment.params import sample_params
 from fastcifar.config import NO_AUGMENT, read_pipeline
 from fastcifar.converters import Sample, Source, convert
 from fastcifar.converters.synthetic import SyntheticSplit
+from fastcifar.converters.synthetic import source as synthetic_source
 from fastcifar.data.manifest import manifest_path
 from fastcifar.data.tables import MIN_PAGE_SIZE
 from fastcifar.errors import DataError, FastcifarError, UsageError
@@ -650,7 +651,7 @@ def test_an_error_in_ffcvs_thread_reaches_the_caller(data_dir: Path, monkeypatch
     def fail(*args: object) -> None:
         raise RuntimeError("the decoder broke")
 
-    monkeypatch.setattr(ffcv_stream._Epoch, "run_pipeline", fail)
+    monkeypatch.setattr(ffcv_stream._Epoch, "images", fail)
     loader = make_loader(data_dir / "train.beton", batch_size=20, loader="ffcv")
     with pytest.raises(FastcifarError, match="FFCV failed while reading .RuntimeError: the decoder broke"):
         next(loader.epoch(0))
@@ -675,6 +676,27 @@ def test_importing_ffcv_compiles_nothing_and_leaves_numba_and_ffcv_as_they_are(d
         assert numbers[1] == 2 and images.shape == (8, 24, 24, 3)
     """
     subprocess.run([sys.executable, "-c", code, str(data_dir / "train.beton")], check=True)
+
+
+@pytest.mark.slow
+@needs_ffcv
+def test_a_second_process_compiles_nothing_to_decode_jpeg_images(tmp_path: Path) -> None:
+    with synthetic_source(40, 20) as images:
+        convert(images, tmp_path, jpeg_quality=90)
+    code = """if True:
+        import sys
+        from numba.core.event import install_recorder
+        from fastcifar import make_loader
+        with install_recorder("numba:compile") as compiled:
+            next(make_loader(sys.argv[1], batch_size=8, loader="ffcv").epoch(0))
+        print(len(compiled.buffer))
+    """
+    variables = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    command = [sys.executable, "-c", code, str(tmp_path / "train.beton")]
+    first, second = (
+        int(subprocess.run(command, env=variables, check=True, capture_output=True, text=True).stdout) for _ in range(2)
+    )
+    assert (first > 0, second) == (True, 0)
 
 
 def test_ffcv_leaves_torchs_threads_alone(data_dir: Path) -> None:

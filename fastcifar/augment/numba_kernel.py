@@ -40,7 +40,7 @@ def load() -> Callable[..., None]:
     return compiled(pixels.augment_slice, _compile)
 
 
-def compiled(function: Callable[..., None], compile: Callable[[Callable[..., None]], None]) -> Callable[..., None]:
+def compiled(function: Callable[..., Any], compile: Callable[[Callable[..., Any]], None]) -> Callable[..., Any]:
     """`function` as machine code, from Numba's cache on disk if it is there.
 
     compile: calls it once with arguments of the types that it is used with: that reads and writes the cache.
@@ -50,7 +50,7 @@ def compiled(function: Callable[..., None], compile: Callable[[Callable[..., Non
 
 
 @functools.cache  # once per process: Numba's dispatchers cannot be garbage collected safely
-def _load(function: Callable[..., None], compile: Callable[[Callable[..., None]], None]) -> Callable[..., None]:
+def _load(function: Callable[..., Any], compile: Callable[[Callable[..., Any]], None]) -> Callable[..., Any]:
     remedy = "set NUMBA_CACHE_DIR to a writable folder"
     try:
         cached = numba.njit(nogil=True, cache=True)(function)

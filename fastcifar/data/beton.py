@@ -90,10 +90,7 @@ class Beton(Tables):
         """
         selected = checked_indices(indices, len(self))
         if self.encoding == "raw" and self.file.memory is not None:
-            # every window of one image's size, without a copy; indexing copies those that are selected
-            size, memory = int(np.prod(self.image_shape)), self.file.memory
-            windows = np.lib.stride_tricks.as_strided(memory, (len(memory) - size + 1, size), (1, 1), writeable=False)
-            return windows[self.offsets[selected]].reshape(-1, *self.image_shape)
+            return images_at(self.file.memory, self.offsets[selected], self.image_shape)
         images = np.empty((len(selected), *self.image_shape), np.uint8)
         for image, index in zip(images, selected.tolist(), strict=True):
             if self.encoding == "raw":
@@ -147,6 +144,14 @@ def checked_indices(indices: npt.ArrayLike, num_images: int) -> npt.NDArray[np.i
     if len(array) and (array.min() < 0 or array.max() >= num_images):
         raise UsageError(f"indices is {array.min()}..{array.max()}; expected 0..{num_images - 1}")
     return array
+
+
+def images_at(memory: Bytes, starts: npt.NDArray[np.int64], image_shape: tuple[int, int, int]) -> Bytes:
+    """Copies of the raw images that begin at `starts`, (B,), in `memory`, (num_bytes,) uint8 -> (B, H, W, 3) uint8."""
+    # every window of one image's size, without a copy; indexing copies those that are selected
+    size = int(np.prod(image_shape))
+    windows = np.lib.stride_tricks.as_strided(memory, (len(memory) - size + 1, size), (1, 1), writeable=False)
+    return windows[starts].reshape(-1, *image_shape)
 
 
 def open_beton(path: str | os.PathLike[str], *, in_memory: bool = False) -> Beton:

@@ -34,7 +34,7 @@ def break_operation(loader: Loader, patch: pytest.MonkeyPatch) -> None:
     if loader.name == "ffcv":
         from fastcifar.loaders import ffcv_loader as ffcv_stream
 
-        patch.setattr(ffcv_stream._Epoch, "run_pipeline", broken)
+        patch.setattr(ffcv_stream._Epoch, "images", broken)
     elif loader.name == "albumentations":
         from fastcifar.loaders import albumentations_loader
 
