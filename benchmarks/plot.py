@@ -1,9 +1,11 @@
-"""A line of results/loaders.jsonl or of results/fast.jsonl as a figure, by the name of the file.
+"""A line of results/loaders.jsonl, results/fast.jsonl or results/recipes.jsonl as a figure, by the name of the file.
 
     python -m benchmarks.plot docs/loaders.png --of Xeon
     python -m benchmarks.plot docs/fast.png --of hiverge
+    python -m benchmarks.plot docs/recipes.png --of "fastcifar train"
 
-`fast.png` shows each training, and the mean of each way to train with its 95% interval.
+`fast.png` shows each training, and the mean of each way to train with its 95% interval; `recipes.png` the accuracy of
+reproduced experiments by epoch.
 """
 
 from __future__ import annotations
@@ -111,7 +113,36 @@ def throughput(rows: Sequence[dict[str, Any]], note: str = "") -> Figure:
     return figure
 
 
-DRAWINGS = {"loaders": loaders, "fast": fast}
+@own_context()
+def recipes(about: dict[str, Any]) -> Figure:
+    """Accuracy of the training, validation and test images by epoch, and what was reported, of each recipe."""
+    rows = [row for row in about["rows"] if "reported" in row]
+    num_lines = len(rows) // 3 + 1  # with a place for the legend
+    figure = Figure(figsize=(8, 2.5 * num_lines), layout=layout())
+    axes = figure.subplots(num_lines, 3, sharey=True).ravel()
+    for axis, row in zip(axes, rows, strict=False):
+        epochs = range(1, row["epochs"] + 1)
+        axis.plot(epochs, row["train_accuracies"], color=TRAIN_COLOUR, label="training images, augmented")
+        if "val_accuracies" in row:
+            axis.plot(epochs, row["val_accuracies"], color=VAL_COLOUR, label="validation images")
+        if "test_accuracy" in row:
+            axis.plot(row["epochs"], row["test_accuracy"], "o", color=VAL_COLOUR, ms=5, label="test images")
+        axis.axhline(row["reported"], color=GREY, ls="--", lw=1, label="reported, test images")
+        axis.set_xlim(0, row["of_epochs"] + 1)
+        axis.set_xlabel("epoch", fontsize="medium")
+        axis.set_title(row["name"], fontsize="medium")
+        axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    named = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    for axis in axes[len(rows) :]:
+        axis.axis("off")
+    axes[0].set_ylim(0.5, 1.01)
+    axes[len(rows)].legend(named.values(), named.keys(), frameon=False, loc="center left")
+    return figure
+
+
+DRAWINGS = {"loaders": loaders, "fast": fast, "recipes": recipes}
 
 
 if __name__ == "__main__":
