@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from fastcifar.bench.results import format_table
-from fastcifar.errors import FastcifarError, one_line
+from fastcifar.errors import FastcifarError, MissingExtraError, one_line
 
 ROOT = Path(__file__).resolve().parent.parent
 ROW_KEYS = ("name", "images_per_s", "images_per_s_min", "images_per_s_max", "first_batch_s")
@@ -45,9 +45,11 @@ class Command(click.Command):
     def invoke(self, context: click.Context) -> Any:
         try:
             return super().invoke(context)
-        except (FastcifarError, OSError) as error:
+        except (FastcifarError, OSError, ModuleNotFoundError) as error:
             failure = click.ClickException(one_line(error))
-            failure.exit_code = error.exit_code if isinstance(error, FastcifarError) else 1
+            failure.exit_code = MissingExtraError.exit_code if isinstance(error, ModuleNotFoundError) else 1
+            if isinstance(error, FastcifarError):
+                failure.exit_code = error.exit_code
             raise failure from error
 
 
@@ -59,6 +61,15 @@ def row(name: str, **values: Any) -> dict[str, Any]:
 def show(rows: list[dict[str, Any]], columns: Sequence[str], as_json: bool) -> None:
     """Print the rows; before they are saved, which may fail."""
     click.echo(json.dumps(rows) if as_json else format_table(rows, columns))
+
+
+def check_measured(rows: list[dict[str, Any]], required: Container[str] = ()) -> None:
+    """Raise FastcifarError if a row has no value; only one that is not `required` may be skipped. After `show`, which
+    prints the others."""
+    for each in rows:
+        note = each.get("note", "")
+        if note and (each["name"] in required or not note.startswith("skipped")):
+            raise FastcifarError(f"{each['name']}: {note}")
 
 
 def save_rows(script: str, rows: list[dict[str, Any]], about: dict[str, Any]) -> None:

@@ -110,7 +110,7 @@ def main(
                 env = {**clean, **POLICIES[name]}
                 process = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
             if process.returncode:
-                raise failure(result.name, process.stderr)
+                raise failure(result.name, process.stderr, process.returncode)
             result.images_per_s.append(float(process.stdout.splitlines()[-1]))
     rows = [{**row(result.name), **result.row()} for result in results.values()]
     quiet = median(results[names[0], 0].images_per_s)

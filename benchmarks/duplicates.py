@@ -88,7 +88,7 @@ def main(sizes: list[int], data_dir: str, save: bool, as_json: bool) -> None:
                 convert(Source(description="repeated", class_names=betons[0].class_names, splits=splits), folder)
             answer = subprocess.run([sys.executable, "-c", RUN, str(folder)], capture_output=True, text=True)
         if answer.returncode:
-            raise failure("find_pairs", answer.stderr)
+            raise failure("find_pairs", answer.stderr, answer.returncode)
         rows.append(row("find_pairs", num_images=size, **json.loads(answer.stdout)))
         click.echo(json.dumps(rows[-1]), err=True)
     show(rows, ("name", "num_images", "seconds", "cpu_s", "memory_mib", "num_pairs"), as_json)

@@ -69,7 +69,7 @@ def one(name: str, path: Path, cache: str) -> float | None:
     if answer.returncode == 3:
         return None
     if answer.returncode:
-        raise failure(name, answer.stderr)
+        raise failure(name, answer.stderr, answer.returncode)
     return float(answer.stdout.split()[-1])
 
 

@@ -100,7 +100,7 @@ def measure(name: str, path: Path, processes: int) -> dict[str, Any]:
         if process.returncode == 3:
             return {"note": "skipped: not installed"}
         if process.returncode:
-            raise failure(name, stderr)
+            raise failure(name, stderr, process.returncode)
         answers.append(json.loads(stdout.splitlines()[-1]))
     return {key: round(sum(answer[key] for answer in answers)) for key in answers[0]}
 

@@ -20,7 +20,7 @@ import click
 import numpy as np
 import torch
 
-from benchmarks import Command, options, save_rows, show
+from benchmarks import Command, check_measured, options, save_rows, show
 from benchmarks.loaders import DTYPES, check_size, limit, work_of
 from benchmarks.peers import CROP_PADDING, CUTOUT_SIZE
 from fastcifar import AugmentConfig, open_beton
@@ -88,10 +88,11 @@ def main(
         rate, num_bytes = row["images_per_s"], math.prod(beton.image_shape) * (1 + DTYPES[dtype].itemsize)
         if result.name.startswith("copy"):
             copies[dtype] = rate
-        if rate:
+        if rate and copies[dtype]:
             row |= {"gb_per_s": round(rate * num_bytes / 1e9, 1), "times_copy": round(rate / copies[dtype], 3)}
         rows.append(row)
     show(rows, COLUMNS, as_json)
+    check_measured(rows, candidates)
     if save:
         save_rows(__file__, rows, environment(f"{len(beton):,} images of {data_dir}, batch {batch_size}", torch_device))
 

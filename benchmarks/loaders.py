@@ -20,7 +20,7 @@ import click
 import numpy as np
 import torch
 
-from benchmarks import Command, options, save_rows, show
+from benchmarks import Command, check_measured, options, save_rows, show
 from benchmarks.peers import CROP_PADDING, CUTOUT_SIZE, Work
 from fastcifar import AugmentConfig, make_loader, open_beton
 from fastcifar.bench.measure import Epoch, measure_throughput
@@ -161,6 +161,7 @@ def main(
     rows = [result.row() for result in results]
     about = environment(f"{len(beton):,} images of {data_dir}, batch {batch_size}, {dtype}", torch_device)
     show(rows, COLUMNS, as_json)
+    check_measured(rows, ("resident", "limit-copy-cast"))
     if save:
         save_rows(__file__, rows, about)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 import torch
 
-from benchmarks import Command, options, save_rows, show
+from benchmarks import Command, check_measured, options, save_rows, show
 from benchmarks.peers.torchvision_transforms import Images
 from benchmarks.subprocesses import measure_in_processes
 from fastcifar import open_beton
@@ -123,6 +123,7 @@ def main(
         row["steps_per_s"] = None if row["images_per_s"] is None else round(row["images_per_s"] / batch_size, 3)
     columns = ("name", "steps_per_s", "images_per_s", "images_per_s_min", "images_per_s_max", "note")
     show(rows, columns, as_json)
+    check_measured(rows)
     if save:
         about = environment(f"{data_dir}, {model}, batch {batch_size}", usable_device(device))
         save_rows(__file__, rows, about)

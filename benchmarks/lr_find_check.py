@@ -20,6 +20,7 @@ from benchmarks import ROOT, Command, lines_of, options, save_rows, show
 from benchmarks.subprocesses import run_json
 from fastcifar.bench.results import environment
 from fastcifar.config import AUTO_SUGGESTIONS, OPTIMIZERS
+from fastcifar.errors import DivergedError
 
 FACTORS = (1.0, 1 / 3, 3.0)
 KEYS = ("name", "optimizer", "seed", "steps", "batch_size", "epochs", "factor")
@@ -36,7 +37,9 @@ def accuracy(flags: list[str], lr: float, epochs: int) -> float | None:
     constant = ["--epochs", str(epochs), "--sched", "none", "--val-size", "0", "--lr", repr(lr)]
     try:
         return float(run_json("fastcifar", "train", "--json", *flags, *constant)["test_accuracy"])
-    except click.ClickException:
+    except click.ClickException as error:
+        if error.exit_code != DivergedError.exit_code:
+            raise
         return None
 
 

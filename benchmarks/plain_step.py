@@ -17,7 +17,7 @@ from pathlib import Path
 import click
 import torch
 
-from benchmarks import Command, options, save_rows, show
+from benchmarks import Command, check_measured, options, save_rows, show
 from benchmarks.subprocesses import measure_in_processes
 from fastcifar import make_loader, recipes
 from fastcifar.bench import measure
@@ -133,6 +133,7 @@ def main(
         row["times_plain"] = round(row["images_per_s"] / plain, 2) if plain and row["images_per_s"] else None
     columns = ("name", "images_per_s", "images_per_s_min", "images_per_s_max", "times_plain", "note")
     show(rows, columns, as_json)
+    check_measured(rows)
     if save:
         save_rows(__file__, rows, environment(f"one batch of {data_dir}, {model}, batch {batch_size}", torch_device))
 

@@ -12,6 +12,7 @@ import click
 
 from benchmarks import ROOT
 from fastcifar.bench.measure import Throughput
+from fastcifar.errors import MissingExtraError
 
 
 def anonymous_memory() -> int:
@@ -22,17 +23,20 @@ def anonymous_memory() -> int:
 
 def last_line(stderr: str) -> str:
     """Why a process failed: the last line of its output."""
-    return (stderr.strip().splitlines() or ["it exited unexpectedly"])[-1]
+    return (stderr.strip().splitlines() or ["it exited unexpectedly"])[-1].removeprefix("Error: ")
 
 
-def failure(name: str, stderr: str) -> click.ClickException:
-    """The error for a process that failed."""
-    return click.ClickException(f"{name}: {last_line(stderr)}")
+def failure(name: str, stderr: str, code: int) -> click.ClickException:
+    """The error for a process that failed, with its exit code; 1 if a signal ended it."""
+    error = click.ClickException(f"{name}: {last_line(stderr)}")
+    error.exit_code = max(code, 1)
+    return error
 
 
 def measure_in_processes(module: str, names: tuple[str, ...], flags: list[object], repeats: int) -> list[Throughput]:
     """Run `python -m module --only NAME …flags` for each name, round after round. Its last line is one or several
-    numbers: images per second."""
+    numbers: images per second. The first name is the reference: raises ClickException if it fails. Another one that
+    fails is left out, with a note; 'skipped' if it is not installed."""
     results = [Throughput(name) for name in names]
     for number in range(repeats):
         click.echo(f"round {number + 1} of {repeats}", err=True)
@@ -41,17 +45,21 @@ def measure_in_processes(module: str, names: tuple[str, ...], flags: list[object
                 continue
             command = [sys.executable, "-m", module, "--only", result.name, *map(str, flags)]
             process = subprocess.run(command, capture_output=True, text=True, check=False)
+            if process.returncode and result is results[0]:
+                raise failure(result.name, process.stderr, process.returncode)
             if process.returncode:
-                result.note = f"skipped: {last_line(process.stderr)}"
+                is_missing = process.returncode == MissingExtraError.exit_code
+                result.note = f"{'skipped' if is_missing else 'failed'}: {last_line(process.stderr)}"
             else:
                 result.images_per_s += map(float, process.stdout.splitlines()[-1].split())
     return results
 
 
 def run_json(module: str, *args: str) -> dict[str, Any]:
-    """Run `python -m module args`, with its log shown; returns the JSON object in the last line of its output."""
+    """Run `python -m module args`, with its log shown; returns the JSON object in the last line of its output.
+    Raises ClickException, with its exit code, if it fails."""
     command = [sys.executable, "-m", module, *args]
     process = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, cwd=ROOT)
     if process.returncode:
-        raise click.ClickException(f"{module} failed with exit code {process.returncode}; its message is above")
+        raise failure(module, f"failed with exit code {process.returncode}; its message is above", process.returncode)
     return dict(json.loads(process.stdout.strip().splitlines()[-1]))

@@ -55,7 +55,7 @@ def one(flags: list[str]) -> dict[str, float]:
         process = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
         end = time.time()
         if process.returncode:
-            raise failure("fastcifar train", process.stderr)
+            raise failure("fastcifar train", process.stderr, process.returncode)
         calls = json.loads(answer.read_text())
     steps, tests = calls["__call__"], calls["evaluate"]
     return {

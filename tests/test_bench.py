@@ -16,7 +16,7 @@ import torch
 from click.testing import CliRunner
 
 import benchmarks
-from benchmarks import fast, whole_program
+from benchmarks import fast, subprocesses, whole_program
 from benchmarks.peers import speedrun
 from benchmarks.subprocesses import anonymous_memory
 from fastcifar.bench import measure
@@ -171,6 +171,77 @@ def test_rows_of_all_benchmarks_have_the_same_keys() -> None:
     values = measure.Throughput("a", [1.0]).row()
     assert benchmarks.row("a", memory_mib=3) == {**dict.fromkeys(benchmarks.ROW_KEYS), "name": "a", "memory_mib": 3}
     assert set(benchmarks.ROW_KEYS) <= set(values)
+
+
+@pytest.mark.parametrize(
+    ("rows", "required", "message"),
+    [
+        ([{"name": "ours"}, {"name": "dali", "note": "skipped: not installed"}], (), None),
+        ([{"name": "ours", "note": "skipped: not installed"}], ("ours",), "ours: skipped: not installed"),
+        ([{"name": "ours"}, {"name": "dali", "note": "failed: out of memory"}], (), "dali: failed: out of memory"),
+    ],
+)
+def test_only_a_peer_that_is_not_installed_may_have_no_value(
+    rows: list[dict[str, str]], required: tuple[str, ...], message: str | None
+) -> None:
+    if message is None:
+        benchmarks.check_measured(rows, required)
+        return
+    with pytest.raises(FastcifarError, match=message):
+        benchmarks.check_measured(rows, required)
+
+
+def test_a_process_that_fails_is_an_error_for_the_reference_and_a_note_for_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    codes = {"reference": 0, "missing": 3, "broken": 1}
+
+    def run(command: list[str], **settings: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess(command, codes[command[4]], "5.0", "line\nError: no luck")
+
+    monkeypatch.setattr(subprocesses.subprocess, "run", run)
+    results = subprocesses.measure_in_processes("module", tuple(codes), [], 2)
+    assert [result.note for result in results] == ["", "skipped: no luck", "failed: no luck"]
+    assert results[0].images_per_s == [5.0, 5.0]
+    codes["reference"] = 4
+    with pytest.raises(click.ClickException, match="reference: no luck") as error:
+        subprocesses.measure_in_processes("module", tuple(codes), [], 2)
+    assert error.value.exit_code == 4
+
+
+def test_a_package_that_is_not_installed_has_an_exit_code_of_its_own() -> None:
+    @click.command(cls=benchmarks.Command)
+    def command() -> None:
+        importlib.import_module("no_such_package")
+
+    result = CliRunner().invoke(command)
+    assert (result.exit_code, result.stderr) == (3, "Error: No module named 'no_such_package'\n")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("script", "arguments", "code", "message"),
+    [
+        ("lr_find", ["--data-dir", "nowhere"], 4, "nowhere/train.beton: no such file"),
+        ("lr_find", ["--model", "nope"], 2, "nope"),
+        ("plain_step", ["--data-dir", "nowhere"], 4, "nowhere/train.beton: no such file"),
+        ("fast", ["--data-dir", "nowhere"], 4, "its message is above"),
+        ("recipes", ["--data-dir", "nowhere"], 4, "its message is above"),
+        ("lr_find_check", ["--data-dir", "nowhere"], 4, "its message is above"),
+        ("whole_program", ["--data-dir", "nowhere"], 4, "nowhere/train.beton: no such file"),
+        ("busy", ["--data-dir", "nowhere"], 4, "nowhere/train.beton: no such file"),
+    ],
+)
+def test_a_measurement_that_fails_in_its_process_has_its_exit_code_and_no_row(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, arguments: list[str], code: int,
+    message: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(benchmarks, "ROOT", tmp_path)
+    module = importlib.import_module(f"benchmarks.{script}")
+    result = CliRunner().invoke(module.main, arguments, env={"FASTCIFAR_DATA_DIR": str(data_dir)})
+    assert result.exit_code == code, result.output
+    assert message in result.stderr
+    assert not (tmp_path / "benchmarks").exists()
 
 
 @pytest.mark.slow

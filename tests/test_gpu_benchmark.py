@@ -130,6 +130,10 @@ def test_the_trainings_that_ended_before_their_step_was_killed_are_kept(tmp_path
     step = Step(part="a", name="fast", command=["python"], reads="rows", file=file)
     assert rows_in(step, output, complete=False) == [{"name": "fast", "seed": 0}]
     assert rows_in(step_of("other", GOOD), output, complete=False) == []
+    output.write_text('[{"name": "x", "images_per_s": 5}, {"name": "y", "images_per_s": null}]\n')
+    assert len(rows_in(step_of("other", GOOD), output, complete=False)) == 2
+    output.write_text('[{"name": "x", "ima')
+    assert rows_in(step_of("other", GOOD), output, complete=False) == []
 
 
 @pytest.mark.parametrize(
