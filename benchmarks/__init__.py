@@ -80,13 +80,16 @@ def save_rows(script: str, rows: list[dict[str, Any]], about: dict[str, Any]) ->
         file.write(json.dumps({**about, "rows": rows}) + "\n")
 
 
-def lines_of(path: Path) -> Iterator[dict[str, Any]]:
-    """The JSON objects of a file, one in a line; a line that was cut off is left out, as is a missing file."""
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+def lines_of(path: Path, *keys: str) -> Iterator[dict[str, Any]]:
+    """The JSON objects of a file that have these keys, one in a line. A line that was cut off or damaged is left out,
+    as is a missing file."""
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
         try:
-            yield json.loads(line)
+            entry = json.loads(line)
         except json.JSONDecodeError:
             continue
+        if isinstance(entry, dict) and all(key in entry for key in keys):
+            yield entry
 
 
 def append_line(path: Path, entry: dict[str, Any]) -> None:

@@ -63,8 +63,8 @@ def finished(path: Path, about: dict[str, Any]) -> dict[tuple[str, int], dict[st
     """The trainings in a file of earlier calls, by name and seed. Raises UsageError if one was made elsewhere."""
     path.touch()  # fails here if it cannot be written
     trainings = {}
-    for each in lines_of(path):
-        name, seed = each.get("name"), each.get("seed")
+    for each in lines_of(path, "name", "seed", *KEYS):
+        name, seed = each["name"], each["seed"]
         if (differs := next((key for key in SAME if each.get(key) != about[key]), None)) is not None:
             what = f"{name}, seed {seed} has {differs} {each.get(differs)!r}"
             raise UsageError(f"{path}: {what}; expected {about[differs]!r}: use another file")

@@ -99,7 +99,7 @@ def end_group(process: subprocess.Popen[bytes]) -> None:
 
 def finished_steps(path: Path) -> set[str]:
     """The names of the steps that are done, by the results of earlier calls."""
-    return {entry["step"] for entry in lines_of(path) if entry["status"] == "done"}
+    return {entry["step"] for entry in lines_of(path, "step", "status") if entry["status"] == "done"}
 
 
 def about_machine(device: str, data: str) -> dict[str, Any]:

@@ -29,7 +29,7 @@ KEYS = ("name", "optimizer", "seed", "steps", "batch_size", "epochs", "factor")
 def known_rows(data_dir: str) -> list[dict[str, Any]]:
     """Those that were saved for this data."""
     path = ROOT / "benchmarks" / "results" / f"{Path(__file__).stem}.jsonl"
-    return [row for line in lines_of(path) if line["data"] == data_dir for row in line["rows"]]
+    return [row for line in lines_of(path, "data", "rows") if line["data"] == data_dir for row in line["rows"]]
 
 
 def accuracy(flags: list[str], lr: float, epochs: int) -> float | None:

@@ -44,7 +44,8 @@ def main(figure: Path, text: str) -> None:
     if figure.stem not in DRAWINGS:
         raise UsageError(f"figure is {figure.name!r}; expected one of: {', '.join(f'{name}.png' for name in DRAWINGS)}")
     results = ROOT / "benchmarks" / "results" / f"{figure.stem}.jsonl"
-    found = [about for about in lines_of(results) if text in about["command"] or text in about["machine"]]
+    lines = lines_of(results, "command", "machine", "rows")
+    found = [about for about in lines if text in about["command"] or text in about["machine"]]
     if not found:
         raise UsageError(f"--of {text!r}: not in the command or machine of any line of {results.name}")
     write_png(figure, DRAWINGS[figure.stem](found[-1]))

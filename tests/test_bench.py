@@ -81,6 +81,14 @@ def test_results_are_saved_with_their_environment(tmp_path: Path, monkeypatch: p
     assert [line["rows"][0]["name"] for line in lines] == ["a", "b"]
 
 
+def test_damaged_lines_of_results_are_left_out(tmp_path: Path) -> None:
+    file = tmp_path / "results.jsonl"
+    file.write_bytes(b'{"step": "a", "status": "done"}\n[1, 2]\n{"step": "\xff"}\n\xff\n3\n{"step": "b", "sta')
+    assert list(benchmarks.lines_of(file, "step", "status")) == [{"step": "a", "status": "done"}]
+    assert len(list(benchmarks.lines_of(file))) == 2
+    assert not list(benchmarks.lines_of(tmp_path / "none"))
+
+
 def test_memory_of_this_process_grows_with_what_it_allocates() -> None:
     if not Path("/proc/self/status").exists():
         pytest.skip("no /proc")
@@ -305,7 +313,7 @@ def test_a_long_comparison_goes_on_where_it_stopped(tmp_path: Path, monkeypatch:
     command = ["--data-dir", str(tmp_path), "--seeds", "3", "--trainings", str(file), "--no-save", "--json"]
     assert CliRunner().invoke(fast.main, command).exit_code == 1
     with file.open("a") as cut:
-        cut.write('{"name": "fastcifar fa')
+        cut.write('[3]\n{"name": "fastcifar fast", "seed": 1}\n{"name": "fastcifar fa')
     result = CliRunner().invoke(fast.main, command)
     assert result.exit_code == 0, result.output
     assert seeds == ["0", "1", "1", "2"]

@@ -98,6 +98,11 @@ def test_what_does_not_fit_into_the_time_is_left_for_another_call(tmp_path: Path
     assert run(tmp_path, steps) == ["done"]
 
 
+def test_a_damaged_line_of_an_earlier_call_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "results.jsonl").write_bytes(b'[1, 2]\n{"a": 1}\n\xff\n')
+    assert run(tmp_path, [step_of("first", GOOD)]) == ["done"]
+
+
 def test_without_images_nothing_else_is_tried(tmp_path: Path) -> None:
     steps = [step_of("data", "import sys; sys.exit('no such file')", "data"), step_of("first", GOOD)]
     assert run(tmp_path, steps) == ["failed"]
