@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from fastcifar.bench.results import format_table
-from fastcifar.errors import FastcifarError, MissingExtraError, one_line
+from fastcifar.errors import FastcifarError, MissingExtraError, UsageError, one_line
 
 ROOT = Path(__file__).resolve().parent.parent
 ROW_KEYS = ("name", "images_per_s", "images_per_s_min", "images_per_s_max", "first_batch_s")
@@ -90,6 +90,13 @@ def lines_of(path: Path, *keys: str) -> Iterator[dict[str, Any]]:
             continue
         if isinstance(entry, dict) and all(key in entry for key in keys):
             yield entry
+
+
+def require_same(entry: dict[str, Any], about: dict[str, Any], keys: Sequence[str], what: str, remedy: str) -> None:
+    """Raise UsageError if a line of an earlier call, `what`, differs from this call in one of these keys."""
+    for key in keys:
+        if entry.get(key) != about.get(key):
+            raise UsageError(f"{what} has {key} {entry.get(key)!r}; expected {about.get(key)!r}: {remedy}")
 
 
 def append_line(path: Path, entry: dict[str, Any]) -> None:

@@ -21,10 +21,9 @@ from typing import Any
 import click
 import torch
 
-from benchmarks import Command, append_line, lines_of, options, save_rows, show
+from benchmarks import Command, append_line, lines_of, options, require_same, save_rows, show
 from benchmarks.subprocesses import run_json
 from fastcifar.bench.results import environment
-from fastcifar.errors import UsageError
 from fastcifar.runs.statistics import mean_of
 
 WITHOUT = {
@@ -65,9 +64,7 @@ def finished(path: Path, about: dict[str, Any]) -> dict[tuple[str, int], dict[st
     trainings = {}
     for each in lines_of(path, "name", "seed", *KEYS):
         name, seed = each["name"], each["seed"]
-        if (differs := next((key for key in SAME if each.get(key) != about[key]), None)) is not None:
-            what = f"{name}, seed {seed} has {differs} {each.get(differs)!r}"
-            raise UsageError(f"{path}: {what}; expected {about[differs]!r}: use another file")
+        require_same(each, about, SAME, f"{path}: {name}, seed {seed}", "use another file")
         trainings[name, seed] = each
     return trainings
 

@@ -5,7 +5,8 @@
 
 Each step is a benchmark of this folder, or a command, in a process of its own. When it ends, a line with its rows is
 appended to OUT/results.jsonl, with GPU, driver and versions; its log is in OUT/logs/. Started again with the same OUT,
-it repeats what failed, was killed at its time limit, or was left out, and goes on; another machine needs another OUT.
+it repeats what failed, was killed at its time limit, or was left out, and goes on; another machine, other images and
+`--quick` need another OUT.
 Nothing is downloaded: what is not installed is left out, by name. 25 minutes together (`--minutes`); what does not fit
 is left for another call. `--quick --device cpu` goes through the same steps with tiny counts, to test this command.
 """
@@ -26,13 +27,15 @@ from typing import Any
 
 import click
 
-from benchmarks import ROOT, Command, append_line, lines_of
+from benchmarks import ROOT, Command, append_line, lines_of, require_same
 from benchmarks.gpu_steps import Plan, Step, plan_steps, rows_in
 from benchmarks.subprocesses import last_line
 from fastcifar.errors import DataError, UsageError
 
 PART_S = 9 * 60.0
 GRACE_S = 10.0  # between SIGTERM and SIGKILL
+SAME = ("gpu", "machine", "data")
+"""What the steps of one OUT have in common."""
 ABOUT = """if True:
     import json, subprocess, sys
     import torch
@@ -97,9 +100,13 @@ def end_group(process: subprocess.Popen[bytes]) -> None:
             continue
 
 
-def finished_steps(path: Path) -> set[str]:
-    """The names of the steps that are done, by the results of earlier calls."""
-    return {entry["step"] for entry in lines_of(path, "step", "status") if entry["status"] == "done"}
+def finished_steps(path: Path, about: dict[str, Any]) -> set[tuple[str, str]]:
+    """Names and commands of the steps that are done, by the results of earlier calls. Raises UsageError if one was
+    made elsewhere."""
+    done = [entry for entry in lines_of(path, "step", "status", "step_command") if entry["status"] == "done"]
+    for entry in done:
+        require_same(entry, about, SAME, f"{path}: step {entry['step']}", "use another --out")
+    return {(entry["step"], entry["step_command"]) for entry in done}
 
 
 def about_machine(device: str, data: str) -> dict[str, Any]:
@@ -117,9 +124,10 @@ def about_machine(device: str, data: str) -> dict[str, Any]:
 def run_steps(plan: Plan, steps: list[Step], about: dict[str, Any], minutes: float, part_s: float) -> list[Outcome]:
     """Run the steps that are not done yet, and write a line for each."""
     results, begin = plan.out / "results.jsonl", time.monotonic()
-    done, spent, outcomes = finished_steps(results), dict.fromkeys((step.part for step in steps), 0.0), []
+    done, spent, outcomes = finished_steps(results, about), dict.fromkeys((step.part for step in steps), 0.0), []
     for step in steps:
-        if step.name in done:
+        step_command = shlex.join(["python", *step.command[1:]])
+        if (step.name, step_command) in done:
             click.echo(f"{step.name}: done before", err=True)
             continue
         left_s = min(60 * minutes - (time.monotonic() - begin), part_s - spent[step.part])
@@ -135,8 +143,8 @@ def run_steps(plan: Plan, steps: list[Step], about: dict[str, Any], minutes: flo
         spent[step.part] += seconds
         outcomes.append(outcome)
         entry = {"step": step.name, "part": step.part, "status": outcome.status, "reason": outcome.reason}
-        command = {"step_command": shlex.join(["python", *step.command[1:]]), "seconds": round(seconds, 1)}
-        append_line(results, {**about, **entry, **command, "rows": outcome.rows})
+        entry["step_command"] = step_command
+        append_line(results, {**about, **entry, "seconds": round(seconds, 1), "rows": outcome.rows})
         click.echo(f"{step.name}: {outcome.status} after {seconds:.0f} s {outcome.reason}".rstrip(), err=True)
         if step.part == "data" and outcome.status != "done":
             break  # without images nothing can be measured
@@ -178,7 +186,7 @@ def main(
     if unknown:
         raise UsageError(f"--only is {unknown[0]!r}; expected one of: {', '.join(parts)}")
     steps = [step for step in steps if not only or step.part in ("data", *only)]
-    about = about_machine(device, f"{source or data_dir}{', tiny counts' if quick else ''}")
+    about = about_machine(device, f"{plan.source or plan.data_dir}{', tiny counts' if quick else ''}")
     outcomes = run_steps(plan, steps, about, minutes, part_s)
     click.echo(str(out / "results.jsonl"))
     unfinished = sum(outcome.status in ("failed", "killed") for outcome in outcomes)

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from benchmarks import gpu
 from benchmarks.gpu_steps import Plan, Step, plan_steps, rows_in
+from fastcifar.errors import UsageError
 from tests.conftest import synthetic_data
 
 PARTS = ["tests", "kernels", "loaders", "accuracy", "step", "epochs", "airbench"]
@@ -96,6 +97,18 @@ def test_what_does_not_fit_into_the_time_is_left_for_another_call(tmp_path: Path
     assert run(tmp_path, steps, minutes=0.0) == ["skipped"]
     assert entries(tmp_path)[0]["reason"] == "no time left in this call"
     assert run(tmp_path, steps) == ["done"]
+
+
+def test_a_step_counts_as_done_for_the_same_command_gpu_machine_and_data_only(tmp_path: Path) -> None:
+    assert run(tmp_path, [step_of("first", GOOD)]) == ["done"]
+    assert run(tmp_path, [step_of("first", f"{GOOD} or 0")]) == ["done"]
+    assert run(tmp_path, [step_of("first", GOOD)]) == []
+    for key in ("gpu", "machine", "data"):
+        about = {"gpu": "one", key: "other"}
+        with pytest.raises(UsageError, match=f"step first has {key} .*; expected 'other': use another --out"):
+            gpu.run_steps(plan_for(tmp_path), [step_of("first", GOOD)], about, 1.0, 30.0)
+    (tmp_path / "results.jsonl").write_text('{"step": "data", "step_command": "", "status": "failed", "data": "wrong"}')
+    assert run(tmp_path, [step_of("first", GOOD)]) == ["done"]
 
 
 def test_a_damaged_line_of_an_earlier_call_is_passed_over(tmp_path: Path) -> None:
