@@ -7,17 +7,22 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import click
 
 from fastcifar.bench.results import format_table
-from fastcifar.errors import FastcifarError, MissingExtraError, UsageError, one_line
+from fastcifar.cli.signals import signals_as_exceptions
+from fastcifar.errors import FastcifarError, MissingExtraError, Stopped, UsageError, one_line
 
 ROOT = Path(__file__).resolve().parent.parent
 ROW_KEYS = ("name", "images_per_s", "images_per_s_min", "images_per_s_max", "first_batch_s")
+GOES_ON = "benchmarks.goes_on"
+"""In `Context.meta`: whether a script that is stopped goes on with the same command."""
 
 OPTIONS = {
     "data_dir": click.option("--data-dir", default="data", show_default=True, envvar="FASTCIFAR_DATA_DIR"),
@@ -39,12 +44,31 @@ def options(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]
     return decorate
 
 
+@contextmanager
+def stop_signals() -> Iterator[None]:
+    """In the block, Ctrl-C, SIGTERM and a hang-up raise exceptions, so that processes of this one are ended too."""
+    with signals_as_exceptions():
+        hang_up = signal.getsignal(signal.SIGHUP)
+        if hang_up is signal.SIG_DFL:  # nohup ignores it
+            signal.signal(signal.SIGHUP, signal.getsignal(signal.SIGTERM))
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGHUP, hang_up)
+
+
 class Command(click.Command):
-    """A script: an error that a user can cause has no traceback."""
+    """A script: an error that a user can cause, and a signal that ends it, have no traceback."""
 
     def invoke(self, context: click.Context) -> Any:
         try:
-            return super().invoke(context)
+            with stop_signals():
+                return super().invoke(context)
+        except (KeyboardInterrupt, Stopped) as stop:
+            hint = "; the same command goes on where it stopped" if context.meta.get(GOES_ON) else ""
+            with suppress(OSError):  # the terminal may be closed
+                click.echo(f"Stopped{hint}.", err=True)
+            context.exit(stop.exit_code if isinstance(stop, Stopped) else 128 + signal.SIGINT)
         except (FastcifarError, OSError, ModuleNotFoundError) as error:
             failure = click.ClickException(one_line(error))
             failure.exit_code = MissingExtraError.exit_code if isinstance(error, ModuleNotFoundError) else 1

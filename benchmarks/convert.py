@@ -24,8 +24,8 @@ import click
 import numpy as np
 import PIL.Image
 
-from benchmarks import ROOT, Command, options, row, save_rows, show
-from benchmarks.subprocesses import last_line
+from benchmarks import Command, options, row, save_rows, show
+from benchmarks.subprocesses import failure, run_group
 from fastcifar.bench.results import environment
 from fastcifar.converters.synthetic import CLASS_NAMES, SyntheticSplit
 from fastcifar.system.cpus import available_cpus
@@ -96,9 +96,10 @@ def smooth_noise(num_images: int) -> Iterator[PIL.Image.Image]:
 
 def measure(command: list[str]) -> tuple[float, float]:
     """Seconds and MiB of a command. Raises ClickException if it fails."""
-    process = subprocess.run([sys.executable, "-c", MEASURE, *command], capture_output=True, text=True, cwd=ROOT)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = run_group([sys.executable, "-c", MEASURE, *command], **pipes)
     if process.returncode:
-        raise click.ClickException(f"{' '.join(command[:4])}: {last_line(process.stderr)}")
+        raise failure(" ".join(command[:4]), process.stderr, process.returncode)
     seconds, kib = process.stdout.split()[-2:]
     return float(seconds), float(kib) / 1024
 

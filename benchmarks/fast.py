@@ -21,7 +21,7 @@ from typing import Any
 import click
 import torch
 
-from benchmarks import Command, append_line, lines_of, options, require_same, save_rows, show
+from benchmarks import GOES_ON, Command, append_line, lines_of, options, require_same, save_rows, show
 from benchmarks.subprocesses import run_json
 from fastcifar.bench.results import environment
 from fastcifar.runs.statistics import mean_of
@@ -89,6 +89,7 @@ def main(
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in (*ways, *PEERS)}
     about = environment(data_dir, torch.device(device))
     done = {} if trainings is None else finished(trainings, about)
+    click.get_current_context().meta[GOES_ON] = trainings is not None
 
     def run(name: str, seed: int, *command: str) -> None:
         training = done.get((name, seed))

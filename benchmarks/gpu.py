@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import shlex
-import signal
 import subprocess
 import sys
 import time
@@ -27,13 +25,12 @@ from typing import Any
 
 import click
 
-from benchmarks import ROOT, Command, append_line, lines_of, require_same
+from benchmarks import GOES_ON, ROOT, Command, append_line, lines_of, require_same
 from benchmarks.gpu_steps import Plan, Step, plan_steps, rows_in
-from benchmarks.subprocesses import last_line
+from benchmarks.subprocesses import last_line, run_group
 from fastcifar.errors import DataError, UsageError
 
 PART_S = 9 * 60.0
-GRACE_S = 10.0  # between SIGTERM and SIGKILL
 SAME = ("gpu", "machine", "data")
 """What the steps of one OUT have in common."""
 ABOUT = """if True:
@@ -72,32 +69,15 @@ def run_step(step: Step, folder: Path, limit_s: float) -> Outcome:
     logs.mkdir(parents=True, exist_ok=True)
     output, errors = (logs / f"{step.file_name}{suffix}" for suffix in (".out", ".log"))
     with output.open("wb") as stdout, errors.open("wb") as stderr:
-        process = subprocess.Popen(
-            step.command, stdout=stdout, stderr=stderr, stdin=subprocess.DEVNULL, cwd=ROOT, start_new_session=True
-        )
         try:
-            code = process.wait(limit_s)
+            code = run_group(step.command, limit_s, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr).returncode
         except subprocess.TimeoutExpired:
-            end_group(process)
             return Outcome("killed", f"not done after {limit_s:.0f} s", tuple(rows_in(step, output, complete=False)))
-        except BaseException:  # Ctrl-C too
-            end_group(process)
-            raise
     rows = tuple(rows_in(step, output, complete=code == 0))
     if code != 0:
         reason = f"exit code {code}: {last_line(errors.read_text(encoding='utf-8', errors='replace'))}"
         return Outcome("failed", reason, rows)
     return Outcome("done", "", rows)
-
-
-def end_group(process: subprocess.Popen[bytes]) -> None:
-    """End a process that leads a group, and its group."""
-    for signum in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, signum)
-            process.wait(GRACE_S)
-        except (ProcessLookupError, subprocess.TimeoutExpired):
-            continue
 
 
 def finished_steps(path: Path, about: dict[str, Any]) -> set[tuple[str, str]]:
@@ -170,6 +150,7 @@ def main(
         raise UsageError("fastcifar is not installed; run: pip install --no-deps . (or make gpu, from a checkout)")
     if data_dir is None and source is None:
         raise DataError("no images: set FASTCIFAR_SOURCE=PATH (an archive or folder), or --data-dir DIR")
+    click.get_current_context().meta[GOES_ON] = True
     out = out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     plan = Plan(

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -84,24 +85,26 @@ class RandomSplit:
 
 def measure(name: str, path: Path, processes: int) -> dict[str, Any]:
     """The sums over `processes` processes that begin together."""
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", RUN, name, str(path), str(rank), str(processes)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for rank in range(processes)
-    ]  # fmt: skip
-    ready = [process for process in started if process.stdout and process.stdout.readline()]
-    for process in ready:
-        print(file=process.stdin, flush=True)
-    answers = []
-    for process in started:
-        stdout, stderr = process.communicate()
-        if process.returncode == 3:
-            return {"note": "skipped: not installed"}
-        if process.returncode:
-            raise failure(name, stderr, process.returncode)
-        answers.append(json.loads(stdout.splitlines()[-1]))
+    with ExitStack() as stack:
+        started = []
+        for rank in range(processes):
+            process = subprocess.Popen(
+                [sys.executable, "-c", RUN, name, str(path), str(rank), str(processes)],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            )  # fmt: skip
+            stack.callback(process.kill)
+            started.append(process)
+        ready = [process for process in started if process.stdout and process.stdout.readline()]
+        for process in ready:
+            print(file=process.stdin, flush=True)
+        answers = []
+        for process in started:
+            stdout, stderr = process.communicate()
+            if process.returncode == 3:
+                return {"note": "skipped: not installed"}
+            if process.returncode:
+                raise failure(name, stderr, process.returncode)
+            answers.append(json.loads(stdout.splitlines()[-1]))
     return {key: round(sum(answer[key] for answer in answers)) for key in answers[0]}
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,8 @@ import click
 from benchmarks import ROOT
 from fastcifar.bench.measure import Throughput
 from fastcifar.errors import MissingExtraError
+
+GRACE_S = 10.0  # between SIGTERM and SIGKILL
 
 
 def anonymous_memory() -> int:
@@ -53,6 +58,32 @@ def measure_in_processes(module: str, names: tuple[str, ...], flags: list[object
             else:
                 result.images_per_s += map(float, process.stdout.splitlines()[-1].split())
     return results
+
+
+def run_group(command: list[str], limit_s: float | None = None, **settings: Any) -> subprocess.CompletedProcess[Any]:
+    """Run a command, from the root, that starts others: all are ended by an exception in this process, e.g. a signal's,
+    and after `limit_s` seconds, with subprocess.TimeoutExpired."""
+    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **settings)
+    try:
+        stdout, stderr = process.communicate(timeout=limit_s)
+    except BaseException:
+        end_group(process)
+        raise
+    return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
+
+
+def end_group(process: subprocess.Popen[Any]) -> None:
+    """End a process that leads a group, and its group. Signals do not interrupt this."""
+    signums = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    handlers = {signum: signal.signal(signum, signal.SIG_IGN) for signum in signums}
+    try:
+        for signum in (signal.SIGTERM, signal.SIGKILL):
+            with suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                os.killpg(process.pid, signum)
+                process.wait(GRACE_S)
+    finally:
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
 
 
 def run_json(module: str, *args: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import mmap
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -224,6 +225,39 @@ def test_a_package_that_is_not_installed_has_an_exit_code_of_its_own() -> None:
 
     result = CliRunner().invoke(command)
     assert (result.exit_code, result.stderr) == (3, "Error: No module named 'no_such_package'\n")
+
+
+STOPPABLE = """if True:
+    import subprocess, sys
+    import click
+    from benchmarks import GOES_ON, Command
+    from benchmarks.subprocesses import run_group
+
+    @click.command(cls=Command)
+    @click.argument("code", nargs=-1)
+    def main(code):
+        click.get_current_context().meta[GOES_ON] = True
+        start = run_group if len(code) > 1 else subprocess.run
+        start([sys.executable, "-c", *code])
+
+    main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_a_benchmark_with_all_that_it_started(signum: signal.Signals) -> None:
+    """As benchmarks.gpu, which starts benchmarks.fast, which starts a training."""
+    training = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+    command = [sys.executable, "-c", STOPPABLE, STOPPABLE, training]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stdout is not None
+        status = Path(f"/proc/{int(process.stdout.readline())}/stat")
+        process.send_signal(signum)
+        _, stderr = process.communicate()
+    assert process.returncode == 128 + signum
+    assert stderr.splitlines()[-1] == "Stopped; the same command goes on where it stopped."
+    assert not status.exists() or status.read_text().split()[2] == "Z"
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import gpu
+from benchmarks import gpu, subprocesses
 from benchmarks.gpu_steps import Plan, Step, plan_steps, rows_in
 from fastcifar.errors import UsageError
 from tests.conftest import synthetic_data
@@ -75,7 +75,7 @@ def test_a_row_is_on_the_disk_when_its_step_ends_and_what_failed_is_repeated(tmp
 
 @pytest.mark.slow
 def test_a_step_over_its_limit_is_killed_with_all_it_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "GRACE_S", 0.5)
+    monkeypatch.setattr(subprocesses, "GRACE_S", 0.5)
     pids = tmp_path / "pids"
     code = f"""if True:
         import os, signal, subprocess, sys, time
