@@ -25,6 +25,7 @@ from benchmarks.subprocesses import failure
 from fastcifar.bench.measure import Throughput
 from fastcifar.bench.results import environment
 from fastcifar.cli.program import OPENMP
+from fastcifar.errors import UsageError
 
 POLICIES: dict[str, dict[str, str]] = {
     "spin": {},
@@ -97,6 +98,8 @@ def main(
         return
     flags = ["--data-dir", data_dir, "--model", model, "--batch-size", batch_size, "--seconds", seconds]
     names = policies.split(",")
+    if unknown := [name for name in names if name not in POLICIES]:
+        raise UsageError(f"--policies has {unknown[0]!r}; expected of: {', '.join(POLICIES)}")
     results = {(name, busy): Throughput(f"{name}, {busy} busy") for busy in range(max_busy + 1) for name in names}
     clean = {key: value for key, value in os.environ.items() if key not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
     for number in range(repeats):

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import click
 import numpy as np
@@ -55,10 +56,18 @@ def official_positions(beton: Beton, official: np.ndarray) -> np.ndarray:
     return position
 
 
+def read_labels(file: Path, *names: str) -> list[np.ndarray]:
+    """The int64 arrays of these names in an .npz file. Raises DataError if it does not have them."""
+    try:
+        with np.load(file) as arrays:
+            return [arrays[name].astype(np.int64) for name in names]
+    except (AttributeError, EOFError, KeyError, TypeError, ValueError, BadZipFile) as error:
+        raise DataError(f"{file}: expected an .npz file with the arrays {' and '.join(names)}") from error
+
+
 def relabelled(beton: Beton, file: Path, name: str, num_images: int | None) -> tuple[Beton, np.ndarray]:
     """The beton with the labels `name`, and the official labels (N,); `num_images` of its images, all if None."""
-    with np.load(file) as arrays:
-        official, other = arrays["train"].astype(np.int64), arrays[name].astype(np.int64)
+    official, other = read_labels(file, "train", name)
     position = official_positions(beton, official)
     chosen = np.arange(len(beton))
     if num_images is not None:

@@ -22,7 +22,7 @@ import torch
 from torch.nn import functional as F
 
 from benchmarks import Command, options, row, save_rows, show
-from benchmarks.label_errors import official_positions
+from benchmarks.label_errors import official_positions, read_labels
 from fastcifar import open_beton
 from fastcifar.audit.appearance import features, to_greys
 from fastcifar.audit.duplicates import find_pairs
@@ -41,10 +41,8 @@ Ranking = list[tuple[int, int]]
 
 def read_pairs(file: Path, judgment: str, train: Beton, test: Beton, labels_file: Path) -> set[tuple[int, int]]:
     """The pairs (test, train) of a judgment, as indices of the betons."""
-    with np.load(labels_file) as arrays:
-        index_of = [
-            np.argsort(official_positions(beton, arrays[name])) for beton, name in ((train, "train"), (test, "test"))
-        ]
+    official = zip((train, test), read_labels(labels_file, "train", "test"), strict=True)
+    index_of = [np.argsort(official_positions(beton, labels)) for beton, labels in official]
     with file.open(newline="") as table:
         lines = [line for line in csv.DictReader(table) if line["judgment"] == judgment]
     if not lines:

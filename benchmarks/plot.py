@@ -65,7 +65,9 @@ def loaders(about: dict[str, Any]) -> Figure:
 @own_context()
 def fast(about: dict[str, Any]) -> Figure:
     """Accuracy with test-time augmentation over seconds of training."""
-    rows = [row for row in about["rows"] if row["trainings"]]
+    rows = [row for row in about["rows"] if row.get("trainings")]
+    if not rows or any("each" not in row for row in rows):
+        raise UsageError("that line does not have each training, as fast.png shows them; choose another by --of")
     figure = Figure(figsize=(7, 3.8), layout=layout())
     axis = figure.subplots()
     colours = [VAL_COLOUR, TRAIN_COLOUR, GREY, "#117733"]

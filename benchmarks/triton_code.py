@@ -29,6 +29,7 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.runtime.errors import PTXASError
 from triton.runtime.jit import JITFunction
 
 from benchmarks import Command, options, row, save_rows, show
@@ -186,7 +187,14 @@ def rows_of(name: str, target: int) -> list[dict[str, Any]]:
 
 
 @click.command(cls=Command)
-@click.option("--target", "targets", multiple=True, type=int, default=TARGETS, help="Compute capability, e.g. 80.")
+@click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    type=click.IntRange(min(TARGETS)),
+    default=TARGETS,
+    help="Compute capability, e.g. 80.",
+)
 @click.option(
     "--case", "cases", multiple=True, type=click.Choice([*CASES, MIXING]), default=[*CASES, MIXING], help="What to do."
 )
@@ -195,7 +203,10 @@ def main(targets: tuple[int, ...], cases: tuple[str, ...], save: bool, as_json: 
     """Registers, instructions and memory accesses of the compiled kernels."""
     if not isinstance(triton_kernel._augment, JITFunction):
         raise UsageError("TRITON_INTERPRET is set, which replaces the compiler; unset it")
-    rows = [row for target in targets for name in cases for row in rows_of(name, target)]
+    try:
+        rows = [row for target in targets for name in cases for row in rows_of(name, target)]
+    except PTXASError as error:
+        raise UsageError(f"--target: Triton cannot compile for one of {', '.join(map(str, targets))}") from error
     show(rows, COLUMNS, as_json)
     if save:
         save_rows(__file__, rows, environment(f"no images; kernels for {SHAPE[0]}x{SHAPE[1]}"))

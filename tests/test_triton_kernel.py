@@ -108,6 +108,22 @@ def test_what_is_used_less_compiles_too() -> None:
     assert loads == [3 * 4 * 8, 8, 8, 8]  # for 8 values; the first: three channels of four neighbours
 
 
+@pytest.mark.parametrize("target", ["7", "-5", "60"])
+def test_code_for_a_gpu_that_the_kernels_are_not_for_is_a_usage_error(target: str) -> None:
+    result = CliRunner().invoke(triton_code.main, ["--no-save", "--target", target])
+    assert result.exit_code == 2
+    assert "Invalid value for '--target'" in result.stderr
+
+
+@pytest.mark.slow
+def test_code_for_a_gpu_that_does_not_exist_is_a_usage_error() -> None:
+    command = [sys.executable, "-m", "benchmarks.triton_code", "--no-save", "--case", "mixing", "--target", "76"]
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    answer = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
+    assert answer.returncode == 2
+    assert answer.stderr.splitlines()[-1] == "Error: --target: Triton cannot compile for one of 76"
+
+
 def test_code_is_not_read_in_the_interpreter() -> None:
     if DEVICE.type == "cuda":
         pytest.skip("kernels are compiled here")
