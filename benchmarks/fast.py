@@ -22,8 +22,11 @@ import click
 import torch
 
 from benchmarks import GOES_ON, Command, append_line, lines_of, options, require_same, save_rows, show
+from benchmarks.peers.speedrun import source_of
 from benchmarks.subprocesses import run_json
 from fastcifar.bench.results import environment
+from fastcifar.errors import UsageError
+from fastcifar.loaders.base import usable_device
 from fastcifar.runs.statistics import mean_of
 
 WITHOUT = {
@@ -69,6 +72,18 @@ def finished(path: Path, about: dict[str, Any]) -> dict[tuple[str, int], dict[st
     return trainings
 
 
+def script_in(checkout: str | None, name: str, device: torch.device) -> Path | None:
+    """The script of a peer in the checkout of its option, if that is given. Raises UsageError if it has none, or
+    another version, before anything is trained."""
+    if checkout is None:
+        return None
+    script = Path(checkout).resolve() / f"{name}.py"
+    if not script.is_file():
+        raise UsageError(f"--{PEERS[name]} is {checkout!r}, which has no {script.name}; expected a checkout with it")
+    source_of(script, device)
+    return script
+
+
 @click.command(cls=Command)
 @click.option("--recipe", default="fast", show_default=True)
 @click.option("--airbench", type=click.Path(exists=True, file_okay=False), help="Checkout of cifar10-airbench.")
@@ -87,7 +102,9 @@ def main(
     ways = {f"fastcifar {recipe}": ""}
     ways |= {f"fastcifar {recipe}, without {name}": WITHOUT[name] for name in left_out}
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in (*ways, *PEERS)}
-    about = environment(data_dir, torch.device(device))
+    torch_device = usable_device(device)
+    scripts = {name: script_in(checkouts[option], name, torch_device) for name, option in PEERS.items()}
+    about = environment(data_dir, torch_device)
     done = {} if trainings is None else finished(trainings, about)
     click.get_current_context().meta[GOES_ON] = trainings is not None
 
@@ -107,10 +124,9 @@ def main(
         for seed in range(seeds):
             for name, changes in ways.items():
                 run(name, seed, "fastcifar", "train", *flags, "--seed", str(seed), *changes.split())
-            for name, option in PEERS.items():
-                if (checkout := checkouts[option]) is not None:
-                    script = ["benchmarks.peers.speedrun", str(Path(checkout).resolve())]
-                    run(name, seed, *script, data, device, str(seed))
+            for name, script in scripts.items():
+                if script is not None:
+                    run(name, seed, "benchmarks.peers.speedrun", str(script), data, device, str(seed))
     rows = [summary(name, runs) for name, runs in results.items()]
     show(rows, ("name", *KEYS, "test_ci95", "tta_ci95", "trainings", "note"), as_json)
     if save:

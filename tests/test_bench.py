@@ -17,14 +17,14 @@ import torch
 from click.testing import CliRunner
 
 import benchmarks
-from benchmarks import fast, subprocesses, whole_program
+from benchmarks import fast, plot, subprocesses, whole_program
 from benchmarks.peers import speedrun
 from benchmarks.subprocesses import anonymous_memory
 from fastcifar.bench import measure
 from fastcifar.bench.results import environment
 from fastcifar.cli import main
 from fastcifar.converters import convert, open_source
-from fastcifar.errors import FastcifarError
+from fastcifar.errors import FastcifarError, UsageError
 from tests.conftest import ImageFolder
 
 ROOT = Path(__file__).parent.parent
@@ -160,6 +160,14 @@ def test_bench_shrinks_the_cutout_for_small_images(image_folder: ImageFolder, tm
             4,
             "nowhere/train.beton: no such file",
         ),
+        ("near_duplicates", ["--pairs", __file__, "--labels-file", __file__], 4, "expected an .npz file"),
+        ("label_errors", ["--labels-file", __file__], 4, "expected an .npz file with the arrays train and train_aggre"),
+        ("busy", ["--policies", "x"], 2, "--policies has 'x'; expected of: spin, sleep, one thread, fastcifar train"),
+        ("fast", ["--device", "banana"], 2, "device is 'banana'"),
+        ("fast", ["--airbench", "."], 2, "--airbench is '.', which has no airbench94_muon.py"),
+        ("fast", ["--hiverge", "."], 2, "--hiverge is '.', which has no cifar10_speedrun.py"),
+        ("peers.speedrun", [], 2, "Missing argument 'CHECKOUT'"),
+        ("peers.speedrun", [".", "data", "cpu", "0"], 2, "has none of airbench94_muon.py, cifar10_speedrun.py"),
         ("first_batch", ["--data-dir", "nowhere"], 4, "nowhere/train.beton: no such file"),
         ("export", ["--data-dir", "nowhere"], 4, "nowhere/train.beton: no such file"),
     ],
@@ -310,8 +318,31 @@ def test_the_scripts_of_others_get_the_types_and_memory_of_a_cpu(tmp_path: Path)
     expected = 'images = torch.device("cpu"), (self.images.float() / 255), mod.float()\n'
     assert speedrun.source_of(script, torch.device("cpu")) == expected
     script.write_text(script.read_text().replace("mod.half()", "mod"))
-    with pytest.raises(AssertionError, match="has changed"):
+    with pytest.raises(UsageError, match="has changed"):
         speedrun.source_of(script, torch.device("cpu"))
+    with pytest.raises(UsageError, match="has changed"):
+        fast.script_in(str(tmp_path), script.stem, torch.device("cpu"))
+
+
+def test_a_peer_is_the_script_of_its_own_checkout(tmp_path: Path) -> None:
+    for name in speedrun.SCRIPTS:
+        (tmp_path / name).write_text('if __name__ == "__main__":\n    main()\n')
+    for name in fast.PEERS:
+        script = fast.script_in(str(tmp_path), name, torch.device("cuda"))
+        assert script == tmp_path / f"{name}.py"
+        assert speedrun.script_of(script) == script
+    assert fast.script_in(None, "cifar10_speedrun", torch.device("cpu")) is None
+
+
+def test_a_line_without_each_training_is_not_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = tmp_path / "benchmarks" / "results" / "fast.jsonl"
+    results.parent.mkdir(parents=True)
+    row = {"name": "fast", "trainings": 1, "train_seconds": 1.0, "tta_accuracy": 0.9}
+    results.write_text(json.dumps({"command": "fast", "machine": "Xeon", "rows": [row]}))
+    monkeypatch.setattr(plot, "ROOT", tmp_path)
+    result = CliRunner().invoke(plot.main, [str(tmp_path / "fast.png"), "--of", "Xeon"])
+    assert result.exit_code == 2
+    assert "does not have each training" in result.stderr
 
 
 def test_accuracies_are_means_with_an_interval() -> None:

@@ -2,7 +2,8 @@
 KellerJordan/cifar10-airbench, and `cifar10_speedrun.py` of one of hiverge/cifar10-speedrun.
 
 On a CPU they get what our own training gets: float32 weights, bf16 autocast, an allocator that keeps freed memory. What
-they compute stays as it is. Run as a program: speedrun CHECKOUT DATA_DIR DEVICE SEED; prints a JSON object with
+they compute stays as it is. Run as a program: speedrun CHECKOUT DATA_DIR DEVICE SEED, where CHECKOUT may be the path of
+one of the scripts; prints a JSON object with
 train_seconds (without any evaluation), test_accuracy, tta_accuracy.
 """
 
@@ -17,9 +18,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import torch
 
+from benchmarks import Command
 from fastcifar import open_beton
+from fastcifar.errors import UsageError
+from fastcifar.loaders.base import usable_device
 from fastcifar.training.device import autocast, choose_amp, keep_freed_memory
 
 SCRIPTS = {
@@ -59,18 +64,24 @@ class _Clock:
         return 1e3 * (end.at - self.at)
 
 
-def script_of(checkout: Path) -> Path | None:
-    """The script of a checkout, if it is one of these two repositories."""
-    return next((checkout / name for name in SCRIPTS if (checkout / name).is_file()), None)
+def script_of(checkout: Path) -> Path:
+    """The script of a checkout, or the script itself. Raises UsageError if it is not one of these two repositories."""
+    for path in (checkout, *(checkout / name for name in SCRIPTS)):
+        if path.name in SCRIPTS and path.is_file():
+            return path
+    raise UsageError(f"{checkout}: has none of {', '.join(SCRIPTS)}")
 
 
 def source_of(script: Path, device: torch.device) -> str:
-    """The script without its main program, with the types and the memory of the device."""
+    """The script without its main program, with the types and the memory of the device. Raises UsageError if it has
+    changed."""
     source, _, program = script.read_text(encoding="utf-8").partition('if __name__ == "__main__":')
-    assert program, f"{script} has no main program"
+    if not program:
+        raise UsageError(f"{script} has changed: it has no main program")
     if device.type == "cpu":
         for original in SCRIPTS[script.name]:
-            assert original in source, f"{script} has changed: it has no {original!r} any more"
+            if original not in source:
+                raise UsageError(f"{script} has changed: it has no {original!r} any more")
             replacement = original
             for name, other in FOR_A_CPU:
                 replacement = replacement.replace(name, other)
@@ -153,12 +164,19 @@ def _lay_out(data_dir: Path) -> None:
         torch.save(stored, Path("cifar10") / f"{name}.pt")
 
 
-if __name__ == "__main__":
-    checkout, data_dir, device, seed = sys.argv[1:]
-    found, data = script_of(Path(checkout).resolve()), Path(data_dir).resolve()
-    if found is None:
-        sys.exit(f"{checkout}: has none of {', '.join(SCRIPTS)}")
+@click.command(cls=Command)
+@click.argument("checkout", type=click.Path(exists=True, resolve_path=True, path_type=Path))
+@click.argument("data_dir", type=click.Path(resolve_path=True, path_type=Path))
+@click.argument("device")
+@click.argument("seed", type=int)
+def main(checkout: Path, data_dir: Path, device: str, seed: int) -> None:
+    """Train a script of others once."""
+    script = script_of(checkout)
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        print(json.dumps(run(found, data, torch.device(device), int(seed))))
+        click.echo(json.dumps(run(script, data_dir, usable_device(device), seed)))
         os.chdir("/")
+
+
+if __name__ == "__main__":
+    main()
