@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from fastcifar import __version__
 from fastcifar.system.cpus import affinity_cpus, cpu_name
 
 PACKAGES = (
@@ -47,6 +48,8 @@ def environment(data: str, device: torch.device | str = "cpu") -> dict[str, Any]
 
 
 def _version(package: str) -> str | None:
+    if package == "fastcifar":  # a checkout need not be installed
+        return __version__
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
