@@ -6,15 +6,16 @@
 Each step is a benchmark of this folder, or a command, in a process of its own. When it ends, a line with its rows is
 appended to OUT/results.jsonl, with GPU, driver and versions; its log is in OUT/logs/. Started again with the same OUT,
 it repeats what failed, was killed at its time limit, or was left out, and goes on; another machine, other images and
-`--quick` need another OUT.
-Nothing is downloaded: what is not installed is left out, by name. 25 minutes together (`--minutes`); what does not fit
-is left for another call. `--quick --device cpu` goes through the same steps with tiny counts, to test this command.
+`--quick` need another OUT. Nothing is downloaded: what is not installed is left out, by name. 25 minutes together
+(`--minutes`); what does not fit is left for another call, and the exit code is 1. `--quick --device cpu` goes through
+the same steps with tiny counts, to test this command.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import shlex
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from benchmarks.subprocesses import last_line, run_group
 from fastcifar.errors import DataError, UsageError
 
 PART_S = 9 * 60.0
+NO_TIME = "no time left in this call"
 SAME = ("gpu", "machine", "data")
 """What the steps of one OUT have in common."""
 ABOUT = """if True:
@@ -115,7 +117,7 @@ def run_steps(plan: Plan, steps: list[Step], about: dict[str, Any], minutes: flo
         if step.missing:
             outcome = Outcome("skipped", step.missing)
         elif left_s <= 1:
-            outcome = Outcome("skipped", "no time left in this call")
+            outcome = Outcome("skipped", NO_TIME)
         else:
             click.echo(f"{step.name}: {shlex.join(step.command[1:])}", err=True)
             outcome = run_step(step, plan.out, left_s)
@@ -131,14 +133,24 @@ def run_steps(plan: Plan, steps: list[Step], about: dict[str, Any], minutes: flo
     return outcomes
 
 
+def finite(context: click.Context, parameter: click.Parameter, value: float) -> float:
+    """The value of --minutes or --part-s; click.FloatRange accepts nan."""
+    if not math.isfinite(value):
+        raise click.BadParameter(f"{value}; expected a finite number")
+    return value
+
+
+DURATION: dict[str, Any] = {"type": click.FloatRange(0, min_open=True), "callback": finite, "show_default": True}
+
+
 @click.command(cls=Command)
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="For results and logs.")
 @click.option("--data-dir", type=click.Path(exists=True, file_okay=False), help="Converted images; default: --source.")
 @click.option("--source", envvar="FASTCIFAR_SOURCE", help="Images to convert first, e.g. an archive.")
 @click.option("--airbench", envvar="FASTCIFAR_AIRBENCH", help="Checkout of cifar10-airbench.")
 @click.option("--device", default="cuda", show_default=True)
-@click.option("--minutes", default=25.0, show_default=True, type=click.FloatRange(0, min_open=True), help="In all.")
-@click.option("--part-s", default=PART_S, show_default=True, type=click.FloatRange(0, min_open=True), help="Of a part.")
+@click.option("--minutes", default=25.0, help="In all.", **DURATION)
+@click.option("--part-s", default=PART_S, help="Of a part.", **DURATION)
 @click.option("--only", multiple=True, help="These parts only.")
 @click.option("--quick", is_flag=True, help="Tiny counts: a test of this command, not a measurement.")
 def main(
@@ -173,6 +185,8 @@ def main(
     unfinished = sum(outcome.status in ("failed", "killed") for outcome in outcomes)
     if unfinished:
         raise click.ClickException(f"{unfinished} of {len(outcomes)} steps failed or were killed; see {out / 'logs'}")
+    if left_out := sum(outcome.reason == NO_TIME for outcome in outcomes):
+        raise click.ClickException(f"no time left for {left_out} of {len(outcomes)} steps; the same command goes on")
 
 
 if __name__ == "__main__":

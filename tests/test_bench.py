@@ -71,7 +71,9 @@ def test_nothing_to_measure_is_an_error_with_its_reasons() -> None:
 
 def test_results_are_saved_with_their_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmarks, "ROOT", tmp_path)
+    monkeypatch.setattr("fastcifar.bench.results.__version__", "9.9")  # of a checkout that is not installed
     about = environment("ten images")
+    assert about["versions"]["fastcifar"] == "9.9"
     assert about["data"] == "ten images"
     assert about["versions"]["torch"] == torch.__version__.split("+")[0]
     assert about["cores"] >= 1

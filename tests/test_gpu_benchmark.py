@@ -99,6 +99,17 @@ def test_what_does_not_fit_into_the_time_is_left_for_another_call(tmp_path: Path
     assert run(tmp_path, steps) == ["done"]
 
 
+def test_a_call_without_time_for_a_step_says_so_and_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "plan_steps", lambda plan: [step_of("first", GOOD), step_of("b", GOOD, missing="no DALI")])
+    monkeypatch.setattr(gpu, "about_machine", lambda device, data: {"data": data})
+    arguments = ["--out", str(tmp_path), "--data-dir", ".", "--minutes"]
+    result = CliRunner().invoke(gpu.main, [*arguments, "0.001"])
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1] == "Error: no time left for 1 of 2 steps; the same command goes on"
+    result = CliRunner().invoke(gpu.main, [*arguments, "1"])
+    assert result.exit_code == 0, result.output
+
+
 def test_a_step_counts_as_done_for_the_same_command_gpu_machine_and_data_only(tmp_path: Path) -> None:
     assert run(tmp_path, [step_of("first", GOOD)]) == ["done"]
     assert run(tmp_path, [step_of("first", f"{GOOD} or 0")]) == ["done"]
@@ -163,6 +174,8 @@ def test_the_trainings_that_ended_before_their_step_was_killed_are_kept(tmp_path
             2,
             "--only is 'nonsense'; expected one of: tests, kernels, loaders",
         ),
+        (["--data-dir", ".", "--minutes", "nan"], 2, "nan; expected a finite number"),
+        (["--data-dir", ".", "--part-s", "inf"], 2, "inf; expected a finite number"),
         pytest.param(["--data-dir", ".", "--device", "banana"], 2, "device is 'banana'", marks=pytest.mark.slow),
     ],
 )
