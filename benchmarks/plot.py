@@ -119,7 +119,9 @@ def throughput(rows: Sequence[dict[str, Any]], note: str = "") -> Figure:
 @own_context()
 def recipes(about: dict[str, Any]) -> Figure:
     """Accuracy of the training, validation and test images by epoch, and what was reported, of each recipe."""
-    rows = [row for row in about["rows"] if "reported" in row]
+    rows = [row for row in about["rows"] if "train_accuracies" in row]
+    if not rows:
+        raise UsageError("that line does not have each epoch, as recipes.png shows them; choose another by --of")
     num_lines = len(rows) // 3 + 1  # with a place for the legend
     figure = Figure(figsize=(8, 2.5 * num_lines), layout=layout())
     axes = figure.subplots(num_lines, 3, sharey=True).ravel()

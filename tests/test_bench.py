@@ -347,6 +347,19 @@ def test_a_line_without_each_training_is_not_drawn(tmp_path: Path, monkeypatch: 
     assert "does not have each training" in result.stderr
 
 
+def test_recipes_are_drawn_by_epoch_with_what_was_reported() -> None:
+    row = {"name": "a", "epochs": 3, "of_epochs": 5, "reported": 0.9, "train_accuracies": [0.6, 0.7, 0.8]}
+    ended = {**row, "name": "b", "val_accuracies": [0.5, 0.6, 0.7], "test_accuracy": 0.75}
+    drawn = plot.recipes({"rows": [{"name": "no curve"}, row, ended]}).axes
+    assert [axis.get_title() for axis in drawn] == ["a", "b", ""]
+    assert [[list(line.get_ydata()) for line in axis.lines] for axis in drawn[:2]] == [
+        [[0.6, 0.7, 0.8], [0.9, 0.9]],
+        [[0.6, 0.7, 0.8], [0.5, 0.6, 0.7], [0.75], [0.9, 0.9]],
+    ]
+    with pytest.raises(UsageError, match="does not have each epoch"):
+        plot.recipes({"rows": [{"name": "no curve"}]})
+
+
 def test_accuracies_are_means_with_an_interval() -> None:
     trainings = [
         {"train_seconds": seconds, "test_accuracy": 0.92, "tta_accuracy": accuracy}
