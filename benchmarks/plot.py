@@ -1,6 +1,6 @@
 """A line of results/loaders.jsonl, results/fast.jsonl or results/recipes.jsonl as a figure, by the name of the file.
 
-    python -m benchmarks.plot docs/loaders.png --of Xeon
+    python -m benchmarks.plot docs/loaders.png --of EPYC
     python -m benchmarks.plot docs/fast.png --of hiverge
     python -m benchmarks.plot docs/recipes.png --of "fastcifar train"
 

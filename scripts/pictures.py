@@ -89,7 +89,7 @@ def main(
             words = ("--issues", str(issues.resolve()), "--data-dir", "data")
             fastcifar("audit.png", *words, module="benchmarks.audit_picture")
             publish(work / "audit.png")
-        for name, text in (("loaders.png", "Xeon"), ("fast.png", "hiverge"), ("recipes.png", "fastcifar train")):
+        for name, text in (("loaders.png", "EPYC"), ("fast.png", "hiverge"), ("recipes.png", "fastcifar train")):
             fastcifar(name, "--of", text, module="benchmarks.plot")
             publish(work / name)
 
