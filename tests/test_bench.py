@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -260,7 +261,9 @@ def test_a_signal_ends_a_benchmark_with_all_that_it_started(signum: signal.Signa
     """As benchmarks.gpu, which starts benchmarks.fast, which starts a training."""
     training = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
     command = [sys.executable, "-c", STOPPABLE, STOPPABLE, training]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+    settings: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
+    # not ignored, as under nohup
+    with subprocess.Popen(command, preexec_fn=lambda: signal.signal(signum, signal.SIG_DFL), **settings) as process:
         assert process.stdout is not None
         status = Path(f"/proc/{int(process.stdout.readline())}/stat")
         process.send_signal(signum)

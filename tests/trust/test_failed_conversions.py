@@ -128,6 +128,7 @@ def test_a_failing_source_is_an_error_within_seconds(own_data_dir: Path, images:
 
 
 @pytest.mark.slow
+@pytest.mark.full_size
 def test_a_full_disk_leaves_the_old_files(own_data_dir: Path, images: Path, tmp_path: Path, tally: Tally) -> None:
     old = contents(own_data_dir)
     sizes = (33_200, 34_000, 36_000, 38_000, 40_000, 41_200, 42_000, 44_000, 46_000, 48_000)
