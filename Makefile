@@ -41,7 +41,7 @@ pictures: setup
 # one worker per core, one thread each
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
-# without processes, signals, browsers or real images: 4 to 6 minutes on two cores
+# without processes, signals, browsers or real images: under 4 minutes on two cores
 test: setup
 	$(PYTEST) -m "not slow and not real_data"
 
@@ -59,7 +59,7 @@ $(LOWEST)/.done: setup.cfg scripts/lowest.py
 test-lowest: $(LOWEST)/.done
 	$(subst $(BIN),$(LOWEST)/bin,$(PYTEST)) -m "not slow and not real_data" -W ignore::DeprecationWarning
 
-# all tests: about 20 minutes on two cores
+# all tests: 15 to 20 minutes on two cores
 check: setup
 	$(PYTEST)
 
