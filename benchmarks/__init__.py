@@ -71,9 +71,10 @@ class Command(click.Command):
             context.exit(stop.exit_code if isinstance(stop, Stopped) else 128 + signal.SIGINT)
         except (FastcifarError, OSError, ModuleNotFoundError) as error:
             failure = click.ClickException(one_line(error))
-            failure.exit_code = MissingExtraError.exit_code if isinstance(error, ModuleNotFoundError) else 1
             if isinstance(error, FastcifarError):
                 failure.exit_code = error.exit_code
+            elif isinstance(error, ModuleNotFoundError):
+                failure.exit_code = MissingExtraError.exit_code
             raise failure from error
 
 

@@ -1,7 +1,7 @@
 """Images that stay in the file: a thread reads them ahead, JPEG images with FFCV's decoder. The only importer of FFCV,
 with `numba_jpeg`.
 
-FFCV's `Loader` trusts the file, loses errors, and compiles its operations anew for each loader; its random operations
+FFCV's `Loader` checks no file, loses errors, and compiles its operations anew for each loader; its random operations
 follow no seed. Here the file is what `fastcifar.data.beton` has checked, and the kernels are ours. A JPEG image that
 libjpeg warns about stops the epoch; one with changed bytes that still decode is only detected by the SHA-256 of the
 manifest.
@@ -107,8 +107,11 @@ class _Epoch(threading.Thread):
     def __init__(self, beton: Beton, batches: list[Indices], decode: Callable[..., int] | None) -> None:
         super().__init__(daemon=True)
         self._beton, self._batches, self._decode = beton, batches, decode
-        limit = int(SHARE_OF_MEMORY * free_memory())
-        self._pages = WholeFile(beton) if beton.in_memory else PageWindow(beton, batches, limit)
+        self._pages: WholeFile | PageWindow
+        if beton.in_memory:
+            self._pages = WholeFile(beton)
+        else:
+            self._pages = PageWindow(beton, batches, int(SHARE_OF_MEMORY * free_memory()))
         self._ready: queue.Queue[Any] = queue.Queue(BATCHES_AHEAD)
         self._stopped = threading.Event()
         self.start()
@@ -125,10 +128,10 @@ class _Epoch(threading.Thread):
     def images(self, number: int, indices: Indices) -> npt.NDArray[np.uint8]:
         """Batch `number`, (B, H, W, 3) uint8, which has these images."""
         beton, starts = self._beton, self._pages.start_batch(number, indices)
-        memory = self._pages.memory.view()
-        memory.flags.writeable = False
         if self._decode is None:
-            return images_at(memory, starts, beton.image_shape)
+            return images_at(self._pages.memory, starts, beton.image_shape)
+        memory = self._pages.memory.view()
+        memory.flags.writeable = False  # as it was compiled for
         images = np.empty((len(indices), *beton.image_shape), np.uint8)
         failed = self._decode(memory, starts, beton.sizes[indices], images)
         if failed >= 0:
