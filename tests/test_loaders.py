@@ -25,6 +25,7 @@ from fastcifar.config import NO_AUGMENT, read_pipeline
 from fastcifar.converters import Sample, Source, convert
 from fastcifar.converters.synthetic import SyntheticSplit
 from fastcifar.converters.synthetic import source as synthetic_source
+from fastcifar.data.beton import Beton
 from fastcifar.data.manifest import manifest_path
 from fastcifar.data.tables import MIN_PAGE_SIZE
 from fastcifar.errors import DataError, FastcifarError, UsageError
@@ -365,6 +366,20 @@ def test_pages_read_on_demand_give_the_same_batches(
         for a, b in zip(loader.epoch(2, start), expected.epoch(2, start), strict=True):
             assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
     loader.close()
+
+
+@needs_ffcv
+def test_a_batch_of_a_large_file_looks_at_its_own_images_alone(
+    paged_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    pages = Beton.pages.fget  # computed for all images at each use
+    assert pages is not None
+    monkeypatch.setattr(Beton, "pages", property(lambda beton: calls.append(beton) or pages(beton)))
+    loader = make_loader(open_beton(paged_dir / "train.beton"), loader="ffcv", batch_size=700)
+    batches = len(epoch_of(loader, 0))
+    loader.close()
+    assert 0 < len(calls) <= 3 < batches, "once for the epoch, once for its pages, once for the next epoch"
 
 
 @needs_ffcv

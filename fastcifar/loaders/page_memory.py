@@ -75,8 +75,8 @@ class PageWindow:
             self._reads[page] = self._pool.submit(self._read, page, slot)
         for page in [page for page in self._reads if self._first[page] <= batch]:
             self._reads.pop(page).result()
-        beton = self._beton
-        return self._slots[beton.pages[indices]] * beton.page_size + beton.offsets[indices] % beton.page_size
+        pages, begins = np.divmod(self._beton.offsets[indices], self._beton.page_size)
+        return self._slots[pages] * self._beton.page_size + begins
 
     def _read(self, page: int, slot: int) -> None:
         size, begin = self._beton.page_size, page * self._beton.page_size
