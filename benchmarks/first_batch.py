@@ -31,9 +31,6 @@ OURS = """if True:
         sys.exit(3)
     if sys.argv[1] != "albumentations":
         import fastcifar.augment.numba_kernel
-    if sys.argv[1] == "ffcv":
-        import ffcv.loader
-        torch.set_num_threads(2)  # importing FFCV sets it to 1
     begin = time.perf_counter()
     next(make_loader(sys.argv[2], AugmentConfig(), batch_size=512, loader=sys.argv[1]).epoch(0))
     print(time.perf_counter() - begin, flush=True)

@@ -41,9 +41,9 @@ install --editable '.[dev]'
 
 if have_ffcv_needs || apt_install $FFCV_NEEDS; then
     echo "setup: building FFCV"
-    install --editable '.[ffcv]' || echo "setup: FFCV could not be built; all but the ffcv loader works"
+    install --editable '.[ffcv]' || echo "setup: FFCV could not be built; all but JPEG betons works"
 else
-    echo "setup: FFCV is left out; for the ffcv loader: apt-get install $FFCV_NEEDS && make -B setup"
+    echo "setup: FFCV is left out; for JPEG betons: apt-get install $FFCV_NEEDS && make -B setup"
 fi
 done=yes
 echo "setup: done in $SECONDS s; the program is $VENV/bin/fastcifar"

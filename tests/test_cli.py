@@ -22,6 +22,8 @@ from click.testing import CliRunner, Result
 import fastcifar
 from fastcifar import open_beton
 from fastcifar.cli import main
+from fastcifar.converters import convert
+from fastcifar.converters.synthetic import source as synthetic_source
 from fastcifar.data.manifest import manifest_path
 from fastcifar.errors import MissingExtraError
 from fastcifar.inference.predictions import Predictions
@@ -306,22 +308,26 @@ def test_doctor() -> None:
 
 
 def test_what_is_missing_is_said_with_the_line_that_installs_it(
-    monkeypatch: pytest.MonkeyPatch, data_dir: Path
+    monkeypatch: pytest.MonkeyPatch, data_dir: Path, tmp_path: Path
 ) -> None:
-    for module in ("ffcv", "albumentations"):
+    with synthetic_source(40, 20) as images:
+        convert(images, tmp_path, jpeg_quality=90)
+    for module in ("ffcv", "ffcv.libffcv", "albumentations"):
         monkeypatch.setitem(sys.modules, module, None)
-    for module in ("loaders.ffcv_loader", "loaders.albumentations_loader", "augment.albumentations_kernel"):
+    for module in ("loaders.numba_jpeg", "loaders.albumentations_loader", "augment.albumentations_kernel"):
         monkeypatch.delitem(sys.modules, f"fastcifar.{module}", raising=False)
-    line = refused(3, *train_args(data_dir, "--loader", "ffcv"))
-    assert line.startswith("the ffcv loader needs ffcv, which is not installed")
-    assert line.endswith(
+    jpeg_line = refused(3, *train_args(tmp_path, "--batch-size", 10))
+    assert jpeg_line.startswith("decoding JPEG images needs ffcv, which is not installed")
+    assert jpeg_line.endswith(
         "install it with: apt-get install pkg-config libopencv-dev libturbojpeg0-dev && pip install 'fastcifar[ffcv]'"
     )
     line = refused(3, *train_args(data_dir, "--loader", "albumentations"))
     assert line.endswith("install it with: pip install 'fastcifar[albumentations]'")
     facts = json.loads(run("doctor", "--json").stdout)
-    assert [state["works"] for state in facts["loaders"].values()] == [True, False, False]
-    assert run(*train_args(data_dir)).exit_code == 0
+    assert [state["works"] for state in facts["loaders"].values()] == [True, True, False]
+    assert facts["jpeg"] == {"works": False, "reason": jpeg_line}
+    for loader in ("auto", "ffcv"):
+        assert run(*train_args(data_dir, "--loader", loader)).exit_code == 0
     assert MissingExtraError.exit_code == 3
 
 

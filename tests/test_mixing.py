@@ -34,7 +34,7 @@ from fastcifar.errors import UsageError  # noqa: E402
 from fastcifar.loaders import Batch, Mix, MixedBatch  # noqa: E402
 from fastcifar.training.loss import cross_entropy  # noqa: E402
 from tests.reference import mix_image  # noqa: E402
-from tests.test_loaders import FFCV_SLOW, LOADERS, epoch_of  # noqa: E402
+from tests.test_loaders import LOADERS, epoch_of  # noqa: E402
 from tests.test_torch_kernel import FORMATS, kernel_config  # noqa: E402
 
 MIXUP, CUTMIX, BOTH = (
@@ -253,7 +253,7 @@ def same(a: Batch, b: Batch) -> bool:
     return all(torch.equal(x, y) for x, y in pairs)
 
 
-@pytest.mark.parametrize("name", FFCV_SLOW)
+@pytest.mark.parametrize("name", LOADERS)
 def test_every_loader_mixes_alike_and_as_the_reference(data_dir: Path, name: str) -> None:
     settings: dict[str, Any] = {"batch_size": 100, "seed": 3, "loader": name}
     loader = make_loader(data_dir / "train.beton", AUGMENT, **settings)
@@ -329,7 +329,7 @@ def test_every_number_of_processes_sees_the_same_mixed_batches(data_dir: Path, w
         assert torch.equal(whole.mix.weights, torch.cat([mix.weights for mix in mixes if mix]))
 
 
-@pytest.mark.parametrize("name", FFCV_SLOW)
+@pytest.mark.parametrize("name", LOADERS)
 def test_an_epoch_that_begins_in_the_middle_has_the_same_mixed_batches(data_dir: Path, name: str) -> None:
     def make() -> Any:
         return make_loader(data_dir / "train.beton", AUGMENT, batch_size=100, loader=name, sampler="balanced")

@@ -41,7 +41,7 @@ def bench_loaders(
 
     names = loaders_for(beton)
     for name in names:
-        missing_part(name)  # imports it now: not a part of the first batch
+        missing_part(name, beton.encoding)  # imports it now: not a part of the first batch
 
     def build(name: str) -> measure.Epoch:
         loader = make_loader(beton, _augment_for(beton), batch_size=batch_size, loader=name, device=device, dtype=dtype)

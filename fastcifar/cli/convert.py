@@ -129,7 +129,7 @@ COLOUR = Parsed("colour", _colour, "a colour, e.g. white, black or '#7f7f7f'")
     type=click.Choice(["raw", "jpeg"]),
     default="raw",
     show_default=True,
-    help="jpeg: smaller files for large images; only the ffcv loader reads them.",
+    help="jpeg: smaller files for large images; only the ffcv loader reads them, with FFCV installed.",
 )
 @click.option(
     "--quality", type=click.IntRange(1, 100), default=90, show_default=True, help="JPEG quality, with --encode jpeg."

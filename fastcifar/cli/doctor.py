@@ -30,9 +30,8 @@ def doctor(as_json: bool) -> None:
         ("device", facts["device"] + (", bf16 autocast" if facts["fast_bf16"] else ", float32")),
         ("memory free", f"{facts['free_memory'] / 2**30:.1f} GiB"),
     ]
-    rows += [
-        (f"loader {name}", "works" if state["works"] else state["reason"]) for name, state in facts["loaders"].items()
-    ]
+    states = {f"loader {name}": state for name, state in facts["loaders"].items()} | {"JPEG betons": facts["jpeg"]}
+    rows += [(name, "works" if state["works"] else state["reason"]) for name, state in states.items()]
     click.echo(table(rows))
     show_next(command_line("fastcifar", "convert"))
 
@@ -57,11 +56,11 @@ def _collect_facts() -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             versions[name] = None
     device = choose_device("auto")
-    loaders = {}
-    for name in LOADERS:
-        if name != "auto":
-            problem = missing_part(name)
-            loaders[name] = {"works": problem is None, "reason": str(problem or "")}
+
+    def state(*part: str) -> dict[str, Any]:
+        problem = missing_part(*part)
+        return {"works": problem is None, "reason": str(problem or "")}
+
     return {
         "versions": versions,
         "processor": cpu_name(),
@@ -69,5 +68,6 @@ def _collect_facts() -> dict[str, Any]:
         "device": f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device),
         "fast_bf16": has_fast_bf16(device),
         "free_memory": free_memory(device),
-        "loaders": loaders,
+        "loaders": {name: state(name) for name in LOADERS if name != "auto"},
+        "jpeg": state("ffcv", "jpeg"),
     }

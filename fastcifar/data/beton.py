@@ -195,7 +195,7 @@ def open_beton(path: str | os.PathLike[str], *, in_memory: bool = False) -> Beto
 
 
 def _check_jpeg_headers(file: BetonFile, tables: Tables) -> None:
-    """Raise DataError unless each header says `image_shape`: FFCV trusts it. See also `loaders.ffcv_loader`."""
+    """Raise DataError unless each header says `image_shape`: FFCV trusts it. See also `loaders.numba_jpeg`."""
     for index, (start, size) in enumerate(zip(tables.offsets.tolist(), tables.sizes.tolist(), strict=True)):
         if jpeg.read_shape(file.read(start, size).tobytes()) != tables.image_shape:
             height, width, _ = tables.image_shape

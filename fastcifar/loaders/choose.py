@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import logging
 import os
 import threading
@@ -18,6 +17,7 @@ from fastcifar.data.beton import Beton, empty_classes, open_beton
 from fastcifar.errors import FastcifarError, UsageError
 from fastcifar.io.paths import user_path
 from fastcifar.loaders.base import SHARE_OF_MEMORY, Loader, free_memory, loaders_for, usable_device
+from fastcifar.loaders.ffcv_loader import FfcvLoader, jpeg_decoder
 from fastcifar.loaders.resident import ResidentLoader
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def choose_loader(
     """The loader for betons that are used together, and the betons, opened as it needs them.
 
     loader 'auto': 'albumentations' for a pipeline of Albumentations, 'ffcv' for JPEG images, 'resident' where the
-    betons fit into the memory of `device`, else 'ffcv' (or 'albumentations', where FFCV is not installed).
+    betons fit into the memory of `device`, else 'ffcv'.
     """
     name, reason, has_pipeline = loader, "by request", augment is not None and augment.pipeline is not None
     if loader == "auto" and has_pipeline:
@@ -62,10 +62,7 @@ def _loader_for_size(num_bytes: int, device: torch.device) -> tuple[str, str]:
     size, memory = f"{num_bytes / 2**20:.0f} MiB", f"{device.type.upper()} memory"
     if _fits(num_bytes, device):
         return "resident", f"{size} fit into {memory}"
-    reason = f"{size} do not fit into {memory}"
-    if importlib.util.find_spec("ffcv") is not None:
-        return "ffcv", reason
-    return "albumentations", f"{reason}, and FFCV is not installed"
+    return "ffcv", f"{size} do not fit into {memory}"
 
 
 def _fits(num_bytes: int, device: torch.device | None = None) -> bool:
@@ -106,21 +103,19 @@ def _size_of(beton: Beton | str | os.PathLike[str]) -> int:
 
 
 def loader_class(name: str) -> type[Loader]:
-    if name == "ffcv":
-        from fastcifar.loaders.ffcv_loader import FfcvLoader
-
-        return FfcvLoader
     if name == "albumentations":
         from fastcifar.loaders.albumentations_loader import AlbumentationsLoader
 
         return AlbumentationsLoader
-    return ResidentLoader
+    return {"ffcv": FfcvLoader, "resident": ResidentLoader}[name]
 
 
-def missing_part(name: str) -> FastcifarError | None:
-    """Why the loader `name` cannot be used, or None if it can."""
+def missing_part(name: str, encoding: str = "raw") -> FastcifarError | None:
+    """Why the loader `name` cannot read images of this encoding, 'raw' or 'jpeg', or None if it can."""
     try:
         loader_class(name)
+        if encoding == "jpeg":
+            jpeg_decoder()
     except FastcifarError as error:
         return error
     return None

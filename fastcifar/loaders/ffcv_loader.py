@@ -1,5 +1,5 @@
-"""Images that stay in the file: a thread reads them ahead, JPEG images with FFCV's decoder. The only importer of FFCV,
-with `numba_jpeg`.
+"""Images that stay in the file: a thread reads them ahead, JPEG images with FFCV's decoder (`numba_jpeg`). Raw images
+need no FFCV.
 
 FFCV's `Loader` checks no file, loses errors, and compiles its operations anew for each loader; its random operations
 follow no seed. Here the file is what `fastcifar.data.beton` has checked, and the kernels are ours. A JPEG image that
@@ -13,7 +13,6 @@ import queue
 import threading
 from collections.abc import Callable, Generator
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import numpy.typing as npt
@@ -22,23 +21,10 @@ import torch
 from fastcifar.augment.kernel import make_kernel, numba_module
 from fastcifar.augment.params import AugmentParams
 from fastcifar.data.beton import Beton, images_at
-from fastcifar.errors import DataError, FastcifarError, MissingExtraError, describe
+from fastcifar.errors import DataError, FastcifarError
 from fastcifar.loaders.base import SHARE_OF_MEMORY, Indices, Loader, LoaderConfig, free_memory
 from fastcifar.loaders.batch import Batch
 from fastcifar.loaders.page_memory import PageWindow, WholeFile
-
-NUM_THREADS = torch.get_num_threads()
-try:
-    # importing FFCV fills a typed dictionary, which Numba compiles for 2.5 s; compiled code never reads it
-    with patch("numba.typed.Dict", dict):
-        import ffcv.libffcv  # noqa: F401
-except ImportError as error:
-    raise MissingExtraError("the ffcv loader", "ffcv", str(error)) from error
-except Exception as error:  # Numba, for one of its environment variables
-    reason = describe(error)
-    raise FastcifarError(f"the ffcv loader cannot be used: {reason}; use --loader resident") from error
-finally:
-    torch.set_num_threads(NUM_THREADS)  # importing FFCV sets it to 1
 
 BATCHES_AHEAD = 3
 POLL_S = 0.1
@@ -51,7 +37,7 @@ class FfcvLoader(Loader):
 
     def __init__(self, beton: Beton, config: LoaderConfig, indices: Indices) -> None:
         super().__init__(beton, config, indices)
-        self._decode = _jpeg_decoder() if beton.encoding == "jpeg" else None
+        self._decode = jpeg_decoder() if beton.encoding == "jpeg" else None
         self._kernel = make_kernel(config.unmixed)
         positions = np.arange(config.batch_size // config.world_size)
         arrays = (positions * int(np.prod(beton.image_shape)), positions)
@@ -91,14 +77,15 @@ class FfcvLoader(Loader):
         self._kernel.close()
 
 
-def _jpeg_decoder() -> Callable[..., int]:
+def jpeg_decoder() -> Callable[..., int]:
+    """`fastcifar.loaders.numba_jpeg.decode_slice`, compiled. Raises FastcifarError, MissingExtraError."""
     try:
         numba_module()
     except ImportError as error:
         raise FastcifarError(f"JPEG images cannot be decoded ({error})") from error
-    from fastcifar.loaders import numba_jpeg
+    from fastcifar.loaders.numba_jpeg import load
 
-    return numba_jpeg.load()
+    return load()
 
 
 class _Epoch(threading.Thread):
@@ -153,7 +140,7 @@ class _Epoch(threading.Thread):
         if isinstance(item, FastcifarError):
             raise item
         if isinstance(item, BaseException):
-            raise FastcifarError(f"FFCV failed while reading ({type(item).__name__}: {item})") from item
+            raise FastcifarError(f"{self._beton.path}: reading failed ({type(item).__name__}: {item})") from item
         images: npt.NDArray[np.uint8] = item
         return images
 

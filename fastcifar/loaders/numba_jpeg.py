@@ -1,4 +1,5 @@
-"""JPEG images of one size, decoded by FFCV's function in a loop that Numba compiles once and keeps on disk.
+"""JPEG images of one size, decoded by FFCV's function in a loop that Numba compiles once and keeps on disk. The only
+importer of FFCV.
 
 FFCV's own loop is compiled for each loader, and ignores failures: the image that was in the slot before remains.
 """
@@ -8,13 +9,27 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import patch
 
 import llvmlite.binding
 import numpy as np
-from ffcv.libffcv import ctypes_imdecode
+import torch
 from numba import types
 
 from fastcifar.augment.numba_kernel import compiled
+from fastcifar.errors import FastcifarError, MissingExtraError, describe
+
+NUM_THREADS = torch.get_num_threads()
+try:
+    # importing FFCV fills a typed dictionary, which Numba compiles for 2.5 s; compiled code never reads it
+    with patch("numba.typed.Dict", dict):
+        from ffcv.libffcv import ctypes_imdecode
+except ImportError as error:
+    raise MissingExtraError("decoding JPEG images", "ffcv", str(error)) from error
+except Exception as error:  # of a package that FFCV imports
+    raise FastcifarError(f"JPEG images cannot be decoded ({describe(error)}); convert without --encode jpeg") from error
+finally:
+    torch.set_num_threads(NUM_THREADS)  # importing FFCV sets it to 1
 
 SYMBOL = "fastcifar_imdecode"
 llvmlite.binding.add_symbol(SYMBOL, ctypes.cast(ctypes_imdecode, ctypes.c_void_p).value)
