@@ -32,7 +32,7 @@ from tests.workers import WorkerGroup, worker_group
 LIMIT_S = 300
 
 
-@pytest.mark.parametrize("loader", ["resident", pytest.param("ffcv", marks=pytest.mark.slow), "albumentations"])
+@pytest.mark.parametrize("loader", ["resident", "ffcv", "albumentations"])
 @pytest.mark.parametrize("count", [2, 4])
 def test_slices_of_all_ranks_are_the_batch(data_dir: Path, loader: str, count: int) -> None:
     if (missing := missing_part(loader)) is not None:

@@ -1,4 +1,4 @@
-"""Batches by worker processes with Albumentations, read from the beton: needs neither FFCV nor a compiler."""
+"""Batches by worker processes with Albumentations, read from the beton."""
 
 from __future__ import annotations
 
