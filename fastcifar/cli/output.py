@@ -33,7 +33,8 @@ class _StderrHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         message = one_line(record.getMessage())  # it may quote a file: no control characters
-        text = _between_fields(message) if record.levelno < logging.WARNING else f"warning: {message}"
+        is_terminal = self.console is not None or sys.stderr.isatty()  # early versions of rich hide it
+        text = f"warning: {message}" if record.levelno >= logging.WARNING else _between_fields(message, is_terminal)
         try:
             if self.console is None:
                 click.echo(text, err=True)
@@ -105,9 +106,9 @@ def train_command(class_counts: Sequence[int], *arguments: str | os.PathLike[str
     return command_line("fastcifar", "train", *arguments, *batch_size)
 
 
-def _between_fields(text: str) -> str:
+def _between_fields(text: str, is_terminal: bool) -> str:
     """A line of fields, with two spaces between them, on as many lines as a narrow terminal needs."""
-    available = shutil.get_terminal_size().columns if sys.stderr.isatty() else sys.maxsize
+    available = shutil.get_terminal_size().columns if is_terminal else sys.maxsize
     line, *fields = text.split("  ")
     lines = [line]
     for each in fields:
