@@ -205,12 +205,13 @@ class _Batches(Dataset[Any]):
     def _images(self, epoch: int, slots: Indices, indices: Indices) -> torch.Tensor:
         if self._params is None or self._epoch != epoch:  # a pure function of the epoch: the same in each worker
             self._epoch, self._params = epoch, epoch_params(self._beton, self._config, epoch)
+            self._seeds = raw_bits(self._config.seed, epoch, "pipeline", len(self._beton)) >> np.uint64(32)
         images = self._beton.images(indices)
         if self._pipeline is None:
             images = augment_batch(images, self._params[slots], self._operations)
         else:
-            seeds = raw_bits(self._config.seed, epoch, "pipeline", len(self._beton))[slots] >> np.uint64(32)
-            images = np.stack([self._pipeline(image, int(seed)) for image, seed in zip(images, seeds, strict=True)])
+            seeds = self._seeds[slots].tolist()
+            images = np.stack([self._pipeline(image, seed) for image, seed in zip(images, seeds, strict=True)])
         if self._config.dtype == torch.uint8:
             return torch.from_numpy(images)
         floats = images.astype(np.float32)
