@@ -22,8 +22,6 @@ from click.testing import CliRunner, Result
 import fastcifar
 from fastcifar import open_beton
 from fastcifar.cli import main
-from fastcifar.converters import convert
-from fastcifar.converters.synthetic import source as synthetic_source
 from fastcifar.data.manifest import manifest_path
 from fastcifar.errors import MissingExtraError
 from fastcifar.inference.predictions import Predictions
@@ -308,15 +306,16 @@ def test_doctor() -> None:
 
 
 def test_what_is_missing_is_said_with_the_line_that_installs_it(
-    monkeypatch: pytest.MonkeyPatch, data_dir: Path, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, data_dir: Path, image_folder: ImageFolder
 ) -> None:
-    with synthetic_source(40, 20) as images:
-        convert(images, tmp_path, jpeg_quality=90)
     for module in ("ffcv", "ffcv.libffcv", "albumentations"):
         monkeypatch.setitem(sys.modules, module, None)
     for module in ("loaders.numba_jpeg", "loaders.albumentations_loader", "augment.albumentations_kernel"):
         monkeypatch.delitem(sys.modules, f"fastcifar.{module}", raising=False)
-    jpeg_line = refused(3, *train_args(tmp_path, "--batch-size", 10))
+    source = image_folder(each=20, side=32)
+    converted = run("convert", "--source", source, "--encode", "jpeg", "--data-dir", "jpeg")
+    jpeg_line = refused(3, *train_args(Path("jpeg"), "--batch-size", 10))
+    assert (converted.exit_code, converted.stderr.startswith(f"warning: {jpeg_line}")) == (0, True)
     assert jpeg_line.startswith("decoding JPEG images needs ffcv, which is not installed")
     assert jpeg_line.endswith(
         "install it with: apt-get install pkg-config libopencv-dev libturbojpeg0-dev && pip install 'fastcifar[ffcv]'"

@@ -8,9 +8,11 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import warnings
 import weakref
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,7 @@ from fastcifar.data.beton import Beton
 from fastcifar.data.manifest import manifest_path
 from fastcifar.data.tables import MIN_PAGE_SIZE
 from fastcifar.errors import DataError, FastcifarError, UsageError
-from fastcifar.loaders import Batch, Loader, choose_loader, missing_part
+from fastcifar.loaders import Batch, Loader, choose_loader, missing_part, open_for
 from tests.reference import augment_image, normalise_image
 
 LOADERS = [
@@ -751,6 +753,22 @@ def test_what_was_checked_is_what_is_read(own_data_dir: Path, name: str) -> None
     after = [batch.images for batch in loader.epoch(0)]
     loader.close()
     assert all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_a_beton_is_open_when_no_thread_imports_any_more(
+    data_dir: Path, tmp_path: Path, is_damaged: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numba imports parts of packages that the caller imports next: in two threads at once that can be a deadlock."""
+    loaded = []
+    monkeypatch.setattr("fastcifar.loaders.choose._load_cpu_kernel", lambda: (time.sleep(0.3), loaded.append(True)))
+    path = data_dir / "train.beton"
+    if is_damaged:
+        path = tmp_path / "train.beton"
+        path.write_bytes(b"no beton")
+    with pytest.raises(DataError) if is_damaged else nullcontext():
+        open_for("resident", path)
+    assert loaded
 
 
 def test_auto_chooses_by_size(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

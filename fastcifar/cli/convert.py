@@ -185,6 +185,11 @@ def convert(
 
     if encode != "jpeg" and given_on_command_line(context, ["quality"]):
         raise UsageError(f"--quality is {quality}, and --encode {encode}; expected --encode jpeg")
+    if encode == "jpeg":
+        from fastcifar.loaders import missing_part
+
+        if (problem := missing_part("ffcv", "jpeg")) is not None:  # said before an hour of converting
+            log.warning("%s", problem)
     edits = read_edits(drop, drop_kinds or (), relabel) if drop or drop_kinds or relabel else None
     for action, file, found in (("drop", drop, edits and edits.drop), ("relabel", relabel, edits and edits.relabel)):
         if file is not None and not found:

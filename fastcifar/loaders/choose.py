@@ -76,13 +76,17 @@ def open_for(loader: str, path: str | os.PathLike[str], device: torch.device | s
     """
     path = user_path(path, "beton")
     size = _size_of(path)
-    if size and loader != "albumentations" and usable_device(device).type == "cpu":
-        threading.Thread(target=_load_cpu_kernel, name="fastcifar-load").start()
     if loader == "resident" and size > (free := free_memory()):
         raise UsageError(
             f"{path}: {size >> 20:,} MiB do not fit into {free >> 20:,} MiB of free memory; use --loader ffcv"
         )
-    beton = open_beton(path, in_memory=loader == "resident" or _fits(size))
+    with contextlib.ExitStack() as stack:
+        if size and loader != "albumentations" and usable_device(device).type == "cpu":
+            loading = threading.Thread(target=_load_cpu_kernel, name="fastcifar-load")
+            loading.start()
+            # two threads that import parts of one package can fail with a deadlock: nothing else is imported until then
+            stack.callback(loading.join)
+        beton = open_beton(path, in_memory=loader == "resident" or _fits(size))
     if not beton.verified:
         log.warning("%s has no manifest: its structure was checked, its pixels cannot be", beton.path)
     if warning := empty_classes(beton):
