@@ -15,6 +15,7 @@ from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset
 
@@ -191,7 +192,8 @@ class _Batches(Dataset[Any]):
         self._pipeline = None if pipeline is None else Pipeline(pipeline)
         self._operations = AlbumentationsAugment(config)
         self._epoch: int | None = None
-        self._params: AugmentParams | None = None
+        self._params: AugmentParams
+        self._seeds: npt.NDArray[np.uint64]
 
     def __getitem__(self, request: tuple[int, Indices, Indices]) -> _Pickled:
         """The images, moved to shared memory here: in the thread in which torch does it, errors are lost."""
@@ -203,9 +205,12 @@ class _Batches(Dataset[Any]):
             raise RuntimeError(describe(error)) from error
 
     def _images(self, epoch: int, slots: Indices, indices: Indices) -> torch.Tensor:
-        if self._params is None or self._epoch != epoch:  # a pure function of the epoch: the same in each worker
-            self._epoch, self._params = epoch, epoch_params(self._beton, self._config, epoch)
-            self._seeds = raw_bits(self._config.seed, epoch, "pipeline", len(self._beton)) >> np.uint64(32)
+        if self._epoch != epoch:  # pure functions of the epoch: the same in each worker
+            if self._pipeline is None:
+                self._params = epoch_params(self._beton, self._config, epoch)
+            else:
+                self._seeds = raw_bits(self._config.seed, epoch, "pipeline", len(self._beton)) >> np.uint64(32)
+            self._epoch = epoch
         images = self._beton.images(indices)
         if self._pipeline is None:
             images = augment_batch(images, self._params[slots], self._operations)

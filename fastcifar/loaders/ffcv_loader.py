@@ -1,10 +1,10 @@
 """Images that stay in the file: a thread reads them ahead, JPEG images with FFCV's decoder (`numba_jpeg`). Raw images
 need no FFCV.
 
-FFCV's `Loader` checks no file, loses errors, and compiles its operations anew for each loader; its random operations
-follow no seed. Here the file is what `fastcifar.data.beton` has checked, and the kernels are ours. A JPEG image that
-libjpeg warns about stops the epoch; one with changed bytes that still decode is only detected by the SHA-256 of the
-manifest.
+FFCV's `Loader` does not check the file, does not report errors of its threads, and compiles its operations anew for
+each loader; its random operations follow no seed. Here the file is what `fastcifar.data.beton` has checked, and the
+kernels are ours. A JPEG image that libjpeg warns about stops the epoch; one with changed bytes that still decode is
+only detected by the SHA-256 of the manifest.
 """
 
 from __future__ import annotations
