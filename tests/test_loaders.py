@@ -23,6 +23,7 @@ import torch
 
 from fastcifar import AugmentConfig, make_loader, open_beton
 from fastcifar.augment.params import sample_params
+from fastcifar.augment.torch_kernel import TorchKernel
 from fastcifar.config import NO_AUGMENT, read_pipeline
 from fastcifar.converters import Sample, Source, convert
 from fastcifar.converters.synthetic import SyntheticSplit
@@ -307,6 +308,8 @@ def test_a_balanced_sampler_draws_the_same_images_on_every_loader(
     images = torch.cat([batch.images for batch in got])
     rare = [images[indices == index] for index in np.flatnonzero(loader.beton.labels)]
     assert all(len(each) == 10 and len(torch.unique(each, dim=0)) > 5 for each in rare), "repeats look the same"
+    with pytest.raises(UsageError, match="sampler 'balanced' delivers some images twice"):
+        loader.params(1)
     per_batch = [float(batch.labels.float().mean()) for batch in got]
     assert min(per_batch) > 0.2
 
@@ -414,7 +417,8 @@ def test_a_shuffle_that_needs_more_memory_than_is_free_is_refused(
 
     monkeypatch.setattr(ffcv_stream, "free_memory", lambda: 6 * 2**20)
     loader = make_loader(open_beton(paged_dir / "train.beton"), loader="ffcv", batch_size=500)
-    with pytest.raises(UsageError, match="3 pages, 6 MiB, would be in memory at once; 4 MiB are free; use --shuffle"):
+    message = "3 pages, 6 MiB, would be in memory at once; expected at most 4 MiB; use --shuffle"
+    with pytest.raises(UsageError, match=message):
         next(loader.epoch(0))
 
 
@@ -707,14 +711,16 @@ def test_a_second_process_compiles_nothing_to_decode_jpeg_images(jpeg_dir: Path,
 
 @needs_ffcv
 def test_ffcv_leaves_torchs_threads_alone(jpeg_dir: Path) -> None:
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(2)
-        loader = make_loader(jpeg_dir / "train.beton", batch_size=20, loader="ffcv")
-        list(loader.epoch(0))
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
+    """In a process of its own: FFCV sets them when it is imported."""
+    code = """if True:
+        import sys, torch
+        from fastcifar import make_loader
+        torch.set_num_threads(3)
+        list(make_loader(sys.argv[1], batch_size=20, loader="ffcv").epoch(0))
+        print("ffcv" in sys.modules, torch.get_num_threads())
+    """
+    command = [sys.executable, "-c", code, str(jpeg_dir / "train.beton")]
+    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout.split() == ["True", "3"]
 
 
 @pytest.mark.slow
@@ -780,6 +786,64 @@ def test_auto_chooses_by_size(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -
     assert choose_loader("auto", betons[1:]).name == "resident"
     assert choose_loader("auto", betons).name == "ffcv"
     assert choose_loader("resident", betons).name == "resident"
+
+
+def test_auto_counts_what_is_still_to_be_copied_by_all_processes(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = data_dir / "train.beton"
+    size = path.stat().st_size
+    monkeypatch.setattr("fastcifar.loaders.choose.free_memory", lambda device=None: 2 * size)
+    assert choose_loader("auto", [path]).name == "resident"
+    assert choose_loader("auto", [path], num_processes=2).name == "ffcv"
+    opened = open_beton(path, in_memory=True)
+    monkeypatch.setattr("fastcifar.loaders.choose.free_memory", lambda device: 1)
+    assert choose_loader("auto", [opened]).name == "resident"
+
+
+def test_auto_needs_memory_for_the_copy_that_a_gpu_gets(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, free = torch.device("cuda"), {"cuda": 80 * 2**30, "cpu": 2**20}
+    monkeypatch.setattr("fastcifar.loaders.choose.usable_device", lambda device: gpu)
+    monkeypatch.setattr(
+        "fastcifar.loaders.choose.free_memory", lambda device=None: free["cpu" if device is None else device.type]
+    )
+    choice = choose_loader("auto", [data_dir / "train.beton"], device=gpu)
+    assert (choice.name, "do not fit into CPU memory" in choice.reason) == ("ffcv", True)
+    free["cpu"], free["cuda"] = free["cuda"], free["cpu"]
+    choice = choose_loader("auto", [data_dir / "train.beton"], device=gpu)
+    assert (choice.name, "do not fit into CUDA memory" in choice.reason) == ("ffcv", True)
+
+
+def test_loaders_of_one_beton_hold_it_once(data_dir: Path) -> None:
+    beton = open_beton(data_dir / "train.beton")
+    reads: list[int] = []
+    read_into = beton.file.read_into
+    beton.file.read_into = lambda out, start: (reads.append(len(out)), read_into(out, start))[1]  # type: ignore[method-assign]
+    loaders = [make_loader(beton, loader="resident", batch_size=20, train=train) for train in (True, False)]
+    assert reads == [beton.num_bytes]
+    first, second = (next(loader.epoch(0)) for loader in loaders)
+    assert first.images.shape == second.images.shape
+    del loaders, first, second
+    gc.collect()
+    assert not beton.file.loaded, "it is kept after the last loader"
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+@pytest.mark.parametrize("name", LOADERS)
+@pytest.mark.parametrize("numba", [True, False])
+def test_a_rank_may_have_no_image_of_the_last_batch(
+    name: str, in_memory: bool, numba: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not numba:
+        monkeypatch.setattr("fastcifar.loaders.ffcv_loader.make_kernel", TorchKernel)
+        monkeypatch.setattr("fastcifar.loaders.resident.make_kernel", TorchKernel)
+    pixels = np.full((5, 8, 8, 3), 100, np.uint8)
+    splits = {"train": ArraySplit(pixels), "test": ArraySplit(pixels[:1])}
+    convert(Source(description="", class_names=("a", "b"), splits=splits), tmp_path)
+    for split, expected in (("train", [1, 0]), ("test", [0])):
+        beton = open_beton(tmp_path / f"{split}.beton", in_memory=in_memory)
+        loader = make_loader(beton, loader=name, train=False, batch_size=4, rank=3, world_size=4)
+        assert [batch.images.shape for batch in epoch_of(loader)] == [(num, 3, 8, 8) for num in expected]
 
 
 @pytest.mark.parametrize(

@@ -177,7 +177,7 @@ class TorchKernel:
         config = self._config
         size = math.prod(config.image_shape)
         # every run of `size` bytes as a row, without copying: indexing it by offset gathers whole images
-        windows = data.as_strided((len(data) - size + 1, size), (1, 1))
+        windows = data.as_strided((max(len(data) - size + 1, 0), size), (1, 1))
         images = windows[offsets[indices]].view(-1, *config.image_shape)  # (B, H, W, 3) uint8
         batch_params = {name: column[indices] for name, column in params.items()}
         images = apply_params(images, batch_params, config.augment, self._fill)

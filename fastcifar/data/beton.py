@@ -150,7 +150,7 @@ def images_at(memory: Bytes, starts: npt.NDArray[np.int64], image_shape: tuple[i
     """Copies of the raw images that begin at `starts`, (B,), in `memory`, (num_bytes,) uint8 -> (B, H, W, 3) uint8."""
     # every window of one image's size, without a copy; indexing copies those that are selected
     size = int(np.prod(image_shape))
-    windows = np.lib.stride_tricks.as_strided(memory, (len(memory) - size + 1, size), (1, 1), writeable=False)
+    windows = np.lib.stride_tricks.as_strided(memory, (max(len(memory) - size + 1, 0), size), (1, 1), writeable=False)
     return windows[starts].reshape(-1, *image_shape)
 
 

@@ -10,7 +10,7 @@ import tempfile
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, TypeAlias
+from typing import IO, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,8 @@ class BetonFile:
         self.size, self._modified_ns = self._stat()  # when it was opened
         self.memory: Bytes | None = None
         """The whole file, (size,) uint8, read-only, if this is a private copy."""
+        self.loaded: weakref.WeakValueDictionary[Any, Any] = weakref.WeakValueDictionary()
+        """The whole file as kernels read it, while a loader uses it: by type of kernel and device."""
         if in_memory:
             mapped = mmap.mmap(descriptor, self.size, access=mmap.ACCESS_READ) if self.size else b""
             self.memory = np.frombuffer(mapped, dtype=np.uint8)

@@ -31,7 +31,7 @@ from fastcifar.system.thread_pool import Threads
 
 log = logging.getLogger(__name__)
 Indices = npt.NDArray[np.int64]
-SHARE_OF_MEMORY = 0.7  # of the free memory: what a dataset may take
+SHARE_OF_MEMORY = 0.7  # of the free memory: what the datasets of all processes of a machine may take
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -187,7 +187,14 @@ class Loader(Conventions, ABC):
 
     def params(self, epoch: int) -> AugmentParams:
         """The augmentation parameters of an epoch, one row per image of the beton: see
-        `fastcifar.augment.params.sample_params`."""
+        `fastcifar.augment.params.sample_params`.
+
+        Raises UsageError for the sampler 'balanced': an image that is delivered twice is augmented in two ways.
+        """
+        if self.config.sampler == "balanced":
+            raise UsageError(
+                "params are of one image each, and sampler 'balanced' delivers some images twice; use sampler 'none'"
+            )
         return epoch_params(self.beton, self.config, epoch)
 
     def plan(self, epoch: int) -> EpochPlan:

@@ -40,37 +40,47 @@ def choose_loader(
     *,
     augment: AugmentConfig | None = None,
     device: torch.device | str = "cpu",
+    num_processes: int = 1,
 ) -> LoaderChoice:
     """The loader for betons that are used together, and the betons, opened as it needs them.
 
     loader 'auto': 'albumentations' for a pipeline of Albumentations, 'ffcv' for JPEG images, 'resident' where the
-    betons fit into the memory of `device`, else 'ffcv'.
+    betons fit into memory and into that of `device`, else 'ffcv'.
+    num_processes: how many processes of this machine do the same.
     """
     name, reason, has_pipeline = loader, "by request", augment is not None and augment.pipeline is not None
     if loader == "auto" and has_pipeline:
         name, reason = "albumentations", "augment is a pipeline of Albumentations"
     elif loader == "auto":
-        name, reason = _loader_for_size(sum(map(_size_of, betons)), usable_device(device))
-    opened = [beton if isinstance(beton, Beton) else open_for(name, beton, device) for beton in betons]
+        name, reason = _loader_for_size(betons, usable_device(device), num_processes)
+    opened = [beton if isinstance(beton, Beton) else open_for(name, beton, device, num_processes) for beton in betons]
     for beton in opened:
         if loader == "auto" and not has_pipeline and name not in loaders_for(beton):
             name, reason = loaders_for(beton)[0], "the images are JPEG"
     return LoaderChoice(name, reason, opened)
 
 
-def _loader_for_size(num_bytes: int, device: torch.device) -> tuple[str, str]:
-    size, memory = f"{num_bytes / 2**20:.0f} MiB", f"{device.type.upper()} memory"
-    if _fits(num_bytes, device):
-        return "resident", f"{size} fit into {memory}"
-    return "ffcv", f"{size} do not fit into {memory}"
+def _loader_for_size(
+    betons: Sequence[Beton | str | os.PathLike[str]], device: torch.device, num_processes: int
+) -> tuple[str, str]:
+    num_bytes = sum(map(_size_of, betons))
+    to_copy = sum(_size_of(beton) for beton in betons if not (isinstance(beton, Beton) and beton.in_memory))
+    size = f"{num_bytes / 2**20:.0f} MiB"
+    if not _fits(num_processes * to_copy):  # also for a GPU, whose copy is made from that in memory
+        return "ffcv", f"{size} do not fit into CPU memory"
+    if device.type == "cuda" and not _fits(num_bytes, device):
+        return "ffcv", f"{size} do not fit into CUDA memory"
+    return "resident", f"{size} fit into {device.type.upper()} memory"
 
 
 def _fits(num_bytes: int, device: torch.device | None = None) -> bool:
     return num_bytes < SHARE_OF_MEMORY * free_memory(device)
 
 
-def open_for(loader: str, path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Beton:
-    """Open a beton as the loader needs it: as a private copy in memory if it fits there.
+def open_for(
+    loader: str, path: str | os.PathLike[str], device: torch.device | str = "cpu", num_processes: int = 1
+) -> Beton:
+    """Open a beton as the loader needs it: as a private copy in memory if the copies of all processes fit there.
 
     The CPU kernel, if the loader will use it on `device`, is loaded while the file is copied and hashed.
     """
@@ -86,7 +96,7 @@ def open_for(loader: str, path: str | os.PathLike[str], device: torch.device | s
             loading.start()
             # two threads that import parts of one package can fail with a deadlock: nothing else is imported until then
             stack.callback(loading.join)
-        beton = open_beton(path, in_memory=loader == "resident" or _fits(size))
+        beton = open_beton(path, in_memory=loader == "resident" or _fits(num_processes * size))
     if not beton.verified:
         log.warning("%s has no manifest: its structure was checked, its pixels cannot be", beton.path)
     if warning := empty_classes(beton):

@@ -50,7 +50,8 @@ class FfcvLoader(Loader):
         if not batches:
             return
         device = self.config.device
-        stream = _Epoch(self.beton, [indices for _, indices in batches], self._decode)
+        limit = int(SHARE_OF_MEMORY * free_memory()) // self.config.world_size
+        stream = _Epoch(self.beton, [indices for _, indices in batches], limit, self._decode)
         try:
             for slots, indices in batches:
                 wait, mix = self.mixed(self._launch(stream.get(), plan.params[slots]), plan, slots)
@@ -91,14 +92,12 @@ def jpeg_decoder() -> Callable[..., int]:
 class _Epoch(threading.Thread):
     """Decodes the next batches. An error in it reaches the caller of `get`; `stop` ends it, in whatever state it is."""
 
-    def __init__(self, beton: Beton, batches: list[Indices], decode: Callable[..., int] | None) -> None:
+    def __init__(self, beton: Beton, batches: list[Indices], limit: int, decode: Callable[..., int] | None) -> None:
+        """limit: bytes that pages of the file may take."""
         super().__init__(daemon=True)
         self._beton, self._batches, self._decode = beton, batches, decode
         self._pages: WholeFile | PageWindow
-        if beton.in_memory:
-            self._pages = WholeFile(beton)
-        else:
-            self._pages = PageWindow(beton, batches, int(SHARE_OF_MEMORY * free_memory()))
+        self._pages = WholeFile(beton) if beton.in_memory else PageWindow(beton, batches, limit)
         self._ready: queue.Queue[Any] = queue.Queue(BATCHES_AHEAD)
         self._stopped = threading.Event()
         self.start()

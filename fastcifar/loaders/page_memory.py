@@ -52,10 +52,10 @@ class PageWindow:
         if num_slots * page_size > limit:
             raise UsageError(
                 f"{beton.path}: {num_slots} pages, {num_slots * page_size >> 20} MiB, would be in memory at once; "
-                f"{limit >> 20} MiB are free; use --shuffle window"
+                f"expected at most {limit >> 20} MiB; use --shuffle window, or free memory"
             )
         self.memory = np.empty(num_slots * page_size, dtype=np.uint8)
-        self._slots = np.zeros(int(pages.max()) + 1, dtype=np.int64)
+        self._slots = np.zeros(int(pages.max(initial=-1)) + 1, dtype=np.int64)
         self._free = list(range(num_slots))
         self._reads: dict[int, Future[None]] = {}
 

@@ -25,7 +25,10 @@ class ResidentLoader(Loader):
     def __init__(self, beton: Beton, config: LoaderConfig, indices: Indices) -> None:
         super().__init__(beton, config, indices)
         self._kernel = make_kernel(config.unmixed)
-        self._data = self._kernel.to_device(beton.read_all())
+        loaded, key = beton.file.loaded, (type(self._kernel), config.device)
+        self._data = loaded.get(key)  # of another loader: images to train and to validate on are in one beton
+        if self._data is None:
+            self._data = loaded[key] = self._kernel.to_device(beton.read_all())
         self._offsets, self._labels = map(self._kernel.to_device, (beton.offsets, beton.labels))
 
     def _epoch(self, epoch: int, start: int) -> Generator[Batch, None, None]:

@@ -40,7 +40,9 @@ class Loaders:
         self._config, self._device, self._distributed = config, device, distributed
         data, num_processes = config.data, distributed.world_size
         images: Sequence[Any] = betons or [Path(data.data_dir) / name for name in ("train.beton", "test.beton")]
-        self.choice = choose_loader(data.loader, images, augment=config.augment, device=device)
+        self.choice = choose_loader(
+            data.loader, images, augment=config.augment, device=device, num_processes=distributed.local_world_size
+        )
         self._beton, test = self.choice.betons
         require_classes(self._beton.path, self._beton.class_names)
         names, labels = self._beton.class_names, self._beton.labels
