@@ -270,7 +270,8 @@ def test_threads_are_those_asked_for_or_no_more_than_the_limits(monkeypatch: pyt
         torch.set_num_threads(before)
 
 
-def test_other_processes_are_seen_and_niced_ones_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("own_niceness", [0, 10])
+def test_other_processes_are_seen_and_niced_ones_are_not(own_niceness: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def now(seconds: float, user: int, nice: int, own: float) -> None:
         busy = f"{user} {nice} 0 900 0 0 0 0"
         text = f"cpu {2 * user} 0 0 0\ncpu0 {busy}\ncpu1 {busy}\ncpu2 9999 0 0 0 0 0 0 0\n"
@@ -280,10 +281,12 @@ def test_other_processes_are_seen_and_niced_ones_are_not(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
     monkeypatch.setattr(os, "sysconf", lambda name: 100)
+    monkeypatch.setattr(os, "getpriority", lambda which, pid: own_niceness)
     now(0.0, user=0, nice=0, own=0.0)
     load = OtherLoad()
     assert load.cpus() is None  # too early to say
-    now(10.0, user=1_000, nice=5_000, own=12.0)  # of 20 CPU seconds we had 12
+    others = 1_000 if own_niceness == 0 else 400  # of 20 CPU seconds we had 12: as `user`, or as `nice`
+    now(10.0, user=others, nice=5_000, own=12.0)
     assert load.cpus() == pytest.approx(0.8)
 
 

@@ -562,6 +562,7 @@ def test_each_module_can_be_imported_first(module: str) -> None:
     [
         ({}, "crop padding 4, flip, cutout 8"),
         ({"crop_padding": 0, "flip": False, "cutout_size": 0}, "none"),
+        ({"crop_padding": 0, "flip": False, "cutout_size": 0, "brightness": 20}, "colour"),
         (
             {"cutout_size": 0, "rotate_degrees": 15.0, "hue_shift": 5, "cutmix": 1.0},
             "crop padding 4, flip, rotation up to 15°, colour, CutMix",

@@ -29,6 +29,7 @@ from fastcifar import open_beton
 from fastcifar.augment.kernel import normalisation
 from fastcifar.cli import main
 from fastcifar.converters import convert
+from fastcifar.converters.synthetic import source as synthetic_source
 from fastcifar.data.image_files import FITS, Preprocessing, decode_image
 from fastcifar.errors import CheckpointError, DataError, FastcifarError, MissingExtraError, UsageError
 from fastcifar.inference import export as module
@@ -43,6 +44,7 @@ from fastcifar.models.probe import place
 from fastcifar.training import RunFolder, train
 from fastcifar.training.weights import DatasetInfo
 from tests.test_docs import ROOT, fenced
+from tests.test_loaders import needs_ffcv
 from tests.test_own_networks import own
 from tests.tiny import NETWORK, network, tiny
 
@@ -103,6 +105,17 @@ def test_the_result_says_how_well_the_file_agrees(exported: Export, run: RunFold
     assert 35 <= exported.num_agreeing_with_eval <= 40
     assert 0 < exported.largest_difference < 1e-5
     assert exported.accuracy == (expected.argmax(axis=1) == labels).mean()
+
+
+@needs_ffcv
+def test_a_run_on_jpeg_images_agrees_with_its_file(tmp_path: Path) -> None:
+    """Decoders of JPEG differ: both networks must get the pixels of one."""
+    with synthetic_source(80, 40) as images:
+        convert(images, tmp_path / "data", jpeg_quality=50)
+    folder, _ = train(tiny(tmp_path / "data", val_size=0), runs_dir=tmp_path, name="jpeg")
+    result = as_torch(folder)
+    assert (result.num_images, result.num_agreeing) == (40, 40)
+    assert result.largest_difference < 1e-5
 
 
 def test_the_metadata_says_how_to_use_the_file(exported: Export, trained: TrainedRun) -> None:

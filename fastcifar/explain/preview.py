@@ -62,7 +62,7 @@ def in_words(augment: AugmentConfig) -> str:
         f"crop padding {augment.crop_padding}": augment.crop_padding,
         "flip": augment.flip,
         f"rotation up to {augment.rotate_degrees:g}°": augment.rotate_degrees,
-        "colour": augment.shifts_colour,
+        "colour": augment.shifts_colour or augment.adjusts_tone,
         f"cutout {augment.cutout_size}": augment.cutout_size,
         str(augment.pipeline): augment.pipeline,
         "MixUp": augment.mixup,

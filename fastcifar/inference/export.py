@@ -8,6 +8,7 @@ import os
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -133,18 +134,18 @@ def compare(classify: Classify, trained: TrainedRun, beton: Beton) -> tuple[Pred
     that is no tie: whose two highest probabilities differ by more than TIE.
     """
     temperature = trained.calibration.temperature if trained.calibration else 1.0
-    loader = make_loader(
-        beton, train=False, batch_size=BATCH_SIZE, device="cpu", mean=trained.info.mean, std=trained.info.std
-    )
+    settings: dict[str, Any] = {"train": False, "batch_size": BATCH_SIZE, "device": "cpu"}
+    loader = make_loader(beton, mean=trained.info.mean, std=trained.info.std, **settings)
+    stored = make_loader(beton, dtype=torch.uint8, **settings)  # `beton.images` decodes JPEG images by Pillow
     trained.reporter.begin("comparison", len(beton))
     batches: list[Columns] = []
     wrong: list[int] = []
     num_agreeing, largest = 0, 0.0
-    with closing(loader):
-        for batch in predict(trained.model, loader, amp="off"):
+    with closing(loader), closing(stored):
+        for batch, raw in zip(predict(trained.model, loader, amp="off"), stored, strict=True):
             indices, _, logits = batch
             expected = (logits.double() / temperature).softmax(dim=1)
-            images = beton.images(indices.numpy())
+            images = raw.images.permute(0, 2, 3, 1).numpy()  # (N, 3, H, W) -> (N, H, W, 3)
             # the first image alone: a file for batches of one size must not pass
             parts = (images[:1], images[1:]) if not batches else (images,)
             try:

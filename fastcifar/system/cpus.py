@@ -75,5 +75,6 @@ class OtherLoad:
         used = [sum(int(line[i]) for i in STAT_COLUMNS) for line in lines if line and line[0] in names]
         if not used:
             return None
-        own = os.times()
-        return time.monotonic(), sum(used) / os.sysconf("SC_CLK_TCK") - own.user - own.system
+        own, is_niced = os.times(), os.getpriority(os.PRIO_PROCESS, 0) > 0
+        counted = own.system if is_niced else own.user + own.system  # user time of niced processes is in another column
+        return time.monotonic(), sum(used) / os.sysconf("SC_CLK_TCK") - counted
