@@ -18,7 +18,7 @@ $(VENV)/.done: setup.cfg pyproject.toml scripts/setup.sh scripts/apt.sh
 	@PYTHON="$(PYTHON)" VENV="$(VENV)" TORCH_INDEX="$(TORCH_INDEX)" FFCV_NEEDS="$(FFCV_NEEDS)" bash scripts/setup.sh
 	@touch $@
 
-# on synthetic images; needs no network connection
+# on synthetic images; after `make setup` it needs no network connection
 demo: setup
 	@BIN="$(CURDIR)/$(BIN)" bash scripts/demo.sh synthetic
 
@@ -41,7 +41,7 @@ pictures: setup
 # one worker per core, one thread each
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
-# without processes, signals, browsers or real images: under 4 minutes on two cores
+# with hardly any processes, without browsers or real images: under 4 minutes on two cores
 test: setup
 	$(PYTEST) -m "not slow and not real_data"
 

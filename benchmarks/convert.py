@@ -16,6 +16,7 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -30,6 +31,7 @@ from fastcifar.bench.results import environment
 from fastcifar.converters.synthetic import CLASS_NAMES, SyntheticSplit
 from fastcifar.system.cpus import available_cpus
 
+PEER = "ImageFolder + FFCV"
 GENERATED = """if True:
     import sys
     import numpy as np
@@ -122,18 +124,21 @@ def main(repeats: int, png: int, jpeg: int, generated: int, save: bool, as_json:
             path = folder / "images.tar"
             write_png_tar(path, png)
             candidates = {"fastcifar": [*convert, "--source", str(path)]}
-            candidates["ImageFolder + FFCV"] = [*peer, str(path), "32", str(available_cpus())]
+            candidates[PEER] = [*peer, str(path), "32", str(available_cpus())]
             cases.append((f"{png:,} PNG of 32x32 in a tar", png, candidates))
         if jpeg:
             photographs = folder / "photographs"
             write_photographs(photographs, jpeg)
             candidates = {"fastcifar": [*convert, "--source", str(photographs), "--size", "64"]}
-            candidates["ImageFolder + FFCV"] = [*peer, str(photographs), "64", str(available_cpus())]
+            candidates[PEER] = [*peer, str(photographs), "64", str(available_cpus())]
             cases.append((f"{jpeg:,} JPEG of about 500x400 to 64x64", jpeg, candidates))
         if generated:
             command = [sys.executable, "-c", GENERATED, str(generated), str(folder / "data")]
             cases.append((f"{generated:,} generated of 64x64", generated, {"fastcifar": command}))
         for case, num_images, candidates in cases:
+            if PEER in candidates and find_spec("ffcv") is None:
+                del candidates[PEER]
+                rows.append(row(PEER, case=case, note="skipped: FFCV is not installed"))
             results: dict[str, list[tuple[float, float]]] = {name: [] for name in candidates}
             for number in range(repeats):
                 for name, command in candidates.items():
@@ -148,7 +153,7 @@ def main(repeats: int, png: int, jpeg: int, generated: int, save: bool, as_json:
                 rows.append(
                     row(name, case=case, repeats=repeats, images_per_s=round(num_images / median(elapsed)), **values)
                 )
-    show(rows, ("name", "case", "seconds", "seconds_min", "seconds_max", "images_per_s", "memory_mib"), as_json)
+    show(rows, ("name", "case", "seconds", "seconds_min", "seconds_max", "images_per_s", "memory_mib", "note"), as_json)
     if save:
         save_rows(__file__, rows, environment("generated images"))
 

@@ -17,13 +17,13 @@ from typing import Any
 
 import click
 import numpy as np
-import torch
 
 from benchmarks import Command, options, save_rows, show
 from benchmarks.subprocesses import run_json
 from fastcifar import convert, open_beton
 from fastcifar.bench.results import environment
 from fastcifar.data.beton import Beton
+from fastcifar.training.device import choose_device
 
 WAYS = {"from scratch": "", "fine-tuned": "--init", "fine-tuned, head alone": "--init --freeze-until head"}
 RATES = (0.003, 0.01, 0.03, 0.1, 0.3)
@@ -92,7 +92,7 @@ def main(
     columns = ("name", "test_accuracy", "min", "max", "lr", "steps", "train_seconds", "trained_parameters", "trainings")
     show(rows, columns, as_json)
     if save:
-        save_rows(__file__, rows, environment(data_dir, torch.device(device)))
+        save_rows(__file__, rows, environment(data_dir, choose_device(device)))
 
 
 if __name__ == "__main__":

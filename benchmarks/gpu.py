@@ -70,6 +70,8 @@ def run_step(step: Step, folder: Path, limit_s: float) -> Outcome:
     logs = folder / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     output, errors = (logs / f"{step.file_name}{suffix}" for suffix in (".out", ".log"))
+    if step.reads == "tests" and step.file is not None:
+        step.file.unlink(missing_ok=True)  # of an earlier call
     with output.open("wb") as stdout, errors.open("wb") as stderr:
         try:
             code = run_group(step.command, limit_s, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr).returncode
@@ -78,6 +80,8 @@ def run_step(step: Step, folder: Path, limit_s: float) -> Outcome:
     rows = tuple(rows_in(step, output, complete=code == 0))
     if code != 0:
         reason = f"exit code {code}: {last_line(errors.read_text(encoding='utf-8', errors='replace'))}"
+        if step.reads == "tests" and rows:
+            reason = f"{rows[0]['failed']} tests failed"
         return Outcome("failed", reason, rows)
     return Outcome("done", "", rows)
 

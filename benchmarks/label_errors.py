@@ -22,7 +22,6 @@ from zipfile import BadZipFile
 
 import click
 import numpy as np
-import torch
 from scipy.special import softmax
 
 from benchmarks import Command, options, row, save_rows, show
@@ -38,6 +37,7 @@ from fastcifar.inference.predictions import Predictions
 from fastcifar.inference.trained_run import TrainedRun
 from fastcifar.io.reading import parse_yaml
 from fastcifar.training import RunFolder, train
+from fastcifar.training.device import choose_device
 
 COLUMNS = ("name", "average_precision", "precision_at_1000", "accuracy", "train_seconds")
 
@@ -178,7 +178,7 @@ def main(
             add(f"mean of {seeds} seeds: {name}", score, mean.argmax(axis=1), total)
     show(rows, COLUMNS, as_json)
     if save:
-        about = environment(data_dir, torch.device(device))
+        about = environment(data_dir, choose_device(device))
         facts = {"labels": labels, "wrong": float(is_wrong.mean()), "num_images": len(beton), "folds": folds}
         save_rows(__file__, rows, {**about, **facts, "changes": list(changes)})
 

@@ -31,6 +31,7 @@ from fastcifar.data.beton import Beton
 from fastcifar.errors import DataError
 from fastcifar.inference.trained_run import TrainedRun
 from fastcifar.training import RunFolder
+from fastcifar.training.device import choose_device
 
 RANKS = (300, 500, 1_000, 2_000)
 BATCH = 1_000
@@ -161,7 +162,7 @@ def main(
     add("audit", audit_ranking())
     show(rows, ("name", *(f"first_{rank}" for rank in RANKS), "num_pairs"), as_json)
     if save:
-        save_rows(__file__, rows, {**environment(data_dir, torch.device(device)), "num_known": len(known)})
+        save_rows(__file__, rows, {**environment(data_dir, choose_device(device)), "num_known": len(known)})
 
 
 if __name__ == "__main__":

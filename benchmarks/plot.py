@@ -81,7 +81,7 @@ def fast(about: dict[str, Any]) -> Figure:
     axis.margins(x=0.05, y=0.25)
     axis.set_xlim(left=0)
     axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
-    axis.set(xlabel=f"seconds of training ({where(about)})", ylabel="with test-time augmentation")
+    axis.set(xlabel=f"seconds of training ({where(about)})", ylabel="test accuracy, with test-time augmentation")
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
     return figure

@@ -12,17 +12,18 @@ from __future__ import annotations
 
 import json
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import click
-import torch
 
 from benchmarks import Command, options, save_rows, show
 from benchmarks.subprocesses import run_json
 from fastcifar import recipes
 from fastcifar.bench.results import environment
 from fastcifar.config import TrainConfig
+from fastcifar.training.device import choose_device
 
 KEYS = ("test_accuracy", "train_accuracy", "train_seconds")
 ORIGINS = tuple(name for name in recipes.names() if "origin" in recipes.load(name).about)
@@ -68,20 +69,23 @@ def main(
 ) -> None:
     """Scores of the recipes that reproduce an experiment."""
     data = str(Path(data_dir).resolve())
+    has_peer = find_spec("albumentations") is not None
     rows = []
     for name in names:
         whole = recipes.load(name).config
         config = shortened(whole, shorten)
         row: dict[str, Any] = {"name": name, "epochs": config.epochs, "of_epochs": whole.epochs}
         row |= ours(config, data, device)
-        if with_reference:
+        if with_reference and not has_peer:
+            row["note"] = "reference skipped: Albumentations is not installed"
+        elif with_reference:
             metrics = train_reference(config.with_settings(lr=row["lr"]), data, device)
             row |= {f"reference_{key}": metrics[key] for key in KEYS}
         row = {key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()}
         rows.append(row)
         if save:
-            save_rows(__file__, [row], environment(data_dir, torch.device(device)))
-    show(rows, ("name", "epochs", "of_epochs", "lr", *KEYS, *(f"reference_{key}" for key in KEYS)), as_json)
+            save_rows(__file__, [row], environment(data_dir, choose_device(device)))
+    show(rows, ("name", "epochs", "of_epochs", "lr", *KEYS, *(f"reference_{key}" for key in KEYS), "note"), as_json)
 
 
 if __name__ == "__main__":

@@ -18,11 +18,11 @@ from pathlib import Path
 from statistics import median
 
 import click
-import torch
 
 from benchmarks import ROOT, Command, options, row, save_rows, show
 from benchmarks.subprocesses import failure
 from fastcifar.bench.results import environment
+from fastcifar.training.device import choose_device
 
 PROGRAM = """if True:
     import atexit, json, sys, time
@@ -85,7 +85,7 @@ def main(recipe: str, max_steps: int, data_dir: str, device: str, repeats: int, 
         }
     show([result], ("name", "start_s", "exit_s", "test_s", "repeats"), as_json)
     if save:
-        save_rows(__file__, [result], environment(data_dir, torch.device(device)))
+        save_rows(__file__, [result], environment(data_dir, choose_device(device)))
 
 
 if __name__ == "__main__":

@@ -81,6 +81,8 @@ def main(
                 publish(screenshot(driver, audit / "index.html", "light", work / "audit-page.png"))
         if compare:
             for group in compare:
+                if (num := len(list(group.glob("seed-*/metrics.json")))) < 2:
+                    raise click.ClickException(f"{group} has {num} finished runs; expected at least two")
                 shutil.copytree(group, work / "groups" / group.name)
             names = [group.name for group in compare]
             fastcifar("runs", "compare", *names, "--runs-dir", "groups", "--output", "compared")

@@ -264,6 +264,15 @@ def test_wrong_use_is_found_before_anything_is_computed(
     assert not (tmp_path / "audit").exists()
 
 
+def test_without_numba_an_audit_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import numba
+
+    monkeypatch.setattr(numba.config, "DISABLE_JIT", True)
+    result = invoke("audit", "--data-dir", tmp_path, "--only", "duplicates")
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert result.stderr.startswith("Error: the search for similar images cannot be compiled (NUMBA_DISABLE_JIT")
+
+
 # ---- the record next to the data ----------------------------------------------------------------------------------
 
 

@@ -18,6 +18,7 @@ import torch
 from click.testing import CliRunner
 
 import benchmarks
+from benchmarks import convert as benchmark_convert
 from benchmarks import fast, plot, subprocesses, whole_program
 from benchmarks.peers import speedrun
 from benchmarks.subprocesses import anonymous_memory
@@ -185,6 +186,26 @@ def test_a_benchmark_that_cannot_run_says_why(
     assert result.exit_code == code, result.output
     assert message in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_device_that_is_found_is_saved_with_the_row(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved: list[Any] = []
+    monkeypatch.setattr(whole_program, "one", lambda flags: {"start_s": 1.0, "exit_s": 2.0, "test_s": 1.5})
+    monkeypatch.setattr(whole_program, "save_rows", lambda script, rows, about: saved.append((rows, about)))
+    done = CliRunner().invoke(whole_program.main, ["--device", "auto", "--data-dir", str(data_dir)])
+    assert done.exit_code == 0, done.output
+    ((rows, about),) = saved
+    assert (rows[0]["start_s"], about["data"]) == (1.0, str(data_dir))
+
+
+def test_a_peer_that_is_not_installed_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark_convert, "find_spec", lambda name: None)
+    monkeypatch.setattr(benchmark_convert, "measure", lambda command: (1.0, 2.0))
+    arguments = ["--png", "6", "--jpeg", "0", "--generated", "0", "--no-save", "--json"]
+    done = CliRunner().invoke(benchmark_convert.main, arguments)
+    assert done.exit_code == 0, done.output
+    peer, own = json.loads(done.stdout)
+    assert (peer["note"], own["name"], own["seconds"]) == ("skipped: FFCV is not installed", "fastcifar", 1.0)
 
 
 def test_rows_of_all_benchmarks_have_the_same_keys() -> None:

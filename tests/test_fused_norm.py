@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -168,3 +169,22 @@ def test_a_network_has_the_logits_and_gradients_of_its_layers(name: str, monkeyp
     for key, value in gradients[1].items():
         # as a whole: a value near zero may have another sign
         assert (gradients[0][key] - value).norm() < 2e-2 * value.norm(), key
+
+
+@pytest.mark.parametrize("is_missing", [True, False])
+def test_without_numba_torch_computes_each_layer(is_missing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    import numba
+
+    x, network = images(4, 3, 32, 32), make_model(ModelConfig(), 10).to(memory_format=torch.channels_last)
+    expected = network(x)
+    if is_missing:
+        monkeypatch.setitem(sys.modules, "numba", None)
+    else:
+        monkeypatch.setattr(numba.config, "DISABLE_JIT", True)
+    fused_norm._numba_is_usable.cache_clear()
+    try:
+        assert not can_fuse(images(4, 8, 6, 6), random_norm(8))
+        assert error(network(x), expected) < 1e-4
+        network(x).sum().backward()
+    finally:
+        fused_norm._numba_is_usable.cache_clear()

@@ -16,6 +16,7 @@ from fastcifar.augment.kernel import make_kernel
 from fastcifar.cli import main
 from fastcifar.config import AugmentConfig
 from fastcifar.errors import Stopped
+from fastcifar.loaders import missing_part
 from fastcifar.training import RunFolder, train
 from tests.test_torch_kernel import kernel_config
 from tests.tiny import Interrupts, tiny
@@ -58,8 +59,8 @@ def test_the_kernel_is_compiled_for_the_gpu() -> None:
     ids=str,
 )
 def test_a_training_of_each_kind(tiny_data: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
-    if settings.get("loader") is not None:
-        pytest.importorskip(settings["loader"])
+    if (reason := missing_part(settings.get("loader", "resident"))) is not None:
+        pytest.skip(str(reason))
     if settings.get("amp") == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
         pytest.skip("this GPU has no bfloat16")
     _, metrics = train(tiny(tiny_data, device=DEVICE, **settings), runs_dir=tmp_path)

@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 import fastcifar
+import fastcifar.converters
 from fastcifar import make_loader, open_beton
 from fastcifar.cli import main
 from fastcifar.cli.output import command_line
@@ -289,10 +290,11 @@ def test_the_command_after_a_range_test_can_be_pasted(home: Path, monkeypatch: p
 
 def test_messages_show_commands_by_the_helper_only() -> None:
     """A path in a command that was put together by hand breaks with the first space."""
-    root = Path(fastcifar.__file__).parent
+    roots = [Path(module.__file__).parent for module in (fastcifar, fastcifar.converters)]
     by_hand = re.compile(r"fastcifar [a-z-]+ [^\"']*\{|--(resume|runs-dir|data-dir|image) \{|shlex\.")
     found = [
         f"{file.name}: {line.strip()}"
+        for root in roots
         for file in root.rglob("*.py")
         for line in file.read_text(encoding="utf-8").splitlines()
         if by_hand.search(line) and file.name != "paths.py"

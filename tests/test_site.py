@@ -40,7 +40,8 @@ def test_every_picture_is_made_by_make_pictures_and_small() -> None:
     text = (ROOT / "scripts" / "pictures.py").read_text(encoding="utf-8")
     pages = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md"))
     for picture in (ROOT / "docs").glob("*.png"):
-        assert re.sub("-(light|dark)$", "-{scheme}", picture.stem) in text, picture.name
+        made = re.sub("-(light|dark)$", "-{scheme}", picture.stem)
+        assert f'{made}.png"' in text or f'"{made}"' in text, picture.name
         assert f"]({picture.name})" in pages, picture.name
         assert picture.stat().st_size <= script("pictures").MAX_BYTES, picture.name
 

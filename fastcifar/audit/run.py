@@ -93,7 +93,7 @@ def audit(
     missing. The lines go to issues.csv in `out`, what reports need to know to audit.json in `data_dir`.
 
     only: some of 'duplicates', 'labels', 'images'. Labels are judged by networks that did not see the images: `folds`
-    trainings with the settings of `recipe`, by default those of a short `fast`; or by `predictions`, see
+    trainings with the settings of `recipe`, by default those of `fast`; or by `predictions`, see
     `fastcifar.audit.given_predictions.read_probabilities`. A training that was interrupted continues; those that are
     complete are not repeated. seed: of the trainings. device: 'auto', 'cpu', 'cuda', … reporter: shows progress, e.g. a
     `fastcifar.bars.Bars`.

@@ -36,7 +36,11 @@ if TYPE_CHECKING:
     show_default=True,
     help="Number of trainings that judge the labels; each leaves out the images that it judges.",
 )
-@click.option("--recipe", metavar="NAME|FILE", help="Settings of these trainings.  [default: a short 'fast']")
+@click.option(
+    "--recipe",
+    metavar="NAME|FILE",
+    help="Settings of these trainings.  [default: 'fast', with more epochs for few images]",
+)
 @click.option(
     "--predictions",
     type=PATH,
@@ -71,6 +75,14 @@ def audit(
         raise click.UsageError(f"--{unused[0]} is of the trainings; cannot be combined with --predictions", context)
 
     import json
+
+    from fastcifar.augment.kernel import numba_module
+    from fastcifar.errors import FastcifarError
+
+    try:
+        numba_module()
+    except ImportError as error:
+        raise FastcifarError(f"the search for similar images cannot be compiled ({error})") from error
 
     from fastcifar.audit.issues import PARTS
     from fastcifar.audit.run import audit as audit_data

@@ -5,6 +5,7 @@ torch reads and writes the images once for each operation; on a CPU, memory is t
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -16,6 +17,7 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+from fastcifar.augment.kernel import numba_module
 from fastcifar.system.thread_pool import Threads
 
 Array = npt.NDArray[Any]
@@ -38,7 +40,16 @@ def can_fuse(x: torch.Tensor, *layers: nn.Module) -> bool:
         and all(_is_plain(layer) for layer in layers)
         and len(x) > 1
         and min(x.shape[2:]) > 1
+        and _numba_is_usable()
     )
+
+
+@functools.cache
+def _numba_is_usable() -> bool:
+    with contextlib.suppress(ImportError):
+        numba_module()
+        return True
+    return False
 
 
 def _is_plain(layer: nn.Module) -> bool:
@@ -217,12 +228,11 @@ def _kernel(name: str, arguments: Sequence[Any]) -> Callable[..., None]:
     """As machine code for arguments of these types."""
     key = name, arguments[0].dtype
     if key not in _KERNELS:
-        from fastcifar.augment.numba_kernel import compiled
         from fastcifar.models import norm_kernels
 
         # empty: the cache of compiled functions keeps them alive
         empty = [given[:0].copy() if isinstance(given, np.ndarray) else given for given in arguments]
-        _KERNELS[key] = compiled(getattr(norm_kernels, name), lambda kernel: kernel(*empty, 0, 0))
+        _KERNELS[key] = numba_module().compiled(getattr(norm_kernels, name), lambda kernel: kernel(*empty, 0, 0))
     return _KERNELS[key]
 
 
