@@ -24,7 +24,7 @@ from fastcifar.errors import CheckpointError, DataError, FastcifarError, UsageEr
 from fastcifar.io.paths import data_folder, user_path, why_missing
 from fastcifar.training import RunFolder, find_run, lr_finder
 from fastcifar.training.distributed import Distributed
-from fastcifar.training.run_folder import create_run
+from fastcifar.training.run_folder import create_run, is_run
 from tests.run_folders import whole_run
 from tests.test_user_images import picture, read_user_image
 
@@ -177,6 +177,19 @@ def test_a_run_is_found_from_inside(home: Path, monkeypatch: pytest.MonkeyPatch)
     for folder, given in ((run.path, "."), (run.last.parent, "last.pt"), (run.last.parent, "..")):
         monkeypatch.chdir(folder)
         assert find_run(given, "runs").path == run.path
+
+
+def test_a_path_that_leaves_a_run_is_not_in_it(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = whole_run(home / "runs" / "a", ("cat", "dog"))
+    (home / "runs" / "unfinished").mkdir()
+    (home / "pics").mkdir()
+    for folder, given in ((home, "runs/a/../unfinished"), (run.path, "../unfinished")):
+        monkeypatch.chdir(folder)
+        with pytest.raises(CheckpointError, match="unfinished: has no checkpoint yet"):
+            find_run(given, "runs", trained=True)
+    monkeypatch.chdir(run.path)
+    assert not is_run(Path("../../pics"), Path("runs"))
+    assert is_run(Path("../a/weights"), Path("runs"))
 
 
 def test_a_file_outside_a_run_is_an_error(home: Path) -> None:

@@ -223,8 +223,10 @@ def _run_at(path: Path) -> RunFolder | None:
         return None
     for inside in (path, path.absolute(), path.resolve()):
         for folder in (inside, *inside.parents):
+            if folder.name == "..":  # what comes before it is not above `path`
+                break
             run = RunFolder(folder)
-            if folder.name not in ("", "..") and run.is_trained:
+            if folder.name and run.is_trained:
                 return run
     return RunFolder(path) if path.is_dir() else None
 
