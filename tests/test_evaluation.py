@@ -250,6 +250,9 @@ def test_the_images_of_a_folder_are_padded_if_those_of_the_data_were(
     evaluated_on(run, tmp_path / "wide")
     assert seen[0][0, 0, 0].tolist() == [1, 2, 3]
     assert seen[0][0, 4, 4].tolist() == [200, 0, 0]
+    shutil.rmtree(tmp_path / "data")  # the weights know how
+    evaluated_on(run, tmp_path / "wide")
+    assert np.array_equal(seen[1], seen[0])
 
 
 def test_a_set_with_the_name_of_a_split_has_a_folder_of_its_own(run: RunFolder, image_folder: Any) -> None:

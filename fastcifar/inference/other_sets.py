@@ -114,7 +114,7 @@ def _open(trained: TrainedRun, path: Path) -> Source:
     """The source at `path`; image files are resized for the network."""
     rule = Preprocessing()
     if path.suffix.lower() not in ARRAYS and not (path.is_dir() and is_array_folder(path)):
-        rule = _preprocessing(trained)
+        rule = trained.info.preprocessing
     try:
         return open_path(path, SourceOptions(preprocessing=rule))
     except (DataError, UsageError) as error:
@@ -123,20 +123,6 @@ def _open(trained: TrainedRun, path: Path) -> Source:
         if " --" not in str(error):
             raise
         raise DataError(f"{error} (an option of 'fastcifar convert': convert it, and give the beton)") from error
-
-
-def _preprocessing(trained: TrainedRun) -> Preprocessing:
-    """How image files become images of the network: as those of its data did, where that is known."""
-    height, width, _ = trained.info.image_shape
-    try:
-        manifest = trained.beton("test").manifest
-    except DataError as error:
-        log.warning("images are cropped at the centre and resized: how those of the data were is unknown (%s)", error)
-        manifest = None
-    if manifest is None:
-        return Preprocessing(size=(height, width))
-    rule = manifest.conversion
-    return Preprocessing(size=(height, width), fit=rule.fit, background=rule.background)
 
 
 def _of_source(trained: TrainedRun, source: Source, path: Path, tta: str) -> EvaluatedImages:
