@@ -21,7 +21,7 @@ from fastcifar.cli.output import command_line
 from fastcifar.config import LR_SUGGESTIONS, ModelConfig, TrainConfig, read_pipeline
 from fastcifar.converters import convert, open_source
 from fastcifar.errors import CheckpointError, DataError, FastcifarError, UsageError
-from fastcifar.io.paths import data_folder, user_path, why_missing
+from fastcifar.io.paths import data_folder, require_file_path, user_path, why_missing
 from fastcifar.training import RunFolder, find_run, lr_finder
 from fastcifar.training.distributed import Distributed
 from fastcifar.training.run_folder import create_run, is_run
@@ -148,6 +148,19 @@ def test_the_environment_gives_paths_too(home: Path, variable: str) -> None:
     done = CliRunner(env={variable: "~nobody-of-that-name"}).invoke(main, [command])
     assert done.exit_code == 2
     assert "no such user" in done.output
+
+
+def test_a_file_is_put_only_where_there_is_none_or_a_file(home: Path) -> None:
+    """As root, a rename would replace a device."""
+    os.mkfifo("pipe")
+    Path("zero").symlink_to("/dev/zero")
+    for path in ("/dev/null", "/dev/stdout", "pipe", "zero"):
+        with pytest.raises(UsageError, match=f"{path}: a device or pipe; expected the name of a CSV file, e.g. a.csv"):
+            require_file_path(Path(path), "CSV", "a.csv")
+    Path("old.csv").touch()
+    Path("link.csv").symlink_to("old.csv")
+    for path in ("old.csv", "link.csv", "new.csv", "/dev/shm/a.csv"):
+        require_file_path(Path(path), "CSV", "a.csv")
 
 
 @pytest.mark.parametrize(

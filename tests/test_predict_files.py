@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -225,6 +227,24 @@ def test_a_csv_file_has_the_same_values(run: RunFolder, files: Path, tiny_data: 
     assert (done.exit_code, done.stderr) == (
         2,
         f"Error: {files}: a folder; expected the name of a CSV file, e.g. {files / 'classes.csv'}\n",
+    )
+
+
+def test_a_csv_file_replaces_no_images_and_no_pipe(run: RunFolder, files: Path, tiny_data: Path) -> None:
+    beton = shutil.copy(tiny_data / "test.beton", "mine.beton")
+    for csv_file, *paths in ((files / "00.png", files / "01.png"), (beton, beton)):  # as `--csv *.png` becomes
+        before = Path(csv_file).read_bytes()
+        done = invoke("--csv", csv_file, *paths)
+        assert (done.exit_code, done.stderr) == (
+            2,
+            f"Error: {csv_file}: a file of images; expected the name of a CSV file, e.g. classes.csv\n",
+        )
+        assert Path(csv_file).read_bytes() == before
+    os.mkfifo("pipe")
+    done = invoke("--csv", "pipe", files / "01.png")
+    assert (done.exit_code, done.stderr) == (
+        2,
+        "Error: pipe: a device or pipe; expected the name of a CSV file, e.g. classes.csv\n",
     )
 
 

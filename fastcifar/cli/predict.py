@@ -52,19 +52,21 @@ def predict(
     from fastcifar.bars import Bars
     from fastcifar.cli.output import command_line, show_next, show_next_on_run, table
     from fastcifar.config import MAX_EXPLAINED, ExplainConfig
+    from fastcifar.data.image_files import EXTENSIONS
     from fastcifar.errors import UsageError
     from fastcifar.inference import predict_files
     from fastcifar.io.atomic import write_csv
     from fastcifar.io.checks import require_int
-    from fastcifar.io.paths import make_folder
+    from fastcifar.io.paths import make_folder, require_file_path
     from fastcifar.report import write_report_or_warn
     from fastcifar.training import find_run
     from fastcifar.training.device import choose_threads
 
     require_int("top", top, 1)
     if csv_file is not None:
-        if csv_file.is_dir():
-            raise UsageError(f"{csv_file}: a folder; expected the name of a CSV file, e.g. {csv_file / 'classes.csv'}")
+        require_file_path(csv_file, "CSV", "classes.csv")
+        if csv_file in paths or csv_file.name.lower().endswith(EXTENSIONS):  # `--csv *.png`, expanded by a shell
+            raise UsageError(f"{csv_file}: a file of images; expected the name of a CSV file, e.g. classes.csv")
         make_folder(csv_file.parent)
     images.require_no_run(paths, runs_dir)
     choose_threads(threads)

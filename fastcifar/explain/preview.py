@@ -15,9 +15,9 @@ from fastcifar import plotting
 from fastcifar.augment.params import raw_bits
 from fastcifar.config import AugmentConfig, TrainConfig
 from fastcifar.data.beton import Beton
-from fastcifar.errors import FastcifarError, UsageError, describe
+from fastcifar.errors import FastcifarError, describe
 from fastcifar.io.checks import require_int
-from fastcifar.io.paths import make_folder, user_path
+from fastcifar.io.paths import make_folder, require_file_path, user_path
 from fastcifar.loaders import make_loader, open_for
 from fastcifar.training.split import hold_out
 
@@ -32,8 +32,7 @@ def preview(config: TrainConfig, path: str | os.PathLike[str], *, n: int = 8, ea
     FastcifarError (1) if the figure cannot be drawn or written.
     """
     path = user_path(path, "out")
-    if path.is_dir():
-        raise UsageError(f"{path}: a folder; expected the name of a PNG file, e.g. {path / 'preview.png'}")
+    require_file_path(path, "PNG", "preview.png")
     make_folder(path.parent)
     n, each = require_int("n", n, 1, 200), require_int("each", each, 1)
     beton = open_for(config.data.loader, Path(config.data.data_dir) / "train.beton")

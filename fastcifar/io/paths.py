@@ -75,6 +75,15 @@ def make_folder(folder: Path) -> None:
         raise FastcifarError(f"{folder}: {reason}; expected a folder, or a path where one can be created") from error
 
 
+def require_file_path(path: Path, kind: str, example: str) -> None:
+    """Raise UsageError where a file cannot be put: at a folder, a device or a pipe. kind, example: for the message."""
+    if path.is_dir():
+        raise UsageError(f"{path}: a folder; expected the name of a {kind} file, e.g. {path / example}")
+    # /dev/stdout can be a link to a file: as root, the link would be replaced
+    if (path.exists() and not path.is_file()) or os.path.realpath(path.parent) == "/dev":
+        raise UsageError(f"{path}: a device or pipe; expected the name of a {kind} file, e.g. {example}")
+
+
 def link_or_copy(source: Path, target: Path) -> None:
     """Link `target` to a file or folder; copy it where the file system has no links, e.g. FAT."""
     try:
