@@ -13,7 +13,7 @@ import pytest
 import torch
 from scipy.optimize import minimize_scalar
 
-from fastcifar.inference.calibration import MIN_TEMPERATURE, Calibration, calibrate, fit_temperature
+from fastcifar.inference.calibration import MAX_TEMPERATURE, MIN_TEMPERATURE, Calibration, calibrate, fit_temperature
 from fastcifar.inference.metrics import compute_metrics
 from fastcifar.inference.predictions import Predictions
 from fastcifar.training import RunFolder
@@ -48,6 +48,12 @@ def test_a_network_without_mistakes_gets_the_smallest_temperature() -> None:
     labels = np.arange(20) % 4
     predictions = Predictions(np.arange(20), labels, np.eye(4, dtype=np.float32)[labels])
     assert fit_temperature(predictions) == pytest.approx(MIN_TEMPERATURE)
+
+
+@pytest.mark.parametrize("size", [3e4, 1e6, 1e30])
+def test_mistakes_of_any_size_get_the_largest_temperature(size: float) -> None:
+    predictions = Predictions(np.arange(1), np.ones(1, np.int64), np.array([[size, 0]], np.float32))
+    assert fit_temperature(predictions) == pytest.approx(MAX_TEMPERATURE)
 
 
 def test_small_logits_get_the_best_temperature_and_not_the_bound() -> None:

@@ -92,6 +92,9 @@ def fit_temperature(predictions: Predictions) -> float:
     """The temperature of the smallest cross-entropy, by L-BFGS in float64, within MIN_TEMPERATURE..MAX_TEMPERATURE."""
     labels = torch.from_numpy(predictions.labels)
     logits = torch.from_numpy(predictions.logits).double().clamp(min=-1e30)  # the gradient of -inf is NaN
+    losses = logits.amax(dim=1) - logits.gather(1, labels[:, None])[:, 0]
+    scale = max(1.0, losses.max().item() / 1e3)  # from a loss of about 3e4 on, the first step of L-BFGS gives NaN
+    logits = logits / scale
     # the loss is convex in 1 / temperature, so the bounds can be applied afterwards; in the temperature it has plateaus
     inverse = torch.ones((), dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS(
@@ -106,4 +109,4 @@ def fit_temperature(predictions: Predictions) -> float:
 
     with torch.inference_mode(False), torch.enable_grad():
         optimizer.step(closure)  # type: ignore[no-untyped-call]
-    return 1 / min(max(inverse.item(), 1 / MAX_TEMPERATURE), 1 / MIN_TEMPERATURE)
+    return 1 / min(max(inverse.item() / scale, 1 / MAX_TEMPERATURE), 1 / MIN_TEMPERATURE)
