@@ -31,6 +31,7 @@ from fastcifar.cli import main
 from fastcifar.converters import convert
 from fastcifar.converters.synthetic import source as synthetic_source
 from fastcifar.data.image_files import FITS, Preprocessing, decode_image
+from fastcifar.data.manifest import manifest_path
 from fastcifar.errors import CheckpointError, DataError, FastcifarError, MissingExtraError, UsageError
 from fastcifar.inference import export as module
 from fastcifar.inference import export_graph
@@ -43,6 +44,7 @@ from fastcifar.models import make_model
 from fastcifar.models.probe import place
 from fastcifar.training import RunFolder, train
 from fastcifar.training.weights import DatasetInfo
+from tests.conftest import ImageFolder
 from tests.test_docs import ROOT, fenced
 from tests.test_loaders import needs_ffcv
 from tests.test_own_networks import own
@@ -465,7 +467,7 @@ def test_the_example_of_the_documentation_runs_on_its_own(
     assert example == text.replace("'FILE'", '"runs/small/export/model.onnx"')
 
 
-@pytest.mark.parametrize("size", [(40, 24), (24, 40), (90, 90)])
+@pytest.mark.parametrize("size", [(40, 24), (24, 40), (90, 90), (32, 26)])
 @pytest.mark.parametrize("fit", FITS)
 def test_the_example_resizes_as_the_images_were(fit: str, size: tuple[int, int]) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
@@ -493,6 +495,22 @@ def test_the_example_draws_on_the_background_as_predict_does(
     decoded = decode_image((tmp_path / "picture.png").read_bytes(), rule)
     assert ("transparent" in decoded.changes) == (mode != "RGB")
     assert np.array_equal(np.asarray(names["image"]), decoded.pixels)
+
+
+def test_the_weights_say_how_images_are_resized(image_folder: ImageFolder, tmp_path: Path) -> None:
+    """Not the manifest of test.beton, which may be missing."""
+    data = tmp_path / "data"
+    convert(image_folder(each=3), data, size=(8, 8), fit="pad", background=(1, 2, 3))
+    run, _ = train(tiny(data, batch_size=4, max_steps=1, val_size=0), runs_dir=tmp_path / "runs")
+    manifest_path(data / "test.beton").unlink()
+    exported = as_torch(run, model_card=True)
+    extra_files = {"metadata.json": ""}
+    torch.export.load(exported.path, extra_files=extra_files)
+    metadata = json.loads(extra_files["metadata.json"])
+    assert (metadata["fit"], metadata["background"]) == ("pad", "[1, 2, 3]")
+    assert exported.model_card is not None
+    assert RESIZE["pad"].format(background=(1, 2, 3)) in exported.model_card.read_text()
+    assert "in the source" not in exported.model_card.read_text()
 
 
 def test_the_model_card_has_the_scores_and_where_they_come_from(exported: Export, run: RunFolder) -> None:

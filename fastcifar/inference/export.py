@@ -15,7 +15,6 @@ import torch
 
 import fastcifar
 from fastcifar.data.beton import Beton
-from fastcifar.data.manifest import Conversion
 from fastcifar.errors import FastcifarError, UsageError, describe
 from fastcifar.inference.export_formats import FORMATS, Classify
 from fastcifar.inference.export_graph import export_graph
@@ -102,7 +101,7 @@ def export(
     evaluated = trained.predictions("test")
     temperature = trained.calibration.temperature if trained.calibration else None
     program = export_graph(trained.model, trained.info, temperature)
-    content = FORMATS[format].content(program, _metadata(trained, beton))
+    content = FORMATS[format].content(program, _metadata(trained))
     if path is None:
         path = folder.make_subfolder(folder.path / "export") / f"model{FORMATS[format].suffix}"
     make_folder(path.parent)
@@ -181,18 +180,17 @@ def _output_path(output: str | os.PathLike[str], suffix: str) -> Path:
     return path
 
 
-def _metadata(trained: TrainedRun, beton: Beton) -> dict[str, str]:
+def _metadata(trained: TrainedRun) -> dict[str, str]:
     """What a program needs to use the file, and what tells where it comes from; as text, which is what ONNX stores."""
     info, calibration = trained.info, trained.calibration
-    rule = beton.manifest.conversion if beton.manifest else Conversion()
     height, width, _ = info.image_shape
     return {
         "class_names": json.dumps(info.class_names, ensure_ascii=False),
         "image_height": str(height),
         "image_width": str(width),
         "input": "RGB images, (N, image_height, image_width, 3) uint8, 0..255; not normalised",
-        "fit": rule.fit,
-        "background": json.dumps(rule.background),
+        "fit": info.fit,
+        "background": json.dumps(info.background),
         "temperature": repr(calibration.temperature) if calibration else "none",
         "network": trained.config.model.name,
         "weights_sha256": trained.weights_sha256,

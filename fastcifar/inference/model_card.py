@@ -31,10 +31,10 @@ _PUNCTUATION = re.compile(r"([!-+:-@\[-`{-~]|(?<=www)\.)", re.IGNORECASE)
 
 RESIZE = {
     "crop": "ImageOps.fit(image, size, Image.Resampling.LANCZOS)  # cropped at the centre",
-    "pad": "ImageOps.pad(image, size, Image.Resampling.LANCZOS, color={background})",
+    "pad": "ImageOps.pad(image, size, Image.Resampling.LANCZOS, color={background}, centering=(0.4999, 0.4999))",
     "stretch": "image.resize(size, Image.Resampling.LANCZOS)",
 }
-"""How Pillow does what `convert --fit` does."""
+"""How Pillow does what `convert --fit` does; with a centre just below 0.5, an odd pixel of padding is at the right."""
 USE_ONNX = """\
 import json
 
@@ -88,8 +88,7 @@ def card(exported: Export, trained: TrainedRun, predictions: Predictions) -> str
     """The text of the card. predictions: on the test images, of the network in float32, without calibration."""
     info, config = trained.info, trained.config
     height, width, _ = info.image_shape
-    rule = _conversion(trained)
-    resize = RESIZE[rule.fit].format(background=rule.background)
+    resize = RESIZE[info.fit].format(background=info.background)
     about = (
         f"An image classifier: {_text(config.model.name)}, {count_parameters(trained.model):,} trainable parameters, "
         f"{len(info.class_names):,} classes, RGB images of {height}x{width} pixels (height x width). Trained and "
@@ -109,7 +108,7 @@ def card(exported: Export, trained: TrainedRun, predictions: Predictions) -> str
         "## Scores",
         *_scores(exported, trained, predictions),
         "## Data",
-        _data(trained, rule),
+        _data(trained),
         "## Training",
         *_training(trained),
         "## Limits",
@@ -151,7 +150,7 @@ def _interval(num_correct: int, num_images: int) -> str:
     return f"{low:.2%} to {high:.2%}"
 
 
-def _data(trained: TrainedRun, rule: Conversion) -> str:
+def _data(trained: TrainedRun) -> str:
     test = trained.beton("test")
     rows = [("test images", f"{len(test):,}"), ("SHA-256 of test.beton", test.sha256)]
     with suppress(DataError):
@@ -161,12 +160,15 @@ def _data(trained: TrainedRun, rule: Conversion) -> str:
     rows.append(("SHA-256 of train.beton", _text(trained.info.sha256)))
     if test.manifest is not None:
         rows.insert(0, ("source", _text(test.manifest.source)))
+        rows.append(("images", _in_words(test.manifest.conversion)))
+    return _table(("data", ""), rows)
+
+
+def _in_words(rule: Conversion) -> str:
     if rule.size is None:
-        made = "of this size in the source"
-    else:
-        made = f"resized with a Lanczos filter, {rule.fit}"
-        made += f" on the colour {rule.background}" if rule.fit == "pad" else ""
-    return _table(("data", ""), [*rows, ("images", made)])
+        return "of this size in the source"
+    on_colour = f" on the colour {rule.background}" if rule.fit == "pad" else ""
+    return f"resized with a Lanczos filter, {rule.fit}{on_colour}"
 
 
 def _training(trained: TrainedRun) -> list[str]:
@@ -206,11 +208,6 @@ def _limits(trained: TrainedRun) -> str:
     scores = "- The scores are of one training run, on the test images above. "
     scores += "They say nothing about other data: other sources, cameras, crops or a later time."
     return "\n".join([size, f"- {probabilities}", scores])
-
-
-def _conversion(trained: TrainedRun) -> Conversion:
-    manifest = trained.beton("test").manifest
-    return Conversion() if manifest is None else manifest.conversion
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
