@@ -249,3 +249,20 @@ def test_a_new_file_that_fails_its_check_leaves_the_existing_one(tmp_path: Path)
     with pytest.raises(ValueError, match="no"), new_file(path, b"two") as partial:
         raise ValueError("no")
     assert contents(tmp_path) == {"a.bin": b"one"}
+
+
+def test_two_processes_can_write_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.bin"
+    with new_file(path, b"one") as first:
+        monkeypatch.setattr(os, "getpid", os.getppid)
+        with new_file(path, b"two"):
+            assert first.read_bytes() == b"one"
+        assert path.read_bytes() == b"two"
+    assert contents(tmp_path) == {"a.bin": b"one"}
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    for process in (2**22 + 1, os.getppid()):  # above any on Linux; one that may still be writing
+        (tmp_path / f".{process}.a.bin.partial").touch()
+    write_text(tmp_path / "a.bin", "one")
+    assert contents(tmp_path) == {"a.bin": b"one", f".{os.getppid()}.a.bin.partial": b""}

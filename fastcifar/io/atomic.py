@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import glob
 import io
 import logging
 import os
@@ -42,7 +43,8 @@ def write_bytes(path: Path, content: bytes | memoryview, *, backup: Path | None 
 def new_file(path: Path, content: bytes | memoryview, *, backup: Path | None = None) -> Iterator[Path]:
     """Write `content` as `write_bytes` does; the temporary file, whose path this yields, is renamed after the block,
     which can check it. If the block raises, that file is removed, and an existing file stays."""
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{os.getpid()}.{path.name}.partial")  # another process may write the same file
+    _remove_leftovers(path)
     try:
         with _describe_write_error(path, len(content)), create_file(partial) as file:
             file.write(content)
@@ -55,6 +57,18 @@ def new_file(path: Path, content: bytes | memoryview, *, backup: Path | None = N
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove the temporary files of `path` whose processes were killed."""
+    for file in path.parent.glob(f".*.{glob.escape(path.name)}.partial"):
+        try:
+            os.kill(int(file.name.split(".")[1]), 0)  # signal 0 only asks whether there is such a process
+        except ProcessLookupError:
+            with suppress(OSError):
+                file.unlink()
+        except (ValueError, OverflowError, PermissionError):  # not a number; a process of another user
+            pass
 
 
 @contextmanager

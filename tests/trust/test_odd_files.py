@@ -137,8 +137,8 @@ def test_a_sparse_beton_of_many_images_is_refused_before_its_tables_are_read(
 def test_links_instead_of_partial_files_are_not_followed(run: RunFolder, tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_text("kept")
-    for name in (".report.html.partial", ".predictions.npz.partial", "weights/.last.pt.partial"):
-        (run.path / name).symlink_to(victim)
+    for file in (run.report, run.predictions, run.last):
+        file.with_name(f".{os.getpid()}.{file.name}.partial").symlink_to(victim)
     run.predictions.unlink()
     write_report(run)
     evaluate_run(run)
