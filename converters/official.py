@@ -28,6 +28,8 @@ from fastcifar.io.reading import read_bytes
 
 DATASETS = ("cifar10", "cifar100")
 _TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
+DOWNLOADED = {name: f"{title}, official archive, downloaded" for name, title in _TITLES.items()}
+"""The description of a source that is downloaded, which its manifests keep."""
 _FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
 _FILES: dict[tuple[str, str], tuple[set[str], ...]] = {
     ("cifar10", "python"): ({"batches.meta"}, {"data_batch_1"}, {"test_batch"}),
@@ -73,7 +75,7 @@ def download(dataset: str, folder: Path) -> Source:
         raise UsageError(f"dataset is {dataset!r}; expected one of: {', '.join(DATASETS)}")
     make_folder(folder)
     try:
-        return _load(dataset, folder, download=True, description=f"{_TITLES[dataset]}, official archive, downloaded")
+        return _load(dataset, folder, download=True, description=DOWNLOADED[dataset])
     except (OSError, RuntimeError) as error:
         raise DataError(
             f"{_TITLES[dataset]} cannot be downloaded ({error}); give the archive or a folder of images with "

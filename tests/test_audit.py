@@ -27,7 +27,9 @@ from fastcifar.audit.record import NAME, read_record
 from fastcifar.audit.run import Audit, audit
 from fastcifar.cli import main
 from fastcifar.config import TrainConfig
+from fastcifar.converters.official import DOWNLOADED
 from fastcifar.data.beton import Beton
+from fastcifar.data.manifest import manifest_path, read_manifest
 from fastcifar.errors import DataError, UsageError
 from fastcifar.inference.evaluation import evaluate_run
 from fastcifar.inference.metrics import wilson_interval
@@ -409,6 +411,26 @@ def test_the_command_ends_with_the_next_commands(
     assert done.exit_code == 0, done.output
     assert "train: 3 images dropped: exact-duplicate (1), exact-leak (1), near-leak (1)" in done.output
     assert len(open_beton(tmp_path / "data-clean" / "train.beton")) == 37
+
+
+@pytest.mark.parametrize(
+    ("source", "flags"),
+    [
+        (DOWNLOADED["cifar10"], "--drop"),
+        (DOWNLOADED["cifar100"], "--dataset cifar100 --drop"),
+        ("images of downloaded", "--source SOURCE --drop"),
+    ],
+)
+def test_the_next_command_converts_the_same_source(
+    tmp_path: Path, image_folder: Callable[..., Path], source: str, flags: str
+) -> None:
+    convert(image_folder(each=20), tmp_path / "data")
+    path = manifest_path(tmp_path / "data" / "train.beton")
+    manifest = read_manifest(path.with_suffix(""))
+    assert manifest is not None
+    path.write_text(replace(manifest, source=source).to_json(), encoding="utf-8")
+    shown = invoke("audit", "--data-dir", tmp_path / "data", "--out", tmp_path / "audit")
+    assert f"next: fastcifar convert {flags} " in shown.output
 
 
 def test_the_next_commands_of_data_in_the_current_folder(

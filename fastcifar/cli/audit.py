@@ -156,12 +156,13 @@ def _show(result: Audit, page: Path) -> None:
 
 def _convert_flags(manifest: Manifest | None) -> list[str]:
     """What the manifest knows of the flags of the conversion; --test-share and --seed are not in it."""
-    is_default = manifest is not None and manifest.source.endswith("downloaded")
-    flags = [] if is_default else ["--source", "SOURCE"]
-    if manifest is None:
-        return flags
+    from fastcifar.converters.official import DOWNLOADED
     from fastcifar.data.manifest import Conversion
 
+    if manifest is None:
+        return ["--source", "SOURCE"]
+    flags_of = {DOWNLOADED["cifar10"]: [], DOWNLOADED["cifar100"]: ["--dataset", "cifar100"]}
+    flags = flags_of.get(manifest.source, ["--source", "SOURCE"])
     facts, default = manifest.conversion, Conversion()
     if facts.size is not None:
         flags += ["--size", "x".join(map(str, facts.size))]
