@@ -328,6 +328,7 @@ def test_train_seeds_and_sweep_print_what_they_show(tiny_data: Path, tmp_path: P
     assert "few: holds 2 runs; choose one, e.g." in invoke("train", *common, "--init", "few", code=6)
     text = invoke("sweep", "--set", "lr0=0.01,0.1", "--set", "flip=true,false", *common)
     assert "the test images were scored once" in text
+    assert f"next: fastcifar runs --runs-dir {tmp_path}\n" in text
     assert re.search(r"lr=0.1, flip=False +\d", text)
     found = json.loads(invoke("train", "--resume", "sweep", "--runs-dir", tmp_path, "--model", NETWORK, "--json"))
     assert [effect["settings"] for effect in found["effects"]] == [

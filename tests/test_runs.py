@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -217,6 +218,15 @@ def test_a_filter_sees_what_the_runs_of_a_group_share(tmp_path: Path) -> None:
     for text, num in (("seed=0", 0), ("seed!=0", 1), ("label_smoothing>=0.1", 1)):
         listed = json.loads(invoke("runs", "--runs-dir", tmp_path, "--filter", text, "--json"))
         assert len(listed["runs"]) == num
+
+
+def test_a_list_names_the_next_command_with_the_folder_of_its_runs(tmp_path: Path) -> None:
+    folder = ["--runs-dir", str(tmp_path)]
+    assert f"next: fastcifar train --recipe fast {shlex.join(folder)}\n" in invoke("runs", *folder)
+    for name in ("a", "b"):
+        write_run(tmp_path / name, range(3))
+    (following,) = re.findall("^next: fastcifar (.*)$", invoke("runs", *folder), flags=re.MULTILINE)
+    assert "McNemar" in invoke(*shlex.split(following))
 
 
 def test_options_of_the_list_are_not_lost_before_compare(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fastcifar.cli.settings import as_flags, given_on_command_line
 from fastcifar.errors import DivergedError
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from fastcifar.runs.sweep import Cell, Effect, Sweep
 
 
-def train_and_print(group: Group, as_json: bool) -> None:
+def train_and_print(context: click.Context, group: Group, as_json: bool) -> None:
     """Train the runs of a group that are not finished, write its reports, and print what it shows.
 
     Raises DivergedError (5), after that, if a run of a group of seeds diverged.
@@ -67,7 +68,8 @@ def train_and_print(group: Group, as_json: bool) -> None:
         click.echo(report)
         compare: list[str | os.PathLike[str]] = ["compare", group.path, "OTHER"] if sweep is None else []
         views = view_commands(group.config.runtime.log, group.path)
-        show_next(command_line("fastcifar", "runs", *compare), *views)
+        folder = as_flags(context, given_on_command_line(context, ["runs_dir"]))
+        show_next(command_line("fastcifar", "runs", *compare, *folder), *views)
     diverged = [run.name for run in runs if "diverged" in run.metrics]
     if diverged and sweep is None:
         raise DivergedError(f"{len(diverged)} of {len(group.members)} runs diverged: {', '.join(diverged)}")

@@ -12,7 +12,7 @@ import click
 from fastcifar.cli import options
 from fastcifar.cli.command import Command, CommandGroup
 from fastcifar.cli.param_types import PATH, Parsed
-from fastcifar.cli.settings import given_on_command_line
+from fastcifar.cli.settings import as_flags, given_on_command_line
 from fastcifar.config import LOGGERS, SETTINGS
 from fastcifar.config.setting import Names, Setting
 
@@ -93,10 +93,11 @@ def runs(
         return
     click.echo(_table(rows) if rows else f"no run in {runs_dir}{'' if is_empty else ' that passes the filters'}")
     names = [row["name"] for row in rows if row["test_accuracy"] is not None and row["kind"] != "sweep"][:2]
+    folder = as_flags(context, given_on_command_line(context, ["runs_dir"]))
     if len(names) == 2:
-        show_next(command_line("fastcifar", "runs", "compare", *names))
+        show_next(command_line("fastcifar", "runs", "compare", *names, *folder))
     elif is_empty:
-        show_next(command_line("fastcifar", "train", "--recipe", "fast"))
+        show_next(command_line("fastcifar", "train", "--recipe", "fast", *folder))
 
 
 def _row(run: RunSummary) -> dict[str, Any]:

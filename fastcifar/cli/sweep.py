@@ -107,7 +107,7 @@ def sweep(
     if dry_run:
         show_sweep_dry_run(context, config, members, as_json)
         return
-    train_and_print(create_group(runs_dir, name, "sweep", config, members), as_json)
+    train_and_print(context, create_group(runs_dir, name, "sweep", config, members), as_json)
 
 
 def _setting(context: click.Context, name: str) -> str:

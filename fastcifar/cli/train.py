@@ -90,11 +90,12 @@ def train(
     distributed = Distributed.from_environment()
     run, is_main = None, distributed.is_main
     if seeds is not None:
-        _train_seeds(config, seeds, name, runs_dir, as_json)
+        _train_seeds(context, config, seeds, name, runs_dir, as_json)
         return
     if resume is not None:
         if (group := find_group(None if resume == LATEST else resume, runs_dir)) is not None:
-            train_and_print(replace(group, config=_resumed(context, group.config, config, is_group=True)), as_json)
+            resumed = _resumed(context, group.config, config, is_group=True)
+            train_and_print(context, replace(group, config=resumed), as_json)
             return
         run = find_run(None if resume == LATEST else resume, runs_dir)
         config = _resumed(context, run.read_config(), config)
@@ -141,12 +142,14 @@ def _refuse_with_seeds(context: click.Context, resume: str | None) -> None:
             raise click.UsageError(f"--seeds cannot be combined with {other}{hint}", context)
 
 
-def _train_seeds(config: TrainConfig, seeds: tuple[int, ...], name: str | None, runs_dir: Path, as_json: bool) -> None:
+def _train_seeds(
+    context: click.Context, config: TrainConfig, seeds: tuple[int, ...], name: str | None, runs_dir: Path, as_json: bool
+) -> None:
     from fastcifar.cli.groups import train_and_print
     from fastcifar.runs.group import create_group, seed_members
 
     label = f"{config.recipe or config.model.label}-{len(seeds)}-seeds" if name is None else name
-    train_and_print(create_group(runs_dir, label, "seeds", config, seed_members(seeds)), as_json)
+    train_and_print(context, create_group(runs_dir, label, "seeds", config, seed_members(seeds)), as_json)
 
 
 def _resumed(
