@@ -149,6 +149,11 @@ def _check_images(path: Path, pair: Pair, num_labels: int) -> None:
             f"{name}: its images are flat; save it again with height and width, e.g. {array}.reshape(-1, {sides})"
         )
     is_first, is_last = shape[:1] == (num_labels,), shape[-1:] == (num_labels,)
+    if header.is_fortran and is_first and path.suffix.lower() == ".mat":  # which has no other order
+        raise DataError(
+            f"{name}, and {pair.labels.name} has {num_labels:,} labels; expected the images along the last axis: save "
+            "it again with numpy.moveaxis(x, 0, -1), or as .npz"
+        )
     if header.is_fortran and is_first:
         raise DataError(f"{name} in column-major order; save it again with numpy.ascontiguousarray")
     if not header.is_fortran and is_last and not is_first:

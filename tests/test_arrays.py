@@ -492,6 +492,19 @@ def test_files_that_scipy_writes_are_read(tmp_path: Path, do_compression: bool) 
     assert [sample.label for sample in samples] == labels().tolist()
 
 
+def test_what_the_message_about_images_along_the_first_axis_says_helps(tmp_path: Path) -> None:
+    scipy_io = pytest.importorskip("scipy.io")
+    x, y = images(9, 5, 4, 3), labels()
+    scipy_io.savemat(tmp_path / "a.mat", {"x": x, "y": y})
+    assert refusal(tmp_path / "a.mat") == (
+        "a.mat: x has shape (9, 5, 4, 3), and y has 9 labels; expected the images along the last axis: save it again "
+        "with numpy.moveaxis(x, 0, -1), or as .npz"
+    )
+    scipy_io.savemat(tmp_path / "a.mat", {"x": np.moveaxis(x, 0, -1), "y": y})
+    for path in (tmp_path / "a.mat", save(tmp_path, x=x, y=y)):
+        assert np.array_equal([sample.image for sample in in_order(path)], x)
+
+
 def test_values_have_the_type_of_the_variable_not_of_its_storage(tmp_path: Path) -> None:
     ones = np.ones((4, 4, 9), np.uint8)  # MATLAB stores a matrix of double 0 and 1 as bytes
     path = mat(tmp_path / "a.mat", matrix(b"x", ones, number=6), matrix(b"y", labels().astype(np.uint8)[:, None]))
