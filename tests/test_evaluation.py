@@ -115,6 +115,13 @@ def test_a_run_without_validation_images_is_not_calibrated(tiny_data: Path, tmp_
     assert evaluated(run).not_calibrated.endswith("train with --val-size N, a tenth of the training images")
 
 
+def test_a_run_of_one_image_of_each_class_is_not_to_be_calibrated_by_eval(image_folder: Any, tmp_path: Path) -> None:
+    convert(image_folder(each=1), tmp_path / "data")
+    run = train(tiny(tmp_path / "data", batch_size=2, max_steps=1), runs_dir=tmp_path / "runs")[0]
+    reason = "no image was held out, which takes two training images of a class"
+    assert evaluated(run).not_calibrated == TrainedRun(run, trusted=NETWORK).not_calibrated == reason
+
+
 def test_predictions_with_test_time_augmentation_are_not_calibrated(run: RunFolder) -> None:
     evaluation = evaluated(run, tta="flip")
     assert evaluation.calibrated is None

@@ -70,6 +70,8 @@ def not_held_out(num_train_images: object, num_classes: int) -> str:
     """
     if type(num_train_images) is not int:
         return "no image was held out; train with --val-size N, a tenth of the training images"
+    if num_train_images <= num_classes:
+        return "no image was held out, which takes two training images of a class"
     return f"no image was held out; train with --val-size {max(num_train_images // HELD_OUT_SHARE, num_classes)}"
 
 

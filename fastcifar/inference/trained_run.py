@@ -87,7 +87,8 @@ class TrainedRun:
         """Why there is no `calibration`; empty if there is one."""
         if self.calibration is not None:
             return ""
-        if self.config.data.val_size == 0:
+        # also by default, where no class has two images
+        if self.config.data.val_size == 0 or self.run.metric("num_val_images") == 0:
             return self._not_held_out()
         return f"calibrate the run with: {command_line('fastcifar', 'eval', self.run.path)}"
 
