@@ -254,6 +254,14 @@ def test_preview_draws_a_recipe(data_dir: Path) -> None:
     assert refused(4, "preview", "--data-dir", "nowhere").startswith("nowhere/train.beton: no such file")
 
 
+def test_preview_of_few_images_names_a_smaller_batch_size(tiny_data: Path) -> None:
+    """Than that of the recipe, or the default."""
+    preview = ["preview", "--data-dir", tiny_data, "--n", 1]
+    assert following(*preview) == [f"train --data-dir {tiny_data} --batch-size 8"]
+    assert following(*preview, "--recipe", "fast")[0].endswith(" --batch-size 8")
+    assert "--batch-size" not in following(*preview, "--recipe", "onecycle-l1")[0]
+
+
 def test_explain_refuses_in_one_line(data_dir: Path) -> None:
     run(*train_args(data_dir, "--name", "a"))
     Path("a.txt").write_text("text")

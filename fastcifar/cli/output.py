@@ -19,6 +19,7 @@ from fastcifar.io.paths import command_line as command_line  # which the layers 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from fastcifar.config import TrainConfig
     from fastcifar.training import RunFolder
 
 MIN_WRAPPED = 20
@@ -91,19 +92,22 @@ def _wrapped(text: str, width: int) -> list[str]:
     return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) or [text]
 
 
-def train_command(class_counts: Sequence[int], *arguments: str | os.PathLike[str]) -> str:
-    """The command that trains on images of which each class has so many: with a batch size where the default is too
-    large for them."""
+def train_command(
+    class_counts: Sequence[int], *arguments: str | os.PathLike[str], config: TrainConfig | None = None
+) -> str:
+    """The command that trains on images of which each class has so many: with --batch-size where that of `config`, by
+    default the default one, is too large for them."""
     import numpy as np
 
     from fastcifar.config import TrainConfig
     from fastcifar.data.statistics import fitting_batch_size, held_out_by_default
 
-    counts = np.array(class_counts)
-    num_train = int((counts - held_out_by_default(counts)).sum())
-    fits = num_train >= TrainConfig.batch_size
-    batch_size = () if fits else ("--batch-size", str(fitting_batch_size(num_train)))
-    return command_line("fastcifar", "train", *arguments, *batch_size)
+    counts, config = np.array(class_counts), config or TrainConfig()
+    val_size = config.data.val_size
+    num_train = int(counts.sum() - (held_out_by_default(counts).sum() if val_size is None else val_size))
+    if num_train >= config.batch_size:
+        return command_line("fastcifar", "train", *arguments)
+    return command_line("fastcifar", "train", *arguments, "--batch-size", str(fitting_batch_size(num_train)))
 
 
 def _between_fields(text: str, is_terminal: bool) -> str:

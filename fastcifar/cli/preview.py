@@ -11,6 +11,7 @@ from fastcifar.cli import options, settings
 from fastcifar.cli.param_types import PATH
 from fastcifar.cli.settings import given_on_command_line
 from fastcifar.cli.train import train
+from fastcifar.config import TrainConfig
 
 
 @click.command(cls=options.SettingsCommand, short_help="Draw training images next to their augmented versions.")
@@ -28,7 +29,11 @@ def preview(context: click.Context, /, n: int, each: int, out: Path, as_json: bo
 
     import json
 
-    from fastcifar.cli.output import command_line, show_next
+    import numpy as np
+
+    from fastcifar.cli.output import show_next, train_command
+    from fastcifar.data.beton_file import open_file
+    from fastcifar.data.tables import read_tables
     from fastcifar.explain import preview as write_preview
 
     num_images = write_preview(config, out, n=n, each=each)
@@ -38,4 +43,6 @@ def preview(context: click.Context, /, n: int, each: int, out: Path, as_json: bo
     click.echo(out)
     known = {param.name for param in train.params}
     names = [key for key in given_on_command_line(context, context.params) if key in known]
-    show_next(command_line("fastcifar", "train", *settings.as_flags(context, names)))
+    labels = read_tables(open_file(Path(config.data.data_dir) / "train.beton")).labels
+    recipe = TrainConfig.from_stored(**(context.default_map or {}))  # with batch_size and val_size, no options here
+    show_next(train_command(np.bincount(labels).tolist(), *settings.as_flags(context, names), config=recipe))
