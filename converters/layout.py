@@ -91,12 +91,14 @@ def group_by_class(
     all_folders = [*((split, name) for split in files_of for name in sorted(files_of[split])), *class_folders]
     shown = "{}/{}" if folders else "{1}"
     check_class_names(path, ((shown.format(split, name), name) for split, name in all_folders))
+    for folder, split in folders.items():
+        if split == "test" and not files_of["test"]:
+            raise DataError(f"{path}: no images in {folder}/; remove it, and divide the others by --test-share")
     empty = [shown.format(split, name) for split, name in class_folders if name not in files_of[split]]
     _check_empty(path, empty, skip_empty)
     class_names = tuple(sorted(files_of["train"]))
-    for split in files_of:
-        if not files_of[split]:
-            raise DataError(f"{path}: no images in {split}/; {LAYOUT}; found {_summarise(listing)}")
+    if not class_names:
+        raise DataError(f"{path}: no images in train/; {LAYOUT}; found {_summarise(listing)}")
     unknown = sorted(set(files_of.get("test", ())) - set(class_names))
     if unknown:
         raise DataError(

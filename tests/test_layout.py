@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import shutil
 import tarfile
 import unicodedata
 import zipfile
@@ -69,6 +70,19 @@ def test_an_empty_class_folder_is_an_error_unless_it_is_skipped(
     assert f"skipped class folders without images: {named}" in caplog.text
     with open_source(folder, SourceOptions(skip_empty_classes=True)) as source:
         assert [sample.label for sample in source.splits["train"]] == [label for _, label in expected["train"]]
+
+
+@pytest.mark.parametrize("name", ["test", "val"])
+def test_without_test_images_the_message_says_what_helps(image_folder: ImageFolder, name: str) -> None:
+    """Not --skip-empty-classes: all would be skipped."""
+    folder = image_folder()
+    shutil.rmtree(folder / "test")
+    for class_name in ("cat", "dog"):
+        (folder / name / class_name).mkdir(parents=True)
+    assert refusal(folder).endswith(f": no images in {name}/; remove it, and divide the others by --test-share")
+    shutil.rmtree(folder / name)
+    with open_source(folder, SourceOptions(test_share=0.5)) as source:
+        assert set(source.splits) == {"train", "test"}
 
 
 def test_a_class_folder_of_system_files_alone_is_empty(image_folder: ImageFolder) -> None:
