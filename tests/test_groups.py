@@ -27,6 +27,7 @@ from fastcifar.runs.summary import summaries
 from fastcifar.runs.sweep import require_validation, sweep_members, sweep_results, train_sweep
 from fastcifar.runs.train_group import train_group
 from fastcifar.training import train
+from fastcifar.training.lr_curve import LrCurve
 from fastcifar.training.weights import file_sha256
 from tests.tiny import NETWORK, Interrupts, tiny
 
@@ -118,6 +119,18 @@ def test_a_run_that_diverges_does_not_end_the_group(tiny_data: Path, tmp_path: P
     assert result.best.settings == {"lr": 0.05}
 
 
+def test_runs_whose_range_test_finds_no_rate_are_finished(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flat = LrCurve(rates=np.geomspace(1e-5, 1, 50), losses=np.full(50, 2.3), stop_reason="end_lr reached")
+    monkeypatch.setattr("fastcifar.training.lr_finder.run_lr_range_test", lambda *_: flat)
+    common = ["--model", NETWORK, "--batch-size", 36, "--data-dir", tiny_data, "--runs-dir", tmp_path]
+    text = invoke("train", "--seeds", 2, "--name", "few", "--lr", "auto", *common, code=5)
+    assert "2 of 2 runs diverged: few/seed-0, few/seed-1" in text
+    assert len(load_group(tmp_path / "few").finished) == 2
+    assert json.loads(invoke("runs", "--runs-dir", tmp_path, "--json"))["runs"][0]["name"] == "few"
+
+
 def test_a_sweep_whose_runs_all_diverged_claims_no_test(tiny_data: Path, tmp_path: Path) -> None:
     common = ["--model", NETWORK, "--batch-size", 36, "--epochs", 1, "--data-dir", tiny_data, "--runs-dir", tmp_path]
     text = invoke("sweep", "--set", "lr=1e30", *common)
@@ -184,6 +197,21 @@ def test_the_runs_of_a_sweep_start_from_the_weights_it_was_created_with(tiny_dat
     second.best.write_bytes(first.best.read_bytes())
     with pytest.raises(CheckpointError, match="2/weights/best.safetensors: changed since .*s was created"):
         train_group(load_group(group.path))
+
+
+def test_all_runs_of_a_group_have_the_same_images(tiny_data: Path, own_data_dir: Path, tmp_path: Path) -> None:
+    config = tiny(own_data_dir, max_steps=1, batch_size=10)
+    group = create_group(tmp_path, "few", "seeds", config, seed_members([0, 1]))
+    for file in own_data_dir.iterdir():
+        file.write_bytes((tiny_data / file.name).read_bytes())
+    with pytest.raises(DataError, match=f"few: was created with a train.beton of SHA-256 .*; that in {own_data_dir}"):
+        train_group(load_group(group.path))
+    own = group.path / "group.yaml"
+    stored = yaml.safe_load(own.read_text())
+    del stored["data_sha256"]  # a group of an earlier version
+    own.write_text(yaml.safe_dump(stored))
+    train_group(load_group(group.path))
+    assert len(group.finished) == 2
 
 
 def test_what_is_in_the_place_of_a_run_is_not_removed(tiny_data: Path, tmp_path: Path) -> None:
@@ -369,11 +397,22 @@ def test_wrong_groups_are_one_line(arguments: list[str], message: str, tmp_path:
     assert not list(tmp_path.iterdir())
 
 
+def in_two_processes(tiny_data: Path, tmp_path: Path, *arguments: str) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "fastcifar", *arguments]
+    command += ["--model", "small", "--batch-size", "36", "--data-dir", str(tiny_data), "--runs-dir", str(tmp_path)]
+    subprocess.run(command, check=True, capture_output=True, timeout=500)
+
+
 @pytest.mark.slow
 def test_the_seeds_of_several_processes_are_one_group(tiny_data: Path, tmp_path: Path) -> None:
-    arguments = ["train", "--seeds", "2", "--name", "few", "--model", "small", "--batch-size", "36", "--max-steps", "2"]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "fastcifar", *arguments]
-    command += ["--data-dir", str(tiny_data), "--runs-dir", str(tmp_path)]
-    subprocess.run(command, check=True, capture_output=True, timeout=500)
+    in_two_processes(tiny_data, tmp_path, "train", "--seeds", "2", "--name", "few", "--max-steps", "2")
     assert os.listdir(tmp_path) == ["few"]
     assert len(load_group(tmp_path / "few").finished) == 2
+
+
+@pytest.mark.slow
+def test_the_processes_of_a_sweep_agree_on_the_best(tiny_data: Path, tmp_path: Path) -> None:
+    in_two_processes(tiny_data, tmp_path, "sweep", "--set", "lr=1e-7,0.2", "--epochs", "10", "--val-size", "40")
+    sweep = load_group(tmp_path / "sweep")
+    tested = [run.run.path.name for run in summaries(sweep) if run.score("test_accuracy") is not None]
+    assert tested == [sweep.members[1].name]

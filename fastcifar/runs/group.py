@@ -60,6 +60,8 @@ class Group:
     members: tuple[Member, ...]
     init_sha256: Mapping[str, str] = field(default_factory=dict)
     """SHA-256 of each file of `init`, by its path."""
+    data_sha256: Mapping[str, str] = field(default_factory=dict)
+    """SHA-256 of each beton, by its name; empty for groups of before it was stored."""
     betons: tuple[Beton, ...] = field(default=(), compare=False, repr=False)
     """The training and test images, if they are open already."""
 
@@ -81,6 +83,7 @@ class Group:
         settings = {**self.config.to_settings(), "data_dir": str(Path(self.config.data.data_dir).absolute())}
         runs = [{"name": member.name, "settings": member.settings} for member in self.members]
         content = {"fastcifar_group": FORMAT, "kind": self.kind, "runs": runs, "settings": settings}
+        content |= {"data_sha256": self.data_sha256} if self.data_sha256 else {}
         content |= {"init_sha256": self.init_sha256} if self.init_sha256 else {}
         write_text(self.path / FILE, yaml.safe_dump(json.loads(json.dumps(content)), sort_keys=False))
 
@@ -106,7 +109,15 @@ def create_group(
     device = choose_device(config.runtime.device, distributed.local_rank if distributed.world_size > 1 else None)
     with distributed.connect(device):  # of several processes, rank 0 creates it
         path = distributed.broadcast(create_run(runs_dir, name).path if distributed.is_main else Path())
-        group = Group(path=path, kind=kind, config=config, members=checked, init_sha256=init_sha256, betons=betons)
+        group = Group(
+            path=path,
+            kind=kind,
+            config=config,
+            members=checked,
+            init_sha256=init_sha256,
+            data_sha256=sha256_of(betons),
+            betons=betons,
+        )
         if distributed.is_main:
             group.write()
         distributed.barrier()
@@ -183,6 +194,11 @@ def _check_starts(configs: Sequence[TrainConfig], device: torch.device, distribu
     return betons
 
 
+def sha256_of(betons: Sequence[Beton]) -> dict[str, str]:
+    """The SHA-256 of each beton, by its name."""
+    return {beton.path.name: beton.sha256 for beton in betons}
+
+
 def seed_members(seeds: Sequence[int]) -> tuple[Member, ...]:
     """A run for each seed."""
     if not seeds or len(set(seeds)) < len(seeds):
@@ -230,13 +246,23 @@ def load_group(path: Path) -> Group:
         if not all(isinstance(name, str) and _is_folder_name(name) for name in names) or len(set(names)) < len(names):
             raise ValueError("its runs have names that are no different folders in it")
         config = TrainConfig.from_stored(**content["settings"])
-        init_sha256 = {str(path): str(sha256) for path, sha256 in content.get("init_sha256", {}).items()}
-        group = Group(path=path, kind=content["kind"], config=config, members=members, init_sha256=init_sha256)
+        group = Group(
+            path=path,
+            kind=content["kind"],
+            config=config,
+            members=members,
+            init_sha256=_texts(content.get("init_sha256", {})),
+            data_sha256=_texts(content.get("data_sha256", {})),
+        )
         for member in members:
             _require_same_code(group.config_of(member).model, config.model)
         return group
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(f"{file}: not the settings of a group of runs ({one_line(error, 300)})") from error
+
+
+def _texts(values: dict[Any, Any]) -> dict[str, str]:
+    return {str(key): str(value) for key, value in values.items()}
 
 
 def _is_folder_name(name: str) -> bool:

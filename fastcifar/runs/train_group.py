@@ -11,10 +11,11 @@ from pathlib import Path
 
 from fastcifar.config import TrainConfig
 from fastcifar.data.beton import Beton
-from fastcifar.errors import CheckpointError, DataError, DivergedError, Stopped
+from fastcifar.errors import CheckpointError, DataError, DivergedError, Stopped, one_line
 from fastcifar.io.locks import lock_folder
+from fastcifar.io.paths import make_folder
 from fastcifar.loaders import choose_loader
-from fastcifar.runs.group import Group, Member
+from fastcifar.runs.group import Group, Member, sha256_of
 from fastcifar.runs.log_run import train_and_log
 from fastcifar.training.device import choose_device
 from fastcifar.training.distributed import Distributed
@@ -37,16 +38,19 @@ def train_group(group: Group, *, test: bool = True, reporter: Reporter | None = 
     busy = "another process is training this group; wait for it to end"
     with distributed.connect(device), lock_folder(group.path, busy) if distributed.is_main else nullcontext():
         _train_all(group, test, reporter)
+        distributed.barrier()  # rank 0 has written the results, which all processes read
 
 
 def _train_all(group: Group, test: bool, reporter: Reporter) -> None:
     finished = {member.name for member in group.finished}
     todo = [member for member in group.members if member.name not in finished]
-    if finished and todo:
+    if not todo:
+        return
+    if finished:
         log.info("%s: %d of %d runs are finished", group.path, len(finished), len(group.members))
-    if todo:
-        _require_same_init(group, todo)
-    betons = (group.betons or _open(group)) if todo else ()
+    _require_same_init(group, todo)
+    betons = group.betons or _open(group)
+    _require_same_data(group, betons)
     for member in todo:
         number = group.members.index(member) + 1
         log.info("run %d of %d: %s", number, len(group.members), member.name)
@@ -57,6 +61,7 @@ def _train_all(group: Group, test: bool, reporter: Reporter) -> None:
         except DivergedError as error:
             log.warning("%s: %s", member.name, error)
             if Distributed.from_environment().is_main:
+                make_folder(group.run(member).path)  # a range test that fails comes before it
                 group.run(member).write_metrics({"diverged": str(error)})
 
 
@@ -101,6 +106,17 @@ def _require_same_init(group: Group, todo: Sequence[Member]) -> None:
             raise CheckpointError(
                 f"{init}: changed since {group.path} was created, so that its runs would start from different weights; "
                 "restore the file, or start a new group"
+            )
+
+
+def _require_same_data(group: Group, betons: Sequence[Beton]) -> None:
+    """Raise DataError if the images are not those that the group was created with."""
+    for name, sha256 in sha256_of(betons).items():
+        was = group.data_sha256.get(name, sha256)  # a group of before it was stored
+        if sha256 != was:
+            raise DataError(
+                f"{group.path}: was created with a {name} of SHA-256 {one_line(was, 16)}…; that in "
+                f"{group.config.data.data_dir} has {sha256[:16]}…: convert the same source again or start a new group"
             )
 
 
