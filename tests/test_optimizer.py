@@ -213,6 +213,16 @@ def test_the_averaged_weights_are_evaluated(key: str) -> None:
     torch.testing.assert_close(step.eval_network.state_dict()[key], expected)
 
 
+def test_indices_are_not_averaged() -> None:
+    model, images, labels = problem()
+    model.register_buffer("index", torch.arange(169))
+    config = TrainConfig.from_settings(lr=0.1, ema=0.9)
+    step = TrainStep(model, model, make_optimizer(model, config), config, "off")
+    for _ in range(3):
+        step(images, labels)
+    assert torch.equal(step.eval_network.state_dict()["index"], torch.arange(169))
+
+
 def test_float16_scales_its_loss() -> None:
     model, images, labels = problem()
     config = TrainConfig.from_settings(lr=0.1)

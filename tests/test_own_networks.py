@@ -76,6 +76,16 @@ class WithView(Own):
         return self.net[4](maps.view(len(maps), -1))
 
 
+class ViewOfNarrowMaps(Own):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.net[0] = nn.Conv2d(3, 4, 3, stride=4, padding=1)
+
+    def forward(self, images: torch.Tensor) -> Any:
+        maps = self.net[0](images)  # (N, 4, 8, 8)
+        return self.net[4](maps.view(len(maps), -1))
+
+
 class WithStages(Own):
     def __init__(self, num_classes: int) -> None:
         super().__init__(num_classes)
@@ -268,6 +278,14 @@ def test_what_fails_in_training_names_the_network() -> None:
     step = TrainStep(model, model, make_optimizer(model, config), config, "off")
     with pytest.raises(UsageError, match=r"fails on images \(3, 3, 32, 32\) \(ValueError: two images at most\)"):
         step(torch.zeros(3, 3, 32, 32), torch.zeros(3, dtype=torch.int64))
+
+
+def test_a_view_of_narrow_maps_is_trained_on_cpus_with_amx(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastcifar.training.step.has_cpu_flag", lambda name: True)
+    config = TrainConfig.from_settings(model=own("ViewOfNarrowMaps").name, lr=0.1)
+    model = make_model(config.model, 5)
+    step = TrainStep(model, model, make_optimizer(model, config), config, "bf16")
+    assert torch.isfinite(step(IMAGES, torch.tensor([0, 1]))[0])
 
 
 @pytest.mark.parametrize("name", ["weight_norm", "old_spectral_norm", "pruned", "lazy", "WithView"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -44,7 +45,8 @@ class TrainStep:
         self._class_weights, self._distributed = class_weights, distributed or Distributed()
         self._model_config, self._settings = config.model, config.optimizer
         self._params = [param for param in network.parameters() if param.requires_grad]
-        if self._params[0].device.type == "cpu" and amp == "bf16" and has_cpu_flag("amx_bf16"):
+        needs_contiguous = getattr(network, "needs_contiguous", False)  # the converted ones return channels_last
+        if self._params[0].device.type == "cpu" and amp == "bf16" and has_cpu_flag("amx_bf16") and not needs_contiguous:
             convert_convolutions(network)
         self._l1_params: list[torch.Tensor] = []
         if self._settings.l1:
@@ -52,8 +54,7 @@ class TrainStep:
         self.scaler = torch.amp.GradScaler(self._params[0].device.type, enabled=amp == "fp16")
         self.ema: AveragedModel | None = None
         if self._settings.ema:
-            average = get_ema_multi_avg_fn(self._settings.ema)  # type: ignore[no-untyped-call]
-            self.ema = AveragedModel(network, multi_avg_fn=average, use_buffers=True)
+            self.ema = AveragedModel(network, multi_avg_fn=_average_fn(self._settings.ema), use_buffers=True)
 
     @property
     def eval_network(self) -> nn.Module:
@@ -125,6 +126,20 @@ class TrainStep:
             self.scaler.load_state_dict(state["scaler"])
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
+
+
+def _average_fn(decay: float) -> Callable[..., None]:
+    """That of torch, for tensors of one type; but integers, e.g. the indices in a Swin transformer, are copied: torch
+    truncates their average, which may be one too small."""
+    average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+
+    def update(averages: list[torch.Tensor], values: list[torch.Tensor], num_averaged: Any) -> None:
+        if averages[0].is_floating_point() or averages[0].is_complex():
+            average(averages, values, num_averaged)
+        else:
+            torch._foreach_copy_(averages, values)
+
+    return update
 
 
 def make_train_step(
