@@ -238,6 +238,24 @@ def test_sync_batch_norm_equals_batch_norm(monkeypatch: pytest.MonkeyPatch) -> N
     close(shared[0].eval()(images), whole.eval()(images))
 
 
+class NormAct(torch.nn.BatchNorm2d):
+    """As those of timm."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x).relu()
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_sync_batch_norm_keeps_the_activation_of_a_subclass(device: str, caplog: pytest.LogCaptureFixture) -> None:
+    network = torch.nn.Sequential(torch.nn.BatchNorm2d(3), NormAct(3)).eval()
+    converted = convert_sync_batchnorm(deepcopy(network), torch.device(device))
+    images = torch.randn(2, 3, 4, 4)
+    assert torch.equal(converted(images), network(images))
+    expected = SyncBatchNorm2d if device == "cpu" else torch.nn.SyncBatchNorm
+    assert type(converted[0]) is expected  # type: ignore[index]
+    assert "--sync-bn: 1 (NormAct) keeps its own statistics" in caplog.text
+
+
 @pytest.mark.slow
 def test_a_resumed_run_adds_gradients_in_the_same_order(data_dir: Path, tmp_path: Path, group: WorkerGroup) -> None:
     """With more than two processes the order of addition shows in the last bits."""

@@ -51,12 +51,15 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
 
 def convert_sync_batchnorm(network: nn.Module, device: torch.device) -> nn.Module:
-    """Replace the batch normalisations in `network`, in place on a CPU; parameters and buffers stay."""
-    if device.type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
+    """Replace the batch normalisations in `network`, in place; parameters and buffers stay. Those of subclasses are not
+    replaced: in timm they have an activation too."""
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d) if device.type == "cuda" else (nn.BatchNorm2d,)
     for name, module in network.named_modules():
-        if type(module) is nn.BatchNorm2d:
+        if type(module) in kinds and device.type == "cuda":
+            module.__class__ = nn.SyncBatchNorm
+            module.process_group = None
+        elif type(module) in kinds:
             module.__class__ = SyncBatchNorm2d
-        elif isinstance(module, nn.modules.batchnorm._BatchNorm):
-            log.warning("--sync-bn: %s (%s) keeps its own statistics on a CPU", name, type(module).__name__)
+        elif isinstance(module, nn.modules.batchnorm._BatchNorm) and type(module) is not nn.SyncBatchNorm:
+            log.warning("--sync-bn: %s (%s) keeps its own statistics", name, type(module).__name__)
     return network
