@@ -60,6 +60,14 @@ def write_group(folder: Path, name: str, accuracies: Sequence[float], **settings
     return group
 
 
+def test_the_validation_accuracy_is_that_of_the_weights(tmp_path: Path) -> None:
+    """Not that of a last epoch that --max-steps cut short, which is in the history too."""
+    run = write_run(tmp_path / "a", [])
+    assert RunSummary(run, "a").best_val_accuracy == 0.75
+    run.write_metrics({"best": {"epoch": 2, "val_loss": 1.1, "val_accuracy": 0.5}})
+    assert RunSummary(run, "a").best_val_accuracy == 0.5
+
+
 def test_two_runs_are_compared_on_the_same_images(tmp_path: Path) -> None:
     write_run(tmp_path / "a", range(30), lr=0.1)
     write_run(tmp_path / "b", range(20, 32), lr=0.2)

@@ -53,13 +53,14 @@ class RunSummary:
 
     def score(self, key: str) -> float | None:
         """A finite number of metrics.json; None if it has none of that name."""
-        value = self.metrics.get(key)
-        is_number = type(value) in (int, float) and math.isfinite(float(str(value)))
-        return float(str(value)) if is_number else None
+        return _finite(self.metrics.get(key))
 
     @property
     def best_val_accuracy(self) -> float | None:
         """The validation accuracy of its weights, 0..1; None without validation."""
+        best = self.metrics.get("best")
+        if isinstance(best, dict):  # not the largest of the history, if --max-steps ended the training within an epoch
+            return _finite(best.get("val_accuracy"))
         rows = [row["val_accuracy"] for row in self.history if "val_accuracy" in row]
         return max(rows, default=None)
 
@@ -94,6 +95,11 @@ class RunSummary:
     def changed(self) -> dict[str, Any]:
         """The settings that differ from those of its recipe, or from the defaults; by name."""
         return {} if self.config is None else changed_settings(self.config)
+
+
+def _finite(value: object) -> float | None:
+    is_number = type(value) in (int, float) and math.isfinite(float(str(value)))
+    return float(str(value)) if is_number else None
 
 
 def read_metrics(run: RunFolder) -> dict[str, Any]:
