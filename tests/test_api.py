@@ -341,6 +341,24 @@ def test_a_run_is_resumed_by_name_or_as_a_run(tiny_data: Path, tmp_path: Path) -
     assert longer.history["epoch"].tolist() == [1.0, 2.0]
 
 
+def test_a_run_is_resumed_with_the_settings_it_was_started_with(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = tiny(tiny_data, epochs=1)
+    fastcifar.train(config, name="base", progress=False)
+    shutil.copytree("runs/base", "runs/other")
+    for changed in ({"init": "base"}, {"init": "runs/base/weights/best.safetensors"}, {"lr": "auto"}):
+        own = config.with_settings(**changed)
+        run = fastcifar.train(own, name="run", progress=False)
+        with monkeypatch.context() as later:
+            later.delattr("fastcifar.training.lr_finder.run_lr_range_test")
+            again = fastcifar.train(own.with_settings(epochs=2), resume=run, progress=False)
+        assert again.metrics["epochs"] == 2
+    with pytest.raises(CheckpointError, match="init is .*other/weights/best.safetensors, and was .*base/weights"):
+        fastcifar.train(config.with_settings(init="other"), resume="run", progress=False)
+
+
 def test_a_run_does_not_run_code_that_only_its_folder_names(tiny_data: Path, tmp_path: Path) -> None:
     trained = fastcifar.train(tiny(tiny_data, epochs=1), runs_dir=tmp_path, name="a", progress=False)
     assert len(trained.explain(n=1, layers=["6"])) == 1  # the code that was named to `train`

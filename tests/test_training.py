@@ -260,6 +260,17 @@ def test_a_run_resumes_with_more_epochs(data_dir: Path, tmp_path: Path) -> None:
     assert [row["epoch"] for row in results_of(run)] == ["1", "2", "3"]
 
 
+def test_a_finished_run_that_is_trained_further_has_no_scores_until_that_has_ended(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    run, _ = train(tiny(data_dir, epochs=1), runs_dir=tmp_path)
+    with pytest.raises(Stopped):
+        train(tiny(data_dir, epochs=3), runs_dir=tmp_path, resume=run, reporter=Interrupts(8, signal.SIGINT))
+    assert run.is_unfinished
+    assert train(tiny(data_dir, epochs=3), runs_dir=tmp_path, resume=run)[1]["epochs"] == 3
+    assert not run.is_unfinished
+
+
 @pytest.mark.parametrize("sched", ["cosine", "onecycle"])
 def test_a_schedule_of_fixed_length_refuses_more_epochs(sched: str, data_dir: Path, tmp_path: Path) -> None:
     run, _ = train(tiny(data_dir, epochs=1, sched=sched), runs_dir=tmp_path)

@@ -70,7 +70,7 @@ class Group:
         return RunFolder(self.path / member.name)
 
     def config_of(self, member: Member) -> TrainConfig:
-        """All settings of a run."""
+        """All settings of a run, as group.yaml has them: its config.yaml may come from elsewhere, and name code."""
         return self.config.with_settings(**member.settings)
 
     @property

@@ -19,7 +19,7 @@ from fastcifar.runs.group import Group, Member, check_runs
 from fastcifar.runs.log_run import train_and_log
 from fastcifar.runs.statistics import Mean, mean_of
 from fastcifar.runs.summary import RunSummary, summaries
-from fastcifar.runs.train_group import config_of, stopped_group, train_group
+from fastcifar.runs.train_group import stopped_group, train_group
 from fastcifar.training.dry_run import RunPlan, dry_run
 from fastcifar.training.progress import PrefixedReporter, Reporter, SilentReporter
 
@@ -116,7 +116,7 @@ def train_sweep(group: Group, reporter: Reporter | None = None) -> Sweep:
         members = {member.name: member for member in group.members}
         for run in result.best.runs:
             if run.score("test_accuracy") is None:
-                config = config_of(group, members[run.run.path.name])
+                config = group.config_of(members[run.run.path.name])
                 log.info("%s: the best by validation accuracy; scoring its test images", run.name)
                 try:
                     train_and_log(config, group=group.path.name, resume=run.run, reporter=reporter)

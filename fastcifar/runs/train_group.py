@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
-from fastcifar.config import TrainConfig
 from fastcifar.data.beton import Beton
 from fastcifar.errors import CheckpointError, DataError, DivergedError, Stopped, one_line
 from fastcifar.io.locks import lock_folder
@@ -73,7 +72,7 @@ def _train_member(group: Group, member: Member, betons: Sequence[Beton], test: b
         shutil.rmtree(run.path)  # killed before its first step
     resume = run if run.has_checkpoint else None
     train_and_log(
-        config_of(group, member),
+        group.config_of(member),
         group=group.path.name,
         runs_dir=group.path,
         name=member.name,
@@ -88,15 +87,6 @@ def stopped_group(group: Group, stopped: Stopped) -> Stopped:
     """The error of a group one of whose runs was stopped."""
     command = RunFolder(group.path).resume_command(group.config.model, Distributed.from_environment())
     return Stopped(stopped.exit_code - 128, f"saved; resume the group with: {command}")
-
-
-def config_of(group: Group, member: Member) -> TrainConfig:
-    """The settings of a run, as group.yaml has them: that of the run may come from elsewhere, and name code. But the
-    learning rate of a run that has begun is not searched again."""
-    config, run = group.config_of(member), group.run(member)
-    if config.optimizer.lr == "auto" and run.has_checkpoint:
-        config = config.with_settings(lr=run.read_config().optimizer.lr)
-    return config
 
 
 def _require_same_init(group: Group, todo: Sequence[Member]) -> None:

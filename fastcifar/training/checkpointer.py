@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from dataclasses import asdict
 from typing import Any
@@ -10,12 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastcifar.config import CHANGEABLE
+from fastcifar.config import CHANGEABLE, TrainConfig
 from fastcifar.errors import CheckpointError, DataError, FastcifarError, UsageError, one_line
 from fastcifar.models.probe import place
 from fastcifar.system.cpus import cpu_name
 from fastcifar.training.checkpoint import load_checkpoint, save_checkpoint
+from fastcifar.training.initial_weights import find_initial_weights
 from fastcifar.training.progress import Progress, RunContext
+from fastcifar.training.run_folder import RunFolder
 from fastcifar.training.schedule import LENGTH_INDEPENDENT, Schedule
 from fastcifar.training.step import TrainStep
 from fastcifar.training.weights import load_weights, save_weights
@@ -194,6 +197,16 @@ class Checkpointer:
                 f"the {fixed} of {path} was made for {was} steps and cannot be extended to {num_steps}; "
                 f"expected the same --epochs ({epochs}) and --max-steps ({max_steps})"
             )
+
+
+def as_stored(config: TrainConfig, run: RunFolder, runs_dir: str | os.PathLike[str]) -> TrainConfig:
+    """The settings that a run was started with, as it has stored them: the rate that its range test found as `lr`, a
+    path as `init`."""
+    if config.optimizer.lr == "auto":
+        config = config.with_settings(lr=run.read_config().optimizer.lr)
+    if config.init is not None and config.init != run.read_config().init:
+        config = config.with_settings(init=find_initial_weights(config.init, runs_dir))
+    return config
 
 
 def _generator_states(device: torch.device) -> dict[str, torch.Tensor]:

@@ -134,6 +134,11 @@ class RunFolder:
         """Write metrics.json."""
         write_text(self.metrics, json.dumps(metrics, indent=1, allow_nan=False) + "\n")
 
+    def remove_metrics(self) -> None:
+        """Remove metrics.json, if there is one: that of a shorter training, which goes on."""
+        with wrap_write_errors(self.metrics):
+            self.metrics.unlink(missing_ok=True)
+
     @property
     def is_unfinished(self) -> bool:
         """Whether training was stopped, or goes on: there is a checkpoint, and no result."""

@@ -29,7 +29,7 @@ from fastcifar.loaders import Batch, Loader
 from fastcifar.loggers import Loggers, open_loggers
 from fastcifar.models import builder
 from fastcifar.models.layers import train_mode
-from fastcifar.training.checkpointer import Checkpointer
+from fastcifar.training.checkpointer import Checkpointer, as_stored
 from fastcifar.training.data import Loaders
 from fastcifar.training.device import CpuThreads, prepare_device, standard_torch_defaults
 from fastcifar.training.distributed import Distributed
@@ -74,6 +74,8 @@ def train(
     with ExitStack() as resources:
         device = prepare_device(config.runtime, distributed)
         builder(config.model)  # an unknown name fails before the data is read
+        if resume is not None:
+            config = as_stored(config, resume, runs_dir)
         # a resumed run has its weights from the checkpoint
         initial = None if resume or config.init is None else read_initial_weights(config.init, runs_dir)
         config = config if initial is None else config.with_settings(init=initial.path)
@@ -142,8 +144,10 @@ class Trainer:
     def fit(self) -> None:
         """Train the epochs that are left."""
         self.logger.log_start()
+        if self._has_steps_left and self.distributed.is_main:
+            self.context.run.remove_metrics()
         # a run that was stopped in a validation repeats it
-        while (self.progress.step < self.context.num_steps and not self._is_stopped_early) or self.progress.batch:
+        while self._has_steps_left or self.progress.batch:
             self.train_epoch()
             self.end_epoch()
         if self._is_stopped_early:
@@ -248,6 +252,10 @@ class Trainer:
         self.logger.draw_curves()
         self.context.loggers.finish(metrics)
         return metrics
+
+    @property
+    def _has_steps_left(self) -> bool:
+        return self.progress.step < self.context.num_steps and not self._is_stopped_early
 
     @property
     def _is_stopped_early(self) -> bool:
