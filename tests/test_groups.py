@@ -358,6 +358,8 @@ def test_train_seeds_and_sweep_print_what_they_show(tiny_data: Path, tmp_path: P
     assert "the test images were scored once" in text
     assert f"next: fastcifar runs --runs-dir {tmp_path}\n" in text
     assert re.search(r"lr=0.1, flip=False +\d", text)
+    text = invoke("sweep", "--set", "sched=none,step", "--set", "early-stop=none,1", "--dry-run", *common)
+    assert "sched=none, early_stop=none" in text
     found = json.loads(invoke("train", "--resume", "sweep", "--runs-dir", tmp_path, "--model", NETWORK, "--json"))
     assert [effect["settings"] for effect in found["effects"]] == [
         {"lr": 0.01},

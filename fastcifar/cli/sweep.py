@@ -12,7 +12,7 @@ from fastcifar.cli.command import normalised, options_by_name
 from fastcifar.cli.dry_run import show_sweep_dry_run
 from fastcifar.cli.param_types import SEEDS, SEEDS_HELP, Parsed
 from fastcifar.cli.settings import flags, given_on_command_line
-from fastcifar.config import SETTINGS, require_known
+from fastcifar.config import SETTINGS, TrainConfig, require_known
 
 
 def _values(text: str) -> tuple[str, tuple[Any, ...]]:
@@ -122,4 +122,5 @@ def _parsed(context: click.Context, name: str, texts: tuple[str, ...]) -> tuple[
     param = next(param for param in context.command.params if param.name == name)
     if isinstance(param, click.Option) and param.is_bool_flag:
         return tuple(click.BOOL.convert(text, param, context) for text in texts)
-    return tuple(None if text == "none" else param.type.convert(text, param, context) for text in texts)
+    can_be_none = TrainConfig().to_settings()[name] is None  # in others, e.g. sched, 'none' is a name
+    return tuple(None if can_be_none and text == "none" else param.type.convert(text, param, context) for text in texts)
