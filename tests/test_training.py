@@ -502,6 +502,13 @@ def test_a_run_stopped_after_its_last_step_makes_no_other(data_dir: Path, tmp_pa
     assert all(torch.equal(expected[key], got[key]) for key in expected)
 
 
+def test_threads_and_determinism_are_those_of_one_training(tiny_data: Path, tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    train(tiny_network(tiny_data, max_steps=1, threads=before + 1, deterministic=True), runs_dir=tmp_path)
+    assert torch.get_num_threads() == before
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
 def test_the_seed_decides_the_run(data_dir: Path, tmp_path: Path) -> None:
     losses = [
         train(tiny(data_dir, seed=s, epochs=1, deterministic=True), runs_dir=tmp_path)[1]["test_loss"]

@@ -120,8 +120,10 @@ def autocast(device: torch.device, amp: str) -> AbstractContextManager[object]:
 @contextmanager
 def standard_torch_defaults() -> Iterator[None]:
     """In the block, torch has the defaults of a new process (float32, CPU, gradients), whatever the caller has set by
-    `set_default_device`, `set_default_dtype` or `no_grad`."""
-    dtype = torch.get_default_dtype()
+    `set_default_device`, `set_default_dtype` or `no_grad`. What `prepare_device` sets in it, threads and determinism,
+    ends with it."""
+    dtype, threads = torch.get_default_dtype(), torch.get_num_threads()
+    determinism = torch.get_deterministic_debug_mode()
     needs_cpu = torch.get_default_device().type != "cpu"  # the context slows down every operation
     torch.set_default_dtype(torch.float32)
     try:
@@ -133,6 +135,10 @@ def standard_torch_defaults() -> Iterator[None]:
             yield
     finally:
         torch.set_default_dtype(dtype)
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(min(threads, available_cpus()))
+        if torch.get_deterministic_debug_mode() != determinism:
+            torch.use_deterministic_algorithms(determinism > 0, warn_only=determinism == 1)
 
 
 def keep_freed_memory() -> None:
