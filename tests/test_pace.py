@@ -6,6 +6,7 @@ import json
 import logging
 import random
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,24 @@ def test_the_time_of_a_run_counts_steps_of_each_size_validations_and_the_test() 
     assert expected.num_steps == 30
     assert expected.training_s(30) == 15 * 1 + 15 * 3
     assert expected.run_s(25) == 13 * 1 + 12 * 3 + 3 * 5 + 7
+
+
+def test_a_last_batch_of_few_images_is_not_the_pace_of_an_evaluation(
+    tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch takes a second, and 0.1 for each image."""
+    clock = 0.0
+
+    def batches(*_: object, **__: object) -> Iterator[tuple[torch.Tensor]]:
+        nonlocal clock
+        for count in (30, 1):
+            clock += 1 + 0.1 * count
+            yield (torch.zeros(count),)
+
+    monkeypatch.setattr(pace, "predict", batches)
+    monkeypatch.setattr(pace.time, "perf_counter", lambda: clock)
+    planned = dry_run(tiny(tiny_data, val_size=31))
+    assert planned.validation_s == pytest.approx(31 * 4 / 30)
 
 
 @pytest.mark.parametrize("settings", [{}, {"progressive": ((16, 0.5),)}, {"max_steps": 7}, {"epochs": 10**400}])

@@ -36,7 +36,6 @@ MEASURED_S = 10.0
 MEASURED_SHARE = 0.05
 """Of `max_minutes`: MEASURED_S is at most this."""
 EVAL_BATCHES = 2
-"""The first is warm-up, where there are two."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,13 +251,13 @@ def _endless(loader: Loader) -> Generator[Batch, None, None]:
 
 
 def _seconds_per_image(step: TrainStep, loader: Loader, tta: str) -> float:
-    """Of an evaluation; the last of a few batches is measured."""
-    batches, seconds = predict(step.eval_network, loader, amp=step.amp, tta=tta), 0.0
+    """Of an evaluation: those of the faster of a few batches. The first is warm-up, the last may be of few images."""
+    batches, seconds = predict(step.eval_network, loader, amp=step.amp, tta=tta), []
     for _ in range(EVAL_BATCHES):
         start = time.perf_counter()
         batch = next(batches, None)
         if batch is None:
             break
         synchronise(batch[0].device)
-        seconds = (time.perf_counter() - start) / len(batch[0])
-    return seconds
+        seconds.append((time.perf_counter() - start) / len(batch[0]))
+    return min(seconds)
