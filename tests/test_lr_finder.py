@@ -17,10 +17,12 @@ from fastcifar import plotting
 from fastcifar.cli import main
 from fastcifar.config import LrRangeTestConfig, TrainConfig
 from fastcifar.errors import UsageError
+from fastcifar.loaders import make_loader
 from fastcifar.training import lr_finder
 from fastcifar.training.lr_curve import LrCurve, median_rates
-from fastcifar.training.lr_finder import find_lr, range_rates
+from fastcifar.training.lr_finder import find_lr, range_rates, run_lr_range_test
 from fastcifar.training.optimizer import make_optimizer, scale_lrs
+from fastcifar.training.progress import SilentReporter
 
 
 def network() -> torch.nn.Module:
@@ -112,6 +114,19 @@ def test_auxiliary_rates_of_muon_keep_their_ratio() -> None:
     optimizer = make_optimizer(network(), scale_lrs(config, 0.02))
     assert np.allclose([group["lr"] for group in optimizer.param_groups], [0.02, 0.0006, 0.1])
     assert scale_lrs(TrainConfig.from_settings(lr=0.1), 0.02) == TrainConfig.from_settings(lr=0.02)
+
+
+def test_where_muon_updates_nothing_the_rates_are_still_its_own(
+    tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with --freeze-until head: the only rate is that of the auxiliary optimizer, a fifth."""
+    seen: list[float] = []
+    monkeypatch.setattr("torch.optim.AdamW.step", lambda self, _: seen.append(self.param_groups[0]["lr"]))
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 10))
+    config = TrainConfig.from_settings(optimizer="muon", lr=0.1, aux_lr=0.02)
+    loader, test = make_loader(tiny_data / "train.beton", batch_size=20), LrRangeTestConfig(num_steps=10)
+    curve = run_lr_range_test(config, model, loader, test, SilentReporter())
+    assert np.allclose(seen, curve.rates / 5)
 
 
 def test_replaced_buffers_and_generators_are_restored() -> None:

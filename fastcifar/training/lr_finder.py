@@ -56,17 +56,19 @@ def find_lr(
     test: LrRangeTestConfig | None = None,
     step: Step | None = None,
     advance: Callable[[int], None] = lambda count: None,
+    base_lr: float | None = None,
 ) -> LrCurve:
     """Run the range test; `model`, its gradients, `optimizer` and the generators of torch, NumPy and Python are
     restored.
 
-    Parameter groups keep the ratios of their rates to that of the first.
+    Parameter groups keep the ratios of their rates to `base_lr`.
 
     batches: (images, labels) on the device of the model; repeated from the start if they end early.
     test: from which rate to which, in how many steps.
     step: one training step, (images, labels) -> the loss before it; by default with cross-entropy alone. For a
     `MixedBatch`, (images, labels, mix).
     advance: called with 1 after each step.
+    base_lr: the rate of the optimizer that the curve is about; by default that of its first group.
     Raises UsageError if there are no batches.
 
     Examples:
@@ -84,8 +86,8 @@ def find_lr(
     with _restored(model, optimizer):
         train_mode(model)
         groups = optimizer.param_groups
-        first = groups[0]["lr"]
-        ratios = [group["lr"] / first if first else 1.0 for group in groups]
+        base = groups[0]["lr"] if base_lr is None else base_lr
+        ratios = [group["lr"] / base if base else 1.0 for group in groups]
         endless, lowest = _repeat(batches), math.inf
         for rate in rates:
             for group, ratio in zip(groups, ratios, strict=True):
@@ -127,7 +129,9 @@ def run_lr_range_test(
         return step(images, labels, mix)[0]
 
     reporter.begin("range test", test.num_steps)
-    return find_lr(network, optimizer, loader, test=test, step=loss_of_step, advance=reporter.advance)
+    # Muon may have no group, as with --freeze-until head: the first one is then of its auxiliary optimizer
+    base_lr = test.start_lr
+    return find_lr(network, optimizer, loader, test=test, step=loss_of_step, advance=reporter.advance, base_lr=base_lr)
 
 
 @standard_torch_defaults()
