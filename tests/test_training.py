@@ -271,6 +271,24 @@ def test_a_finished_run_that_is_trained_further_has_no_scores_until_that_has_end
     assert not run.is_unfinished
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("number of processes", "resumed with number of processes 1, started with other: the results may differ"),
+        ("processor", "started with other: the results may differ in the last bits"),
+    ],
+)
+def test_a_run_resumed_elsewhere_says_what_may_differ(
+    name: str, message: str, tiny_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run, _ = train(tiny_network(tiny_data, epochs=1), runs_dir=tmp_path)
+    state = checkpoints.load_checkpoint(run)
+    state["environment"][name] = "other"
+    checkpoints.save_checkpoint(run, state)
+    train(tiny_network(tiny_data, epochs=1), resume=run)
+    assert next(line for line in caplog.messages if "started with other" in line).endswith(message)
+
+
 @pytest.mark.parametrize("sched", ["cosine", "onecycle"])
 def test_a_schedule_of_fixed_length_refuses_more_epochs(sched: str, data_dir: Path, tmp_path: Path) -> None:
     run, _ = train(tiny(data_dir, epochs=1, sched=sched), runs_dir=tmp_path)

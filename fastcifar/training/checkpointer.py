@@ -120,9 +120,11 @@ class Checkpointer:
         self._require_possible_length(state["config"], state["num_steps"])
         for name, value in state["environment"].items():
             if value != self._environment.get(name):
+                # with other processes batch normalisation is over other parts of a batch, and dropout is drawn again
+                how = "" if name == "number of processes" else " in the last bits"
                 log.warning(
-                    "resumed with %s %s, started with %s: the results may differ in the last bits",
-                    *(one_line(name, 80), self._environment.get(name), one_line(value, 80)),
+                    "resumed with %s %s, started with %s: the results may differ%s",
+                    *(one_line(name, 80), self._environment.get(name), one_line(value, 80), how),
                 )
         self.step.network.load_state_dict(state["model"])
         self.step.load_state_dict(state["step"])
