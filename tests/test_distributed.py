@@ -280,6 +280,28 @@ def wait_for_results(run: RunFolder) -> None:
     assert run.results.exists()
 
 
+CONNECTS = """
+import os
+import torch
+from fastcifar.training.distributed import Distributed
+
+counts = []
+for _ in range(4):
+    distributed = Distributed.from_environment()
+    with distributed.connect(torch.device("cpu")):
+        counts.append(len(os.listdir("/proc/self/fd")))
+assert len(set(counts)) == 1, counts
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="no /proc")
+def test_later_connections_open_no_sockets(tmp_path: Path) -> None:
+    (tmp_path / "connects.py").write_text(CONNECTS)
+    program = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    subprocess.run([*program, str(tmp_path / "connects.py")], check=True, timeout=LIMIT_S)
+
+
 @pytest.mark.slow
 def test_a_signal_to_one_stops_all_at_one_step_and_they_resume(
     data_dir: Path, tmp_path: Path, group: WorkerGroup

@@ -27,8 +27,8 @@ VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADD
 """What torchrun sets."""
 TIMEOUT = timedelta(hours=12)
 """Rank 0 may work alone for long, as in a range test; a process that exits is noticed at once."""
-_connections: list[tuple[str, ...]] = []
-"""The VARIABLES of the open connection, if there is one."""
+_connections: dict[tuple[str, ...], Any] = {}
+"""The gloo group of the open connection, if there is one, by its VARIABLES."""
 
 
 class Distributed:
@@ -85,12 +85,13 @@ class Distributed:
             return
         try:
             variables = tuple(os.environ.get(name, "") for name in VARIABLES)
-            is_first = not dist.is_initialized() or _connections != [variables]
+            is_first = not dist.is_initialized() or variables not in _connections
             if is_first:
                 _disconnect()
                 self._init(device)
-                _connections.append(variables)
-            self._group = dist.new_group(backend="gloo", timeout=TIMEOUT)
+                _connections[variables] = dist.new_group(backend="gloo", timeout=TIMEOUT)
+            self._group = _connections[variables]  # one for each block would leave its sockets and threads behind
+            self.barrier()
             try:
                 yield
             except BaseException:
