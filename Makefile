@@ -41,7 +41,7 @@ pictures: setup
 # one worker per core, one thread each
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
-# with hardly any processes, without browsers or real images: under 4 minutes on two cores
+# with few processes, without browsers or real images: under 4 minutes on two cores
 test: setup
 	$(PYTEST) -m "not slow and not real_data"
 

@@ -80,7 +80,7 @@ def run_step(step: Step, folder: Path, limit_s: float) -> Outcome:
     rows = tuple(rows_in(step, output, complete=code == 0))
     if code != 0:
         reason = f"exit code {code}: {last_line(errors.read_text(encoding='utf-8', errors='replace'))}"
-        if step.reads == "tests" and rows:
+        if step.reads == "tests" and rows and rows[0]["failed"]:
             reason = f"{rows[0]['failed']} tests failed"
         return Outcome("failed", reason, rows)
     return Outcome("done", "", rows)

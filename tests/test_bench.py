@@ -27,6 +27,7 @@ from fastcifar.bench.results import environment
 from fastcifar.cli import main
 from fastcifar.converters import convert, open_source
 from fastcifar.errors import FastcifarError, UsageError
+from fastcifar.training.device import choose_device
 from tests.conftest import ImageFolder
 
 ROOT = Path(__file__).parent.parent
@@ -191,11 +192,13 @@ def test_a_benchmark_that_cannot_run_says_why(
 def test_a_device_that_is_found_is_saved_with_the_row(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved: list[Any] = []
     monkeypatch.setattr(whole_program, "one", lambda flags: {"start_s": 1.0, "exit_s": 2.0, "test_s": 1.5})
-    monkeypatch.setattr(whole_program, "save_rows", lambda script, rows, about: saved.append((rows, about)))
+    monkeypatch.setattr(whole_program, "environment", lambda data, device: device)
+    monkeypatch.setattr(
+        whole_program, "save_rows", lambda script, rows, about: saved.append((rows[0]["start_s"], about))
+    )
     done = CliRunner().invoke(whole_program.main, ["--device", "auto", "--data-dir", str(data_dir)])
     assert done.exit_code == 0, done.output
-    ((rows, about),) = saved
-    assert (rows[0]["start_s"], about["data"]) == (1.0, str(data_dir))
+    assert saved == [1, choose_device("auto")]
 
 
 def test_a_peer_that_is_not_installed_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:

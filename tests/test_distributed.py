@@ -247,12 +247,16 @@ class NormAct(torch.nn.BatchNorm2d):
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_sync_batch_norm_keeps_the_activation_of_a_subclass(device: str, caplog: pytest.LogCaptureFixture) -> None:
-    network = torch.nn.Sequential(torch.nn.BatchNorm2d(3), NormAct(3)).eval()
+    class OtherMomentum(torch.nn.BatchNorm2d):
+        def __init__(self, channels: int) -> None:
+            super().__init__(channels, momentum=0.4)
+
+    network = torch.nn.Sequential(torch.nn.BatchNorm2d(3), NormAct(3), OtherMomentum(3)).eval()
     converted = convert_sync_batchnorm(deepcopy(network), torch.device(device))
     images = torch.randn(2, 3, 4, 4)
     assert torch.equal(converted(images), network(images))
     expected = SyncBatchNorm2d if device == "cpu" else torch.nn.SyncBatchNorm
-    assert type(converted[0]) is expected  # type: ignore[index]
+    assert type(converted[0]) is type(converted[2]) is expected  # type: ignore[index]
     assert "--sync-bn: 1 (NormAct) keeps its own statistics" in caplog.text
 
 

@@ -157,11 +157,13 @@ def test_the_report_of_an_earlier_call_is_not_read_again(tmp_path: Path) -> None
     report = tmp_path / "tests.xml"
     text = '<testsuite><testcase classname="a" name="b"><failure/></testcase></testsuite>'
     code = f"import sys; open({str(report)!r}, 'w').write({text!r}); sys.exit(1)"
-    for each in (code, "import sys; sys.exit('cannot import torch')"):
+    empty = f"import sys; open({str(report)!r}, 'w').write('<testsuite/>'); sys.exit('no test is selected')"
+    for each in (code, "import sys; sys.exit('cannot import torch')", empty):
         assert run(tmp_path, [replace(step_of("tests", each, file=report), reads="tests")]) == ["failed"]
-    first, second = entries(tmp_path)
+    first, second, third = entries(tmp_path)
     assert (first["reason"], first["rows"][0]["failed"]) == ("1 tests failed", 1)
     assert (second["reason"], second["rows"]) == ("exit code 1: cannot import torch", [])
+    assert third["reason"] == "exit code 1: no test is selected"
 
 
 def test_the_trainings_that_ended_before_their_step_was_killed_are_kept(tmp_path: Path) -> None:

@@ -25,8 +25,10 @@ from fastcifar.loaders import choose
 from fastcifar.runs.group import Group, Member, create_group, load_group, seed_members
 from fastcifar.runs.summary import summaries
 from fastcifar.runs.sweep import require_validation, sweep_members, sweep_results, train_sweep
+from fastcifar.runs.train_group import _open as open_betons
 from fastcifar.runs.train_group import train_group
 from fastcifar.training import train
+from fastcifar.training.distributed import Distributed
 from fastcifar.training.lr_curve import LrCurve
 from fastcifar.training.weights import file_sha256
 from tests.tiny import NETWORK, Interrupts, tiny
@@ -234,6 +236,22 @@ def test_a_sweep_stopped_in_its_test_is_resumed_by_its_name(
     monkeypatch.setattr("fastcifar.runs.sweep.train_and_log", stop)
     with pytest.raises(Stopped, match=f"resume the group with: fastcifar train --resume {group.path}"):
         train_sweep(group)
+
+
+def test_the_images_of_a_resumed_group_are_opened_for_all_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: list[int] = []
+
+    def choose_loader(loader: str, paths: object, *, num_processes: int, **more: object) -> choose.LoaderChoice:
+        counts.append(num_processes)
+        return choose.LoaderChoice("resident", "", [])
+
+    monkeypatch.setattr("fastcifar.runs.train_group.choose_loader", choose_loader)
+    group = Group(path=tmp_path, kind="seeds", config=tiny(tmp_path), members=())
+    for rank in range(3):
+        open_betons(group, torch.device("cpu"), Distributed(rank, 6, rank, 3))
+    assert counts == [3, 2, 1], "ranks before this one have copied theirs"
 
 
 def test_a_resumed_run_keeps_the_rate_of_its_range_test(

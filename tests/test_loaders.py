@@ -420,6 +420,11 @@ def test_a_shuffle_that_needs_more_memory_than_is_free_is_refused(
     message = "3 pages, 6 MiB, would be in memory at once; expected at most 4 MiB; use --shuffle"
     with pytest.raises(UsageError, match=message):
         next(loader.epoch(0))
+    monkeypatch.setattr(ffcv_stream, "free_memory", lambda: 10 * 2**20)  # 7 MiB of it for the pages of all processes
+    of_rank = {"loader": "ffcv", "batch_size": 500, "world_size": 4}
+    with pytest.raises(UsageError, match="expected at most 1 MiB"):
+        next(make_loader(loader.beton, rank=0, **of_rank).epoch(0))
+    next(make_loader(loader.beton, rank=3, **of_rank).epoch(0))  # those of the others are no longer free
 
 
 @needs_ffcv

@@ -232,7 +232,9 @@ def test_a_csv_file_has_the_same_values(run: RunFolder, files: Path, tiny_data: 
 
 def test_a_csv_file_replaces_no_images_and_no_pipe(run: RunFolder, files: Path, tiny_data: Path) -> None:
     beton = shutil.copy(tiny_data / "test.beton", "mine.beton")
-    for csv_file, *paths in ((files / "00.png", files / "01.png"), (beton, beton)):  # as `--csv *.png` becomes
+    table = shutil.copy(files / "02.png", "images")  # without a suffix
+    cases = [(files / "00.png", files / "01.png"), (beton, tiny_data / "test.beton"), (Path(table).absolute(), table)]
+    for csv_file, *paths in cases:  # as `--csv *.png` becomes
         before = Path(csv_file).read_bytes()
         done = invoke("--csv", csv_file, *paths)
         assert (done.exit_code, done.stderr) == (

@@ -65,7 +65,9 @@ def predict(
     require_int("top", top, 1)
     if csv_file is not None:
         require_file_path(csv_file, "CSV", "classes.csv")
-        if csv_file in paths or csv_file.name.lower().endswith(EXTENSIONS):  # `--csv *.png`, expanded by a shell
+        inputs = [path.resolve() for path in paths if isinstance(path, Path)]
+        if csv_file.resolve() in inputs or csv_file.name.lower().endswith((*EXTENSIONS, ".beton")):
+            # `--csv *.png`, expanded by a shell
             raise UsageError(f"{csv_file}: a file of images; expected the name of a CSV file, e.g. classes.csv")
         make_folder(csv_file.parent)
     images.require_no_run(paths, runs_dir)

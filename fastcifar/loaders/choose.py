@@ -46,7 +46,7 @@ def choose_loader(
 
     loader 'auto': 'albumentations' for a pipeline of Albumentations, 'ffcv' for JPEG images, 'resident' where the
     betons fit into memory and into that of `device`, else 'ffcv'.
-    num_processes: how many processes of this machine do the same.
+    num_processes: how many processes of this machine will each load the betons, this one among them.
     """
     name, reason, has_pipeline = loader, "by request", augment is not None and augment.pipeline is not None
     if loader == "auto" and has_pipeline:

@@ -50,7 +50,8 @@ class FfcvLoader(Loader):
         if not batches:
             return
         device = self.config.device
-        limit = int(SHARE_OF_MEMORY * free_memory()) // self.config.world_size
+        num_yet_to_load = self.config.world_size - self.config.rank
+        limit = int(SHARE_OF_MEMORY * free_memory()) // num_yet_to_load
         stream = _Epoch(self.beton, [indices for _, indices in batches], limit, self._decode)
         try:
             for slots, indices in batches:

@@ -61,7 +61,7 @@ class Group:
     init_sha256: Mapping[str, str] = field(default_factory=dict)
     """SHA-256 of each file of `init`, by its path."""
     data_sha256: Mapping[str, str] = field(default_factory=dict)
-    """SHA-256 of each beton, by its name; empty for groups of before it was stored."""
+    """SHA-256 of each beton, by its name; empty in groups of earlier versions."""
     betons: tuple[Beton, ...] = field(default=(), compare=False, repr=False)
     """The training and test images, if they are open already."""
 

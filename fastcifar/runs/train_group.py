@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
+import torch
+
 from fastcifar.data.beton import Beton
 from fastcifar.errors import CheckpointError, DataError, DivergedError, Stopped, one_line
 from fastcifar.io.locks import lock_folder
@@ -36,11 +38,11 @@ def train_group(group: Group, *, test: bool = True, reporter: Reporter | None = 
     device = choose_device(group.config.runtime.device, distributed.local_rank if distributed.world_size > 1 else None)
     busy = "another process is training this group; wait for it to end"
     with distributed.connect(device), lock_folder(group.path, busy) if distributed.is_main else nullcontext():
-        _train_all(group, test, reporter)
+        _train_all(group, device, test, reporter)
         distributed.barrier()  # rank 0 has written the results, which all processes read
 
 
-def _train_all(group: Group, test: bool, reporter: Reporter) -> None:
+def _train_all(group: Group, device: torch.device, test: bool, reporter: Reporter) -> None:
     finished = {member.name for member in group.finished}
     todo = [member for member in group.members if member.name not in finished]
     if not todo:
@@ -48,7 +50,7 @@ def _train_all(group: Group, test: bool, reporter: Reporter) -> None:
     if finished:
         log.info("%s: %d of %d runs are finished", group.path, len(finished), len(group.members))
     _require_same_init(group, todo)
-    betons = group.betons or _open(group)
+    betons = group.betons or _open(group, device, Distributed.from_environment())
     _require_same_data(group, betons)
     for member in todo:
         number = group.members.index(member) + 1
@@ -102,7 +104,7 @@ def _require_same_init(group: Group, todo: Sequence[Member]) -> None:
 def _require_same_data(group: Group, betons: Sequence[Beton]) -> None:
     """Raise DataError if the images are not those that the group was created with."""
     for name, sha256 in sha256_of(betons).items():
-        was = group.data_sha256.get(name, sha256)  # a group of before it was stored
+        was = group.data_sha256.get(name, sha256)  # groups of earlier versions have none
         if sha256 != was:
             raise DataError(
                 f"{group.path}: was created with a {name} of SHA-256 {one_line(was, 16)}…; that in "
@@ -110,7 +112,7 @@ def _require_same_data(group: Group, betons: Sequence[Beton]) -> None:
             )
 
 
-def _open(group: Group) -> Sequence[Beton]:
-    data, device = group.config.data, choose_device(group.config.runtime.device)
+def _open(group: Group, device: torch.device, distributed: Distributed) -> Sequence[Beton]:
+    data, augment, num_processes = group.config.data, group.config.augment, distributed.num_yet_to_load
     paths = [Path(data.data_dir) / name for name in ("train.beton", "test.beton")]
-    return choose_loader(data.loader, paths, augment=group.config.augment, device=device).betons
+    return choose_loader(data.loader, paths, augment=augment, device=device, num_processes=num_processes).betons

@@ -41,7 +41,7 @@ class Loaders:
         data, num_processes = config.data, distributed.world_size
         images: Sequence[Any] = betons or [Path(data.data_dir) / name for name in ("train.beton", "test.beton")]
         self.choice = choose_loader(
-            data.loader, images, augment=config.augment, device=device, num_processes=distributed.local_world_size
+            data.loader, images, augment=config.augment, device=device, num_processes=distributed.num_yet_to_load
         )
         self._beton, test = self.choice.betons
         require_classes(self._beton.path, self._beton.class_names)

@@ -120,8 +120,8 @@ def autocast(device: torch.device, amp: str) -> AbstractContextManager[object]:
 @contextmanager
 def standard_torch_defaults() -> Iterator[None]:
     """In the block, torch has the defaults of a new process (float32, CPU, gradients), whatever the caller has set by
-    `set_default_device`, `set_default_dtype` or `no_grad`. What `prepare_device` sets in it, threads and determinism,
-    ends with it."""
+    `set_default_device`, `set_default_dtype` or `no_grad`. What `prepare_device` sets in it ends with it: determinism,
+    and the number of threads (of more threads than CPUs, as many as CPUs are left)."""
     dtype, threads = torch.get_default_dtype(), torch.get_num_threads()
     determinism = torch.get_deterministic_debug_mode()
     needs_cpu = torch.get_default_device().type != "cpu"  # the context slows down every operation

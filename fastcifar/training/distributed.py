@@ -68,6 +68,12 @@ class Distributed:
             ) from None
 
     @property
+    def num_yet_to_load(self) -> int:
+        """Processes of this machine that have not copied the data, this one among them, if all do that in the order of
+        their ranks; those that have done it are in the free memory already."""
+        return self.local_world_size - self.local_rank
+
+    @property
     def is_main(self) -> bool:
         """True on rank 0, which alone writes and logs."""
         return self.rank == 0

@@ -26,7 +26,6 @@ from fastcifar.training.distributed import Distributed
 from fastcifar.training.initial_weights import InitialWeights, Note, log_notes, prepare_network
 from fastcifar.training.lr_finder import make_initial_network
 from fastcifar.training.progress import Reporter, SilentReporter, duration, num_steps_of, stages_of
-from fastcifar.training.run_folder import RunFolder
 from fastcifar.training.step import TrainStep, make_train_step, resize
 
 log = logging.getLogger(__name__)
@@ -130,7 +129,6 @@ def measure_pace(
 
 def resolve_max_minutes(
     config: TrainConfig,
-    resume: RunFolder | None,
     loaders: Loaders,
     device: torch.device,
     distributed: Distributed,
@@ -139,13 +137,11 @@ def resolve_max_minutes(
 ) -> tuple[TrainConfig, list[Note]]:
     """The settings with `max_minutes` replaced by the number of steps that fit, as `max_steps`; and what to log.
 
-    A resumed run keeps its number. Weights and random generators of the run are not affected. begin: the
+    Weights and random generators of the run are not affected. begin: the
     `time.monotonic()` from which the minutes count. Several processes agree on the number that fits in all.
     """
     if config.max_minutes is None:
         return config, []
-    if resume is not None:  # by Python, with the settings that it was started with: those of the run have no minutes
-        return config.with_settings(max_minutes=None, max_steps=resume.read_config().max_steps), []
     pace = _measure_new_network(config, loaders, device, distributed, reporter)
     num_steps, notes = fit_steps(pace, distributed, time.monotonic() - begin)
     return config.with_settings(max_minutes=None, max_steps=num_steps), notes

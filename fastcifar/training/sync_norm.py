@@ -7,6 +7,7 @@ import logging
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 log = logging.getLogger(__name__)
 
@@ -51,15 +52,13 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
 
 def convert_sync_batchnorm(network: nn.Module, device: torch.device) -> nn.Module:
-    """Replace the batch normalisations in `network`, in place; parameters and buffers stay. Those of subclasses are not
-    replaced: in timm they have an activation too."""
-    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d) if device.type == "cuda" else (nn.BatchNorm2d,)
+    """Replace the batch normalisations in `network`, in place; parameters and buffers stay. Subclasses that compute
+    something else as well are not replaced: in timm they have an activation too."""
+    kind, replacement = (_BatchNorm, nn.SyncBatchNorm) if device.type == "cuda" else (nn.BatchNorm2d, SyncBatchNorm2d)
     for name, module in network.named_modules():
-        if type(module) in kinds and device.type == "cuda":
-            module.__class__ = nn.SyncBatchNorm
-            module.process_group = None
-        elif type(module) in kinds:
-            module.__class__ = SyncBatchNorm2d
-        elif isinstance(module, nn.modules.batchnorm._BatchNorm) and type(module) is not nn.SyncBatchNorm:
+        if isinstance(module, kind) and type(module).forward is _BatchNorm.forward:
+            module.__class__ = replacement
+            setattr(module, "process_group", None)  # noqa: B010 (mypy expects a tensor or a module)
+        elif isinstance(module, _BatchNorm) and type(module) is not replacement:
             log.warning("--sync-bn: %s (%s) keeps its own statistics", name, type(module).__name__)
     return network

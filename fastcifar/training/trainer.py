@@ -87,7 +87,7 @@ def train(
         notes = prepare_network(network, config, loaders.info, initial)
         default_lr = config.optimizer.lr is None
         config, lr_curve = resolve_lr(config, network, loaders, distributed, reporter)
-        config, about_length = resolve_max_minutes(config, resume, loaders, device, distributed, reporter, begin)
+        config, about_length = resolve_max_minutes(config, loaders, device, distributed, reporter, begin)
         run = resume
         if run is None and distributed.is_main:
             run = create_run(runs_dir, (config.recipe or config.model.label) if name is None else name)
