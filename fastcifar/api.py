@@ -192,7 +192,7 @@ class Run:
 
     def curves(self) -> Figure:
         """Loss, accuracy and learning rate by epoch."""
-        return plotting.curves(self._rows())
+        return plotting.curves(self._rows(), best=(self._summary.best or {}).get("epoch"))
 
     @cached_property
     def _trained(self) -> TrainedRun:

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,9 @@ def quick_training() -> None:
     QUICK.setattr(duplicates, "NUM_RANDOM_PAIRS", 400)
     QUICK.setattr(tables, "PAGE_SIZE", tables.MIN_PAGE_SIZE)
     curves, svg = plotting.curves, plotting.svg
-    QUICK.setattr(plotting, "curves", lambda *given: curves(*given) if len(given) > 1 else Figure(figsize=(1, 1)))
-    QUICK.setattr(plotting, "svg", lambda figure: svg(Figure(figsize=(1, 1))))
+    empty = partial(Figure, figsize=(1, 1))
+    QUICK.setattr(plotting, "curves", lambda *given, **more: curves(*given, **more) if given[1:] else empty())
+    QUICK.setattr(plotting, "svg", lambda figure: svg(empty()))
 
 
 def pytest_configure() -> None:

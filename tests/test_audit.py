@@ -528,6 +528,14 @@ def test_both_images_of_a_leak_and_lines_to_keep_count(done: Audit) -> None:
     assert done.splits["test"].sha256.startswith(left_out.data_sha256)
 
 
+def test_a_test_image_of_two_leaks_is_left_out_as_an_exact_one(done: Audit) -> None:
+    exact, near, *others = done.issues.lines
+    near = replace(near, issue=replace(near.issue, other=exact.issue.other))
+    for first, second in ((exact, near), (near, exact)):
+        issues = write_issues(done.out / "issues.csv", [first, second, *others])
+        assert read_left_out(issues.path).kinds == {3: "exact-leak"}
+
+
 def test_candidates_are_left_out_of_a_score_after_a_decision(done: Audit) -> None:
     candidate = disputed(done, 20)
     for action, certain, expected in (

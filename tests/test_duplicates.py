@@ -131,6 +131,15 @@ def test_each_copy_of_a_test_image_that_leaks_is_a_leak(tmp_path: Path, images: 
     assert len({pair.score for pair in pairs if not pair.exact}) == 1
 
 
+def test_each_copy_of_a_training_image_that_leaks_is_a_leak(tmp_path: Path, images: Images) -> None:
+    train, test = images.copy(), pictures(20, 1)
+    train[[30, 50]] = train[5]
+    test[7] = compressed(train[5])
+    pairs = find_pairs(betons(tmp_path, train, test))
+    leaks = {(p.first.index, p.second.index, p.exact) for p in pairs if p.first.split != p.second.split}
+    assert leaks == {(i, 7, False) for i in (5, 30, 50)}
+
+
 def test_progress_ends_at_the_total_of_each_part(tmp_path: Path, images: Images) -> None:
     parts: list[list[Any]] = []
 

@@ -19,9 +19,11 @@ import yaml
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
+from fastcifar import plotting
 from fastcifar.cli import main
 from fastcifar.errors import CheckpointError, DataError, Stopped, UsageError
 from fastcifar.loaders import choose
+from fastcifar.report.group import write_group_report
 from fastcifar.runs.group import Group, Member, create_group, load_group, seed_members
 from fastcifar.runs.summary import summaries
 from fastcifar.runs.sweep import require_validation, sweep_members, sweep_results, train_sweep
@@ -31,6 +33,7 @@ from fastcifar.training import train
 from fastcifar.training.distributed import Distributed
 from fastcifar.training.lr_curve import LrCurve
 from fastcifar.training.weights import file_sha256
+from tests.run_folders import write_results
 from tests.tiny import NETWORK, Interrupts, tiny
 
 
@@ -131,6 +134,25 @@ def test_runs_whose_range_test_finds_no_rate_are_finished(
     assert "2 of 2 runs diverged: few/seed-0, few/seed-1" in text
     assert len(load_group(tmp_path / "few").finished) == 2
     assert json.loads(invoke("runs", "--runs-dir", tmp_path, "--json"))["runs"][0]["name"] == "few"
+
+
+@pytest.mark.full_size
+def test_the_curves_of_a_group_leave_out_a_run_that_diverged(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = create_group(tmp_path, "few", "seeds", tiny(tiny_data), seed_members([0, 1]))
+    for member, num_epochs, metrics in zip(group.members, (3, 1), ({}, {"diverged": "loss is nan"}), strict=True):
+        group.run(member).path.mkdir()
+        write_results(group.run(member))
+        rows = group.run(member).results.read_text().splitlines()
+        group.run(member).results.write_text("\n".join(rows[: 1 + num_epochs]) + "\n")
+        group.run(member).write_metrics(metrics)
+    drawn: list[Any] = []
+    draw = plotting.group_curves
+    monkeypatch.setattr(plotting, "group_curves", lambda *given: drawn.append(draw(*given)) or drawn[-1])
+    write_group_report(group)
+    lines = [line for figure in drawn for axis in figure.axes for line in axis.lines]
+    assert {len(line.get_xdata()) for line in lines} == {3}
 
 
 def test_a_sweep_whose_runs_all_diverged_claims_no_test(tiny_data: Path, tmp_path: Path) -> None:

@@ -106,6 +106,13 @@ def test_the_ticks_of_the_accuracy_are_percentages() -> None:
     assert [axis.yaxis.get_major_formatter()(value) for value in (0.625, 0.6, 0.07)] == ["62.5%", "60%", "7%"]
 
 
+def test_the_best_epoch_is_the_given_one_else_that_of_the_highest_accuracy() -> None:
+    history = [ONE_EPOCH, {**ONE_EPOCH, "epoch": 2, "val_accuracy": 1.0}]
+    for given, expected in ((None, 2), (1, 1)):
+        (axis,) = plotting.curves(history, ("loss",), given).axes
+        assert axis.get_legend().get_texts()[-1].get_text() == f"best: epoch {expected}"
+
+
 def test_curves_of_one_epoch_have_one_tick_and_start_at_zero() -> None:
     for panel, axis in zip(("loss", "accuracy", "lr"), plotting.curves([ONE_EPOCH]).axes, strict=True):
         low, high = axis.get_xlim()

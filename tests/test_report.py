@@ -206,6 +206,22 @@ def test_a_section_without_its_files_is_left_out(run: RunFolder) -> None:
     assert "<section" not in page
 
 
+@pytest.mark.parametrize(
+    ("best", "text"),
+    [
+        ({"epoch": 2, "val_accuracy": 0.5}, "50.00%, in epoch 2"),
+        ({"epoch": [2]}, "75.00%, in epoch 3"),
+        ("2", "75.00%, in epoch 3"),
+    ],
+)
+def test_the_best_accuracy_is_that_of_the_weights(run: RunFolder, best: object, text: str) -> None:
+    """Not of an epoch that --max-steps cut short; metrics.json may say anything."""
+    make.write_results(run)
+    run.write_metrics({"test_accuracy": 0.5, "best": best})
+    page = text_of(write_report(run).read_text(encoding="utf-8"))
+    assert f"best validation accuracy {text}" in page
+
+
 def test_a_run_without_validation_has_curves_too(run: RunFolder) -> None:
     make.write_results(run, validated=False)
     assert "Training loss" in text_of(report_of(run))

@@ -41,7 +41,7 @@ def find_pairs(splits: Mapping[str, Beton], reporter: Reporter | None = None) ->
     """The pairs of images that show the same shot, the most certain first.
 
     Of n equal images of a split, n - 1 pairs are listed; of similar ones, the pairs that connect them. Across the two
-    splits, the pairs of which one is the other's most similar image; of equal test images, each with that of the first.
+    splits, the pairs of which one is the other's most similar image; of equal images, each with that of the first.
     Raises DataError if an image is damaged.
 
     Each image has a vector (`appearance.features`); its nearest neighbours in each split, over all images, are aligned
@@ -59,6 +59,13 @@ def find_pairs(splits: Mapping[str, Beton], reporter: Reporter | None = None) ->
     score_of = dict.fromkeys(((i, j) for i, j in exact.tolist()), 1.0)
     for (i, j), score in zip(distinct[near].tolist(), scores.tolist(), strict=True):
         score_of.setdefault((i, j), min(score, MAX_NEAR_SCORE))
+    near_leaks: dict[int, list[tuple[int, float]]] = {}  # of a training image
+    for (i, j), score in score_of.items():
+        if split_of[i] != split_of[j] and score < 1:
+            near_leaks.setdefault(i, []).append((j, score))
+    for first, copy in exact.tolist():  # only the first of equal training images was compared with the test images
+        if split_of[first] == split_of[copy]:
+            score_of |= {(copy, j): score for j, score in near_leaks.get(first, [])}
     leak_of: dict[int, tuple[int, float]] = {}  # of a test image, its most similar training image
     for (i, j), score in _best_first(score_of):
         if split_of[i] != split_of[j]:

@@ -75,8 +75,7 @@ def read_left_out(without: Path) -> LeftOut:
             data_sha256 = data_sha256 or sha256
             if sha256 != data_sha256:
                 raise file.error(line, f"its test image is of data {sha256}…; expected {data_sha256}…, as before")
-            if issue.kind in LEAKS or image.index not in kinds:
-                kinds[image.index] = issue.kind
+            kinds[image.index] = min(kinds.get(image.index, issue.kind), issue.kind, key=KINDS.index)
     return LeftOut(path=str(file.path), kinds=kinds, data_sha256=data_sha256, file_sha256=file.sha256, steps=STEPS)
 
 

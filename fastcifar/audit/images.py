@@ -31,7 +31,7 @@ def check_images(splits: Mapping[str, Beton], reporter: Reporter | None = None) 
 
     An outlier is far from its nearest neighbours of its class: the mean distance to NUM_NEIGHBOURS of them, of gradient
     histograms and mean colours, is OUTLIER_DEVIATIONS robust standard deviations over the median of its class in the
-    split. The aspect of an original is known only if the images were padded (`convert --fit pad`). An image has one
+    split. The aspect of an original is known if the images were cropped, padded or stretched. An image has one
     issue, the first of these kinds. Raises DataError if an image is damaged.
     """
     reporter = reporter or SilentReporter()

@@ -21,10 +21,11 @@ PANELS = ("loss", "accuracy", "lr")
 
 
 @own_context()
-def curves(history: Sequence[dict[str, Any]], panels: Sequence[str] = PANELS) -> Figure:
+def curves(history: Sequence[dict[str, Any]], panels: Sequence[str] = PANELS, best: int | None = None) -> Figure:
     """Loss, accuracy and learning rate by epoch, side by side, or some of these; the best epoch is marked.
 
-    `history` holds the rows of results.csv.
+    history: the rows of results.csv. best: the epoch of the best weights; by default that of the highest validation
+    accuracy.
     """
     figure = Figure(figsize=(4 * len(panels), 3.6), layout=layout())
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
@@ -32,7 +33,7 @@ def curves(history: Sequence[dict[str, Any]], panels: Sequence[str] = PANELS) ->
         if panel == "lr":
             _plot_lr(axis, history)
         else:
-            _plot_metric(axis, history, panel)
+            _plot_metric(axis, history, panel, best)
         axis.set_xlabel("epoch")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))  # one epoch: one tick
         if len(history) == 1:  # matplotlib would magnify the surroundings of a single point
@@ -43,15 +44,16 @@ def curves(history: Sequence[dict[str, Any]], panels: Sequence[str] = PANELS) ->
     return figure
 
 
-def _plot_metric(axis: Any, history: Sequence[dict[str, Any]], name: str) -> None:
+def _plot_metric(axis: Any, history: Sequence[dict[str, Any]], name: str, best: int | None) -> None:
     epochs = [row["epoch"] for row in history]
     style = {"ms": 3, "marker": "o"}
     axis.plot(epochs, [row[f"train_{name}"] for row in history], color=TRAIN_COLOUR, label="training", **style)
     if history and history[0][f"val_{name}"] is not None:
         validation = [row[f"val_{name}"] for row in history]
         axis.plot(epochs, validation, color=VAL_COLOUR, label="validation", **style)
-        best = int(np.argmax([row["val_accuracy"] for row in history]))
-        axis.axvline(epochs[best], color=GREY, lw=1, ls=":", label=f"best: epoch {epochs[best]}")
+        if best is None:
+            best = epochs[int(np.argmax([row["val_accuracy"] for row in history]))]
+        axis.axvline(best, color=GREY, lw=1, ls=":", label=f"best: epoch {best}")
     axis.set_title(name.capitalize())
     axis.legend(frameon=False)
     if name == "accuracy":

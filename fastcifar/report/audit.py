@@ -44,11 +44,11 @@ TEXTS = {
     "exact-duplicate": "Two images of one split with the same pixels. Decide about the left one.",
     "near-duplicate": "Two images of one split that show the same shot. Decide about the left one.",
     "label": "Networks that did not see these images doubt the labels. As many as are expected to be wrong come first.",
-    "blank": "All pixels are equal.",
+    "blank": "The pixels are equal, or almost.",
     "constant": "The pixels hardly differ.",
     "dark": "Almost black.",
     "bright": "Almost white.",
-    "aspect": "The original has other proportions than most of the others.",
+    "aspect": "The original has very different proportions: 2.5 times as wide or as high as the images here, or more.",
     "outlier": "Images far from all others of their class.",
 }
 

@@ -31,7 +31,9 @@ def write_group_report(group: Group) -> Path:
     """
     runs = list(summaries(group))
     files = RunFiles(group.path)
-    histories = {group.path.resolve().name: [run.history for run in runs if run.history]}
+    histories = {
+        group.path.resolve().name: [run.history for run in runs if run.history and "diverged" not in run.metrics]
+    }
     curves = None
     if group.kind == "seeds" and any(histories.values()):
         with plotting.figure_writer(group.path, "repeat the command to draw it") as write:

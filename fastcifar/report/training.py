@@ -142,17 +142,26 @@ def curves(files: RunFiles) -> dict[str, Any] | None:
         num_epochs += f" of {clean(planned)}"
     since = f"from {first['train_loss']:.3f} to " if len(history) > 1 else ""
     summary = f"{num_epochs}; training loss {since}{last['train_loss']:.3f}"
+    best = None
     if is_validated:
-        best = max(history, key=lambda row: row["val_accuracy"])
-        summary += f"; best validation accuracy {best['val_accuracy']:.2%}, in epoch {best['epoch']}"
-    drawings = [_curve(files, history, panel) for panel in ("loss", "accuracy", "lr")]
+        row = _best_row(files, history)
+        best = row["epoch"]
+        summary += f"; best validation accuracy {row['val_accuracy']:.2%}, in epoch {best}"
+    drawings = [_curve(files, history, panel, best) for panel in ("loss", "accuracy", "lr")]
     return {"drawings": list(filter(None, drawings)), "summary": summary, "table": list(map(_table_row, history))}
 
 
-def _curve(files: RunFiles, history: list[dict[str, Any]], panel: str) -> dict[str, Any] | None:
+def _best_row(files: RunFiles, history: list[dict[str, Any]]) -> dict[str, Any]:
+    """That of the best weights, by metrics.json; of the highest validation accuracy where that does not say it."""
+    best = (files.attempt(lambda files: files.mapping(METRICS)) or {}).get("best")
+    kept = [row for row in history if isinstance(best, dict) and row["epoch"] == best.get("epoch")]
+    return max(kept or history, key=lambda row: row["val_accuracy"])
+
+
+def _curve(files: RunFiles, history: list[dict[str, Any]], panel: str, best: int | None) -> dict[str, Any] | None:
     name = "Learning rate" if panel == "lr" else panel.capitalize()
     alt = f"{name} by epoch; the table below has the numbers"
-    return drawing(files, lambda: plotting.curves(history, (panel,)), alt)
+    return drawing(files, lambda: plotting.curves(history, (panel,), best), alt)
 
 
 def _epoch(row: dict[str, str], is_validated: bool) -> dict[str, Any]:

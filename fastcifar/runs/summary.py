@@ -56,11 +56,16 @@ class RunSummary:
         return _finite(self.metrics.get(key))
 
     @property
+    def best(self) -> dict[str, Any] | None:
+        """Epoch, val_loss and val_accuracy of its weights, by metrics.json; None before the training has ended."""
+        best = self.metrics.get("best")
+        return best if isinstance(best, dict) else None
+
+    @property
     def best_val_accuracy(self) -> float | None:
         """The validation accuracy of its weights, 0..1; None without validation."""
-        best = self.metrics.get("best")
-        if isinstance(best, dict):  # not the largest of the history, if --max-steps ended the training within an epoch
-            return _finite(best.get("val_accuracy"))
+        if self.best is not None:  # not the largest of the history, if --max-steps ended the training within an epoch
+            return _finite(self.best.get("val_accuracy"))
         rows = [row["val_accuracy"] for row in self.history if "val_accuracy" in row]
         return max(rows, default=None)
 

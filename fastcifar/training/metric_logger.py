@@ -207,7 +207,8 @@ class MetricLogger:
 
         command = run.resume_command(self.config.model, distributed)
         with plotting.figure_writer(run.path, f"draw it with: {command}") as write:
-            write(run.curves.name, lambda: plotting.curves(self.progress.history))
+            best = None if self.progress.best is None else self.progress.best["epoch"]
+            write(run.curves.name, lambda: plotting.curves(self.progress.history, best=best))
 
     def _log_loss(self) -> None:
         """Log the mean loss of the batches since the last such line."""

@@ -116,7 +116,7 @@ class RunFolder:
             raise DataError(f"{self.config}: not the settings of a run ({one_line(error)})") from error
 
     def write_results(self, history: list[dict[str, Any]]) -> None:
-        """Write results.csv: one row per completed epoch."""
+        """Write results.csv: one row per epoch, also of one that --max-steps cut short."""
         write_csv(self.results, COLUMNS, ([row[key] for key in COLUMNS] for row in history))
 
     def tested_on(self) -> str | None:
