@@ -204,12 +204,11 @@ class Checkpointer:
 def as_stored(config: TrainConfig, run: RunFolder, runs_dir: str | os.PathLike[str]) -> TrainConfig:
     """The settings that a run was started with, as it has stored them: the rate that its range test found as `lr`,
     `max_steps` for `max_minutes`, a path as `init`."""
-    stored = run.read_config()
     if config.optimizer.lr == "auto" and run.lr_find.exists():
-        config = config.with_settings(lr=stored.optimizer.lr)
+        config = config.with_settings(lr=run.read_config().optimizer.lr)
     if config.max_minutes is not None:
-        config = config.with_settings(max_minutes=None, max_steps=stored.max_steps)
-    if config.init is not None and config.init != stored.init:
+        config = config.with_settings(max_minutes=None, max_steps=run.read_config().max_steps)
+    if config.init is not None and config.init != run.read_config().init:
         config = config.with_settings(init=find_initial_weights(config.init, runs_dir))
     return config
 
