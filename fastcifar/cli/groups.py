@@ -70,7 +70,7 @@ def train_and_print(context: click.Context, group: Group, as_json: bool) -> None
         views = view_commands(group.config.runtime.log, group.path)
         folder = as_flags(context, given_on_command_line(context, ["runs_dir"]))
         show_next(command_line("fastcifar", "runs", *compare, *folder), *views)
-    diverged = [run.name for run in runs if "diverged" in run.metrics]
+    diverged = [run.name for run in runs if run.has_diverged]
     if diverged and sweep is None:
         raise DivergedError(f"{len(diverged)} of {len(group.members)} runs diverged: {', '.join(diverged)}")
 

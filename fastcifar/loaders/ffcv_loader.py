@@ -1,7 +1,7 @@
 """Images that stay in the file: a thread reads them ahead, JPEG images with FFCV's decoder (`numba_jpeg`). Raw images
 need no FFCV.
 
-FFCV's `Loader` does not check the file, does not report errors of its threads, and compiles its operations anew for
+FFCV's `Loader` does not check the file, does not report errors of its threads, and compiles its operations again for
 each loader; its random operations follow no seed. Here the file is what `fastcifar.data.beton` has checked, and the
 kernels are ours. A JPEG image that libjpeg warns about stops the epoch; one with changed bytes that still decode is
 only detected by the SHA-256 of the manifest.
@@ -51,8 +51,7 @@ class FfcvLoader(Loader):
             return
         device = self.config.device
         num_yet_to_load = self.config.world_size - self.config.rank
-        limit = int(SHARE_OF_MEMORY * free_memory()) // num_yet_to_load
-        stream = _Epoch(self.beton, [indices for _, indices in batches], limit, self._decode)
+        stream = _Epoch(self.beton, [indices for _, indices in batches], num_yet_to_load, self._decode)
         try:
             for slots, indices in batches:
                 wait, mix = self.mixed(self._launch(stream.get(), plan.params[slots]), plan, slots)
@@ -93,12 +92,17 @@ def jpeg_decoder() -> Callable[..., int]:
 class _Epoch(threading.Thread):
     """Decodes the next batches. An error in it reaches the caller of `get`; `stop` ends it, in whatever state it is."""
 
-    def __init__(self, beton: Beton, batches: list[Indices], limit: int, decode: Callable[..., int] | None) -> None:
-        """limit: bytes that pages of the file may take."""
+    def __init__(
+        self, beton: Beton, batches: list[Indices], num_processes: int, decode: Callable[..., int] | None
+    ) -> None:
+        """num_processes: how many share the free memory."""
         super().__init__(daemon=True)
         self._beton, self._batches, self._decode = beton, batches, decode
         self._pages: WholeFile | PageWindow
-        self._pages = WholeFile(beton) if beton.in_memory else PageWindow(beton, batches, limit)
+        if beton.in_memory:
+            self._pages = WholeFile(beton)
+        else:
+            self._pages = PageWindow(beton, batches, int(SHARE_OF_MEMORY * free_memory()) // num_processes)
         self._ready: queue.Queue[Any] = queue.Queue(BATCHES_AHEAD)
         self._stopped = threading.Event()
         self.start()

@@ -51,7 +51,7 @@ def _plot_metric(axis: Any, history: Sequence[dict[str, Any]], name: str, best: 
     if history and history[0][f"val_{name}"] is not None:
         validation = [row[f"val_{name}"] for row in history]
         axis.plot(epochs, validation, color=VAL_COLOUR, label="validation", **style)
-        if best is None:
+        if best not in epochs:  # not known, or not of this history
             best = epochs[int(np.argmax([row["val_accuracy"] for row in history]))]
         axis.axvline(best, color=GREY, lw=1, ls=":", label=f"best: epoch {best}")
     axis.set_title(name.capitalize())

@@ -31,9 +31,7 @@ def write_group_report(group: Group) -> Path:
     """
     runs = list(summaries(group))
     files = RunFiles(group.path)
-    histories = {
-        group.path.resolve().name: [run.history for run in runs if run.history and "diverged" not in run.metrics]
-    }
+    histories = {group.path.resolve().name: [run.history for run in runs if run.history and not run.has_diverged]}
     curves = None
     if group.kind == "seeds" and any(histories.values()):
         with plotting.figure_writer(group.path, "repeat the command to draw it") as write:
@@ -73,7 +71,7 @@ def _dataset(runs: Sequence[RunSummary]) -> Dataset | None:
 
 
 def _facts(group: Group, runs: Sequence[RunSummary]) -> list[tuple[str, str]]:
-    num_diverged = sum("diverged" in run.metrics for run in runs)
+    num_diverged = sum(run.has_diverged for run in runs)
     facts = [
         ("Network", clean(group.config.model.name)),
         ("Recipe", clean(group.config.recipe or "none")),
@@ -91,7 +89,7 @@ def _runs_table(runs: Sequence[RunSummary]) -> dict[str, Any]:
     for run in runs:
         name = run.run.path.name
         cells = [_cell(score, value_of(run, score)) for score in scores]
-        state = "diverged" if "diverged" in run.metrics else "finished" if run.is_finished else "not finished"
+        state = "diverged" if run.has_diverged else "finished" if run.is_finished else "not finished"
         link = f"{quote(name)}/report.html" if run.run.report.is_file() else ""
         rows.append({"name": clean(name), "link": link, "cells": [str(len(run.history)), *cells, state]})
     return {"columns": ["Run", "Epochs", *(score.name.capitalize() for score in scores), "State"], "rows": rows}

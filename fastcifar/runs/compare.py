@@ -138,7 +138,7 @@ def open_entry(name: str | os.PathLike[str], runs_dir: str | os.PathLike[str]) -
     if not summary.is_finished:
         command = command_line("fastcifar", "train", "--resume", run.path)
         raise DataError(f"{run.path}: is not finished; finish it with: {command}")
-    if "diverged" in summary.metrics:
+    if summary.has_diverged:
         raise DataError(f"{run.path}: diverged, and has no scores; leave it out")
     return Entry(name=summary.name, config=run.read_config(), runs=(summary,), is_group=False, path=run.path)
 
@@ -149,7 +149,7 @@ def _group_entry(group: Group) -> Entry:
             f"{group.path}: a sweep, whose runs differ in several settings; expected runs, or groups of 'train --seeds'"
         )
     finished = [run for run in summaries(group) if run.is_finished]
-    runs = [run for run in finished if "diverged" not in run.metrics]
+    runs = [run for run in finished if not run.has_diverged]
     if not runs:
         command = command_line("fastcifar", "train", "--resume", group.path)
         reason = "all of its finished runs diverged" if finished else "none of its runs is finished"

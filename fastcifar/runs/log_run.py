@@ -78,7 +78,7 @@ def log_run(
             loggers.begin(each.run.path, settings, step=ALL_STEPS, history=(), is_resumed=False)
             for row in each.history:
                 loggers.epoch({**row, "epoch": int(row["epoch"])})
-            if "diverged" not in each.metrics and each.is_finished:
+            if not each.has_diverged and each.is_finished:
                 loggers.finish(each.metrics)
                 log_images(each.run, loggers, trusted=trusted, reporter=reporter)
     return path, [run.name for run in runs]

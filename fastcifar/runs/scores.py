@@ -38,7 +38,7 @@ def scores_of(runs: Sequence[RunSummary]) -> dict[str, Mean]:
     """The mean of each score that all finished runs have, by its key."""
     means = {}
     for score in SCORES:
-        values = [value_of(run, score) for run in runs if run.is_finished and "diverged" not in run.metrics]
+        values = [value_of(run, score) for run in runs if run.is_finished and not run.has_diverged]
         known = [value for value in values if value is not None]
         if known and len(known) == len(values):
             means[score.key] = mean_of(known)

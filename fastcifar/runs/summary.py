@@ -97,6 +97,11 @@ class RunSummary:
         return bool(self.metrics)
 
     @property
+    def has_diverged(self) -> bool:
+        """Whether it ended with a loss that is not finite, or before, with a range test that found no rate."""
+        return "diverged" in self.metrics
+
+    @property
     def changed(self) -> dict[str, Any]:
         """The settings that differ from those of its recipe, or from the defaults; by name."""
         return {} if self.config is None else changed_settings(self.config)

@@ -184,7 +184,7 @@ def sweep_results(group: Group) -> Sweep:
 
 
 def _cell(settings: Settings, runs: Sequence[RunSummary]) -> Cell:
-    kept = tuple(run for run in runs if "diverged" not in run.metrics)
+    kept = tuple(run for run in runs if not run.has_diverged)
     values = [run.best_val_accuracy for run in kept]
     known = [value for value in values if value is not None]
     return Cell(

@@ -137,8 +137,8 @@ def resolve_max_minutes(
 ) -> tuple[TrainConfig, list[Note]]:
     """The settings with `max_minutes` replaced by the number of steps that fit, as `max_steps`; and what to log.
 
-    Weights and random generators of the run are not affected. begin: the
-    `time.monotonic()` from which the minutes count. Several processes agree on the number that fits in all.
+    Weights and random generators of the run are not affected. begin: the `time.monotonic()` from which the minutes
+    count. Several processes agree on the number that fits in all.
     """
     if config.max_minutes is None:
         return config, []
