@@ -828,7 +828,9 @@ def test_loaders_of_one_beton_hold_it_once(data_dir: Path) -> None:
     assert reads == [beton.num_bytes]
     first, second = (next(loader.epoch(0)) for loader in loaders)
     assert first.images.shape == second.images.shape
-    del loaders, first, second
+    for loader in loaders:
+        loader.close()  # waits for the batch that its threads make ahead, which refers to the data
+    del loaders, loader, first, second
     gc.collect()
     assert not beton.file.loaded, "it is kept after the last loader"
 
