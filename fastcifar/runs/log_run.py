@@ -22,7 +22,7 @@ from fastcifar.runs.summary import RunSummary, summaries
 from fastcifar.training.distributed import Distributed
 from fastcifar.training.progress import Reporter
 from fastcifar.training.run_folder import RunFolder, find_run
-from fastcifar.training.trainer import train
+from fastcifar.training.start import train
 from fastcifar.training.weights import file_sha256, read_info
 
 log = logging.getLogger(__name__)

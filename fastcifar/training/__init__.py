@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from fastcifar.training.run_folder import RunFolder, find_run
-from fastcifar.training.trainer import train
+from fastcifar.training.start import train
 
 __all__ = ["RunFolder", "find_run", "train"]
