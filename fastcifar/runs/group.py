@@ -106,7 +106,7 @@ def create_group(
     inits = {each.init for each in _combinations(config, checked)} - {None}
     init_sha256 = {init: file_sha256(Path(init)) for init in sorted(map(str, inits))}
     distributed = Distributed.from_environment()
-    device = choose_device(config.runtime.device, distributed.local_rank if distributed.world_size > 1 else None)
+    device = choose_device(config.runtime.device, distributed)
     with distributed.connect(device):  # of several processes, rank 0 creates it
         path = distributed.broadcast(create_run(runs_dir, name).path if distributed.is_main else Path())
         group = Group(
@@ -135,7 +135,7 @@ def check_runs(
     checked = tuple(_checked(member, config, runs_dir) for member in members)
     open_loggers(config.runtime.log)
     distributed = Distributed.from_environment()
-    device = choose_device(config.runtime.device, distributed.local_rank if distributed.world_size > 1 else None)
+    device = choose_device(config.runtime.device, distributed)
     betons = _check_starts(_combinations(config, checked), device, distributed)
     if config.max_minutes is not None:
         config = _with_one_length(config, checked, betons, reporter)

@@ -35,7 +35,7 @@ def train_group(group: Group, *, test: bool = True, reporter: Reporter | None = 
     that resumes the group.
     """
     distributed, reporter = Distributed.from_environment(), reporter or SilentReporter()
-    device = choose_device(group.config.runtime.device, distributed.local_rank if distributed.world_size > 1 else None)
+    device = choose_device(group.config.runtime.device, distributed)
     busy = "another process is training this group; wait for it to end"
     with distributed.connect(device), lock_folder(group.path, busy) if distributed.is_main else nullcontext():
         _train_all(group, device, test, reporter)

@@ -23,7 +23,7 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # glibc's <malloc.h>
 
 def prepare_device(config: RuntimeConfig, distributed: Distributed) -> torch.device:
     """Choose the device, and set up threads, determinism and memory for training on it. Raises UsageError."""
-    device = choose_device(config.device, distributed.local_rank if distributed.world_size > 1 else None)
+    device = choose_device(config.device, distributed)
     choose_threads(config.threads)
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -33,15 +33,15 @@ def prepare_device(config: RuntimeConfig, distributed: Distributed) -> torch.dev
     return device
 
 
-def choose_device(name: str, local_rank: int | None = None) -> torch.device:
+def choose_device(name: str, distributed: Distributed | None = None) -> torch.device:
     """The torch device `name`; 'auto' is CUDA, else MPS, else CPU. Raises UsageError if it is not available.
 
-    local_rank: the GPU for 'cuda', if several processes share the machine.
+    distributed: with several processes, each has the GPU of its local rank for 'cuda'.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if name == "cuda" and local_rank is not None:
-        name = f"cuda:{local_rank}"
+    if name == "cuda" and distributed is not None and distributed.world_size > 1:
+        name = f"cuda:{distributed.local_rank}"
     device = usable_device(name)
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # the default of nccl and Triton
