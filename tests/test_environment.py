@@ -27,9 +27,9 @@ from fastcifar.converters import convert
 from fastcifar.converters.synthetic import source as synthetic_source
 from fastcifar.errors import FastcifarError, UsageError
 from fastcifar.inference.evaluation import evaluate_run
-from fastcifar.system.cpus import OtherLoad, available_cpus
+from fastcifar.system.cpus import OtherLoad, available_cpus, has_cpu_flag
 from fastcifar.training import train
-from fastcifar.training.device import CpuThreads, choose_threads
+from fastcifar.training.device import CpuThreads, choose_amp, choose_threads
 from fastcifar.training.distributed import Distributed
 from fastcifar.training.progress import Progress, TimeLeft
 from tests.test_loaders import LOADERS, needs_ffcv
@@ -256,6 +256,30 @@ def test_the_limits_of_control_groups_bound_the_threads(
         (tmp_path / "proc/self/cgroup").write_text(line)
     group(tmp_path, folder, **files)
     assert available_cpus(tmp_path) == expected
+
+
+@pytest.mark.parametrize(
+    ("vendor", "flags", "amp"),
+    [
+        ("GenuineIntel", "avx2 avx512_bf16 amx_bf16 avx512_fp16", "bf16"),
+        ("GenuineIntel", "avx2 avx512_bf16 avx512_fp16", "off"),  # Emerald Rapids in a virtual machine: 0.7 of float32
+        ("GenuineIntel", "avx2 avx512_bf16", "bf16"),
+        ("AuthenticAMD", "avx2 avx512_bf16", "bf16"),  # an EPYC: 2.1 of float32
+        ("AuthenticAMD", "avx2 avx512_bf16 avx512_fp16", "bf16"),
+        ("AuthenticAMD", "avx2", "off"),
+        ("", "", "off"),
+    ],
+)
+def test_the_precision_of_a_cpu_is_its_faster_one(
+    vendor: str, flags: str, amp: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [f"vendor_id\t: {vendor}", f"flags\t\t: {flags}", "vmx flags\t: amx_bf16"] if vendor else []
+    monkeypatch.setattr("fastcifar.system.cpus.read_lines", lambda path: lines)
+    has_cpu_flag.cache_clear()
+    try:
+        assert choose_amp(torch.device("cpu"), "auto") == amp
+    finally:
+        has_cpu_flag.cache_clear()
 
 
 def test_threads_are_those_asked_for_or_no_more_than_the_limits(monkeypatch: pytest.MonkeyPatch) -> None:

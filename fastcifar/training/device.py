@@ -13,7 +13,7 @@ import torch
 
 from fastcifar.config import RuntimeConfig
 from fastcifar.loaders.base import usable_device
-from fastcifar.system.cpus import OtherLoad, affinity_cpus, available_cpus, has_cpu_flag
+from fastcifar.system.cpus import OtherLoad, affinity_cpus, available_cpus, has_fast_bf16_cpu
 from fastcifar.training.distributed import Distributed
 
 log = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ def has_fast_bf16(device: torch.device) -> bool:
     """True if the device multiplies matrices faster in bfloat16 than in float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and (has_cpu_flag("amx_bf16") or has_cpu_flag("avx512_bf16"))
+    return device.type == "cpu" and has_fast_bf16_cpu()
 
 
 def choose_amp(device: torch.device, amp: str) -> str:
