@@ -351,6 +351,18 @@ def test_the_scripts_of_others_get_the_types_and_memory_of_a_cpu(tmp_path: Path)
         fast.script_in(str(tmp_path), script.stem, torch.device("cpu"))
 
 
+@pytest.mark.parametrize(("fast", "line"), [(True, "X = G.bfloat16()"), (False, "X = G")])
+def test_the_scripts_of_others_multiply_in_the_precision_that_a_cpu_is_fast_at(
+    fast: bool, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "airbench94_muon.py"
+    names = ", ".join(speedrun.SCRIPTS[script.name])
+    script.write_text(f'X = G.bfloat16()\n{names}\nif __name__ == "__main__":\n    main()\n')
+    monkeypatch.setattr(speedrun, "has_fast_bf16", lambda device: fast)
+    assert speedrun.source_of(script, torch.device("cpu")).startswith(line + "\n")
+    assert speedrun.source_of(script, torch.device("cuda")).startswith("X = G.bfloat16()\n")
+
+
 def test_a_peer_is_the_script_of_its_own_checkout(tmp_path: Path) -> None:
     for name in speedrun.SCRIPTS:
         (tmp_path / name).write_text('if __name__ == "__main__":\n    main()\n')

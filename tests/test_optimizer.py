@@ -78,6 +78,22 @@ def test_orthogonalised_has_singular_values_near_one() -> None:
     assert values.max() < 1.3
 
 
+@pytest.mark.parametrize("fast_bf16", [True, False])
+def test_muon_multiplies_in_the_precision_that_the_device_is_fast_at(
+    fast_bf16: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastcifar.training.optimizer.has_fast_bf16", lambda device: fast_bf16)
+    model, images, labels = problem()
+    optimizer = make_optimizer(model, TrainConfig.from_settings(optimizer="muon", lr=1.0, momentum=0, weight_decay=0))
+    before = model[0].weight.detach().clone()
+    F.cross_entropy(model(images), labels).backward()
+    optimizer.step()
+    gradient = model[0].weight.grad.permute(0, 2, 3, 1).reshape(8, -1)
+    dtype = torch.bfloat16 if fast_bf16 else torch.float32
+    expected = orthogonalise([gradient], 5, dtype)[0].float().reshape(8, 3, 3, 3).permute(0, 3, 1, 2)
+    torch.testing.assert_close(before - model[0].weight, expected, rtol=0, atol=1e-6)
+
+
 def test_muon_and_the_auxiliary_optimizer_share_the_parameters() -> None:
     model, images, labels = problem()
     optimizer = make_optimizer(model, TrainConfig.from_settings(optimizer="muon", lr=0.02, aux_lr=0.003))

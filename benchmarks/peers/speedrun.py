@@ -1,8 +1,8 @@
 """Two scripts that train to 94% on one GPU, adapted to the device: `airbench94_muon.py` of a checkout of
 KellerJordan/cifar10-airbench, and `cifar10_speedrun.py` of one of hiverge/cifar10-speedrun.
 
-On a CPU they get what our own training gets: float32 weights, bf16 autocast, an allocator that keeps freed memory. What
-they compute stays as it is. Run as a program: speedrun CHECKOUT DATA_DIR DEVICE SEED, where CHECKOUT may be the path of
+On a CPU they get what our own training gets: float32 weights, bf16 autocast and products where the CPU is fast at them,
+an allocator that keeps freed memory. What they compute stays as it is. Run as a program: speedrun CHECKOUT DATA_DIR DEVICE SEED, where CHECKOUT may be the path of
 one of the scripts; prints a JSON object with
 train_seconds (without any evaluation), test_accuracy, tta_accuracy.
 """
@@ -25,7 +25,7 @@ from benchmarks import Command
 from fastcifar import open_beton
 from fastcifar.errors import UsageError
 from fastcifar.loaders.base import usable_device
-from fastcifar.training.device import autocast, choose_amp, keep_freed_memory
+from fastcifar.training.device import autocast, choose_amp, has_fast_bf16, keep_freed_memory
 
 SCRIPTS = {
     "airbench94_muon.py": ('torch.device("cuda")', "(self.images.half() / 255)", "mod.half()"),
@@ -86,6 +86,8 @@ def source_of(script: Path, device: torch.device) -> str:
             for name, other in FOR_A_CPU:
                 replacement = replacement.replace(name, other)
             source = source.replace(original, replacement)
+        if not has_fast_bf16(device):
+            source = source.replace(".bfloat16()", "")
     return source
 
 

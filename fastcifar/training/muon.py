@@ -11,8 +11,10 @@ import torch
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of Jordan: steepest at zero; singular values end in about 0.7..1.2
 
 
-def orthogonalise(matrices: Sequence[torch.Tensor], num_steps: int) -> list[torch.Tensor]:
-    """(M, N) each -> (M, N) bfloat16: near the closest matrix with singular values of 1, by Newton-Schulz steps.
+def orthogonalise(
+    matrices: Sequence[torch.Tensor], num_steps: int, dtype: torch.dtype = torch.bfloat16
+) -> list[torch.Tensor]:
+    """(M, N) each -> (M, N) `dtype`: near the closest matrix with singular values of 1, by Newton-Schulz steps.
     Matrices of one shape, or its transpose, are computed together."""
     together: dict[tuple[int, ...], list[int]] = {}
     for index, matrix in enumerate(matrices):
@@ -20,7 +22,7 @@ def orthogonalise(matrices: Sequence[torch.Tensor], num_steps: int) -> list[torc
     result = list(matrices)
     for shape, indices in together.items():
         wide = [matrix if matrix.shape == shape else matrix.T for matrix in (matrices[index] for index in indices)]
-        for index, x in zip(indices, _orthogonalise(torch.stack(wide).bfloat16(), num_steps), strict=True):
+        for index, x in zip(indices, _orthogonalise(torch.stack(wide).to(dtype), num_steps), strict=True):
             result[index] = x if x.shape == matrices[index].shape else x.T
     return result
 
@@ -53,7 +55,7 @@ class Muon(torch.optim.Optimizer):
 
     On matrices it equals `torch.optim.Muon`. lr: scaled by sqrt(max(1, rows / columns)). weight_decay: decoupled.
     normalise: scale each bank to the norm sqrt(O) before a step, as airbench does, instead of weight decay; for
-    networks that normalise the output of all filters.
+    networks that normalise the output of all filters. dtype: in which updates are orthogonalised.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Muon(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         num_steps: int = 5,
         normalise: bool = False,
+        dtype: torch.dtype = torch.bfloat16,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -76,6 +79,7 @@ class Muon(torch.optim.Optimizer):
             "normalise": normalise,
         }
         super().__init__(params, defaults)
+        self._dtype = dtype
         for group in self.param_groups:
             for param in group["params"]:
                 if param.ndim not in (2, 4):
@@ -101,7 +105,7 @@ class Muon(torch.optim.Optimizer):
         directions = torch._foreach_lerp(grads, averages, momentum) if group["nesterov"] else averages
         matrices = list(map(_as_matrix, directions))
         rates = [-lr * math.sqrt(max(1.0, len(matrix) / matrix.shape[1])) for matrix in matrices]
-        updates = list(map(_as_weight, orthogonalise(matrices, group["num_steps"]), params))
+        updates = list(map(_as_weight, orthogonalise(matrices, group["num_steps"], self._dtype), params))
         if group["normalise"]:
             scales = torch._foreach_clamp_min(torch._foreach_norm(params), 1e-7)
             torch._foreach_reciprocal_(scales)

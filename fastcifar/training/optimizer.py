@@ -12,6 +12,7 @@ from torch import nn
 from fastcifar.config import OptimizerConfig, TrainConfig
 from fastcifar.models.layers import MATRIX_LAYERS, frozen_part
 from fastcifar.training.checkpoint import has_structure
+from fastcifar.training.device import has_fast_bf16
 from fastcifar.training.muon import Muon
 
 log = logging.getLogger(__name__)
@@ -94,6 +95,7 @@ def _make_muon(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
             weight_decay=0.0 if settings.unit_filters else settings.weight_decay,
             num_steps=settings.ns_steps,
             normalise=settings.unit_filters,
+            dtype=torch.bfloat16 if has_fast_bf16(matrices[0].device) else torch.float32,
         )
         optimizers.append(muon)
     elif frozen_part(model) is None:
