@@ -2,8 +2,8 @@
 KellerJordan/cifar10-airbench, and `cifar10_speedrun.py` of one of hiverge/cifar10-speedrun.
 
 On a CPU they get what our own training gets: float32 weights, bf16 autocast and products where the CPU is fast at them,
-an allocator that keeps freed memory. What they compute stays as it is. Run as a program: speedrun CHECKOUT DATA_DIR DEVICE SEED, where CHECKOUT may be the path of
-one of the scripts; prints a JSON object with
+an allocator that keeps freed memory. What they compute stays as it is. Run as a program: speedrun CHECKOUT DATA_DIR
+DEVICE SEED, where CHECKOUT may be the path of one of the scripts; prints a JSON object with
 train_seconds (without any evaluation), test_accuracy, tta_accuracy.
 """
 
