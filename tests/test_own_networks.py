@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from fastcifar.config import ModelConfig, OptimizerConfig, TrainConfig
 from fastcifar.errors import UsageError
 from fastcifar.explain import Activations
 from fastcifar.models import make_model, stages_of
-from fastcifar.models.probe import place
+from fastcifar.models.probe import check_network, place
 from fastcifar.training.optimizer import has_decay, make_optimizer, muon_parameter_names
 from fastcifar.training.step import TrainStep
 from fastcifar.training.weights import DatasetInfo, load_weights, save_weights
@@ -182,6 +183,34 @@ def test_a_stage_gives_maps_of_the_images(name: str, stages: tuple[str, ...]) ->
             Activations(model, images)
     nn.functional.cross_entropy(model(images.clone()), torch.tensor([0, 1])).backward()  # trainable as it was
     assert all(param.requires_grad for param in model.parameters())
+
+
+class Strided(nn.Module):
+    """With a shortcut of 1x1 filters and stride 2, as a ResNet has them."""
+
+    def __init__(self, num_classes: int, width: int) -> None:
+        super().__init__()
+        self.conv, self.shortcut = nn.Conv2d(3, width, 3, padding=1), nn.Conv2d(width, 2 * width, 1, stride=2)
+        self.head = nn.Linear(2 * width, num_classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.shortcut(self.conv(x).relu()).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("width", [4, 8, 12, 16, 24])
+def test_the_gradient_of_a_narrow_shortcut_is_that_of_torch(width: int) -> None:
+    """In channels_last oneDNN crashes, hangs or is wrong with fewer input channels than a block has."""
+    torch.manual_seed(0)
+    model = Strided(5, width)
+    check_network(model, "strided", 5, (64, 64, 3))
+    assert getattr(model, "needs_contiguous", False) == (width < 16)
+    exact = copy.deepcopy(model).double()
+    model = place(model, torch.device("cpu"))
+    images = torch.rand(5, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+    for network, batch in ((model, images), (exact, images.double())):
+        nn.functional.cross_entropy(network(batch), torch.arange(5)).backward()
+    for param, other in zip(model.parameters(), exact.parameters(), strict=True):
+        torch.testing.assert_close(param.grad, other.grad.float(), rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["0.parametrizations.weight", "0.parametrizations.weight.0"])

@@ -14,6 +14,8 @@ from fastcifar.models.feature_maps import find_stages
 from fastcifar.models.state import buffers_kept, evaluating, modes_kept, uncompiled
 
 NUM_IMAGES = 2
+ONEDNN_BLOCK = 16
+"""The most channels that oneDNN computes at a time."""
 
 
 def check_network(model: nn.Module, name: str, num_classes: int, image_shape: tuple[int, int, int]) -> tuple[str, ...]:
@@ -49,15 +51,27 @@ def check_network(model: nn.Module, name: str, num_classes: int, image_shape: tu
 
 def _outputs_in_a_format(model: nn.Module, blank: torch.Tensor) -> tuple[object, object, tuple[str, ...]]:
     """The outputs in training and evaluation mode, and the stages; in channels_last if the network supports it, which
-    is faster, but `view` fails on it, and some modules have no such weights."""
-    with contextlib.suppress(RuntimeError):
-        model.to(memory_format=torch.channels_last)
-        return _outputs(model, blank.contiguous(memory_format=torch.channels_last))
+    is faster, but `view` fails on it, some modules have no such weights, and oneDNN writes where it must not."""
+    if not any(map(_is_unsafe_in_channels_last, model.modules())):
+        with contextlib.suppress(RuntimeError):
+            model.to(memory_format=torch.channels_last)
+            return _outputs(model, blank.contiguous(memory_format=torch.channels_last))
     model.to(memory_format=torch.contiguous_format)
     outputs = _outputs(model, blank)
     model.register_forward_pre_hook(_contiguous)
     model.needs_contiguous = True  # type: ignore[assignment]
     return outputs
+
+
+def _is_unsafe_in_channels_last(layer: nn.Module) -> bool:
+    """Whether the weight gradient, on a CPU in float32, may crash or be wrong: for 1x1 filters with a stride and fewer
+    input channels than a block, oneDNN writes past its memory (github.com/uxlfoundation/oneDNN/issues/6035)."""
+    return (
+        isinstance(layer, nn.Conv2d)
+        and max(layer.kernel_size) == 1
+        and max(layer.stride) > 1
+        and layer.in_channels // layer.groups < ONEDNN_BLOCK
+    )
 
 
 def _contiguous(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
