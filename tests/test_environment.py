@@ -271,13 +271,15 @@ def test_the_limits_of_control_groups_bound_the_threads(
     ],
 )
 def test_the_precision_of_a_cpu_is_its_faster_one(
-    vendor: str, flags: str, amp: str, monkeypatch: pytest.MonkeyPatch
+    vendor: str, flags: str, amp: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     lines = [f"vendor_id\t: {vendor}", f"flags\t\t: {flags}", "vmx flags\t: amx_bf16"] if vendor else []
     monkeypatch.setattr("fastcifar.system.cpus.read_lines", lambda path: lines)
     has_cpu_flag.cache_clear()
     try:
         assert choose_amp(torch.device("cpu"), "auto") == amp
+        assert choose_amp(torch.device("cpu"), "bf16") == "bf16"
+        assert ("--amp bf16 on this CPU can be many times slower" in caplog.text) == (amp == "off")
     finally:
         has_cpu_flag.cache_clear()
 

@@ -276,6 +276,7 @@ def test_a_finished_run_that_is_trained_further_has_no_scores_until_that_has_end
     [
         ("number of processes", "resumed with number of processes 1, started with other: the results may differ"),
         ("processor", "started with other: the results may differ in the last bits"),
+        ("autocast", "started with other: the results may differ"),
     ],
 )
 def test_a_run_resumed_elsewhere_says_what_may_differ(

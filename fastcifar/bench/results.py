@@ -15,6 +15,7 @@ import torch
 
 from fastcifar import __version__
 from fastcifar.system.cpus import affinity_cpus, cpu_name
+from fastcifar.training.device import has_fast_bf16
 
 PACKAGES = (
     "fastcifar",
@@ -37,6 +38,7 @@ def environment(data: str, device: torch.device | str = "cpu") -> dict[str, Any]
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "machine": cpu_name(),
+        "fast_bf16": has_fast_bf16(device),
         "cores": affinity_cpus(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,

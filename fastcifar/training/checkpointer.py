@@ -43,6 +43,7 @@ class Checkpointer:
             "number of processes": context.distributed.world_size,
             "device": context.device.type,
             "processor": cpu_name(),
+            "autocast": step.amp,
         }
         self._saved_at = time.monotonic()
         self._frozen = False
@@ -121,7 +122,7 @@ class Checkpointer:
         for name, value in state["environment"].items():
             if value != self._environment.get(name):
                 # with other processes batch normalisation is over other parts of a batch, and dropout is drawn again
-                how = "" if name == "number of processes" else " in the last bits"
+                how = "" if name in ("number of processes", "autocast") else " in the last bits"
                 log.warning(
                     "resumed with %s %s, started with %s: the results may differ%s",
                     *(one_line(name, 80), self._environment.get(name), one_line(value, 80), how),

@@ -105,8 +105,8 @@ def choose_amp(device: torch.device, amp: str) -> str:
     """'bf16', 'fp16' or 'off' for the setting `amp`."""
     if amp == "auto":
         return "bf16" if has_fast_bf16(device) else "off"
-    if amp == "fp16" and device.type == "cpu":
-        log.warning("float16 on a CPU can be many times slower than bf16 or float32")
+    if device.type == "cpu" and (amp == "fp16" or (amp == "bf16" and not has_fast_bf16(device))):
+        log.warning("--amp %s on this CPU can be many times slower than --amp auto", amp)
     return amp
 
 
