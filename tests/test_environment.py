@@ -27,7 +27,7 @@ from fastcifar.converters import convert
 from fastcifar.converters.synthetic import source as synthetic_source
 from fastcifar.errors import FastcifarError, UsageError
 from fastcifar.inference.evaluation import evaluate_run
-from fastcifar.system.cpus import OtherLoad, available_cpus, has_cpu_flag
+from fastcifar.system.cpus import OtherLoad, _cpuinfo, available_cpus
 from fastcifar.training import train
 from fastcifar.training.device import CpuThreads, choose_amp, choose_threads
 from fastcifar.training.distributed import Distributed
@@ -275,13 +275,13 @@ def test_the_precision_of_a_cpu_is_its_faster_one(
 ) -> None:
     lines = [f"vendor_id\t: {vendor}", f"flags\t\t: {flags}", "vmx flags\t: amx_bf16"] if vendor else []
     monkeypatch.setattr("fastcifar.system.cpus.read_lines", lambda path: lines)
-    has_cpu_flag.cache_clear()
+    _cpuinfo.cache_clear()
     try:
         assert choose_amp(torch.device("cpu"), "auto") == amp
         assert choose_amp(torch.device("cpu"), "bf16") == "bf16"
         assert ("--amp bf16 on this CPU can be many times slower" in caplog.text) == (amp == "off")
     finally:
-        has_cpu_flag.cache_clear()
+        _cpuinfo.cache_clear()
 
 
 def test_threads_are_those_asked_for_or_no_more_than_the_limits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from fastcifar.system.cgroups import ROOT, control_groups, read_lines
 STAT_COLUMNS = (1, 3, 6, 7)  # of /proc/stat: user, system, irq, softirq
 
 
+@functools.cache
 def _cpuinfo(key: str) -> str:
     """What Linux says of the processor under this key; empty on other systems."""
     lines = (line.partition(":") for line in read_lines(Path("/proc/cpuinfo")))
@@ -28,7 +29,6 @@ def cpu_name() -> str:
     return _cpuinfo("model name") or platform.processor() or platform.machine()
 
 
-@functools.cache
 def has_cpu_flag(name: str) -> bool:
     """Whether Linux lists this flag of the processor, e.g. 'amx_bf16'."""
     return name in _cpuinfo("flags").split()
