@@ -218,10 +218,19 @@ def test_an_option_of_another_command_is_located() -> None:
         ("runs --quiet", "No such option '--quiet': not needed"),
         ("compare a b", "No such command 'compare': write 'fastcifar runs compare'"),
         ("inspect a.beton b.beton", "Got unexpected extra argument (b.beton)"),
+        ("train --progressive 16:0.4 --progressive 24:0.8", "--progressive is given twice: write --progressive SIDE:"),
+        ("explain --layer layer1 --layers=layer4", "--layers is given twice: write --layers NAME,… once ("),
+        ("train --seeds 2 --recipe fast --seeds 3,4", "--seeds is given twice: write --seeds N|SEED,… once ("),
+        ("convert --source a --source b", "--source is given twice: write --source PATH|NAME once ("),
+        ("eval --on a --on b", "--on is given twice: write --on PATH once ("),
     ],
 )
 def test_what_is_nearly_right_is_corrected(line: str, message: str) -> None:
     assert message in refused(2, *shlex.split(line))
+
+
+def test_of_an_option_with_one_value_the_last_counts(tmp_path: Path) -> None:
+    assert "last" in refused(4, "train", "--epochs", "1", "--epochs", "2", "--data-dir", "first", "--data-dir", "last")
 
 
 def test_a_file_or_run_with_an_equals_sign_is_no_setting(tmp_path: Path) -> None:

@@ -7,9 +7,11 @@ import fcntl
 import logging
 import os
 import stat
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -19,7 +21,7 @@ from fastcifar.converters.synthetic import source as synthetic_source
 from fastcifar.data.manifest import manifest_path
 from fastcifar.errors import DataError, FastcifarError
 from fastcifar.io import atomic
-from fastcifar.io.atomic import fsync, new_file, replace, write_text
+from fastcifar.io.atomic import _pid_namespace, fsync, new_file, replace, write_text
 from fastcifar.io.locks import lock_folder
 from fastcifar.io.paths import link_or_copy, make_folder
 from tests.trust.cases import contents
@@ -263,6 +265,21 @@ def test_two_processes_can_write_one_file(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path) -> None:
     for process in (2**22 + 1, os.getppid()):  # above any on Linux; one that may still be writing
-        (tmp_path / f".{process}.a.bin.partial").touch()
+        (tmp_path / f".{process}.{_pid_namespace()}.a.bin.partial").touch()
     write_text(tmp_path / "a.bin", "one")
-    assert contents(tmp_path) == {"a.bin": b"one", f".{os.getppid()}.a.bin.partial": b""}
+    assert contents(tmp_path) == {"a.bin": b"one", f".{os.getppid()}.{_pid_namespace()}.a.bin.partial": b""}
+
+
+def test_what_another_machine_may_be_writing_is_left_for_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.bin"
+    with new_file(path, b"one") as first:
+        monkeypatch.setattr("fastcifar.io.atomic._pid_namespace", lambda: "another")
+        monkeypatch.setattr(os, "kill", Mock(side_effect=ProcessLookupError))  # it has no process of this number
+        with new_file(path, b"two") as second:
+            assert first.read_bytes() == b"one"
+            assert second != first  # containers number their processes from 1
+    assert contents(tmp_path) == {"a.bin": b"one"}
+    first.touch()
+    os.utime(first, (time.time() - 25 * 3600,) * 2)
+    write_text(path, "three")
+    assert contents(tmp_path) == {"a.bin": b"three"}

@@ -19,6 +19,8 @@ KEY_VALUE = re.compile(r"[A-Za-z][\w-]*=.*", re.DOTALL)
 SINGLE_DASH = re.compile(r"-[A-Za-z][\w-]+")
 DASHES = "–—−"  # what word processors make of two hyphens
 MAX_WORDS = 20
+TAKEN_TOGETHER = ("source", "drop", "relabel", "on", "without")
+"""Options with one value of which two can only mean both; so can those of a list."""
 CLOSE = 0.75  # difflib's ratio, of names that begin alike: `trian`, not `export` for `report`
 
 
@@ -50,6 +52,7 @@ class Command(click.Command):
             if extra:
                 raise click.UsageError(self._about_words(ctx, extra) or error.message, ctx) from None
             raise
+        self._refuse_twice(ctx, given)
         words = [word for word in self._values_of_arguments(ctx) if _is_missing(word, ctx)]
         if message := self._about_settings(ctx, words):
             raise click.UsageError(message, ctx)
@@ -63,6 +66,18 @@ class Command(click.Command):
             name = f"-{word.partition('=')[0]}"
             if SINGLE_DASH.fullmatch(word.partition("=")[0]) and normalised(name) in known:
                 raise click.UsageError(f"No such option {word!r}: write {name}, with two hyphens", context)
+
+    def _refuse_twice(self, context: click.Context, arguments: list[str]) -> None:
+        """Click uses the last value of an option, without a word about the others."""
+        seen = set()
+        for param in self.make_parser(context).parse_args(list(arguments))[2]:
+            is_list = (param.type.name or "").endswith(",…") and not param.multiple
+            if param.name in seen and (is_list or param.name in TAKEN_TOGETHER):
+                flag = f"--{normalised(param.name)}"
+                raise click.UsageError(
+                    f"{flag} is given twice: write {flag} {param.make_metavar(context)} once", context
+                )
+            seen.add(param.name)
 
     def _choices(self, name: str) -> str:
         param = options_by_name(self).get(name)

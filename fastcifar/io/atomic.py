@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import csv
 import errno
+import functools
 import glob
 import io
 import logging
 import os
+import platform
 import shutil
+import time
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,6 +30,7 @@ UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.
 FSYNC_UNSUPPORTED = (*UNSUPPORTED, errno.ENOTTY, errno.EROFS)
 """EIO, ENOSPC and the like mean that data were lost."""
 REPLACE_UNSUPPORTED = (*UNSUPPORTED, errno.EEXIST, errno.EBUSY)
+LEFT_AFTER_S = 24 * 3600
 _WARNED: set[tuple[str, int]] = set()  # (problem, device): a checkpoint is written many times
 
 
@@ -43,7 +48,9 @@ def write_bytes(path: Path, content: bytes | memoryview, *, backup: Path | None 
 def new_file(path: Path, content: bytes | memoryview, *, backup: Path | None = None) -> Iterator[Path]:
     """Write `content` as `write_bytes` does; the temporary file, whose path this yields, is renamed after the block,
     which can check it. If the block raises, that file is removed, and an existing file stays."""
-    partial = path.with_name(f".{os.getpid()}.{path.name}.partial")  # another process may write the same file
+    partial = path.with_name(
+        f".{os.getpid()}.{_pid_namespace()}.{path.name}.partial"
+    )  # another process may write it too
     _remove_leftovers(path)
     try:
         with _describe_write_error(path, len(content)), create_file(partial) as file:
@@ -59,16 +66,35 @@ def new_file(path: Path, content: bytes | memoryview, *, backup: Path | None = N
             partial.unlink(missing_ok=True)
 
 
+@functools.cache
+def _pid_namespace() -> str:
+    """A name of where the number of a process counts: this machine, or this container on it."""
+    try:
+        namespace = os.readlink("/proc/self/ns/pid")
+    except OSError:  # not Linux
+        namespace = ""
+    return f"{zlib.crc32(f'{platform.node()} {namespace}'.encode()):08x}"
+
+
 def _remove_leftovers(path: Path) -> None:
-    """Remove the temporary files of `path` whose processes were killed."""
+    """Remove the temporary files of `path` whose processes were killed: here, or elsewhere a day ago or earlier."""
     for file in path.parent.glob(f".*.{glob.escape(path.name)}.partial"):
-        try:
-            os.kill(int(file.name.split(".")[1]), 0)  # signal 0 only asks whether there is such a process
-        except ProcessLookupError:
-            with suppress(OSError):
+        process, namespace = file.name.split(".")[1:3]
+        with suppress(OSError, ValueError, OverflowError):  # of another user; gone; not a number
+            if namespace != _pid_namespace():
+                is_left = time.time() - file.stat().st_mtime > LEFT_AFTER_S
+            else:
+                is_left = not _is_running(int(process))
+            if is_left:
                 file.unlink()
-        except (ValueError, OverflowError, PermissionError):  # not a number; a process of another user
-            pass
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # signal 0 only asks whether there is such a process
+    except ProcessLookupError:
+        return False
+    return True
 
 
 @contextmanager

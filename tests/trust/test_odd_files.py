@@ -20,6 +20,7 @@ from fastcifar.data.tables import ALLOCATION, HEADER, RECORD, TABLES_START
 from fastcifar.errors import DataError, FastcifarError
 from fastcifar.explain import explain_run
 from fastcifar.inference.evaluation import evaluate_run
+from fastcifar.io.atomic import _pid_namespace
 from fastcifar.report import write_report
 from fastcifar.training import RunFolder, train
 from tests.trust.cases import LONGEST_S, contents, count, run_cli
@@ -138,7 +139,7 @@ def test_links_instead_of_partial_files_are_not_followed(run: RunFolder, tmp_pat
     victim = tmp_path / "victim"
     victim.write_text("kept")
     for file in (run.report, run.predictions, run.last):
-        file.with_name(f".{os.getpid()}.{file.name}.partial").symlink_to(victim)
+        file.with_name(f".{os.getpid()}.{_pid_namespace()}.{file.name}.partial").symlink_to(victim)
     run.predictions.unlink()
     write_report(run)
     evaluate_run(run)
