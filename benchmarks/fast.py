@@ -40,7 +40,7 @@ WITHOUT = {
 }
 """Flags that replace each trick by the usual method."""
 KEYS = ("train_seconds", "test_accuracy", "tta_accuracy")
-SAME = ("machine", "cores", "threads", "gpu", "versions", "data")
+SAME = ("machine", "fast_bf16", "cores", "threads", "gpu", "versions", "data")
 """What the trainings of one row have in common."""
 PEERS = {"airbench94_muon": "airbench", "cifar10_speedrun": "hiverge"}
 """The other scripts, and the option that names a checkout of each."""
