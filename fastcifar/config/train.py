@@ -88,7 +88,7 @@ class RuntimeConfig(Config):
     amp: str = setting(
         "auto",
         Choice(("auto", "bf16", "fp16", "off")),
-        "Autocast; auto: bf16 where the device is fast at it; fp16 scales the loss.",
+        "Autocast; auto: bf16 where the device is fast at it; fp16, for older GPUs, scales the loss.",
     )
     compile: bool = setting(
         False, Switch("--no-compile"), "Compile the network (torch.compile); for long runs on a GPU."
