@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -118,7 +118,10 @@ def _open(
     class_names: tuple[str, ...] | None = None
     if names is not None:
         class_names = _read_class_names(path, open_array(path, names, resources))
-        found = {split: (indices, _name(path, texts, class_names)) for split, (indices, texts) in found.items()}
+        texts = {text for _, texts in found.values() for text in texts}
+        kinds = {"one-hot" if is_one_hot else pair.labels.dtype.kind for pair in pairs.values()}
+        name_of = _names_of(path, texts, class_names, kinds)
+        found = {split: (indices, [name_of[text] for text in texts]) for split, (indices, texts) in found.items()}
     elif is_one_hot:
         class_names = tuple(found["train"][1])
     elif path.suffix.lower() == ".mat" and all(array.item_shape == SVHN_SHAPE for array in images.values()):
@@ -180,17 +183,25 @@ def _read_class_names(path: Path, array: StoredArray) -> tuple[str, ...]:
     return tuple(str(value).strip() for value in values)
 
 
-def _name(path: Path, texts: Sequence[str], class_names: Sequence[str]) -> list[str]:
-    """The class names of the labels `texts`, which are names or their indices."""
-    names = []
-    for text in texts:
-        if text in class_names:
-            names.append(text)
-        elif text.isdigit() and int(text) < len(class_names):
-            names.append(class_names[int(text)])
-        else:
-            raise DataError(f"{path}: label {text!a:.60}; expected 0..{len(class_names) - 1}, of its class names")
-    return names
+def _names_of(path: Path, texts: set[str], class_names: Sequence[str], kinds: Collection[str]) -> dict[str, str]:
+    """The class names of all labels `texts`: these are names or, all of them, indices. kinds: of their arrays.
+
+    Raises DataError for others, and for numbers that could be either.
+    """
+    as_names = {} if "one-hot" in kinds else {text: text for text in texts if text in class_names}
+    indices = (text for text in texts if text.isdigit() and int(text) < len(class_names))
+    as_indices = {text: class_names[int(text)] for text in indices}
+    complete = [found for found in (as_names, as_indices) if len(found) == len(texts)]
+    if not complete:
+        wrong = min(texts - max(as_names, as_indices, key=len).keys())
+        raise DataError(f"{path}: label {wrong!a:.60}; expected 0..{len(class_names) - 1}, of its class names")
+    if as_names != as_indices and len(complete) == 2 and not all(kind in ("S", "U") for kind in kinds):
+        text = min(text for text in texts if as_names[text] != as_indices[text])
+        raise DataError(
+            f"{path}: label {text} can be class {text!r}, and the index of class {as_indices[text]!r}; expected one of "
+            "them: save the labels as the names, as text, or class names that are not numbers"
+        )
+    return complete[0]
 
 
 def _svhn_digits(texts: Sequence[str]) -> list[str]:

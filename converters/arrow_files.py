@@ -91,7 +91,7 @@ class ArrowFile:
                 values = batch.column(batch.schema.get_field_index(column))
                 if not pa.types.is_dictionary(values.type):
                     values = values.dictionary_encode()
-                yield values.dictionary.to_pylist(), values.indices.fill_null(-1).to_numpy(False).astype("int64")
+                yield values.dictionary.to_pylist(), values.indices.cast("int64").fill_null(-1).to_numpy(False)
 
     def cells(self, column: str, start: int) -> Iterator[Cell | ImageError]:
         """The images from row `start` on. An ImageError for a cell that is too large."""
@@ -140,6 +140,7 @@ class ArrowFile:
         if pa.types.is_struct(part.type):
             indices = (part.type.get_field_index(name) for name in _FIELDS)
             fields = [part.field(index) for index in indices if index >= 0]
+            fields = [field for field in fields if not pa.types.is_null(field.type)]
         lengths = (compute.binary_length(field).to_pylist() for field in fields)
         return [sum(length or 0 for length in row) for row in zip(*lengths, strict=True)]
 

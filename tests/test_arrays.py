@@ -306,6 +306,31 @@ def test_class_names_are_taken_from_their_array(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("array", "names", "expected"),
+    [
+        (labels(), ("1", "3", "7"), [0, 1, 2]),  # indices, of which one is a name too
+        (labels() * 2 + 1, ("1", "3", "5"), [0, 1, 2]),
+        (labels() + 1, ("1", "2", "3"), [0, 1, 2]),
+        ((labels() + 1).astype(str), ("3", "2", "1", "0"), [2, 1, 0]),  # text: names
+        (np.eye(3)[labels()], ("2", "1", "0"), [0, 1, 2]),
+        (labels(), ("0", "1", "2"), [0, 1, 2]),
+    ],
+)
+def test_all_labels_are_names_or_all_are_indices(
+    tmp_path: Path, array: Array, names: tuple[str, ...], expected: list[int]
+) -> None:
+    path = save(tmp_path, x=images(9, 2, 2), y=array, class_names=np.array(names))
+    class_names, _ = read(path, test_share=0.3)
+    assert class_names == names
+    assert [sample.label for sample in in_order(path)] == expected * 3
+
+
+def test_numbers_that_are_names_and_indices_are_refused(tmp_path: Path) -> None:
+    swapped = save(tmp_path, x=images(9, 2, 2), y=labels() % 2, class_names=np.array(["1", "0"]))
+    assert "label 0 can be class '0', and the index of class '1'; expected one of them: save the" in refusal(swapped)
+
+
+@pytest.mark.parametrize(
     ("array", "message"),
     [
         (labels() + 0.5, "y[0] is 0.5; expected a class: a whole number"),

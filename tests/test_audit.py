@@ -4,6 +4,7 @@ find is made up here; they have tests of their own."""
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shlex
 import shutil
@@ -205,6 +206,21 @@ def test_networks_that_doubt_most_labels_are_a_warning(
             caplog.text.count("labels of train are expected to be wrong, and the networks agree with 97.5%") == expected
         )
         assert "labels of test" not in caplog.text
+
+
+def test_the_labels_of_one_class_are_not_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    rng, classes = np.random.default_rng(0), (("train", 3), ("test", 1))
+    splits = {name: [(rng.integers(0, 256, (8, 8, 3), np.uint8), i % num) for i in range(30)] for name, num in classes}
+    convert(splits, tmp_path / "data", class_names=["a", "b", "c"])
+    caplog.clear()
+    np.savez(tmp_path / "given.npz", **{name: np.eye(3)[np.arange(30) % num] for name, num in classes})
+    monkeypatch.undo()
+    audit(tmp_path / "data", tmp_path / "audit", only=["labels"], predictions=tmp_path / "given.npz")
+    assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == [
+        "the labels of test are not judged: all its images are of class a"
+    ]
 
 
 def test_wrong_use_is_named(data: Path, tmp_path: Path) -> None:

@@ -47,6 +47,14 @@ def counts(labels: np.ndarray, folds: np.ndarray) -> np.ndarray:
 # ---- which fold --------------------------------------------------------------------------------------------------
 
 
+def test_a_fold_without_an_image_is_refused() -> None:
+    copies = [pair(first, second, exact=True) for first in range(3) for second in range(first + 3, 60, 3)]
+    labels = np.arange(60) // 3 % 2
+    assert np.bincount(assign_folds(labels, copies, 3, 0)).tolist() == [20, 20, 20]
+    with pytest.raises(UsageError, match="folds is 4; expected at most 3: the training images without duplicates"):
+        assign_folds(labels, copies, 4, 0)
+
+
 def test_folds_have_the_same_share_of_each_class() -> None:
     labels = np.random.default_rng(0).choice(5, 1_003, p=[0.5, 0.3, 0.1, 0.07, 0.03])
     folds = assign_folds(labels, [], 4, 0)

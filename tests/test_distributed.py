@@ -16,6 +16,7 @@ from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from fastcifar.config import AugmentConfig
 from fastcifar.errors import UsageError
 from fastcifar.loaders import make_loader, missing_part
 from fastcifar.training import RunFolder
-from fastcifar.training.distributed import Distributed
+from fastcifar.training.distributed import Distributed, _average_each
 from fastcifar.training.sync_norm import SyncBatchNorm2d, convert_sync_batchnorm
 from tests.workers import WorkerGroup, worker_group
 
@@ -236,6 +237,29 @@ def test_sync_batch_norm_equals_batch_norm(monkeypatch: pytest.MonkeyPatch) -> N
     for result in results:
         close(result[2], buffers)
     close(shared[0].eval()(images), whole.eval()(images))
+
+
+def test_gradients_are_divided_when_each_sum_is_complete(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU, a future is set when its sum is started; `wait` makes the stream wait for it."""
+    gradients = torch.ones(6).split(2)
+    waited = []
+
+    class Sum(torch.futures.Future):  # type: ignore[type-arg]
+        def __init__(self, gradient: torch.Tensor) -> None:
+            super().__init__()
+            self._gradient = gradient
+            self.set_result(None)
+
+        def wait(self) -> None:
+            waited.append(self._gradient.mul_(3))
+
+    monkeypatch.setattr(
+        torch.distributed, "all_reduce", lambda gradient, async_op: Mock(get_future=lambda: Sum(gradient))
+    )
+    whole = gradients[0]._base
+    bucket = Mock(gradients=lambda: gradients, buffer=lambda: whole)
+    assert _average_each(2, bucket).wait().tolist() == [1.5] * 6
+    assert len(waited) == 3
 
 
 class NormAct(torch.nn.BatchNorm2d):

@@ -29,7 +29,7 @@ from fastcifar.errors import FastcifarError, UsageError
 from fastcifar.inference.evaluation import evaluate_run
 from fastcifar.system.cpus import OtherLoad, _cpuinfo, available_cpus
 from fastcifar.training import train
-from fastcifar.training.device import CpuThreads, choose_amp, choose_threads
+from fastcifar.training.device import CpuThreads, choose_amp, choose_threads, standard_torch_defaults
 from fastcifar.training.distributed import Distributed
 from fastcifar.training.progress import Progress, TimeLeft
 from tests.test_loaders import LOADERS, needs_ffcv
@@ -282,6 +282,19 @@ def test_the_precision_of_a_cpu_is_its_faster_one(
         assert ("--amp bf16 on this CPU can be many times slower" in caplog.text) == (amp == "off")
     finally:
         _cpuinfo.cache_clear()
+
+
+@pytest.mark.parametrize(("is_initialized", "before"), [(True, 2), (False, 0)])
+def test_the_current_gpu_of_the_caller_is_restored(
+    is_initialized: bool, before: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    current, used = [before], [is_initialized]
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: used[0])
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[0])
+    monkeypatch.setattr(torch.cuda, "set_device", lambda index: current.__setitem__(0, index))
+    with standard_torch_defaults():
+        used[0], current[0] = True, 1
+    assert current == [before]
 
 
 def test_threads_are_those_asked_for_or_no_more_than_the_limits(monkeypatch: pytest.MonkeyPatch) -> None:

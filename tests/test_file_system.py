@@ -22,7 +22,7 @@ from fastcifar.data.manifest import manifest_path
 from fastcifar.errors import DataError, FastcifarError
 from fastcifar.io import atomic
 from fastcifar.io.atomic import _pid_namespace, fsync, new_file, replace, write_text
-from fastcifar.io.locks import lock_folder
+from fastcifar.io.locks import LOCK_FILE, NETWORK, _file_system, lock_folder
 from fastcifar.io.paths import link_or_copy, make_folder
 from tests.trust.cases import contents
 
@@ -68,6 +68,42 @@ def test_a_lock_that_another_holds_is_an_error(tmp_path: Path) -> None:
         lock_folder(tmp_path, "in use"),
     ):
         pass
+
+
+def test_where_machines_share_a_file_system_a_file_is_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastcifar.io.locks._file_system", lambda folder: "nfs4")
+    with lock_folder(tmp_path), (tmp_path / LOCK_FILE).open("r+") as other:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with pytest.raises(FastcifarError, match=f"{tmp_path}: in use"), lock_folder(tmp_path, "in use"):
+            pass
+    (tmp_path / LOCK_FILE).unlink()
+    victim = tmp_path / "victim"
+    (tmp_path / LOCK_FILE).symlink_to(victim)
+    with lock_folder(tmp_path):  # the folder itself
+        assert not victim.exists()
+
+
+def test_the_type_of_a_file_system_is_that_of_the_system(tmp_path: Path) -> None:
+    assert _file_system(Path("/proc")) == "proc"
+    assert _file_system(tmp_path) not in NETWORK
+
+
+def test_a_process_that_is_forked_does_not_hold_a_lock(tmp_path: Path) -> None:
+    (read, write), (has_begun, begin) = os.pipe(), os.pipe()
+    with lock_folder(tmp_path):
+        child = os.fork()
+        if not child:
+            os.write(begin, b"x")
+            os.read(read, 1)
+            os._exit(0)
+        os.read(has_begun, 1)
+    try:
+        with lock_folder(tmp_path, "in use"):
+            pass
+    finally:
+        os.write(write, b"x")
+        os.waitpid(child, 0)
 
 
 def test_a_file_is_synced_before_it_is_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: Source) -> None:

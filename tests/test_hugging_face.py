@@ -268,6 +268,7 @@ def test_images_are_bytes_or_structs_of_bytes(tmp_path: Path, kind: str) -> None
         (["dog", "cat"] * 3, ("cat", "dog")),
         ([10, 9] * 3, ("9", "10")),
         (pa.array(["dog", "cat"] * 3).dictionary_encode(), ("cat", "dog")),
+        (pa.DictionaryArray.from_arrays(pa.array([1, 0] * 3, pa.uint8()), pa.array(["dog", "cat"])), ("cat", "dog")),
         (pa.array([2**63, 0] * 3, pa.uint64()), ("0", str(2**63))),
     ],
 )

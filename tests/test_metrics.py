@@ -26,6 +26,17 @@ def logits_and_labels() -> tuple[np.ndarray, np.ndarray]:
     return logits, labels
 
 
+def test_of_very_many_classes_there_is_no_matrix() -> None:
+    num_classes = 60_000
+    logits = np.zeros((5, num_classes), np.float32)
+    logits[range(5), [7, 7, 7, 59_999, 0]] = 1
+    found = metrics_of(logits, np.array([7, 9, 9, 0, 59_999]))
+    assert found.most_confused() == [(9, 7, 2), (0, 59_999, 1), (59_999, 0, 1)]
+    written = found.to_dict([str(i) for i in range(num_classes)])
+    assert "confusion" not in written
+    assert written["most_confused"][0] == {"true": "9", "predicted": "7", "num_images": 2}
+
+
 def test_metrics_match_their_definitions(logits_and_labels: tuple[np.ndarray, np.ndarray]) -> None:
     logits, labels = logits_and_labels
     found = metrics_of(logits, labels)

@@ -29,6 +29,14 @@ def test_each_kind_is_found_and_an_ordinary_image_is_not(tmp_path: Path) -> None
     )
 
 
+def test_large_images_of_one_colour_are_blank(tmp_path: Path) -> None:
+    images = np.empty((12, 830, 830, 3), np.uint8)
+    images[:] = np.array([10, 101, 243, 255] * 3, np.uint8)[:, None, None, None]
+    issues = check_images(betons(tmp_path, images, images[:2]))
+    assert {(issue.kind, issue.score) for issue in issues} == {("blank", 1.0)}
+    assert len(issues) == 14
+
+
 def test_an_outlier_is_far_from_its_class() -> None:
     vectors = np.random.default_rng(1).normal(size=(60, 8)).astype(np.float32)
     vectors[13] += 30

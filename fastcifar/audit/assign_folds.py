@@ -29,10 +29,13 @@ def assign_folds(labels: Ints, pairs: Sequence[Pair], num_folds: int, seed: int)
     """The fold of each training image, (N,) int64, 0..num_folds - 1.
 
     labels: (N,) int64. pairs: best first; those within 'train' are kept in one fold. Each class is spread as evenly as
-    they permit: over two folds at least, if not all its images are duplicates of one.
+    they permit: over two folds at least, if not all its images are duplicates of one. Raises UsageError if a fold would
+    have no image.
     """
     group_of = _groups(len(labels), pairs, max(2, len(labels) // (num_folds * GROUPS_PER_FOLD)))
     sizes = np.bincount(group_of, minlength=len(labels))
+    if (num_groups := np.count_nonzero(sizes)) < num_folds:
+        raise UsageError(f"folds is {num_folds}; expected at most {num_groups}: the training images without duplicates")
     # group after group, the largest first, then in random order
     order = np.lexsort((raw_bits(seed, 0, "folds", len(labels))[group_of], -sizes[group_of]))
     folds = [-1] * len(labels)

@@ -51,7 +51,7 @@ def read_probabilities(path: str | os.PathLike[str], splits: Mapping[str, Beton]
     for split, probabilities in matched.items():
         labels = splits[split].labels
         agreement, chance = np.mean(probabilities.argmax(axis=1) == labels), np.bincount(labels).max() / len(labels)
-        if agreement <= chance + 4 * math.sqrt(chance * (1 - chance) / len(labels)):  # 4 standard errors
+        if chance < 1 and agreement <= chance + 4 * math.sqrt(chance * (1 - chance) / len(labels)):  # 4 standard errors
             log.warning(
                 "%s: its classes are the labels of %.1f%% of the %s images, no more than by chance: is it of these "
                 "images, in this order?",

@@ -49,8 +49,8 @@ def _check_split(split: str, beton: Beton, reporter: Reporter) -> list[Issue]:
     for begin, images in batches(beton):
         part = slice(begin, begin + len(images))
         greys[part] = to_greys(images)
-        pixels = images.reshape(len(images), -1, 3).astype(np.float32)
-        colours[part] = pixels.mean(1)
+        pixels = images.reshape(len(images), -1, 3)
+        colours[part] = pixels.mean(1)  # NumPy sums integers in float64
         means[part] = colours[part].mean(1)
         deviations[part] = pixels.std(1).max(1)
         reporter.advance(len(images))

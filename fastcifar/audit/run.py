@@ -216,7 +216,13 @@ def pair_issues(pairs: Sequence[Pair], splits: Mapping[str, Beton]) -> list[Issu
 
 
 def _doubtful_labels(probabilities: npt.NDArray[np.float32], beton: Beton, split: str) -> list[Issue]:
-    """The doubtful labels of a split; as many as cleanlab expects to be wrong are certain."""
+    """The doubtful labels of a split; as many as cleanlab expects to be wrong are certain. None where all
+    images are of one class, of which cleanlab says nothing."""
+    if (beton.labels == beton.labels[0]).all():
+        log.warning(
+            "the labels of %s are not judged: all its images are of class %s", split, beton.class_names[beton.labels[0]]
+        )
+        return []
     num_errors = estimate_num_errors(probabilities, beton.labels)
     if num_errors > len(beton) / 2:
         log.warning(

@@ -16,7 +16,7 @@ from fastcifar.config import SPLITS, TTA_MODES, ExplainConfig
 from fastcifar.data.origins import short_names
 from fastcifar.errors import UsageError
 from fastcifar.inference.calibration import Calibration
-from fastcifar.inference.metrics import Metrics, compute_metrics
+from fastcifar.inference.metrics import MAX_MATRIX, Metrics, compute_metrics
 from fastcifar.inference.predictions import Ints, Predictions, select_images
 from fastcifar.inference.trained_run import TrainedRun
 from fastcifar.inference.without import LeftOut, ReducedScore, reduced_scores
@@ -194,10 +194,12 @@ def write_evaluation(
     title += "" if tta == "none" else f", test-time augmentation {tta}"
     files: list[Path | None] = [folder / "metrics.json"]
     with plotting.figure_writer(folder, f"draw them with: {command}") as write:
-        files += [
-            write("confusion.png", lambda: plotting.confusion_matrix(evaluation.metrics.confusion, class_names, title)),
-            write("reliability.png", lambda: draw_reliability(evaluation.metrics, evaluation.calibrated, title)),
-        ]
+        if len(class_names) <= MAX_MATRIX:
+            confusion = partial(plotting.confusion_matrix, evaluation.metrics.confusion, class_names, title)
+            files.append(write("confusion.png", confusion))
+        files.append(
+            write("reliability.png", lambda: draw_reliability(evaluation.metrics, evaluation.calibrated, title))
+        )
         for file, correct, kind in GALLERIES:
             selected = select_images(predictions, ExplainConfig(n=GALLERY_SIZE, correct=correct))
             if len(selected):

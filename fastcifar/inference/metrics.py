@@ -21,6 +21,8 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 NUM_BINS = 15
 TOP = 5
+MAX_MATRIX = 1_000
+"""Classes of a confusion matrix that is written or drawn; its cells grow with their square."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,10 +75,11 @@ class Metrics:
 
     def most_confused(self, max_pairs: int = 10) -> list[tuple[int, int, int]]:
         """The most frequently confused pairs, (true, predicted, number of images), the most frequent first."""
-        counts = self.confusion * (1 - np.eye(len(self.confusion), dtype=np.int64))
-        order = np.argsort(-counts, axis=None, kind="stable")[:max_pairs]
-        pairs = [(int(i // len(counts)), int(i % len(counts))) for i in order]
-        return [(true, predicted, int(counts[true, predicted])) for true, predicted in pairs if counts[true, predicted]]
+        is_wrong, num_classes = ~self.predictions.is_correct, self.predictions.logits.shape[1]
+        codes = self.predictions.labels[is_wrong] * num_classes + self.predictions.predicted[is_wrong]
+        pairs, counts = np.unique(codes, return_counts=True)  # in ascending order
+        order = np.argsort(-counts, kind="stable")[:max_pairs].tolist()
+        return [(*divmod(int(pairs[i]), num_classes), int(counts[i])) for i in order]
 
     def describe_confused(self, class_names: Sequence[str]) -> str:
         """The three most frequently confused pairs in words; empty if no image is misclassified."""
@@ -110,12 +113,13 @@ class Metrics:
         }
 
     def to_dict(self, class_names: Sequence[str]) -> dict[str, Any]:
-        """As plain values with class names, for JSON."""
+        """As plain values with class names, for JSON; confusion only for up to MAX_MATRIX classes."""
+        matrix = {"confusion": self.confusion.tolist()} if len(class_names) <= MAX_MATRIX else {}
         return {
             **self.scores(),
             "num_images": len(self.predictions),
             "classes": dict(zip(class_names, self.per_class(), strict=True)),
-            "confusion": self.confusion.tolist(),
+            **matrix,
             "most_confused": [
                 {"true": class_names[true], "predicted": class_names[predicted], "num_images": count}
                 for true, predicted, count in self.most_confused()

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 import fastcifar
@@ -131,12 +132,12 @@ def _scores(exported: Export, trained: TrainedRun, predictions: Predictions) -> 
         ("same class as in float32 torch", f"{exported.num_agreeing:,} of {num_images:,} images"),
         ("largest difference of a probability to it", f"{exported.largest_difference:.1e}"),
     ]
-    correct, totals = plain.confusion.diagonal().tolist(), plain.confusion.sum(axis=1).tolist()
+    correct = np.bincount(predictions.labels[predictions.is_correct], minlength=len(plain.num_images)).tolist()
     classes = [
         (_text(name), f"{num / total:.2%}", _interval(num, total), f"{total:,}")
         if total
         else (_text(name), "", "", "0")
-        for name, num, total in zip(trained.info.class_names, correct, totals, strict=True)
+        for name, num, total in zip(trained.info.class_names, correct, plain.num_images.tolist(), strict=True)
     ]
     return [
         f"Of this file, on the {num_images:,} images of test.beton; intervals after Wilson (1927).",

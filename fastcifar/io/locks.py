@@ -5,11 +5,30 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fastcifar.errors import FastcifarError
 from fastcifar.io.atomic import warn_unsupported
+
+NETWORK = (
+    "9p",
+    "afs",
+    "beegfs",
+    "ceph",
+    "cifs",
+    "fuse.glusterfs",
+    "fuse.sshfs",
+    "gpfs",
+    "lustre",
+    "nfs",
+    "nfs4",
+    "smb3",
+)
+"""File systems that several machines share. Most pass on the locks of files alone: that of a folder would hold on one
+machine, without an error."""
+LOCK_FILE = ".lock"
+_HELD: set[int] = set()
 
 
 @contextmanager
@@ -18,7 +37,8 @@ def lock_folder(folder: Path, busy: str | None = None) -> Iterator[None]:
 
     busy: raise FastcifarError with this message if another process holds the lock; None: wait for it.
     """
-    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = _open_lockable(folder)
+    _HELD.add(descriptor)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
@@ -28,4 +48,34 @@ def lock_folder(folder: Path, busy: str | None = None) -> Iterator[None]:
             warn_unsupported(folder, "has no locks", error, "do not let two programs write there at once")
         yield
     finally:
-        os.close(descriptor)
+        if descriptor in _HELD:  # not in a child process
+            _HELD.remove(descriptor)
+            os.close(descriptor)
+
+
+def _open_lockable(folder: Path) -> int:
+    """A descriptor of the folder, or of a file in it where several machines may share it."""
+    if _file_system(folder) in NETWORK:
+        with suppress(OSError):  # read-only
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            return os.open(folder / LOCK_FILE, flags, 0o666)
+    return os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _file_system(folder: Path) -> str:
+    """The type of its file system, e.g. 'ext4' or 'nfs4'; empty where Linux does not list it."""
+    device = os.stat(folder).st_dev
+    with suppress(OSError), open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as mounts:
+        for words in map(str.split, mounts):
+            if words[2] == f"{os.major(device)}:{os.minor(device)}":
+                return words[words.index("-") + 1]
+    return ""
+
+
+def _close_all() -> None:
+    """A child process that is forked, such as a worker of a loader, would hold the locks of a parent that is killed."""
+    while _HELD:
+        os.close(_HELD.pop())
+
+
+os.register_at_fork(after_in_child=_close_all)

@@ -11,7 +11,7 @@ from fastcifar import plotting
 from fastcifar.errors import DataError
 from fastcifar.inference.calibration import Calibration, not_held_out
 from fastcifar.inference.evaluation import draw_reliability
-from fastcifar.inference.metrics import Metrics, compute_metrics
+from fastcifar.inference.metrics import MAX_MATRIX, Metrics, compute_metrics
 from fastcifar.inference.predictions import Predictions
 from fastcifar.io.paths import command_line
 from fastcifar.report.figures import drawing
@@ -20,7 +20,6 @@ from fastcifar.training.run_folder import RunFolder
 from fastcifar.training.weights import read_info
 
 PREDICTIONS = "predictions.npz"
-MAX_CLASSES = 1_000
 MAX_CELLS, NUM_COLOURS = 20, 8
 """Above so many classes, the confusion matrix is a picture."""
 MAX_EXAMPLES, MAX_COMMAND = 8, 300
@@ -36,8 +35,8 @@ def classification(files: RunFiles) -> dict[str, Any] | None:
     if predictions is None:
         return None
     num_classes = predictions.logits.shape[1]
-    if not 2 <= num_classes <= MAX_CLASSES:
-        raise DataError(f"{PREDICTIONS}: has {num_classes:,} classes; expected 2..{MAX_CLASSES:,}")
+    if not 2 <= num_classes <= MAX_MATRIX:
+        raise DataError(f"{PREDICTIONS}: has {num_classes:,} classes; expected 2..{MAX_MATRIX:,}")
     weights_sha256 = predictions.weights_sha256
     names = files.attempt(lambda files: _class_names(files, num_classes, weights_sha256))
     names = names or [f"class {i}" for i in range(num_classes)]

@@ -12,7 +12,7 @@ from fastcifar import plotting
 from fastcifar.config import ExplainConfig, TrainConfig
 from fastcifar.errors import DataError, describe
 from fastcifar.explain.run import explanation_grid
-from fastcifar.inference.metrics import compute_metrics
+from fastcifar.inference.metrics import MAX_MATRIX, compute_metrics
 from fastcifar.inference.predictions import Predictions
 from fastcifar.io.locks import lock_folder
 from fastcifar.io.paths import command_line
@@ -107,10 +107,12 @@ def log_images(
             loggers.image(name, picture)
 
 
-def _confusion(run: RunFolder) -> bytes:
+def _confusion(run: RunFolder) -> bytes | None:
     predictions, names = Predictions.load(run.predictions), read_info(run.best).class_names
     if predictions.weights_sha256 != file_sha256(run.best):
         raise DataError(f"{run.predictions}: of other weights; make it again with 'fastcifar eval'")
+    if len(names) > MAX_MATRIX:
+        return None
     title = f"{run.path.resolve().name}: {len(predictions):,} test images"
     return plotting.png(plotting.confusion_matrix(compute_metrics(predictions).confusion, names, title))
 

@@ -120,10 +120,12 @@ def autocast(device: torch.device, amp: str) -> AbstractContextManager[object]:
 @contextmanager
 def standard_torch_defaults() -> Iterator[None]:
     """In the block, torch has the defaults of a new process (float32, CPU, gradients), whatever the caller has set by
-    `set_default_device`, `set_default_dtype` or `no_grad`. What `prepare_device` sets in it ends with it: determinism,
-    and the number of threads (of more threads than CPUs, as many as CPUs are left)."""
+    `set_default_device`, `set_default_dtype` or `no_grad`. What is set in it by `choose_device` and `prepare_device`
+    ends with it: the current GPU, determinism, and the number of threads (of more threads than CPUs, as many as CPUs
+    are left)."""
     dtype, threads = torch.get_default_dtype(), torch.get_num_threads()
     determinism = torch.get_deterministic_debug_mode()
+    gpu = torch.cuda.current_device() if torch.cuda.is_initialized() else 0  # that of a process without CUDA so far
     needs_cpu = torch.get_default_device().type != "cpu"  # the context slows down every operation
     torch.set_default_dtype(torch.float32)
     try:
@@ -135,6 +137,8 @@ def standard_torch_defaults() -> Iterator[None]:
             yield
     finally:
         torch.set_default_dtype(dtype)
+        if torch.cuda.is_initialized() and torch.cuda.current_device() != gpu:
+            torch.cuda.set_device(gpu)
         if torch.get_num_threads() != threads:
             torch.set_num_threads(min(threads, available_cpus()))
         if torch.get_deterministic_debug_mode() != determinism:

@@ -206,4 +206,10 @@ def _disconnect() -> None:
 def _average_each(world_size: int, bucket: Any) -> torch.futures.Future[torch.Tensor]:
     """The mean over the processes of each gradient of a bucket, reduced one by one."""
     reductions: Any = [dist.all_reduce(gradient, async_op=True).get_future() for gradient in bucket.gradients()]
-    return torch.futures.collect_all(reductions).then(lambda _: bucket.buffer().div_(world_size))
+
+    def divide(_: object) -> torch.Tensor:
+        for reduction in reductions:
+            reduction.wait()  # the stream of the GPU waits for this sum, for which collect_all does not
+        return bucket.buffer().div_(world_size)
+
+    return torch.futures.collect_all(reductions).then(divide)
