@@ -146,10 +146,12 @@ def _check_images(path: Path, pair: Pair, num_labels: int) -> None:
     name = f"{place(path, header.name)} has shape {shape}"
     if len(shape) == 2:
         grey, rgb = math.isqrt(shape[1]), math.isqrt(shape[1] // 3)
-        sides = f"3, {rgb}, {rgb}" if 3 * rgb**2 == shape[1] else f"{grey}, {grey}" if grey**2 == shape[1] else "H, W"
+        sides = f"{grey}, {grey})" if grey**2 == shape[1] else "H, W)"
+        if 3 * rgb**2 == shape[1]:
+            sides = f"3, {rgb}, {rgb}), or with (-1, {rgb}, {rgb}, 3) if the values of a pixel follow each other"
         array = header.name.rpartition(":")[2].removesuffix(".npy")
         raise DataError(
-            f"{name}: its images are flat; save it again with height and width, e.g. {array}.reshape(-1, {sides})"
+            f"{name}: its images are flat; save it again with height and width, e.g. {array}.reshape(-1, {sides}"
         )
     is_first, is_last = shape[:1] == (num_labels,), shape[-1:] == (num_labels,)
     if header.is_fortran and is_first and path.suffix.lower() == ".mat":  # which has no other order

@@ -170,6 +170,7 @@ def test_a_folder_with_class_folders_is_no_folder_of_arrays(tmp_path: Path) -> N
         ({"x": images(9, 4, 4), "y": labels(7)}, "and y has 7 labels; expected one label for each image"),
         ({"x": images(9, 3072), "y": labels()}, "its images are flat; save it again with height and width"),
         ({"x": images(9, 784), "y": labels()}, "height and width, e.g. x.reshape(-1, 28, 28)"),
+        ({"x": images(9, 3072), "y": labels()}, "x.reshape(-1, 3, 32, 32), or with (-1, 32, 32, 3) if the values of"),
         ({"x": images(4, 4, 3, 9), "y": labels()}, "expected the images along the first axis: save it again"),
         ({"x": np.asfortranarray(images(9, 5, 6, 3)), "y": labels()}, "save it again with numpy.ascontiguousarray"),
         ({"x": images(9, 5, 6, 7), "y": labels()}, "with 1, 3 or 4 channels C"),

@@ -209,6 +209,14 @@ def test_drop_kinds_take_all_lines_but_those_to_keep(data: Path) -> None:
     assert read_edits(written(data, issues), ["label"]).dropped("train") == {"label": 2}
 
 
+def test_drop_kinds_take_no_line_that_is_relabelled(data: Path) -> None:
+    file = written(data, [wrong(0, action="relabel"), wrong(1)])
+    assert read_edits(file, ["label"]).dropped("train") == {"label": 2}
+    edits = read_edits(file, ["label"], file)
+    assert edits.dropped("train") == {"label": 1}
+    assert [*edits.relabel["train"].values()] == ["dog"]
+
+
 def test_convert_relabels_and_records_it(data: Path) -> None:
     file = written(data, [wrong(0, action="relabel"), wrong(1), leak(2, action="drop"), wrong(2, action="relabel")])
     done = converted(data, "--relabel", file, "--drop", file)

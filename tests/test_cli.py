@@ -384,6 +384,10 @@ def test_wrong_images(image_folder: ImageFolder) -> None:
                 "mobilenet_v3_small), timm:NAME, or package.module:function"
             ),
         ),
+        (
+            ["--model", "ResNet18"],
+            "model is 'ResNet18'; names of networks are in lower case: 'resnet18'",
+        ),
         (["--epoch", "3"], "No such option"),
         (
             ["--epochs", "many"],
@@ -394,6 +398,13 @@ def test_wrong_images(image_folder: ImageFolder) -> None:
 )
 def test_wrong_settings(args: list[str], line: str) -> None:
     assert refused(2, "train", *args).startswith(line)
+
+
+def test_a_flag_without_effect_is_a_warning() -> None:
+    line = ("train", "--data-dir", "nowhere", "--milestones", "1,2", "--cutout-p", "0.5")
+    warning, _ = run(*line).stderr.splitlines()
+    assert warning == "warning: --milestones has no effect: sched is 'plateau'"
+    assert len(run(*line, "--sched", "multistep").stderr.splitlines()) == 1
 
 
 def under_torchrun(monkeypatch: pytest.MonkeyPatch, rank: str) -> None:

@@ -12,11 +12,35 @@ import pytest
 from fastcifar import recipes
 from fastcifar.cli import main
 from fastcifar.cli.settings import train_config
-from fastcifar.config import SETTINGS, AugmentConfig, ExplainConfig, LrRangeTestConfig, OptimizerConfig, TrainConfig
+from fastcifar.config import (
+    SETTINGS,
+    AugmentConfig,
+    ExplainConfig,
+    LrRangeTestConfig,
+    OptimizerConfig,
+    TrainConfig,
+    without_effect,
+)
 from fastcifar.config.setting import settings_of
 from fastcifar.errors import UsageError
 
 ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize(
+    ("settings", "without"),
+    [
+        ({}, {"milestones", "step_size", "pct_start", "aux_lr", "ns_steps", "rotate_p", "colour_p"}),
+        ({"sched": "step", "flip": False}, {"patience", "monitor", "min_lr", "milestones", "flip_mode"}),
+        ({"sched": "none", "cutout_size": 0}, {"factor", "cutout_p", "cutout_holes", "cutout_min_size"}),
+        ({"optimizer": "adam", "contrast": 0.1, "rotate_degrees": 5}, {"nesterov", "bias_lr"}),
+    ],
+)
+def test_settings_without_effect(settings: dict[str, Any], without: set[str]) -> None:
+    config = TrainConfig.from_settings(**settings)
+    assert without <= without_effect(config).keys()
+    others = {"lr", "factor", "nesterov", "flip_mode", "cutout_p", "momentum", "epochs", *settings} - without
+    assert others.isdisjoint(without_effect(config))
 
 
 def test_every_setting_is_a_flag_of_train_with_its_description_and_default(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -268,8 +268,22 @@ def test_a_set_with_the_name_of_a_split_has_a_folder_of_its_own(run: RunFolder, 
     folder = image_folder("test", ("ring", "disc"))
     shutil.rmtree(folder / "train")
     found = evaluated_on(run, folder / "test")
-    assert found.files[0] == run.path / "eval" / "on-test" / "metrics.json"
+    assert found.files[0] == run.path / "eval" / "on-test-test" / "metrics.json"
+    other = shutil.copytree(folder / "test", folder.parent / "hospital" / "test")
+    assert evaluated_on(run, other).files[0] == run.path / "eval" / "hospital-test" / "metrics.json"
     assert (run.path / "eval" / "test" / "metrics.json").read_bytes() == before
+
+
+def test_other_test_images_than_those_of_the_training_are_named(
+    run: RunFolder, tiny_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = [(np.full((32, 32, 3), i, np.uint8), "ring" if i % 2 else "disc") for i in range(30)]
+    names = open_beton(tiny_data / "test.beton").class_names
+    convert({"train": images, "test": images}, tmp_path / "other", class_names=names)
+    evaluated(run)
+    assert "not the test images" not in caplog.text
+    evaluated(run, data_dir=tmp_path / "other")
+    assert f"not the test images that metrics.json of {run.path} is of" in caplog.text
 
 
 def test_a_folder_called_like_a_source_is_that_folder(

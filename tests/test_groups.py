@@ -432,6 +432,8 @@ def test_train_seeds_and_sweep_print_what_they_show(tiny_data: Path, tmp_path: P
         (["sweep", "--set", "lr=1", "--set", "lr0=2"], "--set lr is given twice"),
         (["sweep", "--set", "lr=1,2", "--lr", "1"], "--lr is also in --set"),
         (["sweep", "--set", "augment=a.py"], "pipeline cannot be swept"),
+        (["sweep", "--set", "no-flip=true"], "--set no-flip: write flip=true or flip=false"),
+        (["sweep", "--set", "step-size=1,5"], "--set step_size has no effect: sched is 'plateau'"),
     ],
 )
 def test_wrong_groups_are_one_line(arguments: list[str], message: str, tmp_path: Path) -> None:

@@ -201,6 +201,7 @@ def test_damaged_files_do_not_end_a_list(tmp_path: Path) -> None:
         (["--filter", "started>=2020", "--sort", "name"], ["a", "b"]),
         (["--filter", "started<2020"], []),
         (["--filter", "recipe>a"], []),
+        (["--filter", "flip=yes"], ["a", "b"]),
         (["--sort", "accuracy"], ["b", "a"]),
         (["--sort", "name"], ["a", "b"]),
     ],
@@ -214,6 +215,9 @@ def test_a_list_is_filtered_and_sorted(tmp_path: Path, arguments: list[str], exp
 
 def test_a_filter_of_an_unknown_name_is_refused(tmp_path: Path) -> None:
     write_run(tmp_path / "a", range(30))
+    assert "expected a share, up to 1, or e.g. 93%" in invoke(
+        "runs", "--runs-dir", tmp_path, "--filter", "accuracy>93", code=2
+    )
     assert "expected a setting or one of" in invoke("runs", "--runs-dir", tmp_path, "--filter", "rate=1", code=2)
     assert "expected a number" in invoke("runs", "--runs-dir", tmp_path, "--filter", "accuracy>high", code=2)
     empty = invoke("runs", "--runs-dir", tmp_path, "--filter", "accuracy>0.99")

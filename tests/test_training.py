@@ -567,6 +567,29 @@ def test_missing_data_makes_no_run_folder(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
+def test_the_latest_run_of_a_sweep_is_that_of_its_best_settings(data_dir: Path, tmp_path: Path) -> None:
+    for name, tests in (("best", True), ("last", False)):
+        train(tiny(data_dir, max_steps=1), runs_dir=tmp_path / "sweep", name=name, test=tests)
+    assert find_run(None, tmp_path, trained=True).path.name == "best"
+    assert find_run(None, tmp_path).path.name == "last"  # to be resumed
+
+
+def test_epochs_that_max_steps_leaves_out_are_refused(data_dir: Path, tmp_path: Path) -> None:
+    run, _ = train(tiny(data_dir, max_steps=1), runs_dir=tmp_path, name="a")
+    stored = run.read_config()
+    with pytest.raises(UsageError, match=r"epochs is 9, but max_steps ends .* after 1 steps; expected also --max-st"):
+        train(stored.with_settings(epochs=9), resume=run)
+    train(stored.with_settings(epochs=2, max_steps=7), resume=run)
+    assert len(run.results.read_text().splitlines()) == 1 + 2
+
+
+def test_enlarged_images_are_a_warning(data_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    train(tiny(data_dir, max_steps=2, progressive=((24, 0.5),)), runs_dir=tmp_path)
+    assert "it enlarges" not in caplog.text
+    train(tiny(data_dir, max_steps=2, progressive=((40, 0.5),)), runs_dir=tmp_path)
+    assert "progressive is 40: it enlarges images of 32x32" in caplog.text
+
+
 def test_the_latest_run_is_the_one_saved_last(data_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no run with a checkpoint; create one with 'fastcifar train'"):
         find_run(None, tmp_path)

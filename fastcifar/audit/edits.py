@@ -23,7 +23,8 @@ def read_edits(drop: Path | None = None, drop_kinds: Sequence[str] = (), relabel
     """The images that two issues.csv, which may be one file, say to drop or relabel; see `fastcifar.convert`.
 
     Dropped are those of the lines in `drop` whose action is 'drop'; with `drop_kinds`, all of these kinds but those
-    whose action is 'keep'. Relabelled are those of the lines in `relabel` whose action is 'relabel'.
+    whose action is 'keep', or 'relabel' if `relabel` is given. Relabelled are those of the lines in `relabel` whose
+    action is 'relabel'.
 
     Raises DataError (exit code 4) for a file that cannot be read, a line without an origin, or two new labels of one
     image; UsageError (2) for a kind that does not exist.
@@ -35,11 +36,12 @@ def read_edits(drop: Path | None = None, drop_kinds: Sequence[str] = (), relabel
     dropped: dict[str, dict[str, str]] = {}
     relabelled: dict[str, dict[str, str]] = {}
     files = {path: read_issues(path) for path in (user_path(each, "issues") for each in (drop, relabel) if each)}
+    decided = ("keep",) if relabel is None else ("keep", "relabel")
     if drop is not None:
         file = files[user_path(drop)]
         for line in file.lines:
             issue = line.issue
-            if issue.action != "keep" and issue.kind in drop_kinds if drop_kinds else issue.action == "drop":
+            if issue.action not in decided and issue.kind in drop_kinds if drop_kinds else issue.action == "drop":
                 dropped.setdefault(issue.image.split, {}).setdefault(_origin(file, line), issue.kind)
     if relabel is not None:
         file = files[user_path(relabel)]

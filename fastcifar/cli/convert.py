@@ -145,7 +145,8 @@ COLOUR = Parsed("colour", _colour, "a colour, e.g. white, black or '#7f7f7f'")
     "--drop-kinds",
     type=CLICK_TYPES[kinds.Names],
     metavar="KIND,…",
-    help="Drop all lines of these kinds, e.g. exact-leak,label, but for those whose action is 'keep'.",
+    help="Drop all lines of these kinds, e.g. exact-leak,label, but for those whose action is 'keep', or, with "
+    "--relabel, 'relabel'.",
 )
 @click.option(
     "--relabel",

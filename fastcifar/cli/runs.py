@@ -168,7 +168,11 @@ def _passes(row: dict[str, Any], name: str, comparison: str, value: str) -> bool
             if comparison in ("=", "!="):
                 return comparison == "!="
             raise click.UsageError(f"--filter {name}{comparison}{value}: expected a number") from None
+        if name.endswith("accuracy") and number > 1:
+            raise click.UsageError(f"--filter {name}{comparison}{value}: expected a share, up to 1, or e.g. 93%")
         return bool(compare(own, number))
+    if isinstance(own, bool):
+        value = setting_text(click.BOOL.convert(value, None, None))
     if comparison not in ("=", "!=") and (name not in ("name", "started") or not own):
         return False
     return bool(compare(*(text.lower().replace(" ", "") for text in (setting_text(own), value))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable
 from dataclasses import replace
@@ -18,6 +19,8 @@ from fastcifar.cli.param_types import PATH, Parsed, value_as_text
 from fastcifar.config import SETTINGS, AugmentConfig, TrainConfig, read_pipeline
 from fastcifar.config.setting import settings_of
 from fastcifar.io.paths import user_path
+
+log = logging.getLogger(__name__)
 
 AUGMENT = tuple(name for name, _, _ in settings_of(AugmentConfig) if name not in ("pipeline", "mixup", "cutmix"))
 """The augmentations that a pipeline replaces."""
@@ -106,7 +109,16 @@ def add(*groups: list[Option[Any]]) -> Option[Any]:
 
 
 def train_config(context: click.Context, values: dict[str, Any]) -> TrainConfig:
-    """The configuration from the values of these options; settings that a command does not offer have their default."""
+    """The configuration from the values of these options; settings that a command does not offer have their default.
+    Warns of those that the user gave and that have no effect."""
+    made = _train_config(context, values)
+    for name, reason in config.without_effect(made).items():
+        if given_on_command_line(context, [name]) and os.environ.get("RANK", "0") == "0":
+            log.warning("%s has no effect: %s", flags([name]), reason)
+    return made
+
+
+def _train_config(context: click.Context, values: dict[str, Any]) -> TrainConfig:
     pipeline = values.pop("pipeline", None)
     if pipeline is not None:
         if also := given_on_command_line(context, AUGMENT):

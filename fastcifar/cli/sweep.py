@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,7 +13,11 @@ from fastcifar.cli.command import normalised, options_by_name
 from fastcifar.cli.dry_run import show_sweep_dry_run
 from fastcifar.cli.param_types import SEEDS, SEEDS_HELP, Parsed
 from fastcifar.cli.settings import flags, given_on_command_line
-from fastcifar.config import SETTINGS, TrainConfig, require_known
+from fastcifar.config import SETTINGS, TrainConfig, require_known, without_effect
+from fastcifar.errors import UsageError
+
+if TYPE_CHECKING:
+    from fastcifar.runs.group import Member
 
 
 def _values(text: str) -> tuple[str, tuple[Any, ...]]:
@@ -104,15 +109,27 @@ def sweep(
             raise click.UsageError(f"{flags([name_of_setting])} is also in --set; expected one of them", context)
         swept[name_of_setting] = _parsed(context, name_of_setting, texts)
     members = sweep_members(swept, seeds, trials=trials, seed=config.seed)
+    _require_effect(config, swept, members)
     if dry_run:
         show_sweep_dry_run(context, config, members, as_json)
         return
     train_and_print(context, create_group(runs_dir, name, "sweep", config, members), as_json)
 
 
+def _require_effect(config: TrainConfig, swept: Iterable[str], members: Iterable[Member]) -> None:
+    """Raise UsageError for a setting that changes none of the runs."""
+    unused = [without_effect(config.with_settings(**member.settings)) for member in members]
+    for name in swept:
+        if all(name in each for each in unused):
+            raise UsageError(f"--set {name} has no effect: {unused[0][name]}")
+
+
 def _setting(context: click.Context, name: str) -> str:
     """The setting of this name, or other name, of an option."""
-    param = options_by_name(context.command).get(normalised(f"--{name}"))
+    flag = normalised(f"--{name}")
+    param = options_by_name(context.command).get(flag)
+    if param is not None and flag in param.secondary_opts:
+        raise click.UsageError(f"--set {name}: write {param.name}=true or {param.name}=false", context)
     return param.name if param is not None and param.name in SETTINGS else name
 
 

@@ -3,6 +3,7 @@
 from fastcifar.config.augment import NO_AUGMENT as NO_AUGMENT
 from fastcifar.config.augment import AugmentConfig as AugmentConfig
 from fastcifar.config.augment import read_pipeline as read_pipeline
+from fastcifar.config.effect import without_effect as without_effect
 from fastcifar.config.explain import CAM_METHODS as CAM_METHODS
 from fastcifar.config.explain import MAX_EXPLAINED as MAX_EXPLAINED
 from fastcifar.config.explain import ExplainConfig as ExplainConfig

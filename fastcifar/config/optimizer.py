@@ -58,7 +58,7 @@ class OptimizerConfig(Config):
         Number(0, 1, below=True),
         "Momentum of sgd and muon, first beta of adam and adamw; onecycle varies it by 0.05, not that of muon.",
     )
-    nesterov: bool = setting(True, Switch("--no-nesterov"), "Nesterov momentum.")
+    nesterov: bool = setting(True, Switch("--no-nesterov"), "sgd, muon: Nesterov momentum.")
     weight_decay: float = setting(
         5e-4, Number(0), "L2 penalty; part of the gradient in sgd and adam, decoupled in adamw and muon."
     )

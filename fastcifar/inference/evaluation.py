@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from matplotlib.figure import Figure
 
+log = logging.getLogger(__name__)
 GALLERY_SIZE = 64
 GALLERIES = (
     ("wrong.png", False, "misclassified, largest loss first"),
@@ -114,6 +116,8 @@ def evaluate_run(
     trained = TrainedRun(run, data_dir=data_dir, device=device, trusted=trusted, reporter=reporter)
     predictions = trained.predictions(split, tta=tta)
     beton = trained.beton(split)
+    if split == "test" and run.tested_on() not in (None, predictions.data_sha256):
+        log.warning("%s: not the test images that metrics.json of %s is of", beton.path, run.path)
     reduced = () if without is None else reduced_scores(predictions, beton, without)
     images = EvaluatedImages(
         title=f"{len(predictions):,} {'test' if split == 'test' else 'validation'} images",

@@ -91,7 +91,7 @@ def _set_name(path: Path) -> str:
     """What the set at `path` is called, in figures and in eval/."""
     absolute = Path(os.path.abspath(path))
     name = absolute.name if path.is_dir() else absolute.stem
-    if path.suffix == ".beton" and name in ("train", "test"):
+    if name.lower() in ("train", "test", "val", "valid", "validation"):
         name = f"{absolute.parent.name}-{name}"
     name = escape(name)[:MAX_FOLDER_NAME] or "root"
     return f"on-{name}" if name.split("-")[0] in SPLITS else name  # eval/test/ is that of the run's own images

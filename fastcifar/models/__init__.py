@@ -89,6 +89,8 @@ def builder(
 def _from_torchvision(name: str) -> Callable[..., nn.Module]:
     import torchvision
 
+    if name != name.lower():  # torchvision's builder of 'ResNet18' is not that of MODELS
+        raise UsageError(f"model is {name!r}; names of networks are in lower case: {name.lower()!r}")
     try:
         function = torchvision.models.get_model_builder(name)
     except ValueError:

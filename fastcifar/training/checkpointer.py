@@ -192,6 +192,12 @@ class Checkpointer:
         if num_steps < progress.step:
             begun = -(-progress.step // len(self.context.loaders.train))
             raise UsageError(f"epochs is {config.epochs}; {path} has begun {begun}: expected {begun} or more")
+        if config.max_steps is not None and num_steps == saved_num_steps and config.epochs > saved["epochs"]:
+            needed = config.epochs * len(self.context.loaders.train)
+            raise UsageError(
+                f"epochs is {config.epochs}, but max_steps ends {path} after {config.max_steps} steps; expected also "
+                f"--max-steps, up to {needed}"
+            )
         extendable = config.schedule.name in LENGTH_INDEPENDENT and not config.progressive
         if not extendable and saved_num_steps != num_steps:
             fixed = "progressive resizing" if config.progressive else f"{config.schedule.name} schedule"

@@ -125,7 +125,7 @@ def standard_torch_defaults() -> Iterator[None]:
     are left)."""
     dtype, threads = torch.get_default_dtype(), torch.get_num_threads()
     determinism = torch.get_deterministic_debug_mode()
-    gpu = torch.cuda.current_device() if torch.cuda.is_initialized() else 0  # that of a process without CUDA so far
+    gpu = _current_gpu()
     needs_cpu = torch.get_default_device().type != "cpu"  # the context slows down every operation
     torch.set_default_dtype(torch.float32)
     try:
@@ -137,12 +137,17 @@ def standard_torch_defaults() -> Iterator[None]:
             yield
     finally:
         torch.set_default_dtype(dtype)
-        if torch.cuda.is_initialized() and torch.cuda.current_device() != gpu:
+        if _current_gpu() != gpu:
             torch.cuda.set_device(gpu)
         if torch.get_num_threads() != threads:
             torch.set_num_threads(min(threads, available_cpus()))
         if torch.get_deterministic_debug_mode() != determinism:
             torch.use_deterministic_algorithms(determinism > 0, warn_only=determinism == 1)
+
+
+def _current_gpu() -> int:
+    """Its index; 0 in a process without CUDA so far, which asking would initialise."""
+    return torch.cuda.current_device() if torch.cuda.is_initialized() else 0  # type: ignore[no-untyped-call]
 
 
 def keep_freed_memory() -> None:

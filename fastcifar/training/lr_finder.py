@@ -203,6 +203,8 @@ def make_initial_network(
     network = place(network, device)
     for side, _ in config.progressive:
         require_side(network, side, config.model.name)
+        if side > min(data.image_shape[:2]):
+            log.warning("progressive is %d: it enlarges images of %dx%d", side, *data.image_shape[:2])
     return network
 
 
