@@ -245,13 +245,17 @@ def test_what_datasets_itself_writes_is_read(tmp_path: Path) -> None:
     assert read(tmp_path / "a") == read(tmp_path / "b") == expected
 
 
-@pytest.mark.parametrize("kind", ["binary", "large_binary", "large struct"])
+@pytest.mark.parametrize("kind", ["binary", "large_binary", "large struct", "struct"])
 def test_images_are_bytes_or_structs_of_bytes(tmp_path: Path, kind: str) -> None:
     contents = [png(i) for i in range(6)]
     if kind == "large struct":
         images = pa.StructArray.from_arrays(
             [pa.array([None] * 6, pa.large_string()), pa.array(contents, pa.large_binary())], names=["path", "bytes"]
         )
+    elif kind == "struct":
+        images = pa.array(
+            [{"bytes": content, "path": None} for content in contents]
+        )  # all paths null: a type of its own
     else:
         images = pa.array(contents, getattr(pa, kind)())
     made = pa.table({"id": list(range(6)), "photo": images, "class": ["cat", "dog"] * 3})
