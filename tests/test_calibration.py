@@ -44,10 +44,15 @@ def test_calibration_lowers_loss_and_calibration_error_and_keeps_the_classes() -
     assert scaled.loss == pytest.approx(fitted.calibrated_loss)
 
 
-def test_a_network_without_mistakes_gets_the_smallest_temperature() -> None:
+def test_a_network_without_mistakes_gets_the_smallest_temperature(caplog: pytest.LogCaptureFixture) -> None:
     labels = np.arange(20) % 4
     predictions = Predictions(np.arange(20), labels, np.eye(4, dtype=np.float32)[labels])
     assert fit_temperature(predictions) == pytest.approx(MIN_TEMPERATURE)
+    calibrate(predictions)
+    assert "all 20 validation images are classified correctly, so that no temperature fits: with 0.05" in caplog.text
+    caplog.clear()
+    calibrate(replace(predictions, labels=np.roll(labels, 1)))
+    assert caplog.text == ""
 
 
 @pytest.mark.parametrize("size", [3e4, 1e6, 1e30])

@@ -6,6 +6,7 @@ One number, fitted on the images held out from training, divides all logits: the
 from __future__ import annotations
 
 import json
+import logging
 import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ from fastcifar.io.reading import read_mapping
 if TYPE_CHECKING:
     from fastcifar.training.run_folder import RunFolder
 
+log = logging.getLogger(__name__)
 MAX_BYTES = 2**16
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
 """Where every validation image is correctly classified, the likelihood rises until the temperature is 0."""
@@ -76,8 +78,14 @@ def not_held_out(num_train_images: object, num_classes: int) -> str:
 
 
 def calibrate(predictions: Predictions) -> Calibration:
-    """Fit a temperature to the predictions of validation images."""
+    """Fit a temperature to the predictions of validation images. Warns if none of them is misclassified."""
     temperature = fit_temperature(predictions)
+    if predictions.is_correct.all():
+        log.warning(
+            "all %s validation images are classified correctly, so that no temperature fits: with %.3g, calibrated "
+            "probabilities are too high; hold out more images (--val-size)",
+            *(f"{len(predictions):,}", temperature),
+        )
     plain, calibrated = compute_metrics(predictions), compute_metrics(predictions.with_temperature(temperature))
     return Calibration(
         temperature=temperature,
