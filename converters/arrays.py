@@ -191,7 +191,7 @@ def _names_of(path: Path, texts: set[str], class_names: Sequence[str], kinds: Co
     Raises DataError for others, and for numbers that could be either.
     """
     as_names = {} if "one-hot" in kinds else {text: text for text in texts if text in class_names}
-    indices = (text for text in texts if text.isdigit() and int(text) < len(class_names))
+    indices = (text for text in texts if text.isdecimal() and int(text) < len(class_names))
     as_indices = {text: class_names[int(text)] for text in indices}
     complete = [found for found in (as_names, as_indices) if len(found) == len(texts)]
     if not complete:

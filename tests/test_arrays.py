@@ -326,6 +326,11 @@ def test_all_labels_are_names_or_all_are_indices(
     assert [sample.label for sample in in_order(path)] == expected * 3
 
 
+def test_a_digit_that_is_no_number_is_a_name_or_refused(tmp_path: Path) -> None:
+    path = save(tmp_path, x=images(9, 2, 2), y=np.array(["²", "x", "y"] * 3), class_names=np.array(["x", "y"]))
+    assert r"label '\xb2'; expected 0..1, of its class names" in refusal(path)
+
+
 def test_numbers_that_are_names_and_indices_are_refused(tmp_path: Path) -> None:
     swapped = save(tmp_path, x=images(9, 2, 2), y=labels() % 2, class_names=np.array(["1", "0"]))
     assert "label 0 can be class '0', and the index of class '1'; expected one of them: save the" in refusal(swapped)
