@@ -208,6 +208,22 @@ def test_networks_that_doubt_most_labels_are_a_warning(
         assert "labels of test" not in caplog.text
 
 
+def test_equal_images_with_different_labels_are_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.undo()
+    rng = np.random.default_rng(0)
+    images = [(rng.integers(0, 256, (16, 16, 3), np.uint8), "ab"[i % 2]) for i in range(24)]
+    for other, expected in (("a", 0), ("b", 1)):
+        data = tmp_path / f"data {other}"
+        convert({"train": [*images[:20], (images[0][0], other)], "test": images[20:]}, data)
+        caplog.clear()
+        audit(data, tmp_path / "audit", only=["duplicates"])
+        assert (
+            caplog.text.count("pairs of equal images with different labels: 1; the action 'drop' keeps one") == expected
+        )
+
+
 def test_the_labels_of_one_class_are_not_judged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

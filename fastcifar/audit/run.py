@@ -19,7 +19,7 @@ from fastcifar.audit.duplicates import find_pairs
 from fastcifar.audit.folds import OutOfFold, fold_config, out_of_fold
 from fastcifar.audit.given_predictions import read_probabilities
 from fastcifar.audit.images import check_images
-from fastcifar.audit.issues import KINDS, PARTS, Issue, IssuesFile, Pair, lines_of, write_issues
+from fastcifar.audit.issues import KINDS, PARTS, Image, Issue, IssuesFile, Pair, lines_of, write_issues
 from fastcifar.audit.labels import estimate_num_errors, label_issues, require_cleanlab
 from fastcifar.audit.record import leaked_test_images, write_record
 from fastcifar.config import TrainConfig
@@ -127,6 +127,7 @@ def audit(
                 pairs = find_pairs(splits, reporter)
         if "duplicates" in parts:
             issues += pair_issues(pairs, splits)
+            _warn_of_contradictions(pairs, splits)
         if "labels" in parts:
             with _timed(seconds, "labels"):
                 if config is not None:
@@ -213,6 +214,19 @@ def pair_issues(pairs: Sequence[Pair], splits: Mapping[str, Beton]) -> list[Issu
             )
         )
     return issues
+
+
+def _warn_of_contradictions(pairs: Sequence[Pair], splits: Mapping[str, Beton]) -> None:
+    def label(image: Image) -> str:
+        beton = splits[image.split]
+        return beton.class_names[beton.labels[image.index]]
+
+    if num := sum(pair.exact and label(pair.first) != label(pair.second) for pair in pairs):
+        log.warning(
+            "pairs of equal images with different labels: %d; the action 'drop' keeps one, right or wrong: "
+            "decide in issues.csv",
+            num,
+        )
 
 
 def _doubtful_labels(probabilities: npt.NDArray[np.float32], beton: Beton, split: str) -> list[Issue]:
