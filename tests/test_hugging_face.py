@@ -253,9 +253,7 @@ def test_images_are_bytes_or_structs_of_bytes(tmp_path: Path, kind: str) -> None
             [pa.array([None] * 6, pa.large_string()), pa.array(contents, pa.large_binary())], names=["path", "bytes"]
         )
     elif kind == "struct":
-        images = pa.array(
-            [{"bytes": content, "path": None} for content in contents]
-        )  # all paths null: a type of its own
+        images = pa.array([{"bytes": content, "path": None} for content in contents])  # paths are of the type null
     else:
         images = pa.array(contents, getattr(pa, kind)())
     made = pa.table({"id": list(range(6)), "photo": images, "class": ["cat", "dog"] * 3})

@@ -3,8 +3,8 @@ KellerJordan/cifar10-airbench, and `cifar10_speedrun.py` of one of hiverge/cifar
 
 On a CPU they get what our own training gets: float32 weights, bf16 autocast and products where the CPU is fast at them,
 an allocator that keeps freed memory. What they compute stays as it is. Run as a program: speedrun CHECKOUT DATA_DIR
-DEVICE SEED, where CHECKOUT may be the path of one of the scripts; prints a JSON object with
-train_seconds (without any evaluation), test_accuracy, tta_accuracy.
+DEVICE SEED, where CHECKOUT may be the path of one of the scripts; prints a JSON object with train_seconds (without any
+evaluation), test_accuracy, tta_accuracy.
 """
 
 from __future__ import annotations

@@ -201,12 +201,11 @@ def pair_issues(pairs: Sequence[Pair], splits: Mapping[str, Beton]) -> list[Issu
     for pair in pairs:
         is_leak = pair.first.split != pair.second.split
         image, other = (pair.first, pair.second) if is_leak else (pair.second, pair.first)
-        beton = splits[image.split]
         issues.append(
             Issue(
                 kind=f"{'exact' if pair.exact else 'near'}-{'leak' if is_leak else 'duplicate'}",
                 image=image,
-                label=beton.class_names[beton.labels[image.index]],
+                label=_label(image, splits),
                 score=pair.score,
                 other=other,
                 action="drop" if pair.exact or (is_leak and pair.certain) else "",
@@ -216,12 +215,13 @@ def pair_issues(pairs: Sequence[Pair], splits: Mapping[str, Beton]) -> list[Issu
     return issues
 
 
-def _warn_of_contradictions(pairs: Sequence[Pair], splits: Mapping[str, Beton]) -> None:
-    def label(image: Image) -> str:
-        beton = splits[image.split]
-        return beton.class_names[beton.labels[image.index]]
+def _label(image: Image, splits: Mapping[str, Beton]) -> str:
+    beton = splits[image.split]
+    return beton.class_names[beton.labels[image.index]]
 
-    if num := sum(pair.exact and label(pair.first) != label(pair.second) for pair in pairs):
+
+def _warn_of_contradictions(pairs: Sequence[Pair], splits: Mapping[str, Beton]) -> None:
+    if num := sum(pair.exact and _label(pair.first, splits) != _label(pair.second, splits) for pair in pairs):
         log.warning(
             "pairs of equal images with different labels: %d; the action 'drop' keeps one, right or wrong: "
             "decide in issues.csv",
@@ -230,8 +230,8 @@ def _warn_of_contradictions(pairs: Sequence[Pair], splits: Mapping[str, Beton]) 
 
 
 def _doubtful_labels(probabilities: npt.NDArray[np.float32], beton: Beton, split: str) -> list[Issue]:
-    """The doubtful labels of a split; as many as cleanlab expects to be wrong are certain. None where all
-    images are of one class, of which cleanlab says nothing."""
+    """The doubtful labels of a split; as many as cleanlab expects to be wrong are certain. None where all images are of
+    one class, of which cleanlab says nothing."""
     if (beton.labels == beton.labels[0]).all():
         log.warning(
             "the labels of %s are not judged: all its images are of class %s", split, beton.class_names[beton.labels[0]]

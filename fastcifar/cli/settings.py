@@ -112,9 +112,10 @@ def train_config(context: click.Context, values: dict[str, Any]) -> TrainConfig:
     """The configuration from the values of these options; settings that a command does not offer have their default.
     Warns of those that the user gave and that have no effect."""
     made = _train_config(context, values)
-    for name, reason in config.without_effect(made).items():
-        if given_on_command_line(context, [name]) and os.environ.get("RANK", "0") == "0":
-            log.warning("%s has no effect: %s", flags([name]), reason)
+    if os.environ.get("RANK", "0") == "0":  # one process tells it
+        unused = config.without_effect(made)
+        for name in given_on_command_line(context, unused):
+            log.warning("%s has no effect: %s", flags([name]), unused[name])
     return made
 
 

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from fastcifar.config import SPLITS, TTA_MODES
 from fastcifar.converters.array_names import read_words
 from fastcifar.converters.arrays import is_array_folder
+from fastcifar.converters.names import SPLIT_OF
 from fastcifar.converters.open_source import ARRAYS, open_path
 from fastcifar.converters.sources import Broken, IndexedSplit, Sample, Source, SourceOptions, Split
 from fastcifar.data.image_files import Preprocessing, quiet_pillow
@@ -91,7 +92,7 @@ def _set_name(path: Path) -> str:
     """What the set at `path` is called, in figures and in eval/."""
     absolute = Path(os.path.abspath(path))
     name = absolute.name if path.is_dir() else absolute.stem
-    if name.lower() in ("train", "test", "val", "valid", "validation"):
+    if name.lower() in SPLIT_OF:
         name = f"{absolute.parent.name}-{name}"
     name = escape(name)[:MAX_FOLDER_NAME] or "root"
     return f"on-{name}" if name.split("-")[0] in SPLITS else name  # eval/test/ is that of the run's own images

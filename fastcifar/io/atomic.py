@@ -48,9 +48,8 @@ def write_bytes(path: Path, content: bytes | memoryview, *, backup: Path | None 
 def new_file(path: Path, content: bytes | memoryview, *, backup: Path | None = None) -> Iterator[Path]:
     """Write `content` as `write_bytes` does; the temporary file, whose path this yields, is renamed after the block,
     which can check it. If the block raises, that file is removed, and an existing file stays."""
-    partial = path.with_name(
-        f".{os.getpid()}.{_pid_namespace()}.{path.name}.partial"
-    )  # another process may write it too
+    # another process may write the same file
+    partial = path.with_name(f".{os.getpid()}.{_pid_namespace()}.{path.name}.partial")
     _remove_leftovers(path)
     try:
         with _describe_write_error(path, len(content)), create_file(partial) as file:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fastcifar.errors import FastcifarError
 from fastcifar.io.atomic import warn_unsupported
+from fastcifar.system.cgroups import read_lines
 
 NETWORK = (
     "9p",
@@ -65,10 +66,9 @@ def _open_lockable(folder: Path) -> int:
 def _file_system(folder: Path) -> str:
     """The type of its file system, e.g. 'ext4' or 'nfs4'; empty where Linux does not list it."""
     device = os.stat(folder).st_dev
-    with suppress(OSError), open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as mounts:
-        for words in map(str.split, mounts):
-            if words[2] == f"{os.major(device)}:{os.minor(device)}":
-                return words[words.index("-") + 1]
+    for words in map(str.split, read_lines(Path("/proc/self/mountinfo"))):
+        if words[2] == f"{os.major(device)}:{os.minor(device)}":
+            return words[words.index("-") + 1]
     return ""
 
 

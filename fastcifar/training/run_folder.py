@@ -190,7 +190,8 @@ def find_run(
         place = path if folder is None else folder.path
         if os.path.exists(place):
             raise DataError(f"{place}: not a run, nor in one; expected the folder of a run, or a file in it")
-        names = sorted(path.parent.name for path in (*root.glob("*/config.yaml"), *root.glob("*/group.yaml")))
+        files = (*root.glob("*/config.yaml"), *root.glob("*/*/config.yaml"))  # also of the runs of groups
+        names = sorted({file.relative_to(root).parts[0] for file in files})
         known = ", ".join([*names[:12], *(["…"] if len(names) > 12 else [])]) or "none yet"
         reason = f"; it is {why_missing(path)}" if os.path.islink(path) else ""
         raise DataError(f"{run}: no such run in {root}{reason}; expected a folder or one of: {known}")
@@ -247,17 +248,15 @@ def _latest_run(root: Path, trained: bool) -> RunFolder:
                 saved.append((file.stat().st_mtime_ns, not is_link, run.path))
     if saved:
         latest = RunFolder(max(saved)[-1])
-        # of a sweep, the test images are scored for the best settings alone
-        tested = [each for each in saved if each[-1].parent == latest.path.parent != root and _is_tested(each[-1])]
-        return RunFolder(max(tested)[-1]) if trained and tested else latest
+        if trained and latest.path.parent != root:  # of a sweep, the best settings alone are tested
+            group = [each for each in saved if each[-1].parent == latest.path.parent]
+            tested = [each for each in group if RunFolder(each[-1]).predictions.is_file()]
+            latest = RunFolder(max(tested or group)[-1])
+        return latest
     if RunFolder(root).has_checkpoint:
         raise CheckpointError(f"{root}: a run, not a folder of runs; pass it as RUN, without --runs-dir")
     reason = f" ({why_missing(root)})" if root.is_symlink() and not root.is_dir() else ""
     raise CheckpointError(f"{root}: no run with a checkpoint{reason}; create one with 'fastcifar train'")
-
-
-def _is_tested(run: Path) -> bool:
-    return RunFolder(run).predictions.is_file()
 
 
 class _LogFile(logging.FileHandler):
