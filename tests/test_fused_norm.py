@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fastcifar.config import ModelConfig
-from fastcifar.models import fused_norm, make_model
+from fastcifar.models import cpu_kernels, make_model
 from fastcifar.models.fused_norm import GELU, RELU, can_fuse, norm_act
 
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 8e-3}  # relative to the largest value
@@ -109,7 +109,7 @@ def test_statistics_keep_their_precision_far_from_zero() -> None:
 def test_slices_on_several_threads_are_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     x, results = images(9, 8, 8, 8), []
     for size in (2**30, 1):
-        monkeypatch.setattr(fused_norm, "MIN_SLICE", size)
+        monkeypatch.setattr(cpu_kernels, "MIN_SLICE", size)
         monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
         own = x.clone().requires_grad_()
         out = norm_act(own, random_norm(8), GELU, pool=True)
@@ -181,10 +181,10 @@ def test_without_numba_torch_computes_each_layer(is_missing: bool, monkeypatch: 
         monkeypatch.setitem(sys.modules, "numba", None)
     else:
         monkeypatch.setattr(numba.config, "DISABLE_JIT", True)
-    fused_norm._numba_is_usable.cache_clear()
+    cpu_kernels.numba_is_usable.cache_clear()
     try:
         assert not can_fuse(images(4, 8, 6, 6), random_norm(8))
         assert error(network(x), expected) < 1e-4
         network(x).sum().backward()
     finally:
-        fused_norm._numba_is_usable.cache_clear()
+        cpu_kernels.numba_is_usable.cache_clear()

@@ -5,24 +5,16 @@ torch reads and writes the images once for each operation; on a CPU, memory is t
 
 from __future__ import annotations
 
-import contextlib
-import functools
-from collections.abc import Callable, Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from fastcifar.augment.kernel import numba_module
-from fastcifar.system.thread_pool import Threads
+from fastcifar.models.cpu_kernels import Array, flat_values, numba_is_usable, run, summed
 
-Array = npt.NDArray[Any]
 GELU, RELU = 0, 1
-MIN_SLICE = 2**15  # values; submitting less to a thread costs more than it saves
 
 
 def can_fuse(x: torch.Tensor, *layers: nn.Module) -> bool:
@@ -40,16 +32,8 @@ def can_fuse(x: torch.Tensor, *layers: nn.Module) -> bool:
         and all(_is_plain(layer) for layer in layers)
         and len(x) > 1
         and min(x.shape[2:]) > 1
-        and _numba_is_usable()
+        and numba_is_usable()
     )
-
-
-@functools.cache
-def _numba_is_usable() -> bool:
-    with contextlib.suppress(ImportError):
-        numba_module()
-        return True
-    return False
 
 
 def _is_plain(layer: nn.Module) -> bool:
@@ -94,12 +78,13 @@ def _evaluate(
     if pool:
         out = _empty(x, height // 2, width // 2)
         size = tuple(map(np.uint64, (height, width, channels)))
-        _run("pool_activate", _values(x), size, *factors, _values(out), count=num, size=x[0].numel())
+        arguments = (flat_values(x), size, *factors, flat_values(out))
+        run("norm_kernels.pool_activate", *arguments, count=num, size=x[0].numel())
         return out
-    out, rows = torch.empty_like(x), _values(x)
-    added = rows[:0] if shortcut is None else _values(shortcut)
-    outs = _values(out), rows[:0]
-    _run("activate", rows, added, *factors, kind, *outs, count=num * height * width, size=channels)
+    out, rows = torch.empty_like(x), flat_values(x)
+    added = rows[:0] if shortcut is None else flat_values(shortcut)
+    outs = flat_values(out), rows[:0]
+    run("norm_kernels.activate", rows, added, *factors, kind, *outs, count=num * height * width, size=channels)
     return out
 
 
@@ -123,20 +108,20 @@ class _NormAct(torch.autograd.Function):
         pool: bool,
     ) -> torch.Tensor:
         num, channels, height, width = x.shape
-        shape, rows = (height, width), _values(x)
+        shape, rows = (height, width), flat_values(x)
         shift = _float32(norm.running_mean)
         if pool:
             height, width = height // 2, width // 2
             pooled = _empty(x, height, width)
             chosen: Array = np.empty(pooled.numel(), np.uint8)
             size = tuple(map(np.uint64, (*shape, channels)))
-            arguments = (rows, size, shift, _values(pooled), chosen)
-            sums = _summed("pool", *arguments, channels=channels, count=num, size=x[0].numel())
-            x, rows = pooled, _values(pooled)
+            arguments = (rows, size, shift, flat_values(pooled), chosen)
+            sums = summed("norm_kernels.pool", *arguments, channels=channels, count=num, size=x[0].numel())
+            x, rows = pooled, flat_values(pooled)
         else:
             chosen = np.empty(0, np.uint8)
             count = num * height * width
-            sums = _summed("moments", rows, channels, shift, channels=channels, count=count, size=channels)
+            sums = summed("norm_kernels.moments", rows, channels, shift, channels=channels, count=count, size=channels)
         count = num * height * width
         offset = sums[0] / count
         mean, var = shift + offset, np.maximum(sums[1] / count - offset**2, 0)
@@ -145,10 +130,10 @@ class _NormAct(torch.autograd.Function):
         scale = _float32(weight) * inv_std
         scale, offset = scale.astype(np.float32), (_float32(bias) - mean * scale).astype(np.float32)
         out = torch.empty_like(x)
-        added = _values(shortcut) if shortcut is not None else rows[:0]
+        added = flat_values(shortcut) if shortcut is not None else rows[:0]
         gate = torch.empty_like(x) if kind == GELU else out
-        outs = _values(out), _values(gate)
-        _run("activate", rows, added, scale, offset, kind, *outs, count=count, size=channels)
+        outs = flat_values(out), flat_values(gate)
+        run("norm_kernels.activate", rows, added, scale, offset, kind, *outs, count=count, size=channels)
         context.save_for_backward(x, gate)
         context.facts = (shape, chosen, mean, inv_std, scale, kind, shortcut is not None)
         return out
@@ -162,9 +147,9 @@ class _NormAct(torch.autograd.Function):
         num, channels, height, width = x.shape
         count = num * height * width
         grad = grad.to(x.dtype).contiguous(memory_format=torch.channels_last)
-        rows = _values(x), _values(gate), _values(grad)
+        rows = flat_values(x), flat_values(gate), flat_values(grad)
         shift = mean.astype(np.float32)
-        sums = _summed("gradient_sums", *rows, shift, kind, channels=channels, count=count, size=channels)
+        sums = summed("norm_kernels.gradient_sums", *rows, shift, kind, channels=channels, count=count, size=channels)
         products = (sums[1] - (mean - shift) * sums[0]) * inv_std  # of the gradient and the normalised value
         slope = -scale * products * inv_std / count
         constant = (-scale * sums[0] / count - slope * mean).astype(np.float32)
@@ -173,21 +158,15 @@ class _NormAct(torch.autograd.Function):
         if len(chosen):
             grad_x = _empty(x, *shape)
             size = tuple(map(np.uint64, (*shape, channels)))
-            to_pixels = (*rows, chosen, scale, slope, constant, size, _values(grad_x))
-            _run("unpool", *to_pixels, count=num, size=grad_x[0].numel())
+            to_pixels = (*rows, chosen, scale, slope, constant, size, flat_values(grad_x))
+            run("norm_kernels.unpool", *to_pixels, count=num, size=grad_x[0].numel())
         else:
             grad_x = torch.empty_like(x)
-            added = _values(grad_shortcut) if grad_shortcut is not None else rows[0][:0]
-            arguments = (*rows, scale, slope, constant, kind, _values(grad_x), added)
-            _run("input_gradient", *arguments, count=count, size=channels)
+            added = flat_values(grad_shortcut) if grad_shortcut is not None else rows[0][:0]
+            arguments = (*rows, scale, slope, constant, kind, flat_values(grad_x), added)
+            run("norm_kernels.input_gradient", *arguments, count=count, size=channels)
         grads_of = [torch.from_numpy(values.astype(np.float32)) for values in (products, sums[0])]
         return grad_x, *grads_of, grad_shortcut, None, None, None
-
-
-def _values(x: torch.Tensor) -> Array:
-    """The memory of images in channels-last order, flat: float32, or bfloat16 as uint16."""
-    flat = x.detach().permute(0, 2, 3, 1).reshape(-1)
-    return flat.view(torch.uint16).numpy() if x.dtype == torch.bfloat16 else flat.numpy()
 
 
 def _empty(x: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -203,47 +182,3 @@ def _update_running(norm: nn.BatchNorm2d, mean: Array, var: Array) -> None:
     for running, value in ((norm.running_mean, mean), (norm.running_var, var)):
         running.lerp_(torch.from_numpy(value.astype(np.float32)), norm.momentum)  # type: ignore[union-attr,arg-type]
     norm.num_batches_tracked.add_(1)  # type: ignore[union-attr]
-
-
-_pool = functools.cache(lambda count: Threads(count, "norm"))
-_KERNELS: dict[tuple[str, Any], Callable[..., None]] = {}
-
-
-def _run(name: str, *arguments: Any, count: int, size: int) -> None:
-    """The kernel of this name on slices of `count` rows or images of `size` values, on as many threads as torch has."""
-    kernel = _kernel(name, arguments)
-    _in_slices(lambda number, first, last: kernel(*arguments, first, last), _bounds(count, size))
-
-
-def _summed(name: str, *arguments: Any, channels: int, count: int, size: int) -> Array:
-    """The sums, (2, C) float64, that the kernel adds up: one array for each slice, added in their order."""
-    bounds = _bounds(count, size)
-    sums = np.zeros((len(bounds) - 1, 2, channels))
-    kernel = _kernel(name, (*arguments, sums[0]))
-    _in_slices(lambda number, first, last: kernel(*arguments, sums[number], first, last), bounds)
-    return sums.sum(axis=0)
-
-
-def _kernel(name: str, arguments: Sequence[Any]) -> Callable[..., None]:
-    """As machine code for arguments of these types."""
-    key = name, arguments[0].dtype
-    if key not in _KERNELS:
-        from fastcifar.models import norm_kernels
-
-        # empty: the cache of compiled functions keeps them alive
-        empty = [given[:0].copy() if isinstance(given, np.ndarray) else given for given in arguments]
-        _KERNELS[key] = numba_module().compiled(getattr(norm_kernels, name), lambda kernel: kernel(*empty, 0, 0))
-    return _KERNELS[key]
-
-
-def _bounds(count: int, size: int) -> list[int]:
-    num = max(1, min(torch.get_num_threads(), count * size // MIN_SLICE))
-    return [count * i // num for i in range(num + 1)]
-
-
-def _in_slices(call: Callable[[int, int, int], None], bounds: Sequence[int]) -> None:
-    slices = [(number, first, last) for number, (first, last) in enumerate(pairwise(bounds))]
-    others = [_pool(len(slices)).submit(call, *each) for each in slices[1:]]
-    call(*slices[0])
-    for other in others:
-        other.result()

@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from fastcifar.config import TrainConfig
 from fastcifar.errors import UsageError, one_line
 from fastcifar.loaders import Loader, Mix
-from fastcifar.models.narrow_conv import convert_convolutions
+from fastcifar.models import narrow_conv, winograd
 from fastcifar.system.cpus import has_cpu_flag
 from fastcifar.training.device import autocast, choose_amp
 from fastcifar.training.distributed import Distributed
@@ -45,9 +45,12 @@ class TrainStep:
         self._class_weights, self._distributed = class_weights, distributed or Distributed()
         self._model_config, self._settings = config.model, config.optimizer
         self._params = [param for param in network.parameters() if param.requires_grad]
-        needs_contiguous = getattr(network, "needs_contiguous", False)  # the converted ones return channels_last
-        if self._params[0].device.type == "cpu" and amp == "bf16" and has_cpu_flag("amx_bf16") and not needs_contiguous:
-            convert_convolutions(network)
+        # the converted layers return channels_last
+        if self._params[0].device.type == "cpu" and not getattr(network, "needs_contiguous", False):
+            if amp == "off":
+                winograd.convert_convolutions(network)
+            elif amp == "bf16" and has_cpu_flag("amx_bf16"):
+                narrow_conv.convert_convolutions(network)
         self._l1_params: list[torch.Tensor] = []
         if self._settings.l1:
             self._l1_params += [param for param in self._params if has_decay(self._settings, param)]

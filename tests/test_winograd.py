@@ -1,0 +1,175 @@
+"""Convolutions with fewer multiplications: the values and gradients of `nn.Conv2d`."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from fastcifar.config import ModelConfig
+from fastcifar.models import cpu_kernels, make_model, winograd
+from fastcifar.models.winograd import WinogradConv2d, convert_convolutions
+
+TOLERANCE = 1e-4  # of the largest value; float32 has 24 bits, of which the transforms lose five
+
+
+def random_images(*shape: int) -> torch.Tensor:
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+    return values.contiguous(memory_format=torch.channels_last)
+
+
+def layers(num_in: int, num_out: int, bias: bool = False) -> tuple[nn.Conv2d, WinogradConv2d]:
+    """In float64, and as the layer under test."""
+    torch.manual_seed(0)
+    layer = nn.Conv2d(num_in, num_out, 3, padding=1, bias=bias).to(memory_format=torch.channels_last)
+    reference = copy.deepcopy(layer).double()
+    convert_convolutions(layer)
+    assert isinstance(layer, WinogradConv2d)
+    return reference, layer
+
+
+def results(layer: nn.Conv2d, x: torch.Tensor, *, needs_x: bool = True) -> list[Any]:
+    """Values, and the gradients of images and parameters."""
+    x = x.to(layer.weight.dtype, copy=True).requires_grad_(needs_x)
+    out = layer(x)
+    out.backward(random_images(*out.shape).to(out.dtype))
+    return [out, x.grad, *(param.grad for param in layer.parameters())]
+
+
+def assert_close(found: list[Any], expected: list[Any]) -> None:
+    for one, other in zip(found, expected, strict=True):
+        assert one.shape == other.shape
+        assert (one.double() - other).abs().max() <= TOLERANCE * other.abs().max()
+
+
+@pytest.fixture
+def always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other way for the smallest images, and torch's own for none."""
+    monkeypatch.setattr(winograd, "MIN_GAIN", 0.0)
+    monkeypatch.setattr(F, "conv2d", None)
+
+
+@pytest.mark.usefixtures("always")
+@pytest.mark.parametrize(
+    ("num", "height", "width"),
+    [(3, 8, 8), (1, 4, 4), (2, 3, 3), (2, 1, 1), (2, 13, 16), (3, 7, 15), (2, 5, 2), (1, 2, 21), (2, 18, 6)],
+    ids=str,
+)
+@pytest.mark.parametrize(("num_in", "num_out", "bias"), [(16, 16, False), (32, 16, True), (16, 48, False)], ids=str)
+def test_values_and_gradients_are_those_of_torch(
+    num: int, height: int, width: int, num_in: int, num_out: int, bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference, layer = layers(num_in, num_out, bias)
+    x = random_images(num, num_in, height, width)
+    found = results(layer, x)
+    assert found[0].is_contiguous(memory_format=torch.channels_last)
+    monkeypatch.undo()
+    assert_close(found, results(reference, x))
+
+
+@pytest.mark.usefixtures("always")
+@pytest.mark.parametrize("tiles", [1, 9, 20])
+def test_blocks_and_threads_are_the_whole(tiles: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    reference, layer = layers(16, 32)
+    x = random_images(7, 16, 9, 12)  # 9 tiles each
+    monkeypatch.setattr(winograd, "BLOCK_BYTES", 0)
+    monkeypatch.setattr(winograd, "BLOCK_TILES", tiles)
+    monkeypatch.setattr(cpu_kernels, "MIN_SLICE", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    found = results(layer, x)
+    monkeypatch.undo()
+    assert_close(found, results(reference, x))
+
+
+@pytest.mark.usefixtures("always")
+def test_the_same_images_give_the_same_bits() -> None:
+    _, layer = layers(32, 16)
+    x = random_images(9, 32, 8, 8)
+    first = results(layer, x)
+    layer.zero_grad()
+    for one, other in zip(first, results(layer, x), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.usefixtures("always")
+def test_the_first_layer_has_no_gradient_of_its_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    reference, layer = layers(16, 16)
+    out, grad_x, grad_weight = results(layer, random_images(2, 16, 8, 8), needs_x=False)
+    assert grad_x is None
+    monkeypatch.undo()
+    expected = results(reference, random_images(2, 16, 8, 8), needs_x=False)
+    assert_close([out, grad_weight], [expected[0], expected[2]])
+
+
+@pytest.mark.usefixtures("always")
+def test_nan_is_not_lost() -> None:
+    _, layer = layers(16, 16)
+    x = random_images(2, 16, 8, 8)
+    x[0, 3, 5, 5] = torch.nan
+    assert layer(x).isnan().any(dim=(1, 2, 3)).tolist() == [True, False]
+
+
+def test_only_training_in_float32_on_enough_channels_takes_the_other_way() -> None:
+    _, layer = layers(128, 128)
+    x = random_images(16, 128, 16, 16)
+    assert layer._is_worthwhile(x)
+    assert not layer._is_worthwhile(x[:1, :, :4, :4].contiguous(memory_format=torch.channels_last))
+    assert not layer._is_worthwhile(x.contiguous())
+    assert not layer._is_worthwhile(x.double())
+    assert not layer._is_worthwhile(random_images(64, 128, 2, 2))  # three quarters of a tile are beyond the image
+    _, narrow = layers(16, 16)
+    assert not narrow._is_worthwhile(random_images(64, 16, 32, 32))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not layer._is_worthwhile(x)
+    with torch.no_grad():
+        assert not layer._is_worthwhile(x)
+    layer.requires_grad_(False)
+    assert not layer._is_worthwhile(x)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(64, 64, 3, padding=1, groups=2),
+        nn.Conv2d(64, 64, 3, padding=2, dilation=2),
+        nn.Conv2d(64, 64, 3, padding="same"),
+        nn.Conv2d(64, 64, 3, padding=1, padding_mode="reflect"),
+        nn.Conv2d(64, 64, 3, padding=1, stride=2),
+        nn.Conv2d(64, 64, 3),
+        nn.Conv2d(64, 64, 5, padding=2),
+        nn.Conv2d(64, 24, 3, padding=1),
+        nn.Conv2d(3, 64, 3, padding=1),
+        nn.Conv2d(64, 64, 3, padding=1).double(),
+        nn.ConvTranspose2d(64, 64, 3, padding=1),
+    ],
+)
+def test_other_convolutions_stay_as_they_are(layer: nn.Module) -> None:
+    kind = type(layer)
+    convert_convolutions(layer)
+    assert type(layer) is kind
+
+
+@pytest.mark.full_size
+@pytest.mark.parametrize("name", ["small", "resnet18"])
+def test_a_network_has_the_logits_and_gradients_of_its_layers(name: str) -> None:
+    networks = []
+    x, labels = random_images(64, 3, 32, 32), torch.arange(64) % 10
+    for converts in (True, False):
+        torch.manual_seed(0)
+        network = make_model(ModelConfig(name=name), 10).to(memory_format=torch.channels_last)
+        if converts:
+            convert_convolutions(network)
+            assert any(isinstance(layer, WinogradConv2d) for layer in network.modules())
+        F.cross_entropy(network(x), labels).backward()
+        networks.append(network)
+    converted, plain = networks
+    for (key, param), other in zip(converted.named_parameters(), plain.parameters(), strict=True):
+        if param.grad is not None and other.grad is not None:
+            assert (param.grad - other.grad).norm() < 1e-2 * other.grad.norm(), key
+    with torch.inference_mode():
+        first, second = (network.eval()(x) for network in networks)
+    assert (first - second).abs().max() < 1e-2 * second.abs().max()
