@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 from fastcifar.config import ModelConfig
 from fastcifar.models import cpu_kernels, make_model, winograd
 from fastcifar.models.winograd import WinogradConv2d, convert_convolutions
+from fastcifar.models.winograd_kernels import matrices
 
 TOLERANCE = 1e-4  # of the largest value; float32 has 24 bits, of which the transforms lose five
 
@@ -46,10 +48,11 @@ def assert_close(found: list[Any], expected: list[Any]) -> None:
         assert (one.double() - other).abs().max() <= TOLERANCE * other.abs().max()
 
 
-@pytest.fixture
-def always(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The other way for the smallest images, and torch's own for none."""
+@pytest.fixture(params=[2, 3, 4], ids="m={}".format)
+def always(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """The other way for the smallest images, with one size of tiles, and torch's own for none."""
     monkeypatch.setattr(winograd, "MIN_GAIN", 0.0)
+    monkeypatch.setattr(winograd, "TILES", (request.param,))
     monkeypatch.setattr(F, "conv2d", None)
 
 
@@ -116,19 +119,35 @@ def test_nan_is_not_lost() -> None:
 def test_only_training_in_float32_on_enough_channels_takes_the_other_way() -> None:
     _, layer = layers(128, 128)
     x = random_images(16, 128, 16, 16)
-    assert layer._is_worthwhile(x)
-    assert not layer._is_worthwhile(x[:1, :, :4, :4].contiguous(memory_format=torch.channels_last))
-    assert not layer._is_worthwhile(x.contiguous())
-    assert not layer._is_worthwhile(x.double())
-    assert not layer._is_worthwhile(random_images(64, 128, 2, 2))  # three quarters of a tile are beyond the image
+    assert layer._tile(x)
+    assert not layer._tile(x[:1, :, :4, :4].contiguous(memory_format=torch.channels_last))
+    assert not layer._tile(x.contiguous())
+    assert not layer._tile(x.double())
+    assert not layer._tile(random_images(64, 128, 2, 2))  # three quarters of a tile are beyond the image
     _, narrow = layers(16, 16)
-    assert not narrow._is_worthwhile(random_images(64, 16, 32, 32))
+    assert not narrow._tile(random_images(64, 16, 32, 32))
     with torch.autocast("cpu", torch.bfloat16):
-        assert not layer._is_worthwhile(x)
+        assert not layer._tile(x)
     with torch.no_grad():
-        assert not layer._is_worthwhile(x)
+        assert not layer._tile(x)
     layer.requires_grad_(False)
-    assert not layer._is_worthwhile(x)
+    assert not layer._tile(x)
+
+
+def test_the_transforms_are_those_of_lavin_and_gray() -> None:
+    from_pixels, to_pixels, from_filters = matrices(4)
+    rows = ["4 0 -5 0 1 0", "0 -4 -4 1 1 0", "0 4 -4 -1 1 0", "0 -2 -1 2 1 0", "0 2 -1 -2 1 0", "0 4 0 -5 0 1"]
+    assert np.array_equal(from_pixels, [list(map(int, row.split())) for row in rows])
+    rows = ["1 1 1 1 1 0", "0 1 -1 2 -2 0", "0 1 1 4 4 0", "0 1 -1 8 -8 1"]
+    assert np.array_equal(to_pixels, [list(map(int, row.split())) for row in rows])
+    rows = ["6 0 0", "-4 -4 -4", "-4 4 -4", "1 2 4", "1 -2 4", "0 0 24"]
+    assert np.allclose(from_filters * 24, [list(map(int, row.split())) for row in rows], atol=0, rtol=1e-15)
+
+
+@pytest.mark.parametrize(("side", "m"), [(32, 4), (16, 4), (7, 4), (6, 3), (5, 3), (3, 3)])
+def test_tiles_fit_the_image(side: int, m: int) -> None:
+    _, layer = layers(256, 256)
+    assert layer._tile(random_images(64, 256, side, side)) == m
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,8 @@ def flat_values(x: torch.Tensor) -> Array:
 def run(name: str, *arguments: Any, count: int, size: int) -> None:
     """The kernel on slices of `count` rows or images of `size` values.
 
-    name: MODULE.FUNCTION of `fastcifar.models`. Its first argument is an array, whose dtype says those of the others.
+    name: MODULE.FUNCTION of `fastcifar.models`. Its first argument is an array; the dtype of that, and the lengths of
+    tuples, say the types of all.
     """
     kernel = _kernel(name, arguments)
     _in_slices(lambda number, first, last: kernel(*arguments, first, last), _bounds(count, size))
@@ -54,12 +55,12 @@ def summed(name: str, *arguments: Any, channels: int, count: int, size: int) -> 
 
 
 _pool = functools.cache(lambda count: Threads(count, "kernels"))
-_KERNELS: dict[tuple[str, Any], Callable[..., None]] = {}
+_KERNELS: dict[tuple[Any, ...], Callable[..., None]] = {}
 
 
 def _kernel(name: str, arguments: tuple[Any, ...]) -> Callable[..., None]:
     """As machine code for arguments of these types."""
-    key = name, arguments[0].dtype
+    key = name, arguments[0].dtype, *(len(given) for given in arguments if isinstance(given, tuple))
     if key not in _KERNELS:
         module, function = name.split(".")
         kernels = importlib.import_module(f"fastcifar.models.{module}")  # imports Numba
