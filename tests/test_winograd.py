@@ -144,6 +144,17 @@ def test_the_transforms_are_those_of_lavin_and_gray() -> None:
     assert np.allclose(from_filters * 24, [list(map(int, row.split())) for row in rows], atol=0, rtol=1e-15)
 
 
+def test_processes_that_share_a_batch_do_as_one() -> None:
+    layer = nn.Conv2d(512, 512, 3, padding=1)
+    convert_convolutions(layer, 8)
+    assert isinstance(layer, WinogradConv2d)
+    _, alone = layers(512, 512)
+    for num in (1, 2, 4, 8):
+        assert layer._tile(random_images(num, 512, 4, 4)) == alone._tile(random_images(8 * num, 512, 4, 4))
+    assert alone._tile(random_images(4, 512, 4, 4)) is None  # else all of them would be the same
+    assert alone._tile(random_images(32, 512, 4, 4)) == 4
+
+
 @pytest.mark.parametrize(("side", "m"), [(32, 4), (16, 4), (7, 4), (6, 3), (5, 3), (3, 3)])
 def test_tiles_fit_the_image(side: int, m: int) -> None:
     _, layer = layers(256, 256)

@@ -33,7 +33,13 @@ BLOCK_BYTES, BLOCK_TILES = 2**23, 256
 class WinogradConv2d(nn.Conv2d):
     """`nn.Conv2d`, in training with another way to the same values where that is faster. On two cores of an Intel Xeon
     that hides AMX, forward and backward of 64 images of 128 channels, 16 pixels a side, take 28 ms instead of 43; of
-    256 channels and 8 pixels 24 instead of 43; of 512 and 4 31 instead of 63."""
+    256 channels and 8 pixels 24 instead of 43; of 512 and 4 31 instead of 63.
+
+    num_processes: that share a batch. What is fastest for all of it is used, whatever their number: rounding errors
+    then do not depend on it.
+    """
+
+    num_processes: int
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if torch.compiler.is_compiling() or (m := self._tile(x)) is None:
@@ -56,7 +62,8 @@ class WinogradConv2d(nn.Conv2d):
         )
         if not can_be_used:
             return None
-        gains = {m: _gain(m, x.shape, self.out_channels) for m in TILES}
+        shape = (len(x) * self.num_processes, *x.shape[1:])
+        gains = {m: _gain(m, shape, self.out_channels) for m in TILES}
         best = max(gains, key=gains.__getitem__)
         return best if gains[best] >= MIN_GAIN else None
 
@@ -162,7 +169,7 @@ def _empty_like(x: torch.Tensor, channels: int) -> torch.Tensor:
     return torch.empty((num, channels, height, width), dtype=x.dtype, memory_format=torch.channels_last)
 
 
-def convert_convolutions(network: nn.Module) -> None:
+def convert_convolutions(network: nn.Module, num_processes: int = 1) -> None:
     """Make each convolution in `network` that can be one a `WinogradConv2d`, in place; parameters and buffers stay."""
     if not numba_is_usable():
         return
@@ -171,6 +178,7 @@ def convert_convolutions(network: nn.Module) -> None:
     for module in network.modules():
         if type(module) is nn.Conv2d and _can_convert(module, LANES):
             module.__class__ = WinogradConv2d
+            module.num_processes = num_processes  # type: ignore[assignment]
 
 
 def _can_convert(layer: nn.Conv2d, lanes: int) -> bool:

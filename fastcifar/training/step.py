@@ -48,7 +48,7 @@ class TrainStep:
         # the converted layers return channels_last
         if self._params[0].device.type == "cpu" and not getattr(network, "needs_contiguous", False):
             if amp == "off":
-                winograd.convert_convolutions(network)
+                winograd.convert_convolutions(network, self._distributed.world_size)
             elif amp == "bf16" and has_cpu_flag("amx_bf16"):
                 narrow_conv.convert_convolutions(network)
         self._l1_params: list[torch.Tensor] = []
