@@ -156,12 +156,9 @@ def _blocks(m: int, x: torch.Tensor, out: torch.Tensor) -> Iterator[tuple[slice,
 def _transform(name: str, m: int, images: torch.Tensor, tiles: torch.Tensor) -> None:
     """A kernel between images and tiles; its name says the direction."""
     num, channels, height, width = images.shape
-    shape = tuple(map(np.uint64, (height, width, channels)))
-    source, target = flat_values(images), tiles.view(-1).numpy()
-    if not name.startswith("tiles"):
-        source, target = target, source
-    edge = (0,) * (m + 2)
-    run(f"winograd_kernels.{name}", source, shape, target, edge, count=num, size=images[0].numel())
+    shape, edge = tuple(map(np.uint64, (height, width, channels))), (0,) * (m + 2)
+    arguments = (flat_values(images), shape, tiles.view(-1).numpy(), edge)
+    run(f"winograd_kernels.{name}", *arguments, count=num, size=images[0].numel())
 
 
 def _empty_like(x: torch.Tensor, channels: int) -> torch.Tensor:

@@ -173,9 +173,9 @@ def tiles_of_images(
 
 
 def images_of_tiles(
-    tiles: Any,  # (n * n * N * tiles of an image * C,)
-    shape: Any,  # (H, W, C), uint64
     out: Any,  # (N * H * W * C,)
+    shape: Any,  # (H, W, C), uint64
+    tiles: Any,  # (n * n * N * tiles of an image * C,)
     edge: Any,
     first: int,
     last: int,
@@ -230,9 +230,9 @@ def tiles_of_gradient(
 
 
 def gradient_of_tiles(
-    tiles: Any,  # (n * n * N * tiles of an image * C,): the gradient of those of `tiles_of_images`
-    shape: Any,  # (H, W, C), uint64
     grad: Any,  # (N * H * W * C,)
+    shape: Any,  # (H, W, C), uint64
+    tiles: Any,  # (n * n * N * tiles of an image * C,): the gradient of those of `tiles_of_images`
     edge: Any,
     first: int,
     last: int,
