@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from fastcifar.config import ModelConfig
 from fastcifar.models import cpu_kernels, make_model
 from fastcifar.models.fused_norm import GELU, RELU, can_fuse, norm_act
+from fastcifar.models.resnet import norm_relu
 
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 8e-3}  # relative to the largest value
 
@@ -149,6 +150,67 @@ def test_ordinary_training_and_evaluation_are_fused_and_nothing_else() -> None:
         assert not can_fuse(x, norm, layer)
         handle.remove()
     assert can_fuse(x, norm)
+    handle = nn.modules.module.register_module_forward_hook(lambda module, given, result: None)
+    assert not can_fuse(x, norm)
+    handle.remove()
+
+
+def test_other_layers_are_not_fused() -> None:
+    norm, x = random_norm(4), images(2, 4, 4, 4)
+    assert can_fuse(x, nn.MaxPool2d(2), norm, nn.GELU())
+    windows = (nn.MaxPool2d(3, 2, 1), nn.MaxPool2d(2, 1), nn.MaxPool2d(2, ceil_mode=True), nn.MaxPool2d(2, dilation=2))
+    for layer in (*windows, nn.GELU("tanh"), nn.SiLU(), random_norm(3), random_norm(8)):
+        assert not can_fuse(x, norm, layer)
+    assert not can_fuse(x, nn.MaxPool2d(2), norm, nn.ReLU())  # there is no kernel for both
+    norm.running_var = torch.ones(8)
+    assert not can_fuse(x, norm)
+
+
+@pytest.mark.parametrize("name", ["small", "resnet18"])
+@pytest.mark.parametrize("activation", [nn.GELU, nn.ReLU, nn.SiLU])
+def test_an_activation_that_was_replaced_counts(
+    name: str, activation: type[nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = make_model(ModelConfig(name=name), 10).to(memory_format=torch.channels_last)
+    if name == "small":
+        network.layer1[3], network.layer2[6] = activation(), activation()
+    else:
+        network.stem[2] = activation()
+    x = images(4, 3, 12, 12)
+    found = network(x)
+    monkeypatch.setattr(f"fastcifar.models.{'small' if name == 'small' else 'resnet'}.can_fuse", lambda *_: False)
+    assert error(found, network(x)) < 1e-4
+
+
+def test_a_shortcut_may_be_a_value_for_each_channel() -> None:
+    norm, x, shortcut = random_norm(4), images(2, 4, 4, 4), images(2, 4, 1, 1)
+    assert error(norm_relu(x, norm, shortcut), F.relu(random_norm(4).double()(x.double()) + shortcut)) < 1e-5
+
+
+@pytest.mark.parametrize("evaluates", [True, False])
+def test_a_normalisation_of_other_channels_fails_as_in_torch(evaluates: bool) -> None:
+    norm = random_norm(8).train(not evaluates)
+    with torch.inference_mode(evaluates), pytest.raises(RuntimeError, match="running_mean should contain 4"):
+        norm_relu(images(2, 4, 4, 4), norm)
+
+
+def test_networks_can_be_mapped_over() -> None:
+    network = make_model(ModelConfig(name="small"), 10).to(memory_format=torch.channels_last).eval()
+    stacked = torch.stack([images(2, 3, 12, 12), images(2, 3, 12, 12)])
+    mapped = torch.func.vmap(network)(stacked)
+    assert error(mapped[1], network(stacked[1])) < 1e-5
+
+
+def test_one_pool_serves_every_number_of_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
+    monkeypatch.setattr(cpu_kernels, "MIN_SLICE", 4 * 8 * 8)
+    sizes, make = [], cpu_kernels.Threads
+    cpu_kernels._pool.cache_clear()
+    monkeypatch.setattr(cpu_kernels, "Threads", lambda count, name: sizes.append(count) or make(count, name))
+    with torch.inference_mode():
+        for num in (2, 3, 5, 9):
+            norm_act(images(num, 4, 8, 8), random_norm(4).eval(), RELU)
+    assert sizes == [6]
 
 
 @pytest.mark.full_size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 import shlex
@@ -160,6 +161,15 @@ def losses_of(values: list[float]) -> LrCurve:
         test=LrRangeTestConfig(num_steps=len(values)),
         step=lambda images, labels: torch.tensor(next(rest)),
     )
+
+
+@pytest.mark.parametrize("hook", ["spectral_norm", "weight_norm"])
+@pytest.mark.filterwarnings("ignore:.*_norm:FutureWarning")
+def test_a_network_with_hooks_can_be_copied_after_it(hook: str) -> None:
+    model = network()
+    getattr(torch.nn.utils, hook)(model[0])
+    find_lr(model, torch.optim.SGD(model.parameters(), lr=0.1), batches(), test=LrRangeTestConfig(num_steps=2))
+    copy.deepcopy(model)  # as for the averaged weights
 
 
 def test_it_ends_where_the_loss_diverges() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -44,6 +45,33 @@ def test_gradients_are_those_of_torch(num: int, side: int, stride: int, height: 
     for expected, found in zip(*results, strict=True):
         assert found.dtype == expected.dtype
         assert (found.double() - expected.double()).abs().max() <= 1e-2 * expected.double().abs().max()
+
+
+def test_gradients_have_gradients() -> None:
+    layer = nn.Conv2d(8, 16, 3, padding=1)
+    narrow, grads = copy.deepcopy(layer), []
+    convert_convolutions(narrow)
+    for module in (narrow, layer):
+        x = random_images(9, 8, 7, 7).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            out = module(x)
+        found = torch.autograd.grad(out.float().square().sum(), (x, module.weight), create_graph=True)
+        sum(grad.float().square().sum() for grad in found).backward()
+        grads.append([*found, x.grad, module.weight.grad])
+    for found, expected in zip(*grads, strict=True):
+        assert (found - expected).abs().max() <= 2e-2 * expected.abs().max()
+
+
+@pytest.mark.parametrize("change", [{"dilation": (2, 2)}, {"padding": (0, 0)}, {"_conv_forward": None}], ids=str)
+def test_a_layer_that_was_changed_computes_what_it_is(change: dict[str, Any]) -> None:
+    layer = nn.Conv2d(8, 8, 3, padding=1)
+    convert_convolutions(layer)
+    assert isinstance(layer, NarrowConv2d)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer._is_slow(random_images(4, 8, 8, 8))
+        for name, value in change.items():
+            setattr(layer, name, value)
+        assert not layer._is_slow(random_images(4, 8, 8, 8))
 
 
 def test_only_narrow_maps_in_training_with_autocast_take_the_other_way() -> None:

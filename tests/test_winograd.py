@@ -152,6 +152,9 @@ def test_processes_that_share_a_batch_do_as_one() -> None:
     for num in (1, 2, 4, 8):
         assert layer._tile(random_images(num, 512, 4, 4)) == alone._tile(random_images(8 * num, 512, 4, 4))
     assert alone._tile(random_images(4, 512, 4, 4)) is None  # else all of them would be the same
+    convert_convolutions(alone, 8)  # as after a range test, which only one of them makes
+    assert alone._tile(random_images(4, 512, 4, 4)) == 4
+    convert_convolutions(alone)
     assert alone._tile(random_images(32, 512, 4, 4)) == 4
 
 
@@ -159,6 +162,82 @@ def test_processes_that_share_a_batch_do_as_one() -> None:
 def test_tiles_fit_the_image(side: int, m: int) -> None:
     _, layer = layers(256, 256)
     assert layer._tile(random_images(64, 256, side, side)) == m
+
+
+def pruned(layer: nn.Conv2d, num_in: int, num_out: int) -> None:
+    """Cut its weights, and leave `in_channels` and `out_channels`, which torch does not read."""
+    with torch.no_grad():
+        layer.weight = nn.Parameter(layer.weight[:num_out, :num_in].clone(memory_format=torch.channels_last))
+        layer.bias = nn.Parameter(layer.bias[:num_out].clone())
+
+
+def replaced(layer: nn.Conv2d, **attributes: Any) -> None:
+    for name, value in attributes.items():
+        setattr(layer, name, value)
+
+
+@pytest.mark.parametrize("is_converted_first", [True, False])
+@pytest.mark.parametrize(
+    ("num_in", "change"),
+    [
+        (128, lambda layer: pruned(layer, 128, 120)),
+        (120, lambda layer: pruned(layer, 120, 128)),
+        (128, lambda layer: replaced(layer, stride=(2, 2))),
+        (128, lambda layer: replaced(layer, padding=(0, 0))),
+        (128, lambda layer: replaced(layer, padding=(2, 2), dilation=(2, 2))),
+        (128, lambda layer: replaced(layer, _conv_forward=lambda x, weight, bias: F.conv2d(x, weight, bias))),
+        (64, lambda layer: replaced(layer, groups=2, weight=nn.Parameter(layer.weight[:, :32].detach().clone()))),
+    ],
+)
+def test_a_layer_that_was_changed_computes_what_it_is(num_in: int, change: Any, is_converted_first: bool) -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(128, 128, 3, padding=1).to(memory_format=torch.channels_last)
+    plain = copy.deepcopy(layer)
+    if is_converted_first:
+        convert_convolutions(layer)
+    for each in (layer, plain):
+        change(each)
+    convert_convolutions(layer)
+    assert type(layer) is (WinogradConv2d if is_converted_first else nn.Conv2d)
+    x = random_images(16, num_in, 16, 16)
+    for one, other in zip(results(layer, x), results(plain, x), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_layer_keeps_weights_of_fewer_channels() -> None:
+    reference, layer = layers(128, 128, bias=True)
+    for each in (reference, layer):
+        pruned(each, 112, 96)
+    x = random_images(16, 112, 16, 16)
+    assert layer._tile(x)
+    assert_close(results(layer, x), results(reference, x))
+    with pytest.raises(RuntimeError, match="to have 112 channels, but got 128"):
+        layer(random_images(16, 128, 16, 16))
+
+
+@pytest.mark.usefixtures("always")
+def test_gradients_have_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    reference, layer = layers(16, 16, bias=True)
+    x, grads = random_images(2, 16, 8, 8), []
+    for each in (layer, reference):
+        own = x.to(each.weight.dtype, copy=True).requires_grad_()
+        out = each(own)
+        monkeypatch.undo()
+        (grad,) = torch.autograd.grad(out.square().sum(), own, create_graph=True)
+        grad.square().sum().backward()
+        grads.append([grad, own.grad, each.weight.grad])
+    assert_close(*grads)
+
+
+def test_torch_func_finds_operations_of_torch() -> None:
+    reference, layer = layers(128, 128)
+    x = random_images(16, 128, 16, 16)
+
+    def loss(weight: torch.Tensor, each: nn.Conv2d) -> torch.Tensor:
+        return torch.func.functional_call(each, {"weight": weight}, (x.to(weight.dtype),)).square().mean()
+
+    grads = [torch.func.grad(loss)(each.weight.detach(), each) for each in (layer, reference)]
+    assert_close(*([grad] for grad in grads))
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,27 @@ def numba_is_usable() -> bool:
     return False
 
 
+def can_read(x: torch.Tensor) -> bool:
+    """Whether kernels can take the place of operations of torch on images x: a plain tensor (N, C, H, W) on a CPU, in
+    channels-last memory, and neither compiled, traced nor transformed by `torch.func`."""
+    return (
+        type(x) is torch.Tensor
+        and x.device.type == "cpu"
+        and x.ndim == 4
+        and not is_transformed()
+        and x.is_contiguous(memory_format=torch.channels_last)
+    )
+
+
+def is_transformed() -> bool:
+    """Whether torch.compile, a trace or torch.func looks for operations of torch in what is called."""
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call,unused-ignore]
+        or torch._C._are_functorch_transforms_active()
+    )
+
+
 def flat_values(x: torch.Tensor) -> Array:
     """The memory of images in channels-last order, flat: float32, or bfloat16 as uint16."""
     flat = x.detach().permute(0, 2, 3, 1).reshape(-1)
@@ -77,7 +98,7 @@ def _bounds(count: int, size: int) -> list[int]:
 
 def _in_slices(call: Callable[[int, int, int], None], bounds: list[int]) -> None:
     slices = [(number, first, last) for number, (first, last) in enumerate(pairwise(bounds))]
-    others = [_pool(len(slices)).submit(call, *each) for each in slices[1:]]
+    others = [_pool(torch.get_num_threads()).submit(call, *each) for each in slices[1:]]
     call(*slices[0])
     for other in others:
         other.result()

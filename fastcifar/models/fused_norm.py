@@ -11,44 +11,49 @@ import numpy as np
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
+from torch.nn.modules.module import _has_any_global_hook
 
-from fastcifar.models.cpu_kernels import Array, flat_values, numba_is_usable, run, summed
+from fastcifar.models.cpu_kernels import Array, can_read, flat_values, numba_is_usable, run, summed
 
 GELU, RELU = 0, 1
+KINDS: dict[type[nn.Module], int] = {nn.GELU: GELU, nn.ReLU: RELU}
 
 
 def can_fuse(x: torch.Tensor, *layers: nn.Module) -> bool:
     """Whether `norm_act` can do what the layers do with x, (N, C, H, W): a batch normalisation on a CPU, in training
     with gradients or in evaluation in `torch.inference_mode`, in channels-last memory, and no hook that expects what is
-    between the layers."""
+    between the layers. The gradient then has no gradient."""
     return (
-        type(x) is torch.Tensor
-        and x.device.type == "cpu"
+        can_read(x)
         and x.dtype in (torch.bfloat16, torch.float32)
-        and x.is_contiguous(memory_format=torch.channels_last)
         and (torch.is_grad_enabled() or torch.is_inference_mode_enabled())
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call,unused-ignore]
-        and all(_is_plain(layer) for layer in layers)
+        and not _has_any_global_hook()  # type: ignore[no-untyped-call]
+        and all(_is_plain(layer, x.shape[1]) for layer in layers)
+        and not {nn.MaxPool2d, nn.ReLU} <= {type(layer) for layer in layers}  # no kernel for both
         and len(x) > 1
         and min(x.shape[2:]) > 1
         and numba_is_usable()
     )
 
 
-def _is_plain(layer: nn.Module) -> bool:
+def _is_plain(layer: nn.Module, channels: int) -> bool:
     hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
     if any(hooks):
         return False
-    if type(layer) in (nn.MaxPool2d, nn.GELU, nn.ReLU):
-        return True
-    return (
+    if type(layer) is nn.MaxPool2d:
+        window = layer.kernel_size, layer.stride, layer.padding, layer.dilation
+        return window == (2, 2, 0, 1) and not (layer.ceil_mode or layer.return_indices)
+    if type(layer) is nn.GELU:
+        return layer.approximate == "none"
+    return type(layer) is nn.ReLU or (
         type(layer) is nn.BatchNorm2d
         and layer.training != torch.is_inference_mode_enabled()
-        and layer.affine
         and layer.track_running_stats
         and layer.momentum is not None
-        and layer.weight.dtype == torch.float32
+        and all(
+            values is not None and values.shape == (channels,) and values.dtype == torch.float32
+            for values in (layer.weight, layer.bias, layer.running_mean, layer.running_var)
+        )
     )
 
 

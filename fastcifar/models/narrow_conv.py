@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+from fastcifar.models.cpu_kernels import is_transformed
 
 TILE = 32  # pixels
 WIDE = 64
@@ -42,7 +43,8 @@ class NarrowConv2d(nn.Conv2d):
             and x.ndim == 4
             and len(x) > 1
             and (x.shape[3] - 1) // self.stride[1] + 1 <= TILE // 4
-            and not torch.compiler.is_compiling()
+            and not is_transformed()
+            and _can_convert(self)
         )
 
 
@@ -58,7 +60,6 @@ class _Convolution(torch.autograd.Function):
         return F.conv2d(x, weight, None, stride, padding)
 
     @staticmethod
-    @once_differentiable
     def backward(context: Any, grad: torch.Tensor) -> tuple[Any, ...]:
         x, weight = context.saved_tensors
         grad_x = grad_weight = None
@@ -112,12 +113,14 @@ def convert_convolutions(network: nn.Module) -> None:
 
 
 def _can_convert(layer: nn.Conv2d) -> bool:
-    kernel, padding = layer.kernel_size, layer.padding
+    """Whether the layer, as it is, and not as it was made, computes what `_Convolution` does."""
+    kernel, padding = layer.weight.shape[2:], layer.padding
     return (
         layer.groups == 1
         and layer.dilation == (1, 1)
         and not isinstance(padding, str)
         and layer.padding_mode == "zeros"
+        and "_conv_forward" not in vars(layer)
         and all(2 * pad == side - 1 for pad, side in zip(padding, kernel, strict=True))
         and layer.weight.dtype == torch.float32
     )

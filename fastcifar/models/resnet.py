@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fastcifar.models.fused_norm import RELU, can_fuse, norm_act
+from fastcifar.models.fused_norm import KINDS, RELU, can_fuse, norm_act
 
 WIDTHS = (64, 128, 256, 512)
 GROUP_CHANNELS = 16
@@ -41,7 +41,7 @@ class BasicBlock(nn.Module):
 
 def norm_relu(x: torch.Tensor, norm: nn.Module, shortcut: torch.Tensor | None = None) -> torch.Tensor:
     """relu(norm(x) + shortcut)."""
-    if can_fuse(x, norm):
+    if can_fuse(x, norm) and (shortcut is None or shortcut.shape == x.shape):
         return norm_act(x, norm, RELU, shortcut=shortcut)
     out = norm(x)
     return F.relu(out if shortcut is None else out + shortcut, inplace=True)
@@ -57,7 +57,7 @@ class Stem(nn.Sequential):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         conv, norm, relu = self
         x = conv(x)
-        return norm_act(x, norm, RELU) if can_fuse(x, norm, relu) else relu(norm(x))
+        return norm_act(x, norm, KINDS[type(relu)]) if can_fuse(x, norm, relu) else relu(norm(x))
 
 
 class ResNet18(nn.Module):

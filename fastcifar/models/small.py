@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fastcifar.models.fused_norm import GELU, can_fuse, norm_act
+from fastcifar.models.fused_norm import KINDS, can_fuse, norm_act
 
 WIDTHS = (64, 256, 256)
 # Standard deviation of each filter's output on CIFAR-10, normalised by channel: brightness, red - blue, green - rest;
@@ -61,9 +61,9 @@ class Stage(nn.Sequential):
         first, pool, norm1, gelu1, second, norm2, gelu2 = self
         x = first(x)
         fused = can_fuse(x, pool, norm1, gelu1)
-        x = norm_act(x, norm1, GELU, pool=True) if fused else gelu1(norm1(pool(x)))
+        x = norm_act(x, norm1, KINDS[type(gelu1)], pool=True) if fused else gelu1(norm1(pool(x)))
         x = second(x)
-        return norm_act(x, norm2, GELU) if can_fuse(x, norm2, gelu2) else gelu2(norm2(x))
+        return norm_act(x, norm2, KINDS[type(gelu2)]) if can_fuse(x, norm2, gelu2) else gelu2(norm2(x))
 
 
 class SmallNet(nn.Module):

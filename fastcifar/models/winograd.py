@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.autograd.function import once_differentiable
 
-from fastcifar.models.cpu_kernels import flat_values, numba_is_usable, run
+from fastcifar.models.cpu_kernels import can_read, flat_values, numba_is_usable, run
 
 TILES = (2, 3, 4)
 """Sides m of tiles; larger ones save more, and have larger rounding errors."""
@@ -42,7 +41,7 @@ class WinogradConv2d(nn.Conv2d):
     num_processes: int
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if torch.compiler.is_compiling() or (m := self._tile(x)) is None:
+        if (m := self._tile(x)) is None:
             return super().forward(x)
         y = _Convolution.apply(x, self.weight, m)
         return y if self.bias is None else y + self.bias[:, None, None]
@@ -50,20 +49,18 @@ class WinogradConv2d(nn.Conv2d):
     def _tile(self, x: torch.Tensor) -> int | None:
         """Which m is fastest; None: the direct sum."""
         can_be_used = (
-            type(x) is torch.Tensor
-            and x.device.type == "cpu"
+            can_read(x)
             and x.dtype == torch.float32
             and not torch.is_autocast_enabled("cpu")
-            and not torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call,unused-ignore]
             and torch.is_grad_enabled()
             and self.weight.requires_grad
-            and x.ndim == 4
-            and x.is_contiguous(memory_format=torch.channels_last)
+            and _can_convert(self)
+            and x.shape[1] == self.weight.shape[1]
         )
         if not can_be_used:
             return None
         shape = (len(x) * self.num_processes, *x.shape[1:])
-        gains = {m: _gain(m, shape, self.out_channels) for m in TILES}
+        gains = {m: _gain(m, shape, len(self.weight)) for m in TILES}
         best = max(gains, key=gains.__getitem__)
         return best if gains[best] >= MIN_GAIN else None
 
@@ -84,10 +81,13 @@ class _Convolution(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(context: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
         (x, weight), m = context.saved_tensors, context.m
         needs_x, needs_weight, _ = context.needs_input_grad
+        if torch.is_grad_enabled():  # the gradient will have a gradient
+            one = (1, 1)
+            settings = None, one, one, one, False, (0, 0), 1, (needs_x, needs_weight, False)
+            return *torch.ops.aten.convolution_backward(grad, x, weight, *settings)[:2], None
         grad = grad.contiguous(memory_format=torch.channels_last)
         filters = _filters(weight, m)
         grad_x = _empty_like(x, x.shape[1]) if needs_x else None
@@ -170,20 +170,25 @@ def convert_convolutions(network: nn.Module, num_processes: int = 1) -> None:
     """Make each convolution in `network` that can be one a `WinogradConv2d`, in place; parameters and buffers stay."""
     if not numba_is_usable():
         return
-    from fastcifar.models.winograd_kernels import LANES
-
     for module in network.modules():
-        if type(module) is nn.Conv2d and _can_convert(module, LANES):
+        if type(module) is nn.Conv2d and _can_convert(module):
             module.__class__ = WinogradConv2d
-            module.num_processes = num_processes  # type: ignore[assignment]
+        if isinstance(module, WinogradConv2d):
+            module.num_processes = num_processes
 
 
-def _can_convert(layer: nn.Conv2d, lanes: int) -> bool:
+def _can_convert(layer: nn.Conv2d) -> bool:
+    """Whether the layer computes what the kernels compute: not as it was made, but as it is, e.g. after pruning."""
+    from fastcifar.models.winograd_kernels import LANES  # imports Numba
+
+    weight, bias = layer.weight, layer.bias
     return (
-        layer.kernel_size == (3, 3)
-        and layer.stride == layer.padding == layer.dilation == (1, 1)
+        layer.stride == layer.padding == layer.dilation == (1, 1)
         and layer.groups == 1
         and layer.padding_mode == "zeros"
-        and layer.weight.dtype == torch.float32
-        and layer.in_channels % lanes == layer.out_channels % lanes == 0
+        and "_conv_forward" not in vars(layer)
+        and weight.dtype == torch.float32
+        and weight.shape[2:] == (3, 3)
+        and weight.shape[0] % LANES == weight.shape[1] % LANES == 0
+        and (bias is None or bias.shape == weight.shape[:1])
     )

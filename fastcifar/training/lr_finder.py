@@ -244,6 +244,10 @@ def _restored(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[No
         with modes_kept(model), buffers_kept(model), generators_kept(param.device for param in params):
             yield
     finally:
+        for module in model.modules():  # the last result of a hook such as spectral_norm: it could not be copied
+            own = vars(module)
+            results = {name: value for name, value in own.items() if isinstance(value, torch.Tensor)}
+            own.update({name: value.detach() for name, value in results.items() if not value.is_leaf})
         with torch.no_grad():
             for param, value, gradient in zip(params, values, gradients, strict=True):
                 param.copy_(value)
