@@ -3,8 +3,8 @@
 The algorithm of Winograd, as Lavin and Gray describe it ("Fast Algorithms for Convolutional Neural Networks", 2015):
 n x n pixels, n = m + 2, and 3x3 weights are transformed, multiplied place by place, and transformed back to m x m
 pixels of the result. The products of all channels are n * n matrix products. cuDNN does the same on a GPU. With m = 4,
-36 multiplications stand for 144, and rounding errors are about eight times those of the direct sum: 5e-5 of a standard
-deviation, where bfloat16 has 2e-3.
+36 multiplications stand for 144, and rounding errors are about five times those of the direct sum: at most 8e-5 of a
+standard deviation, for the layers of ResNet-18 and random images. bfloat16 has 8 bits, 4e-3 of a value.
 """
 
 from __future__ import annotations
