@@ -385,6 +385,16 @@ def invoke(*arguments: Any, code: int = 0) -> str:
     return result.output
 
 
+def test_the_seed_of_a_sweep_is_that_of_its_runs(tiny_data: Path, tmp_path: Path) -> None:
+    common = ["--model", NETWORK, "--batch-size", 36, "--max-steps", 1, "--data-dir", tiny_data, "--runs-dir", tmp_path]
+    invoke("sweep", "--set", "lr=0.01,0.1", "--seed", 7, *common)
+    sweep = load_group(tmp_path / "sweep")
+    assert {sweep.run(member).read_config().seed for member in sweep.members} == {7}
+    invoke("sweep", "--set", "lr=0.01,0.1", "--trials", 1, "--seeds", "3,4", "--seed", 7, "--name", "drawn", *common)
+    rows = json.loads(invoke("runs", "--runs-dir", tmp_path, "--json"))["runs"]
+    assert ["seed" in row["changed"] for row in rows] == [False, False]
+
+
 def test_train_seeds_and_sweep_print_what_they_show(tiny_data: Path, tmp_path: Path) -> None:
     common = ["--model", NETWORK, "--batch-size", 36, "--epochs", 1, "--data-dir", tiny_data, "--runs-dir", tmp_path]
     text = invoke("train", "--seeds", "2", "--name", "few", *common)
@@ -429,6 +439,7 @@ def test_train_seeds_and_sweep_print_what_they_show(tiny_data: Path, tmp_path: P
         (["sweep", "--set", "rate=1,2"], "unknown setting 'rate'"),
         (["sweep", "--set", "lr=1,2", "--val-size", "0"], "expected validation images"),
         (["sweep"], "no setting to sweep"),
+        (["sweep", "--set", "lr=1", "--seeds", "2", "--seed", "1"], "--seeds cannot be combined with --seed, except"),
         (["sweep", "--set", "lr=1", "--set", "lr0=2"], "--set lr is given twice"),
         (["sweep", "--set", "lr=1,2", "--lr", "1"], "--lr is also in --set"),
         (["sweep", "--set", "augment=a.py"], "pipeline cannot be swept"),

@@ -131,12 +131,15 @@ def _group_row(group: Group, members: list[RunSummary]) -> dict[str, Any]:
     means, config = scores_of(best.runs if best else members), group.config
     values = {key: mean.mean for key, mean in means.items()}
     varied = {name for member in group.members for name in member.settings}
-    shared = {name: value for name, value in config.to_settings().items() if name not in varied}
+
+    def without_varied(given: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in given.items() if name not in varied}
+
     return {
         "name": group.path.name,
         "recipe": config.recipe,
         "model": config.model.name,
-        "changed": {**changed_settings(config), **(best.settings if best else {})},
+        "changed": {**without_varied(changed_settings(config)), **(best.settings if best else {})},
         "epochs": max((len(run.history) for run in members), default=0),
         "val_accuracy": values.get("val_accuracy"),
         "test_accuracy": values.get("test_accuracy"),
@@ -145,7 +148,7 @@ def _group_row(group: Group, members: list[RunSummary]) -> dict[str, Any]:
         "started": min((run.started for run in members), default=""),
         "finished": len(group.finished) == len(group.members),
         "path": str(group.path),
-        "settings": {**shared, **(best.settings if best else {})},
+        "settings": {**without_varied(config.to_settings()), **(best.settings if best else {})},
         "runs": f"{len(group.finished)}/{len(group.members)}",
         "kind": group.kind,
     }

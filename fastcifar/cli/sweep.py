@@ -100,6 +100,12 @@ def sweep(
     from fastcifar.runs.sweep import require_validation, sweep_members
 
     require_validation(config)
+    if not given_on_command_line(context, ["seeds"]):
+        seeds = (config.seed,)
+    elif trials is None and given_on_command_line(context, ["seed"]):
+        raise click.UsageError(
+            "--seeds cannot be combined with --seed, except with --trials, which --seed chooses", context
+        )
     swept: dict[str, tuple[Any, ...]] = {}
     for written, texts in chosen:
         name_of_setting = _setting(context, written)
