@@ -345,6 +345,18 @@ def test_arrays_that_do_not_fit_are_refused(
         evaluated_on(run, tmp_path / "data.npy")
 
 
+def test_labels_of_a_beton_without_a_manifest_are_numbers_of_classes(image_folder: Any, tmp_path: Path) -> None:
+    names = tuple(map(str, range(12)))  # in the order of text, 10 is the third class
+    data = tmp_path / "data"
+    convert(image_folder(classes=names), data)
+    run = train(tiny(data, batch_size=12, epochs=1), runs_dir=tmp_path / "runs")[0]
+    alone = tmp_path / "alone.beton"
+    shutil.copy(data / "test.beton", alone)
+    own, other = (each.metrics.predictions for each in (evaluated(run), evaluated_on(run, alone)))
+    assert own.labels.tolist() == other.labels.tolist()
+    assert own.accuracy == other.accuracy
+
+
 def test_what_is_not_a_test_set_is_refused(run: RunFolder, image_folder: Any, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not know: bird, cat; expected some of: disc, ring, "):
         evaluated_on(run, image_folder("animals", ("cat", "bird", "disc")))

@@ -101,7 +101,10 @@ def _set_name(path: Path) -> str:
 def _of_beton(trained: TrainedRun, path: Path, tta: str) -> EvaluatedImages:
     beton = open_for("auto", path, trained.device)
     trained.require_shape(path, beton.image_shape)
-    classes = trained.match_classes(path, beton.class_names, numbered=not beton.verified)
+    if not beton.verified and len(beton.class_names) <= len(trained.info.class_names):
+        classes = np.arange(len(beton.class_names))  # the names are the labels: those of the network
+    else:
+        classes = trained.match_classes(path, beton.class_names, numbered=not beton.verified)
     predictions = trained.predict_beton(beton, np.arange(len(beton)), tta=tta)
     return EvaluatedImages(
         title=f"{len(beton):,} images of {_set_name(path)}",
