@@ -80,6 +80,22 @@ def test_maps_with_channels_last_give_the_same(method: str) -> None:
     torch.testing.assert_close(maps[:, 1], maps[:, 0])
 
 
+@pytest.mark.parametrize("channels", [6, 7, 8, 9])
+@pytest.mark.parametrize("is_mixed", [True, False])
+def test_maps_may_have_as_many_channels_as_columns(channels: int, is_mixed: bool) -> None:
+    torch.manual_seed(0)
+    norm = nn.Sequential(nn.Linear(channels, channels), nn.LayerNorm(channels)) if is_mixed else nn.Identity()
+    between = Permute(0, 2, 3, 1), norm, Permute(0, 3, 1, 2), nn.Conv2d(channels, channels, 3, padding=1)
+    ends = nn.Conv2d(channels, 7, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    model = nn.Sequential(nn.Conv2d(3, channels, 4, 4), *between, nn.GELU(), *ends)
+    found = Activations(model, images(), ["1", "2", "3", "4"])
+    assert found.sizes == ((8, 8),) * 4
+    maps = found.maps(LABELS, ["hirescam"])["hirescam"].maps
+    torch.testing.assert_close(maps[:, 1], maps[:, 2])
+    if not is_mixed:
+        torch.testing.assert_close(maps[:, 0], maps[:, 2])
+
+
 def test_merged_patches_are_a_grid_of_half_the_size() -> None:
     class Merge(ToTokens):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

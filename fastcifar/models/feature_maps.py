@@ -61,6 +61,17 @@ class _Grid:
                 return layout
         return None
 
+    def is_channels_last(self, output: torch.Tensor) -> bool | None:
+        """Whether maps that are made from this grid are (N, h, w, C), where C is about w: half of dimension 2 is then
+        half of the columns, not of the rows. None if they are not made from it."""
+        with contextlib.suppress(RuntimeError):  # no gradient: modified in place, or not made from the images
+            score = _weighted_sum(output[:, :, : output.shape[2] // 2])
+            gradient = torch.autograd.grad(score, self._output, retain_graph=True, materialize_grads=True)[0]
+            reached = self._layout.to_maps(gradient).float().square().sum(dim=(0, 1))
+            rows, columns = (_imbalance(reached.sum(dim=dim)) for dim in (1, 0))
+            return columns > rows if reached.any() else None
+        return None
+
     def _are_patches(self, tokens: torch.Tensor, layout: MapLayout, factor: int) -> bool:
         if layout.num_extra_tokens not in range(MAX_EXTRA_TOKENS + 1):
             return False
@@ -87,6 +98,7 @@ class Recorder:
 
     def __init__(self, images_shape: tuple[int, ...]) -> None:
         self._num, _, self._height, self._width = images_shape
+        self._first: list[_Grid] = []  # one: all that follows is made from it
         self._grids: dict[Size, _Grid] = {}  # the last output with each size
         self._tokens: dict[int, MapLayout] = {}  # by the number of tokens
 
@@ -102,6 +114,7 @@ class Recorder:
         given = inputs[0] if inputs else None  # perhaps the only sight of tokens before attention mixes them
         if isinstance(given, torch.Tensor) and (layout := self._layout_of(given, grids)) is not None:
             grids.append(_Grid(given, layout))
+        self._first = self._first or grids[:1]
         if not isinstance(output, torch.Tensor) or (layout := self._layout_of(output, grids)) is None:
             return None
         self._grids[layout.size] = _Grid(output, layout)
@@ -111,11 +124,12 @@ class Recorder:
         if output.ndim not in (3, 4) or output.shape[0] != self._num:
             return None
         if output.ndim == 4:
-            for first, channels_last in ((2, False), (1, True)):
-                height, width = output.shape[first], output.shape[first + 1]
-                if self._has_aspect(height, width):
-                    return MapLayout((height, width), channels_last)
-            return None
+            sizes = {False: output.shape[2:], True: output.shape[1:3]}
+            layouts = [MapLayout((h, w), last) for last, (h, w) in sizes.items() if self._has_aspect(h, w)]
+            if len(layouts) == 2:  # about as many channels as columns
+                found = (grid.is_channels_last(output) for grid in (*reversed(grids), *self._first))
+                return layouts[next((is_last for is_last in found if is_last is not None), False)]
+            return layouts[0] if layouts else None
         num_tokens = output.shape[1]
         if num_tokens not in self._tokens:
             for grid in grids:
@@ -127,6 +141,12 @@ class Recorder:
     def _has_aspect(self, height: int, width: int) -> bool:
         fits = height <= self._height and width <= self._width  # attention has (N, heads, T, d), and T may be near d
         return fits and abs(height * self._width - width * self._height) <= max(self._height, self._width)
+
+
+def _imbalance(values: torch.Tensor) -> float:
+    """Of the first and the last half of (n,)."""
+    half = len(values) // 2
+    return float((values[:half].sum() - values[-half:].sum()).abs()) if half else 0.0
 
 
 def _weighted_sum(features: torch.Tensor) -> torch.Tensor:
