@@ -15,7 +15,7 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, Any, NoReturn, cast
 
@@ -49,13 +49,25 @@ def read_archive(path: Path, resources: ExitStack, expected: str = DATASET) -> L
     Raises DataError, which says what was `expected`, if it is damaged.
     """
     try:
-        return _read_zip(path, resources) if zipfile.is_zipfile(path) else _read_tar(path, resources)
+        return _read_zip(path, resources) if _is_zip(path) else _read_tar(path, resources)
     except READ_ERRORS as error:
         if isinstance(error, OSError) and error.errno in FULL:
             raise FastcifarError(f"{tempfile.gettempdir()}: too full to unpack {path} ({error.strerror})") from error
         raise DataError(
             f"{path}: truncated or corrupt tar or zip archive ({_reason(path, error)}); expected {expected}"
         ) from error
+
+
+def _is_zip(path: Path) -> bool:
+    """Whether it ends as a zip, and is not a tar: a tar whose last file is a zip ends as one, too."""
+    with path.open("rb") as file:
+        head = file.read(HEAD_BYTES)
+    if file_kind(head) in ARCHIVE_KINDS:
+        return False
+    with suppress(tarfile.HeaderError):
+        tarfile.TarInfo.frombuf(head[: tarfile.BLOCKSIZE], "utf-8", "surrogateescape")
+        return False  # a tar of an old kind, which only its checksum tells
+    return zipfile.is_zipfile(path)
 
 
 def _reason(path: Path, error: Exception) -> str:

@@ -56,6 +56,35 @@ def pack(folder: Path, kind: str, prefix: str = "", skip: str = "") -> Path:
     return target
 
 
+@pytest.mark.parametrize("is_old", [False, True])
+def test_a_tar_whose_last_file_is_a_zip_is_a_tar(image_folder: ImageFolder, is_old: bool) -> None:
+    """It ends as that zip, e.g. as a workbook of Excel."""
+    folder = image_folder()
+    path, expected = pack(folder, "tar"), pixels(folder)
+    with zipfile.ZipFile(folder / "labels.xlsx", "w") as workbook:
+        workbook.writestr("sheet.xml", "<sheet/>")
+    with tarfile.open(path, "a") as archive:
+        archive.add(folder / "labels.xlsx", "labels.xlsx")
+    if is_old:
+        content = bytearray(path.read_bytes())
+        with tarfile.open(path) as archive:
+            headers = [member.offset for member in archive]
+        for at in headers:  # without the name of the format
+            content[at + 257 : at + 265] = bytes(8)
+            content[at + 148 : at + 156] = b" " * 8
+            content[at + 148 : at + 156] = b"%06o\0 " % sum(content[at : at + 512])
+        path.write_bytes(content)
+    assert zipfile.is_zipfile(path)
+    assert pixels(path) == expected
+
+
+def test_a_zip_behind_a_program_is_a_zip(image_folder: ImageFolder) -> None:
+    folder = image_folder()
+    path = pack(folder, "zip")
+    path.write_bytes(b"#!/bin/sh\nexec unzip $0\n" + path.read_bytes())
+    assert pixels(path) == pixels(folder)
+
+
 @pytest.mark.parametrize("prefix", ["", "./", "cifar-images/"])
 @pytest.mark.parametrize("kind", ["tar", "tar.gz", "tar.xz", "tar.bz2", "zip"])
 def test_an_archive_gives_what_its_folder_gives(image_folder: ImageFolder, kind: str, prefix: str) -> None:
