@@ -174,7 +174,11 @@ def _read_tar(path: Path, resources: ExitStack) -> Listing:
             shutil.copyfileobj(content, spool)
             _add(path, listing, positions, member.name, (offset, member.size))
             offset += member.size
-        _read_to_end(stream)
+        if _has_more(archive.fileobj):  # type: ignore[arg-type]
+            raise DataError(
+                f"{path}: data follows the end of the archive, such as a second archive; unpack all of it "
+                "(tar --ignore-zeros), and give the folder"
+            )
     spool.flush()
     return listing
 
@@ -257,9 +261,11 @@ def decompress(path: Path) -> IO[bytes]:
     return path.open("rb")
 
 
-def _read_to_end(stream: IO[bytes]) -> None:
-    """The checksums at the end of a compressed file are verified only when it is read to the end."""
+def _has_more(stream: IO[bytes]) -> bool:
+    """Whether bytes other than zero are left. Reads all: a compressed file is verified when it is read to its end."""
+    has_more = False
     for _ in range(1_024):
-        if not stream.read(2**20):
-            return
+        if not (chunk := stream.read(2**20)):
+            return has_more
+        has_more = has_more or bool(chunk.strip(b"\0"))
     raise tarfile.ReadError("over 1 GiB follow the end of the archive")

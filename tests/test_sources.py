@@ -292,6 +292,15 @@ def test_a_tar_that_lost_its_end_is_refused(image_folder: ImageFolder, kind: str
         pixels(archive)
 
 
+@pytest.mark.parametrize("kind", ["tar", "tar.gz", "tar.xz", "tar.bz2"])
+def test_a_tar_behind_a_tar_is_refused(image_folder: ImageFolder, kind: str) -> None:
+    """Its images would be lost without a message."""
+    archive = pack(image_folder(), kind)
+    archive.write_bytes(2 * archive.read_bytes())
+    with pytest.raises(DataError, match="data follows the end of the archive, such as a second archive; unpack all"):
+        pixels(archive)
+
+
 def test_a_damaged_header_in_a_tar_is_not_its_end(image_folder: ImageFolder) -> None:
     archive = pack(image_folder(), "tar")
     content = bytearray(archive.read_bytes())
