@@ -806,6 +806,14 @@ def test_auto_counts_what_is_still_to_be_copied_by_all_processes(
     assert choose_loader("auto", [opened]).name == "resident"
 
 
+def test_make_loader_counts_the_other_processes(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = data_dir / "train.beton"
+    size = path.stat().st_size
+    monkeypatch.setattr("fastcifar.loaders.choose.free_memory", lambda device=None: 2 * size)
+    assert make_loader(path, rank=0, world_size=2).name == "ffcv"
+    assert make_loader(path, rank=1, world_size=2).name == "resident"  # the copy of the other is no longer free
+
+
 def test_auto_needs_memory_for_the_copy_that_a_gpu_gets(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gpu, free = torch.device("cuda"), {"cuda": 80 * 2**30, "cpu": 2**20}
     monkeypatch.setattr("fastcifar.loaders.choose.usable_device", lambda device: gpu)

@@ -116,7 +116,7 @@ def make_loader(
     if dtype not in DTYPES:
         raise UsageError(f"dtype is {dtype}; expected one of: {', '.join(map(str, DTYPES))}")
     device = usable_device(device)
-    choice = choose_loader(loader, [beton], augment=augment, device=device)
+    choice = choose_loader(loader, [beton], augment=augment, device=device, num_processes=world_size - rank)
     if loader == "auto":
         log.info("loader: %s", choice)
     (beton,) = choice.betons
