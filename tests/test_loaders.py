@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 import warnings
 import weakref
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -825,6 +827,26 @@ def test_auto_needs_memory_for_the_copy_that_a_gpu_gets(data_dir: Path, monkeypa
     free["cpu"], free["cuda"] = free["cuda"], free["cpu"]
     choice = choose_loader("auto", [data_dir / "train.beton"], device=gpu)
     assert (choice.name, "do not fit into CUDA memory" in choice.reason) == ("ffcv", True)
+
+
+def test_the_batch_size_of_ffcv_costs_no_memory_beyond_the_dataset(data_dir: Path) -> None:
+    tracemalloc.start()
+    try:
+        loader = make_loader(data_dir / "test.beton", loader="ffcv", train=False, batch_size=10**7)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert [len(batch.labels) for batch in epoch_of(loader)] == [200]
+    assert peak < 2**25
+
+
+def test_ffcv_copies_from_the_cpu_whatever_the_default_device_is(data_dir: Path) -> None:
+    loader: Any = make_loader(data_dir / "test.beton", loader="ffcv", train=False)
+    loader.config = replace(loader.config, device=torch.device("meta"))  # in place of a GPU
+    loader._kernel = Mock()
+    with torch.device("meta"):
+        loader._launch(np.zeros((2, 32, 32, 3), np.uint8), loader.plan(0).params[:2])
+    assert loader._kernel.launch.call_args.args[0].shape == (2 * 32 * 32 * 3,)
 
 
 def test_loaders_of_one_beton_hold_it_once(data_dir: Path) -> None:

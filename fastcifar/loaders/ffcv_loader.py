@@ -39,7 +39,7 @@ class FfcvLoader(Loader):
         super().__init__(beton, config, indices)
         self._decode = jpeg_decoder() if beton.encoding == "jpeg" else None
         self._kernel = make_kernel(config.unmixed)
-        positions = np.arange(config.batch_size // config.world_size)
+        positions = np.arange(min(config.batch_size // config.world_size, len(beton)))
         arrays = (positions * int(np.prod(beton.image_shape)), positions)
         self._offsets, self._positions = map(self._kernel.to_device, arrays)
 
@@ -68,7 +68,7 @@ class FfcvLoader(Loader):
         if device.type == "cpu":
             data = kernel.to_device(data)
         else:
-            staged = torch.empty(images.size, dtype=torch.uint8, pin_memory=device.type == "cuda")
+            staged = torch.empty(images.size, dtype=torch.uint8, device="cpu", pin_memory=device.type == "cuda")
             staged.numpy()[:] = data  # the copy to the device runs while the next batch is decoded
             data = staged.to(device, non_blocking=True)
         return kernel.launch(data, self._offsets[:num], self._positions[:num], kernel.load_params(params))
