@@ -15,7 +15,7 @@ from fastcifar.converters import convert, open_source
 from fastcifar.converters.summary import describe
 from fastcifar.data.beton import open_beton
 from fastcifar.data.file_kind import HEAD_BYTES, file_kind
-from fastcifar.data.image_files import quiet_pillow
+from fastcifar.data.image_files import AS_IT_IS, ImageError, decode_image, quiet_pillow
 from fastcifar.errors import DataError, FastcifarError, UsageError
 from tests.conftest import ImageFolder
 from tests.test_sources import pixels
@@ -117,6 +117,26 @@ def test_no_error_message_has_a_memory_address() -> None:
             message = str(kind(f"value is {odd!r}; expected another"))
             assert "0x" not in message
             assert message.endswith("; expected another")
+
+
+def test_data_behind_a_jpeg_has_no_scans() -> None:
+    """Phones put a video there."""
+    whole = saved("JPEG", progressive=True)
+    video = b"\0\0\0\x18ftypmp42" + 101 * b"\xff\xda\0\2"
+    decoded = decode_image(whole + video, AS_IT_IS)
+    np.testing.assert_array_equal(decoded.pixels, decode_image(whole, AS_IT_IS).pixels)
+
+
+@pytest.mark.parametrize(
+    "hidden_by", [b"", b"\xff\xfe\0\4\xff\xd9", b"\xff\xff\xfe\0\4\xff\xd9", b"\xff\x01", b"\xff\xd0", b"\xff\0\xd9"]
+)
+def test_no_end_within_a_jpeg_hides_its_scans(hidden_by: bytes) -> None:
+    """It may be in a comment, as in the EXIF segment, whose thumbnail has its own."""
+    whole = saved("JPEG", progressive=True)
+    at = whole.rindex(b"\xff\xda")
+    image = whole[:at] + hidden_by + 101 * whole[at:-2] + whole[-2:]
+    with pytest.raises(ImageError, match="has over 100 scans; save it again"):
+        decode_image(image, AS_IT_IS)
 
 
 # ---- upright -----------------------------------------------------------------------------------------------------

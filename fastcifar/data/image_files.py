@@ -17,6 +17,7 @@ import PIL.Image
 from PIL.Image import Resampling, Transpose
 
 from fastcifar.data.file_kind import HEAD_BYTES, decode_error_reason
+from fastcifar.data.jpeg import MAX_SCANS, START_OF_IMAGE, has_many_scans
 from fastcifar.errors import UsageError, one_line
 from fastcifar.io.checks import require_choice, require_int, shown
 
@@ -40,9 +41,6 @@ CHANGES = {
 """What can happen to the pixels of an image, in the words of a summary after the number of images."""
 MAX_PIXELS = 100_000_000
 MAX_SIDE = 1_672  # a larger square does not fit into a beton's page
-MAX_SCANS = 100
-"""Of a JPEG: a progressive one has about ten, and each takes as long as the whole image."""
-_START_OF_SCAN = b"\xff\xda"
 _LARGE_PIXELS = 2**22
 _large_image = threading.Lock()
 """Held to decode an image of over _LARGE_PIXELS: each pixel takes up to 16 bytes, on each thread."""
@@ -122,7 +120,7 @@ def decode_image(content: bytes, rule: Preprocessing) -> Decoded:
 
     Of several frames the first; 16 bits a channel become their high 8; colour profiles are ignored. Raises ImageError.
     """
-    if content.startswith(b"\xff\xd8") and content.count(_START_OF_SCAN) > MAX_SCANS:
+    if content.startswith(START_OF_IMAGE) and has_many_scans(content):
         raise ImageError(f"has over {MAX_SCANS} scans; save it again")
     try:
         with PIL.Image.open(io.BytesIO(content), formats=FORMATS) as opened:

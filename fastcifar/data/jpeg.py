@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import io
+import re
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 Bytes = npt.NDArray[np.uint8]
+MAX_SCANS = 100
+"""A progressive file has about ten, and each takes as long as the whole image."""
 START_OF_IMAGE = b"\xff\xd8"
+START_OF_SCAN = b"\xff\xda"
+END_OF_IMAGE = b"\xff\xd9"
 START_OF_FRAME = (0xC0, 0xC1, 0xC2)
+_MARKER = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]")  # with a length, or the end; libjpeg skips what is between them
 SEGMENTS = (0xC4, 0xDB, 0xDD, *range(0xE0, 0xF0), 0xFE)  # tables, restart interval, application data, comments
 
 
@@ -41,3 +47,14 @@ def read_shape(encoded: bytes) -> tuple[int, int, int] | None:
             return None
         at += 2 + length
     return None
+
+
+def has_many_scans(encoded: bytes) -> bool:
+    """Whether there are over MAX_SCANS up to the end of the image; other data may follow it, e.g. a video."""
+    if encoded.count(START_OF_SCAN) <= MAX_SCANS:
+        return False
+    num_scans, at = 0, len(START_OF_IMAGE)
+    while (found := _MARKER.search(encoded, at)) and found[0] != END_OF_IMAGE:
+        num_scans += found[0] == START_OF_SCAN
+        at = found.end() + max(int.from_bytes(encoded[found.end() : found.end() + 2], "big"), 2)
+    return num_scans > MAX_SCANS
