@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 
@@ -358,6 +360,22 @@ def test_a_jpeg_of_another_size_never_reaches_ffcv(tmp_path: Path) -> None:
         path.write_bytes(whole[:place] + bytes([value]) + whole[place + 1 :])
         with pytest.raises(DataError, match="image 7 is not a JPEG file of 32x32"):
             open_beton(path)
+
+
+def test_a_jpeg_of_many_scans_is_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each takes as long as the whole image."""
+
+    def of_many_scans(image: Any, quality: int) -> Any:
+        file = io.BytesIO()
+        PIL.Image.fromarray(image).save(file, "jpeg", progressive=True)
+        whole = file.getvalue()
+        at = whole.rindex(b"\xff\xda")
+        return np.frombuffer(whole[:at] + 101 * whole[at:-2] + whole[-2:], np.uint8)
+
+    monkeypatch.setattr(jpeg, "encode", of_many_scans)
+    convert(source_of(random_split(3)), tmp_path, jpeg_quality=90)
+    with pytest.raises(DataError, match=r"train\.beton: damaged beton: image 0 has over 100 scans; convert again"):
+        open_beton(tmp_path / "train.beton")
 
 
 def test_a_jpeg_that_cannot_be_decoded_is_an_error_and_not_another_image(tmp_path: Path) -> None:

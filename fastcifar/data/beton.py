@@ -195,11 +195,15 @@ def open_beton(path: str | os.PathLike[str], *, in_memory: bool = False) -> Beto
 
 
 def _check_jpeg_headers(file: BetonFile, tables: Tables) -> None:
-    """Raise DataError unless each header says `image_shape`: FFCV trusts it. See also `loaders.numba_jpeg`."""
+    """Raise DataError unless each header says `image_shape`, which FFCV trusts (see also `loaders.numba_jpeg`), and no
+    image has many scans."""
     for index, (start, size) in enumerate(zip(tables.offsets.tolist(), tables.sizes.tolist(), strict=True)):
-        if jpeg.read_shape(file.read(start, size).tobytes()) != tables.image_shape:
+        encoded = file.read(start, size).tobytes()
+        if jpeg.read_shape(encoded) != tables.image_shape:
             height, width, _ = tables.image_shape
             raise damaged(file.path, f"image {index} is not a JPEG file of {height}x{width}")
+        if jpeg.has_many_scans(encoded):
+            raise damaged(file.path, f"image {index} has over {jpeg.MAX_SCANS} scans")
 
 
 def _check_manifest(beton: Beton, manifest: Manifest) -> None:
