@@ -324,6 +324,15 @@ def test_jpeg_betons_hold_what_was_encoded(tmp_path: Path) -> None:
     np.testing.assert_allclose(without.mean, encoded.mean)
 
 
+def test_a_jpeg_larger_than_a_page_is_refused(tmp_path: Path) -> None:
+    """Noise of the highest quality takes more bytes than its pixels."""
+    split = random_split(2, side=836)
+    message = r"train image 0 takes \d+ bytes as JPEG; expected at most 2097152, a page: lower --quality, or resize it"
+    with pytest.raises(DataError, match=message):
+        convert(source_of(split), tmp_path, jpeg_quality=100)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_ffcv_reads_the_jpeg_betons_of_fastcifar(tmp_path: Path) -> None:
     pytest.importorskip("ffcv")
     with synthetic_source(300, 20) as source:
