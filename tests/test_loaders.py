@@ -609,6 +609,33 @@ def test_a_forked_child_can_use_the_loader_of_its_parent(data_dir: Path, name: s
     assert answer.stdout == "an epoch cannot continue in a forked process; begin a new one there\n"
 
 
+FORK_AND_DROP = """if True:
+    import os, signal, sys
+    from fastcifar import make_loader
+    signal.alarm(60)  # a hang is a failure
+    loader = make_loader(sys.argv[1], batch_size=100, loader=sys.argv[2])
+    begun = [loader.epoch(0), loader.epoch(1)]
+    for batches in begun:
+        next(batches)
+    child = os.fork()
+    if not child:
+        signal.alarm(30)
+        del batches, begun, loader
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert [len(list(batches)) for batches in begun] == [5, 5]
+    loader.close()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LOADERS)
+def test_a_forked_child_that_drops_the_loader_leaves_it_to_its_parent(data_dir: Path, name: str) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", FORK_AND_DROP, str(data_dir / "train.beton"), name]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (answer.returncode, answer.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("name", LOADERS)
 def test_a_loader_without_references_is_freed_at_once(
     data_dir: Path, name: str, monkeypatch: pytest.MonkeyPatch

@@ -29,6 +29,7 @@ from fastcifar.loaders.batch import Batch
 from fastcifar.system.cpus import available_cpus
 
 MAX_WORKERS = 8
+_started: weakref.WeakSet[DataLoader[Any]] = weakref.WeakSet()
 SHM_ERRORS = ("shared memory", "shm", "No space left", "SIGBUS", "Function not implemented")
 
 
@@ -50,7 +51,7 @@ class AlbumentationsLoader(Loader):
         weakref.finalize(self, atexit.unregister, at_exit).atexit = False
 
     def _start(self) -> DataLoader[Any]:
-        return DataLoader(
+        workers = DataLoader(
             _Batches(self.beton, self.config),
             sampler=[],  # the requests of an epoch: (epoch, slots, indices of the images) of each batch
             batch_size=None,  # a request is a batch
@@ -60,6 +61,8 @@ class AlbumentationsLoader(Loader):
             worker_init_fn=_ignore_signals,
             generator=torch.Generator(),  # DataLoader draws unused seeds from it: not from torch's own
         )
+        _started.add(workers)
+        return workers
 
     def _epoch(self, epoch: int, start: int) -> Generator[Batch, None, None]:
         is_second = self._in_use  # another epoch is open: this one gets its own workers
@@ -75,9 +78,6 @@ class AlbumentationsLoader(Loader):
 
     def _after_fork(self) -> None:
         super()._after_fork()
-        old: Any = self._workers._iterator
-        if old is not None:
-            old._shutdown = True  # the workers are the parent's: torch shall not end them here
         self._workers, self._in_use = self._start(), False
 
     def _batches_from(self, workers: DataLoader[Any], epoch: int, start: int) -> Iterator[Batch]:
@@ -122,6 +122,17 @@ def _close_at_exit(reference: weakref.ref[AlbumentationsLoader]) -> None:
     loader = reference()
     if loader is not None and loader._process == os.getpid():
         loader.close()
+
+
+def _leave_workers() -> None:
+    """In a forked child: the workers are the parent's, and torch would end them when the child drops the loader."""
+    for workers in _started:
+        iterator: Any = workers._iterator
+        if iterator is not None:
+            iterator._shutdown = True
+
+
+os.register_at_fork(after_in_child=_leave_workers)
 
 
 def _itself(images: torch.Tensor) -> torch.Tensor:
