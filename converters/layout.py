@@ -65,12 +65,16 @@ def group_by_class(
     root, folders = _find_root(path, listing)
     files_of: dict[str, dict[str, list[str]]] = {split: {} for split in folders.values() or ("train",)}
     not_images, too_deep = [], []
+    unused: Counter[str] = Counter()
     for name in listing.files:
         location = _locate(name, root, folders)
         if location is None:
             if folders and _is_image(name) and _is_another_dataset(name, root):
                 above = "/".join(root) or "."
                 raise DataError(f"{path}: {escape(name)} is next to another dataset in {above}; {LAYOUT}")
+            place = PurePosixPath(name).parts[:-1][: len(root) + 1]
+            if _is_image(name) and place != root[: len(place)] and place[-1].lower() not in SPLIT_OF:
+                unused["/".join(place)] += 1
             continue  # a README next to train/ and test/
         split, parts = location
         if not _is_image(name):
@@ -107,6 +111,9 @@ def group_by_class(
         )
     if listing.ignored:
         log.info("%s: %d system files ignored, e.g. %s", path, len(listing.ignored), escape(listing.ignored[0]))
+    if unused:
+        names = join_names(f"{escape(folder)}/ ({num:,})" for folder, num in sorted(unused.items()))
+        log.warning("%s: images in folders next to train/ and test/ are not used: %s", path, names)
     _warn_of_odd_names(path, [name for classes in files_of.values() for names in classes.values() for name in names])
     splits = {
         split: [

@@ -285,6 +285,25 @@ def test_splits_may_be_in_capitals_and_two_folders_deep(image_folder: ImageFolde
     assert pixels(tmp_path / "other") == expected
 
 
+@pytest.mark.parametrize("around", [".", "data"])
+def test_images_next_to_train_and_test_are_named(
+    image_folder: ImageFolder, tmp_path: Path, around: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Unless they lie in no folder, as a picture for a README."""
+    folder = image_folder()
+    expected, inside = pixels(folder), tmp_path / "other" / around
+    shutil.copytree(folder, inside)
+    for name in ("train_part2/cat/0.png", "train_part2/dog/0.png", "new\nline/0.png", "notes/0.txt", "picture.png"):
+        (inside / name).parent.mkdir(parents=True, exist_ok=True)
+        (inside / name).write_bytes(png())
+    (inside.parent / "picture.png").write_bytes(png())
+    assert pixels(tmp_path / "other") == expected
+    prefix = "" if around == "." else f"{around}/"
+    named = rf"{prefix}new\nline/ (1), {prefix}train_part2/ (2)"
+    (message,) = [record.getMessage() for record in caplog.records if "not used" in record.getMessage()]
+    assert message.endswith(f": images in folders next to train/ and test/ are not used: {named}")
+
+
 def move(before: str, after: str) -> Callable[[Path], None]:
     def make(folder: Path) -> None:
         (folder / after).parent.mkdir(parents=True, exist_ok=True)
