@@ -27,7 +27,7 @@ Hashes = npt.NDArray[np.uint64]
 
 def hash_image(image: npt.NDArray[np.uint8]) -> int:
     """64 bits of BLAKE2b: equal for equal bytes, and for others only by chance."""
-    return int.from_bytes(hashlib.blake2b(image.data, digest_size=8).digest(), "little")
+    return int.from_bytes(hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=8).digest(), "little")
 
 
 class Summary:

@@ -102,6 +102,15 @@ def test_images_of_any_one_size(tmp_path: Path, shape: tuple[int, int, int]) -> 
     np.testing.assert_array_equal(opened.images([2, 0]), np.stack([images[2], images[0]]))
 
 
+@pytest.mark.parametrize("quality", [None, 90])
+def test_images_may_be_transposed_in_memory(tmp_path: Path, quality: int | None) -> None:
+    split = random_split(3)
+    transposed = ListSplit([image.transpose(1, 0, 2).copy().transpose(1, 0, 2) for image in split.images], split.labels)
+    for name, each in (("as they are", split), ("transposed", transposed)):
+        convert(source_of(each), tmp_path / name, jpeg_quality=quality)
+    assert contents(tmp_path / "transposed") == contents(tmp_path / "as they are")
+
+
 def test_the_manifest_describes_the_file(own_data_dir: Path) -> None:
     manifest = read_manifest(own_data_dir / "train.beton")
     assert manifest is not None
