@@ -959,6 +959,8 @@ def test_epochs_and_batches_are_counted_from_0(data_dir: Path, name: str) -> Non
             loader.epoch(*numbers)
     with pytest.raises(UsageError, match=r"epoch is 1\.5; expected a whole number"):
         loader.epoch(1.5)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="epoch is -1; expected 0"):
+        loader.params(-1)
     loader.close()
 
 

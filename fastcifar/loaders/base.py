@@ -189,8 +189,10 @@ class Loader(Conventions, ABC):
         """The augmentation parameters of an epoch, one row per image of the beton: see
         `fastcifar.augment.params.sample_params`.
 
-        Raises UsageError for the sampler 'balanced': an image that is delivered twice is augmented in two ways.
+        Raises UsageError for numbers below 0, and for the sampler 'balanced': an image that is delivered twice is
+        augmented in two ways.
         """
+        epoch = require_int("epoch", epoch, 0, MAX_SEED)
         if self.config.sampler == "balanced":
             raise UsageError(
                 "params are of one image each, and sampler 'balanced' delivers some images twice; use sampler 'none'"
