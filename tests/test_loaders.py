@@ -876,6 +876,15 @@ def test_ffcv_copies_from_the_cpu_whatever_the_default_device_is(data_dir: Path)
     assert loader._kernel.launch.call_args.args[0].shape == (2 * 32 * 32 * 3,)
 
 
+def test_a_closed_loader_holds_no_copy_of_the_dataset(data_dir: Path) -> None:
+    beton = open_beton(data_dir / "train.beton")
+    loader = make_loader(beton, loader="resident", batch_size=20)
+    next(loader.epoch(0))
+    assert beton.file.loaded
+    loader.close()
+    assert not beton.file.loaded
+
+
 def test_loaders_of_one_beton_hold_it_once(data_dir: Path) -> None:
     beton = open_beton(data_dir / "train.beton")
     reads: list[int] = []

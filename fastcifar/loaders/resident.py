@@ -56,3 +56,4 @@ class ResidentLoader(Loader):
     def close(self) -> None:
         super().close()
         self._kernel.close()
+        self._data = self._offsets = self._labels = None
