@@ -19,6 +19,7 @@ import yaml
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
+import fastcifar
 from fastcifar import plotting
 from fastcifar.cli import main
 from fastcifar.errors import CheckpointError, DataError, Stopped, UsageError
@@ -236,6 +237,20 @@ def test_all_runs_of_a_group_have_the_same_images(tiny_data: Path, own_data_dir:
     own.write_text(yaml.safe_dump(stored))
     train_group(load_group(group.path))
     assert len(group.finished) == 2
+
+
+def test_a_run_of_a_group_keeps_its_length(tiny_data: Path, tmp_path: Path) -> None:
+    group = create_group(tmp_path, "few", "seeds", tiny(tiny_data, max_steps=1), seed_members([0, 1]))
+    train_group(group)
+    run = group.run(group.members[0])
+    for flag, value in (("--epochs", 5), ("--max-steps", 3), ("--early-stop", 1)):
+        text = invoke("train", "--resume", run.path, flag, value, "--model", NETWORK, code=2)
+        assert f"{flag} cannot be changed when a run of a group is resumed; only --data-dir" in text
+    longer = group.config_of(group.members[0]).with_settings(max_steps=3)
+    with pytest.raises(UsageError, match="max_steps is 3; .*seed-0 is one of a group .*: expected 1"):
+        fastcifar.train(longer, resume="few/seed-0", runs_dir=tmp_path, progress=False)
+    same = longer.with_settings(max_steps=1)
+    assert fastcifar.train(same, resume=run.path, progress=False).metrics["steps"] == 1
 
 
 def test_what_is_in_the_place_of_a_run_is_not_removed(tiny_data: Path, tmp_path: Path) -> None:

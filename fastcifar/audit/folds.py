@@ -23,7 +23,7 @@ from scipy.special import softmax
 from fastcifar import recipes
 from fastcifar.audit.assign_folds import Ints, assign_folds, require_folds, single_fold_classes, train_indices
 from fastcifar.audit.issues import Pair
-from fastcifar.config import CHANGEABLE, MAX_SEED, TrainConfig
+from fastcifar.config import CHANGEABLE, LENGTH, MAX_SEED, TrainConfig
 from fastcifar.data.beton import Beton
 from fastcifar.errors import Stopped, join_names
 from fastcifar.inference.calibration import fit_temperature
@@ -255,7 +255,7 @@ def _begin(folder: Path, key: dict[str, Any]) -> None:
 
 def _key(splits: Mapping[str, Beton], assigned: Ints, config: TrainConfig) -> dict[str, Any]:
     """What decides the results: data, labels, folds and settings."""
-    other = set(CHANGEABLE) - {"epochs", "max_steps", "early_stop"}
+    other = set(CHANGEABLE) - {*LENGTH}
     settings = {name: value for name, value in config.to_settings().items() if name not in other}
     digest = {name: hashlib.sha256(beton.labels.tobytes()).hexdigest() for name, beton in splits.items()}
     return {

@@ -13,7 +13,7 @@ from fastcifar.cli import options, settings
 from fastcifar.cli.dry_run import show_dry_run
 from fastcifar.cli.param_types import SEEDS, SEEDS_HELP
 from fastcifar.cli.settings import flags, given_on_command_line
-from fastcifar.config import CHANGEABLE, SETTINGS, TrainConfig
+from fastcifar.config import CHANGEABLE, LENGTH, SETTINGS, TrainConfig
 from fastcifar.errors import FastcifarError, Stopped, UsageError
 
 LATEST = "\0"
@@ -82,7 +82,7 @@ def train(
     from fastcifar.cli.output import command_line, show_next, table
     from fastcifar.loggers import view_commands
     from fastcifar.report import write_report_or_warn
-    from fastcifar.runs.group import find_group
+    from fastcifar.runs.group import find_group, is_group
     from fastcifar.runs.log_run import train_and_log
     from fastcifar.training import find_run
     from fastcifar.training.distributed import Distributed
@@ -98,7 +98,7 @@ def train(
             train_and_print(context, replace(group, config=resumed), as_json)
             return
         run = find_run(None if resume == LATEST else resume, runs_dir)
-        config = _resumed(context, run.read_config(), config)
+        config = _resumed(context, run.read_config(), config, is_group=is_group(run.path.resolve().parent))
     if not is_main:  # only rank 0 logs
         logging.getLogger("fastcifar").setLevel(logging.ERROR)
     with Bars(shown=is_main) as bars:
@@ -155,15 +155,17 @@ def _train_seeds(
 def _resumed(
     context: click.Context, stored: TrainConfig, requested: TrainConfig, *, is_group: bool = False
 ) -> TrainConfig:
-    """The settings of the run, with those that the user changed; not the length of the runs of a group, some of which
-    may be finished."""
-    changeable = [key for key in CHANGEABLE if not is_group or key not in ("epochs", "max_steps", "early_stop")]
+    """The settings of the run, with those that the user changed; not the length of the runs of a group, or of one of
+    them: all are of one length."""
+    changeable = [key for key in CHANGEABLE if not is_group or key not in LENGTH]
     given_now = given_on_command_line(context, (*SETTINGS, "name"))
     trusted = stored.model.names_code and requested.model.name == stored.model.name  # the user named the code
     fixed = [key for key in given_now if key not in changeable and not (key == "model" and trusted)]
     if fixed:
         raise click.UsageError(
-            f"{flags(fixed)} cannot be changed when a run is resumed; only {flags(changeable)} can", context
+            f"{flags(fixed)} cannot be changed when a run {'of a group ' if is_group else ''}is resumed; only "
+            f"{flags(changeable)} can",
+            context,
         )
     if stored.model.names_code and not trusted:
         raise click.UsageError(

@@ -21,6 +21,7 @@ from fastcifar.config.optimizer import OptimizerConfig as OptimizerConfig
 from fastcifar.config.schedule import ScheduleConfig as ScheduleConfig
 from fastcifar.config.setting import require_known as require_known
 from fastcifar.config.train import CHANGEABLE as CHANGEABLE
+from fastcifar.config.train import LENGTH as LENGTH
 from fastcifar.config.train import LOADERS as LOADERS
 from fastcifar.config.train import LOGGERS as LOGGERS
 from fastcifar.config.train import MAX_SEED as MAX_SEED

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from fastcifar import plotting
-from fastcifar.config import ExplainConfig, TrainConfig
-from fastcifar.errors import DataError, describe
+from fastcifar.config import LENGTH, ExplainConfig, TrainConfig
+from fastcifar.errors import DataError, UsageError, describe
 from fastcifar.explain.run import explanation_grid
 from fastcifar.inference.metrics import MAX_MATRIX, compute_metrics
 from fastcifar.inference.predictions import Predictions
 from fastcifar.io.locks import lock_folder
 from fastcifar.io.paths import command_line
 from fastcifar.loggers import Loggers, open_loggers
-from fastcifar.runs.group import group_path, load_group
+from fastcifar.runs.group import group_path, is_group, load_group
 from fastcifar.runs.summary import RunSummary, summaries
 from fastcifar.training.distributed import Distributed
 from fastcifar.training.progress import Reporter
@@ -34,15 +34,30 @@ def train_and_log(
 ) -> tuple[RunFolder, dict[str, Any]]:
     """`fastcifar.training.train`, with pictures of the run in its logs at the end.
 
-    group: the name of its group. reporter: shows progress, e.g. a `fastcifar.bars.Bars`. arguments: runs_dir, name and
-    resume, as of `fastcifar.train`, but `resume` is a run folder. Returns the folder of the run, and the content of its
-    metrics.json.
+    group: the name of its group, if that is trained. reporter: shows progress, e.g. a `fastcifar.bars.Bars`. arguments:
+    runs_dir, name and resume, as of `fastcifar.train`, but `resume` is a run folder. Returns the folder of the run, and
+    the content of its metrics.json. Raises UsageError if a resumed run of a group would get another length than the
+    others.
     """
+    if group is None and (resumed := arguments.get("resume")) is not None:
+        _require_length_of_group(config, resumed)
     is_main = Distributed.from_environment().is_main
     with open_loggers(config.runtime.log, group=group, is_main=is_main) as loggers:
         run, metrics = train(config, reporter=reporter, loggers=loggers, **arguments)
         log_images(run, loggers, trusted=config.model.name, reporter=reporter)
     return run, metrics
+
+
+def _require_length_of_group(config: TrainConfig, run: RunFolder) -> None:
+    """The group has means over its runs, which have to be alike."""
+    if not is_group(run.path.resolve().parent):
+        return
+    given, own = config.to_settings(), run.read_config().to_settings()
+    for name in LENGTH:
+        if given[name] != own[name] and not (name == "max_steps" and config.max_minutes is not None):
+            raise UsageError(
+                f"{name} is {given[name]}; {run.path} is one of a group of runs of one length: expected {own[name]}"
+            )
 
 
 def log_run(
