@@ -18,7 +18,7 @@ from fastcifar.cli import main
 from fastcifar.config import TrainConfig
 from fastcifar.errors import DataError, UsageError
 from fastcifar.inference.predictions import Predictions
-from fastcifar.runs.compare import compare
+from fastcifar.runs.compare import compare, comparison_folder
 from fastcifar.runs.compare_files import as_latex, as_markdown, table_of, write_comparison
 from fastcifar.runs.group import Group, load_group, seed_members
 from fastcifar.runs.statistics import McNemar, Welch
@@ -256,6 +256,26 @@ def test_entries_of_one_name_are_told_apart(tmp_path: Path) -> None:
     assert "smooth/seed-0 against plain/seed-0" in text
     table = (tmp_path / "comparisons" / "plain-seed-0-smooth-seed-0" / "table.md").read_text()
     assert "\n- smooth/seed-0 against plain/seed-0: " in table
+
+
+def test_each_comparison_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    long = "n" * 60
+    for name in ("a", "a-b", "b-c", "c", "elsewhere/a", long, f"{long}1", f"{long}2"):
+        write_run(tmp_path / name, range(3))
+    folders = []
+    for names in (
+        ["a-b", "c"],
+        ["a", "b-c"],
+        [tmp_path / "elsewhere" / "a", "b-c"],
+        [long, f"{long}1"],
+        [long, f"{long}2"],
+    ):
+        comparison = compare(names, tmp_path)
+        folders.append(comparison_folder(comparison, tmp_path))
+        write_comparison(comparison, folders[-1])
+        assert comparison_folder(compare(names, tmp_path), tmp_path) == folders[-1]
+    assert [folder.name for folder in folders[:2]] == ["a-b-c", "a-b-c-2"]
+    assert len(set(folders)) == 5
 
 
 def test_groups_tested_on_other_images_are_not_tested_against_each_other(tmp_path: Path) -> None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import csv
+import hashlib
+import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +17,15 @@ from fastcifar.config import TrainConfig
 from fastcifar.errors import DataError, UsageError
 from fastcifar.inference.predictions import Predictions
 from fastcifar.io.paths import command_line, user_path
+from fastcifar.io.reading import read_bytes
 from fastcifar.runs.group import Group, group_path, is_group, load_group
 from fastcifar.runs.scores import SCORES, Score, scores_of, value_of
 from fastcifar.runs.statistics import McNemar, Mean, Welch, mcnemar, welch
-from fastcifar.runs.summary import NOT_COMPARED, RunSummary, summaries
+from fastcifar.runs.summary import MAX_BYTES, NOT_COMPARED, RunSummary, summaries
 from fastcifar.training.run_folder import find_run
 
 NETWORKS_ONLY = "this compares these two networks, not the recipes: train several seeds of each (--seeds) for that"
+MAX_FOLDER_NAME = 100
 TESTED = ("test_accuracy", "val_accuracy")
 
 
@@ -230,6 +237,18 @@ def format_p(p_value: float) -> str:
 
 
 def comparison_folder(comparison: Comparison, runs_dir: str | os.PathLike[str]) -> Path:
-    """The default folder of its files."""
-    name = "-".join(entry.name.replace("/", "-") for entry in comparison.entries)[:100]
-    return user_path(runs_dir, "runs_dir") / "comparisons" / name
+    """The default folder of its files: named after the entries, with a number where that is another comparison's."""
+    root, names = user_path(runs_dir, "runs_dir"), [entry.name for entry in comparison.entries]
+    name = "-".join(names).replace("/", "-")[:MAX_FOLDER_NAME]
+    paths = [entry.path.resolve() for entry in comparison.entries]
+    if paths != [(root / each).resolve() for each in names]:  # others may have these names
+        name += "-" + hashlib.sha256(b"\0".join(map(os.fsencode, paths))).hexdigest()[:8]
+    numbered = (root / "comparisons" / (f"{name}-{i}" if i > 1 else name) for i in count(1))
+    return next(folder for folder in numbered if not folder.exists() or _is_of(folder / "table.csv", names))
+
+
+def _is_of(table: Path, names: Sequence[str]) -> bool:
+    """Whether table.csv is of a comparison of these."""
+    with contextlib.suppress(OSError, ValueError, csv.Error):
+        return next(csv.reader(io.StringIO(read_bytes(table, MAX_BYTES).decode())), []) == ["", *names]
+    return False
