@@ -274,6 +274,26 @@ def test_a_set_with_the_name_of_a_split_has_a_folder_of_its_own(run: RunFolder, 
     assert (run.path / "eval" / "test" / "metrics.json").read_bytes() == before
 
 
+def test_sets_of_one_name_have_folders_of_their_own(
+    run: RunFolder, image_folder: Any, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = image_folder("source", ("ring", "disc"))
+    first, second = (shutil.copytree(source / "test", tmp_path / name / "photos") for name in ("p1", "p2"))
+
+    def folder_of(path: Path, **settings: Any) -> str:
+        return str(evaluated_on(run, path, **settings).files[0].parent.name)
+
+    assert [folder_of(path) for path in (first, second, first, second)] == ["photos", "photos-2"] * 2
+    assert folder_of(second, tta="flip") == "photos-flip"
+    monkeypatch.chdir(second.parent)
+    assert folder_of(Path("photos")) == "photos-2"
+    monkeypatch.chdir(tmp_path)
+    assert folder_of(second) == "photos-2"
+    assert folder_of(tiny_data) == folder_of(tiny_data / "test.beton") == f"{tiny_data.name}-test"
+    (run.path / "eval" / "photos" / "metrics.json").write_text("{")  # damaged: made again
+    assert folder_of(first) == "photos"
+
+
 def test_other_test_images_than_those_of_the_training_are_named(
     run: RunFolder, tiny_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -144,9 +144,14 @@ def command_of(
     return command_line("fastcifar", "eval", run.path, *arguments)
 
 
-def make_folder(run: RunFolder, name: str, tta: str) -> Path:
+def result_folder(run: RunFolder, name: str, tta: str) -> Path:
     """The folder for the results of the images called `name`, in eval/ of a run."""
-    return run.make_subfolder(run.path / "eval" / (name if tta == "none" else f"{name}-{tta}"))
+    return run.path / "eval" / (name if tta == "none" else f"{name}-{tta}")
+
+
+def make_folder(run: RunFolder, name: str, tta: str) -> Path:
+    """Create `result_folder`, if needed."""
+    return run.make_subfolder(result_folder(run, name, tta))
 
 
 def find_calibration(trained: TrainedRun, tta: str) -> tuple[Calibration | None, str]:

@@ -9,10 +9,10 @@ import hashlib
 import logging
 import os
 from collections.abc import Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 
 import numpy as np
@@ -28,16 +28,17 @@ from fastcifar.data.image_files import Preprocessing, quiet_pillow
 from fastcifar.errors import DataError, UsageError, escape
 from fastcifar.inference.corruption_scores import CorruptionEvaluation
 from fastcifar.inference.corruptions import evaluate_corruptions, is_corruption_folder
-from fastcifar.inference.evaluation import EvaluatedImages, Evaluation, command_of, write_evaluation
+from fastcifar.inference.evaluation import EvaluatedImages, Evaluation, command_of, result_folder, write_evaluation
 from fastcifar.inference.predictions import Ints, Predictions
 from fastcifar.inference.trained_run import TrainedRun
 from fastcifar.io.checks import require_choice
 from fastcifar.io.paths import user_path, why_missing
+from fastcifar.io.reading import read_mapping
 from fastcifar.loaders import open_for
 from fastcifar.training.data import EVAL_BATCH_SIZE
 from fastcifar.training.device import standard_torch_defaults
 from fastcifar.training.progress import Reporter
-from fastcifar.training.run_folder import RunFolder
+from fastcifar.training.run_folder import MAX_TEXT_BYTES, RunFolder
 
 log = logging.getLogger(__name__)
 KINDS = (
@@ -61,7 +62,7 @@ def evaluate_on(
     reporter: Reporter | None = None,
 ) -> Evaluation | CorruptionEvaluation:
     """Evaluate the best weights of a run on another test set; the results go to eval/<name of the set>[-<tta>]/ in its
-    folder.
+    folder, with a number in the name where that has the results of a set at another path.
 
     path: a beton, or a folder with test.beton; the folder of CIFAR-10-C, see `fastcifar.inference.corruptions`; or what
     `convert` reads from disk, e.g. the arrays of CIFAR-10.1, or class folders: its test images if it has some, else
@@ -76,8 +77,8 @@ def evaluate_on(
         raise DataError(f"{path}: {why_missing(path, 'no such file or folder')}; expected {KINDS}")
     trained = TrainedRun(run, data_dir=data_dir, device=device, trusted=trusted, reporter=reporter)
     command = command_of(run, ["--on", path], tta, data_dir, trusted)
-    beton = path / "test.beton" if (path / "test.beton").is_file() else path
-    name, about = _set_name(beton), {"on": str(path)}
+    beton, about = _beton_in(path), {"on": os.path.abspath(path)}
+    name = _free_name(run, beton, tta)
     if path.is_dir() and is_corruption_folder(path):
         return evaluate_corruptions(trained, path, name, about, tta, command)
     with ExitStack() as resources:
@@ -96,6 +97,26 @@ def _set_name(path: Path) -> str:
         name = f"{absolute.parent.name}-{name}"
     name = escape(name)[:MAX_FOLDER_NAME] or "root"
     return f"on-{name}" if name.split("-")[0] in SPLITS else name  # eval/test/ is that of the run's own images
+
+
+def _beton_in(path: Path) -> Path:
+    """The test images of a folder of betons; any other path as it is."""
+    return path / "test.beton" if (path / "test.beton").is_file() else path
+
+
+def _free_name(run: RunFolder, path: Path, tta: str) -> str:
+    """The name of the set at `path`, with a number where eval/ has results of another set of that name."""
+    name = _set_name(path)
+    names = (f"{name}-{number}" if number > 1 else name for number in count(1))
+    return next(each for each in names if _evaluated(result_folder(run, each, tta)) in (None, os.path.abspath(path)))
+
+
+def _evaluated(folder: Path) -> str | None:
+    """The path of the set whose results these are; None if it is unknown."""
+    with suppress(OSError, ValueError):
+        on = read_mapping(folder / "metrics.json", MAX_TEXT_BYTES).get("on")
+        return os.path.abspath(_beton_in(Path(on))) if isinstance(on, str) else None
+    return None
 
 
 def _of_beton(trained: TrainedRun, path: Path, tta: str) -> EvaluatedImages:
