@@ -253,6 +253,24 @@ def test_a_run_of_a_group_keeps_its_length(tiny_data: Path, tmp_path: Path) -> N
     assert fastcifar.train(same, resume=run.path, progress=False).metrics["steps"] == 1
 
 
+def test_a_run_with_damaged_metrics_is_finished_again(
+    tiny_data: Path, tmp_path: Path, ordinary_algorithms: None
+) -> None:
+    group = create_group(tmp_path, "few", "seeds", tiny(tiny_data, max_steps=1), seed_members([0, 1]))
+    train_group(group)
+    expected, run = scores(group), group.run(group.members[0])
+    run.metrics.write_bytes(run.metrics.read_bytes()[:40])
+    assert [member.name for member in group.finished] == ["seed-1"]
+    train_group(load_group(group.path))
+    assert scores(group) == expected
+    run.metrics.write_text("{")
+    for file in (run.last, run.previous):
+        file.unlink(missing_ok=True)
+    with pytest.raises(DataError, match="seed-0: has neither a checkpoint nor a metrics.json that can be read"):
+        train_group(load_group(group.path))
+    assert run.best.is_file()
+
+
 def test_what_is_in_the_place_of_a_run_is_not_removed(tiny_data: Path, tmp_path: Path) -> None:
     group = create_group(tmp_path, "few", "seeds", tiny(tiny_data, max_steps=1), seed_members([0]))
     (tmp_path / "precious").mkdir()

@@ -76,7 +76,7 @@ class Group:
     @property
     def finished(self) -> tuple[Member, ...]:
         """Those whose training has ended."""
-        return tuple(member for member in self.members if self.run(member).metrics.is_file())
+        return tuple(member for member in self.members if self.run(member).stored_metrics())
 
     def write(self) -> None:
         """Write group.yaml."""

@@ -46,10 +46,8 @@ class RunSummary:
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
-        """metrics.json; empty before the training has ended, or if it is damaged."""
-        with contextlib.suppress(DataError):
-            return read_metrics(self.run)
-        return {}
+        """As `RunFolder.stored_metrics`."""
+        return self.run.stored_metrics()
 
     def score(self, key: str) -> float | None:
         """A finite number of metrics.json; None if it has none of that name."""

@@ -71,6 +71,11 @@ def _train_member(group: Group, member: Member, betons: Sequence[Beton], test: b
     if Distributed.from_environment().is_main and os.path.lexists(run.path) and not run.has_checkpoint:
         if run.path.is_symlink() or not run.path.is_dir():
             raise DataError(f"{run.path}: expected the folder of a run; remove it, and resume the group")
+        if run.best.is_file():
+            raise DataError(
+                f"{run.path}: has neither a checkpoint nor a {run.metrics.name} that can be read; restore one, or "
+                "remove the folder, and resume the group"
+            )
         shutil.rmtree(run.path)  # killed before its first step
     resume = run if run.has_checkpoint else None
     train_and_log(

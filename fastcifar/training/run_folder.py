@@ -124,11 +124,15 @@ class RunFolder:
         sha256 = self.metric("test_data_sha256")
         return sha256 if isinstance(sha256, str) else None
 
+    def stored_metrics(self) -> dict[str, Any]:
+        """metrics.json; empty before the training has ended, or if it is damaged: the run is then not finished."""
+        with contextlib.suppress(OSError, ValueError):
+            return read_mapping(self.metrics, MAX_TEXT_BYTES)
+        return {}
+
     def metric(self, name: str) -> object:
         """A value in metrics.json; None if it is unknown."""
-        with contextlib.suppress(OSError, ValueError):
-            return read_mapping(self.metrics, MAX_TEXT_BYTES).get(name)
-        return None
+        return self.stored_metrics().get(name)
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
         """Write metrics.json."""
