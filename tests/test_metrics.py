@@ -11,6 +11,7 @@ import torch
 
 from fastcifar.inference.metrics import NUM_BINS, Metrics, compute_metrics, wilson_interval
 from fastcifar.inference.predictions import Predictions
+from fastcifar.io import reading
 
 
 def metrics_of(logits: np.ndarray, labels: np.ndarray) -> Metrics:
@@ -147,6 +148,16 @@ def test_predictions_are_loaded_as_they_were_saved(tmp_path: Path, logits_and_la
     assert np.array_equal(found.logits, logits)
     assert np.array_equal(found.labels, labels)
     assert np.array_equal(found.indices, np.arange(500))
+
+
+def test_predictions_of_any_size_that_memory_holds_are_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, logits = tmp_path / "predictions.npz", np.zeros((1, 2**27 + 1), np.float32)
+    Predictions(np.arange(1), np.zeros(1, np.int64), logits).save(path)
+    assert path.stat().st_size < 2**20  # compressed
+    assert Predictions.load(path).logits.shape == logits.shape
+    monkeypatch.setattr(reading, "free_memory", lambda: 2**30)
+    with pytest.raises(ValueError, match="its arrays have 512.0 MiB; expected at most 512"):
+        Predictions.load(path)
 
 
 def test_scores_match_scikit_learn(logits_and_labels: tuple[np.ndarray, np.ndarray]) -> None:

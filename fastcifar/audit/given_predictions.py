@@ -19,10 +19,9 @@ from scipy.special import softmax
 from fastcifar.data.beton import Beton
 from fastcifar.errors import DataError, join_names, one_line
 from fastcifar.io.paths import user_path, why_missing
-from fastcifar.io.reading import load_arrays, read_bytes
+from fastcifar.io.reading import MAX_ARRAYS, load_arrays, read_bytes
 
 log = logging.getLogger(__name__)
-MAX_BYTES = 2**33
 NAMES = ("train", "test", "probabilities", "pred_probs", "probs", "logits", "predictions", "arr_0")
 """Names of arrays in an .npz file: of both splits, or of one, which is found by its number of rows."""
 SUM_TOLERANCE, ROUNDING = 0.01, 1e-3
@@ -62,7 +61,7 @@ def read_probabilities(path: str | os.PathLike[str], splits: Mapping[str, Beton]
 
 def _arrays(file: Path, splits: Mapping[str, Beton]) -> dict[str, Any]:
     """The arrays in a file, by split; '' where the file does not name it. Raises OSError or ValueError."""
-    content = read_bytes(file, MAX_BYTES)
+    content = read_bytes(file, MAX_ARRAYS)
     if file.suffix.lower() == ".csv":
         return {"": _parse_csv(content.decode("utf-8-sig"), splits["train"].class_names)}
     if file.suffix.lower() == ".npy":
@@ -78,7 +77,7 @@ def _arrays(file: Path, splits: Mapping[str, Beton]) -> dict[str, Any]:
     if not names:
         raise ValueError(f"its arrays are {join_names(present) or 'none'}; none of {', '.join(NAMES)}")
     about = [name for name in ("indices", "data_sha256") if name in present and names[0] not in NAMES[:2]]
-    arrays = load_arrays(content, [*names, *about], MAX_BYTES)
+    arrays = load_arrays(content, [*names, *about], MAX_ARRAYS)
     if names[0] in NAMES[:2]:
         return arrays
     rows, split, sha256 = arrays[names[0]], "", str(arrays.get("data_sha256", ""))

@@ -17,12 +17,11 @@ from fastcifar.augment.params import raw_bits
 from fastcifar.config import ExplainConfig
 from fastcifar.errors import UsageError
 from fastcifar.io.atomic import write_arrays
-from fastcifar.io.reading import load_arrays, read_bytes
+from fastcifar.io.reading import MAX_ARRAYS, load_arrays, read_bytes
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 FIELDS = ("indices", "labels", "logits", "weights_sha256", "data_sha256")
-MAX_BYTES = 2**29
 UNKNOWN = -1
 
 
@@ -130,7 +129,7 @@ class Predictions:
     def load(path: Path) -> Predictions:
         """Read predictions.npz. Raises OSError if it cannot be opened; ValueError if it is damaged, if a logit is not
         finite, or a label not a class."""
-        arrays = load_arrays(read_bytes(path, MAX_BYTES), FIELDS, MAX_BYTES)
+        arrays = load_arrays(read_bytes(path, MAX_ARRAYS), FIELDS, MAX_ARRAYS)
         indices, labels, logits = (arrays[name] for name in FIELDS[:3])
         if logits.ndim != 2 or not logits.size or not indices.shape == labels.shape == (len(logits),):
             raise ValueError(f"indices {indices.shape}, labels {labels.shape}, logits {logits.shape} do not match")

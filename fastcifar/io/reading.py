@@ -18,7 +18,9 @@ from fastcifar.system.memory import free_memory
 
 MAX_DEPTH = 100
 CHECK_MEMORY_ABOVE = 2**28
-"""Files of more bytes are read only if they take at most half of the free memory."""
+"""Files and arrays of more bytes are read only if they take at most half of the free memory."""
+MAX_ARRAYS = 2**36
+"""Bytes of the arrays that a command may write, which memory limits before."""
 
 
 def open_regular(path: Path) -> IO[bytes]:
@@ -32,25 +34,29 @@ def read_bytes(path: Path, max_bytes: int) -> bytes:
     """The content of a file. Raises as `open_regular`, and ValueError if it has more than `max_bytes`."""
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
-        if size > CHECK_MEMORY_ABOVE:
-            max_bytes = min(max_bytes, free_memory() // 2)
-        if size > max_bytes:
-            raise ValueError(f"it has {size / 2**20:,.1f} MiB; expected at most {max_bytes / 2**20:,.0f}")
+        _require_size("it has", size, max_bytes)
         return file.read(size)
+
+
+def _require_size(what: str, size: int, max_bytes: int) -> None:
+    if size > CHECK_MEMORY_ABOVE:
+        max_bytes = min(max_bytes, free_memory() // 2)
+    if size > max_bytes:
+        raise ValueError(f"{what} {size / 2**20:,.1f} MiB; expected at most {max_bytes / 2**20:,.0f}")
 
 
 def load_arrays(content: bytes, keys: Sequence[str], max_bytes: int) -> dict[str, Any]:
     """The arrays `keys` of an .npz file, of at most `max_bytes` in all, without pickle.
 
-    Raises ValueError if one is missing, holds Python objects, or does not fit its header.
+    Raises ValueError if they take over half of the free memory, or if one is missing, holds Python objects, or does not
+    fit its header.
     """
     import numpy as np
 
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             members = [archive.getinfo(f"{key}.npy") for key in keys]
-            if sum(member.file_size for member in members) > max_bytes:
-                raise ValueError(f"its arrays have more than {max_bytes >> 20} MiB")
+            _require_size("its arrays have", sum(member.file_size for member in members), max_bytes)
             if any(member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for member in members):
                 raise ValueError("it uses a compression that NumPy does not write")  # and that may need gigabytes
             files = zip(keys, map(archive.open, members), strict=True)

@@ -16,12 +16,11 @@ from fastcifar.explain.cam import best_layer
 from fastcifar.explain.drawing import METHOD_NAMES, target_name
 from fastcifar.explain.files import COLUMNS
 from fastcifar.explain.maps import MapTable
-from fastcifar.io.reading import load_arrays, read_bytes
+from fastcifar.io.reading import MAX_ARRAYS, load_arrays, read_bytes
 from fastcifar.report.figures import Picture, png, webp
 from fastcifar.report.run_files import RunFiles, clean, number
 
 MAX_CARDS = 200
-MAX_ARRAYS = 512 * 2**20
 MAX_SHEET_ROWS, MAX_METHODS, MAX_SHEET_BYTES = 64, 4, 32 * 2**20
 """Of the table of an image; bytes: of the tables of all."""
 TILE, SHEET_TILE, MAX_TILE = 128, 160, 192
