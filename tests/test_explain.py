@@ -295,6 +295,22 @@ def test_eval_of_other_data_keeps_the_predictions_of_the_run(run: RunFolder, tmp
     assert run.predictions.read_bytes() == before
 
 
+def test_explain_of_other_data_warns_and_stores_which_it_is_of(
+    run: RunFolder, data_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from fastcifar.converters.synthetic import source
+
+    copy = RunFolder(Path(shutil.copytree(run.path, tmp_path / "copy")))
+    with source(20, 30, seed=7) as other:
+        convert(other, tmp_path / "other")
+    for folder in (data_dir, tmp_path / "other"):
+        explain_run(copy, ExplainConfig(n=2, methods=("hirescam",)), data_dir=folder)
+        beton = open_beton(folder / "test.beton")
+        with np.load(copy.explain / "maps.npz") as stored:
+            assert str(stored["data_sha256"]) == beton.sha256
+        assert (f"{beton.path}: not the test images that metrics.json of" in caplog.text) == (folder != data_dir)
+
+
 def test_galleries_show_true_and_predicted_class_and_confidence(
     run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import html
 import json
@@ -23,6 +24,7 @@ from fastcifar.cli import main
 from fastcifar.config import TrainConfig
 from fastcifar.data.manifest import read_manifest
 from fastcifar.errors import DataError, FastcifarError, Stopped
+from fastcifar.inference.predictions import Predictions
 from fastcifar.io import reading
 from fastcifar.report import write_report, write_report_or_warn
 from fastcifar.report.classification import classification
@@ -428,6 +430,17 @@ def test_cards_have_no_images_if_the_maps_are_damaged(
     (note,) = files.notes
     assert note.startswith("explain/maps.npz: damaged: ")
     assert reason in note
+
+
+def test_explained_images_of_other_data_are_named(run: RunFolder) -> None:
+    make.write_predictions(run, 4)
+    stored = Predictions.load(run.predictions)
+    dataclasses.replace(stored, data_sha256="d" * 64).save(run.predictions)
+    make.write_explained(run, NAMES)
+    note = "explain/: of other test images than predictions.npz; make it again with 'fastcifar explain'"
+    for sha256, is_noted in (("", False), ("d" * 64, False), ("e" * 64, True)):
+        make.write_maps(run.explain / "maps.npz", 6, **({"data_sha256": sha256} if sha256 else {}))
+        assert (note in text_of(report_of(run))) == is_noted
 
 
 def test_maps_are_optional(run: RunFolder) -> None:

@@ -39,6 +39,7 @@ def write_explanation(folder: Path, maps: Maps, reporter: Reporter) -> tuple[Pat
             selection=np.array(maps.selection),
             indices=explained.predictions.indices,
             images=explained.images,
+            data_sha256=np.array(explained.predictions.data_sha256),
             **{name: np.asarray(value) for name, value in vars(maps.table).items()},
         )
         with wrap_write_errors(folder):

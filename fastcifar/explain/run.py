@@ -129,6 +129,7 @@ def explanation_grid(
 def _test_images(trained: TrainedRun, config: ExplainConfig) -> tuple[Predictions, ExplainedImages, str]:
     """All predictions on the test images, those that are selected, and the selection in words."""
     predictions, beton = trained.predictions("test"), trained.beton("test")
+    trained.warn_of_other_test_images()
     selected = select_images(predictions, config)
     explained = ExplainedImages(
         images=beton.images(selected.indices),

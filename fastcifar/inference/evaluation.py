@@ -116,8 +116,8 @@ def evaluate_run(
     trained = TrainedRun(run, data_dir=data_dir, device=device, trusted=trusted, reporter=reporter)
     predictions = trained.predictions(split, tta=tta)
     beton = trained.beton(split)
-    if split == "test" and run.tested_on() not in (None, predictions.data_sha256):
-        log.warning("%s: not the test images that metrics.json of %s is of", beton.path, run.path)
+    if split == "test":
+        trained.warn_of_other_test_images()
     reduced = () if without is None else reduced_scores(predictions, beton, without)
     images = EvaluatedImages(
         title=f"{len(predictions):,} {'test' if split == 'test' else 'validation'} images",

@@ -121,6 +121,12 @@ class TrainedRun:
             self._betons[split] = beton
         return self._betons[split]
 
+    def warn_of_other_test_images(self) -> None:
+        """Warn if metrics.json is of other test images than those of the beton."""
+        beton = self.beton("test")
+        if self.run.tested_on() not in (None, beton.sha256):
+            log.warning("%s: not the test images that metrics.json of %s is of", beton.path, self.run.path)
+
     def predictions(self, split: str, *, tta: str = "none") -> Predictions:
         """The predictions on 'test', or on 'val', the images held out from training.
 

@@ -30,7 +30,7 @@ def write_report(run: RunFolder) -> Path:
     """
     files = RunFiles(run.path)
     test = files.attempt(classification)
-    names = test["names"] if test else []
+    names, data_sha256 = (test["names"], test["data_sha256"]) if test else ([], "")
     sections: dict[str, Any] = {
         "dataset": files.attempt(dataset),
         "headline": files.attempt(training.headline),
@@ -39,7 +39,7 @@ def write_report(run: RunFolder) -> Path:
         "curves": files.attempt(training.curves),
         "classification": test,
         "other_sets": files.attempt(other_sets),
-        "explanations": files.attempt(lambda files: explanations(files, class_names=names)),
+        "explanations": files.attempt(lambda files: explanations(files, class_names=names, data_sha256=data_sha256)),
         "own_images": files.attempt(lambda files: explanations(files, "explain/images", names)),
         "lr_range_test": files.attempt(training.lr_range_test),
         "settings": files.attempt(training.settings),

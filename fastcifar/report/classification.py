@@ -51,6 +51,7 @@ def classification(files: RunFiles) -> dict[str, Any] | None:
     cells, max_share = _cells(metrics, examples) if num_classes <= MAX_CELLS else ([], 0.0)
     return {
         "num_images": len(predictions),
+        "data_sha256": predictions.data_sha256,
         "metrics": metrics,
         "scores": _scores(metrics, calibrated),
         "calibration": calibration,

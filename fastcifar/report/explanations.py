@@ -28,9 +28,12 @@ Maps = dict[str, Any]
 ARRAYS = ("selection", "indices", "images", *(field.name for field in fields(MapTable)))  # of maps.npz
 
 
-def explanations(files: RunFiles, folder: str = "explain", class_names: Sequence[str] = ()) -> dict[str, Any] | None:
+def explanations(
+    files: RunFiles, folder: str = "explain", class_names: Sequence[str] = (), data_sha256: str = ""
+) -> dict[str, Any] | None:
     """The first 200 images of a folder's index.csv. Cards have neither images nor a table without maps.npz.
 
+    data_sha256: of the test images of the page, if known; a note says if these are others.
     names: `class_names` and those of other classes, to which true_index ("" if unknown) and predicted_index of each
     card lead. selection, map_name: which images these are, and what the overlays show, in words.
     """
@@ -42,6 +45,8 @@ def explanations(files: RunFiles, folder: str = "explain", class_names: Sequence
     weights_sha256 = files.attempt(lambda files: files.weights_sha256)
     if maps is not None and weights_sha256 not in (None, maps["weights_sha256"]):
         files.note(f"{folder}/: made with other weights than those of the run; make it again with 'fastcifar explain'")
+    if maps is not None and data_sha256 and maps["data_sha256"] not in ("", data_sha256):
+        files.note(f"{folder}/: of other test images than predictions.npz; make it again with 'fastcifar explain'")
     cards, num_bytes = [], 0
     for i, row in enumerate(rows[:MAX_CARDS]):
         cards.append(_card(files, name, row, maps, i, with_sheet=num_bytes < MAX_SHEET_BYTES))
@@ -142,7 +147,7 @@ def _size_of(sheet: dict[str, Any] | None) -> int:
 def _read_maps(path: Path, rows: list[dict[str, str]]) -> Maps:
     """The arrays of maps.npz, checked against each other and the rows of index.csv; with best, the layer that is shown
     next to each image, and name, the map there in words."""
-    arrays = load_arrays(read_bytes(path, MAX_ARRAYS), ARRAYS, MAX_ARRAYS)
+    arrays = load_arrays(read_bytes(path, MAX_ARRAYS), ARRAYS, MAX_ARRAYS, ["data_sha256"])
     _require_shapes(arrays, len(rows))
     if rows[0]["true"] and [row["index"] for row in rows] != [str(i) for i in arrays["indices"].ravel().tolist()]:
         raise ValueError("its images are not those of index.csv")
@@ -151,6 +156,7 @@ def _read_maps(path: Path, rows: list[dict[str, str]]) -> Maps:
     return {
         **arrays,
         "weights_sha256": str(arrays["weights_sha256"]),
+        "data_sha256": str(arrays.get("data_sha256", "")),  # earlier versions did not write it
         "selection": clean(arrays["selection"]),
         "best": best,
         "name": f"{_method(arrays, 0)} for {target} at {_layer(arrays, best)}",
