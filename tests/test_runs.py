@@ -258,6 +258,17 @@ def test_entries_of_one_name_are_told_apart(tmp_path: Path) -> None:
     assert "\n- smooth/seed-0 against plain/seed-0: " in table
 
 
+def test_the_score_of_a_comparison_is_the_one_that_was_tested(tmp_path: Path) -> None:
+    for name, wrong in (("a", range(30)), ("b", range(20, 32))):  # of a sweep: only 'eval' has tested them
+        write_run(tmp_path / name, wrong).write_metrics({"best": {"epoch": 2, "val_loss": 1.1, "val_accuracy": 0.5}})
+    (difference,) = compare(["a", "b"], tmp_path).differences
+    assert isinstance(difference.test, McNemar)
+    assert difference.score.key == "test_accuracy"
+    RunFolder(tmp_path / "a").predictions.unlink()
+    (difference,) = compare(["a", "b"], tmp_path).differences
+    assert (difference.test, difference.score.key) == (None, "val_accuracy")
+
+
 def test_each_comparison_has_a_folder_of_its_own(tmp_path: Path) -> None:
     long = "n" * 60
     for name in ("a", "a-b", "b-c", "c", "elsewhere/a", long, f"{long}1", f"{long}2"):

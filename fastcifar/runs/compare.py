@@ -19,7 +19,7 @@ from fastcifar.inference.predictions import Predictions
 from fastcifar.io.paths import command_line, user_path
 from fastcifar.io.reading import read_bytes
 from fastcifar.runs.group import Group, group_path, is_group, load_group
-from fastcifar.runs.scores import SCORES, Score, scores_of, value_of
+from fastcifar.runs.scores import SCORES, TEST_ACCURACY, Score, scores_of, value_of
 from fastcifar.runs.statistics import McNemar, Mean, Welch, mcnemar, welch
 from fastcifar.runs.summary import MAX_BYTES, NOT_COMPARED, RunSummary, summaries
 from fastcifar.training.run_folder import find_run
@@ -173,7 +173,7 @@ def _group_entry(group: Group) -> Entry:
 
 def _difference(first: Entry, second: Entry) -> Difference:
     score = next(
-        (score for key in TESTED for score in SCORES if score.key == key and _have(score, first, second)), SCORES[0]
+        (score for key in TESTED for score in SCORES if score.key == key and _have(score, first, second)), TEST_ACCURACY
     )
     test: Welch | McNemar | None = None
     if not _have(score, first, second):
@@ -187,6 +187,7 @@ def _difference(first: Entry, second: Entry) -> Difference:
         sentence = f"{second.name}: no test: a group of at least two runs can only be compared with another such group"
     else:
         test, sentence = _compare_networks(first, second)
+        score = score if test is None else TEST_ACCURACY  # also of runs that only 'eval' tested
     return Difference(name=second.name, test=test, score=score, sentence=sentence)
 
 

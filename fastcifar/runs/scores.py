@@ -19,9 +19,10 @@ class Score(NamedTuple):
     """Shown in percent."""
 
 
+TEST_ACCURACY = Score("test_accuracy", "test accuracy", is_share=True)
 VAL_ACCURACY = Score("val_accuracy", "validation accuracy", is_share=True)
 SCORES = (
-    Score("test_accuracy", "test accuracy", is_share=True),
+    TEST_ACCURACY,
     Score("tta_accuracy", "with test-time augmentation", is_share=True),
     VAL_ACCURACY,
     Score("test_loss", "test loss"),
