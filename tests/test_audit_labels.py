@@ -139,6 +139,16 @@ def test_files_of_each_form_are_read(splits: dict[str, Beton], tmp_path: Path) -
             assert np.allclose(read[split], probabilities[split], atol=1e-6), name
 
 
+def test_names_of_classes_in_a_table_may_be_numbers(splits: dict[str, Beton], tmp_path: Path) -> None:
+    numbered = {name: replace(beton, class_names=tuple("0123456789")) for name, beton in splits.items()}
+    logits, path = logits_of(splits["test"])[:, ::-1], tmp_path / "a.csv"
+    np.savetxt(path, logits, delimiter=",", header="9,8,7,6,5,4,3,2,1,0", comments="")
+    assert np.allclose(read_probabilities(path, numbered)["test"], softmax(logits[:, ::-1]), atol=1e-6)
+    logits[0] = np.arange(10)[::-1]  # not names: there is a line for each image
+    np.savetxt(path, logits, delimiter=",", fmt="%g")
+    assert len(read_probabilities(path, numbered)["test"]) == 40
+
+
 def write(path: Path, content: Any) -> Path:
     if isinstance(content, bytes):
         path.write_bytes(content)

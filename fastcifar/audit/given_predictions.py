@@ -63,7 +63,7 @@ def _arrays(file: Path, splits: Mapping[str, Beton]) -> dict[str, Any]:
     """The arrays in a file, by split; '' where the file does not name it. Raises OSError or ValueError."""
     content = read_bytes(file, MAX_ARRAYS)
     if file.suffix.lower() == ".csv":
-        return {"": _parse_csv(content.decode("utf-8-sig"), splits["train"].class_names)}
+        return {"": _parse_csv(content.decode("utf-8-sig"), splits)}
     if file.suffix.lower() == ".npy":
         try:
             return {"": np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)}
@@ -95,11 +95,15 @@ def _in_order(rows: Any, indices: Any) -> Any:
     return rows[np.argsort(indices)]
 
 
-def _parse_csv(text: str, class_names: Sequence[str]) -> npt.NDArray[np.float64]:
+def _parse_csv(text: str, splits: Mapping[str, Beton]) -> npt.NDArray[np.float64]:
+    class_names = splits["train"].class_names
     lines = [line for line in csv.reader(io.StringIO(text)) if line]
+    first = [name.strip() for name in lines[0]] if lines else []
     header: Sequence[str] = ()
-    if lines and not all(map(_is_number, lines[0])):
-        header, lines = [name.strip() for name in lines[0]], lines[1:]
+    # names may be numbers; of classes 0 and 1, a first line 0,1 may be probabilities
+    is_named = sorted(first) == sorted(class_names) and len(lines) - 1 in map(len, splits.values())
+    if is_named or not all(map(_is_number, first)):
+        header, lines = first, lines[1:]
     if lines and len({len(line) for line in lines}) > 1:
         raise ValueError("its lines have different numbers of columns")
     try:
@@ -110,7 +114,7 @@ def _parse_csv(text: str, class_names: Sequence[str]) -> npt.NDArray[np.float64]
         return table
     if sorted(header) != sorted(class_names):
         raise ValueError(f"its columns are {join_names(header)}; the classes are {join_names(class_names)}")
-    return table[:, [list(header).index(name) for name in class_names]]
+    return table[:, [header.index(name) for name in class_names]]
 
 
 def _is_number(text: str) -> bool:
