@@ -488,7 +488,15 @@ def test_the_command_prints_json_and_no_conversion_of_images_that_cannot_be_foun
 
 
 @pytest.mark.parametrize(
-    "flags", [("--predictions", "a.npz", "--folds", "3"), ("--folds", "1"), ("--only", "all"), ("--seed", "-1")]
+    "flags",
+    [
+        ("--predictions", "a.npz", "--folds", "3"),
+        ("--folds", "1"),
+        ("--only", "all"),
+        ("--seed", "-1"),
+        ("--folds", "3", "--only", "images"),
+        ("--recipe", "fast", "--only", "duplicates,images"),
+    ],
 )
 def test_flags_that_make_no_sense_are_wrong_use(data: Path, tmp_path: Path, flags: tuple[str, ...]) -> None:
     failed = invoke("audit", "--data-dir", data, "--out", tmp_path / "audit", *flags)

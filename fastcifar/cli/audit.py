@@ -12,7 +12,7 @@ import click
 from fastcifar.cli import options
 from fastcifar.cli.command import Command
 from fastcifar.cli.param_types import CLICK_TYPES, PATH
-from fastcifar.cli.settings import given_on_command_line
+from fastcifar.cli.settings import flags, given_on_command_line
 from fastcifar.config import setting as kinds
 
 if TYPE_CHECKING:
@@ -71,8 +71,13 @@ def audit(
     A page to look at (index.html) and a table to edit (issues.csv) go to audit/. Labels are judged by trainings that
     leave out the images they judge; the same command continues them after an interruption.
     """
-    if predictions is not None and (unused := given_on_command_line(context, ("folds", "recipe", "seed"))):
+    unused = given_on_command_line(context, ("folds", "recipe", "seed"))
+    if predictions is not None and unused:
         raise click.UsageError(f"--{unused[0]} is of the trainings; cannot be combined with --predictions", context)
+    if only is not None and "labels" not in only and unused:
+        raise click.UsageError(
+            f"{flags(unused)}: of the trainings that judge the labels; expected 'labels' in --only", context
+        )
 
     import json
 
