@@ -239,6 +239,24 @@ def test_the_labels_of_one_class_are_not_judged(
     ]
 
 
+def test_the_labels_that_are_expected_to_be_wrong_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng, labels = np.random.default_rng(0), np.arange(30) % 2
+    splits = {
+        name: [(rng.integers(0, 256, (8, 8, 3), np.uint8), label) for label in labels] for name in ("train", "test")
+    }
+    convert(splits, tmp_path / "data", class_names=["a", "b"])
+    given = {name: np.eye(2)[labels] for name in splits}
+    for name, wrong in (("train", (0.9, 0.8)), ("test", (0.7, 0.6))):
+        for i, share in enumerate(wrong):
+            given[name][i] = np.where(labels[i] == np.arange(2), 1 - share, share)
+    np.savez(tmp_path / "given.npz", **given)
+    monkeypatch.undo()
+    monkeypatch.setattr(audit_run, "estimate_num_errors", lambda *_: 1)
+    done = audit(tmp_path / "data", tmp_path / "audit", only=["labels"], predictions=tmp_path / "given.npz")
+    found = [(line.issue.image.split, line.issue.image.index, line.issue.certain) for line in done.issues.lines]
+    assert found == [("train", 0, True), ("test", 0, True), ("train", 1, False), ("test", 1, False)]
+
+
 def test_wrong_use_is_named(data: Path, tmp_path: Path) -> None:
     for more, message in (
         ({"only": ["label"]}, "only is 'label'; expected one of: duplicates, labels, images"),

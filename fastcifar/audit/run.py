@@ -48,7 +48,7 @@ class Audit:
     parts: tuple[str, ...]
     """Those of `only` that were done."""
     issues: IssuesFile
-    """The worst first, by kind."""
+    """By kind; of a kind those that are certain first, then by score."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Duration of each part."""
     probabilities: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
@@ -139,7 +139,7 @@ def audit(
         if "images" in parts:
             with _timed(seconds, "images"):
                 issues += check_images(splits, reporter=reporter)
-        issues.sort(key=lambda issue: (KINDS.index(issue.kind), -issue.score))
+        issues.sort(key=lambda issue: (KINDS.index(issue.kind), not issue.certain, -issue.score))
         file = write_issues(folder / "issues.csv", lines_of(issues, splits))
     parameters: dict[str, dict[str, Any]] = {part: {} for part in parts}
     if "labels" in parts:
