@@ -309,6 +309,16 @@ def test_lines_and_small_text_can_be_told_from_their_ground() -> None:
     assert min(contrast(colour, "#ffffff") for colour in (CORRECT_TEXT, WRONG_TEXT, MUTED_TEXT)) >= 4.5
 
 
+def test_names_of_runs_are_shown_as_they_are() -> None:
+    history = [{f"train_{name}": 0.5 for name in ("loss", "accuracy")}] * 2
+    names = ["_base", r"$\frac$", "a$b$c"]
+    figure = plotting.group_curves({name: [history] for name in names})
+    plotting.png(figure)  # a formula that is none fails here
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == names
+    assert not any(text.get_parse_math() for text in legend.get_texts())
+
+
 def test_curves_of_groups_are_drawn_in_one_panel_or_two_in_the_colours_of_the_ground() -> None:
     history = [{f"{split}_{name}": 0.5 for split in ("train", "val") for name in ("loss", "accuracy")}] * 2
     both = plotting.group_curves({"a": [history, history], "b": [history]})

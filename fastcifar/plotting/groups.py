@@ -46,12 +46,16 @@ def group_curves(histories: Mapping[str, Sequence[History]], panels: Sequence[st
         if metric == "accuracy":
             axis.yaxis.set_major_formatter(lambda value, _: f"{value * 100:.4g}%")
     if runs:
-        figure.legend(
-            *axes[0].get_legend_handles_labels(),
+        lines = axes[0].lines
+        legend = figure.legend(
+            lines,
+            [str(number) for number in range(len(lines))],
             loc="outside lower center",
             frameon=False,
             prop={"family": families("".join(histories))},
         )
+        for text, line in zip(legend.get_texts(), lines, strict=True):  # names with a leading "_" are no labels
+            text.set(text=line.get_label(), parse_math=False)
     return figure
 
 
