@@ -215,12 +215,12 @@ def _write(
                 raise _mixed_sizes(source, first, shape, _named(sample, name, index), samples)
             _check_image(name, index, sample, shape, num_samples, len(source.class_names))
             stored = image.reshape(-1) if quality is None else jpeg.encode(image, quality)
-            if len(stored) > tables.PAGE_SIZE:
-                raise DataError(
-                    f"{_named(sample, name, index).origin} takes {len(stored)} bytes as JPEG; expected at most "
-                    f"{tables.PAGE_SIZE}, a page: lower --quality, or resize it with --size"
-                )
             if quality is not None:
+                if len(stored) > tables.PAGE_SIZE:
+                    raise DataError(
+                        f"{_named(sample, name, index).origin} takes {len(stored)} bytes as JPEG; expected at most "
+                        f"{tables.PAGE_SIZE}, a page: lower --quality, or resize it with --size"
+                    )
                 histogram += channel_histogram(jpeg.decode(stored))
             summary.add(index, sample)
             stored_hashes[index] = summary.hashes[index] if quality is None else hash_image(stored)

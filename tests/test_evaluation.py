@@ -284,7 +284,7 @@ def test_sets_of_one_name_have_folders_of_their_own(
         return str(evaluated_on(run, path, **settings).files[0].parent.name)
 
     assert [folder_of(path) for path in (first, second, first, second)] == ["photos", "photos-2"] * 2
-    assert folder_of(second, tta="flip") == "photos-flip"
+    assert folder_of(second, tta="flip") == "photos-2-flip"
     monkeypatch.chdir(second.parent)
     assert folder_of(Path("photos")) == "photos-2"
     monkeypatch.chdir(tmp_path)

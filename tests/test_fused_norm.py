@@ -157,11 +157,16 @@ def test_ordinary_training_and_evaluation_are_fused_and_nothing_else() -> None:
 
 def test_other_layers_are_not_fused() -> None:
     norm, x = random_norm(4), images(2, 4, 4, 4)
-    assert can_fuse(x, nn.MaxPool2d(2), norm, nn.GELU())
+    pool, gelu = nn.MaxPool2d(2), nn.GELU()
+    assert can_fuse(x, norm, gelu, pool)
     windows = (nn.MaxPool2d(3, 2, 1), nn.MaxPool2d(2, 1), nn.MaxPool2d(2, ceil_mode=True), nn.MaxPool2d(2, dilation=2))
-    for layer in (*windows, nn.GELU("tanh"), nn.SiLU(), random_norm(3), random_norm(8)):
-        assert not can_fuse(x, norm, layer)
-    assert not can_fuse(x, nn.MaxPool2d(2), norm, nn.ReLU())  # there is no kernel for both
+    for other in (*windows, nn.ReLU(), gelu, norm):
+        assert not can_fuse(x, norm, gelu, other)
+    for other in (nn.GELU("tanh"), nn.SiLU(), pool, norm):
+        assert not can_fuse(x, norm, other)
+    for other in (random_norm(3), random_norm(8), gelu, nn.ReLU(), pool):
+        assert not can_fuse(x, other, gelu)
+    assert not can_fuse(x, norm, nn.ReLU(), pool)  # there is no kernel for both
     norm.running_var = torch.ones(8)
     assert not can_fuse(x, norm)
 
@@ -173,7 +178,7 @@ def test_an_activation_that_was_replaced_counts(
 ) -> None:
     network = make_model(ModelConfig(name=name), 10).to(memory_format=torch.channels_last)
     if name == "small":
-        network.layer1[3], network.layer2[6] = activation(), activation()
+        network.layer1[3], network.layer2[6], network.layer3[1] = activation(), activation(), activation()
     else:
         network.stem[2] = activation()
     x = images(4, 3, 12, 12)

@@ -172,6 +172,14 @@ def test_a_network_with_hooks_can_be_copied_after_it(hook: str) -> None:
     copy.deepcopy(model)  # as for the averaged weights
 
 
+def test_what_was_computed_from_weights_before_it_stays() -> None:
+    model = network()
+    model.tied = tied = model[0].weight.t()
+    find_lr(model, torch.optim.SGD(model.parameters(), lr=0.1), batches(), test=LrRangeTestConfig(num_steps=2))
+    assert model.tied is tied
+    assert tied.requires_grad
+
+
 def test_it_ends_where_the_loss_diverges() -> None:
     curve = losses_of([2.0] * 20 + [1.0] * 10 + [3.0, 9.0, 27.0, 81.0] + [99.0] * 66)
     assert curve.stop_reason == "the loss diverged"

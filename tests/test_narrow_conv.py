@@ -62,7 +62,11 @@ def test_gradients_have_gradients() -> None:
         assert (found - expected).abs().max() <= 2e-2 * expected.abs().max()
 
 
-@pytest.mark.parametrize("change", [{"dilation": (2, 2)}, {"padding": (0, 0)}, {"_conv_forward": None}], ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [{"dilation": (2, 2)}, {"padding": (0, 0)}, {"padding": 1}, {"stride": 1}, {"_conv_forward": None}],
+    ids=str,
+)
 def test_a_layer_that_was_changed_computes_what_it_is(change: dict[str, Any]) -> None:
     layer = nn.Conv2d(8, 8, 3, padding=1)
     convert_convolutions(layer)

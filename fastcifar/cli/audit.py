@@ -76,7 +76,7 @@ def audit(
         raise click.UsageError(f"--{unused[0]} is of the trainings; cannot be combined with --predictions", context)
     if only is not None and "labels" not in only and unused:
         raise click.UsageError(
-            f"{flags(unused)}: of the trainings that judge the labels; expected 'labels' in --only", context
+            f"{flags(unused)}: no network is trained; leave it out, or add 'labels' to --only", context
         )
 
     import json

@@ -130,6 +130,7 @@ def _group_row(group: Group, members: list[RunSummary]) -> dict[str, Any]:
     best = sweep_results(group).best if group.kind == "sweep" else None
     means, config = scores_of(best.runs if best else members), group.config
     values = {key: mean.mean for key, mean in means.items()}
+    num_finished = sum(run.is_finished for run in members)
     varied = {name for member in group.members for name in member.settings}
 
     def without_varied(given: dict[str, Any]) -> dict[str, Any]:
@@ -146,10 +147,10 @@ def _group_row(group: Group, members: list[RunSummary]) -> dict[str, Any]:
         "interval": means["test_accuracy"].interval if "test_accuracy" in means else None,
         "train_seconds": sum(run.score("train_seconds") or 0 for run in members),
         "started": min((run.started for run in members), default=""),
-        "finished": len(group.finished) == len(group.members),
+        "finished": num_finished == len(group.members),
         "path": str(group.path),
         "settings": {**without_varied(config.to_settings()), **(best.settings if best else {})},
-        "runs": f"{len(group.finished)}/{len(group.members)}",
+        "runs": f"{num_finished}/{len(group.members)}",
         "kind": group.kind,
     }
 

@@ -64,7 +64,7 @@ VALUES = Parsed("setting=value,…", _values, "a setting and its values, e.g. lr
     help="A setting and its values; may be repeated: each combination is trained. Values that are lists are separated "
     "by semicolons.",
 )
-@click.option("--seeds", type=SEEDS, default="1", show_default=True, help=SEEDS_HELP)
+@click.option("--seeds", type=SEEDS, default="1", show_default="that of --seed", help=SEEDS_HELP)
 @click.option("--trials", type=click.IntRange(1), help="Train only so many combinations, chosen at random by --seed.")
 @settings.add(settings.TRAINING)
 @click.option("--name", default="sweep", show_default=True, help="Name of the folder.")

@@ -156,7 +156,7 @@ def _resumed(
     context: click.Context, stored: TrainConfig, requested: TrainConfig, *, is_group: bool = False
 ) -> TrainConfig:
     """The settings of the run, with those that the user changed; not the length of the runs of a group, or of one of
-    them: all are of one length."""
+    them: they are compared."""
     changeable = [key for key in CHANGEABLE if not is_group or key not in LENGTH]
     given_now = given_on_command_line(context, (*SETTINGS, "name"))
     trusted = stored.model.names_code and requested.model.name == stored.model.name  # the user named the code

@@ -52,7 +52,7 @@ CHANGEABLE = (
 )
 """Settings that may differ when a run is resumed; the others are the run's own."""
 LENGTH = ("epochs", "max_steps", "early_stop")
-"""Those of them that a run of a group keeps, too: all of its runs are of one length."""
+"""Those of them that a run of a group keeps, too: its runs are compared."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -78,7 +78,7 @@ def evaluate_on(
     trained = TrainedRun(run, data_dir=data_dir, device=device, trusted=trusted, reporter=reporter)
     command = command_of(run, ["--on", path], tta, data_dir, trusted)
     beton, about = _beton_in(path), {"on": os.path.abspath(path)}
-    name = _free_name(run, beton, tta)
+    name = _free_name(run, beton)
     if path.is_dir() and is_corruption_folder(path):
         return evaluate_corruptions(trained, path, name, about, tta, command)
     with ExitStack() as resources:
@@ -104,11 +104,11 @@ def _beton_in(path: Path) -> Path:
     return path / "test.beton" if (path / "test.beton").is_file() else path
 
 
-def _free_name(run: RunFolder, path: Path, tta: str) -> str:
+def _free_name(run: RunFolder, path: Path) -> str:
     """The name of the set at `path`, with a number where eval/ has results of another set of that name."""
-    name = _set_name(path)
+    name, own = _set_name(path), (None, os.path.abspath(path))
     names = (f"{name}-{number}" if number > 1 else name for number in count(1))
-    return next(each for each in names if _evaluated(result_folder(run, each, tta)) in (None, os.path.abspath(path)))
+    return next(each for each in names if all(_evaluated(result_folder(run, each, tta)) in own for tta in TTA_MODES))
 
 
 def _evaluated(folder: Path) -> str | None:

@@ -20,7 +20,7 @@ MAX_DEPTH = 100
 CHECK_MEMORY_ABOVE = 2**28
 """Files and arrays of more bytes are read only if they take at most half of the free memory."""
 MAX_ARRAYS = 2**36
-"""Bytes of the arrays that a command may write, which memory limits before."""
+"""Bytes of the arrays of a file; free memory is usually the tighter limit."""
 
 
 def open_regular(path: Path) -> IO[bytes]:

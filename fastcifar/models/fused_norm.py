@@ -19,33 +19,47 @@ GELU, RELU = 0, 1
 KINDS: dict[type[nn.Module], int] = {nn.GELU: GELU, nn.ReLU: RELU}
 
 
-def can_fuse(x: torch.Tensor, *layers: nn.Module) -> bool:
-    """Whether `norm_act` can do what the layers do with x, (N, C, H, W): a batch normalisation on a CPU, in training
+def can_fuse(
+    x: torch.Tensor, norm: nn.Module, activation: nn.Module | None = None, pool: nn.Module | None = None
+) -> bool:
+    """Whether `norm_act` can do what these layers do with x, (N, C, H, W): a batch normalisation on a CPU, in training
     with gradients or in evaluation in `torch.inference_mode`, in channels-last memory, and no hook that expects what is
-    between the layers. The gradient then has no gradient."""
+    between the layers. The gradient then has no gradient.
+
+    activation: None if it is a function.
+    """
     return (
         can_read(x)
         and x.dtype in (torch.bfloat16, torch.float32)
         and (torch.is_grad_enabled() or torch.is_inference_mode_enabled())
         and not _has_any_global_hook()  # type: ignore[no-untyped-call]
-        and all(_is_plain(layer, x.shape[1]) for layer in layers)
-        and not {nn.MaxPool2d, nn.ReLU} <= {type(layer) for layer in layers}  # no kernel for both
+        and not any(map(_has_hooks, (norm, activation, pool)))
+        and _is_plain_norm(norm, x.shape[1])
+        and (activation is None or type(activation) in KINDS)
+        and (type(activation) is not nn.GELU or activation.approximate == "none")
+        and (pool is None or (_is_plain_pool(pool) and type(activation) is nn.GELU))
         and len(x) > 1
         and min(x.shape[2:]) > 1
         and numba_is_usable()
     )
 
 
-def _is_plain(layer: nn.Module, channels: int) -> bool:
-    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
-    if any(hooks):
-        return False
-    if type(layer) is nn.MaxPool2d:
-        window = layer.kernel_size, layer.stride, layer.padding, layer.dilation
-        return window == (2, 2, 0, 1) and not (layer.ceil_mode or layer.return_indices)
-    if type(layer) is nn.GELU:
-        return layer.approximate == "none"
-    return type(layer) is nn.ReLU or (
+def _has_hooks(layer: nn.Module | None) -> bool:
+    return layer is not None and any(
+        (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+    )
+
+
+def _is_plain_pool(layer: nn.Module) -> bool:
+    return (
+        type(layer) is nn.MaxPool2d
+        and (layer.kernel_size, layer.stride, layer.padding, layer.dilation) == (2, 2, 0, 1)
+        and not (layer.ceil_mode or layer.return_indices)
+    )
+
+
+def _is_plain_norm(layer: nn.Module, channels: int) -> bool:
+    return (
         type(layer) is nn.BatchNorm2d
         and layer.training != torch.is_inference_mode_enabled()
         and layer.track_running_stats

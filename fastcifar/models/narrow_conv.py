@@ -42,9 +42,9 @@ class NarrowConv2d(nn.Conv2d):
             and self.weight.requires_grad
             and x.ndim == 4
             and len(x) > 1
-            and (x.shape[3] - 1) // self.stride[1] + 1 <= TILE // 4
             and not is_transformed()
             and _can_convert(self)
+            and (x.shape[3] - 1) // self.stride[1] + 1 <= TILE // 4
         )
 
 
@@ -118,7 +118,8 @@ def _can_convert(layer: nn.Conv2d) -> bool:
     return (
         layer.groups == 1
         and layer.dilation == (1, 1)
-        and not isinstance(padding, str)
+        and isinstance(padding, tuple)
+        and isinstance(layer.stride, tuple)
         and layer.padding_mode == "zeros"
         and "_conv_forward" not in vars(layer)
         and all(2 * pad == side - 1 for pad, side in zip(padding, kernel, strict=True))

@@ -60,7 +60,7 @@ class Stage(nn.Sequential):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         first, pool, norm1, gelu1, second, norm2, gelu2 = self
         x = first(x)
-        fused = can_fuse(x, pool, norm1, gelu1)
+        fused = can_fuse(x, norm1, gelu1, pool)
         x = norm_act(x, norm1, KINDS[type(gelu1)], pool=True) if fused else gelu1(norm1(pool(x)))
         x = second(x)
         return norm_act(x, norm2, KINDS[type(gelu2)]) if can_fuse(x, norm2, gelu2) else gelu2(norm2(x))

@@ -3,7 +3,7 @@
 The algorithm of Winograd, as Lavin and Gray describe it ("Fast Algorithms for Convolutional Neural Networks", 2015):
 n x n pixels, n = m + 2, and 3x3 weights are transformed, multiplied place by place, and transformed back to m x m
 pixels of the result. The products of all channels are n * n matrix products. cuDNN does the same on a GPU. With m = 4,
-36 multiplications stand for 144, and rounding errors are about five times those of the direct sum: at most 8e-5 of a
+36 multiplications stand for 144, and rounding errors are about six times those of the direct sum: at most 8e-5 of a
 standard deviation, for the layers of ResNet-18 and random images. bfloat16 has 8 bits, 4e-3 of a value.
 """
 

@@ -56,7 +56,7 @@ def _require_length_of_group(config: TrainConfig, run: RunFolder) -> None:
     for name in LENGTH:
         if given[name] != own[name] and not (name == "max_steps" and config.max_minutes is not None):
             raise UsageError(
-                f"{name} is {given[name]}; {run.path} is one of a group of runs of one length: expected {own[name]}"
+                f"{name} is {given[name]}; {run.path} is one of a group whose runs keep theirs: expected {own[name]}"
             )
 
 

@@ -237,22 +237,31 @@ def _restored(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[No
     params = list(model.parameters())
     values = [param.detach().clone() for param in params]
     gradients = [param.grad for param in params]
-    state = deepcopy(optimizer.state_dict())
+    state, results = deepcopy(optimizer.state_dict()), _results(model)
     for param in params:
         param.grad = None  # the saved gradients must not be added to
     try:
         with modes_kept(model), buffers_kept(model), generators_kept(param.device for param in params):
             yield
     finally:
-        for module in model.modules():  # the last result of a hook such as spectral_norm: it could not be copied
-            own = vars(module)
-            results = {name: value for name, value in own.items() if isinstance(value, torch.Tensor)}
-            own.update({name: value.detach() for name, value in results.items() if not value.is_leaf})
+        for (module, name), value in _results(model).items():  # left by hooks such as spectral_norm: not to be copied
+            if value is not results.get((module, name)):
+                vars(module)[name] = value.detach()
         with torch.no_grad():
             for param, value, gradient in zip(params, values, gradients, strict=True):
                 param.copy_(value)
                 param.grad = gradient
         optimizer.load_state_dict(state)
+
+
+def _results(model: nn.Module) -> dict[tuple[nn.Module, str], torch.Tensor]:
+    """Attributes of its modules that were computed from parameters."""
+    return {
+        (module, name): value
+        for module in model.modules()
+        for name, value in vars(module).items()
+        if isinstance(value, torch.Tensor) and not value.is_leaf
+    }
 
 
 def warn_if_not_learning(config: TrainConfig, row: dict[str, Any], num_classes: int, *, tested: bool = False) -> bool:

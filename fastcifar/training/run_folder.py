@@ -146,7 +146,7 @@ class RunFolder:
     @property
     def is_unfinished(self) -> bool:
         """Whether training was stopped, or goes on: there is a checkpoint, and no result."""
-        return self.has_checkpoint and not self.metrics.is_file()
+        return self.has_checkpoint and not self.stored_metrics()
 
     def resume_command(self, model: ModelConfig, distributed: Distributed | None = None) -> str:
         """The command that resumes the run; after its last step, it repeats the test."""
