@@ -600,11 +600,15 @@ FORK = """if True:
 """
 
 
+def run_script(script: str, data_dir: Path, name: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "ignore", "-c", script, str(data_dir / "train.beton"), name]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LOADERS)
 def test_a_forked_child_can_use_the_loader_of_its_parent(data_dir: Path, name: str) -> None:
-    command = [sys.executable, "-W", "ignore", "-c", FORK, str(data_dir / "train.beton"), name]
-    answer = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    answer = run_script(FORK, data_dir, name)
     assert answer.returncode == 0, answer.stderr
     assert answer.stdout == "an epoch cannot continue in a forked process; begin a new one there\n"
 
@@ -631,8 +635,7 @@ FORK_AND_DROP = """if True:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LOADERS)
 def test_a_forked_child_that_drops_the_loader_leaves_it_to_its_parent(data_dir: Path, name: str) -> None:
-    command = [sys.executable, "-W", "ignore", "-c", FORK_AND_DROP, str(data_dir / "train.beton"), name]
-    answer = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    answer = run_script(FORK_AND_DROP, data_dir, name)
     assert (answer.returncode, answer.stderr) == (0, "")
 
 

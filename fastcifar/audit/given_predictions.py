@@ -77,7 +77,7 @@ def _arrays(file: Path, splits: Mapping[str, Beton]) -> dict[str, Any]:
     if not names:
         raise ValueError(f"its arrays are {join_names(present) or 'none'}; none of {', '.join(NAMES)}")
     about = [name for name in ("indices", "data_sha256") if name in present and names[0] not in NAMES[:2]]
-    arrays = load_arrays(content, [*names, *about], MAX_ARRAYS)
+    arrays = load_arrays(content, [*names, *about])
     if names[0] in NAMES[:2]:
         return arrays
     rows, split, sha256 = arrays[names[0]], "", str(arrays.get("data_sha256", ""))

@@ -10,14 +10,14 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, count
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastcifar.errors import DataError, one_line
 from fastcifar.io.atomic import write_bytes
 from fastcifar.io.checks import format_choices, shown
-from fastcifar.io.paths import why_missing
+from fastcifar.io.paths import numbered, why_missing
 from fastcifar.io.reading import read_bytes
 
 if TYPE_CHECKING:
@@ -166,8 +166,8 @@ def write_issues(path: Path, lines: Sequence[Line]) -> IssuesFile:
     csv.writer(text, lineterminator="\n").writerows([COLUMNS, *rows])
     content = text.getvalue().encode("utf-8", "backslashreplace")
     is_other = path.is_file() and path.read_bytes() != content
-    names = (f"{path.stem}.previous{f'-{number}' if number > 1 else ''}{path.suffix}" for number in count(1))
-    backup = next(path.with_name(name) for name in names if not os.path.lexists(path.with_name(name)))
+    backups = (path.with_name(f"{name}{path.suffix}") for name in numbered(f"{path.stem}.previous"))
+    backup = next(backup for backup in backups if not os.path.lexists(backup))
     write_bytes(path, content, backup=backup if is_other else None)
     return IssuesFile(path=path, sha256=hashlib.sha256(content).hexdigest(), lines=tuple(lines))
 

@@ -64,7 +64,7 @@ VALUES = Parsed("setting=value,…", _values, "a setting and its values, e.g. lr
     help="A setting and its values; may be repeated: each combination is trained. Values that are lists are separated "
     "by semicolons.",
 )
-@click.option("--seeds", type=SEEDS, default="1", show_default="that of --seed", help=SEEDS_HELP)
+@click.option("--seeds", type=SEEDS, show_default="that of --seed", help=SEEDS_HELP)
 @click.option("--trials", type=click.IntRange(1), help="Train only so many combinations, chosen at random by --seed.")
 @settings.add(settings.TRAINING)
 @click.option("--name", default="sweep", show_default=True, help="Name of the folder.")
@@ -80,7 +80,7 @@ def sweep(
     context: click.Context,
     /,
     chosen: tuple[tuple[str, tuple[str, ...]], ...],
-    seeds: tuple[int, ...],
+    seeds: tuple[int, ...] | None,
     trials: int | None,
     name: str,
     dry_run: bool,
@@ -100,7 +100,7 @@ def sweep(
     from fastcifar.runs.sweep import require_validation, sweep_members
 
     require_validation(config)
-    if not given_on_command_line(context, ["seeds"]):
+    if seeds is None:
         seeds = (config.seed,)
     elif trials is None and given_on_command_line(context, ["seed"]):
         raise click.UsageError(

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
-from itertools import count, islice
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +32,7 @@ from fastcifar.inference.evaluation import EvaluatedImages, Evaluation, command_
 from fastcifar.inference.predictions import Ints, Predictions
 from fastcifar.inference.trained_run import TrainedRun
 from fastcifar.io.checks import require_choice
-from fastcifar.io.paths import user_path, why_missing
+from fastcifar.io.paths import numbered, user_path, why_missing
 from fastcifar.io.reading import read_mapping
 from fastcifar.loaders import open_for
 from fastcifar.training.data import EVAL_BATCH_SIZE
@@ -106,8 +106,8 @@ def _beton_in(path: Path) -> Path:
 
 def _free_name(run: RunFolder, path: Path) -> str:
     """The name of the set at `path`, with a number where eval/ has results of another set of that name."""
-    name, own = _set_name(path), (None, os.path.abspath(path))
-    names = (f"{name}-{number}" if number > 1 else name for number in count(1))
+    own = None, os.path.abspath(path)
+    names = numbered(_set_name(path))
     return next(each for each in names if all(_evaluated(result_folder(run, each, tta)) in own for tta in TTA_MODES))
 
 

@@ -129,7 +129,7 @@ class Predictions:
     def load(path: Path) -> Predictions:
         """Read predictions.npz. Raises OSError if it cannot be opened; ValueError if it is damaged, if a logit is not
         finite, or a label not a class."""
-        arrays = load_arrays(read_bytes(path, MAX_ARRAYS), FIELDS, MAX_ARRAYS)
+        arrays = load_arrays(read_bytes(path, MAX_ARRAYS), FIELDS)
         indices, labels, logits = (arrays[name] for name in FIELDS[:3])
         if logits.ndim != 2 or not logits.size or not indices.shape == labels.shape == (len(logits),):
             raise ValueError(f"indices {indices.shape}, labels {labels.shape}, logits {logits.shape} do not match")

@@ -7,6 +7,8 @@ import os
 import re
 import shlex
 import shutil
+from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -112,3 +114,8 @@ def _quoted(argument: str | os.PathLike[str]) -> str:
         for c in text
     )
     return f"$'{''.join(shown)}'"
+
+
+def numbered(name: str) -> Iterator[str]:
+    """`name`, `name-2`, `name-3`, …: for what may exist already."""
+    return (f"{name}-{number}" if number > 1 else name for number in count(1))

@@ -45,8 +45,8 @@ def _require_size(what: str, size: int, max_bytes: int) -> None:
         raise ValueError(f"{what} {size / 2**20:,.1f} MiB; expected at most {max_bytes / 2**20:,.0f}")
 
 
-def load_arrays(content: bytes, keys: Sequence[str], max_bytes: int, optional: Sequence[str] = ()) -> dict[str, Any]:
-    """The arrays `keys` of an .npz file, and those of `optional` that it has, of at most `max_bytes` in all, without
+def load_arrays(content: bytes, keys: Sequence[str], optional: Sequence[str] = ()) -> dict[str, Any]:
+    """The arrays `keys` of an .npz file, and those of `optional` that it has, of at most MAX_ARRAYS in all, without
     pickle.
 
     Raises ValueError if they take over half of the free memory, or if one is missing, holds Python objects, or does not
@@ -58,7 +58,7 @@ def load_arrays(content: bytes, keys: Sequence[str], max_bytes: int, optional: S
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             keys = [*keys, *(key for key in optional if f"{key}.npy" in archive.namelist())]
             members = [archive.getinfo(f"{key}.npy") for key in keys]
-            _require_size("its arrays have", sum(member.file_size for member in members), max_bytes)
+            _require_size("its arrays have", sum(member.file_size for member in members), MAX_ARRAYS)
             if any(member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for member in members):
                 raise ValueError("it uses a compression that NumPy does not write")  # and that may need gigabytes
             files = zip(keys, map(archive.open, members), strict=True)

@@ -41,6 +41,18 @@ def can_read(x: torch.Tensor) -> bool:
     )
 
 
+def is_plain_convolution(layer: torch.nn.Conv2d) -> bool:
+    """Whether the layer, as it is, and not as it was made, has one group, no dilation, borders of zeros, float32
+    weights, and computes what its class computes."""
+    return (
+        layer.groups == 1
+        and layer.dilation == (1, 1)
+        and layer.padding_mode == "zeros"
+        and "_conv_forward" not in vars(layer)
+        and layer.weight.dtype == torch.float32
+    )
+
+
 def is_transformed() -> bool:
     """Whether torch.compile, a trace or torch.func looks for operations of torch in what is called."""
     return (

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fastcifar.models.cpu_kernels import is_transformed
+from fastcifar.models.cpu_kernels import is_plain_convolution, is_transformed
 
 TILE = 32  # pixels
 WIDE = 64
@@ -113,15 +113,11 @@ def convert_convolutions(network: nn.Module) -> None:
 
 
 def _can_convert(layer: nn.Conv2d) -> bool:
-    """Whether the layer, as it is, and not as it was made, computes what `_Convolution` does."""
+    """Whether the layer computes what `_Convolution` does."""
     kernel, padding = layer.weight.shape[2:], layer.padding
     return (
-        layer.groups == 1
-        and layer.dilation == (1, 1)
+        is_plain_convolution(layer)
         and isinstance(padding, tuple)
         and isinstance(layer.stride, tuple)
-        and layer.padding_mode == "zeros"
-        and "_conv_forward" not in vars(layer)
         and all(2 * pad == side - 1 for pad, side in zip(padding, kernel, strict=True))
-        and layer.weight.dtype == torch.float32
     )

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fastcifar.models.cpu_kernels import can_read, flat_values, numba_is_usable, run
+from fastcifar.models.cpu_kernels import can_read, flat_values, is_plain_convolution, numba_is_usable, run
 
 TILES = (2, 3, 4)
 """Sides m of tiles; larger ones save more, and have larger rounding errors."""
@@ -178,16 +178,13 @@ def convert_convolutions(network: nn.Module, num_processes: int = 1) -> None:
 
 
 def _can_convert(layer: nn.Conv2d) -> bool:
-    """Whether the layer computes what the kernels compute: not as it was made, but as it is, e.g. after pruning."""
+    """Whether the layer computes what the kernels compute: its shapes may have changed, e.g. by pruning."""
     from fastcifar.models.winograd_kernels import LANES  # imports Numba
 
     weight, bias = layer.weight, layer.bias
     return (
-        layer.stride == layer.padding == layer.dilation == (1, 1)
-        and layer.groups == 1
-        and layer.padding_mode == "zeros"
-        and "_conv_forward" not in vars(layer)
-        and weight.dtype == torch.float32
+        is_plain_convolution(layer)
+        and layer.stride == layer.padding == (1, 1)
         and weight.shape[2:] == (3, 3)
         and weight.shape[0] % LANES == weight.shape[1] % LANES == 0
         and (bias is None or bias.shape == weight.shape[:1])

@@ -147,7 +147,7 @@ def _size_of(sheet: dict[str, Any] | None) -> int:
 def _read_maps(path: Path, rows: list[dict[str, str]]) -> Maps:
     """The arrays of maps.npz, checked against each other and the rows of index.csv; with best, the layer that is shown
     next to each image, and name, the map there in words."""
-    arrays = load_arrays(read_bytes(path, MAX_ARRAYS), ARRAYS, MAX_ARRAYS, ["data_sha256"])
+    arrays = load_arrays(read_bytes(path, MAX_ARRAYS), ARRAYS, ["data_sha256"])
     _require_shapes(arrays, len(rows))
     if rows[0]["true"] and [row["index"] for row in rows] != [str(i) for i in arrays["indices"].ravel().tolist()]:
         raise ValueError("its images are not those of index.csv")

@@ -9,14 +9,13 @@ import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 from fastcifar.config import TrainConfig
 from fastcifar.errors import DataError, UsageError
 from fastcifar.inference.predictions import Predictions
-from fastcifar.io.paths import command_line, user_path
+from fastcifar.io.paths import command_line, numbered, user_path
 from fastcifar.io.reading import read_bytes
 from fastcifar.runs.group import Group, group_path, is_group, load_group
 from fastcifar.runs.scores import SCORES, TEST_ACCURACY, Score, scores_of, value_of
@@ -244,8 +243,8 @@ def comparison_folder(comparison: Comparison, runs_dir: str | os.PathLike[str]) 
     paths = [entry.path.resolve() for entry in comparison.entries]
     if paths != [(root / each).resolve() for each in names]:  # others may have these names
         name += "-" + hashlib.sha256(b"\0".join(map(os.fsencode, paths))).hexdigest()[:8]
-    numbered = (root / "comparisons" / (f"{name}-{i}" if i > 1 else name) for i in count(1))
-    return next(folder for folder in numbered if not folder.exists() or _is_of(folder / "table.csv", names))
+    folders = (root / "comparisons" / each for each in numbered(name))
+    return next(folder for folder in folders if not folder.exists() or _is_of(folder / "table.csv", names))
 
 
 def _is_of(table: Path, names: Sequence[str]) -> bool:

@@ -24,7 +24,7 @@ from fastcifar.config import ModelConfig, TrainConfig
 from fastcifar.errors import CheckpointError, DataError, FastcifarError, UsageError, one_line
 from fastcifar.io.atomic import open_append, wrap_write_errors, write_csv, write_text
 from fastcifar.io.locks import lock_folder
-from fastcifar.io.paths import command_line, make_folder, user_path, why_missing
+from fastcifar.io.paths import command_line, make_folder, numbered, user_path, why_missing
 from fastcifar.io.reading import read_mapping
 from fastcifar.system.cpus import cpu_name
 from fastcifar.training.distributed import Distributed
@@ -164,14 +164,10 @@ def create_run(runs_dir: str | os.PathLike[str], name: str) -> RunFolder:
     root = user_path(runs_dir, "runs_dir")
     make_folder(root)
     with wrap_write_errors(root):
-        number = 1
-        while True:
-            path = root / (name if number == 1 else f"{name}-{number}")
-            try:
+        for path in (root / each for each in numbered(name)):
+            with contextlib.suppress(FileExistsError):
                 path.mkdir()  # atomic: of two runs at once, one takes the next number
                 break
-            except FileExistsError:
-                number += 1
     return RunFolder(path)
 
 
