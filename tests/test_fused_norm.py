@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fastcifar.config import ModelConfig
-from fastcifar.models import cpu_kernels, make_model
+from fastcifar.models import cpu_kernels, make_model, openmp
 from fastcifar.models.fused_norm import GELU, RELU, can_fuse, norm_act
 from fastcifar.models.resnet import norm_relu
 
@@ -107,8 +107,11 @@ def test_statistics_keep_their_precision_far_from_zero() -> None:
     assert error(out, F.relu(random_norm(4).double()(x.double()))) < 1e-4
 
 
-def test_slices_on_several_threads_are_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("has_openmp", [True, False])
+def test_slices_on_several_threads_are_the_whole(has_openmp: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     x, results = images(9, 8, 8, 8), []
+    if not has_openmp:
+        without_openmp(monkeypatch)
     for size in (2**30, 1):
         monkeypatch.setattr(cpu_kernels, "MIN_SLICE", size)
         monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
@@ -206,7 +209,41 @@ def test_networks_can_be_mapped_over() -> None:
     assert error(mapped[1], network(stacked[1])) < 1e-5
 
 
+def without_openmp(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_kernels, "make_team", lambda kernel, arguments: None)
+    monkeypatch.setattr(cpu_kernels, "_KERNELS", {})
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere torch's OpenMP has another interface")
+def test_kernels_run_on_the_threads_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    monkeypatch.setattr(cpu_kernels, "MIN_SLICE", 1)
+    monkeypatch.setattr(cpu_kernels, "_pool", lambda count: pytest.fail("a thread of another pool"))
+    norm_act(images(9, 8, 8, 8), random_norm(8), RELU)
+
+
+def test_torch_without_openmp_is_served_by_other_threads(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(openmp, "_compile_entry", lambda *arguments: 1 / 0)
+    monkeypatch.setattr(cpu_kernels, "_KERNELS", {})
+    with caplog.at_level("DEBUG"):
+        out = norm_act(images(9, 8, 8, 8), random_norm(8), RELU)
+    assert "CPU kernels run on threads of their own: ZeroDivisionError" in caplog.text
+    assert error(out, F.relu(random_norm(8).double()(images(9, 8, 8, 8).double()))) < 2e-6
+
+
+def test_statistics_need_not_be_contiguous(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    monkeypatch.setattr(cpu_kernels, "MIN_SLICE", 1)
+    norm, x = random_norm(4), images(8, 4, 6, 6, mean=3_000.0)
+    norm.running_mean = torch.tensor([3_000.0, 0.0]).repeat(4)[::2]
+    out = norm_act(x, norm, RELU)
+    assert error(out, F.relu(random_norm(4).double()(x.double()))) < 1e-4
+
+
 def test_one_pool_serves_every_number_of_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_openmp(monkeypatch)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
     monkeypatch.setattr(cpu_kernels, "MIN_SLICE", 4 * 8 * 8)
     sizes, make = [], cpu_kernels.Threads

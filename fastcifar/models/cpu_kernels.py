@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -14,10 +14,11 @@ import numpy.typing as npt
 import torch
 
 from fastcifar.augment.kernel import numba_module
+from fastcifar.models.openmp import Team, make_team
 from fastcifar.system.thread_pool import Threads
 
 Array = npt.NDArray[Any]
-MIN_SLICE = 2**15  # values; submitting less to a thread costs more than it saves
+MIN_SLICE = 2**16  # values; submitting less to a thread costs more than it saves
 
 
 @functools.cache
@@ -71,36 +72,40 @@ def flat_values(x: torch.Tensor) -> Array:
 def run(name: str, *arguments: Any, count: int, size: int) -> None:
     """The kernel on slices of `count` rows or images of `size` values.
 
-    name: MODULE.FUNCTION of `fastcifar.models`. Its first argument is an array; the dtype of that, and the lengths of
-    tuples, say the types of all.
+    name: MODULE.FUNCTION of `fastcifar.models`.
+    arguments: contiguous arrays, integers, and tuples of integers.
     """
-    kernel = _kernel(name, arguments)
-    _in_slices(lambda number, first, last: kernel(*arguments, first, last), _bounds(count, size))
+    _call(name, arguments, list(pairwise(_bounds(count, size))))
 
 
 def summed(name: str, *arguments: Any, channels: int, count: int, size: int) -> Array:
     """The sums, (2, C) float64, that the kernel adds up: one array for each slice, added in their order."""
     bounds = _bounds(count, size)
     sums = np.zeros((len(bounds) - 1, 2, channels))
-    kernel = _kernel(name, (*arguments, sums[0]))
-    _in_slices(lambda number, first, last: kernel(*arguments, sums[number], first, last), bounds)
+    _call(name, arguments, list(zip(sums, bounds, bounds[1:], strict=False)))
     return sums.sum(axis=0)
 
 
 _pool = functools.cache(lambda count: Threads(count, "kernels"))
-_KERNELS: dict[tuple[Any, ...], Callable[..., None]] = {}
+_KERNELS: dict[tuple[Any, ...], tuple[Callable[..., None], Team | None]] = {}
 
 
-def _kernel(name: str, arguments: tuple[Any, ...]) -> Callable[..., None]:
+def _kernel(name: str, arguments: tuple[Any, ...]) -> tuple[Callable[..., None], Team | None]:
     """As machine code for arguments of these types."""
-    key = name, arguments[0].dtype, *(len(given) for given in arguments if isinstance(given, tuple))
+    key = name, *map(_type, arguments)
     if key not in _KERNELS:
         module, function = name.split(".")
         kernels = importlib.import_module(f"fastcifar.models.{module}")  # imports Numba
         # empty: the cache of compiled functions keeps them alive
-        empty = [given[:0].copy() if isinstance(given, np.ndarray) else given for given in arguments]
-        _KERNELS[key] = numba_module().compiled(getattr(kernels, function), lambda kernel: kernel(*empty, 0, 0))
+        empty = [given[:0].copy() if isinstance(given, np.ndarray) else given for given in arguments[:-2]] + [0, 0]
+        kernel = numba_module().compiled(getattr(kernels, function), lambda kernel: kernel(*empty))
+        _KERNELS[key] = kernel, make_team(kernel, empty)
     return _KERNELS[key]
+
+
+def _type(given: Any) -> Any:
+    """What the type of an argument depends on."""
+    return given.dtype.char if isinstance(given, np.ndarray) else len(given) if isinstance(given, tuple) else None
 
 
 def _bounds(count: int, size: int) -> list[int]:
@@ -108,9 +113,13 @@ def _bounds(count: int, size: int) -> list[int]:
     return [count * i // num for i in range(num + 1)]
 
 
-def _in_slices(call: Callable[[int, int, int], None], bounds: list[int]) -> None:
-    slices = [(number, first, last) for number, (first, last) in enumerate(pairwise(bounds))]
-    others = [_pool(torch.get_num_threads()).submit(call, *each) for each in slices[1:]]
-    call(*slices[0])
+def _call(name: str, arguments: tuple[Any, ...], slices: Sequence[tuple[Any, ...]]) -> None:
+    """The kernel, once for each slice, with the arguments of all and those of the slice."""
+    kernel, team = _kernel(name, (*arguments, *slices[0]))
+    if len(slices) > 1 and team is not None:
+        team(arguments, slices)
+        return
+    others = [_pool(torch.get_num_threads()).submit(kernel, *arguments, *each) for each in slices[1:]]
+    kernel(*arguments, *slices[0])
     for other in others:
         other.result()

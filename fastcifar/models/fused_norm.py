@@ -194,7 +194,7 @@ def _empty(x: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
 
 def _float32(x: torch.Tensor | None) -> Array:
-    return x.detach().numpy()  # type: ignore[union-attr]
+    return np.ascontiguousarray(x.detach().numpy())  # type: ignore[union-attr]
 
 
 def _update_running(norm: nn.BatchNorm2d, mean: Array, var: Array) -> None:
