@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -231,6 +232,26 @@ def test_torch_without_openmp_is_served_by_other_threads(
         out = norm_act(images(9, 8, 8, 8), random_norm(8), RELU)
     assert "CPU kernels run on threads of their own: ZeroDivisionError" in caplog.text
     assert error(out, F.relu(random_norm(8).double()(images(9, 8, 8, 8).double()))) < 2e-6
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere torch's OpenMP has another interface")
+def test_each_slice_is_computed_once_and_a_failure_is_an_error() -> None:
+    import numba
+
+    @numba.njit
+    def add(values: Any, shape: Any, first: int, last: int) -> None:
+        if first > shape[1]:
+            raise ValueError
+        for k in range(first, last):
+            values[k] += k
+
+    values, shape, slices = np.zeros(22), (2, 20), [(2 * k, 2 * k + 2) for k in range(11)]
+    add(values, shape, 0, 0)
+    team = openmp.Team(add, (values, shape, 0, 0))
+    team((values, shape), slices)
+    np.testing.assert_array_equal(values, range(22))
+    with pytest.raises(MemoryError, match="^no memory for a CPU kernel$"):
+        team((values, (2, 19)), slices)
 
 
 def test_statistics_need_not_be_contiguous(monkeypatch: pytest.MonkeyPatch) -> None:

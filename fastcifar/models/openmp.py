@@ -43,10 +43,15 @@ class Team:
         self._library, self._entry = _compile_entry(kernel, arguments, openmp)
 
     def __call__(self, arguments: Sequence[Any], slices: Sequence[Sequence[Any]]) -> None:
-        """The kernel, once for each slice, with the arguments of all and those of the slice."""
+        """The kernel, once for each slice, with the arguments of all and those of the slice.
+
+        Raises MemoryError if it fails.
+        """
         common = _words(arguments)
         words = np.array([len(slices), *(word for each in slices for word in (*common, *_words(each)))])
-        self._parallel(self._entry, words.ctypes.data, 0, 0)
+        self._parallel(self._entry, words.ctypes.data, torch.get_num_threads(), 0)
+        if words[0] < 0:
+            raise MemoryError("no memory for a CPU kernel")
 
 
 def _words(arguments: Sequence[Any]) -> list[int]:
@@ -92,7 +97,9 @@ def _compile_entry(kernel: Any, arguments: Sequence[Any], openmp: ctypes.CDLL) -
             values = builder.load(builder.gep(slices, [number]))
             each = [builder.extract_value(values, index) for index in range(len(about.argtypes))]
             function = context.declare_function(module, about)
-            context.call_conv.call_function(builder, function, about.restype, about.argtypes, each)
+            status, _ = context.call_conv.call_function(builder, function, about.restype, about.argtypes, each)
+            with builder.if_then(status.is_error):
+                builder.store(word(-1), words)
         builder.ret_void()
         library.add_ir_module(module)
         library.finalize()
