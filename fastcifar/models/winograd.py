@@ -91,12 +91,13 @@ class _Convolution(torch.autograd.Function):
         grad = grad.contiguous(memory_format=torch.channels_last)
         filters = _filters(weight, m)
         grad_x = _empty_like(x, x.shape[1]) if needs_x else None
-        grad_filters = torch.zeros_like(filters)
+        grad_filters = filters.new_empty(filters.shape)
         for images, tiles, products in _blocks(m, x, grad):
             _transform("tiles_of_gradient", m, grad[images], products)
             if needs_weight:
                 _transform("tiles_of_images", m, x[images], tiles)
-                grad_filters.baddbmm_(products.transpose(1, 2), tiles)
+                beta = int(images.start > 0)  # 0: what is in the memory is ignored
+                grad_filters.baddbmm_(products.transpose(1, 2), tiles, beta=beta)
             if grad_x is not None:
                 torch.bmm(products, filters, out=tiles)
                 _transform("gradient_of_tiles", m, grad_x[images], tiles)
@@ -113,15 +114,15 @@ def _filter_transform(m: int) -> torch.Tensor:
 
 
 def _filters(weight: torch.Tensor, m: int) -> torch.Tensor:
-    """(K, C, 3, 3) -> (n * n, K, C)."""
-    flat = weight.permute(2, 3, 0, 1).reshape(9, -1)
-    return (_filter_transform(m) @ flat).view(-1, *weight.shape[:2])
+    """(K, C, 3, 3) -> (n * n, K, C), in the order (K, n * n, C), which needs no copy of channels-last weights."""
+    flat = weight.permute(0, 2, 3, 1).flatten(1, 2)
+    return torch.matmul(_filter_transform(m), flat).transpose(0, 1)
 
 
 def _weight_gradient(grad_filters: torch.Tensor, m: int) -> torch.Tensor:
-    """(n * n, K, C) -> (K, C, 3, 3)."""
-    flat = _filter_transform(m).T @ grad_filters.flatten(1)
-    return flat.view(3, 3, *grad_filters.shape[1:]).permute(2, 3, 0, 1)
+    """(n * n, K, C) -> (K, C, 3, 3), channels-last."""
+    flat = torch.matmul(_filter_transform(m).T, grad_filters.transpose(0, 1))
+    return flat.unflatten(1, (3, 3)).permute(0, 3, 1, 2)
 
 
 def _tiles_per_image(m: int, height: int, width: int) -> int:
