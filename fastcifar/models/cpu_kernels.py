@@ -18,7 +18,7 @@ from fastcifar.models.openmp import Team, make_team
 from fastcifar.system.thread_pool import Threads
 
 Array = npt.NDArray[Any]
-MIN_SLICE = 2**16  # values; submitting less to a thread costs more than it saves
+MIN_SLICE = 2**15  # values; submitting less to a thread costs more than it saves
 
 
 @functools.cache
@@ -87,11 +87,11 @@ def summed(name: str, *arguments: Any, channels: int, count: int, size: int) -> 
 
 
 _pool = functools.cache(lambda count: Threads(count, "kernels"))
-_KERNELS: dict[tuple[Any, ...], tuple[Callable[..., None], Team | None]] = {}
+_KERNELS: dict[tuple[Any, ...], tuple[Callable[..., None], Callable[[], Team | None]]] = {}
 
 
-def _kernel(name: str, arguments: tuple[Any, ...]) -> tuple[Callable[..., None], Team | None]:
-    """As machine code for arguments of these types."""
+def _kernel(name: str, arguments: tuple[Any, ...]) -> tuple[Callable[..., None], Callable[[], Team | None]]:
+    """As machine code for arguments of these types, and, when it is first asked for, for torch's threads."""
     key = name, *map(_type, arguments)
     if key not in _KERNELS:
         module, function = name.split(".")
@@ -99,7 +99,7 @@ def _kernel(name: str, arguments: tuple[Any, ...]) -> tuple[Callable[..., None],
         # empty: the cache of compiled functions keeps them alive
         empty = [given[:0].copy() if isinstance(given, np.ndarray) else given for given in arguments[:-2]] + [0, 0]
         kernel = numba_module().compiled(getattr(kernels, function), lambda kernel: kernel(*empty))
-        _KERNELS[key] = kernel, make_team(kernel, empty)
+        _KERNELS[key] = kernel, functools.cache(lambda: make_team(kernel, empty))
     return _KERNELS[key]
 
 
@@ -115,8 +115,8 @@ def _bounds(count: int, size: int) -> list[int]:
 
 def _call(name: str, arguments: tuple[Any, ...], slices: Sequence[tuple[Any, ...]]) -> None:
     """The kernel, once for each slice, with the arguments of all and those of the slice."""
-    kernel, team = _kernel(name, (*arguments, *slices[0]))
-    if len(slices) > 1 and team is not None:
+    kernel, make = _kernel(name, (*arguments, *slices[0]))
+    if len(slices) > 1 and (team := make()) is not None:
         team(arguments, slices)
         return
     others = [_pool(torch.get_num_threads()).submit(kernel, *arguments, *each) for each in slices[1:]]

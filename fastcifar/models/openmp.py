@@ -6,7 +6,9 @@ to be woken for each call.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import functools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,12 +23,31 @@ log = logging.getLogger(__name__)
 
 
 def make_team(kernel: Any, arguments: Sequence[Any]) -> Team | None:
-    """None where torch's OpenMP does not have the interface of GNU's, as those of Intel and LLVM have on Linux."""
-    try:
-        return Team(kernel, arguments)
-    except Exception as error:  # noqa: BLE001 (`_compile_entry` uses functions of Numba that may change)
-        log.debug("CPU kernels run on threads of their own: %s", describe(error))
+    """None if torch's OpenMP lacks the interface of GNU's, as on macOS and Windows, or Numba has changed."""
+    if (openmp := _openmp()) is None:
         return None
+    try:
+        return Team(kernel, arguments, openmp)
+    except Exception as error:  # noqa: BLE001 (`_compile_entry` uses functions of Numba that may change)
+        _report(describe(error))
+        return None
+
+
+@functools.cache
+def _openmp() -> ctypes.CDLL | None:
+    """The library that torch calls: one that is preloaded, or that which it is linked with."""
+    for path in (None, Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"):
+        with contextlib.suppress(OSError, TypeError):  # Windows has no library of all symbols
+            library = ctypes.CDLL(None if path is None else str(path))
+            if hasattr(library, "GOMP_parallel"):
+                library.GOMP_parallel.argtypes = ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint
+                return library
+    return None
+
+
+@functools.cache  # once
+def _report(problem: str) -> None:
+    log.info("layers are slower: their kernels cannot run on the threads of torch (%s)", problem)
 
 
 class Team:
@@ -35,11 +56,8 @@ class Team:
     kernel: compiled by Numba for arguments of these types: contiguous arrays, integers and tuples of integers.
     """
 
-    def __init__(self, kernel: Any, arguments: Sequence[Any]) -> None:
-        # dlsym finds functions of the libraries that this one is linked with
-        openmp = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+    def __init__(self, kernel: Any, arguments: Sequence[Any], openmp: ctypes.CDLL) -> None:
         self._parallel = openmp.GOMP_parallel
-        self._parallel.argtypes = ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint
         self._library, self._entry = _compile_entry(kernel, arguments, openmp)
 
     def __call__(self, arguments: Sequence[Any], slices: Sequence[Sequence[Any]]) -> None:
@@ -48,10 +66,11 @@ class Team:
         Raises MemoryError if it fails.
         """
         common = _words(arguments)
-        words = np.array([len(slices), *(word for each in slices for word in (*common, *_words(each)))])
-        self._parallel(self._entry, words.ctypes.data, torch.get_num_threads(), 0)
-        if words[0] < 0:
-            raise MemoryError("no memory for a CPU kernel")
+        words = [len(slices), *(word for each in slices for word in (*common, *_words(each)))]
+        memory = np.array(words, np.int64)
+        self._parallel(self._entry, memory.ctypes.data, torch.get_num_threads(), 0)
+        if memory[0] < 0:
+            raise MemoryError("a CPU kernel failed, probably for lack of memory")
 
 
 def _words(arguments: Sequence[Any]) -> list[int]:
@@ -63,12 +82,12 @@ def _words(arguments: Sequence[Any]) -> list[int]:
         elif isinstance(value, tuple):
             words += map(int, value)
         else:
-            words.append(value)
+            words.append(int(value))
     return words
 
 
 def _compile_entry(kernel: Any, arguments: Sequence[Any], openmp: ctypes.CDLL) -> tuple[Any, int]:
-    """The function void(int64_t *) that each thread calls with the words of all slices, and what keeps it in memory."""
+    """The library and address of the function void(int64_t *) that each thread calls with the words of all slices."""
     from llvmlite import ir
     from numba import typeof
     from numba.core import cgutils

@@ -122,7 +122,7 @@ def _filters(weight: torch.Tensor, m: int) -> torch.Tensor:
 def _weight_gradient(grad_filters: torch.Tensor, m: int) -> torch.Tensor:
     """(n * n, K, C) -> (K, C, 3, 3), channels-last."""
     flat = torch.matmul(_filter_transform(m).T, grad_filters.transpose(0, 1))
-    return flat.unflatten(1, (3, 3)).permute(0, 3, 1, 2)
+    return flat.view(len(flat), 3, 3, -1).permute(0, 3, 1, 2)
 
 
 def _tiles_per_image(m: int, height: int, width: int) -> int:
