@@ -48,7 +48,7 @@ def assert_close(found: list[Any], expected: list[Any]) -> None:
         assert (one.double() - other).abs().max() <= TOLERANCE * other.abs().max()
 
 
-@pytest.fixture(params=[2, 3, 4], ids="m={}".format)
+@pytest.fixture(params=[2, 3, 4, 5, 6], ids="m={}".format)
 def always(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """The other way for the smallest images, with one size of tiles, and torch's own for none."""
     monkeypatch.setattr(winograd, "MIN_GAIN", 0.0)
@@ -158,7 +158,7 @@ def test_processes_that_share_a_batch_do_as_one() -> None:
     assert alone._tile(random_images(32, 512, 4, 4)) == 4
 
 
-@pytest.mark.parametrize(("side", "m"), [(32, 4), (16, 4), (7, 4), (6, 3), (5, 3), (3, 3)])
+@pytest.mark.parametrize(("side", "m"), [(32, 4), (24, 6), (16, 4), (15, 5), (7, 4), (6, 6), (5, 5), (3, 3)])
 def test_tiles_fit_the_image(side: int, m: int) -> None:
     _, layer = layers(256, 256)
     assert layer._tile(random_images(64, 256, side, side)) == m

@@ -3,8 +3,9 @@
 The algorithm of Winograd, as Lavin and Gray describe it ("Fast Algorithms for Convolutional Neural Networks", 2015):
 n x n pixels, n = m + 2, and 3x3 weights are transformed, multiplied place by place, and transformed back to m x m
 pixels of the result. The products of all channels are n * n matrix products. cuDNN does the same on a GPU. With m = 4,
-36 multiplications stand for 144, and rounding errors are about six times those of the direct sum: at most 8e-5 of a
-standard deviation, for the layers of ResNet-18 and random images. bfloat16 has 8 bits, 4e-3 of a value.
+36 multiplications stand for 144, with m = 6, 64 for 324. Rounding errors are up to ten times those of the direct sum:
+at most 1.1e-4 of a standard deviation, for the layers of ResNet-18 and random images. bfloat16 has 8 bits, 4e-3 of a
+value.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from torch import nn
 
 from fastcifar.models.cpu_kernels import can_read, flat_values, is_plain_convolution, numba_is_usable, run
 
-TILES = (2, 3, 4)
-"""Sides m of tiles; larger ones save more, and have larger rounding errors."""
-TRANSFORM_COST, FILTER_COST = 68, 45
+TILES = (2, 3, 4, 5, 6)
+"""Sides m of tiles; larger ones save more where they fit the image, and have larger rounding errors."""
+TRANSFORM_COST, FILTER_COST = 50, 45
 """Time to transform a value of a tile, or of the weights, in multiplications of a matrix product. Measured on two cores
 of an Intel Xeon with AVX-512; with less bandwidth for its arithmetic than most."""
 MIN_GAIN = 1.1
@@ -31,8 +32,8 @@ BLOCK_BYTES, BLOCK_TILES = 2**23, 256
 
 class WinogradConv2d(nn.Conv2d):
     """`nn.Conv2d`, in training with another way to the same values where that is faster. On two cores of an Intel Xeon
-    that hides AMX, forward and backward of 64 images of 128 channels, 16 pixels a side, take 28 ms instead of 43; of
-    256 channels and 8 pixels 24 instead of 43; of 512 and 4 31 instead of 63.
+    that hides AMX, forward and backward of 64 images of 128 channels, 16 pixels a side, take 20 ms instead of 40; of
+    512 channels and 4 pixels 24 instead of 62; 256 images of 256 channels and 5 pixels 24 instead of 69.
 
     num_processes: that share a batch. What is fastest for all of it is used, whatever their number: rounding errors
     then do not depend on it.
