@@ -210,25 +210,29 @@ def test_networks_can_be_mapped_over() -> None:
     assert error(mapped[1], network(stacked[1])) < 1e-5
 
 
+@pytest.fixture
+def four_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    monkeypatch.setattr(cpu_kernels, "MIN_SLICE", 1)
+
+
 def without_openmp(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_kernels, "make_team", lambda kernel, arguments: None)
     monkeypatch.setattr(cpu_kernels, "_KERNELS", {})
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere torch's OpenMP has another interface")
+@pytest.mark.usefixtures("four_slices")
 def test_kernels_run_on_the_threads_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-    monkeypatch.setattr(cpu_kernels, "MIN_SLICE", 1)
     monkeypatch.setattr(cpu_kernels, "_pool", lambda count: pytest.fail("a thread of another pool"))
     norm_act(images(9, 8, 8, 8), random_norm(8), RELU)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere torch's OpenMP has another interface")
+@pytest.mark.usefixtures("four_slices")
 def test_with_another_numba_other_threads_do_the_work(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-    monkeypatch.setattr(cpu_kernels, "MIN_SLICE", 1)
     monkeypatch.setattr(openmp, "_compile_entry", lambda *arguments: 1 / 0)
     monkeypatch.setattr(cpu_kernels, "_KERNELS", {})
     openmp._report.cache_clear()
@@ -240,10 +244,9 @@ def test_with_another_numba_other_threads_do_the_work(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere torch's OpenMP has another interface")
-def test_each_slice_is_computed_once_and_a_failure_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("four_slices")
+def test_each_slice_is_computed_once_and_a_failure_is_an_error() -> None:
     import numba
-
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
 
     @numba.njit
     def add(values: Any, shape: Any, first: int, last: int) -> None:
@@ -262,9 +265,8 @@ def test_each_slice_is_computed_once_and_a_failure_is_an_error(monkeypatch: pyte
         team((values, (2, 19)), slices)
 
 
-def test_statistics_need_not_be_contiguous(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-    monkeypatch.setattr(cpu_kernels, "MIN_SLICE", 1)
+@pytest.mark.usefixtures("four_slices")
+def test_statistics_need_not_be_contiguous() -> None:
     norm, x = random_norm(4), images(8, 4, 6, 6, mean=3_000.0)
     norm.running_mean = torch.tensor([3_000.0, 0.0]).repeat(4)[::2]
     out = norm_act(x, norm, RELU)

@@ -75,14 +75,14 @@ def run(name: str, *arguments: Any, count: int, size: int) -> None:
     name: MODULE.FUNCTION of `fastcifar.models`.
     arguments: contiguous arrays, integers, and tuples of integers.
     """
-    _call(name, arguments, list(pairwise(_bounds(count, size))))
+    _call(name, arguments, _slices(count, size))
 
 
 def summed(name: str, *arguments: Any, channels: int, count: int, size: int) -> Array:
     """The sums, (2, C) float64, that the kernel adds up: one array for each slice, added in their order."""
-    bounds = _bounds(count, size)
-    sums = np.zeros((len(bounds) - 1, 2, channels))
-    _call(name, arguments, list(zip(sums, bounds, bounds[1:], strict=False)))
+    slices = _slices(count, size)
+    sums = np.zeros((len(slices), 2, channels))
+    _call(name, arguments, [(own, *bounds) for own, bounds in zip(sums, slices, strict=True)])
     return sums.sum(axis=0)
 
 
@@ -108,9 +108,10 @@ def _type(given: Any) -> Any:
     return given.dtype.char if isinstance(given, np.ndarray) else len(given) if isinstance(given, tuple) else None
 
 
-def _bounds(count: int, size: int) -> list[int]:
+def _slices(count: int, size: int) -> list[tuple[int, int]]:
+    """The first, and the one after the last, of each slice of `count` rows or images."""
     num = max(1, min(torch.get_num_threads(), count * size // MIN_SLICE))
-    return [count * i // num for i in range(num + 1)]
+    return list(pairwise(count * i // num for i in range(num + 1)))
 
 
 def _call(name: str, arguments: tuple[Any, ...], slices: Sequence[tuple[Any, ...]]) -> None:
